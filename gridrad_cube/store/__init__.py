@@ -1,0 +1,65 @@
+"""The cube on disk: template, one crop at a time, build log, finalise, verify, open, read batches.
+
+This package alone knows how a store lies on disk. A store is a path or a URL.
+"""
+
+from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata, metadata, write_array
+from gridrad_cube.store.build import (
+    Build,
+    Entry,
+    check_duplicates,
+    pack_values,
+    read_grid,
+    unpack_values,
+    write_crop,
+    write_grid,
+)
+from gridrad_cube.store.commit import blocks, commit, gather, report_columns, write_block
+from gridrad_cube.store.files import Files
+from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
+from gridrad_cube.store.read import (
+    MissingChunkError,
+    PatchReader,
+    cube_info,
+    open_cube,
+    open_embeddings,
+    open_packed,
+    store_info,
+)
+from gridrad_cube.store.verify import Damage, verify
+
+__all__ = [
+    "CODECS",
+    "COORDINATES",
+    "STATUS",
+    "ArraySpec",
+    "Build",
+    "ChannelLayout",
+    "CubeLayout",
+    "Damage",
+    "Entry",
+    "Files",
+    "MissingChunkError",
+    "PatchReader",
+    "blocks",
+    "check_duplicates",
+    "commit",
+    "cube_info",
+    "encode",
+    "gather",
+    "group_metadata",
+    "metadata",
+    "open_cube",
+    "open_embeddings",
+    "open_packed",
+    "pack_values",
+    "read_grid",
+    "report_columns",
+    "store_info",
+    "unpack_values",
+    "verify",
+    "write_array",
+    "write_block",
+    "write_crop",
+    "write_grid",
+]

@@ -1,0 +1,373 @@
+"""Opening a store: lazily as xarray, and in batches of packed patches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore
+import xarray as xr
+import zarr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from gridrad_cube.schema import FORMAT_VERSION, Flag, Packing, SchemaError
+from gridrad_cube.store.files import Files
+
+
+class MissingChunkError(SchemaError):
+    """A chunk that should be there is missing, truncated or altered."""
+
+
+def store_info(store: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:
+    """The ``gridrad_cube`` attributes of a finished store.
+
+    Parameters
+    ----------
+    kind
+        ``"patches"`` or ``"embeddings"`` where the caller needs one of them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at this place.
+    SchemaError
+        If it is not a store of ours, is not finished, is newer than this program, or of another kind.
+    """
+    files = Files(store)
+    try:
+        attributes = files.read_json("zarr.json").get("attributes", {})
+    except (FileNotFoundError, NotADirectoryError):
+        if files.exists("_build"):
+            raise SchemaError(
+                f"{store}: the store is not finished. Run the command that builds it again: it continues."
+            ) from None
+        if not files.exists():
+            raise FileNotFoundError(f"{store}: no such store") from None
+        raise SchemaError(f"{store}: not a Zarr v3 store (no zarr.json in it)") from None
+    except ValueError as error:
+        raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
+    info = attributes.get("gridrad_cube")
+    if not isinstance(info, Mapping):
+        raise SchemaError(
+            f"{store}: a Zarr store, but none that gridrad-cube wrote (no gridrad_cube attributes)"
+        )
+    if info.get("format_version", 0) > FORMAT_VERSION:
+        raise SchemaError(
+            f"{store}: written by a newer gridrad-cube (format {info['format_version']}, this one reads up to "
+            f"{FORMAT_VERSION}). Upgrade gridrad-cube."
+        )
+    if kind is not None and info.get("kind") != kind:
+        wanted = {
+            "patches": "a cube of patches (gridrad-cube preprocess)",
+            "embeddings": "an embedding store (gridrad-cube embed)",
+        }[kind]
+        raise SchemaError(f"{store}: holds {info.get('kind')}, but this needs {wanted}")
+    return dict(info)
+
+
+def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``gridrad_cube`` attributes of a finished cube of patches."""
+    return store_info(store, "patches")
+
+
+def _open(files: Files) -> xr.Dataset:
+    dataset = xr.open_zarr(
+        files.root, chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
+    )
+    # Times alone are decoded here: everything else keeps its codes for our own decoding.
+    for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
+        dataset[name] = xr.decode_cf(dataset[[name]])[name]
+    dataset.encoding["source"] = files.root
+    return dataset
+
+
+_COORDINATES = frozenset(
+    [
+        "time",
+        "status",
+        "latitude",
+        "longitude",
+        "y_origin",
+        "x_origin",
+        "grid",
+        "scene",
+        "source",
+        "observation_time",
+        "solar_zenith_angle",
+        "satellite_zenith_angle",
+        "altitude",
+        "crs",
+        "channel",
+        "variable",
+        "altitude_km",
+    ]
+)
+
+
+def open_packed(store: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a cube lazily with its packed codes as they are stored; see `open_cube`."""
+    cube_info(store)
+    files = Files(store)
+    dataset = _open(files)
+    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
+    for name in cube_info(store)["channels"]:
+        variable = dataset[name].variable
+        lazy = _PixelArray(files.root, name, tuple(variable.shape), variable.dtype, None)
+        dataset[name] = (variable.dims, indexing.LazilyIndexedArray(lazy), variable.attrs)
+    return dataset
+
+
+def open_cube(store: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a cube of patches lazily, decoded to float32, with every coordinate attached.
+
+    Nothing is a dask array: select first, then ``.chunk()``. Pixels that were not observed, or lie outside
+    the valid range, are NaN; radar codes without echo decode to about -99 dBZ
+    (``.gridrad.reflectivity()`` masks them).
+
+    Parameters
+    ----------
+    store
+        Path or URL of a finished store.
+
+    Returns
+    -------
+    ``<channel>(crop, [altitude,] y, x)`` with flags, statistics and coordinates per patch on
+    ``(crop, [altitude,] row, col)``.
+
+    Raises
+    ------
+    SchemaError
+        If this is no finished cube. Reading a pixel whose chunk is missing or altered raises
+        `MissingChunkError`.
+    """
+    dataset = open_packed(store)
+    info = cube_info(store)
+    files = Files(store)
+    for name in info["channels"]:
+        variable = dataset[name].variable
+        packing = Packing.from_attributes(variable.attrs, variable.dtype)
+        lazy = _PixelArray(files.root, name, tuple(variable.shape), np.dtype("float32"), packing)
+        attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
+        dataset[name] = (variable.dims, indexing.LazilyIndexedArray(lazy), attributes)
+    return dataset
+
+
+def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
+    """Open an embedding store lazily, with every coordinate attached.
+
+    Returns
+    -------
+    ``embedding(crop, channel, row, col, feature)`` at level 256, ``embedding(crop, channel, feature)`` at
+    level 2k, as stored (float16); NaN where there was nothing to embed. No dask arrays.
+
+    Raises
+    ------
+    SchemaError
+        If this is no finished embedding store.
+    """
+    info = store_info(store, "embeddings")
+    dataset = _open(Files(store))
+    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
+    dataset.encoding["level"] = info.get("level")
+    return dataset
+
+
+class _PixelArray(BackendArray):
+    """Pixels of one channel: read by tensorstore, decoded if a packing is given. Picklable."""
+
+    def __init__(
+        self, root: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], packing: Packing | None
+    ) -> None:
+        self.root, self.name, self.shape, self.dtype, self.packing = root, name, shape, dtype, packing
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
+
+    def _read(self, key: tuple[int | slice, ...]) -> np.ndarray:
+        codes = reader(self.root).read_window(self.name, key)
+        return codes if self.packing is None else self.packing.decode(codes)
+
+
+_READERS: dict[tuple[int, str], PatchReader] = {}
+
+
+def reader(root: str) -> PatchReader:
+    """The process's reader of a store, opened once."""
+    key = (os.getpid(), root)
+    if key not in _READERS:
+        _READERS[key] = PatchReader(root)
+    return _READERS[key]
+
+
+class PatchReader:
+    """Read packed patches of a store in batches, whole chunks at a time.
+
+    Opens nothing until the first read, and again in each process: it pickles, and starts anew in a spawned
+    or forkserver worker. Used in a forked child after the parent has read, it refuses, since tensorstore's
+    threads do not survive a fork.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a finished cube.
+    threads
+        Threads that decompress; None leaves it to tensorstore (one a core).
+    """
+
+    def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self.files = Files(store)
+        self.threads = threads
+        self._pid: int | None = None
+        self._arrays: dict[str, Any] = {}
+        self._info: dict[str, Any] | None = None
+        self._absent: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files, "threads": self.threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["files"].root, threads=state["threads"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"PatchReader({self.files.root!r})"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The ``gridrad_cube`` attributes of the store."""
+        if self._info is None:
+            self._info = cube_info(self.files.root)
+        return self._info
+
+    @property
+    def patch(self) -> int:
+        """Edge of a patch in pixels."""
+        return int(self.info["patch"])
+
+    def _array(self, variable: str) -> Any:
+        if self._pid is not None and self._pid != os.getpid():
+            raise RuntimeError(
+                f"{self.files.root}: this reader was opened before the process forked, and its threads did not "
+                "survive. Start workers with multiprocessing_context='spawn' or 'forkserver', or use threads."
+            )
+        if variable not in self._arrays:
+            if variable not in self.info["channels"]:
+                raise SchemaError(
+                    f"{self.files.root}: no channel {variable!r}; this store has {sorted(self.info['channels'])}"
+                )
+            spec = {
+                "driver": "zarr3",
+                "kvstore": _kvstore(self.files, variable),
+                "fill_missing_data_reads": False,
+                "recheck_cached_data": "open",
+            }
+            limits = {"data_copy_concurrency": {"limit": self.threads}} if self.threads else {}
+            context = tensorstore.Context(limits)
+            self._arrays[variable] = tensorstore.open(spec, open=True, read=True, context=context).result()
+            self._pid = os.getpid()
+        return self._arrays[variable]
+
+    def read(self, variable: str, index: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Packed patches at (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes.
+
+        Parameters
+        ----------
+        index
+            Integers, shape (N, 3) or (N, 4).
+        out
+            Where to put them, shape (N, patch, patch); made if None.
+
+        Raises
+        ------
+        MissingChunkError
+            If a chunk is missing, truncated or altered; names the variable and the patch.
+        """
+        array, size = self._array(variable), self.patch
+        index = np.asarray(index, np.int64)
+        if index.ndim != 2 or index.shape[1] != array.ndim:
+            raise ValueError(f"{variable}: an index has {array.ndim} columns, got shape {index.shape}")
+        if out is None:
+            out = np.empty((len(index), size, size), array.dtype.numpy_dtype)
+        with tensorstore.Batch() as batch:
+            futures = [array[self._window(where, size)].read(batch=batch) for where in index]
+        for i, (where, future) in enumerate(zip(index, futures, strict=True)):
+            try:
+                out[i] = future.result()
+            except ValueError as error:
+                raise self._error(variable, where, error) from error
+        return out
+
+    @staticmethod
+    def _window(where: np.ndarray, size: int) -> tuple[Any, ...]:
+        *lead, row, col = (int(v) for v in where)
+        return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
+
+    def read_crop(self, variable: str, crop: int) -> np.ndarray:
+        """Packed pixels of a whole crop, ``([altitude,] y, x)``."""
+        array = self._array(variable)
+        try:
+            return np.asarray(array[crop].read().result())
+        except ValueError as error:
+            raise self._error(variable, np.array([crop]), error) from error
+
+    def read_window(self, variable: str, key: tuple[int | slice, ...]) -> np.ndarray:
+        """Packed pixels of a basic index (integers and slices with positive steps).
+
+        Crops that lack the channel (flag `channel_absent`, or not written) give fill.
+        """
+        array = self._array(variable)
+        crops = np.atleast_1d(np.arange(array.shape[0])[key[0]])
+        shape = tuple(
+            len(range(*k.indices(n))) for k, n in zip(key, array.shape, strict=True) if isinstance(k, slice)
+        )
+        out = np.empty(shape, array.dtype.numpy_dtype)
+        scalar = not isinstance(key[0], slice)
+        absent = self.absent(variable)
+        fill = array.fill_value
+        rest = tuple(
+            slice(*k.indices(n)) if isinstance(k, slice) else int(k)
+            for k, n in zip(key[1:], array.shape[1:], strict=True)
+        )
+        with tensorstore.Batch() as batch:
+            futures = [None if absent[c] else array[(int(c), *rest)].read(batch=batch) for c in crops]
+        for i, (crop, future) in enumerate(zip(crops, futures, strict=True)):
+            try:
+                out[() if scalar else i] = fill if future is None else future.result()
+            except ValueError as error:
+                raise self._error(variable, np.array([crop]), error) from error
+        return out
+
+    def absent(self, variable: str) -> np.ndarray:
+        """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
+        if variable not in self._absent:
+            group = zarr.open_group(self.files.root, mode="r", use_consolidated=True)
+            flags = np.asarray(group[f"{variable}_flags"][...])
+            status = np.asarray(group["status"][...])
+            cells = tuple(range(1, flags.ndim))
+            self._absent[variable] = ((flags & int(Flag.channel_absent)).astype(bool).all(axis=cells)) | (
+                status != 0
+            )
+        return self._absent[variable]
+
+    def _error(self, variable: str, where: np.ndarray, error: Exception) -> MissingChunkError:
+        names = ["crop", "altitude", "row", "col"] if len(where) == 4 else ["crop", "row", "col"]
+        place = ", ".join(f"{n} {int(v)}" for n, v in zip(names, where, strict=False))
+        text = str(error)
+        what = "is missing" if "NOT_FOUND" in text else "cannot be read"
+        reason = "" if "NOT_FOUND" in text else f" ({text.split(' [', 1)[0][:200]})"
+        return MissingChunkError(
+            f"{self.files.root}: {variable} at {place} {what}{reason}. Run: gridrad-cube verify STORE --repair "
+            "--source-root DIR"
+        )
+
+
+def _kvstore(files: Files, variable: str) -> dict[str, Any]:
+    if files.local:
+        return {"driver": "file", "path": f"{files.path(variable)}/"}
+    scheme, rest = files.root.split("://", 1)
+    if scheme in ("s3", "gs"):
+        bucket, _, path = rest.partition("/")
+        return {"driver": {"s3": "s3", "gs": "gcs"}[scheme], "bucket": bucket, "path": f"{path}/{variable}/"}
+    raise SchemaError(f"{files.root}: batches of patches are read from local disks, s3:// and gs:// only")

@@ -1,0 +1,19 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real radar and satellite files; the test is skipped where there is none."""
+    folder = Path(os.environ.get("GRIDRAD_CUBE_REAL_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real files: set GRIDRAD_CUBE_REAL_DATA to their folder (looked in {folder})")
+    return folder

@@ -1,0 +1,357 @@
+"""The cube on disk: bytes, arrays, the build log, opening, reading, damage."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gridrad_cube import store
+from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError
+from gridrad_cube.store.arrays import ArraySpec
+
+
+def make_layout(**options):
+    channel = CHANNELS["ir_brightness_temperature"]
+    channels = {
+        channel.name: store.ChannelLayout(
+            name=channel.name, packing=channel.packing, attributes=channel.attributes()
+        )
+    }
+    values = {"channels": channels, "crop": (32, 48), "patch": 16, "codec": "fast", "rows_per_chunk": 4,
+              "coordinates": tuple(n for n in store.COORDINATES if n != "satellite_zenith_angle")}  # fmt: skip
+    return store.CubeLayout(**{**values, **options})
+
+
+def make_entry(row, **options):
+    values = {"source": f"a/{row}.nc", "size": 10, "mtime_ns": 1, "time": 1_600_000_000 + 600 * row, "grid": "g",
+              "shape": (30, 40), "product": "p", "format": "cf", "channels": ("ir_brightness_temperature",),
+              "windows": ((0, 0),), "row": row}  # fmt: skip
+    return store.Entry(**{**values, **options})
+
+
+def codes_of(row, shape=(32, 48)):
+    return (20000 + np.arange(np.prod(shape)).reshape(shape) % 5000 + row).astype(np.uint16)
+
+
+def write_entry(build, entry):
+    layout, files = build.layout, build.files
+    cells = layout.cells
+    values = {
+        "latitude": np.full(cells, 40.0 + entry.row), "longitude": np.full(cells, -90.0),
+        "solar_zenith_angle": np.full(cells, 30, np.float32), "observation_time": np.full(cells[0], entry.time + 1),
+        "ir_brightness_temperature_flags": np.zeros(cells, np.uint16),
+        **{f"ir_brightness_temperature_{s}": np.full(cells, 0.5, np.float32)
+           for s in ("valid_fraction", "mean", "std", "minimum", "maximum")},
+    }  # fmt: skip
+    store.write_grid(files, entry.grid, 40 - np.arange(30) / 56, -90 + np.arange(40) / 56)
+    shards = store.write_crop(files, layout, entry.row, {"ir_brightness_temperature": codes_of(entry.row)})
+    build.record({"source": entry.source, "size": entry.size, "mtime_ns": entry.mtime_ns, "status": "written",
+                  "reason": "", "crops": [{"row": entry.row, "shards": shards, "values": store.pack_values(values)}]})  # fmt: skip
+
+
+def finish(build):
+    for rows in store.blocks(build):
+        store.write_block(build, rows, store.gather(build, rows))
+    attributes = {"gridrad_cube": {
+        "channels": {n: c.to_dict() for n, c in build.layout.channels.items()}, "crop": list(build.layout.crop),
+        "patch": build.layout.patch, "identity": build.identity(),
+    }}  # fmt: skip
+    store.commit(build, attributes, store.report_columns(list(build.records())))
+
+
+@pytest.fixture
+def cube(tmp_path):
+    """A finished store of three crops; the middle one was never written."""
+    build = store.Build(tmp_path / "patches.zarr")
+    entries = [make_entry(i) for i in range(3)]
+    build.begin(Recipe(), make_layout(), entries)
+    for entry in (entries[2], entries[0]):
+        write_entry(build, entry)
+    finish(build)
+    return tmp_path / "patches.zarr"
+
+
+def test_files_write_leaves_the_old_object_when_it_fails(tmp_path, monkeypatch):
+    files = store.Files(tmp_path)
+    files.write("a/b", b"old")
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        files.write("a/b", b"new")
+    assert files.read("a/b") == b"old"
+    assert files.names("a") == ["b"]
+
+
+def test_files_work_in_memory():
+    files = store.Files("memory://store-files-test")
+    files.write("x/y", b"1")
+    assert files.exists("x/y")
+    assert files.read("x/y") == b"1"
+    assert files.names("x") == ["y"]
+    assert files.create("x/y", b"2") is False
+    files.remove("x/y")
+    assert files.size("x/y") is None
+
+
+def test_files_refuse_a_url_with_a_password():
+    with pytest.raises(SchemaError, match="credentials") as caught:
+        store.Files("s3://user:hunter2@bucket/x")
+    assert "hunter2" not in str(caught.value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    dtype=st.sampled_from(["uint16", "int16", "float32"]),
+    codec=st.sampled_from(["fast", "small", "raw"]),
+    seed=st.integers(0, 99),
+    empty=st.booleans(),
+)
+def test_encode_gives_a_shard_that_zarr_reads_back(tmp_path_factory, dtype, codec, seed, empty):
+    rng = np.random.default_rng(seed)
+    spec = ArraySpec(name="v", dims=("crop", "y", "x"), shape=(2, 8, 12), dtype=dtype, chunks=(1, 4, 4),
+                     shards=(1, 8, 12), codec=codec)  # fmt: skip
+    values = np.zeros((1, 8, 12), dtype) if empty else rng.integers(0, 30000, (1, 8, 12)).astype(dtype)
+    files = store.Files(tmp_path_factory.mktemp("z"))
+    files.write(spec.key((1, 0, 0)), store.encode(spec, values))
+    files.write_json("v/zarr.json", store.metadata(spec))
+    files.write_json("zarr.json", store.group_metadata({}, {"v": store.metadata(spec)}))
+    opened = xr.open_zarr(files.root, chunks=None)["v"]
+    np.testing.assert_array_equal(opened[1].values, values[0])
+    assert (opened[0].values == 0).all()
+
+
+def test_cube_keeps_packed_values_bit_for_bit(cube):
+    packed = store.open_packed(cube)
+    for row in (0, 2):
+        np.testing.assert_array_equal(packed["ir_brightness_temperature"][row].values, codes_of(row))
+    np.testing.assert_allclose(
+        store.open_cube(cube)["ir_brightness_temperature"][2].values,
+        codes_of(2) * np.float32(0.01),
+        rtol=1e-6,
+    )
+
+
+def test_cube_opens_with_plain_xarray_and_carries_cf_attributes(cube):
+    plain = xr.open_zarr(cube, chunks=None)
+    field = plain["ir_brightness_temperature"]
+    assert field.dims == ("crop", "y", "x")
+    assert field.attrs["standard_name"] == "toa_brightness_temperature"
+    assert field.attrs["units"] == "K"
+    np.testing.assert_allclose(field[0].values, codes_of(0) * 0.01)
+    assert np.isnan(field[1].values).all()  # never written: fill, and the status says so
+    assert plain["status"].values.tolist() == [0, 2, 0]
+    flags = plain["ir_brightness_temperature_flags"]
+    assert flags.attrs["standard_name"] == "quality_flag"
+    assert "_FillValue" not in flags.attrs
+    assert (flags[1].values == Flag.unreadable).all()
+    assert plain["time"].values[0] == np.datetime64(1_600_000_000, "s")
+    assert plain["source"].values.tolist() == ["a/0.nc", "a/1.nc", "a/2.nc"]
+    grid = xr.open_zarr(cube, group="grids/g", chunks=None)
+    assert grid["latitude"].dims == ("scene_y",)
+    tree = xr.open_datatree(cube, engine="zarr", chunks=None)
+    assert "grids" in tree
+
+
+def test_cube_opens_lazily_without_dask(cube):
+    opened = store.open_cube(cube)
+    assert opened["ir_brightness_temperature"].chunks is None
+    assert not opened["ir_brightness_temperature"].variable._in_memory
+    assert opened["ir_brightness_temperature"].dtype == np.float32
+    again = pickle.loads(pickle.dumps(opened))
+    np.testing.assert_array_equal(
+        again["ir_brightness_temperature"][0].values, opened["ir_brightness_temperature"][0].values
+    )
+
+
+def test_reader_gives_patches_in_the_order_asked(cube):
+    reader = store.PatchReader(cube)
+    index = np.array([[2, 1, 2], [0, 0, 0], [2, 0, 1]])
+    patches = reader.read("ir_brightness_temperature", index)
+    for (crop, row, col), patch in zip(index, patches, strict=True):
+        np.testing.assert_array_equal(
+            patch, codes_of(crop)[row * 16 : row * 16 + 16, col * 16 : col * 16 + 16]
+        )
+    again = pickle.loads(pickle.dumps(reader))
+    np.testing.assert_array_equal(again.read("ir_brightness_temperature", index), patches)
+    np.testing.assert_array_equal(reader.read_crop("ir_brightness_temperature", 2), codes_of(2))
+
+
+def test_reader_names_a_missing_shard(cube):
+    with pytest.raises(
+        store.MissingChunkError, match="ir_brightness_temperature at crop 1, row 0, col 2 is missing"
+    ):
+        store.PatchReader(cube).read("ir_brightness_temperature", np.array([[1, 0, 2]]))
+
+
+def test_reader_refuses_a_flipped_bit(cube):
+    path = cube / "ir_brightness_temperature" / "c.0.0.0"
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(store.MissingChunkError, match="crop 0, row 0, col 0 cannot be read"):
+        store.PatchReader(cube).read("ir_brightness_temperature", np.array([[0, 0, 0]]))
+    damages = store.verify(cube)
+    assert [(d.row, d.what) for d in damages] == [(0, "altered (checksum differs)")]
+
+
+def test_reader_names_the_channels_there_are(cube):
+    with pytest.raises(SchemaError, match=r"no channel 'reflectivity'; this store has \['ir_bright"):
+        store.PatchReader(cube).read("reflectivity", np.zeros((1, 3), int))
+
+
+def _read_in_child(reader, queue):
+    try:
+        reader.read("ir_brightness_temperature", np.array([[0, 0, 0]]))
+        queue.put("read")
+    except RuntimeError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("fork", "opened before the process forked"), ("spawn", "read")]
+)
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_reader_in_a_child_reads_or_refuses(cube, method, expected):
+    reader = store.PatchReader(cube)
+    reader.read("ir_brightness_temperature", np.array([[0, 0, 0]]))
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=_read_in_child, args=(reader, queue))
+    child.start()
+    assert expected in queue.get(timeout=50)
+    child.join(10)
+
+
+def test_verify_finds_missing_and_truncated_shards(cube):
+    assert store.verify(cube) == []
+    folder = cube / "ir_brightness_temperature"
+    (folder / "c.0.0.0").unlink()
+    (folder / "c.2.0.0").write_bytes((folder / "c.2.0.0").read_bytes()[:100])
+    assert [d.what.split(" ")[0] for d in store.verify(cube)] == ["missing", "truncated"]
+
+
+def test_store_info_says_what_is_wrong(tmp_path, cube):
+    with pytest.raises(FileNotFoundError, match="no such store"):
+        store.open_cube(tmp_path / "none.zarr")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SchemaError, match="not a Zarr v3 store"):
+        store.open_cube(tmp_path / "folder")
+    xr.Dataset({"a": ("x", [1])}).to_zarr(tmp_path / "foreign.zarr")
+    with pytest.raises(SchemaError, match="none that gridrad-cube wrote"):
+        store.open_cube(tmp_path / "foreign.zarr")
+    with pytest.raises(SchemaError, match="holds patches, but this needs an embedding store"):
+        store.open_embeddings(cube)
+    build = store.Build(tmp_path / "half.zarr")
+    build.begin(Recipe(), make_layout(), [make_entry(0)])
+    with pytest.raises(SchemaError, match="not finished"):
+        store.open_cube(tmp_path / "half.zarr")
+    root = json.loads((cube / "zarr.json").read_text())
+    root["attributes"]["gridrad_cube"]["format_version"] = 99
+    (cube / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(SchemaError, match=r"newer gridrad-cube \(format 99"):
+        store.open_cube(cube)
+
+
+def test_build_log_survives_half_a_line(tmp_path):
+    build = store.Build(tmp_path)
+    entries = [make_entry(0), make_entry(1)]
+    build.begin(Recipe(), make_layout(), entries)
+    for entry in entries:
+        write_entry(build, entry)
+    log = next((tmp_path / "_build" / "log").iterdir())
+    log.write_bytes(log.read_bytes()[:-20])
+    again = store.Build(tmp_path)
+    assert again.verified(entries[0])
+    assert not again.verified(entries[1])
+    assert again.entries == entries
+
+
+def test_build_verified_notices_a_lost_shard(tmp_path):
+    build = store.Build(tmp_path)
+    build.begin(Recipe(), make_layout(), [make_entry(0)])
+    write_entry(build, make_entry(0))
+    assert build.verified(make_entry(0))
+    (tmp_path / "ir_brightness_temperature" / "c.0.0.0").unlink()
+    assert not build.verified(make_entry(0))
+
+
+def test_lease_refuses_a_second_writer_and_takes_over_from_a_dead_one(tmp_path):
+    build = store.Build(tmp_path)
+    with build.lease():
+        with (
+            pytest.raises(SchemaError, match=f"another process writes to this store .*process {os.getpid()}"),
+            build.lease(),
+        ):
+            pass
+    lease = tmp_path / "_build" / "lease.json"
+    assert not lease.exists()
+    mine = {"host": os.uname().nodename, "pid": 2**22 - 1}
+    lease.write_text(json.dumps(mine))
+    with build.lease():
+        assert json.loads(lease.read_text())["pid"] == os.getpid()
+
+
+def test_check_duplicates_names_both_files():
+    twice = [make_entry(0), make_entry(1, time=make_entry(0).time)]
+    with pytest.raises(SchemaError, match=r"a/1.nc: the same time, grid, window and product as a/0.nc"):
+        store.check_duplicates(twice)
+
+
+def test_extending_changes_no_chunk_of_full_blocks(tmp_path):
+    build = store.Build(tmp_path)
+    entries = [make_entry(i) for i in range(5)]
+    build.begin(Recipe(), make_layout(), entries)
+    for entry in entries:
+        write_entry(build, entry)
+    finish(build)
+    before = {p: p.read_bytes() for p in tmp_path.glob("[!r]*/c.0*")}
+    shape = xr.open_zarr(tmp_path, chunks=None).sizes["crop"]
+    more = store.Build(tmp_path)
+    more.extend([make_entry(5), make_entry(6)])
+    for row in (5, 6):
+        write_entry(more, make_entry(row))
+    assert xr.open_zarr(tmp_path, chunks=None).sizes["crop"] == shape == 5
+    finish(more)
+    assert xr.open_zarr(tmp_path, chunks=None).sizes["crop"] == 7
+    assert len(before) > 12
+    assert all(p.read_bytes() == data for p, data in before.items())
+
+
+def test_layout_and_entry_survive_json():
+    layout = make_layout()
+    assert store.CubeLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+@given(st.lists(st.floats(allow_nan=True, width=32), min_size=1, max_size=20))
+def test_pack_values_is_exact(values):
+    array = np.array(values, np.float32)
+    back = store.unpack_values(json.loads(json.dumps(store.pack_values({"a": array}))))["a"]
+    assert back.dtype == array.dtype
+    assert back.tobytes() == array.tobytes()
+
+
+def test_identity_follows_content(cube):
+    build = store.Build(cube)
+    first = build.identity()
+    record = build.load("a/0.nc")
+    key = next(iter(record["crops"][0]["shards"]))
+    record["crops"][0]["shards"][key][1] = zlib.crc32(b"other")
+    build.record(record)
+    assert build.identity() != first
+
+
+def test_packing_of_every_channel_survives_attributes():
+    for channel in CHANNELS.values():
+        attributes = json.loads(json.dumps(channel.packing.to_attributes()))
+        assert Packing.from_attributes(attributes, channel.packing.dtype) == channel.packing
