@@ -137,6 +137,8 @@ class Build:
         self.places: dict[str, tuple[str, int, int]] = {}
         #: Sources whose last record says ``written``.
         self.written: set[str] = set()
+        #: Records appended through this object.
+        self.recorded = 0
         self._log: str | None = None
         self._segments = 0
         self._read_plan()
@@ -206,6 +208,7 @@ class Build:
             offset = 0
             self.files.write(self._log, line)
         self._index(record, (self._log, offset, len(line)))
+        self.recorded += 1
 
     def load(self, source: str) -> dict[str, Any] | None:
         """The last record of a source, or None."""

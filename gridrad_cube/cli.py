@@ -1,0 +1,360 @@
+"""The command line: results on stdout, progress and logs on stderr, one readable line for an error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gridrad_cube import __version__
+from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
+
+FORMATS = ("auto", "larc-goes", "gridrad-v4.2", "gridrad-v3.1", "gridrad-v4.1", "cf")
+#: Errors that are about what was asked for; anything else is a fault of the program and shows its traceback.
+EXPECTED = (SchemaError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, OSError)
+
+
+class _Commands(click.Group):
+    """A group that turns expected errors into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EXPECTED as error:
+            if ctx.params.get("debug"):
+                raise
+            raise click.ClickException(_one_line(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, package_name="gridrad-cube")
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+def cli(debug: bool) -> None:
+    """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
+
+    \b
+    The road:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
+    See it run on synthetic storms:  gridrad-cube demo
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice([f for f in FORMATS if f not in ("auto", "cf")]),
+    default="larc-goes",
+    show_default=True,
+)
+@click.option("--scenes", type=click.IntRange(1), default=6, show_default=True, help="Number of files.")
+@click.option(
+    "--shape", type=int, nargs=2, default=None, help="Rows and columns; the format's own by default."
+)
+@click.option("--start", default=None, help="Time of the first scene, UTC, such as 2021-07-05T12:00.")
+@click.option(
+    "--interval", type=float, default=None, help="Minutes between scenes; the format's own by default."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--fault", "faults", multiple=True, help="Plant a fault (repeatable): truncated, text, empty, ..."
+)
+def synthesize(
+    out: Path,
+    format_: str,
+    scenes: int,
+    shape: tuple[int, int] | None,
+    start: str | None,
+    interval: float | None,
+    seed: int,
+    faults: tuple[str, ...],
+) -> None:
+    """Write faithful synthetic source files into OUT.
+
+    \b
+    gridrad-cube synthesize demo/larc --scenes 12 --seed 1
+    gridrad-cube synthesize demo/radar --format gridrad-v4.2 --scenes 3
+    """
+    from tqdm import tqdm
+
+    from gridrad_cube import synthetic
+
+    paths = synthetic.iter_scenes(
+        out,
+        format=format_,
+        scenes=scenes,
+        shape=shape or None,
+        seed=seed,
+        start=start,
+        interval=interval,
+        faults=faults,
+    )
+    for path in tqdm(paths, total=scenes, desc="synthesize", unit="file"):
+        click.echo(path)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--store", required=True, help="Path or URL of the cube to build, continue or extend.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="auto", show_default=True)
+@click.option("--channels", "-c", multiple=True, help="Channel, such as reflectivity@3.0km (repeatable).")
+@click.option(
+    "--variable",
+    "variables",
+    multiple=True,
+    metavar="CHANNEL=NAME[:UNITS]",
+    help="Which variable of a CF file is a channel, and its units where the file lacks them.",
+)
+@click.option(
+    "--crop", default="scene", show_default=True, help="'scene', an edge, or 'HEIGHTxWIDTH' in pixels."
+)
+@click.option(
+    "--placement",
+    type=click.Choice(["tiles", "random", "center"]),
+    default=None,
+    help="Where crops of a given size lie (tiles unless said).",
+)
+@click.option("--patch", type=int, default=256, show_default=True, help="Edge of a patch in pixels.")
+@click.option("--echo-top-dbz", type=float, default=18.5, show_default=True)
+@click.option("--max-deviation-factor", type=float, default=10.0, show_default=True)
+@click.option("--global-mean-deviation-factor", type=float, default=10.0, show_default=True)
+@click.option("--codec", type=click.Choice(["fast", "small", "raw"]), default="fast", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random placement.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine."
+)
+@click.option("--scheduler", default=None, help="Address of a running Dask scheduler instead.")
+def preprocess(**options: Any) -> None:
+    """Build a cube from SOURCES (files and folders), or continue or extend it.
+
+    \b
+    gridrad-cube preprocess data/ --store patches.zarr --workers 8
+    gridrad-cube preprocess data/ --store crops.zarr --crop 2048 --placement random --seed 7
+
+    An interrupted run continues when the same command is given again. Exit status 1 if any file failed.
+    """
+    from gridrad_cube import pipeline
+
+    report = pipeline.preprocess(
+        list(options["sources"]),
+        options["store"],
+        recipe=_recipe(options),
+        workers=options["workers"],
+        scheduler=options["scheduler"],
+        progress=True,
+    )
+    click.echo(report)
+    if report.failed:
+        raise SystemExit(1)
+
+
+def _recipe(options: dict[str, Any]) -> Recipe:
+    crop = _crop(options["crop"])
+    if crop is None and options["placement"]:
+        raise click.UsageError(
+            f"--placement {options['placement']} needs the size of a crop, such as --crop 2048"
+        )
+    placement = "scene" if crop is None else options["placement"] or "tiles"
+    return Recipe(
+        format=options["format_"].replace("-", "_").replace(".", "_"),
+        channels=tuple(c for value in options["channels"] for c in value.replace(",", " ").split()),
+        variables=tuple(_variable(v) for v in options["variables"]),
+        tile=TileSpec(crop=crop, patch=options["patch"], placement=placement, seed=options["seed"]),
+        quality=QualitySpec(
+            max_deviation_factor=options["max_deviation_factor"],
+            global_mean_deviation_factor=options["global_mean_deviation_factor"],
+        ),
+        radar=RadarSpec(echo_top_dbz=options["echo_top_dbz"]),
+        codec=options["codec"],
+    )
+
+
+def _crop(text: str) -> tuple[int, int] | None:
+    if text == "scene":
+        return None
+    edges = text.lower().split("x")
+    if len(edges) not in (1, 2) or not all(e.isdigit() for e in edges):
+        raise click.UsageError(f"--crop {text!r}: expected 'scene', an edge such as 2048, or HEIGHTxWIDTH")
+    return int(edges[0]), int(edges[-1])
+
+
+def _variable(text: str) -> tuple[str, str, str | None]:
+    channel, equals, rest = text.partition("=")
+    name, _, units = rest.partition(":")
+    if not (channel and equals and name):
+        raise click.UsageError(f"--variable {text!r}: expected CHANNEL=NAME or CHANNEL=NAME:UNITS")
+    return channel, name, units or None
+
+
+@cli.command()
+@click.argument("target")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+def info(target: str, as_json: bool) -> None:
+    """Say what a store or a source file holds: channels, counts, time span, flags, completeness."""
+    from gridrad_cube import inspect_target
+
+    summary = inspect_target(target)
+    click.echo(json.dumps(summary.to_dict(), indent=1) if as_json else str(summary))
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Rebuild damaged shards from the sources.")
+@click.option(
+    "--source-root",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Where the sources lie (repeatable).",
+)
+def verify(store: str, repair: bool, source_root: tuple[Path, ...]) -> None:
+    """Check every shard of STORE against its checksum; rebuild what is damaged if asked to."""
+    from gridrad_cube import pipeline
+    from gridrad_cube import store as stores
+
+    if repair and not source_root:
+        raise click.UsageError("--repair needs --source-root DIR, the folder that preprocess was given")
+    damages = stores.verify(store)
+    for damage in damages:
+        click.echo(f"{damage.key}: {damage.what} (crop {damage.row}, from {damage.source})")
+    if damages and repair:
+        for outcome in pipeline.repair(store, source_root):
+            click.echo(f"{outcome.source}: {outcome.status} {outcome.reason}".rstrip())
+        damages = stores.verify(store)
+    click.echo(f"{store}: {'all shards as written' if not damages else f'{len(damages)} damaged shards'}")
+    if damages:
+        raise SystemExit(1)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: Sequence[str]) -> None:
+    """Train a network on a store; the same as python training/dino.py (see its --help)."""
+    from gridrad_cube.train import main as train_main
+
+    raise SystemExit(train_main(list(arguments)))
+
+
+@cli.command()
+@click.option("--store", required=True, help="Cube of patches, or level-256 embeddings for level 2k.")
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, help="Embedding store to write, or to continue.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, dtype: str) -> None:
+    """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
+
+    \b
+    gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
+    gridrad-cube embed --store embeddings.zarr --checkpoint runs/2k/checkpoint.pth --out embeddings_2k.zarr
+    """
+    from gridrad_cube.embed import embed as embed_store
+
+    summary = embed_store(
+        store, checkpoint, out, device=device, batch_size=batch_size, dtype=dtype, progress=True
+    )
+    click.echo(json.dumps(summary))
+
+
+@cli.command()
+@click.argument("embeddings")
+@click.option("--time", "time_", default=None, help="Time of the query, UTC, such as 2021-07-05T17:50.")
+@click.option("--latitude", type=float, default=None)
+@click.option("--longitude", type=float, default=None)
+@click.option(
+    "--like", default=None, metavar="CROP,ROW,COL[,CHANNEL]", help="A patch of the store as the query."
+)
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of answers.")
+@click.option("--bbox", type=float, nargs=4, default=None, help="West, south, east, north of the answers.")
+@click.option("--start", default=None, help="Answers not before this time.")
+@click.option("--stop", default=None, help="Answers before this time.")
+@click.option("--channel", default=None)
+@click.option(
+    "--exclude",
+    nargs=2,
+    default=("6h", "200km"),
+    show_default=True,
+    help="Leave out neighbours of the query: within both this time and this distance.",
+)
+@click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
+@click.option("--json", "style", flag_value="json", help="JSON, one record an answer.")
+@click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
+def query(embeddings: str, style: str | None, **options: Any) -> None:
+    """Find the places and times of EMBEDDINGS that look most like the query.
+
+    \b
+    gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5
+    gridrad-cube query embeddings.zarr --like 12,3,4 --json
+    """
+    from gridrad_cube import query as asking
+    from gridrad_cube import store as stores
+
+    dataset = stores.open_embeddings(embeddings)
+    span = (options["start"], options["stop"]) if options["start"] or options["stop"] else None
+    answer = asking.search(
+        dataset,
+        _question(options),
+        options["k"],
+        bbox=options["bbox"] or None,
+        time=span,
+        channel=options["channel"],
+        exclude=None if options["no_exclude"] else options["exclude"],
+    )
+    click.echo(asking.format_answer(answer, style or "table"))
+
+
+def _question(options: dict[str, Any]) -> Any:
+    place = {
+        k: options[o] for k, o in (("time", "time_"), ("latitude", "latitude"), ("longitude", "longitude"))
+    }
+    if options["like"]:
+        if any(v is not None for v in place.values()):
+            raise click.UsageError("give either --like or a time and place, not both")
+        parts = options["like"].split(",")
+        if len(parts) not in (1, 2, 3, 4) or not all(p.strip().isdigit() for p in parts[:3]):
+            raise click.UsageError(
+                f"--like {options['like']!r}: expected CROP,ROW,COL or CROP,ROW,COL,CHANNEL"
+            )
+        return tuple(int(p) if p.strip().isdigit() else p for p in parts)
+    if any(v is None for v in place.values()):
+        raise click.UsageError(
+            "a query needs --like CROP,ROW,COL, or all of --time, --latitude and --longitude"
+        )
+    return place
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+def demo(out: Path, seed: int, workers: int) -> None:
+    """Run the whole road on synthetic storms, on CPU, and leave stores and pictures in OUT."""
+    from gridrad_cube import demo as demonstration
+
+    demonstration.run(out, seed=seed, workers=workers, say=click.echo)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

@@ -1,0 +1,118 @@
+"""What a store or a source file holds, in a few lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gridrad_cube import readers, store
+from gridrad_cube.schema import Flag
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Facts about a store or a file, in the order in which they are shown."""
+
+    target: str
+    kind: str
+    facts: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.target}: {self.kind}"]
+        for name, value in self.facts.items():
+            if isinstance(value, Mapping):
+                lines.append(f"  {name}:")
+                width = max((len(k) for k in value), default=0)
+                lines += [f"    {key:{width}}  {text}" for key, text in value.items()]
+            else:
+                lines.append(f"  {name}: {value}")
+        return "\n".join(lines)
+
+
+def inspect_target(target: str | os.PathLike[str]) -> Summary:
+    """Describe a store (cube or embeddings) or a source file; reads no pixels.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at this place.
+    SchemaError
+        If it is neither a store of ours nor a scene that a reader knows.
+    """
+    path = Path(os.fspath(target))
+    if path.is_file():
+        return _file(path)
+    info = store.store_info(target)
+    return _cube(target, info) if info["kind"] == "patches" else _embeddings(target, info)
+
+
+def _file(path: Path) -> Summary:
+    header = readers.inspect(path)
+    facts = {
+        "format": header.format,
+        "time": str(header.time),
+        "shape": f"{header.shape[0]} x {header.shape[1]} pixels",
+        "channels": ", ".join(header.channels),
+        "grid": header.grid_id,
+        "product": header.product,
+    }
+    return Summary(str(path), "source file", facts)
+
+
+def _span(times: np.ndarray) -> str:
+    known = times[~np.isnat(times)]
+    return f"{known.min()} to {known.max()} UTC" if known.size else "no time"
+
+
+def _cube(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:
+    cube = store.open_packed(target)
+    status = cube["status"].values
+    counts = {name: int((status == code).sum()) for name, code in store.STATUS.items()}
+    rows, cols = (edge // info["patch"] for edge in info["crop"])
+    facts: dict[str, Any] = {
+        "crops": ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "none",
+        "patches": f"{rows} x {cols} of {info['patch']} px in a crop of {info['crop'][0]} x {info['crop'][1]} px",
+        "time": _span(cube["time"].values.astype("datetime64[s]")),
+        "codec": info["recipe"]["codec"],
+        "identity": info["identity"],
+    }
+    for name in info["channels"]:
+        facts[name] = _channel(cube, info, name)
+    return Summary(os.fspath(target), "cube of patches", facts)
+
+
+def _channel(cube: Any, info: Mapping[str, Any], name: str) -> dict[str, str]:
+    flags = cube[f"{name}_flags"].values
+    out = {"units": str(cube[name].attrs.get("units", "1"))}
+    for label, statistics in info["training_statistics"].items():
+        if label.split("@")[0] == name and statistics["mean"] is not None:
+            out[f"clean {label}"] = (
+                f"{statistics['patches']} patches, mean {statistics['mean']:.4g}, std {statistics['std']:.4g}, "
+                f"{statistics['minimum']:.4g} to {statistics['maximum']:.4g}"
+            )
+    for flag in Flag:
+        count = int(((flags & int(flag)) != 0).sum())
+        if count and flag.name:
+            out[flag.name] = f"{count:>8} {count / flags.size:7.1%} {'#' * round(40 * count / flags.size)}"
+    return out
+
+
+def _embeddings(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:
+    dataset = store.open_embeddings(target)
+    facts = {
+        "level": info["level"],
+        "embeddings": " x ".join(f"{n} {d}" for d, n in dataset["embedding"].sizes.items()),
+        "channels": ", ".join(str(c) for c in dataset["channel"].values),
+        "time": _span(dataset["time"].values.astype("datetime64[s]")),
+        "checkpoint": info["checkpoint"],
+    }
+    return Summary(os.fspath(target), "embeddings", facts)

@@ -1,0 +1,199 @@
+"""Many source files into one cube, over Dask: plan, read, tile, flag, write; resume, extend, repair."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from gridrad_cube import store
+from gridrad_cube.pipeline.execution import Runner, executor
+from gridrad_cube.pipeline.finalise import finalise
+from gridrad_cube.pipeline.plan import check_unchanged, plan
+from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
+from gridrad_cube.pipeline.sources import Source, find_sources
+from gridrad_cube.pipeline.work import write_source
+from gridrad_cube.schema import Recipe, SchemaError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["Outcome", "Report", "finalise", "find_sources", "preprocess", "repair", "write_source"]
+
+
+#: Errors of the place that is written to: no other file would fare better.
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def preprocess(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    store_path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    client: Client | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Build a cube of patches from source files, or continue or extend one.
+
+    What is already written and verified stays; the rest of the plan is done; new files are appended. One
+    bad file never stops the others. The store appears, or grows, when all are done.
+
+    Parameters
+    ----------
+    sources
+        Files and folders (searched for netCDF files).
+    store_path
+        Path or URL of the store.
+    recipe
+        What to make of them; None takes that of an existing store, else the defaults.
+    client
+        Dask client to use; it is never closed here.
+    workers
+        Without a client: 1 works in this process, more start that many processes of one thread each.
+    scheduler
+        Address of a running Dask scheduler.
+    progress
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    What became of each file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a source is not there.
+    SchemaError
+        If no source file is found, the store has another recipe, a written source has changed, two files
+        hold the same scene, or somebody else writes to the store.
+    """
+    found = find_sources(sources)
+    build = _open_build(store_path)
+    with executor(client, workers, scheduler) as run, build.lease():
+        build = store.Build(store_path)  # what a writer before us did is seen only under the lease
+        recipe = _recipe(build, recipe)
+        refused = plan(build, recipe, found, run, progress)
+        outcomes = _write(build, found, run, progress)
+        if not build.entries:
+            raise SchemaError(_nothing(store_path, refused))
+        if build.recorded or not build.files.exists("zarr.json"):
+            finalise(build)
+    return Report(os.fspath(store_path), (*outcomes, *refused))
+
+
+def _open_build(path: str | os.PathLike[str]) -> store.Build:
+    build = store.Build(path)
+    if build.layout is None and build.files.names() and not build.files.exists("_build"):
+        raise SchemaError(
+            f"{path}: there is something here that is no store under construction; give a new path"
+        )
+    return build
+
+
+def _recipe(build: store.Build, wanted: Recipe | None) -> Recipe:
+    if build.recipe is None:
+        return wanted or Recipe()
+    if wanted is None:
+        return build.recipe
+    if not wanted.channels:
+        wanted = replace(wanted, channels=build.recipe.channels)
+    old, new = build.recipe.to_dict(), wanted.to_dict()
+    changed = {k: (old[k], new[k]) for k in old if old[k] != new[k]}
+    if changed:
+        text = "; ".join(f"{k}: store {a}, asked {b}" for k, (a, b) in changed.items())
+        hint = " Thresholds change with: gridrad-cube reflag." if "quality" in changed else ""
+        raise SchemaError(f"{build.files.root}: built with another recipe ({text}). Use a new --store.{hint}")
+    return build.recipe
+
+
+def _nothing(path: str | os.PathLike[str], refused: Sequence[Outcome]) -> str:
+    reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
+    return f"{path}: no file can be used, so there is no store:\n{reasons}"
+
+
+def _write(build: store.Build, found: Sequence[Source], run: Runner, progress: bool) -> list[Outcome]:
+    """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan."""
+    paths = {s.name: s.path for s in found}
+    outcomes: dict[str, Outcome] = {}
+    todo = []
+    for entry in build.entries:
+        if build.verified(entry):
+            outcomes[entry.source] = Outcome(entry.source, "kept", crops=len(entry.windows))
+        elif entry.source in paths:
+            todo.append(entry)
+        else:
+            record = _failure(entry, FileNotFoundError("planned, not written, and not among SOURCE now"))
+            build.record(record)
+            outcomes[entry.source] = outcome_of(record)
+    if not todo:
+        return [outcomes[e.source] for e in build.entries]
+    assert build.layout is not None
+    assert build.recipe is not None
+    tasks = [(build.files.root, build.layout, build.recipe, entry, paths[entry.source]) for entry in todo]
+    bar = tqdm(
+        run(write_source, tasks), total=len(tasks), desc="preprocess", unit="file", disable=not progress
+    )
+    for i, result in bar:
+        if isinstance(result, OSError) and result.errno in _FATAL:
+            raise OSError(
+                result.errno, f"{build.files.root}: {result.strerror}. Make room and run again: it continues"
+            )
+        record = _failure(todo[i], result) if isinstance(result, BaseException) else result
+        build.record(record)
+        outcomes[todo[i].source] = outcome_of(record)
+    return [outcomes[e.source] for e in build.entries]
+
+
+def _failure(entry: store.Entry, error: BaseException) -> dict[str, Any]:
+    return {
+        "source": entry.source,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "status": "failed",
+        "reason": reason(error),
+        "crops": [],
+    }
+
+
+def repair(
+    store_path: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+) -> list[Outcome]:
+    """Rebuild damaged shards of a store from its sources, and only those.
+
+    Parameters
+    ----------
+    sources
+        Root folders (or files) that the store was built from.
+
+    Returns
+    -------
+    What became of each source with a damaged shard.
+    """
+    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    build = store.Build(store_path)
+    with build.lease():
+        damaged = {d.source for d in store.verify(store_path)}
+        paths = {s.name: s for s in find_sources(roots)}
+        outcomes = []
+        assert build.layout is not None
+        assert build.recipe is not None
+        for entry in (e for e in build.entries if e.source in damaged):
+            try:
+                if entry.source not in paths:
+                    raise FileNotFoundError(f"{entry.source}: not under --source-root")
+                check_unchanged(build, entry, paths[entry.source])
+                record = write_source(
+                    build.files.root, build.layout, build.recipe, entry, paths[entry.source].path
+                )
+            except (OSError, ValueError) as error:
+                outcomes.append(Outcome(entry.source, "failed", reason(error)))
+                continue
+            build.record(record)
+            outcomes.append(outcome_of(record))
+    return outcomes

@@ -1,0 +1,82 @@
+"""Running many independent tasks: in this process, or over Dask with a bounded number under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+#: Files a worker may have waiting, so that the graph stays small however many there are.
+SUBMITTED_PER_WORKER = 4
+
+
+Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
+
+
+@contextmanager
+def executor(client: Client | None, workers: int, scheduler: str | None) -> Iterator[Runner]:
+    """Give ``run(function, argument tuples)``, which yields (number, result or exception) as they come."""
+    if client is None and scheduler is None and workers <= 1:
+        yield _run_here
+        return
+    from distributed import Client, LocalCluster
+
+    with _context(client, lambda: Client(scheduler, set_as_default=False) if scheduler else None) as given:
+        if given is not None:
+            yield lambda f, args: _run_dask(given, f, args)
+            return
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as own,
+    ):
+        yield lambda f, args: _run_dask(own, f, args)
+
+
+def _context(
+    client: Client | None, connect: Callable[[], Client | None]
+) -> AbstractContextManager[Client | None]:
+    if client is not None:
+        return nullcontext(client)
+    made = connect()
+    return nullcontext(None) if made is None else made
+
+
+def _run_here(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, Any]]:
+    for i, args in enumerate(arguments):
+        try:
+            yield i, function(*args)
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            yield i, error
+
+
+def _run_dask(
+    client: Client, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, Any]]:
+    from distributed import as_completed
+
+    workers = max(1, len(client.scheduler_info().get("workers", {})))
+    waiting = iter(enumerate(arguments))
+    futures: dict[Any, int] = {}
+
+    def submit() -> Any:
+        for i, args in waiting:
+            future = client.submit(function, *args, pure=False, retries=1)
+            futures[future] = i
+            return future
+        return None
+
+    first = [submit() for _ in range(workers * SUBMITTED_PER_WORKER)]
+    pool = as_completed([f for f in first if f is not None], loop=client.loop)
+    for future in pool:
+        i = futures.pop(future)
+        error = future.exception()
+        yield i, future.result() if error is None else error
+        following = submit()
+        if following is not None:
+            pool.add(following)

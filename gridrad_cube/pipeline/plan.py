@@ -1,0 +1,181 @@
+"""Planning: read every header, order the scenes, give each its rows for good."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from gridrad_cube import readers, store, tiling
+from gridrad_cube.pipeline.execution import Runner
+from gridrad_cube.pipeline.report import Outcome, reason
+from gridrad_cube.pipeline.sources import Source
+from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
+
+
+def _header(path: str, recipe: Recipe) -> readers.SceneHeader:
+    header = readers.inspect(path, **reading(recipe))
+    tiling.crop_shape(header.shape, recipe.tile)  # raises if the scene is smaller than a patch
+    return header
+
+
+def reading(recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments of the readers that a recipe asks for."""
+    return {
+        "format": recipe.format,
+        "channels": recipe.channels,
+        "radar": recipe.radar,
+        "variables": recipe.variables,
+    }
+
+
+def plan(
+    build: store.Build, recipe: Recipe, found: Sequence[Source], run: Runner, progress: bool
+) -> list[Outcome]:
+    """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
+    known = {e.source: e for e in build.entries}
+    for source in found:
+        if source.name in known:
+            check_unchanged(build, known[source.name], source)
+    new = [s for s in found if s.name not in known]
+    headers: dict[str, readers.SceneHeader] = {}
+    refused = []
+    bar = tqdm(
+        run(_header, [(s.path, recipe) for s in new]),
+        total=len(new),
+        desc="plan",
+        unit="file",
+        disable=not progress,
+    )
+    for i, header in bar:
+        if isinstance(header, Exception):
+            refused.append(_refuse(build, new[i], header))
+        else:
+            headers[new[i].name] = header
+    order = sorted((s for s in new if s.name in headers), key=lambda s: (headers[s.name].time, s.name))
+    if build.layout is None:
+        if not order:
+            return sorted(refused, key=lambda o: o.source)
+        layout = _layout(recipe, order, headers)
+        recipe = replace(recipe, channels=recipe.channels or tuple(layout.channels))
+    else:
+        layout = build.layout
+    entries, misfits = _entries(build.rows, recipe, layout, order, headers)
+    refused += [_refuse(build, source, error) for source, error in misfits]
+    store.check_duplicates([*build.entries, *entries])
+    if build.layout is None:
+        build.begin(recipe, layout, entries)
+    else:
+        build.extend(entries)
+    return sorted(refused, key=lambda o: o.source)
+
+
+def check_unchanged(build: store.Build, entry: store.Entry, source: Source) -> None:
+    """Refuse a written source whose size or time of modification is another now."""
+    if (entry.size, entry.mtime_ns) != source.stat() and entry.source in build.written:
+        raise SchemaError(
+            f"{source.path}: changed since it was written to {build.files.root} (size or time of modification). "
+            "Put the old file back, or build a new store."
+        )
+
+
+def _refuse(build: store.Build, source: Source, error: Exception) -> Outcome:
+    size = os.stat(source.path).st_size if os.path.exists(source.path) else 0
+    status = "skipped" if size == 0 else "failed"
+    outcome = Outcome(source.name, status, reason(error))
+    before = build.load(source.name)
+    if before and (before["status"], before["reason"]) == (status, outcome.reason):
+        return outcome
+    build.record(
+        {
+            "source": source.name,
+            "size": size,
+            "mtime_ns": 0,
+            "status": status,
+            "reason": outcome.reason,
+            "crops": [],
+        }
+    )
+    return outcome
+
+
+def _layout(
+    recipe: Recipe, order: Sequence[Source], headers: Mapping[str, readers.SceneHeader]
+) -> store.CubeLayout:
+    """What the crops of a new store have in common: the union of channels, the largest crop."""
+    offered: dict[str, Source] = {}
+    for source in order:
+        for label in headers[source.name].channels:
+            offered.setdefault(label.split("@")[0], source)
+    names = sorted(offered, key=list(CHANNELS).index)
+    channels = {}
+    for path in dict.fromkeys(offered[n].path for n in names):
+        scene = readers.read_scene(path, **reading(recipe))
+        for name in (n for n in names if offered[n].path == path):
+            channels[name] = _channel_layout(name, scene[name])
+    shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile) for s in order]
+    coordinates = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
+    if any(headers[s.name].format == "larc_goes" for s in order):
+        coordinates += ["observation_time", "satellite_zenith_angle"]
+    return store.CubeLayout(
+        channels={n: channels[n] for n in names},
+        crop=(max(s[0] for s in shapes), max(s[1] for s in shapes)),
+        patch=recipe.tile.patch,
+        codec=recipe.codec,
+        rows_per_chunk=min(16384, max(256, 1 << (len(order) - 1).bit_length())),
+        coordinates=tuple(coordinates),
+    )
+
+
+def _channel_layout(name: str, variable: xr.DataArray) -> store.ChannelLayout:
+    packing = Packing.from_attributes(variable.attrs, variable.dtype)
+    attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
+    altitudes = tuple(float(a) for a in variable["altitude"].values) if "altitude" in variable.dims else ()
+    return store.ChannelLayout(name=name, packing=packing, attributes=attributes, altitudes_km=altitudes)
+
+
+def _entries(
+    row: int,
+    recipe: Recipe,
+    layout: store.CubeLayout,
+    order: Sequence[Source],
+    headers: Mapping[str, readers.SceneHeader],
+) -> tuple[list[store.Entry], list[tuple[Source, Exception]]]:
+    entries, misfits = [], []
+    for source in order:
+        header = headers[source.name]
+        try:
+            shape = tiling.crop_shape(header.shape, recipe.tile)
+            if shape[0] > layout.crop[0] or shape[1] > layout.crop[1]:
+                raise SchemaError(
+                    f"needs crops of {shape} px, but this store has {layout.crop}. Build another store for it, or "
+                    "cut windows that fit (--crop, --placement)."
+                )
+            scene = f"{header.product}/{header.time.astype('datetime64[s]')}"
+            windows = tuple((w.y, w.x) for w in tiling.windows(header.shape, recipe.tile, scene))
+            size, mtime = source.stat()
+        except (SchemaError, OSError) as error:
+            misfits.append((source, error))
+            continue
+        entries.append(
+            store.Entry(
+                source=source.name,
+                size=size,
+                mtime_ns=mtime,
+                row=row,
+                grid=header.grid_id,
+                shape=header.shape,
+                time=int(header.time.astype("datetime64[s]").astype(np.int64)),
+                product=header.product,
+                format=header.format,
+                channels=header.channels,
+                windows=windows,
+            )
+        )
+        row += len(windows)
+    return entries, misfits

@@ -1,0 +1,128 @@
+"""The unit of work: one source file to the shards of its crops and one record for the build log."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube import quality, readers, store, tiling
+from gridrad_cube.pipeline.plan import reading
+from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError, channel_label, default_reject
+
+
+def write_source(
+    root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str
+) -> dict[str, Any]:
+    """Read one file, cut it, flag it, write its shards; return its record for the build log.
+
+    The unit of work: it owns whole shards, and doing it twice gives the same bytes.
+
+    Raises
+    ------
+    SchemaError
+        If the file is not what the plan says, or a channel is packed otherwise than in the store.
+    """
+    start = time.perf_counter()
+    files = store.Files(root)
+    scene = readers.read_scene(path, **reading(replace(recipe, channels=_labels(layout, entry))))
+    if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
+        raise SchemaError(f"{path}: its time is not the one that was planned; it changed meanwhile")
+    scene = scene.load()
+    store.write_grid(files, entry.grid, scene["latitude"].values, scene["longitude"].values)
+    crops = []
+    for row, (y, x) in zip(entry.rows, entry.windows, strict=True):
+        window = tiling.Window(y, x, *layout.crop)
+        crop = tiling.cut(scene, window, layout.patch)
+        for name in layout.channels:
+            if name in crop:
+                _check_packing(path, layout.channels[name], crop[name])
+        values = _values(crop, layout, recipe)
+        pixels = {name: crop[name].values for name in layout.channels if name in crop}
+        shards = store.write_crop(files, layout, row, pixels)
+        crops.append({"row": row, "shards": shards, "values": store.pack_values(values)})
+    return {
+        "source": entry.source,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "status": "written",
+        "reason": "",
+        "crops": crops,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _labels(layout: store.CubeLayout, entry: store.Entry) -> tuple[str, ...]:
+    """Labels of the store's channels that this scene offers."""
+    offered = {label.split("@")[0] for label in entry.channels}
+    return tuple(
+        channel_label(name, altitude)
+        for name, channel in layout.channels.items()
+        if name in offered
+        for altitude in (channel.altitudes_km or (None,))
+    )
+
+
+def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArray) -> None:
+    found = Packing.from_attributes(variable.attrs, variable.dtype)
+    if found != channel.packing:
+        raise SchemaError(f"{path}: {channel.name} is packed as {found}, but the store has {channel.packing}")
+
+
+def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Every small variable of a crop, flags of absent channels among them."""
+    assessed = quality.assess(crop, recipe.quality)
+    values = {name: np.asarray(assessed[name].values) for name in assessed.data_vars}
+    for name in layout.coordinates:
+        for dataset in (assessed, crop):
+            if name in dataset.coords and dataset[name].ndim:
+                values[name] = _stored(dataset[name].values, store.COORDINATES[name][1])
+    padding = crop["padding"].values
+    for name in layout.channels:
+        if name in crop:
+            values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"], layout.patch)
+            continue
+        _, shape = layout.cell_dims(name)
+        flags = np.full(shape, int(Flag.channel_absent), np.uint16)
+        flags[..., padding] |= np.uint16(Flag.padding)
+        values[f"{name}_flags"] = flags
+    return values
+
+
+def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    if values.dtype.kind == "M":
+        return values.astype("datetime64[s]").astype(np.int64)
+    return values.astype(dtype)
+
+
+#: Bins of the training histogram, over a channel's typical range.
+HISTOGRAM_BINS = 64
+
+
+def _histogram(variable: xr.DataArray, flags: np.ndarray, patch: int) -> np.ndarray:
+    """Counts of data pixels of clean patches, int64, shape ([altitude,] bins)."""
+    packing = Packing.from_attributes(variable.attrs, variable.dtype)
+    channel = CHANNELS[str(variable.name)]
+    clean = (flags & int(default_reject(channel.kind))) == 0
+    codes = variable.values.reshape(-1, *variable.shape[-2:])
+    edges = np.linspace(*channel.typical_range, HISTOGRAM_BINS + 1)
+    out = np.zeros((len(codes), HISTOGRAM_BINS), np.int64)
+    for level, (plane, keep) in enumerate(zip(codes, clean.reshape(-1, *clean.shape[-2:]), strict=True)):
+        patches = tiling.patches(plane, patch)
+        for row, col in np.argwhere(keep):
+            cell = patches[row, col]
+            unique, counts = np.unique(cell, return_counts=True) if cell.dtype.kind == "f" else _counts(cell)
+            data = packing.echo(unique)
+            values = unique[data] * packing.scale_factor + packing.add_offset
+            out[level] += np.histogram(values, edges, weights=counts[data])[0].astype(np.int64)
+    return out.reshape(*variable.shape[:-2], HISTOGRAM_BINS)
+
+
+def _counts(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low = int(codes.min())
+    counts = np.bincount(codes.reshape(-1).astype(np.int64) - low)
+    present = np.flatnonzero(counts)
+    return (present + low).astype(codes.dtype), counts[present]
