@@ -1,0 +1,56 @@
+"""Networks, losses, views and checkpoints of both levels. Needs torch, and of ours only the schema."""
+
+from gridrad_cube.models.checkpoints import (
+    backbone_state,
+    fingerprint,
+    head_state,
+    load_backbone,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from gridrad_cube.models.dino import (
+    CodingRateLoss,
+    DINOHead,
+    DINOLoss,
+    ProjectionHead,
+    clip_global_,
+    clip_per_tensor_,
+    cosine_schedule,
+    cosine_steps,
+    parameter_groups,
+    update_teacher_,
+)
+from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
+from gridrad_cube.models.seeded import sample_seeds
+from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
+
+__all__ = [
+    "ARCHITECTURES",
+    "CodingRateLoss",
+    "DINOHead",
+    "DINOLoss",
+    "GridViewSpec",
+    "ProjectionHead",
+    "ViewSpec",
+    "VisionTransformer",
+    "backbone_state",
+    "build",
+    "clip_global_",
+    "clip_per_tensor_",
+    "cosine_schedule",
+    "cosine_steps",
+    "draw_grid_views",
+    "draw_views",
+    "fingerprint",
+    "head_state",
+    "load_backbone",
+    "load_checkpoint",
+    "newest_checkpoint",
+    "parameter_groups",
+    "sample_seeds",
+    "save_checkpoint",
+    "token_coverage",
+    "update_teacher_",
+]

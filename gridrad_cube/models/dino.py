@@ -1,0 +1,356 @@
+"""What training adds to a network: heads, losses, schedules, clipping and the teacher's average.
+
+State-dict keys and, by default, numbers are DINO's (Caron et al. 2021); the coding-rate objective is
+SimDINO's (Wu et al. 2025, arXiv 2502.10385).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ProjectionHead(nn.Module):
+    """A perceptron onto the unit sphere: the head of `CodingRateLoss`.
+
+    Hidden layers are ``hidden_dim`` wide; ``use_bn`` puts batch normalisation after each (and shifts the
+    numbers in the keys, as in DINO).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int = 256,
+        *,
+        use_bn: bool = False,
+        layers: int = 3,
+        hidden_dim: int = 2048,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"ProjectionHead: layers={layers}; expected at least 1")
+        widths = [in_dim] + [hidden_dim] * (layers - 1)
+        modules: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            modules.append(nn.Linear(before, after))
+            modules += [nn.BatchNorm1d(after), nn.GELU()] if use_bn else [nn.GELU()]
+        modules.append(nn.Linear(widths[-1], out_dim))
+        self.mlp = nn.Sequential(*modules)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
+        return F.normalize(self.mlp(x).float(), dim=-1)
+
+
+class Prototypes(nn.Module):
+    """Cosines with ``out_dim`` directions, each scaled: a weight-normalised linear map without bias.
+
+    The keys are those of the old ``torch.nn.utils.weight_norm``: ``weight_g`` (out_dim, 1), ``weight_v``
+    (out_dim, in_dim).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, learn_scale: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=learn_scale)
+        bound = in_dim**-0.5
+        self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to (B, out_dim)."""
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+
+
+class DINOHead(nn.Module):
+    """DINO's head: `ProjectionHead`, then cosines with ``out_dim`` prototypes.
+
+    ``norm_last_layer`` keeps the prototypes at unit length (``weight_g`` frozen at 1).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        use_bn: bool = False,
+        norm_last_layer: bool = True,
+        layers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        projection = ProjectionHead(
+            in_dim, bottleneck_dim, use_bn=use_bn, layers=layers, hidden_dim=hidden_dim
+        )
+        self.mlp = projection.mlp
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, learn_scale=not norm_last_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to logits (B, out_dim)."""
+        return self.last_layer(F.normalize(self.mlp(x).float(), dim=-1))
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy between the centred, sharpened teacher and the student, over pairs of different views.
+
+    The first views of the student are the teacher's. In loops::
+
+        for t in teacher views:
+            for s in student views other than t:
+                target = softmax((teacher_t - center) / teacher_temp)
+                loss += mean over samples of -target . log_softmax(student_s / student_temp)
+        loss /= number of pairs
+
+    Parameters
+    ----------
+    out_dim
+        Prototypes K.
+    views
+        Views of the student, global and local.
+    warmup_teacher_temp, teacher_temp, warmup_epochs, epochs
+        The teacher's temperature rises linearly over the first epochs, then stays.
+    student_temp
+        The student's temperature.
+    center_momentum
+        Share of the old centre that each call keeps.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self,
+        out_dim: int,
+        views: int,
+        warmup_teacher_temp: float,
+        teacher_temp: float,
+        warmup_epochs: int,
+        epochs: int,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_epochs <= epochs:
+            raise ValueError(
+                f"DINOLoss: warmup_epochs={warmup_epochs} does not fit into epochs={epochs}. "
+                "Lower --warmup_teacher_temp_epochs or train longer."
+            )
+        self.views = views
+        self.student_temp = student_temp
+        self.center_momentum = center_momentum
+        self.teacher_temps = np.full(epochs, teacher_temp, dtype=np.float64)
+        self.teacher_temps[:warmup_epochs] = np.linspace(warmup_teacher_temp, teacher_temp, warmup_epochs)
+        self.register_buffer("center", torch.zeros(1, out_dim))
+
+    def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
+        """The loss of one batch; then moves the centre.
+
+        Parameters
+        ----------
+        student
+            Logits (views * B, K), view by view.
+        teacher
+            Logits (teacher views * B, K), view by view; no gradient flows through them.
+        epoch
+            From 0.
+        """
+        teacher = teacher.detach().float()
+        # Autocast would round the products to bf16, which a temperature of 0.04 or less makes visible.
+        with torch.autocast(student.device.type, enabled=False):
+            logits = _by_view(student.float(), self.views) / self.student_temp
+            targets = ((teacher - self.center) / float(self.teacher_temps[epoch])).softmax(-1)
+            targets = _by_view(targets, len(teacher) // logits.shape[1])
+            # CE(q, v) = logsumexp(v) - q.v: one logsumexp a view serves all of its pairs.
+            cross_entropy = logits.logsumexp(-1) - torch.einsum("tbk,sbk->tsb", targets, logits)
+            loss = _mean_of_pairs(cross_entropy)
+        self._move_center(teacher)
+        return loss
+
+    @torch.no_grad()
+    def _move_center(self, teacher: Tensor) -> None:
+        mean = _mean_over_ranks(teacher.mean(0, keepdim=True))
+        moved = self.center * self.center_momentum + mean * (1 - self.center_momentum)
+        # One overflow must not poison every later step.
+        self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
+
+
+class CodingRateLoss(nn.Module):
+    """Pull the views of a sample together, spread the samples: DINO without prototypes or temperatures.
+
+    For unit vectors z of dimension d, n samples over all ranks and teacher views T::
+
+        alignment = mean over pairs (t, s != t) of 1 - z_t . z_s
+        expansion = mean over s in T of 1/2 logdet(I + d / (n distortion) sum over samples of z_s z_s')
+        loss = alignment - weight (n + d) / (n d) expansion
+
+    The factor (n + d) / (n d) keeps both terms of one size whatever the batch.
+
+    Parameters
+    ----------
+    views
+        Views of the student, global and local.
+    distortion
+        The squared precision to which features are coded; smaller spreads features further.
+    weight
+        Weight of the expansion.
+    """
+
+    def __init__(self, views: int, distortion: float = 0.05, weight: float = 1.0) -> None:
+        super().__init__()
+        self.views = views
+        self.distortion = distortion
+        self.weight = weight
+
+    def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0) -> Tensor:
+        """The loss of one batch.
+
+        Parameters
+        ----------
+        student
+            Unit vectors (views * B, d), view by view, as `ProjectionHead` gives them.
+        teacher
+            Unit vectors (teacher views * B, d); no gradient flows through them.
+        epoch
+            Not used: both losses are called alike.
+        """
+        with torch.autocast(student.device.type, enabled=False):
+            z = _by_view(student.float(), self.views)
+            targets = _by_view(teacher.detach().float(), len(teacher) // z.shape[1])
+            alignment = _mean_of_pairs(1 - torch.einsum("tbd,sbd->tsb", targets, z))
+            n, d = z.shape[1] * _world_size(), z.shape[2]
+            scatter = _sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
+            identity = torch.eye(d, device=z.device)
+            # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
+            factor, _ = torch.linalg.cholesky_ex(identity + d / (n * self.distortion) * scatter)
+            expansion = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mean()
+        return alignment - self.weight * (n + d) / (n * d) * expansion
+
+
+def _by_view(x: Tensor, views: int) -> Tensor:
+    """(views * B, ...) to (views, B, ...)."""
+    if views < 1 or len(x) % views:
+        raise ValueError(f"loss: {len(x)} rows are not whole batches of {views} views")
+    return x.unflatten(0, (views, -1))
+
+
+def _mean_of_pairs(pairs: Tensor) -> Tensor:
+    """Mean of (T, S, B) over samples and over the pairs of different views."""
+    count = pairs.shape[0] * pairs.shape[1] - min(pairs.shape[:2])
+    if not count:
+        raise ValueError("loss: there is no pair of different views. Draw more views.")
+    same = torch.eye(*pairs.shape[:2], dtype=torch.bool, device=pairs.device)
+    return pairs.mean(-1).masked_fill(same, 0.0).sum() / count
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _mean_over_ranks(x: Tensor) -> Tensor:
+    world = _world_size()
+    if world > 1:
+        dist.all_reduce(x)
+    return x / world
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum over ranks whose gradient is right once DDP has averaged it over the ranks."""
+    world = _world_size()
+    if world == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total + world * (x - x.detach())
+
+
+def cosine_steps(
+    base: float, final: float, steps: int, warmup_steps: int = 0, start_warmup: float = 0.0
+) -> npt.NDArray[np.float64]:
+    """One value a step: linear from ``start_warmup`` up to ``base``, then half a cosine towards ``final``.
+
+    Raises
+    ------
+    ValueError
+        If the rise is longer than the run.
+    """
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(
+            f"schedule: a warm-up of {warmup_steps} steps does not fit into {steps}. "
+            "Lower --warmup_epochs or train longer."
+        )
+    rise = np.linspace(start_warmup, base, warmup_steps)
+    rest = steps - warmup_steps
+    fall = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(rest) / max(rest, 1)))
+    return np.concatenate([rise, fall])
+
+
+def cosine_schedule(
+    base: float,
+    final: float,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: int = 0,
+    start_warmup: float = 0.0,
+) -> npt.NDArray[np.float64]:
+    """`cosine_steps` with lengths in epochs, as DINO counts them; one value a step."""
+    return cosine_steps(base, final, epochs * steps_per_epoch, warmup_epochs * steps_per_epoch, start_warmup)
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups for an optimiser: those that weight decay acts on, and biases and norms, which it spares.
+
+    As in DINO, the class token, positions and ``weight_g`` belong to the first. Frozen parameters are in
+    neither.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    spared = [p for name, p in named if name.endswith(".bias") or p.ndim == 1]
+    decayed = [p for name, p in named if not (name.endswith(".bias") or p.ndim == 1)]
+    return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale each gradient to an L2 norm of at most ``max_norm``, without waiting for the device.
+
+    Returns
+    -------
+    The norm of all gradients together before clipping, a scalar on their device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch.stack(torch._foreach_norm(gradients))
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
+    return norms.norm()
+
+
+def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients together to an L2 norm of at most ``max_norm``; returns as `clip_per_tensor_`."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+@torch.no_grad()
+def update_teacher_(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+    """Move every parameter of the teacher towards the student: ``m * teacher + (1 - m) * student``.
+
+    Buffers stay as they are, as in DINO.
+    """
+    old: list[Tensor] = list(teacher.parameters())
+    new: list[Tensor] = list(student.parameters())
+    if [p.shape for p in old] != [p.shape for p in new]:
+        raise ValueError(
+            f"update_teacher_: teacher ({len(old)} tensors) and student ({len(new)} tensors) do not match. "
+            "Build both from the same config."
+        )
+    torch._foreach_lerp_(old, new, 1 - momentum)

@@ -1,0 +1,139 @@
+"""The drawing of views of grids of embeddings, the inputs of level 2k: windows of whole cells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gridrad_cube.models.seeded import check_seeds, uniforms
+from gridrad_cube.models.views import View, check_choice, check_probability
+from gridrad_cube.schema import SchemaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridViewSpec:
+    """How views of grids of embeddings are drawn: windows of whole cells, all of one kind of one shape.
+
+    A global view is the smallest window near the grid's own shape that holds at least ``global_fraction`` of
+    its cells; a local view holds about ``local_fraction``, at least 2 x 2. ``token_dropout`` is the
+    probability of each cell of a global view to be left out.
+
+    ``flips="h"`` mirrors the order of the cells but not what each cell's embedding saw, so it makes grids
+    that no field has; it is there to follow the predecessor.
+    """
+
+    global_views: int = 2
+    local_views: int = 8
+    global_fraction: float = 0.75
+    local_fraction: float = 0.25
+    token_dropout: float = 0.25
+    flips: Literal["none", "h"] = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("GridViewSpec", "flips", self.flips, ("none", "h"))
+        if self.global_views < 1 or self.local_views < 0:
+            raise ValueError(f"GridViewSpec: there must be a global view, got {self}")
+        for name in ("global_fraction", "local_fraction", "token_dropout"):
+            check_probability("GridViewSpec", name, getattr(self, name))
+
+
+@torch.no_grad()
+def draw_grid_views(x: Tensor, cell_valid: Tensor, spec: GridViewSpec, seeds: Tensor) -> list[View]:
+    """Draw every view of a batch of grids of embeddings.
+
+    Windows lie evenly among those that hold at least half as many valid cells as the fullest one, so a view
+    has a valid cell whenever its grid has one; dropout that would leave none is not applied.
+
+    Parameters
+    ----------
+    x
+        Embeddings (B, D, R, C). Cells that are not valid are never looked at.
+    cell_valid
+        False where a cell is padding or rejected, bool (B, R, C).
+    spec
+        What to draw.
+    seeds
+        Of the samples (B,), int64; see `sample_seeds`.
+
+    Returns
+    -------
+    Global views, then local ones, each a pair: the view (B, D, r, c), zero in cells left out, and the cells
+    that take part, bool (B, r, c): the ``attention_mask`` of `VisionTransformer`.
+
+    Raises
+    ------
+    SchemaError
+        If the grid has less than 4 x 4 cells.
+    ValueError
+        If the shapes do not go together.
+    """
+    rows, columns = _check_grids(x, cell_valid, seeds)
+    x = torch.where(cell_valid[:, None], x, 0.0)
+    views: list[View] = []
+    for view in range(spec.global_views + spec.local_views):
+        is_global = view < spec.global_views
+        shape = _global_window(rows, columns, spec.global_fraction)
+        if not is_global:
+            shape = _local_window(rows, columns, spec.local_fraction)
+        streams = (3 * view + 1, 3 * view + 2, 3 * view + 3)
+        window, valid = _cut_window(x, cell_valid, shape, seeds, streams[0])
+        if spec.flips == "h":
+            flip = uniforms(seeds, streams[1], 1)[:, 0] < 0.5
+            window = torch.where(flip[:, None, None, None], window.flip(-1), window)
+            valid = torch.where(flip[:, None, None], valid.flip(-1), valid)
+        if is_global:
+            kept = valid & (uniforms(seeds, streams[2], *shape) >= spec.token_dropout)
+            valid = torch.where(kept.any((1, 2), keepdim=True), kept, valid)
+            window = torch.where(valid[:, None], window, 0.0)
+        views.append((window, valid))
+    return views
+
+
+def _cut_window(
+    x: Tensor, cell_valid: Tensor, shape: tuple[int, int], seeds: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    """A window of each grid, (B, D, r, c), and its valid cells (B, r, c)."""
+    height, width = shape
+    full = F.avg_pool2d(cell_valid[:, None].float(), shape, stride=1)[:, 0]  # (B, R - r + 1, C - c + 1)
+    enough = full.flatten(1) >= 0.5 * full.amax((1, 2))[:, None]
+    lot = uniforms(seeds, stream, *full.shape[1:]).flatten(1)
+    place = torch.where(enough, lot, -1.0).argmax(1)
+    top, left = place // full.shape[2], place % full.shape[2]
+    row = (top[:, None] + torch.arange(height, device=x.device))[:, :, None]
+    column = (left[:, None] + torch.arange(width, device=x.device))[:, None, :]
+    sample = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[sample, row, column].permute(0, 3, 1, 2), cell_valid[sample, row, column]
+
+
+def _global_window(rows: int, columns: int, fraction: float) -> tuple[int, int]:
+    """Smallest window of at least this share of the cells; first of all, one that can move both ways."""
+    least = fraction * rows * columns - 1e-9
+    windows = [(r, c) for r in range(1, rows + 1) for c in range(1, columns + 1) if r * c >= least]
+    return min(windows, key=lambda w: (max(w[0] / rows, w[1] / columns), w[0] * w[1]))
+
+
+def _local_window(rows: int, columns: int, fraction: float) -> tuple[int, int]:
+    """Window of about this share of the cells, at least 2 x 2."""
+    edge = math.sqrt(fraction)
+    return max(2, int(edge * rows + 0.5)), max(2, int(edge * columns + 0.5))
+
+
+def _check_grids(x: Tensor, cell_valid: Tensor, seeds: Tensor) -> tuple[int, int]:
+    if x.ndim != 4 or cell_valid.shape != (len(x), *x.shape[2:]) or cell_valid.dtype != torch.bool:
+        raise ValueError(
+            f"draw_grid_views: expected x (B, D, R, C) and bool cells (B, R, C), "
+            f"got {tuple(x.shape)} and {cell_valid.dtype} {tuple(cell_valid.shape)}"
+        )
+    check_seeds("draw_grid_views", seeds, len(x))
+    rows, columns = x.shape[2:]
+    if min(rows, columns) < 4:
+        raise SchemaError(
+            f"draw_grid_views: a grid of {rows} x {columns} cells is too small for views; expected at "
+            "least 4 x 4. Embed overlapping patches (gridrad-cube embed --stride 128) or larger crops."
+        )
+    return rows, columns

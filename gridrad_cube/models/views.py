@@ -1,0 +1,285 @@
+"""The drawing of views of fields: augmented inputs for training, made in batches on the device.
+
+A view of a field is a window, resampled, perhaps mirrored and blurred. All of that is linear and acts on rows
+and columns apart, so a view is two small matrices: ``view = rows @ field @ columns'``. Their triangle kernel
+is as wide as the window is shrunk (antialiased) and never leaves the range of the data; the same matrices
+applied to the mask say how much of each view pixel was observed, so missing pixels never bleed.
+
+Every random number is a hash of (seed of the sample, view, parameter): the same on every device, for any
+batch, worker count and world size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gridrad_cube.models.seeded import check_seeds, uniforms
+
+View = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """How views of fields are drawn. Lengths in pixels, ranges as (low, high).
+
+    ``mode="zoom"`` keeps the scale of what is seen: a view of ``size`` pixels covers a square window of
+    ``size / (magnification * z)`` field pixels, ``z`` drawn from ``zoom`` evenly in its logarithm. So
+    ``magnification`` is view pixels per field pixel at ``z = 1``: embed fields resized by the same factor.
+    ``mode="area"`` is the predecessor's random resized crop: the window covers a share of the field drawn
+    from ``global_area`` or ``local_area``, its width over its height drawn from ``aspect`` evenly in its
+    logarithm. In both, a window that would leave the field is cut to it; offsets are free.
+
+    Attributes
+    ----------
+    gain
+        Every view is offset by up to this much, up or down, in the units of the (normalised) field; one
+        number, or one a channel. Observed pixels only.
+    gain_floor
+        Value of "nothing there" (radar without echo), which the gain leaves alone; it fades in over the
+        first ``gain`` above.
+    flips
+        ``"h"`` mirrors left and right half of the time, ``"d4"`` draws one of the square's eight symmetries.
+    blur
+        Probability of a Gaussian blur over 3 x 3 view pixels for the first global view, for further global
+        views and for local views; its deviation is drawn from ``blur_sigma``, in view pixels.
+    solarize
+        Probability that the second global view has values above ``solarize_threshold`` mirrored about it.
+    row_dropout
+        Probability of each row of the field to count as missing in a view, as lost scan lines are.
+    fill
+        Value of view pixels of which less than half was observed.
+    """
+
+    global_size: int = 224
+    local_size: int = 96
+    global_views: int = 2
+    local_views: int = 8
+    mode: Literal["zoom", "area"] = "zoom"
+    magnification: float = 1.0
+    zoom: tuple[float, float] = (0.8, 1.25)
+    global_area: tuple[float, float] = (0.4, 1.0)
+    local_area: tuple[float, float] = (0.05, 0.4)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    gain: float | tuple[float, ...] = 0.0
+    gain_floor: float | None = None
+    flips: Literal["none", "h", "d4"] = "none"
+    blur: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: float = 0.5
+    row_dropout: float = 0.0
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("ViewSpec", "mode", self.mode, ("zoom", "area"))
+        check_choice("ViewSpec", "flips", self.flips, ("none", "h", "d4"))
+        sizes = (self.global_size, self.local_size, self.global_views, self.magnification)
+        if min(sizes) <= 0 or self.local_views < 0:
+            raise ValueError(f"ViewSpec: sizes and counts must be positive, got {self}")
+        for name in ("zoom", "global_area", "local_area", "aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"ViewSpec: {name}={(low, high)}; expected 0 < low <= high")
+        for name in ("blur", "solarize", "row_dropout"):
+            check_probability("ViewSpec", name, getattr(self, name))
+
+
+@torch.no_grad()
+def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[View]:
+    """Draw every view of a batch of fields.
+
+    Parameters
+    ----------
+    x
+        Normalised fields (B, C, H, W), floating point. Values outside of ``mask`` are never
+        looked at, and one that is not finite counts as missing.
+    mask
+        True where observed, (B, H, W), or (B, C, H, W) where channels differ.
+    spec
+        What to draw.
+    seeds
+        Of the samples (B,), int64; see `sample_seeds`.
+
+    Returns
+    -------
+    Global views, then local ones, each a pair: the view (B, C, size, size), float32 and finite, and where it
+    was observed (in any channel), bool (B, 1, size, size).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not go together.
+    """
+    if mask.ndim == 3:
+        mask = mask[:, None]
+    _check_fields(x, mask, spec, seeds)
+    finite = x.isfinite()
+    mask = mask & (finite if mask.shape[1] == x.shape[1] else finite.all(1, keepdim=True))
+    views: list[View] = []
+    # Matrix products in bf16 would round every pixel to three digits.
+    with torch.autocast(x.device.type, enabled=False):
+        observed = mask.float()
+        x = torch.where(mask, x.float(), 0.0)
+        numbers = uniforms(seeds, 0, spec.global_views + spec.local_views, _PARAMETERS)
+        views += _draw_kind(x, observed, spec, seeds, numbers[:, : spec.global_views], is_global=True)
+        if spec.local_views:
+            views += _draw_kind(x, observed, spec, seeds, numbers[:, spec.global_views :], is_global=False)
+    return views
+
+
+def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
+    """Share of observed pixels of each token, (B, N), from a mask (B, 1, h, w) or (B, h, w).
+
+    Tokens run row by row, as `VisionTransformer` has them: ``token_mask = token_coverage(valid, 16) < 0.5``.
+    """
+    pixels = valid if valid.ndim == 4 else valid[:, None]
+    return F.avg_pool2d(pixels.float(), patch_size).flatten(1)
+
+
+#: Random numbers of one view of a field. Geometry: zoom, aspect, y, x, mirror y, mirror x, blur, its
+#: deviation. Then transpose, gain, solarise.
+_PARAMETERS = 11
+
+
+def _draw_kind(
+    x: Tensor, observed: Tensor, spec: ViewSpec, seeds: Tensor, numbers: Tensor, *, is_global: bool
+) -> list[View]:
+    """All views of one resolution; ``numbers`` (B, V, parameters)."""
+    rows, columns = _matrices(spec, numbers[..., :8], (x.shape[2], x.shape[3]), is_global=is_global)
+    if spec.row_dropout:
+        lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], x.shape[2]) < spec.row_dropout
+        rows = rows.masked_fill(lost[:, :, None], 0.0)
+    weight = _resample(observed, rows, columns)  # (B, V, C or 1, size, size)
+    values = _resample(x, rows, columns) / weight.clamp(min=0.5)
+
+    turn, gain, solar = numbers[..., 8:, None, None, None].unbind(2)
+    values = _apply_gain(values, spec, gain)
+    if is_global:
+        values[:, 1:2] = _solarize(values[:, 1:2], spec, solar[:, 1:2])
+    valid = weight >= 0.5
+    values = torch.where(valid, values, spec.fill)
+    valid = valid.any(2, keepdim=True)
+    if spec.flips == "d4":
+        values = torch.where(turn < 0.5, values.mT, values)
+        valid = torch.where(turn < 0.5, valid.mT, valid)
+    return list(zip(values.unbind(1), valid.unbind(1), strict=True))
+
+
+def _matrices(
+    spec: ViewSpec, numbers: Tensor, edges: tuple[int, int], *, is_global: bool
+) -> tuple[Tensor, Tensor]:
+    """What makes rows and columns of each view from those of the field, (B, V, size, edge)."""
+    scale, aspect, y, x, mirror_y, mirror_x, blur, sigma = numbers.unbind(-1)
+    size = spec.global_size if is_global else spec.local_size
+    height, width = _windows(spec, scale, aspect, edges, is_global=is_global)
+    flip_y, flip_x = (mirror_y < 0.5) & (spec.flips == "d4"), (mirror_x < 0.5) & (spec.flips != "none")
+    rows = _resampler(y * (edges[0] - height), height, flip_y, size, edges[0])
+    columns = _resampler(x * (edges[1] - width), width, flip_x, size, edges[1])
+    if any(spec.blur) and size > 1:
+        side = _side_weight(spec, blur, sigma, is_global=is_global)[..., None, None]
+        rows, columns = _blur(rows, side), _blur(columns, side)
+    return rows, columns
+
+
+def _windows(
+    spec: ViewSpec, scale: Tensor, aspect: Tensor, edges: tuple[int, int], *, is_global: bool
+) -> tuple[Tensor, Tensor]:
+    """Height and width of each window in field pixels, (B, V)."""
+    height, width = edges
+    if spec.mode == "zoom":
+        size = spec.global_size if is_global else spec.local_size
+        edge = size / (spec.magnification * _log_uniform(scale, spec.zoom))
+        edge = edge.clamp(max=float(min(edges)))
+        return edge, edge
+    low, high = spec.global_area if is_global else spec.local_area
+    area = (low + (high - low) * scale) * (height * width)
+    ratio = _log_uniform(aspect, spec.aspect)
+    return (area / ratio).sqrt().clamp(max=float(height)), (area * ratio).sqrt().clamp(max=float(width))
+
+
+def _resampler(start: Tensor, length: Tensor, flip: Tensor, size: int, edge: int) -> Tensor:
+    """Matrices (B, V, size, edge) that resample ``edge`` pixels to ``size`` ones, rows summing to one.
+
+    ``start`` and ``length`` of the windows are in field pixels, (B, V); pixel j covers [j, j + 1].
+    """
+    step = (length / size)[..., None]  # field pixels a view pixel
+    place = torch.arange(size, device=start.device) + 0.5
+    centre = start[..., None] + torch.where(flip[..., None], size - place, place) * step
+    pixel = torch.arange(edge, device=start.device) + 0.5
+    distance = (centre[..., None] - pixel).abs_()
+    kernel = distance.div_(-step.clamp(min=1.0)[..., None]).add_(1.0).clamp_(min=0.0)  # a triangle
+    return kernel.div_(kernel.sum(-1, keepdim=True))
+
+
+def _side_weight(spec: ViewSpec, blur: Tensor, sigma: Tensor, *, is_global: bool) -> Tensor:
+    """Weight of either neighbour in the three-pixel Gaussian, (B, V); zero where there is no blur."""
+    first, further, local = spec.blur
+    chances = [first] + [further] * (blur.shape[1] - 1) if is_global else [local] * blur.shape[1]
+    low, high = spec.blur_sigma
+    side = torch.exp(-0.5 / (low + (high - low) * sigma).square())
+    return torch.where(blur < torch.tensor(chances, device=blur.device), side / (1 + 2 * side), 0.0)
+
+
+def _blur(matrix: Tensor, side: Tensor) -> Tensor:
+    """Blur along the view's axis of a resampling matrix, reflecting at the edges."""
+    before = torch.cat([matrix[:, :, 1:2], matrix[:, :, :-1]], dim=2)
+    after = torch.cat([matrix[:, :, 1:], matrix[:, :, -2:-1]], dim=2)
+    return (1 - 2 * side) * matrix + side * (before + after)
+
+
+def _resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, V, C, size, size)."""
+    partly = torch.einsum("bchw,bvxw->bvchx", x, columns)
+    return torch.einsum("bvyh,bvchx->bvcyx", rows, partly)
+
+
+def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
+    """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
+    gain = torch.tensor(spec.gain, dtype=torch.float32, device=values.device).reshape(-1, 1, 1)
+    offset = gain * (2 * number - 1)
+    if spec.gain_floor is not None:
+        # |offset| <= gain, so a value above the floor can sink to it but never below.
+        offset = offset * ((values - spec.gain_floor) / gain.clamp(min=1e-12)).clamp(0.0, 1.0)
+    return values + offset
+
+
+def _solarize(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
+    """Mirror high values of the views chosen; shapes as in `_apply_gain`."""
+    high = (number < spec.solarize) & (values > spec.solarize_threshold)
+    return torch.where(high, 2 * spec.solarize_threshold - values, values)
+
+
+def _log_uniform(number: Tensor, bounds: tuple[float, float]) -> Tensor:
+    low, high = math.log(bounds[0]), math.log(bounds[1])
+    return torch.exp(low + (high - low) * number)
+
+
+def check_choice(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{where}: {name}={value!r}; expected one of {list(choices)}")
+
+
+def check_probability(where: str, name: str, value: float | tuple[float, ...]) -> None:
+    """Refuse a number that is not between 0 and 1."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not all(0 <= v <= 1 for v in values):
+        raise ValueError(f"{where}: {name}={value}; expected between 0 and 1")
+
+
+def _check_fields(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> None:
+    batch, channels = x.shape[:2]
+    if x.ndim != 4 or mask.shape not in {x.shape, (batch, 1, *x.shape[2:])} or mask.dtype != torch.bool:
+        raise ValueError(
+            f"draw_views: expected x (B, C, H, W) and a bool mask (B, H, W) or (B, C, H, W), "
+            f"got {tuple(x.shape)} and {mask.dtype} {tuple(mask.shape)}"
+        )
+    check_seeds("draw_views", seeds, batch)
+    if isinstance(spec.gain, tuple) and len(spec.gain) != channels:
+        raise ValueError(f"draw_views: gain={spec.gain} for {channels} channels; give one number a channel")

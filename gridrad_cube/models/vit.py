@@ -1,0 +1,386 @@
+"""The vision transformers of both levels, with DINO's state-dict keys. Imports torch only.
+
+One class serves both levels, which differ in how an input becomes tokens: level 256 cuts pixels into square
+patches (``patch_embed.proj``), level 2k takes each cell of a grid of embeddings as a token (``phi.0``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Position = Literal["dino_v1", "exact"]
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a name stands for. ``cells`` marks the networks that read grids of embeddings."""
+
+    embed_dim: int
+    depth: int
+    heads: int
+    patch_size: int = 16
+    image_size: int = 224
+    in_channels: int = 1
+    cells: bool = False
+
+
+#: The networks that `build` knows. ``vit2k_xs`` and ``vit4k_xs`` differ in their reference grid only.
+ARCHITECTURES: dict[str, Architecture] = {
+    "vit_base": Architecture(embed_dim=768, depth=12, heads=12),
+    "vit_demo": Architecture(embed_dim=192, depth=6, heads=3, patch_size=8, image_size=64),
+    "vit_small": Architecture(embed_dim=384, depth=12, heads=6),
+    "vit_tiny": Architecture(embed_dim=192, depth=12, heads=3),
+    "vit2k_xs": Architecture(
+        embed_dim=192, depth=6, heads=6, patch_size=1, image_size=28, in_channels=384, cells=True
+    ),
+    "vit4k_xs": Architecture(
+        embed_dim=192, depth=6, heads=6, patch_size=1, image_size=14, in_channels=384, cells=True
+    ),
+}
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples in training, keeping its expected value."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (B, ...) with the branch of a share ``rate`` of the samples set to zero."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (len(x),) + (1,) * (x.ndim - 1)
+        return x * (x.new_empty(shape).bernoulli_(keep) / keep)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one linear map for queries, keys and values."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v  # each (B, heads, T, dim / heads)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Attend from every token of ``x`` (B, T, D) to those where ``keys`` (B, 1, 1, T) is true."""
+        q, k, v = self._split(x)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The attention weights themselves, (B, heads, T, T), rows summing to one."""
+        q, k, _ = self._split(x)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if keys is not None:
+            scores = scores.masked_fill(~keys, -torch.inf)
+        return scores.softmax(-1)
+
+
+class Mlp(nn.Module):
+    """Two linear maps, four times as wide in between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=_EPS)
+        self.mlp = Mlp(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); ``keys`` as in `Attention`."""
+        x = x + self.drop_path(self.attn(self.norm1(x), keys))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Cut a field into square patches and map each to a token."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, D, H / patch, W / patch)."""
+        return self.proj(x)
+
+
+class VisionTransformer(nn.Module):
+    """A transformer over the patches of a field, or over the cells of a grid of embeddings.
+
+    Made by `build`, which documents the arguments. Inputs are (B, C, H, W) with H and W any multiples of
+    ``patch_size``; tokens run row by row. ``image_size`` only fixes how many positions are learned.
+
+    Every method that reads an input takes two masks, (B, N) or (B, rows, columns), bool:
+
+    - ``token_mask`` is true where a token is hidden: its content gives way to the learned ``mask_token`` (to
+      zeros in a network built without one), its position stays.
+    - ``attention_mask`` is true where a token takes part. The others are no keys for attention, and for grids
+      of cells their input may hold anything, NaN included.
+    """
+
+    mask_token: nn.Parameter | None
+
+    def __init__(
+        self,
+        name: str,
+        architecture: Architecture,
+        *,
+        drop_path_rate: float = 0.0,
+        position: Position = "dino_v1",
+        mask_token: bool = False,
+    ) -> None:
+        super().__init__()
+        a = architecture
+        self.name, self.architecture = name, a
+        self.embed_dim, self.patch_size = a.embed_dim, a.patch_size
+        self.drop_path_rate, self.position = drop_path_rate, position
+        self.grid_size = a.image_size // a.patch_size
+
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, a.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, a.embed_dim))
+        token = nn.Parameter(torch.zeros(1, 1, a.embed_dim)) if mask_token else None
+        self.register_parameter("mask_token", token)
+        if a.cells:
+            self.phi = nn.Sequential(nn.Linear(a.in_channels, a.embed_dim), nn.GELU())
+        else:
+            self.patch_embed = PatchEmbed(a.in_channels, a.embed_dim, a.patch_size)
+        rates = [drop_path_rate * i / max(a.depth - 1, 1) for i in range(a.depth)]
+        self.blocks = nn.ModuleList(Block(a.embed_dim, a.heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(a.embed_dim, eps=_EPS)
+
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(_initialise)
+
+    def config(self) -> dict[str, Any]:
+        """The plain dict that rebuilds this network: ``build(**config)``."""
+        a = self.architecture
+        return {
+            "name": self.name,
+            "in_channels": a.in_channels,
+            "patch_size": a.patch_size,
+            "image_size": a.image_size,
+            "drop_path_rate": self.drop_path_rate,
+            "embed_dim": a.embed_dim,
+            "depth": a.depth,
+            "heads": a.heads,
+            "position": self.position,
+            "mask_token": self.mask_token is not None,
+        }
+
+    def forward(
+        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """The class token after the last norm, (B, D)."""
+        return self.forward_tokens(x, token_mask, attention_mask)[:, 0]
+
+    def forward_tokens(
+        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """All tokens after the last norm, (B, 1 + N, D), the class token first."""
+        tokens, keys = self._embed(x, token_mask, attention_mask)
+        for block in self.blocks:
+            tokens = block(tokens, keys)
+        return self.norm(tokens)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int = 1,
+        token_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Tokens after each of the last ``n`` blocks, each (B, 1 + N, D) and normed, earliest first."""
+        tokens, keys = self._embed(x, token_mask, attention_mask)
+        out = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, keys)
+            if index >= len(self.blocks) - n:
+                out.append(self.norm(tokens))
+        return out
+
+    def get_last_selfattention(
+        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attention weights of the last block, (B, heads, 1 + N, 1 + N); row 0 is the class token's."""
+        tokens, keys = self._embed(x, token_mask, attention_mask)
+        *before, last = self.blocks
+        for block in before:
+            tokens = block(tokens, keys)
+        assert isinstance(last, Block)
+        return last.attn.weights(last.norm1(tokens), keys)
+
+    def _embed(
+        self, x: Tensor, token_mask: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens with their positions (B, 1 + N, D), and the keys that attention may use."""
+        rows, columns = self._lattice(x)
+        if attention_mask is not None:
+            attention_mask = _flat(attention_mask, "attention_mask", len(x), rows * columns)
+        if self.architecture.cells:
+            cells = x.flatten(2).mT
+            if attention_mask is not None:
+                # Before the first layer: a NaN times a zero gradient would still spoil its weights.
+                cells = cells.masked_fill(~attention_mask[..., None], 0.0)
+            tokens = self.phi(cells)
+        else:
+            tokens = self.patch_embed(x).flatten(2).mT
+        if token_mask is not None:
+            hidden = _flat(token_mask, "token_mask", len(x), rows * columns)[..., None]
+            filler = tokens.new_zeros(()) if self.mask_token is None else self.mask_token.to(tokens.dtype)
+            tokens = torch.where(hidden, filler, tokens)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        tokens = tokens + self._positions(rows, columns)
+        if attention_mask is None:
+            return tokens, None
+        # The class token is always a key, so that no row of the softmax is empty.
+        return tokens, F.pad(attention_mask, (1, 0), value=True)[:, None, None]
+
+    def _lattice(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens of an input, or a clear refusal."""
+        patch, channels = self.patch_size, self.architecture.in_channels
+        fits = x.ndim == 4 and x.shape[1] == channels
+        if not fits or any(edge < 1 or edge % patch for edge in x.shape[2:]):
+            raise ValueError(
+                f"{self.name}: cannot read an input of shape {tuple(x.shape)}; expected (batch, {channels}, "
+                f"height, width) with height and width multiples of {patch}. "
+                f"Pad or cut the field, or build the network with in_channels=... or patch_size=..."
+            )
+        return x.shape[2] // patch, x.shape[3] // patch
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Learned positions, (1, 1 + rows * columns, D), resampled where the lattice is another one."""
+        edge = self.grid_size
+        if (rows, columns) == (edge, edge):
+            return self.pos_embed
+        learned = self.pos_embed[:, 1:].unflatten(1, (edge, edge)).permute(0, 3, 1, 2)
+        if self.position == "exact":
+            resampled = F.interpolate(learned, size=(rows, columns), mode="bicubic")
+        else:
+            # DINO adds 0.1 against rounding and samples by the factor, not by the size: the step is
+            # edge / (rows + 0.1). Published and predecessor's weights were trained with these very positions.
+            scale = ((rows + 0.1) / edge, (columns + 0.1) / edge)
+            resampled = F.interpolate(learned, scale_factor=scale, mode="bicubic")
+        return torch.cat([self.pos_embed[:, :1], resampled.flatten(2).mT], dim=1)
+
+
+def build(
+    name: str,
+    in_channels: int | None = None,
+    *,
+    patch_size: int | None = None,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+    embed_dim: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    position: Position = "dino_v1",
+    mask_token: bool = False,
+) -> VisionTransformer:
+    """Make a network by name, with fresh weights from torch's global generator.
+
+    ``None`` takes what the name stands for in `ARCHITECTURES`.
+
+    Parameters
+    ----------
+    name
+        For fields ``vit_tiny``, ``vit_small``, ``vit_base`` (patches of 16 px), ``vit_demo`` (six layers,
+        patches of 8 px); for grids of embeddings ``vit2k_xs``, ``vit4k_xs``.
+    in_channels
+        Channels of the field (default 1), or width of the embeddings of a grid (default 384).
+    patch_size
+        Edge of a token in pixels; always 1 for grids.
+    image_size
+        Edge of the field, or of the grid, for which positions are learned one by one. Other inputs work too:
+        positions are interpolated.
+    drop_path_rate
+        Share of samples whose last residual branch is dropped in training; earlier blocks in proportion.
+    position
+        ``"dino_v1"`` interpolates positions as DINO does, ``"exact"`` onto the lattice itself.
+    mask_token
+        Whether there is a learned token for hidden tokens, starting at zero: one more key than DINO has.
+        Then pass a ``token_mask`` with every training batch, or DDP sees an unused parameter.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the sizes do not go together.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"build: unknown network {name!r}; expected one of {sorted(ARCHITECTURES)}")
+    reference = ARCHITECTURES[name]
+    given = {
+        "in_channels": in_channels,
+        "patch_size": patch_size,
+        "image_size": image_size,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "heads": heads,
+    }
+    sizes = {key: getattr(reference, key) if value is None else value for key, value in given.items()}
+    architecture = Architecture(cells=reference.cells, **sizes)
+    _check(name, architecture, position)
+    return VisionTransformer(
+        name, architecture, drop_path_rate=drop_path_rate, position=position, mask_token=mask_token
+    )
+
+
+def _check(name: str, a: Architecture, position: str) -> None:
+    if min(a.embed_dim, a.depth, a.heads, a.patch_size, a.image_size, a.in_channels) < 1:
+        raise ValueError(f"build({name!r}): every size must be at least 1, got {a}")
+    if a.cells and a.patch_size != 1:
+        raise ValueError(
+            f"build({name!r}): patch_size={a.patch_size}, but each cell of a grid is a token. Leave it out."
+        )
+    if a.embed_dim % a.heads:
+        raise ValueError(f"build({name!r}): embed_dim={a.embed_dim} is not divisible by heads={a.heads}")
+    if a.image_size % a.patch_size:
+        raise ValueError(
+            f"build({name!r}): image_size={a.image_size} is no multiple of patch_size={a.patch_size}"
+        )
+    if position not in ("dino_v1", "exact"):
+        raise ValueError(f"build({name!r}): position={position!r}; expected 'dino_v1' or 'exact'")
+
+
+def _initialise(module: nn.Module) -> None:
+    # Convolutions keep torch's own initialisation, as in DINO.
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _flat(mask: Tensor, name: str, batch: int, tokens: int) -> Tensor:
+    flat = mask.flatten(1)
+    if flat.shape != (batch, tokens) or flat.dtype != torch.bool:
+        raise ValueError(
+            f"{name}: expected bool of shape ({batch}, {tokens}), got {mask.dtype} {tuple(mask.shape)}"
+        )
+    return flat
