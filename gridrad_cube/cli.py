@@ -46,7 +46,7 @@ def _one_line(error: BaseException) -> str:
 @click.version_option(__version__, package_name="gridrad-cube")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
 def cli(debug: bool) -> None:
-    """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
+    r"""Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
 
     \b
     The road:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
@@ -73,9 +73,7 @@ def cli(debug: bool) -> None:
     "--shape", type=int, nargs=2, default=None, help="Rows and columns; the format's own by default."
 )
 @click.option("--start", default=None, help="Time of the first scene, UTC, such as 2021-07-05T12:00.")
-@click.option(
-    "--interval", type=float, default=None, help="Minutes between scenes; the format's own by default."
-)
+@click.option("--interval", default=None, help="Time between scenes, such as 10min or 6h.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--fault", "faults", multiple=True, help="Plant a fault (repeatable): truncated, text, empty, ..."
@@ -86,11 +84,11 @@ def synthesize(
     scenes: int,
     shape: tuple[int, int] | None,
     start: str | None,
-    interval: float | None,
+    interval: str | None,
     seed: int,
     faults: tuple[str, ...],
 ) -> None:
-    """Write faithful synthetic source files into OUT.
+    r"""Write faithful synthetic source files into OUT.
 
     \b
     gridrad-cube synthesize demo/larc --scenes 12 --seed 1
@@ -146,7 +144,7 @@ def synthesize(
 )
 @click.option("--scheduler", default=None, help="Address of a running Dask scheduler instead.")
 def preprocess(**options: Any) -> None:
-    """Build a cube from SOURCES (files and folders), or continue or extend it.
+    r"""Build a cube from SOURCES (files and folders), or continue or extend it.
 
     \b
     gridrad-cube preprocess data/ --store patches.zarr --workers 8
@@ -263,7 +261,7 @@ def train(arguments: Sequence[str]) -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, dtype: str) -> None:
-    """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
+    r"""Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
 
     \b
     gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
@@ -301,7 +299,7 @@ def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, 
 @click.option("--json", "style", flag_value="json", help="JSON, one record an answer.")
 @click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
 def query(embeddings: str, style: str | None, **options: Any) -> None:
-    """Find the places and times of EMBEDDINGS that look most like the query.
+    r"""Find the places and times of EMBEDDINGS that look most like the query.
 
     \b
     gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5

@@ -1,0 +1,293 @@
+"""Opening netCDF files that are not trusted: what may be opened, how much of it, and under which lock."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, combine_locks
+
+from gridrad_cube.readers.classic import HeaderError, required_bytes
+from gridrad_cube.schema import SchemaError
+
+#: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
+MAX_VARIABLE_BYTES = 4 * 2**30
+#: More objects than this in one HDF5 file is no gridded product.
+MAX_HDF5_OBJECTS = 10_000
+#: The one lock of this process around HDF5 and netCDF-C, which are not thread-safe; xarray's own engines
+#: take the same one.
+LOCK = combine_locks([NETCDFC_LOCK, HDF5_LOCK])
+
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+#: What else arrives under the name of a netCDF file, by its first bytes.
+_OTHER_MAGIC = (
+    (b"<", "an HTML or XML page, as a failed log-in or download leaves; download the file again"),
+    (b"{", "JSON text"),
+    (b"GRIB", "GRIB; convert it, for example with cfgrib"),
+    (b"\x1f\x8b", "gzip; unpack it first"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"BZh", "bzip2; unpack it first"),
+)
+# What h5py and netCDF4 raise for a file whose inside is broken, beside OSError.
+_BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a header says of one variable."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    attributes: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it holds integers or floats."""
+        return self.dtype.kind in "iuf"
+
+
+class Source:
+    """An open file: variables of its root group, and reads that fail in one line.
+
+    Made by `open_source`; of no use after its ``with`` block ends.
+    """
+
+    def __init__(self, path: str, dataset: Any) -> None:
+        self.path = path
+        self._dataset = dataset
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its folder."""
+        return os.path.basename(self.path)
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Global attributes."""
+        return _attributes(self._dataset, self.path)
+
+    @cached_property
+    def variables(self) -> dict[str, Variable]:
+        """Variables of the root group by name."""
+        return {name: self._describe(name) for name in self._dataset.variables}
+
+    def _describe(self, name: str) -> Variable:
+        variable = self._dataset.variables[name]
+        dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)
+        shape = tuple(int(n) for n in variable.shape)
+        declared = math.prod(shape) * dtype.itemsize
+        if declared > MAX_VARIABLE_BYTES:
+            raise SchemaError(
+                f"{self.path}: variable {name!r} declares {declared / 2**30:.1f} GiB; expected at most "
+                f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB in a file of {os.path.getsize(self.path)} bytes. "
+                "Check where the file comes from, or raise gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
+            )
+        return Variable(name, tuple(variable.dimensions), shape, dtype, _attributes(variable, self.path))
+
+    def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
+        """Values as they lie in the file, in native byte order: nothing scaled, nothing masked.
+
+        Raises
+        ------
+        SchemaError
+            If the variable is not numeric or its bytes cannot be read.
+        """
+        if not self.variables[name].is_numeric:
+            raise SchemaError(
+                f"{self.path}: variable {name!r} holds {self.variables[name].dtype}, not numbers"
+            )
+        try:
+            values = np.asarray(self._dataset.variables[name][key])
+        except _BROKEN as error:
+            raise SchemaError(
+                f"{self.path}: variable {name!r} cannot be read ({error}); the file is damaged. "
+                "Download it again."
+            ) from error
+        return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+
+    def require(self, names: tuple[str, ...], what: str) -> None:
+        """Refuse a file that lacks one of these variables."""
+        lacking = [name for name in names if name not in self.variables]
+        if lacking:
+            raise SchemaError(
+                f"{self.path}: no variable {lacking[0]!r}; expected {what} to have {list(names)}, "
+                f"got {self.listing()}"
+            )
+
+    def listing(self) -> str:
+        """Variables of the file for a message."""
+        names = sorted(self.variables)
+        shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+        groups = sorted(self._dataset.groups)
+        return f"variables [{shown}]" + (f" and groups {groups[:10]}, which are not read" if groups else "")
+
+
+def _attributes(owner: Any, path: str) -> dict[str, Any]:
+    try:
+        return {name: owner.getncattr(name) for name in owner.ncattrs()}
+    except _BROKEN as error:
+        raise SchemaError(f"{path}: an attribute cannot be read ({error}); the file is damaged") from error
+
+
+@contextmanager
+def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """Open a netCDF file after looking at what it is; holds the process's lock until closed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    SchemaError
+        If it is not a netCDF file, is empty, cut or damaged, declares an absurd size, or would make the
+        library read other files of this machine.
+    """
+    import netCDF4
+
+    name = os.fspath(path)
+    is_hdf5 = _check_bytes(name)
+    with LOCK:
+        if is_hdf5:
+            _check_hdf5(name)
+        try:
+            dataset = netCDF4.Dataset(os.path.abspath(name), "r")
+            dataset.set_auto_maskandscale(False)
+        except _BROKEN as error:
+            raise SchemaError(
+                f"{name}: the netCDF library cannot open it ({error}). Download it again."
+            ) from error
+        try:
+            yield Source(name, dataset)
+        finally:
+            dataset.close()
+
+
+def _check_bytes(path: str) -> bool:
+    """Look at the kind, length and first bytes of a file; True for HDF5, False for classic netCDF."""
+    location = Path(path)
+    if not location.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if location.is_dir():
+        raise SchemaError(f"{path}: a directory, not a file; expected one netCDF file. Pass the files in it.")
+    if not location.is_file():
+        raise SchemaError(f"{path}: not a regular file; expected one netCDF file")
+    size = location.stat().st_size
+    if size == 0:
+        raise SchemaError(f"{path}: empty file: GridRad writes these where there was no valid data")
+    with location.open("rb") as file:
+        head = file.read(64)
+        if head.startswith(_HDF5_MAGIC):
+            return True
+        if not head.startswith(_CLASSIC_MAGIC):
+            raise SchemaError(
+                f"{path}: not a netCDF file (starts with {_describe_bytes(head)}); expected HDF5 or classic netCDF"
+            )
+        file.seek(0)
+        try:
+            needed = required_bytes(file)
+        except HeaderError as error:
+            raise SchemaError(f"{path}: damaged classic netCDF file: {error}. Download it again.") from error
+    if size < needed:
+        raise SchemaError(f"{path}: cut off: {size} bytes of the {needed} it declares. Download it again.")
+    return False
+
+
+def _describe_bytes(head: bytes) -> str:
+    start = head.lstrip()
+    for magic, meaning in _OTHER_MAGIC:
+        if start.startswith(magic):
+            return f"{start[:16]!r}: {meaning}"
+    is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
+    return f"{head[:16]!r}" + (": text" if is_text else "")
+
+
+def _check_hdf5(path: str) -> None:
+    """Refuse an HDF5 file that reaches outside of itself: the library would follow without a word."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            _walk_hdf5(path, file)
+    except SchemaError:
+        raise
+    except _BROKEN as error:
+        raise SchemaError(f"{path}: damaged or cut HDF5 file ({error}). Download it again.") from error
+
+
+def _walk_hdf5(path: str, file: Any) -> None:
+    import h5py
+
+    seen, groups = {h5py.h5o.get_info(file.id).addr}, [file["/"]]
+    while groups:
+        group = groups.pop()
+        for name in group:
+            link = group.get(name, getlink=True)
+            where = f"{group.name.rstrip('/')}/{name}"
+            if isinstance(link, h5py.ExternalLink):
+                raise SchemaError(f"{path}: {where} is a link to another file, {link.filename!r}; refused")
+            if isinstance(link, h5py.SoftLink):
+                continue  # stays inside this file, where its target is met by its own name
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if len(seen) > MAX_HDF5_OBJECTS:
+                raise SchemaError(f"{path}: more than {MAX_HDF5_OBJECTS} objects in one file; refused")
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                _check_dataset(path, where, item)
+
+
+def _check_dataset(path: str, where: str, dataset: Any) -> None:
+    if dataset.external:
+        raise SchemaError(
+            f"{path}: {where} keeps its bytes in another file, {dataset.external[0][0]!r}; refused"
+        )
+    if dataset.is_virtual:
+        outside = [s.file_name for s in dataset.virtual_sources() if s.file_name != "."]
+        if outside:
+            raise SchemaError(
+                f"{path}: {where} is a virtual dataset of another file, {outside[0]!r}; refused"
+            )
+
+
+def number(attributes: Mapping[str, Any], name: str, where: str) -> float | None:
+    """A numeric attribute, or None where there is none.
+
+    A float32 attribute becomes the shortest decimal that is stored as it: 0.01, not 0.0099999998.
+
+    Raises
+    ------
+    SchemaError
+        If it is not one finite number or NaN.
+    """
+    if name not in attributes:
+        return None
+    value = np.asarray(attributes[name])
+    try:
+        if value.size != 1:
+            raise ValueError("not one value")
+        scalar = value.reshape(())[()]
+        return float(str(scalar)) if isinstance(scalar, np.float32) else float(scalar)
+    except (ValueError, TypeError) as error:
+        raise SchemaError(
+            f"{where}: attribute {name!r} is {attributes[name]!r}; expected one number"
+        ) from error
+
+
+def text(attributes: Mapping[str, Any], name: str) -> str:
+    """A text attribute, stripped; empty where there is none."""
+    value = attributes.get(name, "")
+    return value.strip() if isinstance(value, str) else ""

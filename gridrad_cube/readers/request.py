@@ -1,0 +1,146 @@
+"""What is asked of a file, and what of it the file can give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError, channel_of
+
+#: Channels that are computed from reflectivity on altitudes.
+DERIVED = ("reflectivity_column_maximum", "echo_top_height")
+#: An altitude is found by name within this distance, km; nothing is interpolated.
+ALTITUDE_TOLERANCE_KM = 0.010
+_LABEL = re.compile(r"(\w+)@(\d+(?:\.\d*)?|\.\d+) ?km$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Channels and altitudes asked for, and the user's word on variables and units."""
+
+    channels: tuple[str, ...] = ()
+    radar: RadarSpec = field(default_factory=RadarSpec)
+    variables: tuple[tuple[str, str, str | None], ...] = ()
+
+    def __post_init__(self) -> None:
+        for label in self.channels:
+            parse_label(label)
+        for entry in self.variables:
+            if len(entry) != 3:
+                raise SchemaError(
+                    f"variables: got {entry!r}; expected (channel, variable of the file, units)"
+                )
+            channel_of(entry[0])
+
+    def named(self) -> dict[str, tuple[str, str | None]]:
+        """Variable and units of the file that the user gave, by channel."""
+        return {channel: (variable, units) for channel, variable, units in self.variables}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Variables of a scene in order, and the positions of its altitudes in the file, ascending in altitude."""
+
+    variables: tuple[str, ...]
+    levels: tuple[int, ...] = ()
+    altitudes: tuple[float, ...] = ()
+
+
+def parse_label(label: str) -> tuple[str, float | None]:
+    """Channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names none."""
+    name, _, altitude = label.partition("@")
+    channel_of(name)
+    if not altitude:
+        return name, None
+    match = _LABEL.match(label)
+    if match is None:
+        raise SchemaError(
+            f"channels: got {label!r}; expected a name or name@altitude such as 'reflectivity@3.0km'"
+        )
+    if name in DERIVED or CHANNELS[name].kind in ("infrared", "visible", "rain"):
+        raise SchemaError(f"channels: got {label!r}, but {name} has no altitude; pass {name!r}")
+    return name, float(match[2])
+
+
+def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str) -> tuple[int, ...]:
+    """Positions of altitudes in a list, both in km, each within `ALTITUDE_TOLERANCE_KM`.
+
+    Raises
+    ------
+    SchemaError
+        If one is not there; the message has the list.
+    """
+    known = np.asarray(altitudes, np.float64)
+    found = []
+    for altitude in wanted:
+        distance = np.abs(known - altitude)
+        if not known.size or distance.min() > ALTITUDE_TOLERANCE_KM + 1e-9:
+            raise SchemaError(
+                f"{where}: no level at {altitude:g} km; expected one of {[float(a) for a in known]} km. "
+                "Levels are not interpolated: choose from the list."
+            )
+        found.append(int(distance.argmin()))
+    return tuple(found)
+
+
+def select(
+    request: Request,
+    available: Mapping[str, bool],
+    altitudes: npt.ArrayLike,
+    *,
+    default: Sequence[str],
+    where: str,
+    listing: str,
+) -> Selection:
+    """What a file gives of a request.
+
+    Parameters
+    ----------
+    available
+        Channels that the file can give: True where they lie on altitudes.
+    altitudes
+        Those of the file, km, in its order.
+    default
+        Channels to take where the request names none.
+    listing
+        What the file has instead, for the message.
+
+    Raises
+    ------
+    SchemaError
+        If nothing asked for is there, an altitude is not, or variables ask for different altitudes (a scene
+        has one list).
+    """
+    known = np.asarray(altitudes, np.float64)
+    levels: dict[str, set[int]] = {}
+    for label in request.channels or default:
+        name, altitude = parse_label(label)
+        if name not in available:
+            continue
+        levels.setdefault(name, set())
+        if not available[name]:
+            if altitude is not None:
+                raise SchemaError(f"{where}: {label!r} asked for, but {name!r} of this file has no altitudes")
+            continue
+        wanted = (altitude,) if altitude is not None else request.radar.altitudes_km
+        levels[name].update(find_altitudes(known, wanted, where) if wanted else range(known.size))
+    if not levels:
+        asked = list(request.channels or default)
+        raise SchemaError(
+            f"{where}: none of the channels {asked}; got {listing}. "
+            "Pass channels=... of those it has, or variables=((channel, variable, units),)."
+        )
+    lists = {
+        tuple(sorted(found, key=lambda i: known[i])) for name, found in levels.items() if available[name]
+    }
+    if len(lists) > 1:
+        raise SchemaError(
+            f"{where}: {[name for name in levels if available[name]]} ask for different altitudes; expected one "
+            "list a scene. Pass radar=RadarSpec(altitudes_km=...) and names without '@'."
+        )
+    chosen = lists.pop() if lists else ()
+    return Selection(variables=tuple(levels), levels=chosen, altitudes=tuple(float(known[i]) for i in chosen))

@@ -1,0 +1,126 @@
+"""Fields derived from reflectivity on altitudes, against loops over single columns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gridrad_cube import readers
+from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+
+DBZ = CHANNELS["reflectivity"].packing
+TOP = CHANNELS["echo_top_height"].packing
+#: As MRMS packs reflectivity: signed, with the codes in another order than the radar table's.
+MRMS = Packing(
+    dtype="int16",
+    scale_factor=0.01,
+    fill_value=-32768,
+    valid_minimum=-9900,
+    valid_maximum=32767,
+    no_echo=-9900,
+    echo_minimum=-9899,
+)
+#: A fill above every echo.
+HIGH_FILL = Packing(
+    dtype="uint16", scale_factor=0.5, add_offset=-100.0, fill_value=65535, no_echo=2, echo_minimum=3
+)
+#: The radar table's codes with an upper bound: what lies above it has a code of its own.
+BOUNDED = replace(DBZ, valid_minimum=16, valid_maximum=19901)
+HEIGHTS = np.array([0.5, 1.0, 2.0, 4.0, 7.0, 9.0])
+
+
+def random_volume(seed: int, packing: Packing, shape=(6, 4, 5)) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    dbz = rng.uniform(-30, 60, shape)
+    codes = packing.encode(dbz)
+    state = rng.uniform(size=shape)
+    codes[state < 0.3] = packing.no_echo
+    codes[state < 0.15] = packing.fill_value
+    return codes
+
+
+@given(seed=st.integers(0, 2**32 - 1), packing=st.sampled_from([DBZ, MRMS, HIGH_FILL, BOUNDED]))
+def test_column_maximum_is_missing_only_where_every_level_is(seed, packing):
+    codes = random_volume(seed, packing)
+    out = readers.column_maximum(codes, packing)
+    assert out.dtype == codes.dtype
+    for y, x in np.ndindex(out.shape):
+        column = codes[:, y, x]
+        echo = column[packing.echo(column)]
+        if len(echo):
+            assert out[y, x] == echo.max()
+        elif packing.observed(column).any():
+            assert out[y, x] == packing.no_echo
+        else:
+            assert out[y, x] == packing.fill_value
+
+
+def test_column_maximum_keeps_removed_states_apart_and_echo_wins():
+    codes = np.array([[[0, 1, 2, 3, 4, 5, 2]], [[0, 0, 1, 1, 1, 1, 900]]], np.uint16)
+    assert readers.column_maximum(codes, DBZ).tolist() == [[0, 1, 2, 3, 4, 5, 900]]
+
+
+def test_column_maximum_never_takes_a_value_out_of_the_valid_range():
+    codes = np.array([[[-20000, -20000, 30000]], [[-32768, 2500, 2500]]], np.int16)
+    packing = Packing(
+        dtype="int16", scale_factor=0.01, fill_value=-32768, valid_minimum=-9900, valid_maximum=8000, no_echo=-9900,
+        echo_minimum=-9899,
+    )  # fmt: skip
+    assert readers.column_maximum(codes, packing).tolist() == [[-20000, 2500, 2500]]
+
+
+def test_column_maximum_of_a_falling_scale_is_refused():
+    with pytest.raises(SchemaError, match=r"scale_factor -1.0; expected a positive one"):
+        readers.column_maximum(np.zeros((2, 1, 1), np.uint16), Packing(scale_factor=-1.0))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    packing=st.sampled_from([DBZ, MRMS, HIGH_FILL]),
+    threshold=st.sampled_from([-10.0, 5.0, 18.5, 40.0]),
+)
+def test_echo_top_has_echo_at_the_two_levels_below(seed, packing, threshold):
+    codes = random_volume(seed, packing)
+    out = readers.echo_top_height(codes, HEIGHTS, threshold, packing)
+    values = packing.decode(codes)
+    echo = packing.echo(codes)
+    for y, x in np.ndindex(out.shape):
+        tops = [
+            k for k in range(2, len(HEIGHTS))
+            if echo[k - 2 : k + 1, y, x].all() and values[k, y, x] >= threshold - 1e-4
+        ]  # fmt: skip
+        if tops:
+            assert TOP.decode(out[y, x][None])[0] == pytest.approx(HEIGHTS[tops[-1]], abs=1e-4)
+        else:
+            assert out[y, x] == (TOP.no_echo if packing.observed(codes[:, y, x]).any() else TOP.fill_value)
+
+
+def test_echo_top_at_the_threshold_counts_and_a_gap_below_does_not():
+    column = DBZ.encode(np.array([20.0, 20.0, 18.5, 18.49, 30.0]))
+    assert TOP.decode(
+        readers.echo_top_height(column[:, None, None], HEIGHTS[:5], 18.5, DBZ)
+    ).item() == pytest.approx(7.0, abs=1e-4)
+    column[3] = 2  # removed as low confidence: no echo at the level below
+    assert TOP.decode(
+        readers.echo_top_height(column[:, None, None], HEIGHTS[:5], 18.5, DBZ)
+    ).item() == pytest.approx(2.0, abs=1e-4)
+
+
+def test_echo_top_needs_ascending_altitudes_that_fit():
+    codes = np.zeros((3, 1, 1), np.uint16)
+    for heights in ([1.0, 2.0], [3.0, 2.0, 1.0]):
+        with pytest.raises(SchemaError, match=r"altitudes: got .* for 3 levels; expected ascending ones"):
+            readers.echo_top_height(codes, heights, 18.5, DBZ)
+
+
+def test_levels_are_taken_in_the_order_wanted_and_never_interpolated():
+    codes = np.arange(6, dtype=np.uint16)[:, None, None] + np.zeros((6, 2, 2), np.uint16)
+    assert readers.at_altitudes(codes, HEIGHTS, (4.0, 0.509))[:, 0, 0].tolist() == [3, 0]
+    with pytest.raises(
+        SchemaError, match=r"volume: no level at 3 km; expected one of \[0.5, 1.0, 2.0, 4.0, 7.0, 9.0\]"
+    ):
+        readers.at_altitudes(codes, HEIGHTS, (3.0,))
