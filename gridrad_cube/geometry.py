@@ -1,4 +1,4 @@
-"""The Earth: longitudes, great circles, and the angles of sun and satellite. Imports numpy only."""
+"""The Earth: longitudes, great circles, GridRad's lattice, the angles of sun and satellite. Imports numpy only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ EARTH_RADIUS_KM = 6371.0088
 EQUATORIAL_RADIUS_KM = 6378.137
 #: Radius of the geostationary orbit, km from the centre of the Earth.
 GEOSTATIONARY_RADIUS_KM = 42164.0
+
+#: Pixels per degree of the lattice that GridRad version 4 grids share: centres at (n + 0.5) / 48 degrees.
+LATTICE_PER_DEGREE = 48
+#: How far, in pixels, an axis may stray from the lattice (float32 axes stray by 1e-3).
+LATTICE_TOLERANCE = 1e-2
 
 Float = npt.NDArray[np.float64]
 
@@ -47,13 +52,14 @@ def mean_position(
 ) -> tuple[Float, Float]:
     """Mean latitude and longitude over axes, right across the date line. NaN where every point is NaN."""
     lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
-    finite = lon[np.isfinite(lon)]
-    base = finite[0] if finite.size else 0.0
-    count = np.isfinite(lat).sum(axis=axis)
-    with np.errstate(invalid="ignore"):
-        mean_lat = np.nansum(lat, axis=axis) / np.where(count, count, np.nan)
-        mean_lon = np.nansum(wrap_longitude(lon - base), axis=axis) / np.where(count, count, np.nan)
-    return mean_lat, wrap_longitude(mean_lon + base)
+    known = np.isfinite(lat) & np.isfinite(lon)
+    base = np.where(known, lon, np.inf).min(axis=axis, keepdims=True)  # one for each group of points
+    base[~np.isfinite(base)] = 0.0
+    count = np.maximum(known.sum(axis=axis), 1)
+    empty = np.where(known.any(axis=axis), 0.0, np.nan)
+    mean_lat = np.where(known, lat, 0.0).sum(axis=axis) / count + empty
+    offset = np.where(known, wrap_longitude(lon - base), 0.0).sum(axis=axis) / count
+    return mean_lat, wrap_longitude(offset + base.reshape(offset.shape) + empty)
 
 
 def solar_zenith_angle(time: npt.ArrayLike, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float:
@@ -94,3 +100,31 @@ def satellite_zenith_angle(
     cosine = np.cos(lat) * np.cos(d_lon)  # of the angle at the centre of the Earth
     ratio = GEOSTATIONARY_RADIUS_KM / EQUATORIAL_RADIUS_KM
     return np.rad2deg(np.arctan2(np.sqrt(np.clip(1 - cosine**2, 0.0, 1.0)), cosine - 1.0 / ratio))
+
+
+def lattice_origin(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> tuple[int, int] | None:
+    """Find the place of a scene's pixel (0, 0) on GridRad's common 1/48 degree lattice.
+
+    Pixel (j, i) of the lattice has its centre at latitude (j + 0.5) / 48 and longitude (i + 0.5) / 48 degrees,
+    with longitudes in [-180, 180).
+
+    Parameters
+    ----------
+    latitude, longitude
+        Pixel axes in degrees. GridRad's latitudes ascend.
+
+    Returns
+    -------
+    ``(j, i)``, or ``None`` for axes that are not 1-D, do not ascend by 1/48 degree or lie off the lattice.
+    """
+    origin = []
+    for axis in (np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)):
+        if axis.ndim != 1 or not axis.size or not np.isfinite(axis).all():
+            return None
+        unwrapped = axis[0] + (axis - axis[0]) % 360.0  # a scene may cross the date line
+        index = unwrapped * LATTICE_PER_DEGREE - 0.5
+        first = round(float(index[0]))
+        if np.abs(index - (first + np.arange(axis.size))).max() > LATTICE_TOLERANCE:
+            return None
+        origin.append(first)
+    return origin[0], origin[1]

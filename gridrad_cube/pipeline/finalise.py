@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube import quality, store
-from gridrad_cube.schema import CHANNELS, Flag, channel_label, default_reject
+from gridrad_cube.schema import CHANNELS, Flag, channel_label, default_reject, statistics_of
 
 
 def finalise(build: store.Build) -> None:
@@ -57,12 +57,7 @@ def _old_attributes(build: store.Build) -> dict[str, Any]:
 
 
 def _statistics(values: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    prefix = f"{name}_"
-    return {
-        k.removeprefix(prefix): v
-        for k, v in values.items()
-        if k.startswith(prefix) and not k.endswith("_flags")
-    }
+    return {statistic: values[f"{name}_{statistic}"] for statistic in statistics_of(CHANNELS[name])}
 
 
 def _thresholds(build: store.Build) -> dict[str, Any]:
@@ -90,7 +85,6 @@ def _accumulate(
     kind = CHANNELS[channel.name].kind
     flags = values[f"{channel.name}_flags"]
     statistics = _statistics(values, channel.name)
-    size = int(np.prod(flags.shape[-2:]))
     for level, altitude in enumerate(channel.altitudes_km or (None,)):
         pick = (slice(None), level) if altitude is not None else (slice(None),)
         clean = (flags[pick] & int(default_reject(kind))) == 0
@@ -108,7 +102,6 @@ def _accumulate(
         if use.any():
             sums["minimum"] = min(sums["minimum"], float(statistics["minimum"][pick][use].min()))
             sums["maximum"] = max(sums["maximum"], float(statistics["maximum"][pick][use].max()))
-    del size
 
 
 def _zero_sums() -> dict[str, Any]:

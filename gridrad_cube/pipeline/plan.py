@@ -20,7 +20,9 @@ from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 
 def _header(path: str, recipe: Recipe) -> readers.SceneHeader:
     header = readers.inspect(path, **reading(recipe))
-    tiling.crop_shape(header.shape, recipe.tile)  # raises if the scene is smaller than a patch
+    tiling.crop_shape(
+        header.shape, recipe.tile, header.lattice
+    )  # raises if the scene is smaller than a patch
     return header
 
 
@@ -118,7 +120,7 @@ def _layout(
         scene = readers.read_scene(path, **reading(recipe))
         for name in (n for n in names if offered[n].path == path):
             channels[name] = _channel_layout(name, scene[name])
-    shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile) for s in order]
+    shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile, headers[s.name].lattice) for s in order]
     coordinates = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
     if any(headers[s.name].format == "larc_goes" for s in order):
         coordinates += ["observation_time", "satellite_zenith_angle"]
@@ -150,14 +152,16 @@ def _entries(
     for source in order:
         header = headers[source.name]
         try:
-            shape = tiling.crop_shape(header.shape, recipe.tile)
+            shape = tiling.crop_shape(header.shape, recipe.tile, header.lattice)
             if shape[0] > layout.crop[0] or shape[1] > layout.crop[1]:
                 raise SchemaError(
                     f"needs crops of {shape} px, but this store has {layout.crop}. Build another store for it, or "
                     "cut windows that fit (--crop, --placement)."
                 )
             scene = f"{header.product}/{header.time.astype('datetime64[s]')}"
-            windows = tuple((w.y, w.x) for w in tiling.windows(header.shape, recipe.tile, scene))
+            windows = tuple(
+                (w.y, w.x) for w in tiling.windows(header.shape, recipe.tile, scene, header.lattice)
+            )
             size, mtime = source.stat()
         except (SchemaError, OSError) as error:
             misfits.append((source, error))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from gridrad_cube.geometry import lattice_origin
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
 from gridrad_cube.readers.grids import Grid
@@ -29,7 +30,8 @@ class SceneHeader:
     """What a plan needs to know of a file, from its header alone.
 
     ``channels`` are the data variables that `read_scene` would give for the same request, ``altitudes`` (km)
-    the levels of those that have any. ``grid_id`` is equal for files on the same pixels.
+    the levels of those that have any. ``grid_id`` is equal for files on the same pixels. ``lattice`` is where
+    pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share (`lattice_origin`).
     """
 
     format: str
@@ -39,6 +41,7 @@ class SceneHeader:
     grid_id: str
     product: str
     altitudes: tuple[float, ...] = ()
+    lattice: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,11 @@ class Description:
             grid_id=self.grid.id,
             product=self.product,
             altitudes=self.selection.altitudes,
+            lattice=(
+                lattice_origin(self.grid.latitude, self.grid.longitude)
+                if self.format.startswith("gridrad_v4")
+                else None
+            ),
         )
 
 

@@ -15,6 +15,7 @@ from gridrad_cube.schema import (
     Packing,
     SchemaError,
     flag_attributes,
+    statistic_units,
     statistics_of,
 )
 from gridrad_cube.store.arrays import ArraySpec, Codec
@@ -131,10 +132,9 @@ class CubeLayout:
     def statistic(self, name: str, statistic: str, crops: int) -> ArraySpec:
         """The array of one statistic of a channel."""
         dims, shape = self.cell_dims(name)
-        fraction = statistic.endswith("_fraction")
         attributes = {
             "long_name": f"{statistic.replace('_', ' ')} of {name} over the patch",
-            "units": "1" if fraction else self.channels[name].attributes["units"],
+            "units": statistic_units(CHANNELS[name], statistic),
         }
         return self.small(f"{name}_{statistic}", ("crop", *dims), (crops, *shape), "float32", attributes)
 
@@ -220,6 +220,11 @@ COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
         ("crop", "row", "col"),
         "float32",
         {"units": "degree", "standard_name": "solar_zenith_angle"},
+    ),
+    "solar_zenith_angle_maximum": (
+        ("crop", "row", "col"),
+        "float32",
+        {"units": "degree", "long_name": "largest solar zenith angle of the patch's centre and corners"},
     ),
     "satellite_zenith_angle": (
         ("crop", "row", "col"),

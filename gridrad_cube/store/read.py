@@ -80,6 +80,9 @@ def _open(files: Files) -> xr.Dataset:
     # Times alone are decoded here: everything else keeps its codes for our own decoding.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
         dataset[name] = xr.decode_cf(dataset[[name]])[name]
+    # Names of rows, so that a part of a store still knows which crops and patches of it these are.
+    numbers = {dim: np.arange(dataset.sizes[dim]) for dim in ("crop", "row", "col") if dim in dataset.sizes}
+    dataset = dataset.assign_coords(numbers)
     dataset.encoding["source"] = files.root
     return dataset
 

@@ -1,0 +1,37 @@
+"""Quality: statistics and flags of patches, and quality control of radar volumes. Nothing is deleted."""
+
+from __future__ import annotations
+
+from gridrad_cube.quality.flags import (
+    PIXEL_BITS,
+    THRESHOLD_BITS,
+    assess,
+    flags_from_statistics,
+    global_flags,
+    global_outliers,
+    global_thresholds,
+    reflag,
+)
+from gridrad_cube.quality.radar import (
+    RadarQualitySpec,
+    filter_dual_polarisation,
+    filter_low_confidence,
+    remove_clutter,
+)
+from gridrad_cube.quality.statistics import patch_statistics
+
+__all__ = [
+    "PIXEL_BITS",
+    "THRESHOLD_BITS",
+    "RadarQualitySpec",
+    "assess",
+    "filter_dual_polarisation",
+    "filter_low_confidence",
+    "flags_from_statistics",
+    "global_flags",
+    "global_outliers",
+    "global_thresholds",
+    "patch_statistics",
+    "reflag",
+    "remove_clutter",
+]

@@ -1,0 +1,364 @@
+"""Flags of patches: what is wrong, or merely special, about each. Nothing is deleted.
+
+Bits that pixels decide (`PIXEL_BITS` and those a pipeline sets for what it could not read) never change;
+`THRESHOLD_BITS` follow from stored statistics, coordinates and a `QualitySpec`, so `reflag` needs no pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.geometry import satellite_zenith_angle, solar_zenith_angle
+from gridrad_cube.quality.statistics import LEAST_RAIN, patch_statistics
+from gridrad_cube.schema import (
+    Channel,
+    Flag,
+    Packing,
+    QualitySpec,
+    SchemaError,
+    channel_of,
+    default_reject,
+    flag_attributes,
+    statistic_units,
+)
+
+#: Bits that the pixels of a patch decide.
+PIXEL_BITS = (
+    Flag.some_missing | Flag.all_missing | Flag.out_of_valid_range | Flag.non_finite | Flag.constant
+    | Flag.no_echo
+)  # fmt: skip
+#: Bits that thresholds decide.
+THRESHOLD_BITS = (
+    Flag.local_outlier | Flag.global_outlier | Flag.night | Flag.low_coverage | Flag.low_sun | Flag.limb
+)  # fmt: skip
+#: Patches of radar and rain with a smaller share of echo have no say in the store's distribution of means, and
+#: are not judged by it: a mean over a few pixels is far from it by nature.
+MINIMUM_ECHO_FRACTION = 0.01
+#: With fewer patches there is no distribution to be far from.
+MINIMUM_PATCHES = 8
+#: Deviations up to this many steps of the packing may come from rounding alone.
+ROUNDING_STEPS = 2.0
+
+
+def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
+    """Compute statistics, flags and angles of every patch of a crop.
+
+    Every bit is a true statement of the patch by itself: a patch that is all padding is also all missing. The
+    bits mean:
+
+    - ``some_missing``: a pixel was not observed (padding counts). ``all_missing``: no pixel can be used.
+    - ``out_of_valid_range``, ``non_finite``: a source value was.
+    - ``constant``: all observed pixels, at least two, are data of one value (of radar: echo).
+    - ``local_outlier``: a pixel further than k standard deviations from the patch mean (of rain in the
+      logarithm), and more than two steps of the packing; or a dead line. Off where the deviation is 0.
+    - ``low_coverage``: under ``spec.low_coverage`` observed.
+    - ``night``: visible, and the patch centre's solar zenith angle at observation time (the scan's where the
+      scene has it) above its threshold. ``low_sun``: visible, and that of the centre or a corner above its own.
+    - ``limb``: the zenith angle of the satellite at the patch centre above its threshold.
+    - ``no_echo``: radar or rain, observed, nothing there.
+    - ``padding``: no pixel of the scene in it.
+
+    ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and ``unreadable`` are set
+    by who reads.
+
+    Parameters
+    ----------
+    crop
+        What `tiling.cut` gives.
+    spec
+        Thresholds.
+
+    Returns
+    -------
+    On ([altitude,] row, col): ``<channel>_flags`` (uint16) and ``<channel>_<statistic>`` (float32) for every
+    channel. Coordinates of the crop, with ``solar_zenith_angle``, ``solar_zenith_angle_maximum`` (over the centre
+    and the corners) and, where the attribute ``satellite_longitude`` is known, ``satellite_zenith_angle``, all
+    float32 (row, col) in degrees.
+
+    Raises
+    ------
+    SchemaError
+        If a coordinate is missing, or a channel is not known.
+    """
+    missing = [name for name in ("time", "latitude", "longitude", "padding") if name not in crop.coords]
+    if missing:
+        raise SchemaError(
+            f"crop: no coordinates {missing}, got {sorted(map(str, crop.coords))}; expected those of a crop. "
+            "Make crops with tiling.cut()."
+        )
+    patch = crop.sizes["y"] // crop.sizes["row"]
+    angles = _angles(crop)
+    padding = np.where(crop["padding"].values, int(Flag.padding), 0).astype(np.uint16)
+    out: dict[str, Any] = {}
+    for key, variable in crop.data_vars.items():
+        name, channel = str(key), channel_of(str(key))
+        packing = Packing.from_attributes(variable.attrs, variable.dtype)
+        statistics = patch_statistics(variable.values, packing, channel, patch)
+        flags = statistics.pop("pixel_flags") | padding
+        flags |= flags_from_statistics(
+            statistics, channel, packing, spec, pixels=patch * patch, angles=angles
+        )
+        dims = (*variable.dims[:-2], "row", "col")
+        out[f"{name}_flags"] = (dims, flags, flag_attributes())
+        for statistic, values in statistics.items():
+            out[f"{name}_{statistic}"] = (dims, values, {"units": statistic_units(channel, statistic)})
+    coords: dict[Any, Any] = dict(crop.coords)
+    for name, angle in angles.items():
+        coords[name] = (("row", "col"), angle, {"units": "degree"})
+    return xr.Dataset(out, coords, attrs=dict(crop.attrs))
+
+
+def flags_from_statistics(
+    statistics: Mapping[str, np.ndarray],
+    channel: Channel,
+    packing: Packing,
+    spec: QualitySpec,
+    *,
+    pixels: int,
+    angles: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """Set the bits of `THRESHOLD_BITS` that one patch's own numbers decide (all but ``global_outlier``).
+
+    With ``spec.rule == "predecessor"`` a local outlier is ``max|x - mean| > k * std`` with the unbiased standard
+    deviation, whatever the packing's step. For radar and rain the stored statistics are those of echo pixels,
+    so the rule sees these only.
+
+    Parameters
+    ----------
+    statistics
+        float32 statistics of one channel by name, ([crop,] [altitude,] row, col).
+    packing
+        Of the stored codes; its step bounds what is rounding.
+    pixels
+        Pixels of a patch.
+    angles
+        float32 ([crop,] row, col) in degrees: ``solar_zenith_angle``, ``solar_zenith_angle_maximum``,
+        ``satellite_zenith_angle``. The flag of one that is not given stays off.
+
+    Returns
+    -------
+    uint16, of the statistics' shape.
+    """
+    shape = statistics["mean"].shape
+    flags = np.zeros(shape, np.uint16)
+
+    def mark(flag: Flag, where: np.ndarray) -> None:
+        flags[np.broadcast_to(where, shape)] |= np.uint16(flag)
+
+    def above(name: str, threshold: float) -> np.ndarray:
+        angle = angles.get(name)
+        if angle is None:
+            return np.zeros(shape, bool)
+        return (np.expand_dims(angle, -3) if angle.ndim < len(shape) else angle) > threshold
+
+    mark(Flag.low_coverage, statistics["valid_fraction"] < spec.low_coverage)
+    mark(Flag.local_outlier, _local_outliers(statistics, packing, spec, pixels))
+    if channel.kind == "visible":
+        mark(Flag.night, above("solar_zenith_angle", spec.night_solar_zenith))
+        mark(Flag.low_sun, above("solar_zenith_angle_maximum", spec.low_sun_solar_zenith))
+    mark(Flag.limb, above("satellite_zenith_angle", spec.limb_satellite_zenith))
+    return flags
+
+
+def global_thresholds(
+    statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
+) -> dict[str, Any]:
+    """Draw the thresholds of ``global_outlier`` from the patches of a whole store.
+
+    The distribution is that of patch means: for ``rule="echo"`` over patches without a rejecting bit that, for
+    radar and rain, have at least 1 % echo; its centre is the median and its spread 1.4826 times the median
+    absolute deviation, or the standard deviation where that is 0; of rain, the means' logarithm is taken. For
+    ``rule="predecessor"`` mean and population deviation over the patches that the old pipeline's earlier tests
+    kept: complete, and no local outlier. Either way the result does not depend on the order of patches. With
+    under 8 patches or no spread the rule is off and the dict says so.
+
+    Parameters
+    ----------
+    statistics, flags
+        Of all patches, (crop, row, col). With altitudes, (crop, altitude, row, col), every altitude has a
+        distribution of its own.
+
+    Returns
+    -------
+    JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``, ``minimum_echo_fraction``, or
+    ``rule="off"`` with a ``reason``; with altitudes a list of these under ``levels``.
+    """
+    if flags.ndim == 4:
+        levels = (
+            ({name: values[:, level] for name, values in statistics.items()}, flags[:, level])
+            for level in range(flags.shape[1])
+        )
+        return {"levels": [global_thresholds(part, bits, channel, spec) for part, bits in levels]}
+    minimum_echo = MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
+    transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
+    means = _transformed(statistics, transform, minimum_echo)
+    if spec.rule == "echo":
+        clean = (flags & int(default_reject(channel.kind))) == 0
+    else:
+        clean = (statistics["valid_fraction"] == 1.0) & ((flags & int(Flag.local_outlier)) == 0)
+    population = np.sort(means[clean & np.isfinite(means)])  # sorted, so that sums do not depend on the order
+    found = {"count": int(population.size), "factor": float(spec.global_mean_deviation_factor)}
+    if population.size < MINIMUM_PATCHES:
+        return {"rule": "off", "reason": f"under {MINIMUM_PATCHES} clean patches", **found}
+    center, spread = _robust(population) if spec.rule == "echo" else (population.mean(), population.std())
+    if not spread > 0.0:
+        return {"rule": "off", "reason": "the patch means do not spread", **found}
+    return {
+        "rule": spec.rule, "transform": transform, "center": float(center), "spread": float(spread), **found,
+        "minimum_echo_fraction": minimum_echo,
+    }  # fmt: skip
+
+
+def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[str, Any]) -> np.ndarray:
+    """Find patches whose mean lies further than the factor times the spread from the centre.
+
+    Parameters
+    ----------
+    statistics
+        Of any patches, shaped as for `global_thresholds`; others than those that the thresholds were drawn from
+        are judged alike.
+    thresholds
+        What `global_thresholds` gave, or the JSON of it.
+
+    Returns
+    -------
+    bool, of the statistics' shape; patches without a mean, or with under ``minimum_echo_fraction``, are none.
+    """
+    if "levels" in thresholds:
+        parts = [
+            global_outliers({name: values[:, level] for name, values in statistics.items()}, mine)
+            for level, mine in enumerate(thresholds["levels"])
+        ]
+        return np.stack(parts, axis=1)
+    if thresholds["rule"] == "off":
+        return np.zeros(statistics["mean"].shape, bool)
+    means = _transformed(statistics, thresholds["transform"], thresholds["minimum_echo_fraction"])
+    with np.errstate(invalid="ignore"):
+        return np.abs(means - thresholds["center"]) > thresholds["factor"] * thresholds["spread"]
+
+
+def global_flags(
+    statistics: Mapping[str, np.ndarray],
+    flags: np.ndarray,
+    channel: Channel,
+    spec: QualitySpec,
+    thresholds: Mapping[str, Any] | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Find the global outliers of a whole store, by given thresholds or by its own.
+
+    Returns
+    -------
+    uint16 bits to add to the flags, and the thresholds.
+    """
+    used = dict(thresholds) if thresholds is not None else global_thresholds(statistics, flags, channel, spec)
+    return np.where(global_outliers(statistics, used), np.uint16(Flag.global_outlier), np.uint16(0)), used
+
+
+def reflag(
+    flags: np.ndarray,
+    statistics: Mapping[str, np.ndarray],
+    channel: Channel,
+    packing: Packing,
+    spec: QualitySpec,
+    *,
+    pixels: int,
+    angles: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Set the flags of a whole store anew for other thresholds, from what is stored.
+
+    The same as assessing all pixels again. Bits that thresholds do not decide stay, and so do all bits of
+    patches that were never assessed (``channel_absent``, ``unreadable``). A bit whose angle is not given
+    (``low_sun`` of a store without ``solar_zenith_angle_maximum``) stays as it was.
+
+    Parameters
+    ----------
+    flags
+        uint16 (crop, [altitude,] row, col).
+    statistics, channel, packing, spec, pixels, angles
+        As for `flags_from_statistics`.
+
+    Returns
+    -------
+    The new flags, and the new thresholds of ``global_outlier``.
+    """
+    keep = ~THRESHOLD_BITS
+    for name, flag in (
+        ("solar_zenith_angle", Flag.night),
+        ("solar_zenith_angle_maximum", Flag.low_sun),
+        ("satellite_zenith_angle", Flag.limb),
+    ):
+        if name not in angles:
+            keep |= flag
+    new = flags & np.uint16(int(keep) & 0xFFFF)
+    new |= flags_from_statistics(statistics, channel, packing, spec, pixels=pixels, angles=angles)
+    never = (flags & int(Flag.channel_absent | Flag.unreadable)) != 0
+    new[never] = flags[never]
+    outliers, thresholds = global_flags(statistics, new, channel, spec)
+    new[~never] |= outliers[~never]
+    return new, thresholds
+
+
+def _angles(crop: xr.Dataset) -> dict[str, np.ndarray]:
+    time = np.broadcast_to(crop["time"].values, (crop.sizes["row"],)).astype("datetime64[s]")
+    if "observation_time" in crop.coords:
+        scanned = crop["observation_time"].values.astype("datetime64[s]")
+        time = np.where(np.isnat(scanned), time, scanned)
+    latitude, longitude = crop["latitude"].values, crop["longitude"].values
+    zenith = solar_zenith_angle(time[:, None], latitude, longitude)
+    highest = zenith
+    if "corner_latitude" in crop.coords:
+        corner = crop["corner_latitude"].values, crop["corner_longitude"].values
+        # The sun sinks with distance from the subsolar point, so some corner of a patch has it lowest.
+        at_corners = solar_zenith_angle(time[:, None, None], *corner)
+        highest = np.fmax(zenith, np.fmax.reduce(at_corners, axis=-1))
+    angles = {"solar_zenith_angle": zenith, "solar_zenith_angle_maximum": highest}
+    if "satellite_longitude" in crop.attrs:
+        place = float(crop.attrs["satellite_longitude"])
+        angles["satellite_zenith_angle"] = satellite_zenith_angle(latitude, longitude, place)
+    return {name: angle.astype(np.float32) for name, angle in angles.items()}
+
+
+def _local_outliers(
+    statistics: Mapping[str, np.ndarray], packing: Packing, spec: QualitySpec, pixels: int
+) -> np.ndarray:
+    mean, std, low, high = (
+        statistics[name].astype(np.float64) for name in ("mean", "std", "minimum", "maximum")
+    )
+    away = np.fmax(high - mean, mean - low)
+    if spec.rule == "predecessor":
+        count = pixels * statistics["valid_fraction"].astype(np.float64)
+        if "echo_fraction" in statistics:
+            count = count * statistics["echo_fraction"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            unbiased = std * np.sqrt(count / (count - 1.0))
+        return (unbiased > 0.0) & (away > spec.max_deviation_factor * unbiased)
+    step: np.ndarray | float = abs(packing.scale_factor)
+    if np.dtype(packing.dtype).kind == "f":
+        step = float(np.finfo(np.float32).eps) * np.fmax(np.abs(low), np.abs(high))
+    far = (std > 0.0) & (away > ROUNDING_STEPS * step)
+    if "std_log10" in statistics:
+        mean, std = (statistics[name].astype(np.float64) for name in ("mean_log10", "std_log10"))
+        away = np.fmax(np.log10(np.fmax(high, LEAST_RAIN)) - mean, mean - np.log10(np.fmax(low, LEAST_RAIN)))
+    far &= away > spec.max_deviation_factor * std
+    return far | (statistics["dead_lines"] > 0)
+
+
+def _transformed(
+    statistics: Mapping[str, np.ndarray], transform: str, minimum_echo: float | None
+) -> np.ndarray:
+    means = statistics["mean"].astype(np.float64)
+    if minimum_echo is not None:
+        means = np.where(statistics["echo_fraction"] >= minimum_echo, means, np.nan)
+    if transform == "log10":
+        means = np.log10(means, where=means > 0.0, out=np.full(means.shape, np.nan))
+    return means
+
+
+def _robust(population: np.ndarray) -> tuple[float, float]:
+    center = float(np.median(population))
+    spread = 1.4826 * float(np.median(np.abs(population - center)))
+    return center, spread if spread > 0.0 else float(population.std())

@@ -1,0 +1,355 @@
+"""Quality control of GridRad volumes: bins of low confidence, and clutter.
+
+The rules are those that C. Homeyer published with GridRad (Python, 2017 for version 3.1, 2021 for version 4.2;
+http://gridrad.org). They work on the native grid, before any crop, level selection or averaging: a crop changes
+the speckle counts at its edges, and a selection of levels changes what a column is. `filter_low_confidence` and
+`filter_dual_polarisation` work on the file's sparse vectors, `remove_clutter` on the dense volume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gridrad_cube.schema import Packing, SchemaError
+
+Mode = Literal["published", "fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadarQualitySpec:
+    """Every constant of the radar quality control; the defaults are the published ones.
+
+    Members ``v3_`` and ``v4_`` belong to version 3.1 and 4.x files. ``weak_low_level_echo=False`` leaves out the
+    second step of `remove_clutter`, as many users do (``skip_weak_ll_echo=1``).
+    """
+
+    mode: Mode = "fixed"
+    v3_minimum_weight: float = 0.1
+    v3_light_weight: float = 1.33
+    v3_light_weight_before_2009: float = 0.33
+    v3_weak_dbz: float = 18.5
+    v4_light_weight: float = 1.5
+    v4_weak_dbz: float = 15.0
+    minimum_echo_frequency: float = 0.6
+    trusted_observations: int = 2
+    correlation: float = 0.9
+    correlation_below_dbz: float = 40.0
+    correlation_aloft: float = 0.95
+    correlation_aloft_below_dbz: float = 25.0
+    correlation_aloft_from_km: float = 10.0
+    speckle_window: int = 5
+    speckle_fraction: float = 0.32
+    weak_low_level_echo: bool = True
+    low_level_dbz: float = 10.0
+    low_level_km: float = 4.0
+    weak_column_dbz: float = 20.0
+    weak_column_top_km: float = 4.0
+    faint_column_dbz: float = 10.0
+    faint_column_top_km: float = 5.0
+    column_base_km: float = 3.0
+    shallow_top5_km: float = 5.0
+    shallow_top15_km: float = 3.0
+    lowest_top15_km: float = 2.0
+    anvil_base_km: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("published", "fixed"):
+            raise SchemaError(f"mode: got {self.mode!r}; expected published or fixed")
+        if self.speckle_window < 1 or self.speckle_window % 2 == 0:
+            raise SchemaError(f"speckle_window: got {self.speckle_window}; expected an odd number of bins")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON types, for attributes."""
+        return dataclasses.asdict(self)
+
+
+def filter_low_confidence(
+    values: np.ndarray,
+    weights: np.ndarray,
+    nradobs_at: np.ndarray,
+    nradecho_at: np.ndarray,
+    *,
+    version: str,
+    year: int,
+    spec: RadarQualitySpec | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Find the bins that GridRad's filter keeps, on the file's sparse vectors.
+
+    With f = Nradecho / Nradobs (0 where Nradobs is 0) and a missing reflectivity counting as 0 dBZ, a bin goes if
+
+    - version 3: its weight is below 0.1; or below 1.33 (0.33 before 2009) with reflectivity at most 18.5 dBZ;
+    - version 4: its weight is below 1.5 with reflectivity below 15 dBZ (of any year);
+    - both: f is below 0.6 and more than 2 sweeps looked at it.
+
+    Weights are compared in their own dtype, as published. Both modes are the same here.
+
+    Parameters
+    ----------
+    values
+        Reflectivity in dBZ, (Index).
+    weights
+        ``wReflectivity``, (Index).
+    nradobs_at, nradecho_at
+        ``Nradobs`` and ``Nradecho`` at the bins of ``index``, (Index).
+    version
+        "3.1", "4.1" or "4.2".
+    year
+        Of the volume.
+
+    Returns
+    -------
+    True where a bin stays, (Index). Version 4 applies the same mask to every field, version 3 has reflectivity
+    only.
+
+    Raises
+    ------
+    SchemaError
+        If the version is neither 3 nor 4.
+    """
+    spec = spec or RadarQualitySpec()
+    reflectivity = np.nan_to_num(values, nan=0.0)
+    looked = nradobs_at.astype(np.int64)
+    frequency = nradecho_at / np.maximum(looked, 1).astype(np.float64) * (looked > 0)
+    seldom = (frequency < spec.minimum_echo_frequency) & (looked > spec.trusted_observations)
+    if version.startswith("3"):
+        light = spec.v3_light_weight if year >= 2009 else spec.v3_light_weight_before_2009
+        bad = (weights < spec.v3_minimum_weight) | ((weights < light) & (reflectivity <= spec.v3_weak_dbz))
+    elif version.startswith("4"):
+        bad = (weights < spec.v4_light_weight) & (reflectivity < spec.v4_weak_dbz)
+    else:
+        raise SchemaError(f"version: no published filter, got {version!r}; expected 3.1, 4.1 or 4.2")
+    return ~(bad | seldom)
+
+
+def filter_dual_polarisation(
+    values: np.ndarray,
+    correlation: np.ndarray,
+    altitude_at_km: np.ndarray,
+    *,
+    spec: RadarQualitySpec | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Find the bins that look like weather to dual-polarisation radar, on sparse vectors (version 4).
+
+    A bin goes below 40 dBZ if its correlation coefficient is below 0.9, and from 10 km up below 25 dBZ if it is
+    below 0.95. A missing correlation coefficient or reflectivity never removes one. Step 0 of the published
+    clutter removal; both modes are the same.
+
+    Parameters
+    ----------
+    values
+        Reflectivity in dBZ, (Index), NaN where `filter_low_confidence` took it away.
+    correlation
+        ``CorrelationCoefficient``, (Index), NaN likewise.
+    altitude_at_km
+        Altitude of each bin, (Index).
+
+    Returns
+    -------
+    True where a bin stays, (Index).
+    """
+    spec = spec or RadarQualitySpec()
+    with np.errstate(invalid="ignore"):
+        bad = (values < spec.correlation_below_dbz) & (correlation < spec.correlation)
+        bad |= (
+            (values < spec.correlation_aloft_below_dbz)
+            & (correlation < spec.correlation_aloft)
+            & (altitude_at_km >= spec.correlation_aloft_from_km)
+        )
+    return ~bad
+
+
+def remove_clutter(
+    codes: np.ndarray,
+    altitude_km: npt.ArrayLike,
+    packing: Packing,
+    mode: Mode | None = None,
+    *,
+    spec: RadarQualitySpec | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Take clutter and speckle out of a volume: their bins get the packing's clutter code.
+
+    Each step sees what the one before left; only echoes count, whatever code stands elsewhere.
+
+    1. Speckle: at each level, an echo goes if at most 32 % of the 5 x 5 bins around it have one (8 of 25).
+    2. Weak echo at low levels, unless ``spec.weak_low_level_echo`` is off: first echoes below 10 dBZ up to 4 km.
+       Then whole columns: with max the largest reflectivity of the column or 0, top(t) the highest altitude with
+       more than t dBZ or 0, and base the lowest with more than 0 dBZ or 0, a column goes if
+       max < 20 and top(0) <= 4 and base <= 3; or max < 10 and top(0) <= 5 and base <= 3; or
+       0 < top(5) <= 5 and top(15) <= 3; or 0 < top(15) < 2.
+    3. Below anvils: where the first level from 4 km up has no echo, but some level above and some below has, all
+       levels below go.
+    4. Speckle again.
+
+    ``published`` repeats the published program bit for bit, ``fixed`` what its comments say it does. They differ in:
+
+    - speckle at the edges: published counts wrap round to the opposite edge of the domain; fixed ones take the
+      same share of those bins of the window that lie in the domain;
+    - base: published is the smallest over all levels of (altitude where echo is above 0 dBZ, else 0), which is 0
+      unless every level has such an echo, so that the condition on it almost always holds;
+    - below anvils: published leaves the topmost level out of "above" and the level next below 4 km out of
+      "below".
+
+    Values are compared as codes, so a reflectivity within half a step of a threshold counts as the value that is
+    stored. Volumes without a level from 4 km up skip step 3 (the published program fails).
+
+    Parameters
+    ----------
+    codes
+        Packed reflectivity (altitude, y, x) on the native grid with all its levels.
+    altitude_km
+        Ascending.
+    packing
+        Of the codes, with codes for echo and clutter.
+    mode
+        ``None`` takes ``spec.mode``.
+    out
+        Where to put the result, ``codes`` itself for doing it in place; ``None`` for a new array.
+
+    Returns
+    -------
+    The codes, of the same shape and dtype.
+
+    Raises
+    ------
+    SchemaError
+        If the packing has no such codes, or altitudes do not ascend.
+    """
+    spec = spec or RadarQualitySpec()
+    published = (spec.mode if mode is None else RadarQualitySpec(mode=mode).mode) == "published"
+    altitude = np.asarray(altitude_km, np.float64)
+    if packing.clutter is None or packing.echo_minimum is None or packing.clutter >= packing.echo_minimum:
+        raise SchemaError(
+            f"packing: got clutter={packing.clutter}, echo_minimum={packing.echo_minimum}; expected a code for "
+            "clutter below those of echoes. Take the packing of a radar channel."
+        )
+    if altitude.shape != codes.shape[:1] or not (np.diff(altitude) > 0).all():
+        raise SchemaError(
+            f"altitude_km: got {altitude.tolist()}; expected ascending values, one for each of the "
+            f"{codes.shape[0]} levels. Pass the volume's whole altitude axis."
+        )
+    if out is None:
+        out = codes.copy()
+    elif out is not codes:
+        np.copyto(out, codes)
+    volume = _Volume(out, altitude, packing, int(packing.echo_minimum), published)
+    volume.remove_speckle(spec)
+    if spec.weak_low_level_echo:
+        volume.remove_weak_low_levels(spec)
+        volume.remove_weak_columns(spec)
+    volume.remove_below_anvils(spec)
+    volume.remove_speckle(spec)
+    return out
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """A volume that is being cleaned in place, a level at a time to save memory."""
+
+    codes: np.ndarray
+    altitude: np.ndarray
+    packing: Packing
+    first: int
+    published: bool
+
+    def remove_speckle(self, spec: RadarQualitySpec) -> None:
+        size = spec.speckle_window
+        cells = np.full(self.codes.shape[1:], size * size)
+        if not self.published:
+            cells = _box_count(np.ones(cells.shape, bool), size, wrap=False)
+        # Rounded up a little: 0.32 x 25 is 8, whatever floats make of it.
+        few = np.floor(spec.speckle_fraction * cells + 1e-9).astype(np.int32)
+        for level in self.codes:
+            echo = level >= self.first
+            if echo.any():
+                level[echo & (_box_count(echo, size, wrap=self.published) <= few)] = self.packing.clutter
+
+    def remove_weak_low_levels(self, spec: RadarQualitySpec) -> None:
+        weak = self._at_least(spec.low_level_dbz)
+        low = int(np.searchsorted(self.altitude, spec.low_level_km, side="right"))
+        for level in self.codes[:low]:
+            level[(level >= self.first) & (level < weak)] = self.packing.clutter
+
+    def remove_weak_columns(self, spec: RadarQualitySpec) -> None:
+        top = {dbz: self._top(dbz) for dbz in (0.0, 5.0, 15.0)}
+        base, strongest = self._base(), self.codes.max(axis=0)
+        low_base = base <= spec.column_base_km
+
+        def weaker(dbz: float) -> np.ndarray:
+            return (strongest < self._at_least(dbz)) & (dbz > 0.0)  # the maximum is at least 0 dBZ
+
+        bad = weaker(spec.weak_column_dbz) & (top[0.0] <= spec.weak_column_top_km) & low_base
+        bad |= weaker(spec.faint_column_dbz) & (top[0.0] <= spec.faint_column_top_km) & low_base
+        shallow = (top[5.0] > 0) & (top[5.0] <= spec.shallow_top5_km)
+        bad |= shallow & (top[15.0] <= spec.shallow_top15_km)
+        bad |= (top[15.0] > 0) & (top[15.0] < spec.lowest_top15_km)
+        self._remove(self.codes, bad)
+
+    def remove_below_anvils(self, spec: RadarQualitySpec) -> None:
+        base = int(np.searchsorted(self.altitude, spec.anvil_base_km))
+        if base == len(self.altitude):
+            return
+        above, below = (base, len(self.altitude) - 1), (0, max(base - 1, 0))
+        if not self.published:
+            above, below = (base + 1, len(self.altitude)), (0, base)
+        bad = ~(self.codes[base] >= self.first) & self._any(*above) & self._any(*below)
+        self._remove(self.codes[: base + 1], bad)
+
+    def _remove(self, levels: np.ndarray, columns: np.ndarray) -> None:
+        for level in levels:
+            level[columns & (level >= self.first)] = self.packing.clutter
+
+    def _any(self, start: int, stop: int) -> np.ndarray:
+        found = np.zeros(self.codes.shape[1:], bool)
+        for level in self.codes[start:stop]:
+            found |= level >= self.first
+        return found
+
+    def _top(self, dbz: float) -> np.ndarray:
+        top = np.zeros(self.codes.shape[1:])
+        for z, level in zip(self.altitude, self.codes, strict=True):
+            top[level >= self._above(dbz)] = z
+        return top
+
+    def _base(self) -> np.ndarray:
+        positive = self._above(0.0)
+        if self.published:
+            everywhere = np.ones(self.codes.shape[1:], bool)
+            for level in self.codes:
+                everywhere &= level >= positive
+            return np.where(everywhere, self.altitude[0], 0.0)
+        base = np.zeros(self.codes.shape[1:])
+        for z, level in zip(self.altitude[::-1], self.codes[::-1], strict=True):
+            base[level >= positive] = z
+        return base
+
+    def _at_least(self, dbz: float) -> int:
+        # Smallest code of this value or more; the rounding undoes that of the division.
+        return max(math.ceil(self._position(dbz)), self.first)
+
+    def _above(self, dbz: float) -> int:
+        return max(math.floor(self._position(dbz)) + 1, self.first)
+
+    def _position(self, dbz: float) -> float:
+        return round((dbz - self.packing.add_offset) / self.packing.scale_factor, 6)
+
+
+def _box_count(mask: np.ndarray, size: int, *, wrap: bool) -> np.ndarray:
+    """Count the set bins in the square window round each bin."""
+    half = size // 2
+    counts: np.ndarray = mask.astype(np.uint8 if size * size < 256 else np.uint32)
+    padded = np.pad(counts, half, mode="wrap" if wrap else "constant")
+    height, width = mask.shape
+    columns = padded[:height].copy()
+    for k in range(1, size):
+        columns += padded[k : k + height]
+    counts[:] = columns[:, :width]
+    for k in range(1, size):
+        counts += columns[:, k : k + width]
+    return counts

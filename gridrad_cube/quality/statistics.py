@@ -1,0 +1,299 @@
+"""Statistics of patches, from packed codes.
+
+Sums of 8- and 16-bit codes and of their squares are exact (integers held in float64, below 2**53), so the
+statistics do not depend on how pixels are chunked, ordered or summed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
+from gridrad_cube.schema import Channel, Flag, Packing, SchemaError, statistics_of
+
+#: Numbers summed at once: 2**20 squares of 16-bit codes stay below 2**53.
+_EXACT = 2**20
+#: Logarithms of rain take smaller rates as this one, mm/h: the step of the packing.
+LEAST_RAIN = 0.01
+Curve = Literal["power", "log10", "none"]
+_DATA, _NO_ECHO, _MISSING, _OUT_OF_RANGE, _NON_FINITE = range(5)
+
+
+def patch_statistics(
+    codes: np.ndarray, packing: Packing, channel: Channel, patch: int
+) -> dict[str, np.ndarray]:
+    """Compute the statistics of every patch of a crop.
+
+    Over the patch's data pixels: observed ones and, for channels with echoes (radar and rain), those with an
+    echo. `std` is that of a population. In a patch without data pixels everything but fractions is NaN.
+
+    Parameters
+    ----------
+    codes
+        Packed pixels ([altitude,] height, width), whole patches high and wide.
+    packing
+        What the codes mean. For a float variable without a valid range, the range that the channel's own
+        packing can hold.
+    patch
+        Edge of a patch in pixels.
+
+    Returns
+    -------
+    float32 arrays ([altitude,] row, col):
+
+    - ``valid_fraction``: observed pixels, echo or not, over all pixels of the patch, padding among them;
+    - ``mean``, ``std``, ``minimum``, ``maximum`` in the channel's units;
+    - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`);
+    - channels with echoes: ``echo_fraction``, echo pixels over observed pixels (NaN if none is); and
+      ``mean_linear``, for dBZ ``10 log10(mean(10 ** (dBZ / 10)))`` over echo pixels. Where the unit is not
+      dBZ (rain, echo-top height and all others) it is the plain mean again;
+    - rain: ``mean_log10`` and ``std_log10``, those of the decimal logarithm of mm/h;
+
+    and ``pixel_flags``, uint16: the bits that pixels alone decide (``some_missing``, ``all_missing``,
+    ``out_of_valid_range``, ``non_finite``, ``constant``, ``no_echo``).
+
+    Raises
+    ------
+    SchemaError
+        If the codes are not whole patches, or of another dtype than the packing's.
+    """
+    if codes.dtype.newbyteorder("=") != np.dtype(packing.dtype):
+        raise SchemaError(f"codes: got {codes.dtype}; expected {packing.dtype}, as the packing says")
+    codes = codes.astype(packing.dtype, copy=False)
+    *lead, height, width = codes.shape
+    if height % patch or width % patch:
+        raise SchemaError(
+            f"codes: got {height} x {width} px; expected whole patches of {patch} px. Cut them with tiling.cut()."
+        )
+    shape = (*lead, height // patch, width // patch)
+    packing = _with_valid_range(packing, channel)
+    curve: Curve = "power" if channel.units == "dBZ" else "log10" if channel.kind == "rain" else "none"
+    table = _table(packing, curve) if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2 else None
+    work = _Work(packing, table, channel.has_echo, curve, np.empty((patch, patch)))
+    names = (*statistics_of(channel), "pixel_flags")
+    out = {name: np.full(shape, np.nan, np.float32) for name in names if name != "pixel_flags"}
+    out["pixel_flags"] = np.zeros(shape, np.uint16)
+    for level in np.ndindex(*lead):
+        for row in range(shape[-2]):
+            band = codes[(*level, slice(row * patch, (row + 1) * patch))]
+            for col, sums in enumerate(work.sum_band(band, patch)):
+                for name, value in work.finish(sums, patch * patch).items():
+                    if name in out:
+                        out[name][(*level, row, col)] = value
+    return out
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What each code of an 8- or 16-bit packing is, by its unsigned value."""
+
+    kinds: np.ndarray
+    low: int  # codes from low to high are all data
+    high: int
+    curve: np.ndarray | None  # of `_curve`
+
+
+@functools.lru_cache(maxsize=64)
+def _table(packing: Packing, shape: Curve) -> _Table:
+    dtype = np.dtype(packing.dtype)
+    info = np.iinfo(dtype)
+    codes = np.arange(info.min, info.max + 1, dtype=np.int64).astype(dtype)
+    kinds = np.full(codes.size, _NO_ECHO, np.uint8)
+    kinds[packing.echo(codes)] = _DATA
+    kinds[packing.out_of_valid_range(codes)] = _OUT_OF_RANGE
+    kinds[packing.not_finite(codes)] = _NON_FINITE
+    kinds[packing.missing(codes)] = _MISSING
+    edges = np.flatnonzero(np.diff(np.r_[False, kinds == _DATA, False].astype(np.int8)))
+    runs = edges.reshape(-1, 2)
+    first, stop = max(runs.tolist(), key=lambda run: run[1] - run[0], default=(1, 1))
+    order = np.argsort(codes.view(f"u{dtype.itemsize}"), kind="stable")
+    physical = codes[order].astype(np.float64) * packing.scale_factor + packing.add_offset
+    return _Table(kinds[order], first + info.min, stop - 1 + info.min, _curve(physical, shape))
+
+
+def _curve(physical: np.ndarray, shape: Curve) -> np.ndarray | None:
+    """Linear reflectivity of dBZ, logarithm of rain."""
+    if shape == "power":
+        with np.errstate(over="ignore"):  # values that no radar gives
+            return np.asarray(10.0 ** (physical / 10.0))
+    return np.log10(np.maximum(physical, LEAST_RAIN)) if shape == "log10" else None
+
+
+def _with_valid_range(packing: Packing, channel: Channel) -> Packing:
+    has_range = packing.valid_minimum is not None or packing.valid_maximum is not None
+    if np.dtype(packing.dtype).kind != "f" or has_range:
+        return packing
+    own = channel.packing
+    low = own.valid_minimum if own.echo_minimum is None else own.echo_minimum
+    high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum
+    if low is None:
+        return packing
+    limits = (code * own.scale_factor + own.add_offset for code in (low, high))
+    return replace(packing, valid_minimum=next(limits), valid_maximum=next(limits))
+
+
+@dataclass
+class _Sums:
+    """Counts, and mean, deviation and extremes of the data pixels in codes."""
+
+    data: int = 0
+    observed: int = 0
+    flags: int = 0
+    mean: float = np.nan
+    std: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    curve_mean: float = np.nan
+    curve_std: float = np.nan
+    dead_lines: float = np.nan
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How patches of one variable are summed, with a buffer for one patch."""
+
+    packing: Packing
+    table: _Table | None
+    has_echo: bool
+    shape: Curve
+    buffer: np.ndarray
+
+    def sum_band(self, band: np.ndarray, patch: int) -> Iterator[_Sums]:
+        """Sum the patches of a band of pixels one patch high."""
+        cells = [band[:, start : start + patch] for start in range(0, band.shape[1], patch)]
+        if self.table is None:
+            yield from map(self.plain, cells)
+            return
+        # Down the columns first: whole rows of the band at a time, which processors do in parallel.
+        low = band.min(axis=0).reshape(-1, patch).min(axis=1).tolist()
+        high = band.max(axis=0).reshape(-1, patch).max(axis=1).tolist()
+        yield from map(self.exact, cells, low, high)
+
+    def exact(self, pixels: np.ndarray, low: int, high: int) -> _Sums:
+        """Sum a patch of 8- or 16-bit codes whose smallest and largest code are known."""
+        table = self.table
+        assert table is not None
+        unsigned = pixels.view(f"u{pixels.dtype.itemsize}")
+        if low == high:
+            return self._uniform(int(table.kinds[unsigned[0, 0]]), low, pixels.size, unsigned[0, 0])
+        if table.low <= low and high <= table.high:
+            np.copyto(self.buffer, pixels)
+            sums = _moments(self.buffer.reshape(-1), pixels.size)
+            sums.observed, chosen, kinds = pixels.size, unsigned, None
+        else:
+            kinds = np.take(table.kinds, unsigned)
+            is_data = kinds == _DATA
+            values = pixels[is_data]
+            sums = _moments(values.astype(np.float64), values.size)
+            self._count(sums, kinds)
+            chosen = unsigned[is_data]
+            low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if sums.data:
+            sums.low, sums.high = low, high
+            if table.curve is not None:
+                self._add_curve(sums, table.curve[chosen])
+            sums.dead_lines = self._dead_lines(pixels, kinds)
+        return sums
+
+    def plain(self, pixels: np.ndarray) -> _Sums:
+        """Sum a patch of wide integers or floats, in float64."""
+        kinds = np.full(pixels.shape, _NO_ECHO, np.uint8)
+        kinds[self.packing.echo(pixels)] = _DATA
+        kinds[self.packing.out_of_valid_range(pixels)] = _OUT_OF_RANGE
+        kinds[self.packing.not_finite(pixels)] = _NON_FINITE
+        kinds[self.packing.missing(pixels)] = _MISSING
+        values = pixels[kinds == _DATA].astype(np.float64)
+        sums = _Sums(data=values.size)
+        self._count(sums, kinds)
+        if values.size:
+            sums.low, sums.high = float(values.min()), float(values.max())
+            with np.errstate(over="ignore", invalid="ignore"):
+                away = values - sums.low
+                sums.mean, sums.std = sums.low + float(away.mean()), float(away.std())
+            curve = _curve(values * self.packing.scale_factor + self.packing.add_offset, self.shape)
+            if curve is not None:
+                self._add_curve(sums, curve)
+            sums.dead_lines = self._dead_lines(pixels, kinds)
+        return sums
+
+    def finish(self, sums: _Sums, pixels: int) -> dict[str, float]:
+        """Physical statistics of a patch, and its flags."""
+        scale, offset = self.packing.scale_factor, self.packing.add_offset
+        flags = sums.flags
+        if not sums.observed:
+            flags |= Flag.all_missing
+        elif self.has_echo and not sums.data:
+            flags |= Flag.no_echo
+        if sums.data == sums.observed >= 2 and sums.low == sums.high:
+            flags |= Flag.constant
+        mean = linear = sums.mean * scale + offset
+        if self.shape == "power" and sums.data:
+            linear = 10.0 * math.log10(sums.curve_mean)
+        low, high = sorted((sums.low * scale + offset, sums.high * scale + offset))
+        return {
+            "valid_fraction": sums.observed / pixels,
+            "mean": mean,
+            "std": sums.std * abs(scale),
+            "minimum": low,
+            "maximum": high,
+            "dead_lines": sums.dead_lines,
+            "echo_fraction": sums.data / sums.observed if sums.observed else np.nan,
+            "mean_linear": linear,
+            "mean_log10": sums.curve_mean,
+            "std_log10": sums.curve_std,
+            "pixel_flags": int(flags),
+        }
+
+    def _uniform(self, kind: int, code: int, size: int, unsigned: np.integer) -> _Sums:
+        if kind != _DATA:
+            sums = _Sums()
+            self._count(sums, np.array([kind], np.uint8), size)
+            return sums
+        curve = self.table.curve[unsigned] if self.table and self.table.curve is not None else np.nan
+        return _Sums(size, size, 0, code, 0.0, code, code, float(curve), 0.0, 0.0)
+
+    def _add_curve(self, sums: _Sums, values: np.ndarray) -> None:
+        sums.curve_mean = float(values.mean())
+        if self.shape == "log10":
+            sums.curve_std = float(values.std())
+
+    def _count(self, sums: _Sums, kinds: np.ndarray, weight: int = 1) -> None:
+        counts = {kind: int(np.count_nonzero(kinds == kind)) * weight for kind in range(1, 5)}
+        sums.observed = sums.data + counts[_NO_ECHO]
+        for kind, flag in (
+            (_MISSING, Flag.some_missing), (_OUT_OF_RANGE, Flag.out_of_valid_range), (_NON_FINITE, Flag.non_finite),
+        ):  # fmt: skip
+            if counts[kind]:
+                sums.flags |= int(flag)
+
+    def _dead_lines(self, pixels: np.ndarray, kinds: np.ndarray | None) -> float:
+        observed, data = (None, None) if kinds is None else (kinds <= _NO_ECHO, kinds == _DATA)
+        if not may_hold_dead_line(pixels, observed, data):
+            return 0.0
+        # Two steps of the packing: nearer values may differ by rounding alone.
+        step = 1.0
+        if pixels.dtype.kind == "f":
+            step = float(np.finfo(pixels.dtype).eps) * float(np.abs(pixels[data]).max())
+        return float(count_dead_lines(pixels.astype(np.float64), observed, data, 2.0 * step))
+
+
+def _moments(values: np.ndarray, count: int) -> _Sums:
+    """Mean and population deviation of integers held in float64, exact up to the last division."""
+    sums = _Sums(data=count)
+    if not count:
+        return sums
+    total = squares = 0
+    for start in range(0, count, _EXACT):
+        part = values[start : start + _EXACT]
+        total += int(part.sum())
+        # Not a BLAS product: its threads would fight with those of other workers over a core.
+        squares += int(np.einsum("i,i->", part, part))
+    sums.mean = total / count
+    sums.std = math.sqrt(count * squares - total * total) / count
+    return sums

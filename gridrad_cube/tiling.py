@@ -1,0 +1,266 @@
+"""From a scene to crops of whole patches, every coordinate kept. No disk, no torch.
+
+A window is a rectangle of pixels of a scene, whole patches high and wide; it may reach past the scene's edges,
+where the crop holds the code for "not observed". A crop's pixels are viewed as patches by `patches`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.geometry import mean_position, wrap_longitude
+from gridrad_cube.schema import Packing, SchemaError, TileSpec
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels of a scene; ``y`` and ``x`` may be negative and its ends may lie past the scene."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+
+def crop_shape(
+    shape: tuple[int, int], spec: TileSpec, lattice_origin: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Height and width in pixels of every window that `windows` gives for a scene of this shape.
+
+    The same as ``spec.crop`` where that is given; else the scene's shape, padded to whole patches. With a
+    ``lattice_origin`` the padding before the scene counts too, so two scenes of one shape may differ. A store
+    has one crop shape: take the largest of its scenes' and put it into every window
+    (``dataclasses.replace(window, height=..., width=...)``); the rest is padding.
+
+    Raises
+    ------
+    SchemaError
+        If the scene is smaller than one patch.
+    """
+    _check_size(shape, spec.patch)
+    if spec.crop is not None:
+        return spec.crop
+    before = _before(spec, lattice_origin)
+    height, width = (
+        -(-(size + pad) // spec.patch) * spec.patch for size, pad in zip(shape, before, strict=True)
+    )
+    return height, width
+
+
+def windows(
+    shape: tuple[int, int], spec: TileSpec, scene_id: str, lattice_origin: tuple[int, int] | None = None
+) -> list[Window]:
+    """Place the windows of a scene, in raster order.
+
+    ``scene``: one window of all pixels. ``tiles``: windows of ``spec.crop`` side by side until all pixels are
+    covered. ``center``: one in the middle. ``random``: one, uniform over the offsets that keep it inside the
+    scene; its place is a function of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change
+    it. A scene smaller than the window in a direction has it at offset 0 there, padded.
+
+    Parameters
+    ----------
+    shape
+        Height and width of the scene in pixels.
+    scene_id
+        What tells the scene from all others, such as its path below the source root.
+    lattice_origin
+        Where the scene's pixel (0, 0) lies on a lattice that scenes share (see
+        `gridrad_cube.geometry.lattice_origin`). Windows of
+        ``scene`` and ``tiles`` then start at multiples of ``spec.patch`` on the lattice, up to one patch before
+        the scene, so that the patches of overlapping scenes coincide. ``random`` and ``center`` do not use it.
+
+    Raises
+    ------
+    SchemaError
+        If the scene is smaller than one patch.
+    """
+    height, width = crop_shape(shape, spec, lattice_origin)
+    if spec.placement in ("scene", "tiles"):
+        top, left = _before(spec, lattice_origin)
+        return [
+            Window(y, x, height, width)
+            for y in range(-top, shape[0], height)
+            for x in range(-left, shape[1], width)
+        ]
+    free_y, free_x = max(shape[0] - height, 0), max(shape[1] - width, 0)
+    if spec.placement == "center":
+        return [Window(free_y // 2, free_x // 2, height, width)]
+    digest = hashlib.blake2b(f"{spec.seed}\n{scene_id}".encode(), digest_size=32).digest()
+    draws = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little")
+    # A 128-bit integer times the number of offsets, shifted: uniform but for one part in 2**100.
+    y, x = (draw * (free + 1) >> 128 for draw, free in zip(draws, (free_y, free_x), strict=True))
+    return [Window(y, x, height, width)]
+
+
+def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
+    """Cut a window out of a scene as a crop, padded where it reaches past the scene.
+
+    Reads the window of each channel and no more (lazy scenes stay on disk otherwise). A channel whose window
+    needs no padding and lies contiguous in memory is handed on as a view of the scene.
+
+    Parameters
+    ----------
+    scene
+        Channels of packed codes on ``(y, x)`` or ``(altitude, y, x)``; ``latitude`` and ``longitude`` on ``y`` and
+        ``x``, or both on ``(y, x)``; scalar ``time``; optional ``observation_time (y)``.
+    window
+        Whole patches high and wide.
+    patch
+        Edge of a patch in pixels.
+
+    Returns
+    -------
+    The channels with exactly the window's shape, outside the scene filled with the packing's not-observed
+    code; with coordinates on ``(row, col)``: ``latitude`` and ``longitude``, the mean position of the patch's
+    pixels inside the scene (NaN where it has none); ``padding``, whether it has none; ``corner_latitude`` and
+    ``corner_longitude (row, col, corner)``, its outermost pixels inside the scene. Further ``time``,
+    ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time (row)``, the mean of its
+    lines, and the scene's attributes.
+
+    Raises
+    ------
+    SchemaError
+        If the window is not whole patches, or padding is needed and a packing has no code for it.
+    """
+    if window.height % patch or window.width % patch:
+        raise SchemaError(
+            f"window: got {window.height} x {window.width} px; expected whole patches of {patch} px. "
+            "Take windows() of the same spec."
+        )
+    shape = scene.sizes["y"], scene.sizes["x"]
+    rows = _blocks(window.y, window.height // patch, patch, shape[0])
+    cols = _blocks(window.x, window.width // patch, patch, shape[1])
+    channels = {
+        str(name): _cut_channel(variable, window)
+        for name, variable in scene.data_vars.items()
+        if variable.dims[-2:] == ("y", "x")
+    }
+    coords = {**_positions(scene, rows, cols), "y_origin": ((), window.y), "x_origin": ((), window.x)}
+    if "time" in scene.coords:
+        coords["time"] = scene["time"].variable
+    if "altitude" in scene.coords:
+        coords["altitude"] = scene["altitude"].variable
+    if "observation_time" in scene.coords:
+        coords["observation_time"] = ("row", _mean_times(scene["observation_time"].values, rows))
+    return xr.Dataset(channels, coords, attrs=dict(scene.attrs))
+
+
+def patches(array: np.ndarray, patch: int) -> np.ndarray:
+    """View an array (..., height, width) as its patches: (..., row, col, patch, patch). Copies nothing.
+
+    Raises
+    ------
+    SchemaError
+        If the array is not whole patches high and wide.
+    """
+    *lead, height, width = array.shape
+    if height % patch or width % patch:
+        raise SchemaError(
+            f"array: got {height} x {width} px; expected whole patches of {patch} px. Cut it with tiling.cut()."
+        )
+    return array.reshape(*lead, height // patch, patch, width // patch, patch).swapaxes(-3, -2)
+
+
+def assemble(blocks: np.ndarray) -> np.ndarray:
+    """Put patches (..., row, col, patch, patch) together again: (..., height, width), the inverse of `patches`."""
+    *lead, rows, cols, height, width = blocks.shape
+    return blocks.swapaxes(-3, -2).reshape(*lead, rows * height, cols * width)
+
+
+def _check_size(shape: tuple[int, int], patch: int) -> None:
+    if min(shape) < patch:
+        raise SchemaError(
+            f"scene: smaller than one patch, got {shape[0]} x {shape[1]} px; expected at least {patch} x {patch}. "
+            f"Pass a smaller --patch, at most {min(shape)}."
+        )
+
+
+def _before(spec: TileSpec, origin: tuple[int, int] | None) -> tuple[int, int]:
+    # Pixels of padding before the scene, so that windows start on the lattice of patches.
+    if origin is None or spec.placement not in ("scene", "tiles"):
+        return 0, 0
+    return origin[0] % spec.patch, origin[1] % spec.patch
+
+
+def _blocks(offset: int, count: int, patch: int, size: int) -> list[tuple[int, int]]:
+    # Start and stop of each patch on one axis of the scene; start == stop where it lies outside.
+    edges = np.clip(offset + patch * np.arange(count + 1), 0, size)
+    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+
+
+def _cut_channel(variable: xr.DataArray, window: Window) -> tuple[tuple[str, ...], np.ndarray, dict]:
+    height, width = variable.shape[-2:]
+    y0, y1 = (min(max(edge, 0), height) for edge in (window.y, window.y + window.height))
+    x0, x1 = (min(max(edge, 0), width) for edge in (window.x, window.x + window.width))
+    dims = tuple(str(dim) for dim in variable.dims)
+    inside = variable.variable[..., y0:y1, x0:x1].values
+    if inside.shape[-2:] == (window.height, window.width):
+        return dims, np.ascontiguousarray(inside), variable.attrs
+    fill = np.nan
+    if variable.dtype.kind != "f":
+        code = Packing.from_attributes(variable.attrs, variable.dtype).fill_value
+        if code is None:
+            raise SchemaError(
+                f"{variable.name}: the window needs padding but the packing has no code for a missing pixel, "
+                f"got attributes {sorted(variable.attrs)}; expected _FillValue. "
+                "Give the variable one, or take a crop that fits into the scene."
+            )
+        fill = code
+    out = np.full((*variable.shape[:-2], window.height, window.width), fill, variable.dtype)
+    out[..., y0 - window.y : y1 - window.y, x0 - window.x : x1 - window.x] = inside
+    return dims, out, variable.attrs
+
+
+def _positions(scene: xr.Dataset, rows: list[tuple[int, int]], cols: list[tuple[int, int]]) -> dict:
+    latitude, longitude = (np.asarray(scene[name].values, np.float64) for name in ("latitude", "longitude"))
+    centre = np.full((2, len(rows), len(cols)), np.nan)
+    corner = np.full((2, len(rows), len(cols), 4), np.nan)
+    if latitude.ndim == 1:
+        mean_latitude = [_mean_position(latitude[a:b], np.zeros(b - a))[0] for a, b in rows]
+        mean_longitude = [_mean_position(np.zeros(b - a), longitude[a:b])[1] for a, b in cols]
+    for r, (y0, y1) in enumerate(rows):
+        for c, (x0, x1) in enumerate(cols):
+            if y0 == y1 or x0 == x1:
+                continue
+            ys, xs = [y0, y0, y1 - 1, y1 - 1], [x0, x1 - 1, x0, x1 - 1]
+            if latitude.ndim == 1:
+                centre[:, r, c] = mean_latitude[r], mean_longitude[c]
+                corner[:, r, c] = latitude[ys], longitude[xs]
+            else:
+                centre[:, r, c] = _mean_position(latitude[y0:y1, x0:x1], longitude[y0:y1, x0:x1])
+                corner[:, r, c] = latitude[ys, xs], longitude[ys, xs]
+    empty = [[y0 == y1 or x0 == x1 for x0, x1 in cols] for y0, y1 in rows]
+    north, east = {"units": "degrees_north"}, {"units": "degrees_east"}
+    return {
+        "latitude": (("row", "col"), centre[0], north | {"standard_name": "latitude"}),
+        "longitude": (("row", "col"), centre[1], east | {"standard_name": "longitude"}),
+        "corner_latitude": (("row", "col", "corner"), corner[0], north),
+        "corner_longitude": (("row", "col", "corner"), corner[1], east),
+        "padding": (("row", "col"), np.array(empty)),
+    }
+
+
+def _mean_position(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float, float]:
+    # One patch at a time: a patch is narrow, a whole crop may go round the globe.
+    if not latitude.size:
+        return np.nan, np.nan
+    low, high = longitude.min(), longitude.max()  # NaN where any is
+    if high - low < 180.0 and not np.isnan(latitude.min()):
+        return float(latitude.mean()), float(wrap_longitude(longitude.mean()))
+    lat, lon = mean_position(latitude, longitude, axis=tuple(range(latitude.ndim)))
+    return float(lat), float(lon)
+
+
+def _mean_times(times: np.ndarray, rows: list[tuple[int, int]]) -> np.ndarray:
+    out = np.full(len(rows), "NaT", "datetime64[s]")
+    for r, (start, stop) in enumerate(rows):
+        known = times[start:stop].astype("datetime64[s]")
+        known = known[~np.isnat(known)]
+        if known.size:
+            out[r] = known[0] + np.timedelta64(round(float((known - known[0]).astype(np.int64).mean())), "s")
+    return out
