@@ -54,6 +54,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("open_"):
+        importlib.import_module(f"{__name__}.query")  # registers the accessor .gridrad
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

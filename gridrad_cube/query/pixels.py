@@ -1,0 +1,225 @@
+"""Pixels of a cube: crops and patches with exact positions, the flat view of patches, radar states masked."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from gridrad_cube.geometry import wrap_longitude
+from gridrad_cube.query.samples import collect, is_embeddings, labels, patch_and_stride
+from gridrad_cube.query.selection import Reject, select
+from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.store import open_packed
+
+
+def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
+    """One crop of a cube with the exact position of every pixel.
+
+    Parameters
+    ----------
+    number
+        Which crop, its row in the store.
+
+    Returns
+    -------
+    Channels on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels on ``y`` and
+    ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column in the source.
+    Pixels of padding have NaN positions. Those of patch centres become ``patch_latitude``,
+    ``patch_longitude``.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such crop, or the dataset does not know its store.
+    """
+    _require_cube(dataset)
+    one = dataset.isel(crop=_position(dataset, "crop", number))
+    return _with_positions(one, dataset, (0, 0)).assign_coords(crop=int(number))
+
+
+def patch(dataset: xr.Dataset, number: int, row: int, col: int) -> xr.Dataset:
+    """One patch of a cube with the exact position of every pixel; see `crop`."""
+    _require_cube(dataset)
+    i, r, c = (_position(dataset, d, n) for d, n in (("crop", number), ("row", row), ("col", col)))
+    size, _ = patch_and_stride(dataset)
+    one = dataset.isel(
+        crop=i, row=r, col=c, y=slice(r * size, (r + 1) * size), x=slice(c * size, (c + 1) * size)
+    )
+    return _with_positions(one, dataset, (r * size, c * size)).assign_coords(
+        crop=int(number), row=int(row), col=int(col)
+    )
+
+
+def _require_cube(dataset: xr.Dataset) -> None:
+    if is_embeddings(dataset):
+        raise SchemaError(".gridrad: embeddings have no pixels. Open the cube they came from with open_cube.")
+
+
+def _position(dataset: xr.Dataset, dim: str, name: int) -> int:
+    names = labels(dataset, dim)
+    found = np.flatnonzero(names == name)
+    if not len(found):
+        raise SchemaError(f".gridrad: no {dim} {name!r}; the cube has {names[0]} to {names[-1]}")
+    return int(found[0])
+
+
+def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int]) -> xr.Dataset:
+    grid = read_grid(dataset, str(one["grid"].values))
+    start = [int(one[f"{axis}_origin"]) + o for axis, o in zip("yx", offset, strict=True)]
+    out = one.rename(latitude="patch_latitude", longitude="patch_longitude")
+    where = {axis: s + np.arange(one.sizes[axis]) for axis, s in zip("yx", start, strict=True)}
+    for name in ("latitude", "longitude"):
+        axes = [str(d).removeprefix("scene_") for d in grid[name].dims]
+        inside = [where[axis] < grid.sizes[f"scene_{axis}"] for axis in axes]
+        values = np.full([one.sizes[axis] for axis in axes], np.nan)
+        picked = grid[name].variable[tuple(where[a][i] for a, i in zip(axes, inside, strict=True))].values
+        values[np.ix_(*inside)] = wrap_longitude(picked) if name == "longitude" else picked
+        out = out.assign_coords({name: (axes, values, grid[name].attrs)})
+    for axis in "yx":
+        out = out.assign_coords({f"scene_{axis}": (axis, where[axis], {"units": "1"})})
+    return out
+
+
+def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
+    """Pixel axes of a source grid, from the store that the dataset was opened from.
+
+    Raises
+    ------
+    SchemaError
+        If the dataset does not know its store, or the store has no such grid.
+    """
+    source = dataset.encoding.get("source")
+    if not source:
+        raise SchemaError(
+            ".gridrad: the dataset does not know its store (no encoding['source']). Use open_cube."
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise SchemaError(f"{source}: {name!r} is no name of a grid")
+    try:
+        return xr.open_zarr(source, group=f"grids/{name}", chunks=None, consolidated=False)
+    except (FileNotFoundError, KeyError) as error:
+        raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
+
+
+def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) -> xr.Dataset:
+    """Every patch of a cube on one dim: the flat lazy view ``(patch, [altitude,] y, x)``.
+
+    Patches of crops that were not written, and of padding, are left out. Pixels are read when asked for, a
+    patch at a time, so select first.
+
+    Parameters
+    ----------
+    channel
+        Names of channels; None for all. With ``reject``, a patch stays if one of them is clean.
+    reject
+        Flags that rule a patch out; none by default, None for the default of each channel.
+
+    Returns
+    -------
+    Channels, flags and statistics on ``patch``, with the coordinates of `within`.
+    """
+    _require_cube(dataset)
+    mask = select(dataset, channel=channel, reject=reject)
+    index = dict(zip(("crop", "row", "col"), np.nonzero(mask), strict=True))
+    if channel is not None:
+        keep = [channel] if isinstance(channel, str) else list(channel)
+        dataset = dataset.drop_vars([n for n in dataset.data_vars if _channel_of(str(n)) not in keep])
+    return collect(dataset, index, "patch")
+
+
+def _channel_of(variable: str) -> str:
+    """The channel that a variable of a cube belongs to: the longest name that it starts with."""
+    owners = [n for n in CHANNELS if variable == n or variable.startswith(f"{n}_")]
+    return max(owners, key=len, default=variable)
+
+
+def reflectivity(
+    dataset: xr.Dataset,
+    *,
+    no_echo: float = np.nan,
+    low_confidence: float = np.nan,
+    channel: str | None = None,
+) -> xr.DataArray:
+    """Radar values with the states that are no echo replaced. Lazy.
+
+    Parameters
+    ----------
+    no_echo
+        Value of bins that were observed and held no echo: NaN, or say 0 or -30 dBZ.
+    low_confidence
+        Value of bins whose echo quality control removed (low confidence, clutter, speckle).
+    channel
+        A channel with echoes; None takes ``reflectivity``, or else ``reflectivity_column_maximum``.
+
+    Returns
+    -------
+    float32; NaN where nothing was observed.
+
+    Raises
+    ------
+    SchemaError
+        If the cube has no such channel.
+    """
+    names = [n for n in CHANNELS if n in dataset.data_vars and CHANNELS[n].has_echo]
+    asked = channel or next((n for n in ("reflectivity", "reflectivity_column_maximum") if n in names), None)
+    if asked not in names:
+        raise SchemaError(
+            f"reflectivity: the dataset has no {asked or 'radar channel'}; expected some of {names}"
+        )
+    variable = dataset[asked].variable
+    packing = _packing(dataset, asked)
+    states = _States(variable, packing, no_echo, low_confidence)
+    attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
+    attributes["comment"] = (
+        f"bins without echo: {no_echo}; bins that quality control removed: {low_confidence}"
+    )
+    out = xr.Variable(variable.dims, indexing.LazilyIndexedArray(states), attributes)
+    return dataset.assign({asked: out})[asked]
+
+
+def _packing(dataset: xr.Dataset, name: str) -> Packing:
+    """The packing of a channel: as the variable still says, else as the store says."""
+    attributes = dict(dataset[name].attrs)
+    if "echo_minimum_code" not in attributes and dataset.encoding.get("source"):
+        attributes = dict(open_packed(dataset.encoding["source"])[name].attrs)
+    if "echo_minimum_code" not in attributes:
+        return CHANNELS[name].packing
+    for key in ("scale_factor", "add_offset", "_FillValue"):  # xarray's own decoding moves them to encoding
+        if key in dataset[name].encoding:
+            attributes.setdefault(key, dataset[name].encoding[key])
+    return Packing.from_attributes(attributes, CHANNELS[name].packing.dtype)
+
+
+class _States(BackendArray):
+    """A decoded radar variable with the codes that are no echo replaced by values."""
+
+    def __init__(
+        self, variable: xr.Variable, packing: Packing, no_echo: float, low_confidence: float
+    ) -> None:
+        self.variable, self.packing = variable, packing
+        self.no_echo, self.low_confidence = np.float32(no_echo), np.float32(low_confidence)
+        self.shape, self.dtype = variable.shape, np.dtype(np.float32)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        values = self.variable[key].values
+        codes = values if values.dtype.kind in "iu" else self._codes(values)
+        out = self.packing.decode(codes) if values.dtype.kind in "iu" else np.array(values, np.float32)
+        for state, value in (("no_echo", self.no_echo), ("low_confidence", self.low_confidence),
+                             ("clutter", self.low_confidence)):  # fmt: skip
+            code = getattr(self.packing, state)
+            if code is not None:
+                out = np.where(codes == code, value, out)
+        return np.asarray(out, np.float32)
+
+    def _codes(self, values: np.ndarray) -> np.ndarray:
+        """Codes from decoded values, of use only below the first echo; NaN stays."""
+        scaled = (values.astype(np.float64) - self.packing.add_offset) / self.packing.scale_factor
+        return np.rint(scaled)

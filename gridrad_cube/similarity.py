@@ -1,0 +1,210 @@
+"""The nearest vectors of a large array: exact, in blocks. Imports numpy only.
+
+A matrix product in float32 finds the rows that can be among the nearest; those few are measured again in
+float64. So the answer depends on the vectors alone: not on the size of the blocks, the number of queries
+asked at once, or how a matrix product rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gridrad_cube.schema import SchemaError
+
+Metric = Literal["cosine", "euclidean"]
+
+#: Rows that one read takes, unless told otherwise.
+BLOCK = 65536
+#: Rows of one matrix product: 4096 x 384 float32 stay in the cache for the pass that takes their lengths.
+TILE = 4096
+#: Queries of one matrix product.
+QUERIES = 256
+#: Up to so many queries are multiplied one by one: a product with a vector waits for memory, not for cores,
+#: and threads that meet after every tile cost more than they give where cores are shared.
+FEW = 4
+
+#: Lengths of vectors whose square float32 holds with its full precision.
+SHORTEST, LONGEST = 1e-15, 1e18
+
+_ROUNDOFF = 2.0**-24
+
+
+class Rows(Protocol):
+    """Vectors as rows: a numpy array, a Zarr array, or anything else that gives rows for a slice."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows and length of a vector."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Rows as something that numpy takes for an array."""
+
+
+def nearest(
+    vectors: Rows,
+    query: npt.ArrayLike,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    mask: npt.ArrayLike | None = None,
+    block: int = BLOCK,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Find the k rows nearest to a query, best first; of equal scores the lower row comes first.
+
+    Exact: every row is compared. Reads ``block`` rows at a time, and none of a block that the mask rules
+    out, so memory is bounded whatever the array is. Rows that hold a NaN or an infinity are never returned,
+    nor, with cosine, rows of zeros, which have no direction. Lengths are squared in float32: a vector
+    longer than 1e18 counts as infinite, and one shorter than 1e-15 has no direction.
+
+    Parameters
+    ----------
+    vectors
+        Shape (N, D), any real dtype, sliced by rows.
+    query
+        One vector, shape (D,), or a batch, shape (Q, D), answered in one pass over the rows.
+    k
+        How many rows to return.
+    metric
+        ``"cosine"``: the score is the cosine of the angle, largest first. ``"euclidean"``: the score is the
+        distance, smallest first.
+    mask
+        Rows that may be returned, booleans of shape (N,).
+    block
+        Rows in one read.
+
+    Returns
+    -------
+    Rows and their scores (float32), each of shape (K,) or (Q, K): K is k, or less where fewer rows may be
+    returned.
+
+    Raises
+    ------
+    SchemaError
+        If the query is not finite, does not fit the vectors, or has no direction (cosine); or if k, the
+        metric, the mask or the block makes no sense.
+    """
+    queries = _check(vectors, query, k, metric, block)
+    allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
+    groups = [_Best(queries[i : i + QUERIES], k, metric) for i in range(0, len(queries), QUERIES)]
+    for start in range(0, vectors.shape[0], block):
+        inside = (
+            np.ones(min(block, vectors.shape[0] - start), bool)
+            if allowed is None
+            else allowed[start:][:block]
+        )
+        wanted = np.flatnonzero(inside)
+        if not len(wanted):
+            continue
+        first, last = int(wanted[0]), int(wanted[-1]) + 1
+        rows = np.asarray(vectors[start + first : start + last])
+        for tile in range(first, last, TILE):
+            here = slice(tile, min(tile + TILE, last))
+            _compare(rows[here.start - first : here.stop - first], inside[here], start + tile, groups)
+    indices = np.concatenate([np.stack(group.rows) for group in groups])
+    scores = np.concatenate([np.stack(group.scores) for group in groups])
+    return (indices[0], scores[0]) if np.ndim(query) == 1 else (indices, scores)
+
+
+class _Best:
+    """The best rows so far for each query of a group."""
+
+    def __init__(self, queries: np.ndarray, k: int, metric: Metric) -> None:
+        self.queries, self.k, self.metric = queries, k, metric
+        self.scores = [np.empty(0, np.float32) for _ in queries]
+        self.rows = [np.empty(0, np.int64) for _ in queries]
+        self.limit = np.full(len(queries), np.inf)  # cost of the k-th best so far
+        self.length = np.sqrt(np.einsum("ij,ij->i", queries, queries))
+        self.matrix = (queries / self.length[:, None] if metric == "cosine" else queries).astype(np.float32)
+
+    def costs(self, part: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Costs (small is near) in float32, shape (rows, queries), and how far off they can be."""
+        # A dot product of D terms is off by at most D roundoffs times both lengths, in whatever order a
+        # matrix product adds; so are the squared lengths. The rest covers conversions to float32.
+        bound = (2 * part.shape[1] + 32) * _ROUNDOFF
+        if len(self.queries) <= FEW:
+            products = np.stack([np.einsum("ij,j->i", part, vector) for vector in self.matrix], axis=1)
+        else:
+            products = part @ self.matrix.T
+        if self.metric == "cosine":
+            return products / -np.sqrt(squares)[:, None], np.full((1, 1), bound, np.float32)
+        sums = squares[:, None] + (self.length**2).astype(np.float32)
+        return sums - 2 * products, bound * sums + np.finfo(np.float32).tiny
+
+    def exact(self, part: np.ndarray, query: int) -> np.ndarray:
+        """Scores from float64, each row by itself, so that equal rows score equally wherever they lie."""
+        vector = self.queries[query]
+        part = part.astype(np.float64)
+        if self.metric == "euclidean":
+            part -= vector
+            return np.sqrt(np.einsum("ij,ij->i", part, part)).astype(np.float32)
+        lengths = np.sqrt(np.einsum("ij,ij->i", part, part)) * self.length[query]
+        return np.clip(np.einsum("ij,j->i", part, vector) / lengths, -1.0, 1.0).astype(np.float32)
+
+    def add(self, query: int, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Merge rows into the best of a query."""
+        rows = np.concatenate([self.rows[query], rows])
+        scores = np.concatenate([self.scores[query], scores])
+        order = np.lexsort((rows, -scores if self.metric == "cosine" else scores))[: self.k]
+        self.rows[query], self.scores[query] = rows[order], scores[order]
+        if len(order) == self.k:
+            worst = float(scores[order[-1]])
+            self.limit[query] = -worst if self.metric == "cosine" else worst**2
+
+
+def _compare(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best]) -> None:
+    """Compare the rows of a tile that lie inside a mask with the best so far."""
+    count = np.count_nonzero(inside)
+    if not count:
+        return
+    rows = np.arange(start, start + len(raw))
+    if 2 * count < len(raw):  # else a product with some rows too many is cheaper than a copy
+        raw, rows, inside = raw[inside], rows[inside], np.ones(count, bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        part = raw.astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", part, part)
+    usable = inside & (squares < LONGEST**2)
+    if groups[0].metric == "cosine":
+        usable &= squares > SHORTEST**2
+    for group in groups:
+        with np.errstate(all="ignore"):  # of rows that are not usable
+            costs, error = group.costs(part, squares)
+            close = (costs - error <= group.limit) & usable[:, None]
+        for query in np.flatnonzero(close.any(axis=0)).tolist():
+            near = np.flatnonzero(close[:, query])
+            if len(near) > group.k:  # a row whose least cost is above the k-th greatest cost is out
+                most = (costs + error)[near, query]
+                least = (costs - error)[near, query]
+                near = near[least <= np.partition(most, group.k - 1)[group.k - 1]]
+            group.add(query, rows[near], group.exact(raw[near], query))
+
+
+def _check(vectors: Rows, query: npt.ArrayLike, k: int, metric: str, block: int) -> np.ndarray:
+    if metric not in ("cosine", "euclidean"):
+        raise SchemaError(f"metric: got {metric!r}; expected 'cosine' or 'euclidean'")
+    if k < 1 or block < 1:
+        raise SchemaError(f"k and block: got {k} and {block}; expected at least 1 of each")
+    if len(vectors.shape) != 2:
+        raise SchemaError(f"vectors: got shape {tuple(vectors.shape)}; expected (rows, features)")
+    queries = np.atleast_2d(np.asarray(query, np.float64))
+    if queries.ndim != 2 or queries.shape[1] != vectors.shape[1] or not len(queries):
+        raise SchemaError(
+            f"query: got shape {np.shape(query)}; expected ({vectors.shape[1]},), the length of the vectors, "
+            f"or a batch (queries, {vectors.shape[1]})"
+        )
+    if not (np.abs(queries) < LONGEST / queries.shape[1]).all():
+        raise SchemaError("query: it holds a NaN, an infinity or a huge number; expected finite numbers")
+    if metric == "cosine" and not (np.abs(queries).max(axis=1) > SHORTEST).all():
+        raise SchemaError("query: a vector of zeros has no direction. Pass metric='euclidean'.")
+    return queries
+
+
+def _check_mask(mask: npt.ArrayLike, rows: int) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != (rows,):
+        raise SchemaError(
+            f"mask: got {mask.dtype} of shape {mask.shape}; expected booleans of shape ({rows},)"
+        )
+    return mask

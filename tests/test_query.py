@@ -1,0 +1,1123 @@
+"""Questions by place, time and likeness: equal to brute force, across the date line, at the poles, at both levels."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gridrad_cube import query, schema, testing
+from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.query import samples, units
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError
+from gridrad_cube.store import PatchReader, open_cube, open_embeddings, open_packed
+
+PATCH, ROWS, COLS, FEATURES = 32, 3, 4, 6
+CHANNEL_NAMES = ("ir_brightness_temperature", "visible_reflectance")
+#: Latitude and longitude of the first patch of each window, and the steps to the next: the plains, the date
+#: line, the pole.
+WINDOWS = ((40.0, -100.0, -1.0, 1.0), (10.0, 178.5, -1.0, 1.0), (89.5, 0.0, -0.25, 90.0))
+
+
+def make_embeddings(times=8, *, level="256", seed=0, channels=CHANNEL_NAMES, rows=ROWS, cols=COLS):
+    """An embedding store in memory: hourly crops of three windows in turn, one row of patches padded."""
+    rng = np.random.default_rng(seed)
+    crops = times * len(WINDOWS)
+    window = np.arange(crops) % len(WINDOWS)
+    row, col = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
+    lat = np.stack([WINDOWS[w][0] + row * WINDOWS[w][2] for w in window])
+    lon = np.stack([(WINDOWS[w][1] + col * WINDOWS[w][3] + 180) % 360 - 180 for w in window])
+    cells = (rows, cols) if level == "256" else ()
+    embedding = rng.standard_normal((crops, len(channels), *cells, FEATURES)).astype("float16")
+    flags = np.zeros((crops, len(channels), rows, cols), np.uint16)
+    flags[0, :, 2, 3] = int(Flag.padding)
+    lat[0, 2, 3] = lon[0, 2, 3] = np.nan
+    flags[3, 1:2] = int(Flag.night)
+    flags[4, 0, 0, 0] = int(Flag.all_missing)
+    if cells:
+        embedding[0, :, 2, 3] = np.nan
+        embedding[4, 0, 0, 0] = np.nan
+    status = np.zeros(crops, np.uint8)
+    status[5] = 2
+    embedding[5] = np.nan
+    start = np.datetime64("2024-05-20T00:00:00", "ns")
+    info = {"format_version": 1, "kind": "embeddings", "level": level, "patch": PATCH, "checkpoint": "abc"}
+    return xr.Dataset(
+        {
+            "embedding": (("crop", "channel", *(("row", "col") if cells else ()), "feature"), embedding),
+            "flags": (("crop", "channel", "row", "col"), flags),
+        },
+        coords={
+            "time": ("crop", start + (np.arange(crops) // len(WINDOWS)) * np.timedelta64(1, "h")),
+            "status": ("crop", status),
+            "latitude": (("crop", "row", "col"), lat),
+            "longitude": (("crop", "row", "col"), lon),
+            "y_origin": ("crop", np.full(crops, 64, np.int32)),
+            "x_origin": ("crop", (window * 1000).astype(np.int32)),
+            "grid": ("crop", np.array([f"g{w}" for w in window], object)),
+            "scene": ("crop", np.array([f"scene{i // 3}" for i in range(crops)], object)),
+            "source": ("crop", np.array([f"a/file{i // 3}.nc" for i in range(crops)], object)),
+            "channel": list(channels),
+            "variable": ("channel", [n.split("@")[0] for n in channels]),
+            "solar_zenith_angle": (("crop", "row", "col"), np.zeros((crops, rows, cols), np.float32)),
+        },
+        attrs={"gridrad_cube": info},
+    )
+
+
+def write(dataset, path):
+    """The dataset as a store on disk, opened as users do."""
+    out = dataset.copy()
+    out["time"].encoding = {"units": schema.TIME_UNITS, "dtype": "int64", "_FillValue": schema.TIME_FILL}
+    for name in ("grid", "scene", "source", "channel", "variable"):
+        out[name] = out[name].astype(np.dtypes.StringDType())
+    out.to_zarr(path, zarr_format=3, consolidated=True)
+    return open_embeddings(path)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    for level in ("256", "2k"):
+        write(make_embeddings(level=level), folder / f"{level}.zarr")
+    return folder
+
+
+@pytest.fixture(params=["memory", "disk"])
+def emb(request, stores):
+    return make_embeddings() if request.param == "memory" else open_embeddings(stores / "256.zarr")
+
+
+def place_of(dataset, crop, row, col):
+    return (
+        dataset.time.values[crop],
+        float(dataset.latitude[crop, row, col]),
+        float(dataset.longitude[crop, row, col]),
+    )
+
+
+def brute_search(
+    dataset,
+    vector,
+    k,
+    keep=lambda c, h, r, q: True,
+    place=None,
+    exclude=(6, 200),
+    separate=None,
+    metric="cosine",
+):
+    """Every sample in a loop: sort by score, leave out neighbours, take k."""
+    v = np.asarray(vector, np.float64)
+    dataset = dataset.compute()
+    hits = []
+    values, flags = dataset.embedding.values.astype(np.float64), dataset.flags.values
+    for sample in np.ndindex(values.shape[:-1]):
+        crop, channel = sample[:2]
+        cell = sample[2:] or (0, 0)
+        x = values[sample]
+        bad = schema.default_reject(
+            "visible" if "visible" in str(dataset.channel.values[channel]) else "infrared"
+        )
+        if (
+            np.isnan(x).any()
+            or dataset.status.values[crop]
+            or flags[(crop, channel, *cell)] & bad
+            or not keep(*sample)
+        ):
+            continue
+        here = place_of(dataset, crop, *cell)
+        if place is not None and exclude and near(here, place, exclude):
+            continue
+        score = (
+            x @ v / np.linalg.norm(x) / np.linalg.norm(v) if metric == "cosine" else -np.linalg.norm(x - v)
+        )
+        hits.append((-np.float32(score), sample, here))
+    hits.sort(key=lambda h: h[:2])
+    out = []
+    for hit in hits:
+        if separate is None or not any(near(hit[2], other[2], separate) for other in out):
+            out.append(hit)
+    return [(h[1], -h[0] if metric == "cosine" else h[0]) for h in out[:k]]
+
+
+def near(a, b, rule):
+    hours = abs((a[0] - b[0]) / np.timedelta64(1, "h"))
+    return hours < rule[0] and great_circle_km(a[1], a[2], b[1], b[2]) < rule[1]
+
+
+def found(answer, dims=("crop", "channel", "row", "col")):
+    names = ["ir_brightness_temperature", "visible_reflectance"]
+    columns = [answer[d].values for d in dims]
+    return [
+        tuple(names.index(v) if isinstance(v, str) else int(v) for v in row)
+        for row in zip(*columns, strict=True)
+    ]
+
+
+# at
+
+
+def test_at_finds_the_patch(emb):
+    one = emb.gridrad.at("2024-05-20T02:10", 39.2, -98.1)
+    assert (int(one.crop), int(one.row), int(one.col)) == (6, 1, 2)
+    assert one.embedding.dims == ("channel", "feature")
+    np.testing.assert_array_equal(one.embedding, emb.embedding[6, :, 1, 2])
+    assert float(one.distance) == pytest.approx(float(great_circle_km(39.2, -98.1, 39, -98)))
+    assert one.time_difference.values == np.timedelta64(-600, "s")
+    assert str(one.source.values) == "a/file2.nc"
+    window = [int(one[n]) for n in ("y_start", "y_stop", "x_start", "x_stop")]
+    assert window == [64 + 32, 64 + 64, 2 * 32, 3 * 32]
+    assert str(one.time.values) == "2024-05-20T02:00:00.000000000"
+
+
+@pytest.mark.parametrize(("longitude", "col"), [(179.6, 1), (-179.6, 2), (180.4, 2), (-180.4, 1), (178.4, 0)])
+def test_at_crosses_the_date_line(emb, longitude, col):
+    one = emb.gridrad.at("2024-05-20", 9, longitude)
+    assert (int(one.crop), int(one.row), int(one.col)) == (1, 1, col)
+
+
+def test_at_works_at_the_pole(emb):
+    one = emb.gridrad.at("2024-05-20", 90, 123, tolerance=60)
+    assert int(one.crop) == 2
+    assert int(one.row) == 0
+    assert float(one.distance) == pytest.approx(0.5 * 111.195, rel=1e-3)
+
+
+def test_at_takes_arrays_of_points(emb):
+    several = emb.gridrad.at(["2024-05-20T00:00", "2024-05-20T03:00"], [40, 9.1], [-100, 179.4])
+    assert several.embedding.dims == ("point", "channel", "feature")
+    assert found(several, ("crop", "row", "col")) == [(0, 0, 0), (10, 1, 1)]
+    same = emb.gridrad.at("2024-05-20T03:00", np.array([40, 9.1]), np.array([-100, 179.4]))
+    assert same.crop.values.tolist() == [9, 10]
+    np.testing.assert_array_equal(same.embedding[1], emb.embedding[10, :, 1, 1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(range(24)),
+    st.floats(-0.45, 0.45),
+    st.floats(-0.45, 0.45),
+    st.integers(0, 2),
+    st.integers(0, 3),
+)
+def test_at_equals_brute_force(crop, dy, dx, row, col):
+    dataset = make_embeddings(seed=1)
+    window = WINDOWS[crop % 3]
+    lat, lon = window[0] + (row + dy) * window[2], window[1] + (col + dx) * window[3]
+    lat = min(lat, 90.0)
+    when = dataset.time.values[crop] + np.timedelta64(20, "m")
+    km = great_circle_km(lat, lon, dataset.latitude.values, dataset.longitude.values)
+    km[5] = np.nan
+    one = (
+        query.at(dataset, when, lat, lon, tolerance=90, time_tolerance="10h") if np.nanmin(km) <= 90 else None
+    )
+    if one is None:
+        with pytest.raises(SchemaError, match="nothing within 90"):
+            query.at(dataset, when, lat, lon, tolerance=90, time_tolerance="10h")
+        return
+    away = np.abs((dataset.time.values - when) / np.timedelta64(1, "s"))
+    keys = [(away[i], km[i, r, c], (i, r, c)) for i, r, c in zip(*np.nonzero(km <= 90), strict=True)]
+    least = min(keys)
+    got = (int(one.crop), int(one.row), int(one.col))
+    assert away[got[0]] == least[0]
+    assert km[got] == pytest.approx(least[1], abs=1e-6)
+
+
+def test_at_prefers_the_nearest_time_that_has_the_place():
+    dataset = make_embeddings()
+    one = dataset.gridrad.at("2024-05-20T01:20", 9, 179.5, time_tolerance="3h")  # crop 4 at 01:00
+    assert int(one.crop) == 4
+    dataset["status"][4] = 1
+    one = dataset.gridrad.at("2024-05-20T01:20", 9, 179.5, time_tolerance="3h")  # so 02:00 is next
+    assert int(one.crop) == 7
+
+
+def test_at_time_alone_gives_the_crops_of_that_time(emb):
+    frame = emb.gridrad.at("2024-05-20T01:05")
+    assert frame.sizes["crop"] == 2  # the third of that time was not written
+    assert set(frame.grid.values) == {"g0", "g1"}
+
+
+def test_at_place_alone_is_a_track(emb):
+    xr.testing.assert_identical(emb.gridrad.at(latitude=39, longitude=-98), emb.gridrad.track(39, -98))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("2024-05-20", 20, 20), r"nothing within 8\d\.\d km \(half the diagonal of a patch\) of latitude 20, "
+         r"longitude 20 near 2024-05-20T00:00:00; the nearest is centred at latitude .* km away. Pass tolerance="),
+        (("2024-05-20", 40, -100.5, 10), r"nothing within 10.0 km \(tolerance\) .* -100.0000 .* 42.6 km away"),
+        (("2024-05-22", 40, -100), "nothing within 60 min of 2024-05-22T00:00:00; the nearest time is "
+         "2024-05-20T07:00:00, 41 h away. Pass time_tolerance="),
+        (("2024-05-20T00:40", 40, -100, None, "5min"), "nothing within 5 min of"),
+        (("2024-05-20", 40), "latitude and longitude belong together"),
+        ((), "got neither time nor place"),
+        ((None, [1, 2], [3, 4]), "an array of places needs time="),
+        (("2024-05-20", 91, 0), "place: got latitude 91"),
+        (("2024-05-20", math.nan, 0), "place: got latitude nan"),
+        (("2024-05-20", [1, 2], [1, 2, 3]), "expected single values, or 1-D arrays of one length"),
+        (("2024-05-20", [[1]], [[1]]), "expected single values, or 1-D arrays of one length"),
+        (("2024-05-20", [], []), "expected single values, or 1-D arrays of one length"),
+        (("tomorrow", 40, -100), "time: cannot read 'tomorrow'; expected UTC such as '2024-05-20'"),
+        (("20240520", 40, -100), "time: cannot read '20240520'"),
+        (("2024-13-20", 40, -100), "time: cannot read '2024-13-20'"),
+        ((np.datetime64("NaT"), 40, -100), "time: got NaT"),
+        ((20240520, 40, -100), "time: got 20240520; expected text"),
+        (("2024-05-20", 40, -100, "far"), "distance: got 'far'; expected kilometres"),
+        (("2024-05-20", 40, -100, -5), "distance: got -5; expected kilometres"),
+        (("2024-05-20", 40, -100, None, "6 fortnights"), "duration: got '6 fortnights'; expected a length of time"),
+        (("2024-05-20", 40, -100, None, 6), "duration: got 6; expected a length of time"),
+    ],
+)  # fmt: skip
+def test_at_refuses(arguments, message):
+    with pytest.raises(SchemaError, match=message):
+        make_embeddings().gridrad.at(*arguments)
+
+
+def test_at_default_tolerance_covers_the_corners_of_a_patch_and_no_more():
+    dataset = make_embeddings()
+    corner = dataset.gridrad.at("2024-05-20T01:00", 37.51, -96.51)  # corner of the last patch of the window
+    assert (int(corner.row), int(corner.col)) == (2, 3)
+    with pytest.raises(SchemaError, match="nothing within"):
+        dataset.gridrad.at("2024-05-20T01:00", 37.4, -96.4)
+
+
+def test_at_a_single_patch_needs_a_tolerance():
+    dataset = make_embeddings(rows=3, cols=4).isel(row=[0], col=[0])
+    with pytest.raises(SchemaError, match="a single patch does not tell its size"):
+        dataset.gridrad.at("2024-05-20", 40, -100)
+    assert int(dataset.gridrad.at("2024-05-20", 40, -100, tolerance=1).crop) == 0
+
+
+def test_at_without_crops_says_so():
+    dataset = make_embeddings()
+    dataset["status"][:] = 2
+    with pytest.raises(SchemaError, match="no crop was written"):
+        dataset.gridrad.at("2024-05-20", 40, -100)
+
+
+# times
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-05-20T21:30", "2024-05-20 21:30:00", "2024-05-20T21:30Z", "2024-05-20T16:30-05:00",
+        "2024-05-20T16:30:00-0500", "2024-05-21T00:30+03", dt.datetime(2024, 5, 20, 21, 30),
+        dt.datetime(2024, 5, 20, 16, 30, tzinfo=dt.timezone(dt.timedelta(hours=-5))),
+        np.datetime64("2024-05-20T21:30"), np.datetime64("2024-05-20T21:30:00.5", "ns"),
+        pd.Timestamp("2024-05-20T16:30", tz="America/Chicago"),
+        xr.DataArray(np.datetime64("2024-05-20T21:30", "ns")),
+    ],
+)  # fmt: skip
+def test_times_are_utc_and_zones_are_converted(value):
+    assert units.as_time(value) == np.datetime64("2024-05-20T21:30:00", "s")
+
+
+@pytest.mark.parametrize(
+    ("time", "start", "stop"),
+    [
+        (("2024-05-20", "2024-05-21"), "2024-05-20T00:00:00", "2024-05-21T00:00:00"),
+        (slice("2024-05-20", "2024-05-21"), "2024-05-20T00:00:00", "2024-05-22T00:00:00"),
+        (slice("2024-05-20T06:00", "2024-05-20T06:00"), "2024-05-20T06:00:00", "2024-05-20T06:01:00"),
+        (slice(None, np.datetime64("2024-05-20T06:00:00")), None, "2024-05-20T06:00:01"),
+        ("2024", "2024-01-01T00:00:00", "2025-01-01T00:00:00"),
+        ("2024-05", "2024-05-01T00:00:00", "2024-06-01T00:00:00"),
+        (dt.date(2024, 5, 20), "2024-05-20T00:00:00", "2024-05-21T00:00:00"),
+        ((None, "2024-05"), None, "2024-05-01T00:00:00"),
+        (("2024-05", None), "2024-05-01T00:00:00", None),
+        (None, None, None),
+    ],
+)
+def test_periods_of_pairs_slices_and_names(time, start, stop):
+    expected = tuple(None if t is None else np.datetime64(t, "s") for t in (start, stop))
+    assert units.as_period(time) == expected
+
+
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        (("2024-05-21", "2024-05-20"), "start is not before stop"),
+        (("2024-05-20", "2024-05-20"), "start is not before stop"),
+        (("2024",), "got 1 values"),
+        (slice("2024", "2025", 2), "slice with step 2"),
+    ],
+)
+def test_periods_refuse(time, message):
+    with pytest.raises(SchemaError, match=message):
+        units.as_period(time)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("6h", 21600), ("90 min", 5400), ("2 days", 172800), ("1.5h", 5400), ("30s", 30), (dt.timedelta(hours=1), 3600),
+     (np.timedelta64(2, "h"), 7200), (None, np.inf), ("6 hours", 21600)],
+)  # fmt: skip
+def test_durations(value, seconds):
+    assert units.as_seconds(value) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "km"), [("200km", 200), ("200 km", 200), ("200", 200), (5, 5), ("500m", 0.5), (None, np.inf)]
+)
+def test_distances(value, km):
+    assert units.as_km(value) == km
+
+
+# within
+
+
+def test_within_takes_a_box_and_a_period(emb):
+    box = emb.gridrad.within((-99.5, 38.5, -97.5, 40.5), ("2024-05-20T01:00", "2024-05-20T03:00"))
+    expected = [
+        (c, h, r, q) for c in (3, 6) for h in (0, 1) for r in (0, 1) for q in (1, 2) if (c, h) != (3, 1)
+    ]
+    assert found(box) == expected
+    assert box.embedding.dims == ("patch", "feature")
+    for i, sample in enumerate(expected):
+        np.testing.assert_array_equal(box.embedding[i], emb.embedding.values[sample])
+    assert set(box.source.values) == {"a/file1.nc", "a/file2.nc"}
+    assert box.flags.dims == ("patch",)
+    np.testing.assert_array_equal(box.y_start, 64 + 32 * box.row)
+    np.testing.assert_array_equal(box.x_stop, 32 * (box.col + 1))
+    assert box.variable.dims == ("patch",)
+    np.testing.assert_array_equal(box.latitude, emb.latitude.values[box.crop, box.row, box.col])
+    assert "status" not in box
+
+
+def test_within_is_lazy(emb):
+    flat = emb.gridrad.within()
+    some = flat.embedding[[5, 2, 40]]
+    at = tuple(flat[d].values[[5, 2, 40]] for d in ("crop", "row", "col"))
+    channel = [found(flat)[i][1] for i in (5, 2, 40)]
+    np.testing.assert_array_equal(some, emb.embedding.values[at[0], channel, at[1], at[2]])
+    np.testing.assert_array_equal(flat.embedding[7, 2:5], flat.embedding.values[7, 2:5])
+    np.testing.assert_array_equal(flat.embedding[3:5, [4, 1]], flat.embedding.values[3:5][:, [4, 1]])
+    assert flat.embedding[0:0].shape == (0, FEATURES)
+    assert not isinstance(flat.embedding.variable._data, np.ndarray)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.floats(-360, 360), st.floats(0, 360), st.floats(-90, 90), st.floats(-90, 90))
+def test_within_equals_a_mask_by_brute_force(west, width, a, b):
+    dataset = _SHARED
+    east = west + width if west + width <= 360 else west + width - 360
+    south, north = min(a, b), max(a, b)
+    lat, lon = dataset.latitude.values, dataset.longitude.values
+    inside = np.zeros(lat.shape, bool)
+    span = east - west if east >= west else east - west + 360
+    for turn in (-720, -360, 0, 360, 720):
+        inside |= (lon + turn >= west) & (lon + turn <= west + span)
+        edge = np.abs(np.stack([lon + turn - west, lon + turn - west - span]))
+        if np.nanmin(edge) < 1e-6:  # rounding decides about points on the edge
+            return
+    inside &= (lat >= south) & (lat <= north)
+    inside[dataset.status.values != 0] = False
+    expected = np.broadcast_to(inside[:, None], dataset.flags.shape)
+    if not expected.any():
+        with pytest.raises(SchemaError, match="no patch centre in bbox"):
+            query.within(dataset, (west, south, east, north), reject=())
+        return
+    box = query.within(dataset, (west, south, east, north), reject=())
+    assert found(box) == list(zip(*(i.tolist() for i in np.nonzero(expected)), strict=True))
+
+
+_SHARED = make_embeddings()
+
+
+@pytest.mark.parametrize(
+    ("box", "columns"),
+    [
+        ((179, 0, -179, 20), {1, 2}),
+        ((179, 0, 181, 20), {1, 2}),
+        ((-181, 0, -179, 20), {1, 2}),
+        ((178.5, 0, 180, 20), {0, 1}),
+        ((-180, 0, -178.5, 20), {2, 3}),
+        ((-180, 0, 180, 20), {0, 1, 2, 3}),
+        ((0, 0, 360, 20), {0, 1, 2, 3}),
+    ],
+)
+def test_within_crosses_the_date_line(box, columns):
+    assert set(_SHARED.gridrad.within(box).col.values.tolist()) == columns
+
+
+def test_within_box_around_the_pole_holds_every_longitude():
+    box = _SHARED.gridrad.within((-180, 89.4, 180, 90))
+    assert set(box.col.values.tolist()) == {0, 1, 2, 3}
+    assert set(box.row.values.tolist()) == {0}
+
+
+def test_within_rejects_by_flags(emb):
+    counts = {
+        name: emb.gridrad.within(reject=reject).sizes["patch"]
+        for name, reject in (
+            ("default", None),
+            ("none", ()),
+            ("night", "night"),
+            ("mask", Flag.night),
+            ("zero", 0),
+        )
+    }
+    positioned = (23 * 12 - 1) * 2
+    assert counts == {
+        "none": positioned, "zero": positioned, "night": positioned - 12, "mask": positioned - 12,
+        "default": positioned - 12 - 1,
+    }  # fmt: skip
+    assert not (emb.gridrad.within().crop == 5).any()
+
+
+def test_within_by_channel(emb):
+    assert set(emb.gridrad.within(channel="visible_reflectance").channel.values) == {"visible_reflectance"}
+    levels = make_embeddings(channels=("reflectivity@3.0km", "reflectivity@5.0km", "echo_top_height"))
+    some = levels.gridrad.within(channel="reflectivity", time="2024-05-20T00")
+    assert set(some.channel.values) == {"reflectivity@3.0km", "reflectivity@5.0km"}
+    one = levels.gridrad.within(channel=["reflectivity@5.0km"], time="2024-05-20T00")
+    assert set(one.channel.values) == {"reflectivity@5.0km"}
+
+
+def test_within_of_a_channel_already_selected(emb):
+    one = emb.sel(channel="ir_brightness_temperature")
+    box = one.gridrad.within((-101, 39.5, -99.5, 40.5), "2024-05-20T02")
+    assert (int(box.crop[0]), int(box.row[0]), int(box.col[0])) == (6, 0, 0)
+    assert str(box.channel.values) == "ir_brightness_temperature"
+    np.testing.assert_array_equal(box.embedding[0], emb.embedding.values[6, 0, 0, 0])
+
+
+def test_within_of_a_composite_channel_rejects_night():
+    both = make_embeddings(channels=("ir_brightness_temperature+visible_reflectance", "visible_reflectance"))
+    both["flags"][3, 0] = int(Flag.night)
+    assert 3 not in both.gridrad.within().crop.values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bbox": (0, 0, 1, 1)}, r"no patch centre in bbox \(0, 0, 1, 1\); 23 of 24 crops .* latitudes 8.00 to 89.50, "
+         "longitudes -180.00 to 179.50"),
+        ({"bbox": (0, 50, 1, 40)}, r"expected \(west, south, east, north\) in degrees with south <= north"),
+        ({"bbox": (0, 0, 1)}, "bbox: got"),
+        ({"bbox": (0, 0, 400, 1)}, "bbox: got"),
+        ({"bbox": (0, math.nan, 1, 1)}, "bbox: got"),
+        ({"bbox": "0,0,1,1"}, "bbox: got"),
+        ({"time": "2023"}, "no crop in the time asked for, got '2023'; the store has times from 2024-05-20T00:00:00 to "
+         "2024-05-20T07:00:00"),
+        ({"channel": "rain"}, "the store has none called 'rain'; expected some of"),
+        ({"channel": []}, "channel: got none"),
+        ({"reject": ["cloudy"]}, "unknown flag 'cloudy'"),
+        ({"time": "2024-05-20T01", "bbox": (-180, 30, 0, 50), "channel": "visible_reflectance"},
+         "nothing is left of 12 patches .* reject=None and channel= rule out all"),
+    ],
+)  # fmt: skip
+def test_within_refuses(arguments, message):
+    with pytest.raises(SchemaError, match=message):
+        _SHARED.gridrad.within(**arguments)
+
+
+# search
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_search_by_vector_equals_brute_force(emb, metric):
+    vector = np.arange(1.0, FEATURES + 1)
+    answer = emb.gridrad.search(vector, 20, metric=metric)
+    expected = brute_search(emb, vector, 20, metric=metric)
+    assert found(answer) == [sample for sample, _ in expected]
+    np.testing.assert_allclose(answer.score, [score for _, score in expected], rtol=1e-6)
+    assert answer.score.dims == ("rank",)
+    assert answer["rank"].values.tolist() == list(range(1, 21))
+    assert answer.attrs["query"] == "vector"
+    assert answer.attrs["exclude"] == "None"  # a vector has no neighbours
+    assert answer.attrs["metric"] == metric
+
+
+def test_search_answers_carry_the_way_back(emb):
+    answer = emb.gridrad.search((6, 1, 2, "visible_reflectance"), 5)
+    needed = (
+        "crop row col channel time latitude longitude source scene y_start y_stop x_start x_stop flags score"
+    )
+    assert set(needed.split()) <= set(answer.variables)
+    assert set(answer.data_vars) == {"score"}
+    for i in range(5):
+        crop, _, row, col = found(answer)[i]
+        assert answer.time.values[i] == emb.time.values[crop]
+        assert float(answer.latitude[i]) == float(emb.latitude[crop, row, col])
+        assert str(answer.source.values[i]) == f"a/file{crop // 3}.nc"
+        assert str(answer.scene.values[i]) == f"scene{crop // 3}"
+        x = int(emb.x_origin[crop]) + 32 * col
+        window = [int(answer[n][i]) for n in ("y_start", "y_stop", "x_start", "x_stop")]
+        assert window == [64 + 32 * row, 96 + 32 * row, x, x + 32]
+    said = answer.attrs
+    assert (said["query_crop"], said["query_row"], said["query_col"]) == (6, 1, 2)
+    assert said["query_channel"] == "visible_reflectance"
+    assert said["query_time"] == "2024-05-20T02:00:00Z"
+    assert (said["query_latitude"], said["query_longitude"]) == (39.0, -98.0)
+    assert said["checkpoint"] == "abc"
+
+
+def test_search_answer_can_be_saved(emb, tmp_path):
+    answer = emb.gridrad.search((6, 1, 2, 0), 3)
+    answer.to_netcdf(tmp_path / "answer.nc")
+    with xr.open_dataset(tmp_path / "answer.nc") as back:
+        assert back.source.values.tolist() == answer.source.values.tolist()
+
+
+@pytest.mark.parametrize(
+    "exclude", [("6h", "200km"), ("90min", "150km"), ("4h", None), (None, "150km"), None]
+)
+def test_search_excludes_neighbours_of_the_query(emb, exclude):
+    place = place_of(emb, 6, 1, 2)
+    hours = {"6h": 6, "4h": 4, "90min": 1.5, None: np.inf}
+    rule = (
+        None
+        if exclude is None
+        else (hours[exclude[0]], np.inf if exclude[1] is None else float(exclude[1][:-2]))
+    )
+    answer = emb.gridrad.search((6, 1, 2, 0), 400, exclude=exclude)
+    expected = brute_search(
+        emb,
+        emb.embedding.values[6, 0, 1, 2],
+        400,
+        lambda c, h, r, q: h == 0 and (c, r, q) != (6, 1, 2),
+        place,
+        rule,
+    )
+    assert found(answer) == [sample for sample, _ in expected]
+    assert answer.attrs["searched"] == len(expected)
+
+
+def test_search_exclusion_is_strict_on_its_edges():
+    dataset = make_embeddings()
+    step = float(great_circle_km(39, -98, 39, -97))
+    for km, gone in ((step, False), (step * (1 + 1e-9), True)):
+        answer = dataset.gridrad.search((6, 1, 2, 0), 400, exclude=("1s", km))
+        assert ((6, 0, 1, 3) not in found(answer)) is gone
+    for time, gone in (("1h", False), ("3601s", True)):
+        answer = dataset.gridrad.search((6, 1, 2, 0), 400, exclude=(time, 1))
+        assert ((9, 0, 1, 2) not in found(answer)) is gone
+
+
+def test_search_excludes_across_the_date_line():
+    answer = _SHARED.gridrad.search((7, 1, 1, 0), 400, exclude=("1s", "150km"))  # at 179.5
+    assert (7, 0, 1, 2) not in found(answer)  # at -179.5
+    assert (7, 0, 1, 3) in found(answer)
+
+
+@pytest.mark.parametrize("k", [1, 5, 400])
+@pytest.mark.parametrize("separate", [("6h", "200km"), ("90min", "120km"), (None, "50km")])
+def test_search_separates_answers(emb, separate, k):
+    rule = {"6h": 6, "90min": 1.5, None: np.inf}[separate[0]], float(separate[1][:-2])
+    vector = emb.embedding.values[9, 1, 0, 0]
+    answer = emb.gridrad.search(vector, k, separate=separate, channel="visible_reflectance")
+    expected = brute_search(emb, vector, k, lambda c, h, r, q: h == 1, separate=rule)
+    assert found(answer) == [sample for sample, _ in expected]
+
+
+def test_search_filters_first(emb):
+    vector = np.ones(FEATURES)
+    answer = emb.gridrad.search(
+        vector, 50, bbox=(178, 0, -178, 20), time=("2024-05-20T03:00", None), channel="visible_reflectance"
+    )
+    expected = brute_search(emb, vector, 50, lambda c, h, r, q: h == 1 and c >= 9 and c % 3 == 1)
+    assert found(answer) == [sample for sample, _ in expected]
+
+
+def test_search_by_place_is_search_by_its_patch(emb):
+    patch = emb.gridrad.search((6, 1, 2), 5, channel="ir_brightness_temperature")
+    place = {"time": "2024-05-20T02:10Z", "latitude": 39.2, "longitude": -98.1}
+    for asked in (place | {"channel": "ir_brightness_temperature"}, ("2024-05-20T02:10", 39.2, -98.1, 0)):
+        xr.testing.assert_identical(emb.gridrad.search(asked, 5), patch)
+    xr.testing.assert_identical(emb.gridrad.search(place, 5, channel="ir_brightness_temperature"), patch)
+    with pytest.raises(SchemaError, match="nothing within 5 min"):
+        emb.gridrad.search(place | {"time_tolerance": "5min"}, channel=0)
+
+
+def test_search_by_an_array_with_a_place_excludes_its_neighbours(emb):
+    here = emb.gridrad.at("2024-05-20T02:00", 39, -98).embedding.sel(channel="ir_brightness_temperature")
+    answer = emb.gridrad.search(here, 400)
+    expected = brute_search(emb, here.values, 400, place=place_of(emb, 6, 1, 2))
+    assert found(answer) == [sample for sample, _ in expected]
+    bare = emb.gridrad.search(here.values, 1)
+    assert found(bare) == [(6, 0, 1, 2)]
+    assert float(bare.score[0]) == 1.0
+
+
+def test_search_of_one_channel_needs_no_name():
+    dataset = make_embeddings(channels=("ir_brightness_temperature",))
+    assert dataset.gridrad.search((6, 1, 2), 3).sizes["rank"] == 3
+    flat = make_embeddings().isel(channel=0)
+    answer = flat.gridrad.search((6, 1, 2), 3)
+    assert found(answer, ("crop", "row", "col")) == [
+        (s[0], *s[2:]) for s in found(make_embeddings().gridrad.search((6, 1, 2, 0), 3))
+    ]
+
+
+def test_search_in_part_of_a_store_keeps_its_names():
+    whole = make_embeddings().assign_coords(crop=np.arange(24), row=np.arange(ROWS), col=np.arange(COLS))
+    part = whole.isel(crop=slice(6, 20), row=[1, 2])
+    answer = part.gridrad.search((7, 1, 2, 0), 3)
+    assert answer.attrs["query_crop"] == 7
+    for i, (crop, channel, row, col) in enumerate(found(answer)):
+        assert float(answer.latitude[i]) == float(whole.latitude[crop, row, col])
+        assert int(answer.y_start[i]) == 64 + 32 * row
+        score = _cosine(whole.embedding.values[crop, channel, row, col], whole.embedding.values[7, 0, 1, 2])
+        assert float(answer.score[i]) == pytest.approx(score, abs=1e-6)
+
+
+def _cosine(a, b):
+    a, b = a.astype(float), b.astype(float)
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "message"),
+    [
+        (np.ones(5), {}, r"a vector of shape \(5,\); expected \(6,\), the length of the store's embeddings"),
+        ([6, 1, 2], {}, r"a vector of shape \(3,\); expected \(6,\), .* or a tuple \(crop, row, col\)"),
+        ([1, 2, 3, 4, 5, math.nan], {}, "the vector holds a NaN"),
+        (np.zeros(6), {}, "a vector of zeros has no direction"),
+        ("storm", {}, "query: got 'storm'; expected a vector, a sample"),
+        ((6, 1), {}, r"query: got \(6, 1\); expected \(crop, row, col\[, channel\]\)"),
+        ((99, 1, 2), {}, "no crop 99; the store has 0 to 23"),
+        ((6, 3, 2), {}, "no row 3; the store has 0 to 2"),
+        ((6, 1, 2), {}, "the sample has several channels, .* Pass channel="),
+        ((6, 1, 2, "rain"), {}, "none called 'rain'"),
+        ((0, 2, 3, 0), {}, "has no embedding .* its flags: padding"),
+        ((4, 0, 0, 0), {}, "has no embedding .* its flags: all_missing"),
+        ((5, 0, 0, 0), {}, "has no embedding .* its flags: no flags"),
+        ({"time": "2024", "latitude": 1}, {}, "query: got .* expected time, latitude and longitude"),
+        ({"time": "2024", "latitude": 1, "longitude": 2, "k": 3}, {}, "query: got .* expected time, latitude"),
+        ((6, 1, 2, 0), {"exclude": "6h"}, r"exclude: got '6h'; expected a time and a distance such as"),
+        ((6, 1, 2, 0), {"separate": ("200km", "6h")}, "duration: got '200km'"),
+        ((6, 1, 2, 0), {"time": ("2024-05-20T02:00", "2024-05-20T02:30"), "bbox": (-98.1, 38, -97.9, 39)},
+         "every sample of the selection is the query or a neighbour of it"),
+        ((6, 1, 2, 0), {"k": 0}, "k and block: got 0"),
+        ((6, 1, 2, 0), {"metric": "dot"}, "metric: got 'dot'"),
+    ],
+)  # fmt: skip
+def test_search_refuses(asked, options, message):
+    with pytest.raises(SchemaError, match=message):
+        _SHARED.gridrad.search(asked, **options)
+
+
+def test_search_of_nothing_but_nan_says_so():
+    dataset = make_embeddings()
+    dataset["embedding"][:] = np.nan
+    with pytest.raises(SchemaError, match=r"none of the \d+ samples of the selection has an embedding"):
+        dataset.gridrad.search(np.ones(FEATURES))
+
+
+def test_search_reads_crops_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "CROPS_AT_ONCE", 4)
+    monkeypatch.setattr(samples, "READ_BYTES", 100)
+    monkeypatch.setattr("gridrad_cube.query.likeness.ROWS_AT_ONCE", 50)
+    dataset = write(make_embeddings().chunk(crop=5), tmp_path / "embeddings.zarr")
+    answer = dataset.gridrad.search((6, 1, 2, 1), 30)
+    xr.testing.assert_allclose(answer, make_embeddings().gridrad.search((6, 1, 2, 1), 30))
+
+
+# level 2k
+
+
+@pytest.fixture(params=["memory", "disk"])
+def level_2k(request, stores):
+    return make_embeddings(level="2k") if request.param == "memory" else open_embeddings(stores / "2k.zarr")
+
+
+def test_level_2k_answers_the_same_calls(level_2k):
+    one = level_2k.gridrad.at("2024-05-20T02:10", 39.3, -98.3)
+    assert int(one.crop) == 6
+    assert one.embedding.dims == ("channel", "feature")
+    assert (float(one.latitude), float(one.longitude)) == pytest.approx((39, -98.5))
+    answer = level_2k.gridrad.search((6, "ir_brightness_temperature"), 30, exclude=("90min", "200km"))
+    vector = level_2k.embedding.values[6, 0].astype(float)
+    expected = {
+        c: _cosine(level_2k.embedding.values[c, 0], vector) for c in range(24) if c not in (3, 5, 6, 9)
+    }
+    order = sorted(expected, key=lambda c: -expected[c])
+    assert answer.crop.values.tolist() == order
+    np.testing.assert_allclose(answer.score, [expected[c] for c in order], atol=1e-6)
+    assert "row" not in answer.variables
+    window = [int(answer[n][0]) for n in ("y_start", "y_stop", "x_start", "x_stop")]
+    x = int(level_2k.x_origin[order[0]])
+    assert window == [64, 64 + 96, x, x + 128]
+    assert level_2k.gridrad.search(
+        {"time": "2024-05-20T02", "latitude": 39, "longitude": -98.5, "channel": 0}, 1
+    ).sizes
+
+
+def test_level_2k_positions_are_means_across_the_date_line(level_2k):
+    box = level_2k.gridrad.within((179, 0, -179, 20), channel=1)
+    assert set(box.crop.values.tolist()) == {1, 4, 7, 10, 13, 16, 19, 22}
+    np.testing.assert_allclose(box.latitude, 9)
+    np.testing.assert_allclose(np.abs(box.longitude), 180)
+    assert box.embedding.dims == ("patch", "feature")
+    assert box.flags.dims == ("patch",)
+
+
+def test_level_2k_positions_depend_on_no_other_crop():
+    # The first crop lies at longitude 0: about that meridian the date line would cut the second in two.
+    dataset = make_embeddings(level="2k").isel(crop=[2, 1])
+    _, longitude = samples.positions(dataset, slice(0, 2))
+    np.testing.assert_allclose(abs(longitude[1]), 180)
+
+
+def test_level_2k_flags_are_those_that_all_patches_share(level_2k):
+    flat = level_2k.gridrad.within(reject=()).set_index(patch=["crop", "channel"])
+    assert int(flat.flags.sel(crop=3, channel="visible_reflectance").item()) == int(Flag.night)
+    assert int(flat.flags.sel(crop=4, channel="ir_brightness_temperature").item()) == 0
+    assert int(flat.flags.sel(crop=0, channel="ir_brightness_temperature").item()) == 0
+    default = level_2k.gridrad.within()
+    assert default.sizes["patch"] == flat.sizes["patch"] - 1
+
+
+def test_level_2k_refuses_patches(level_2k):
+    with pytest.raises(SchemaError, match=r"expected \(crop\[, channel\]\) in this store"):
+        level_2k.gridrad.search((6, 1, 2))
+    with pytest.raises(SchemaError, match="no crop 99"):
+        level_2k.gridrad.search(99, channel=0)
+    with pytest.raises(SchemaError, match="follow: expected a patch"):
+        level_2k.gridrad.follow((6, 0))
+
+
+def test_level_2k_tolerance_is_half_the_crop(level_2k):
+    with pytest.raises(SchemaError, match=r"nothing within 2\d\d\.\d km"):
+        level_2k.gridrad.at("2024-05-20", 44, -98.5)
+
+
+# through time
+
+
+def test_track_is_one_place_at_every_time(emb):
+    track = emb.gridrad.track(8.9, -179.4)
+    assert track.embedding.dims == ("time", "channel", "feature")
+    assert track.crop.values.tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
+    assert set(track.row.values) == {1}
+    assert set(track.col.values) == {2}
+    assert track.indexes["time"].is_monotonic_increasing
+    np.testing.assert_array_equal(track.embedding, emb.embedding.values[1::3, :, 1, 2])
+    some = emb.gridrad.track(8.9, -179.4, time=slice("2024-05-20T02:00", "2024-05-20T04:00"))
+    assert some.crop.values.tolist() == [7, 10, 13]
+    with pytest.raises(SchemaError, match=r"nothing within .* at any time; the nearest is centred"):
+        emb.gridrad.track(0, 0)
+
+
+def test_track_keeps_the_nearest_of_crops_of_one_time():
+    dataset = make_embeddings()
+    dataset["longitude"][3::3] -= 0.4  # a second window that overlaps: crop 3 onwards
+    dataset["time"][3] = dataset.time[0]
+    assert dataset.gridrad.track(39, -98, tolerance=100).crop.values[0] == 0
+    assert dataset.gridrad.track(39, -98.3, tolerance=100).crop.values[0] == 3
+
+
+def test_grid_puts_time_in_place_of_crops(emb):
+    with pytest.raises(SchemaError, match="crops do not lie on one another, got 4 different latitudes"):
+        emb.gridrad.grid()
+    one = emb.isel(crop=np.flatnonzero(emb.grid.values == "g1")[::-1])
+    field = one.gridrad.grid()
+    assert field.embedding.dims == ("time", "channel", "row", "col", "feature")
+    assert field.latitude.dims == ("row", "col")
+    np.testing.assert_array_equal(field.embedding, emb.embedding.values[1::3])
+    assert field.indexes["time"].is_monotonic_increasing
+    assert one.gridrad.grid("2024-05-20T03").sizes["time"] == 1
+    with pytest.raises(SchemaError, match="several crops share a time"):
+        one.isel(crop=[0, 0, 1]).gridrad.grid()
+
+
+def test_follow_finds_a_planted_storm():
+    dataset = make_embeddings()
+    track = [(1, 0), (1, 1), (2, 2), (1, 3), (0, 3)]
+    rng = np.random.default_rng(9)
+    pattern = rng.standard_normal(FEATURES) * 3
+    for i, (row, col) in enumerate(track):
+        dataset["embedding"][1 + 3 * i, 0, row, col] = pattern + rng.standard_normal(FEATURES) * 0.05
+    dataset["embedding"][1 + 3 * 5 :] = np.nan
+    path = dataset.gridrad.follow((1, 1, 0, "ir_brightness_temperature"))
+    assert list(zip(path.row.values.tolist(), path.col.values.tolist(), strict=True)) == track
+    assert path.crop.values.tolist() == [1, 4, 7, 10, 13]
+    assert path.score.dims == ("time",)
+    assert float(path.score[0]) == 1
+    assert (path.score[1:] > 0.99).all()
+    assert dataset.gridrad.follow((1, 1, 0), channel=0, steps=2).sizes["time"] == 3
+    assert dataset.gridrad.follow((1, 1, 0), channel=0, time_tolerance="30min").sizes["time"] == 1
+    place = {"time": "2024-05-20", "latitude": 9, "longitude": 178.5, "channel": 0}
+    assert dataset.gridrad.follow(place).crop.values.tolist() == [1, 4, 7, 10, 13]
+    with pytest.raises(SchemaError, match="follow: expected a patch"):
+        dataset.gridrad.follow(pattern)
+
+
+# cubes
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    return testing.make_store(tmp_path_factory.mktemp("cube"), scenes=3, shape=(90, 150))
+
+
+def test_crop_has_exact_pixel_positions(cube):
+    dataset = open_cube(cube)
+    one = dataset.gridrad.crop(1)
+    grid = xr.open_zarr(cube, group=f"grids/{dataset.grid.values[1]!s}", chunks=None, consolidated=False)
+    assert one.ir_brightness_temperature.dims == ("y", "x")
+    np.testing.assert_array_equal(one.latitude[:90], grid.latitude)
+    np.testing.assert_array_equal(one.longitude[:150], grid.longitude)
+    assert np.isnan(one.latitude[90:]).all()  # padding: 96 x 160 pixels of whole patches
+    assert np.isnan(one.longitude[150:]).all()
+    assert one.latitude.sizes == {"y": 96}
+    np.testing.assert_array_equal(one.ir_brightness_temperature, dataset.ir_brightness_temperature[1])
+    np.testing.assert_array_equal(one.patch_latitude, dataset.latitude[1])
+    assert one.scene_y.values.tolist() == list(range(96))
+
+
+def test_patch_is_part_of_its_crop(cube):
+    dataset = open_cube(cube)
+    crop, patch = dataset.gridrad.crop(2), dataset.gridrad.patch(2, 1, 3)
+    part = crop.isel(y=slice(32, 64), x=slice(96, 128))
+    np.testing.assert_array_equal(patch.visible_reflectance, part.visible_reflectance)
+    np.testing.assert_array_equal(patch.latitude, part.latitude)
+    np.testing.assert_array_equal(patch.longitude, part.longitude)
+    np.testing.assert_allclose(float(patch.patch_latitude), float(patch.latitude.mean()))
+    np.testing.assert_allclose(float(patch.patch_longitude), float(patch.longitude.mean()))
+    assert (int(patch.crop), int(patch.row), int(patch.col)) == (2, 1, 3)
+    np.testing.assert_allclose(
+        float(patch.ir_brightness_temperature_mean), patch.ir_brightness_temperature.mean(), rtol=1e-6
+    )
+
+
+def test_patches_is_the_flat_lazy_view(cube):
+    dataset = open_cube(cube)
+    flat = dataset.gridrad.patches()
+    assert flat.ir_brightness_temperature.dims == ("patch", "y", "x")
+    assert flat.sizes == {"patch": 3 * 3 * 5, "y": 32, "x": 32}
+    assert not isinstance(flat.ir_brightness_temperature.variable._data, np.ndarray)
+    whole = dataset.ir_brightness_temperature.values
+    for i in (0, 17, 44):
+        c, r, q = (int(flat[d][i]) for d in ("crop", "row", "col"))
+        expected = whole[c, 32 * r : 32 * r + 32, 32 * q : 32 * q + 32]
+        np.testing.assert_array_equal(flat.ir_brightness_temperature[i], expected)
+        np.testing.assert_array_equal(
+            flat.ir_brightness_temperature[i, 4:9, [1, 5]], expected[4:9][:, [1, 5]]
+        )
+        assert float(flat.ir_brightness_temperature_mean[i]) == float(
+            dataset.ir_brightness_temperature_mean[c, r, q]
+        )
+        assert int(flat.y_start[i]) == 32 * r
+    some = flat.isel(patch=[44, 3])
+    assert some.ir_brightness_temperature.values.shape == (2, 32, 32)
+    assert flat.ir_brightness_temperature[0:0].shape == (0, 32, 32)
+    one = dataset.gridrad.patches(channel="visible_reflectance", reject=None)
+    assert "ir_brightness_temperature" not in one
+    assert "visible_reflectance_mean" in one
+
+
+def test_patches_reads_only_what_is_asked_for(cube, monkeypatch):
+    dataset = open_cube(cube)
+    flat = dataset.gridrad.patches()
+    calls = []
+    read = PatchReader.read_window
+    monkeypatch.setattr(PatchReader, "read_window", lambda self, v, k: calls.append(k) or read(self, v, k))
+    flat.ir_brightness_temperature[7].load()
+    assert calls == [(0, slice(32, 64, 1), slice(64, 96, 1))]
+
+
+def test_cube_answers_at_and_within(cube):
+    dataset = open_cube(cube)
+    lat, lon = float(dataset.latitude[1, 1, 2]), float(dataset.longitude[1, 1, 2])
+    one = dataset.gridrad.at(dataset.time.values[1], lat + 0.05, lon)
+    assert (int(one.crop), int(one.row), int(one.col)) == (1, 1, 2)
+    assert one.ir_brightness_temperature.shape == (32, 32)
+    box = dataset.gridrad.within((lon - 0.1, lat - 0.1, lon + 0.1, lat + 0.1), reject=())
+    assert found(box, ("crop", "row", "col")) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+    with pytest.raises(SchemaError, match="a cube of patches has no embeddings"):
+        dataset.gridrad.search((0, 0, 0))
+    with pytest.raises(SchemaError, match="the cube has none called"):
+        dataset.gridrad.patches(channel="rain")
+
+
+def test_crop_refuses(cube):
+    dataset = open_cube(cube)
+    with pytest.raises(SchemaError, match="no crop 3; the cube has 0 to 2"):
+        dataset.gridrad.crop(3)
+    with pytest.raises(SchemaError, match="no row 9"):
+        dataset.gridrad.patch(0, 9, 0)
+    with pytest.raises(SchemaError, match="embeddings have no pixels"):
+        _SHARED.gridrad.crop(0)
+    lost = dataset.copy()
+    lost.encoding = {}
+    with pytest.raises(SchemaError, match="does not know its store"):
+        lost.gridrad.crop(0)
+    strange = dataset.assign_coords(grid=("crop", np.array(["../x"] * 3)))
+    with pytest.raises(SchemaError, match="is no name of a grid"):
+        strange.gridrad.crop(0)
+    with pytest.raises(SchemaError, match="no grid 'gone' under grids/"):
+        dataset.assign_coords(grid=("crop", np.array(["gone"] * 3))).gridrad.crop(0)
+
+
+def make_radar(codes):
+    """A cube of one radar channel in memory, packed as a store holds it."""
+    channel = CHANNELS["reflectivity"]
+    attributes = channel.attributes() | channel.packing.to_attributes()
+    return xr.Dataset(
+        {"reflectivity": (("crop", "altitude", "y", "x"), codes, attributes)},
+        coords={"altitude": ("altitude", np.arange(codes.shape[1], dtype=float))},
+    )
+
+
+def test_reflectivity_masks_what_is_no_echo():
+    codes = np.array([0, 1, 2, 3, 16, 14900], np.uint16).reshape(1, 1, 1, 6)
+    packed = make_radar(codes)
+    for dataset in (packed, xr.decode_cf(packed)):
+        plain = dataset.gridrad.reflectivity()
+        assert np.isnan(plain.values.ravel()).tolist() == [True, True, True, True, False, False]
+        np.testing.assert_allclose(plain.values.ravel()[4:], [-98.85, 49.99], atol=1e-4)
+        filled = dataset.gridrad.reflectivity(no_echo=-30, low_confidence=-40)
+        np.testing.assert_array_equal(
+            filled.values.ravel()[:4], np.array([np.nan, -30, -40, -40], np.float32)
+        )
+        assert filled.dtype == np.float32
+        assert filled.dims == ("crop", "altitude", "y", "x")
+        np.testing.assert_array_equal(filled[0, 0, 0, 1:3], [-30, -40])
+        assert "no_echo_code" not in filled.attrs
+    with pytest.raises(SchemaError, match="the dataset has no rain; expected some of"):
+        packed.gridrad.reflectivity(channel="rain")
+
+
+def test_reflectivity_of_a_store_equals_its_codes(tmp_path):
+    store = testing.make_store(tmp_path, scenes=1, shape=(64, 64), format="gridrad-v4.2")
+    dataset, packed = open_cube(store), open_packed(store)
+    name = next(n for n in ("reflectivity", "reflectivity_column_maximum") if n in dataset)
+    values = dataset.gridrad.reflectivity(no_echo=-30, low_confidence=-40)
+    assert values.name == name
+    codes = packed[name].values
+    assert (codes == 1).any()
+    assert (values.values[codes == 1] == -30).all()
+    assert np.isnan(values.values[codes == 0]).all()
+    assert (values.values[(codes == 2) | (codes == 3)] == -40).all()
+    np.testing.assert_array_equal(values.values[codes >= 16], dataset[name].values[codes >= 16])
+    assert "altitude" not in values.dims or values.dims[1] == "altitude"
+
+
+# stores that are none
+
+
+def test_other_datasets_are_refused():
+    with pytest.raises(SchemaError, match="neither a store of embeddings nor a cube of patches"):
+        xr.Dataset({"a": ("x", [1])}).gridrad.within()
+    with pytest.raises(SchemaError, match="select crops by a list or slice"):
+        _SHARED.isel(crop=0).gridrad.search(np.ones(FEATURES))
+    with pytest.raises(SchemaError, match="select rows and columns by a list or slice"):
+        _SHARED.isel(row=0).gridrad.search(np.ones(FEATURES))
+    lost = _SHARED.copy()
+    lost.attrs = {}
+    with pytest.raises(SchemaError, match="the dataset lost its attributes"):
+        lost.gridrad.within()
+    unsized = _SHARED.assign_attrs(gridrad_cube={"kind": "embeddings"})
+    with pytest.raises(SchemaError, match="does not say its patch size"):
+        unsized.gridrad.within()
+
+
+def test_overlapping_patches_have_windows_by_their_stride():
+    info = _SHARED.attrs["gridrad_cube"] | {"stride": 16}
+    box = _SHARED.assign_attrs(gridrad_cube=info).gridrad.within(time="2024-05-20T02", channel=0)
+    np.testing.assert_array_equal(box.y_start, 64 + 16 * box.row)
+    np.testing.assert_array_equal(box.y_stop - box.y_start, 32)
+
+
+def test_a_store_without_flags_or_status_still_answers():
+    plain = _SHARED.drop_vars(["flags", "status"])
+    assert plain.gridrad.within().sizes["patch"] == (24 * 12 - 1) * 2
+    assert plain.gridrad.search((6, 1, 2, 0), 3).sizes["rank"] == 3
+
+
+def test_an_unfinished_store_is_refused(tmp_path):
+    (tmp_path / "e.zarr" / "_build").mkdir(parents=True)
+    with pytest.raises(SchemaError, match="not finished"):
+        open_embeddings(tmp_path / "e.zarr")
+
+
+def test_accessor_holds_every_function():
+    for name in query.__all__:
+        if name not in ("GridradAccessor", "format_answer"):
+            assert callable(getattr(_SHARED.gridrad, name))
+
+
+# answers as text
+
+
+def test_format_answer_table():
+    lines = query.format_answer(_SHARED.gridrad.search((6, 1, 2, 0), 12)).splitlines()
+    assert lines[0].split() == [
+        "rank",
+        "score",
+        "time",
+        "latitude",
+        "longitude",
+        "channel",
+        "source",
+        "window",
+    ]
+    assert len(lines) == 13
+    assert lines[10].startswith("  10  ")
+    assert "ir_brightness_temperature" in lines[1]
+    assert lines[1].split()[2].endswith("Z")
+    column = lines[0].index("source")
+    assert {line[column : column + 6] for line in lines[1:]} == {"a/file"}
+    first = _SHARED.gridrad.search((6, 1, 2, 0), 1).isel(rank=0)
+    window = f"y {int(first.y_start)}:{int(first.y_stop)} x {int(first.x_start)}:{int(first.x_stop)}"
+    assert lines[1].endswith(window)
+
+
+def test_format_answer_json_and_csv_hold_the_same_records():
+    answer = _SHARED.gridrad.search((6, 1, 2, 0), 3)
+    rows = json.loads(query.format_answer(answer, "json"))
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert rows[0]["score"] == pytest.approx(float(answer.score[0]), abs=1e-6)
+    assert rows[0]["time"] == np.datetime_as_string(answer.time.values[0], "s") + "Z"
+    assert {"crop", "row", "col", "channel", "source", "scene", "y_start", "x_stop", "flags"} <= set(rows[0])
+    lines = list(csv.DictReader(io.StringIO(query.format_answer(answer, "csv"))))
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == lines
+
+
+def test_format_answer_of_other_answers():
+    one = _SHARED.gridrad.at("2024-05-20T02:10", 39.2, -98.1)
+    assert json.loads(query.format_answer(one, "json"))[0]["time_difference"] == -600
+    assert query.format_answer(one).splitlines()[0].split()[0] == "distance"
+    assert len(query.format_answer(_SHARED.gridrad.track(39, -98)).splitlines()) == 9
+    flat = _SHARED.gridrad.within((-180, 30, 0, 50), "2024-05-20T02", channel=0)
+    assert len(json.loads(query.format_answer(flat, "json"))) == 12
+    level_2k = make_embeddings(level="2k").gridrad.search((6, 0), 2)
+    assert len(query.format_answer(level_2k).splitlines()) == 3
+
+
+def test_format_answer_writes_missing_numbers_and_strange_names():
+    answer = _SHARED.gridrad.search((6, 1, 2, 0), 1)
+    answer = answer.assign_coords(
+        latitude=("rank", [np.nan]),
+        source=("rank", ['a\x1b[31m\nb,"c".nc']),
+        time=("rank", [np.datetime64("NaT", "ns")]),
+    )
+    row = json.loads(query.format_answer(answer, "json"))[0]
+    assert row["latitude"] is None
+    assert row["time"] is None
+    assert row["source"] == 'a\x1b[31m\nb,"c".nc'
+    table = query.format_answer(answer)
+    assert len(table.splitlines()) == 2
+    assert "\x1b" not in table
+    assert next(csv.DictReader(io.StringIO(query.format_answer(answer, "csv"))))["latitude"] == ""
+
+
+def test_format_answer_refuses():
+    answer = _SHARED.gridrad.search((6, 1, 2, 0), 1)
+    with pytest.raises(SchemaError, match="style: got 'xml'; expected table, json or csv"):
+        query.format_answer(answer, "xml")
+    with pytest.raises(SchemaError, match="expected an answer of"):
+        query.format_answer(_SHARED)
