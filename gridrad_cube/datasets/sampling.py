@@ -1,0 +1,281 @@
+"""The order of samples: a function of seed and epoch alone, the same for any number of ranks and workers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+from gridrad_cube.schema import SchemaError
+
+#: Part of a patch's observed pixels that must be echo for the stratum `Stratum.echo`.
+ECHO_FRACTION = 0.01
+
+
+class Stratum(enum.IntEnum):
+    """What a sample counts as when an epoch is drawn. ``plain`` ones have no echoes to go by."""
+
+    plain = 0
+    empty = 1
+    weak = 2
+    echo = 3
+
+
+#: Part of an epoch's samples with echoes to go by that each stratum gives.
+SHARES: Mapping[str, float] = {"echo": 0.80, "weak": 0.15, "empty": 0.05}
+
+_ROUNDS = 8
+_ORDER = 255  # tag of the key that orders an epoch; strata have theirs
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's output function (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _key(*parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    key = np.zeros(1, np.uint64)
+    for part in parts:
+        # Ordered, not commutative: each part is mixed in on top of the hash of those before it.
+        key = _mix(key ^ np.atleast_1d(np.asarray(part, np.int64)).view(np.uint64))
+    return key
+
+
+def permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Where a keyed permutation of ``range(length)`` sends these indices, without making the permutation.
+
+    A Feistel network over the next power of two, walked until it lands inside (Black and Rogaway 2002,
+    doi:10.1007/3-540-45760-7_9): a bijection for every key and length.
+
+    Parameters
+    ----------
+    index
+        Integers in ``range(length)``, shape (N,).
+    key
+        One key, or one for each index.
+    """
+    out = np.array(index, np.int64).view(np.uint64)
+    keys = np.broadcast_to(key, out.shape)
+    bits = max(2, (length - 1).bit_length())
+    low = np.uint64(bits // 2)
+    low_mask, high_mask = np.uint64(2 ** (bits // 2) - 1), np.uint64(2 ** (bits - bits // 2) - 1)
+    todo = np.arange(out.size)
+    while todo.size:
+        high_half, low_half, chosen = out[todo] >> low, out[todo] & low_mask, keys[todo]
+        for number in range(_ROUNDS):
+            chosen = _mix(chosen)
+            if number % 2:
+                low_half ^= _mix(chosen ^ high_half) & low_mask
+            else:
+                high_half ^= _mix(chosen ^ low_half) & high_mask
+        out[todo] = (high_half << low) | low_half
+        todo = todo[out[todo] >= length]
+    return out.view(np.int64)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples of one stratum, and how many of an epoch they give."""
+
+    stratum: Stratum
+    members: np.ndarray | None
+    size: int
+    drawn: int
+
+
+def _parts(strata: int | np.ndarray, shares: Mapping[str, float] | None) -> list[_Part]:
+    if not isinstance(strata, np.ndarray):
+        return [_Part(Stratum.plain, None, int(strata), int(strata))] if strata else []
+    small = np.int32 if len(strata) < 2**31 else np.int64
+    members = {s: np.flatnonzero(strata == s).astype(small) for s in Stratum}
+    members = {s: m for s, m in members.items() if len(m)}
+    drawn = {s: len(m) for s, m in members.items()}
+    echoes = [s for s in members if s is not Stratum.plain]
+    if shares is not None and echoes:
+        weights = np.array([float(shares.get(s.name, 0.0)) for s in echoes])
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+            raise SchemaError(
+                f"shares: got {dict(shares)}; expected parts of {sorted(SHARES)} that are not negative, one "
+                f"above 0 for a stratum that has samples ({', '.join(s.name for s in echoes)})"
+            )
+        # Largest remainder: whole numbers that sum to the number of patches.
+        exact = weights / weights.sum() * sum(drawn[s] for s in echoes)
+        counts = np.floor(exact).astype(int)
+        order = np.argsort(-(exact - counts), kind="stable")
+        counts[order[: round(exact.sum()) - counts.sum()]] += 1
+        drawn |= dict(zip(echoes, counts.tolist(), strict=True))
+    return [
+        _Part(s, m if len(members) > 1 else None, len(m), drawn[s]) for s, m in members.items() if drawn[s]
+    ]
+
+
+class EpochSampler(Sampler[int]):
+    """Give each rank its samples of an epoch, in an order that depends on seed and epoch alone.
+
+    An epoch has as many samples as the data set. Samples without echoes to go by come exactly once. Radar
+    and rain are drawn by strata: ``shares`` of the epoch (80 % patches with at least 1 % echo, 15 % with
+    less, 5 % empty). A stratum gives its number by going round a permutation of itself, a new one each time
+    round, and goes on from where the last epoch stopped, so that over epochs all its samples come equally
+    often. A stratum without samples leaves its share to the others, in proportion.
+
+    Step s of all ranks together takes positions ``[s * B * W, (s + 1) * B * W)`` of the epoch, rank r every
+    W-th of them from r on. What is left of the epoch at the end and fills no such step is dropped (with
+    ``drop_last=False`` only what does not divide by W), so that all ranks take equally many.
+
+    Iterating starts at `position` and does not move it, since a loader reads ahead of training. `advance`
+    moves it: `PatchLoader` does so for each batch that it hands out; with torch's DataLoader call it after
+    each step.
+
+    Parameters
+    ----------
+    strata
+        ``dataset.strata``, or a number of samples.
+    batch_size
+        Samples a step and rank.
+    seed
+        Of the order.
+    rank, world_size
+        This process among those that train together.
+    drop_last
+        Whether the last, short step is left out.
+    shares
+        Part of the epoch per stratum (``echo``, ``weak``, ``empty``); None takes every sample once.
+
+    Raises
+    ------
+    SchemaError
+        If there are fewer samples than one step of all ranks takes.
+    """
+
+    def __init__(
+        self,
+        strata: int | np.ndarray,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+        shares: Mapping[str, float] | None = SHARES,
+    ) -> None:
+        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"got batch_size {batch_size}, rank {rank} of {world_size}; expected rank < world_size"
+            )
+        self.seed, self.rank, self.world_size = int(seed), rank, world_size
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.epoch = self.position = 0
+        self._parts = _parts(strata, shares)
+        #: Samples of an epoch, all ranks together.
+        self.length = sum(part.drawn for part in self._parts)
+        if not self._left(0):
+            raise SchemaError(
+                f"sampler: fewer samples than a batch, got {self.length} for {world_size} ranks of batch "
+                f"size {batch_size}. Pass a smaller batch size, or admit more patches (channels, reject, "
+                "time, bbox)."
+            )
+
+    @property
+    def step(self) -> int:
+        """Samples that all ranks together take in one step."""
+        return self.batch_size * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a whole epoch."""
+        return -(-self._left(0) // self.step)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps from `position` to the end of the epoch."""
+        return -(-self._left(self.position) // self.step)
+
+    def __len__(self) -> int:
+        """Samples of this rank from `position` to the end of the epoch."""
+        return self._left(self.position) // self.world_size
+
+    def _left(self, position: int) -> int:
+        unit = self.step if self.drop_last else self.world_size
+        return (self.length - position) // unit * unit
+
+    def order(self, positions: npt.ArrayLike, epoch: int | None = None) -> npt.NDArray[np.int64]:
+        """Samples at these positions of an epoch (the current one if None)."""
+        epoch = self.epoch if epoch is None else epoch
+        places = permute(positions, self.length, _key(self.seed, _ORDER, epoch))
+        out = np.empty_like(places)
+        first = 0
+        for part in self._parts:
+            mine = (places >= first) & (places < first + part.drawn)
+            number = epoch * part.drawn + places[mine] - first
+            turn = _key(self.seed, int(part.stratum), number // part.size)
+            item = permute(number % part.size, part.size, turn)
+            out[mine] = item if part.members is None else part.members[item]
+            first += part.drawn
+        return out
+
+    def batches(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Sample indices of this rank, a batch at a time, from `position` to the end of the epoch."""
+        epoch, position = self.epoch, self.position
+        end = position + self._left(position)
+        ahead = max(1, 8192 // self.step) * self.step
+        while position < end:
+            stop = min(position + ahead, end)
+            mine = self.order(np.arange(position + self.rank, stop, self.world_size), epoch)
+            for start in range(0, len(mine), self.batch_size):
+                yield mine[start : start + self.batch_size]
+            position = stop
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in self.batches():
+            yield from batch.tolist()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps as done; after the last one of an epoch the next epoch begins."""
+        for _ in range(steps):
+            self.position += min(self.step, self._left(self.position))
+            self._roll_over()
+
+    def _roll_over(self) -> None:
+        if not self._left(self.position):
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; nothing changes if it is the current one."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, epoch and position in samples of all ranks: good for any number of ranks and batch size."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+            "drawn": {p.stratum.name: [p.drawn, p.size] for p in self._parts},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sample after the last one that was counted as done.
+
+        Raises
+        ------
+        SchemaError
+            If the state belongs to another selection of samples.
+        """
+        mine = self.state_dict()["drawn"]
+        theirs = {name: list(counts) for name, counts in state["drawn"].items()}
+        if theirs != mine:
+            raise SchemaError(
+                f"sampler: the samples are not those of the saved run, got {mine} [drawn, of] a stratum; "
+                f"expected {theirs}. Use the store, channels, reject, time and bbox of "
+                "that run, or start anew."
+            )
+        self.seed, self.epoch, self.position = int(state["seed"]), int(state["epoch"]), int(state["position"])
+        self._roll_over()
