@@ -1,0 +1,312 @@
+"""What a run learns from: samples of a store, and the views drawn from them, at either level."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gridrad_cube.datasets import Batch, GridDataset, Normalization, PatchDataset
+from gridrad_cube.datasets.table import choose_labels, labels_of
+from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
+from gridrad_cube.models.seeded import sample_seeds
+from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.vit import ARCHITECTURES
+from gridrad_cube.schema import SchemaError, channel_of
+from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.train.config import Config, Level, named_refusals, store_level
+
+#: Largest random offset of a channel of each kind, in its units: `Config.gain` multiplies it.
+GAIN = {"infrared": 1.0, "visible": 0.02}
+#: The same for dBZ, and for log10 of mm/h by Z = 200 R^1.6 (Marshall and Palmer 1948).
+GAIN_DBZ = 2.0
+GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
+
+
+@dataclass(frozen=True)
+class DrawnView:
+    """One view of a batch: the input, and the masks that `VisionTransformer` takes."""
+
+    x: Tensor
+    token_mask: Tensor | None
+    attention_mask: Tensor | None
+
+
+class Source(Protocol):
+    """Samples of one store and the drawing of their views."""
+
+    level: Level
+    dataset: Any
+    strata: int | np.ndarray
+    #: Values a pixel or cell has, edge for which positions are learned, edge of a token.
+    in_channels: int
+    image_size: int
+    #: Name of the network.
+    arch: str
+    patch_size: int
+    global_views: int
+    views: int
+    #: Samples of an epoch.
+    samples: int
+
+    def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
+        """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the source: all that embedding needs to treat its inputs alike."""
+        ...
+
+
+def store_identity(store: str) -> str:
+    """Hash that tells this store from another, or from itself after it grew or was embedded anew."""
+    info = store_info(store)
+    if "identity" in info:
+        return str(info["identity"])
+    text = json.dumps(info, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def store_state(store: str) -> dict[str, Any]:
+    """What a checkpoint keeps of its store; ``checkpoint`` is that of the network that made embeddings."""
+    made_by = store_info(store).get("checkpoint")
+    return {"path": store, "identity": store_identity(store)} | ({"checkpoint": made_by} if made_by else {})
+
+
+def open_source(config: Config, normalization: Mapping[str, Any] | None = None) -> Source:
+    """Open a configuration's store for the level that it trains.
+
+    Parameters
+    ----------
+    normalization
+        A checkpoint's, to go on with; worked out from the store if None.
+    """
+    kind = PatchSource if store_level(config.store) == "256" else GridSource
+    with named_refusals():
+        return kind(config, normalization)
+
+
+def _selection(config: Config) -> dict[str, Any]:
+    return {
+        "channels": config.channels or None,
+        "reject": config.reject,
+        "time": tuple(config.time) or None,
+    }
+
+
+def _number(strata: int | np.ndarray) -> int:
+    return strata if isinstance(strata, int) else len(strata)
+
+
+def _first(strata: int | np.ndarray, limit: int | None) -> int | np.ndarray:
+    if limit is None:
+        return strata
+    return min(strata, limit) if isinstance(strata, int) else strata[:limit]
+
+
+def _arch(config: Config, level: Level, default: str) -> str:
+    name = default if config.arch == "auto" else config.arch
+    if name not in ARCHITECTURES:
+        raise SchemaError(f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}")
+    if ARCHITECTURES[name].cells != (level == "2k"):
+        fitting = sorted(n for n, a in ARCHITECTURES.items() if a.cells == (level == "2k"))
+        what = "embeddings, level 2k" if level == "2k" else "patches, level 256"
+        raise SchemaError(
+            f"--arch: {name} is not for {config.store}, which holds {what}; expected one of {fitting}. "
+            "Pass another --store, or leave --arch out."
+        )
+    return name
+
+
+class PatchSource:
+    """Patches of a cube: level 256."""
+
+    level: Level = "256"
+
+    def __init__(self, config: Config, normalization: Mapping[str, Any] | None = None) -> None:
+        self.config = config
+        self.arch = _arch(config, self.level, "vit_small")
+        reference = ARCHITECTURES[self.arch]
+        self.patch_size = reference.patch_size if config.patch_size == "auto" else config.patch_size
+        self.image_size = config.global_size if config.image_size == "auto" else config.image_size
+        options = _selection(config)
+        self.dataset = PatchDataset(
+            config.store, **options, channel_mode=self._mode(options["channels"]), coarsen=config.coarsen,
+            bbox=tuple(config.bbox) or None,  # type: ignore[arg-type]
+        )  # fmt: skip
+        if normalization is not None:
+            self.dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
+        self.strata = _first(self.dataset.strata, config.limit)
+        self.samples = _number(self.strata)
+        self.in_channels = self.dataset.planes
+        self.field = self.dataset.patch // config.coarsen
+        self.global_views, self.views = 2, 2 + config.local_crops_number
+        self._check_sizes()
+        self._specs = [self._spec(label) for label in self.dataset.labels]
+
+    def _mode(self, channels: Any) -> Any:
+        """One channel a sample, or the altitudes of a radar volume stacked."""
+        if self.config.channel_mode != "auto":
+            return self.config.channel_mode
+        dataset = open_packed(self.config.store)
+        names = list(store_info(self.config.store)["channels"])
+        labels = choose_labels(labels_of(dataset, names), channels, self.config.store)
+        sky = any(label.kind in ("infrared", "visible") for label in labels)
+        return "stack" if not sky and any(label.altitude is not None for label in labels) else "each"
+
+    def _check_sizes(self) -> None:
+        c, token = self.config, self.patch_size
+        covered = c.global_size / c.magnification
+        if c.views == "zoom" and covered > self.field:
+            raise SchemaError(
+                f"--global-size: a view of {c.global_size} px at magnification {c.magnification} covers {covered:g} "
+                f"pixels, but a field has {self.field} ({self.dataset.patch} px by blocks of {c.coarsen}). Lower "
+                "--global-size or --coarsen, or raise --magnification."
+            )
+        whole = self.field * c.magnification
+        for name, edge in (
+            ("--global-size", c.global_size),
+            ("--local-size", c.local_size),
+            ("--coarsen", whole),
+        ):
+            if edge % token:
+                raise SchemaError(
+                    f"{name}: {edge:g} px are not whole tokens of {token} px. Pass a multiple, or another --patch-size."
+                )
+
+    def _spec(self, label: str) -> ViewSpec:
+        """How to draw views of one channel; of all of them where they are stacked."""
+        c, rules = self.config, self.dataset.normalizations
+        labels = list(rules) if self.in_channels > 1 else [label]
+        gains = tuple(c.gain * gain_of(name, rules[name]) for name in labels)
+        floors = [rules[name].no_echo for name in labels if rules[name].rule in ("reflectivity", "rain")]
+        return ViewSpec(
+            global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
+            magnification=c.magnification, zoom=_pair(c.zoom), global_area=_pair(c.global_crops_scale),
+            local_area=_pair(c.local_crops_scale), gain=gains if len(gains) > 1 else gains[0],
+            gain_floor=min(floors, default=None), flips=c.flips, blur=(c.blur[0], c.blur[1], c.blur[2]),
+            solarize=c.solarize, row_dropout=c.row_dropout, fill=rules[labels[0]].fill,
+        )  # fmt: skip
+
+    def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
+        """Decode, draw and mask: see `Source.draw`."""
+        values, valid = self.dataset.decode(batch)
+        seeds = sample_seeds(self.config.seed, epoch, batch.index)
+        views = self._draw(values, valid, seeds, index)
+        masks = [
+            token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
+            for _, seen in views
+        ]
+        return [DrawnView(x, mask, None) for (x, _), mask in zip(views, masks, strict=True)]
+
+    def _draw(
+        self, values: Tensor, valid: Tensor, seeds: Tensor, index: np.ndarray
+    ) -> list[tuple[Tensor, Tensor]]:
+        kinds = list(dict.fromkeys(self._specs))
+        if len(kinds) == 1 or self.in_channels > 1:
+            return draw_views(values, valid, kinds[0], seeds)
+        # Channels of one batch differ in gain and fill; the seeds are the samples', so parts draw what the
+        # whole would.
+        of = np.array([kinds.index(spec) for spec in self._specs])[self.dataset.table.channel[index]]
+        out: list[tuple[Tensor, Tensor]] = []
+        for number in np.unique(of).tolist():
+            rows = torch.from_numpy(np.flatnonzero(of == number)).to(values.device)
+            part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows])
+            if not out:
+                out = [tuple(t.new_zeros((len(values), *t.shape[1:])) for t in view) for view in part]  # type: ignore[misc]
+            for whole, view in zip(out, part, strict=True):
+                for target, piece in zip(whole, view, strict=True):
+                    target[rows] = piece
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """See `Source.state`."""
+        return {
+            "normalization": {k: v.to_dict() for k, v in self.dataset.normalizations.items()},
+            "channels": list(self.dataset.labels),
+            "channel_mode": self.dataset.channel_mode,
+            "coarsen": self.config.coarsen,
+            "view": {
+                **dataclasses.asdict(self._specs[0]), "pixel_spacing_km": pixel_spacing_km(self.config.store),
+                "field": self.field,
+            },
+        }  # fmt: skip
+
+
+class GridSource:
+    """Grids of patch embeddings: level 2k."""
+
+    level: Level = "2k"
+    patch_size = 1
+
+    def __init__(self, config: Config, normalization: Mapping[str, Any] | None = None) -> None:
+        if config.bbox:
+            raise SchemaError("--bbox: grids are whole crops; choose them by --time, or embed a smaller cube")
+        self.config = config
+        self.arch = _arch(config, self.level, "vit2k_xs")
+        self.dataset = GridDataset(config.store, **_selection(config), normalization=normalization)
+        self.strata = _first(self.dataset.strata, config.limit)
+        self.samples = _number(self.strata)
+        self.in_channels = self.dataset.shape[0]
+        self.image_size = max(self.dataset.shape[1:]) if config.image_size == "auto" else config.image_size
+        self.global_views, self.views = 2, 2 + config.local_crops_number
+        if config.flips == "d4":
+            raise SchemaError(
+                "--flips: got 'd4'; expected none or h at level 2k, whose cells cannot be turned"
+            )
+        self._spec = GridViewSpec(
+            local_views=config.local_crops_number, global_fraction=config.global_fraction,
+            local_fraction=config.local_fraction, token_dropout=config.token_dropout, flips=config.flips,
+        )  # fmt: skip
+
+    def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
+        """Standardise and draw; cells that do not count are masked in attention. See `Source.draw`."""
+        values, cells = self.dataset.decode(batch)
+        seeds = sample_seeds(self.config.seed, epoch, batch.index)
+        return [DrawnView(x, None, kept) for x, kept in draw_grid_views(values, cells, self._spec, seeds)]
+
+    def state(self) -> dict[str, Any]:
+        """See `Source.state`."""
+        return {
+            "normalization": self.dataset.normalization,
+            "channels": list(self.dataset.labels),
+            "channel_mode": "each",
+            "coarsen": 1,
+            "view": {**dataclasses.asdict(self._spec), "grid": list(self.dataset.shape[1:])},
+        }
+
+
+def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+    return values[0], values[1]
+
+
+def gain_of(label: str, rule: Normalization) -> float:
+    """Largest random offset of a channel in the numbers that a network sees."""
+    if rule.rule == "reflectivity":
+        return GAIN_DBZ / rule.std
+    if rule.rule == "rain":
+        return GAIN_LOG_RAIN
+    return GAIN.get(channel_of(label).kind, 0.0) / rule.std
+
+
+def pixel_spacing_km(store: str, crops: int = 16) -> float | None:
+    """Distance of neighbouring pixels in the middle of a cube's first crops, km; None for one-patch crops."""
+    dataset = open_packed(store)
+    place = dataset[["latitude", "longitude"]].isel(crop=slice(0, crops))
+    latitude, longitude = place["latitude"].values, place["longitude"].values
+    patch = int(store_info(store)["patch"])
+    for axis in (1, 2):
+        low, high = (np.arange(latitude.shape[axis])[s] for s in (slice(None, -1), slice(1, None)))
+        a, b = ([np.take(v, i, axis) for v in (latitude, longitude)] for i in (low, high))
+        step = great_circle_km(a[0], a[1], b[0], b[1]) / patch
+        if np.isfinite(step).any():
+            return float(np.nanmedian(step))
+    return None

@@ -1,0 +1,800 @@
+"""Training: configuration, both levels on small stores, going on where a run stopped, and every refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gridrad_cube import evaluate, testing
+from gridrad_cube.datasets import PatchDataset
+from gridrad_cube.models.checkpoints import load_backbone, load_checkpoint, save_checkpoint
+from gridrad_cube.models.dino import DINOLoss
+from gridrad_cube.schema import FORMAT_VERSION, SchemaError
+from gridrad_cube.store import ArraySpec, Files, group_metadata, metadata, write_array
+from gridrad_cube.train import (
+    Config,
+    TrainingError,
+    load_config,
+    main,
+    parse_config,
+    presets,
+    store_level,
+    train,
+)
+from gridrad_cube.train.config import FIELDS, read_options
+from gridrad_cube.train.distributed import World, world_from_environment
+from gridrad_cube.train.flags import make_parser
+from gridrad_cube.train.monitors import Monitor, rank_me
+from gridrad_cube.train.networks import use_bf16
+from gridrad_cube.train.plan import make_plan
+from gridrad_cube.train.sources import PatchSource, open_source
+
+PROJECT = Path(__file__).resolve().parents[1]
+IR, VISIBLE = "ir_brightness_temperature", "visible_reflectance"
+PREDECESSORS_FLAGS = """
+    arch patch_size out_dim norm_last_layer momentum_teacher use_bn_in_head warmup_teacher_temp teacher_temp
+    warmup_teacher_temp_epochs use_fp16 weight_decay weight_decay_end clip_grad batch_size_per_gpu epochs
+    freeze_last_layer lr warmup_epochs min_lr optimizer drop_path_rate global_crops_scale local_crops_number
+    local_crops_scale data_path output_dir saveckp_freq seed num_workers
+""".split()  # noqa: SIM905
+#: A network and views that 32 px patches and a busy machine can bear.
+TINY = {
+    "preset": "none", "arch": "vit_demo", "global_size": 24, "local_size": 16, "local_crops_number": 2,
+    "head_hidden_dim": 32, "out_dim": 64, "batch_size_per_gpu": 8, "warmup_epochs": 0,
+    "warmup_teacher_temp_epochs": 0, "freeze_last_layer": 0, "precision": "fp32", "lr": 0.01, "log_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory) -> Path:
+    return testing.make_store(tmp_path_factory.mktemp("cube"), scenes=3)
+
+
+def write_grids(path: Path, crops: int = 20, *, level: str = "256", shape: tuple[int, int] = (4, 5)) -> Path:
+    """An embedding store of random vectors 12 wide, with a rejected and NaN corner in every crop."""
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((crops, 1, *shape, 12)).astype(np.float16)
+    flags = np.zeros(embedding.shape[:-1], np.uint16)
+    flags[:, :, 0, 0] = 2  # all_missing
+    embedding[:, :, 0, 0] = np.nan
+    start = np.datetime64("2024-05-01", "s").astype(np.int64)
+    variables = {
+        "embedding": (("crop", "channel", "row", "col", "feature"), embedding, {}),
+        "flags": (("crop", "channel", "row", "col"), flags, {}),
+        "status": (("crop",), np.zeros(crops, np.uint8), {}),
+        "time": (("crop",), start + 3600 * np.arange(crops), {"units": "seconds since 1970-01-01"}),
+        "source": (("crop",), np.array([f"{i}.nc" for i in range(crops)], object), {}),
+        "channel": (("channel",), np.array([IR], object), {}),
+        "variable": (("channel",), np.array([IR], object), {}),
+    }
+    files, members = Files(path), {}
+    for name, (dims, values, attributes) in variables.items():
+        dtype = "string" if values.dtype == object else values.dtype.name
+        spec = ArraySpec(
+            name=name, dims=dims, shape=values.shape, dtype=dtype, chunks=values.shape,
+            fill_value="" if dtype == "string" else 0, attributes=attributes,
+        )  # fmt: skip
+        write_array(files, spec, values)
+        members[name] = metadata(spec)
+    info = {"format_version": FORMAT_VERSION, "kind": "embeddings", "level": level, "checkpoint": "f" * 32,
+            "channels": {IR: [IR]}}  # fmt: skip
+    files.write_json("zarr.json", group_metadata({"gridrad_cube": info}, members))
+    return path
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory) -> Path:
+    return write_grids(tmp_path_factory.mktemp("grids") / "embeddings.zarr")
+
+
+def config_for(store: Path, out: Path, **options) -> Config:
+    return load_config(store=str(store), out=str(out), **TINY | {"channels": (IR,)} | options)
+
+
+def grid_config(store: Path, out: Path, **options) -> Config:
+    return config_for(store, out, **{"arch": "auto", "batch_size_per_gpu": 16} | options)
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Stop:
+    """Send this process a signal after a step."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def __call__(self, step: int, steps: int, record) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+# configuration
+
+
+def test_flags_take_dashes_and_underscores_and_the_predecessors_names(cube):
+    common = ["--batch_size_per_gpu", "8", "--norm_last_layer", "False", "--global_crops_scale", "0.3", "1.0"]
+    old = parse_config(["--data_path", str(cube), "--output_dir", "o", "--use_fp16", "False", *common])
+    new = parse_config(
+        ["--store", str(cube), "--out=o", "--precision", "fp32", *(w.replace("_", "-") for w in common)]
+    )
+    assert old == new
+    assert old.batch_size_per_gpu == 8
+    assert old.norm_last_layer is False
+    assert old.precision == "fp32"
+    assert old.global_crops_scale == (0.3, 1.0)
+
+
+@pytest.mark.parametrize("name", PREDECESSORS_FLAGS)
+def test_every_flag_of_the_predecessor_is_known(name):
+    parser = make_parser()
+    parser.add_argument("--use-fp16")
+    assert f"--{name.replace('_', '-')}" in parser._option_string_actions
+
+
+def test_flags_read_lists_numbers_and_words(cube):
+    config = parse_config(
+        ["--store", str(cube), "--out", "o", "--channels", f"{IR},{VISIBLE}", "--reject", "none",
+         "--bbox", "-130", "20", "-60", "50", "--time", "2021-07-01", "2021-08-01", "--out-dim", "512",
+         "--warmup-epochs", "auto", "--steps", "7"]
+    )  # fmt: skip
+    assert config.channels == (IR, VISIBLE)
+    assert config.reject == ()
+    assert config.bbox == (-130.0, 20.0, -60.0, 50.0)
+    assert config.time == ("2021-07-01", "2021-08-01")
+    assert (config.out_dim, config.warmup_epochs, config.steps) == (512, "auto", 7)
+
+
+def test_config_prefers_flag_to_file_to_preset_to_default(cube, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("lr = 3e-3\nseed = 5\n[level.256]\nglobal-size = 192\n[level.2k]\nseed = 6\n")
+    config = parse_config(
+        ["--store", str(cube), "--out", "o", "--preset", "predecessor", "--config", str(file), "--seed", "7"]
+    )
+    assert config.min_lr == Config().min_lr  # default
+    assert config.teacher_temp == 8e-5  # preset
+    assert (config.lr, config.global_size) == (3e-3, 192)  # file over preset
+    assert config.seed == 7  # flag over file
+    assert load_config(level="2k", file=file).seed == 6
+
+
+@pytest.mark.parametrize("level", ["256", "2k"])
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_preset_holds_only_what_differs_from_the_defaults(preset, level):
+    options = read_options(presets()[preset], level)
+    assert options
+    plain, mine = Config().to_dict(), Config(**options).to_dict()
+    assert [name for name in options if mine[name] == plain[name]] == []
+
+
+def test_presets_come_with_the_package_and_lie_where_users_look():
+    assert set(presets()) == {"demo", "predecessor", "small"}
+    beside = {p.name: p.read_text() for p in (PROJECT / "training" / "presets").glob("*.toml")}
+    assert beside == {p.name: p.read_text() for p in presets().values()}
+
+
+def test_config_survives_json():
+    config = load_config(level="256", preset="predecessor", reject=["night"], bbox=(1, 2, 3, 4))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epoch", "3"], r"unknown option --epoch; did you mean --epochs"),
+        (["--teacher_tmp=3"], r"unknown option --teacher-tmp; did you mean --teacher-temp"),
+        (["--zzzz"], r"unknown option --zzzz; see --help"),
+        (
+            ["--save_best", "True"],
+            r"no option --save-best any more: the lowest training loss is not the best",
+        ),
+        (["--local_rank=0"], r"no option --local-rank any more: start many processes with torchrun"),
+        (["--lr", "fast"], r"--lr: got 'fast'; expected a number"),
+        (["--objective", "mae"], r"--objective: got 'mae'; expected dino or coding-rate"),
+        (["--out-dim", "many"], r"--out-dim: got 'many'; expected a whole number or auto"),
+        (
+            ["--preset", "tiny"],
+            r"--preset: got 'tiny'; expected one of \['demo', 'predecessor', 'small'\] or none",
+        ),
+        (["--norm_last_layer", "maybe"], r"--norm-last-layer: got 'maybe'; expected true or false"),
+        (["--batch-size-per-gpu", "0"], r"--batch-size-per-gpu: got 0; expected a number above 0"),
+        (["--config", "/nowhere.toml"], r"/nowhere.toml: no such file"),
+        (["stray"], r"unexpected argument 'stray'"),
+    ],
+)
+def test_flags_refuse_in_one_line(cube, capsys, argv, message):
+    assert main(["--store", str(cube), "--out", "o", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    with pytest.raises(SchemaError, match=message):
+        parse_config(["--store", str(cube), "--out", "o", *argv])
+
+
+def test_file_with_an_unknown_key_is_refused_by_name(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[level.256]\nglobal_sise = 192\n")
+    with pytest.raises(
+        SchemaError, match=r"mine.toml: unknown option --global-sise; did you mean --global-size"
+    ):
+        load_config(level="256", file=file)
+    file.write_text("[level.4k]\nlr = 1\n")
+    with pytest.raises(SchemaError, match=r"unknown table \[level.4k\]"):
+        load_config(level="256", file=file)
+    file.write_text("lr = = 1\n")
+    with pytest.raises(SchemaError, match="not a TOML file"):
+        load_config(level="256", file=file)
+
+
+def test_help_names_every_option_with_its_default():
+    text = " ".join(make_parser("python training/dino.py").format_help().split())
+    for name in FIELDS:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "torchrun --nproc-per-node 4 training/dino.py" in text
+    assert "samples a step and process (in samples; default: 64)" in text
+
+
+def test_flag_of_another_level_is_told_to_have_no_effect(grids, caplog):
+    parse_config(["--store", str(grids), "--out", "o", "--patch_size", "1"])
+    assert "--patch-size has no effect at level 2k" in caplog.text
+
+
+# plan
+
+
+@pytest.mark.parametrize(
+    ("samples", "prototypes", "temperature"),
+    [(5_000, 1024, 0.02), (20_001, 2048, 0.02), (160_000, 16384, 0.045), (1_280_000, 65536, 0.07)],
+)
+def test_plan_sizes_the_head_and_temperature_by_samples(samples, prototypes, temperature):
+    plan = make_plan(load_config(level="256"), level="256", samples=samples)
+    assert plan.out_dim == prototypes
+    assert plan.teacher_temp == pytest.approx(temperature, abs=1e-3)
+    assert make_plan(load_config(level="2k"), level="2k", samples=samples).out_dim == min(prototypes, 4096)
+
+
+def test_plan_scales_the_rate_and_counts_in_steps():
+    config = load_config(
+        level="256", preset="none", lr=5e-4, batch_size_per_gpu=64, epochs=100, warmup_epochs=10
+    )
+    plan = make_plan(config, level="256", samples=1000, world_size=4)
+    assert (plan.steps_per_epoch, plan.steps, plan.warmup_steps, plan.global_batch) == (3, 300, 30, 256)
+    assert plan.lr == 5e-4
+    auto = make_plan(load_config(level="256", epochs=100), level="256", samples=6400)
+    assert (auto.warmup_steps, auto.temp_warmup_steps, auto.freeze_steps) == (1000, 3000, 500)
+    # Half of the teacher is renewed in one epoch of 100 steps.
+    assert auto.momentum_teacher**100 == pytest.approx(0.5, abs=0.14)
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "samples", "message"),
+    [
+        ("256", {}, 63, r"63 clean patches \(of all channels\), fewer than one step of 64 .* --batch-size-per-gpu 63"),
+        ("2k", {"batch_size_per_gpu": 8}, 99, r"8 x 1 processes make 8 grids a step; level 2k needs at least 16"),
+        ("2k", {"batch_size_per_gpu": 16}, 12, r"12 grids \(crops x channels\), fewer .* Add scenes"),
+        ("256", {"preset": "predecessor", "epochs": 5}, 99, r"--warmup-teacher-temp-epochs: 19 epochs do not fit into "
+         "--epochs 5"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_what_cannot_be(level, options, samples, message):
+    config = load_config(level=level, store="s.zarr", **options)
+    with pytest.raises(SchemaError, match=message):
+        make_plan(config, level=level, samples=samples)
+
+
+# processes
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, World()),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, World(rank=3, size=8, local_rank=1)),
+        (
+            {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "2"},
+            World(rank=2, size=4, local_rank=2),
+        ),
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+            World(),
+        ),  # a batch script outside of srun is one process
+        ({"PMI_RANK": "5", "PMI_SIZE": "8", "PALS_LOCAL_RANKID": "1"}, World(rank=5, size=8, local_rank=1)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, World(rank=1, size=2)),
+    ],
+)
+def test_world_is_read_from_any_launcher(environment, world):
+    assert world_from_environment(environment) == world
+
+
+def test_world_with_a_rank_beyond_its_size_is_refused():
+    with pytest.raises(
+        SchemaError, match="torchrun: RANK=2 with WORLD_SIZE=2; expected a rank below the size"
+    ):
+        world_from_environment({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_precision_follows_the_flag_then_the_processor():
+    cpu = torch.device("cpu")
+    assert use_bf16("bf16", cpu)
+    assert not use_bf16("fp32", cpu)
+    assert use_bf16("auto", cpu) == bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+# level 256
+
+
+def test_training_from_patches_writes_all_that_embedding_needs(cube, tmp_path):
+    summary = train(config_for(cube, tmp_path / "run", steps=3))
+    assert summary["checkpoint"] == str(tmp_path / "run" / "checkpoint.pth")
+    assert (summary["step"], summary["stopped"], summary["level"]) == (3, None, "256")
+    assert summary["samples"] == len(PatchDataset(cube, channels=IR))
+    checkpoint = load_checkpoint(summary["checkpoint"])
+    assert checkpoint["channels"] == [IR]
+    assert checkpoint["normalization"][IR] == PatchDataset(cube, channels=IR).normalizations[IR].to_dict()
+    assert (checkpoint["coarsen"], checkpoint["channel_mode"]) == (1, "each")
+    view = checkpoint["view"]
+    assert (view["magnification"], view["mode"], view["global_size"]) == (1.0, "zoom", 24)
+    assert view["pixel_spacing_km"] == pytest.approx(111.2 / 56, rel=0.01)  # 56 pixels a degree
+    network = load_backbone(checkpoint)
+    assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 192)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 3
+
+
+def test_metrics_tell_how_training_goes(cube, tmp_path):
+    train(config_for(cube, tmp_path, steps=4, log_steps=2))
+    records = metrics_of(tmp_path)
+    assert [r["step"] for r in records] == [2, 4]
+    for r in records:
+        assert r["teacher_entropy"] + r["teacher_kl_to_uniform"] == pytest.approx(math.log(64), rel=1e-5)
+        assert r["headroom"] == pytest.approx(math.log(64) - r["train_loss"])
+        assert 1 <= r["rankme"] <= 192
+        assert 1 <= r["prototypes_used"] <= 64
+        assert r["images_per_second"] > 0
+        assert {"epoch", "train_lr", "train_wd", "feature_std", "grad_norm", "seconds_waiting"} <= r.keys()
+    # 8 of a batch of 256: the peak is lr / 32, then half a cosine to min_lr.
+    assert records[0]["train_lr"] == pytest.approx(
+        1e-6 + 0.5 * (0.01 / 32 - 1e-6) * (1 + math.cos(math.pi / 4))
+    )
+
+
+def test_no_steps_write_the_untrained_network(cube, tmp_path):
+    summary = train(config_for(cube, tmp_path, steps=0))
+    torch.manual_seed(0)
+    checkpoint = load_checkpoint(summary["checkpoint"])
+    assert checkpoint["step"] == 0
+    for name, value in checkpoint["student"].items():
+        assert torch.equal(value, checkpoint["teacher"][name])
+
+
+@pytest.mark.parametrize("objective", ["dino", "coding-rate"])
+def test_training_lowers_the_loss_and_moves_the_teacher(cube, tmp_path, objective):
+    train(config_for(cube, tmp_path / "0", steps=0, objective=objective))
+    train(config_for(cube, tmp_path / "n", steps=8, lr=0.03, momentum_teacher=0.9, objective=objective))
+    losses = [r["train_loss"] for r in metrics_of(tmp_path / "n")]
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+    before, after = (load_checkpoint(tmp_path / d / "checkpoint.pth")["teacher"] for d in "0n")
+    assert not torch.equal(before["backbone.norm.weight"], after["backbone.norm.weight"])
+
+
+def test_last_layer_stays_as_long_as_it_is_frozen(cube, tmp_path):
+    for name, steps in (("frozen", 2), ("free", 3)):  # an epoch: two steps of 8
+        train(config_for(cube, tmp_path / name, steps=steps, freeze_last_layer=1, limit=16))
+    initial = train(config_for(cube, tmp_path / "0", steps=0))["checkpoint"]
+    paths = [initial, tmp_path / "frozen" / "checkpoint.pth", tmp_path / "free" / "checkpoint.pth"]
+    start, frozen, free = (load_checkpoint(p)["student"]["head.last_layer.weight_v"] for p in paths)
+    assert torch.equal(start, frozen)
+    assert not torch.equal(start, free)
+
+
+def test_rejected_patches_never_reach_training(cube, tmp_path):
+    rejected = PatchDataset(cube, channels=IR, reject=["some_missing"])
+    everything = PatchDataset(cube, channels=IR, reject=[])
+    assert len(rejected) < len(everything)
+    source = open_source(config_for(cube, tmp_path, reject=("some_missing",)))
+    places = {tuple(v) for v in zip(rejected.table.crop, rejected.table.row, rejected.table.col, strict=True)}
+    table = source.dataset.table
+    assert {tuple(v) for v in zip(table.crop, table.row, table.col, strict=True)} == places
+    assert source.samples == len(rejected)
+
+
+def test_channels_of_one_batch_keep_their_own_gain_and_fill(cube, tmp_path):
+    source = PatchSource(config_for(cube, tmp_path, channels=()))
+    gains = {label: spec.gain for label, spec in zip(source.dataset.labels, source._specs, strict=True)}
+    rules = source.dataset.normalizations
+    assert gains == pytest.approx({IR: 1.0 / rules[IR].std, VISIBLE: 0.02 / rules[VISIBLE].std})
+    index = np.arange(12)
+    assert len(set(source.dataset.table.channel[index])) == 2
+    together = source.draw(source.dataset.__getitems__(index), index, epoch=3)
+    for i in index:
+        alone = source.draw(source.dataset.__getitems__([i]), np.array([i]), epoch=3)
+        for whole, part in zip(together, alone, strict=True):
+            torch.testing.assert_close(whole.x[i], part.x[0], rtol=1e-4, atol=1e-5)
+            assert torch.equal(whole.token_mask[i], part.token_mask[0])
+
+
+def test_altitudes_of_radar_are_stacked(tmp_path):
+    store = testing.make_store(
+        tmp_path, scenes=2, shape=(96, 96), format="gridrad-v3.1", channels=("reflectivity",)
+    )
+    config = config_for(store, tmp_path / "run", channels=("reflectivity@2.0km", "reflectivity@4.0km"), steps=1,
+                        batch_size_per_gpu=2, reject=("all_missing",))  # fmt: skip
+    checkpoint = load_checkpoint(train(config)["checkpoint"])
+    assert checkpoint["channel_mode"] == "stack"
+    assert checkpoint["model"]["in_channels"] == 2
+    assert checkpoint["view"]["gain"] == [pytest.approx(0.1)] * 2 or checkpoint["view"]["gain"] == (0.1, 0.1)
+    assert checkpoint["view"]["gain_floor"] == -1.0
+
+
+# going on
+
+
+def test_interrupted_run_goes_on_as_if_nothing_had_been(cube, tmp_path):
+    options = {"steps": 7, "drop_path_rate": 0.2, "limit": 32, "log_steps": 2}  # 4 steps an epoch
+    whole = train(config_for(cube, tmp_path / "whole", **options))
+    first = train(config_for(cube, tmp_path / "parts", **options), progress=Stop(1))
+    assert first["stopped"] == "SIGTERM"
+    second = train(config_for(cube, tmp_path / "parts", **options), progress=Stop(4))
+    assert 1 < first["step"] < 4 < second["step"] < 7
+    third = train(config_for(cube, tmp_path / "parts", **options))
+    assert third["step"] == 7
+    ours, theirs = (metrics_of(tmp_path / name) for name in ("parts", "whole"))
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs] == [2, 4, 6, 7]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("epoch", "train_loss", "train_lr", "train_wd", "teacher_entropy"):
+            assert mine[key] == other[key], key
+    a, b = (load_checkpoint(s["checkpoint"]) for s in (whole, third))
+    for key in ("student", "teacher", "dino_loss"):
+        for name, value in a[key].items():
+            assert torch.equal(value, b[key][name]), name
+    assert a["sampler"] == b["sampler"]
+
+
+def test_signal_saves_and_exits_zero(cube, tmp_path, capsys, monkeypatch):
+    import gridrad_cube.train.flags as flags
+
+    monkeypatch.setattr(flags, "train", lambda config, progress: train(config, progress=Stop(2)))
+    old = signal.getsignal(signal.SIGTERM)
+    argv = ["--store", str(cube), "--out", str(tmp_path), "--channels", IR, "--steps", "50"]
+    argv += [w for k, v in TINY.items() for w in ("--" + k, str(v))]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "checkpoint.pth")
+    assert 2 <= load_checkpoint(tmp_path / "checkpoint.pth")["step"] < 5
+    assert signal.getsignal(signal.SIGTERM) == old
+
+
+def test_metrics_of_steps_done_again_are_dropped(cube, tmp_path):
+    config = config_for(cube, tmp_path, steps=4, save_steps=2)
+    train(config)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "train_loss": 0.0}\n{"step": 10')  # a later step, and a killed write
+    train(dataclasses.replace(config, resume=str(tmp_path / "checkpoint_step0000002.pth")))
+    assert [r["step"] for r in metrics_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_finished_run_is_left_as_it_is(cube, tmp_path):
+    config = config_for(cube, tmp_path, steps=2)
+    first = train(config)
+    before = Path(first["checkpoint"]).stat().st_mtime_ns
+    assert train(config)["step"] == 2
+    assert Path(first["checkpoint"]).stat().st_mtime_ns == before
+
+
+def test_last_checkpoints_and_those_for_good_are_kept(cube, tmp_path):
+    train(config_for(cube, tmp_path, steps=5, limit=16, save_steps=1, keep_checkpoints=2, saveckp_freq=2))
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+        "checkpoint.pth", "checkpoint0002.pth", "checkpoint_step0000004.pth", "checkpoint_step0000005.pth",
+    ]  # fmt: skip
+    assert load_checkpoint(tmp_path / "checkpoint0002.pth")["step"] == 4  # two steps an epoch
+
+
+def test_damaged_latest_checkpoint_falls_back_to_the_one_before(cube, tmp_path, caplog):
+    config = config_for(cube, tmp_path, steps=4, save_steps=2)
+    train(config)
+    (tmp_path / "checkpoint.pth").unlink()
+    path = tmp_path / "checkpoint_step0000004.pth"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert train(config)["step"] == 4
+    assert "skipped a checkpoint" in caplog.text
+    assert [r["step"] for r in metrics_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_more_processes_with_smaller_batches_may_go_on(cube, tmp_path):
+    from gridrad_cube.train.run import check_same_run
+
+    config = config_for(cube, tmp_path, steps=1)
+    checkpoint = load_checkpoint(train(config)["checkpoint"])
+    same = {"level": "256", "identity": checkpoint["store"]["identity"]}
+    half = dataclasses.replace(config, batch_size_per_gpu=4, out="elsewhere", device="cpu")
+    check_same_run(checkpoint, half, tmp_path, batch=8, **same)
+    with pytest.raises(SchemaError, match="8 samples a step there, 4 here"):
+        check_same_run(checkpoint, half, tmp_path, batch=4, **same)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.02}, r"a run of another configuration: --lr 0.01 there, 0.02 here. Pass another --out"),
+        ({"arch": "vit_tiny", "patch_size": 8}, r"--arch vit_demo there, vit_tiny here"),
+        (
+            {"channels": (VISIBLE,)},
+            r"--channels \['ir_brightness_temperature'\] there, \['visible_reflectance'\] here",
+        ),
+        ({"resume": "never"}, r"holds a run already \(checkpoint.pth\), and --resume never starts a new one"),
+    ],
+)
+def test_folder_of_another_run_is_refused(cube, tmp_path, options, message):
+    train(config_for(cube, tmp_path, steps=1))
+    with pytest.raises(SchemaError, match=message):
+        train(config_for(cube, tmp_path, **{"steps": 1} | options))
+
+
+def test_run_on_another_store_is_refused(cube, tmp_path):
+    train(config_for(cube, tmp_path / "run", steps=1))
+    other = testing.make_store(tmp_path / "other", scenes=3, seed=1)
+    with pytest.raises(
+        SchemaError, match=r"a run on another store, .* identity [0-9a-f]{32}; .* has [0-9a-f]{32}"
+    ):
+        train(config_for(other, tmp_path / "run", steps=1))
+
+
+def test_run_of_another_level_is_refused(cube, grids, tmp_path):
+    train(config_for(cube, tmp_path, steps=1))
+    with pytest.raises(
+        SchemaError, match=r"a run of level 256, but .* trains level 2k. Each level has its own --out"
+    ):
+        train(grid_config(grids, tmp_path, steps=1))
+
+
+def test_resume_names_a_checkpoint_of_a_run(cube, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        train(config_for(cube, tmp_path, steps=1, resume=str(tmp_path / "none.pth")))
+    save_checkpoint({"teacher": {"norm.weight": torch.zeros(3)}}, tmp_path / "weights.pth")
+    with pytest.raises(SchemaError, match=r"no checkpoint of a run that can be gone on with.*--init-from"):
+        train(config_for(cube, tmp_path / "new", steps=1, resume=str(tmp_path / "weights.pth")))
+
+
+def test_init_from_takes_weights_and_starts_a_new_run(cube, tmp_path):
+    first = train(config_for(cube, tmp_path / "a", steps=3))
+    second = train(config_for(cube, tmp_path / "b", steps=0, seed=9, init_from=first["checkpoint"]))
+    old, new = (load_checkpoint(s["checkpoint"]) for s in (first, second))
+    assert new["step"] == 0
+    for name, value in old["teacher"].items():
+        assert torch.equal(value, new["student"][name]), name
+        assert torch.equal(value, new["teacher"][name]), name
+    other_head = train(config_for(cube, tmp_path / "c", steps=0, out_dim=32, init_from=first["checkpoint"]))
+    assert load_checkpoint(other_head["checkpoint"])["teacher"]["head.last_layer.weight_v"].shape == (32, 256)
+
+
+def test_init_from_another_architecture_is_refused(cube, tmp_path):
+    first = train(config_for(cube, tmp_path / "a", steps=0))
+    with pytest.raises(SchemaError, match=r"does not fit vit_tiny: missing: .*Nothing was loaded"):
+        train(
+            config_for(
+                cube, tmp_path / "b", arch="vit_tiny", patch_size=8, steps=0, init_from=first["checkpoint"]
+            )
+        )
+
+
+# level 2k
+
+
+def test_training_from_embeddings_takes_its_width_from_the_store(grids, tmp_path):
+    summary = train(grid_config(grids, tmp_path, steps=3))
+    assert (summary["level"], summary["samples"]) == ("2k", 20)
+    checkpoint = load_checkpoint(summary["checkpoint"])
+    assert checkpoint["model"]["name"] == "vit2k_xs"
+    assert (checkpoint["model"]["in_channels"], checkpoint["model"]["image_size"]) == (12, 5)
+    assert np.isfinite([checkpoint["normalization"][k] for k in ("mean", "std")]).all()
+    assert checkpoint["store"]["checkpoint"] == "f" * 32
+    assert np.isfinite([r["train_loss"] for r in metrics_of(tmp_path)]).all()
+
+
+def test_rejected_cells_are_masked_in_attention(grids, tmp_path):
+    source = open_source(grid_config(grids, tmp_path, token_dropout=0.0, global_fraction=1.0))
+    index = np.arange(16)
+    views = source.draw(source.dataset.__getitems__(index), index, epoch=0)
+    assert [tuple(v.x.shape) for v in views] == [(16, 12, 4, 5)] * 2 + [(16, 12, 2, 3)] * 2
+    for view in views[:2]:
+        assert not view.attention_mask[:, 0, 0].any()
+        assert view.attention_mask.sum() == 16 * 19
+        assert (view.x[:, :, 0, 0] == 0).all()
+
+
+def test_interrupted_level_2k_goes_on_the_same(grids, tmp_path):
+    whole = train(grid_config(grids, tmp_path / "whole", steps=4))
+    train(grid_config(grids, tmp_path / "parts", steps=4), progress=Stop(1))
+    train(grid_config(grids, tmp_path / "parts", steps=4))
+    assert [r["train_loss"] for r in metrics_of(tmp_path / "parts")] == [
+        r["train_loss"] for r in metrics_of(Path(whole["checkpoint"]).parent)
+    ]
+
+
+# what stops
+
+
+def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
+    draw = PatchSource.draw
+
+    def spoil(self, batch, index, epoch):
+        views = draw(self, batch, index, epoch)
+        where = np.flatnonzero(index == index.max())
+        views[0].x[torch.from_numpy(where)] = torch.inf
+        self.spoilt = self.dataset.describe(int(index.max()))
+        return views
+
+    monkeypatch.setattr(PatchSource, "draw", spoil)
+    with pytest.raises(
+        TrainingError, match=r"step 1: the loss is nan; expected a finite number.*crop \d+, row"
+    ) as e:
+        train(config_for(cube, tmp_path, steps=5))
+    assert "process 0, 1)" in str(e.value)
+    assert "Last checkpoint: none" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": ("reflectivity",)}, r"no channel 'reflectivity'; expected some of"),
+        (
+            {"arch": "vit2k_xs"},
+            r"--arch: vit2k_xs is not for .*, which holds patches, level 256; expected one of",
+        ),
+        ({"arch": "vit_huge"}, r"--arch: got 'vit_huge'; expected one of"),
+        ({"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500"),
+        ({"time": ("2001-01-01", "2001-02-01")}, r"no crop in the time asked for"),
+        ({"bbox": (0, 0, 1, 1)}, r"no clean patch of"),
+        ({"global_size": 48}, r"--global-size: a view of 48 px .* covers 48 pixels, but a field has 32"),
+        ({"local_size": 20}, r"--local-size: 20 px are not whole tokens of 8 px"),
+        ({"blur": (2.0, 0.0, 0.0)}, r"config: ViewSpec: blur=\(2.0, 0.0, 0.0\); expected between 0 and 1"),
+        ({"image_size": 20}, r"config: build\('vit_demo'\): image_size=20 is no multiple of patch_size=8"),
+        ({"coarsen": 3}, r"coarsen: got 3; expected a divisor of the patch, 32 px"),
+        ({"device": "cuda"}, r"device: 'cuda' asked for but torch sees no GPU"),
+    ],
+)
+def test_training_refuses_in_words(cube, tmp_path, options, message):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SchemaError, match=message):
+        train(config_for(cube, tmp_path / "run", steps=1, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_store_that_cannot_be_trained_from_is_refused(cube, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such store"):
+        store_level(str(tmp_path / "none.zarr"))
+    unfinished = tmp_path / "unfinished.zarr"
+    shutil.copytree(cube, unfinished)
+    (unfinished / "zarr.json").unlink()
+    with pytest.raises(
+        SchemaError, match=r"the store is not finished\. Run the command that builds it again"
+    ):
+        store_level(str(unfinished))
+    above = write_grids(tmp_path / "embeddings_2k.zarr", level="2k")
+    with pytest.raises(SchemaError, match="holds embeddings of level 2k, got no level above it to train"):
+        store_level(str(above))
+
+
+def test_level_2k_refuses_in_words(grids, tmp_path):
+    with pytest.raises(SchemaError, match="level 2k needs at least 16"):
+        train(grid_config(grids, tmp_path / "a", batch_size_per_gpu=8, steps=1))
+    with pytest.raises(SchemaError, match=r"vit_small is not for .*, which holds embeddings, level 2k"):
+        train(grid_config(grids, tmp_path / "a", arch="vit_small", steps=1))
+    few = write_grids(tmp_path / "few.zarr", crops=6)
+    with pytest.raises(SchemaError, match=r"6 grids \(crops x channels\), fewer .* Add scenes or channels"):
+        train(grid_config(few, tmp_path / "a", steps=1))
+    small = write_grids(tmp_path / "small.zarr", shape=(3, 5))
+    with pytest.raises(SchemaError, match="grids are too small"):
+        train(grid_config(small, tmp_path / "a", steps=1))
+
+
+# monitors
+
+
+def test_rank_me_is_that_of_evaluate():
+    features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [5.0, 1, 1, 1, 0, 0, 0, 0]
+    )
+    assert rank_me(features) == pytest.approx(evaluate.rank_me(features.numpy()), rel=1e-5)
+    assert rank_me(features[:5]) == pytest.approx(evaluate.rank_me(features[:5].numpy()), rel=1e-5)
+
+
+def test_monitor_keeps_the_latest_features():
+    monitor = Monitor(2, queue=4)
+    for k in range(3):
+        monitor.add(torch.full((6, 2), float(k)), views=2)  # three samples a step
+    assert sorted(monitor._queue[:, 0].tolist()) == [1.0, 2.0, 2.0, 2.0]
+
+
+def test_monitor_warns_of_collapse_once_it_lasts(caplog):
+    monitor, caplog.handler.level = Monitor(4), logging.WARNING
+    features = torch.ones(16, 4)
+    monitor.add(features, views=2)
+    loss = DINOLoss(8, 4, 0.04, 0.04, 0, 1)
+    record = monitor.describe(features, 2) | {"train_loss": math.log(8)}
+    record |= monitor.describe_targets(torch.zeros(16, 8), loss.center, 0.04, math.log(8))
+    assert monitor.warn(record, 1) == []
+    messages = monitor.warn(record, 2)
+    assert len(messages) == 2
+    assert "all features are nearly alike" in caplog.text
+    assert "uniform target and the loss stays at ln K" in caplog.text
+    assert monitor.warn(record, 3) == []
+    one = record | {"teacher_kl_to_uniform": 2.0, "prototypes_used": 1.0}
+    monitor.warn(one, 4)
+    assert "the same one prototype" in monitor.warn(one, 5)[0]
+
+
+def test_monitor_finds_nothing_wrong_with_healthy_features():
+    monitor = Monitor(16)
+    features = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    monitor.add(features, views=2)
+    record = monitor.describe(features, 2)
+    assert record["view_retrieval"] == 1.0
+    assert record["feature_std"] == pytest.approx(1.0, abs=0.05)
+    assert monitor.warn(record, 1) == monitor.warn(record, 2) == []
+
+
+# programs
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_follow_the_curve_of_one_with_their_batch(cube, tmp_path):
+    options = {"steps": 3, "drop_path_rate": 0.0, "channels": (IR,)}
+    one = train(config_for(cube, tmp_path / "one", **options))
+    words = TINY | {"batch_size_per_gpu": 4, "steps": 3, "drop_path_rate": 0.0, "channels": IR}
+    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(cube), "--out", str(tmp_path / "two")]
+    argv += [w for k, v in words.items() for w in ("--" + k, str(v))]
+    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            argv, env=base | {"RANK": str(r), "WORLD_SIZE": "2"}, cwd=PROJECT, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for r in range(2)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert [out.strip() for out, _ in outputs] == [str(tmp_path / "two" / "checkpoint.pth"), ""]
+    ours, theirs = (metrics_of(tmp_path / name) for name in ("two", "one"))
+    assert [r["step"] for r in ours] == [1, 2, 3]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=2e-4)
+    a, b = load_checkpoint(one["checkpoint"]), load_checkpoint(tmp_path / "two" / "checkpoint.pth")
+    torch.testing.assert_close(a["dino_loss"]["center"], b["dino_loss"]["center"], rtol=1e-2, atol=1e-4)
+
+
+def test_script_prints_the_checkpoint_alone(cube, tmp_path):
+    argv = [
+        sys.executable,
+        str(PROJECT / "training" / "dino.py"),
+        "--store",
+        str(cube),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    argv += ["--steps", "2", "--channels", IR]
+    argv += [w for k, v in TINY.items() for w in ("--" + k, str(v))]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'run' / 'checkpoint.pth'}\n"
+    assert "step 2 of 2" in done.stderr

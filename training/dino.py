@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""Train a network without labels, straight from a store; the store says which level.
+
+Level 256, from a cube of patches, and level 2k, from the embeddings of that network::
+
+    python training/dino.py --store patches.zarr --out runs/256
+    gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
+    python training/dino.py --store embeddings.zarr --out runs/2k
+
+On all GPUs of a machine, or on many machines, the same with torchrun, srun or mpiexec in front::
+
+    torchrun --nproc-per-node 4 training/dino.py --store patches.zarr --out runs/256
+
+``--help`` lists every option; ``presets/`` beside this file holds the recipes (``--preset small``). A run that
+was cut short goes on by the same command. What happens inside is `gridrad_cube.train`: `config.py` has the
+options, `engine.py` the loop, step by step.
+"""
+
+import sys
+from pathlib import Path
+
+try:
+    from gridrad_cube.train import main
+except ModuleNotFoundError as error:  # run from a clone that is not installed
+    if error.name != "gridrad_cube":
+        raise
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from gridrad_cube.train import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(prog="python training/dino.py"))
