@@ -281,7 +281,7 @@ def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, 
 @click.option("--latitude", type=float, default=None)
 @click.option("--longitude", type=float, default=None)
 @click.option(
-    "--like", default=None, metavar="CROP,ROW,COL[,CHANNEL]", help="A patch of the store as the query."
+    "--like", default=None, metavar="CROP[,ROW,COL][,CHANNEL]", help="A patch of the store as the query."
 )
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of answers.")
 @click.option("--bbox", type=float, nargs=4, default=None, help="West, south, east, north of the answers.")
@@ -329,12 +329,14 @@ def _question(options: dict[str, Any]) -> Any:
     if options["like"]:
         if any(v is not None for v in place.values()):
             raise click.UsageError("give either --like or a time and place, not both")
-        parts = options["like"].split(",")
-        if len(parts) not in (1, 2, 3, 4) or not all(p.strip().isdigit() for p in parts[:3]):
+        parts = [p.strip() for p in options["like"].split(",")]
+        channel = [] if parts[-1].isdigit() else [parts.pop()]
+        if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
             raise click.UsageError(
-                f"--like {options['like']!r}: expected CROP,ROW,COL or CROP,ROW,COL,CHANNEL"
+                f"--like {options['like']!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it "
+                "where the store has several"
             )
-        return tuple(int(p) if p.strip().isdigit() else p for p in parts)
+        return (*map(int, parts), *channel)
     if any(v is None for v in place.values()):
         raise click.UsageError(
             "a query needs --like CROP,ROW,COL, or all of --time, --latitude and --longitude"

@@ -1,0 +1,249 @@
+"""The whole road on synthetic storms, on CPU, in a few minutes: files to cube to embeddings to answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from gridrad_cube import datasets, evaluate, pipeline, plot, query, store, synthetic
+from gridrad_cube.embed import embed
+from gridrad_cube.schema import Recipe, SchemaError
+from gridrad_cube.train import load_config, train
+
+CHANNEL = "ir_brightness_temperature"
+#: LaRC scenes, two hours apart: one planted storm in each, so that plants lie more than 6 h or 200 km apart.
+SCENES, INTERVAL, PLANTS = 24, "2h", 24
+#: Components of the pixels' PCA, the baseline without any network.
+COMPONENTS = 64
+
+
+def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Callable[[str], Any]) -> None:
+    """Build, train, embed and ask, from nothing; leave stores, runs and pictures in a folder.
+
+    Runs again where it stopped: what is finished stays.
+
+    Parameters
+    ----------
+    say
+        Called with each line for the user.
+
+    Raises
+    ------
+    SchemaError
+        If the folder holds something else.
+    """
+    out = Path(out)
+    start = time.perf_counter()
+    _claim(out, {"seed": seed, "scenes": SCENES})
+    say(f"gridrad-cube demo in {out}/ (seed {seed}): about five minutes on 2 cores")
+    _synthesize(out, seed, say)
+    _preprocess(out, workers, say)
+    _learn(out, seed, say)
+    _retrieval(out, seed, say)
+    answer = _ask(out, seed, say)
+    pictures = _pictures(out, answer, seed)
+    say("\nPictures:")
+    for path in pictures:
+        say(f"  {path}")
+    say("Look further:")
+    for line in (
+        f"gridrad-cube info {out}/patches.zarr",
+        f"gridrad-cube verify {out}/patches.zarr",
+        f"gridrad-cube query {out}/embeddings.zarr --like 3,4,5 -k 5",
+    ):
+        say(f"  {line}")
+    say(f"Done in {time.perf_counter() - start:.0f} s.")
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder that is not this demo's."""
+    mark = out / "demo.json"
+    if mark.exists():
+        found = json.loads(mark.read_text())
+        if found != identity:
+            raise SchemaError(f"{out}: holds a demo with {found}, not {identity}; give another folder")
+    elif out.exists() and any(out.iterdir()):
+        raise SchemaError(f"{out}: the folder is not empty and holds no demo; give another folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(identity))
+
+
+def _synthesize(out: Path, seed: int, say: Callable[[str], Any]) -> None:
+    kinds = (
+        ("larc", "larc-goes", SCENES, {"interval": INTERVAL, "plants": PLANTS}),
+        ("radar", "gridrad-v4.2", 3, {}),
+    )
+    say("\n1. Source files: faithful synthetic netCDF")
+    for folder, format_, count, options in kinds:
+        if len(list((out / folder).rglob("*.nc"))) == count:
+            continue
+        paths = synthetic.iter_scenes(out / folder, format=format_, scenes=count, seed=seed, **options)
+        for _ in tqdm(paths, total=count, desc=f"synthesize {format_}", unit="file"):
+            pass
+    for folder, format_, _, _ in kinds:
+        files = list((out / folder).rglob("*.nc"))
+        size = sum(f.stat().st_size for f in files)
+        say(f"   {out / folder}/: {len(files)} {format_} files, {size / 1e6:.0f} MB")
+
+
+def _preprocess(out: Path, workers: int, say: Callable[[str], Any]) -> None:
+    say("\n2. Cubes: one chunk a patch, one shard a crop, flags, statistics and coordinates")
+    radar = Recipe(channels=("reflectivity_column_maximum", "echo_top_height"))
+    for folder, name, recipe in (("larc", "patches.zarr", None), ("radar", "radar.zarr", radar)):
+        report = pipeline.preprocess(out / folder, out / name, recipe=recipe, workers=workers, progress=True)
+        say(f"   {report}")
+        if report.failed:
+            raise SchemaError(f"{out / folder}: a source of the demo failed")
+
+
+def _learn(out: Path, seed: int, say: Callable[[str], Any]) -> None:
+    """Both levels, and the same network untrained for comparison."""
+    patches = str(out / "patches.zarr")
+    options = {"preset": "demo", "channels": (CHANNEL,), "seed": seed}
+    say("\n3. Training and embedding, both levels")
+    for folder, steps in (("256-untrained", {"steps": 0}), ("256", {})):
+        run = train(
+            load_config(store=patches, out=str(out / "runs" / folder), **options, **steps), progress=True
+        )
+        say(f"   level 256 ({folder}): {run['checkpoint']}")
+    for folder, name in (("256-untrained", "embeddings_untrained.zarr"), ("256", "embeddings.zarr")):
+        summary = embed(patches, out / "runs" / folder / "checkpoint.pth", out / name, progress=True)
+        say(f"   {out / name}: {json.dumps(summary)}")
+    run = train(
+        load_config(
+            store=str(out / "embeddings.zarr"), out=str(out / "runs" / "2k"), preset="demo", seed=seed
+        ),
+        progress=True,
+    )
+    say(f"   level 2k: {run['checkpoint']}")
+    summary = embed(
+        out / "embeddings.zarr",
+        out / "runs" / "2k" / "checkpoint.pth",
+        out / "embeddings_2k.zarr",
+        progress=True,
+    )
+    say(f"   {out / 'embeddings_2k.zarr'}: {json.dumps(summary)}")
+
+
+def _places(seed: int) -> list[evaluate.Place]:
+    table = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
+    return [evaluate.Place(p["time"].astype("datetime64[s]"), float(p["latitude"]), float(p["longitude"])) for p in table]
+
+
+def _flat(embeddings: xr.Dataset) -> xr.Dataset:
+    """Clean patches of the demo's channel on one dim, vectors in memory as float32."""
+    return query.within(embeddings, channel=CHANNEL).load()
+
+
+def _retrieval(out: Path, seed: int, say: Callable[[str], Any]) -> None:
+    """Print the median rank at which each planted storm finds the others, for three ways to compare patches."""
+    places = _places(seed)
+    trained = _flat(store.open_embeddings(out / "embeddings.zarr"))
+    untrained = _flat(store.open_embeddings(out / "embeddings_untrained.zarr"))
+    ways = {
+        "trained network": trained["embedding"].values,
+        "same network, untrained": untrained["embedding"].values,
+        f"PCA of pixels ({COMPONENTS} components)": _pca(out, trained),
+    }
+    say(
+        "\n4. A storm planted again and again: more than 6 h and 200 km away, off the patch grid, mirrored, noisy"
+    )
+    results = {}
+    for name, vectors in ways.items():
+        result = evaluate.planted_retrieval(vectors.astype(np.float32), trained, places)
+        results[name] = {
+            "median_rank": result.median_rank,
+            "candidates": int(np.median(result.candidates)),
+            "within_10": result.within(10),
+            "pairs": int(np.isfinite(result.ranks).sum()),
+        }
+    width = max(map(len, results))
+    for name, r in results.items():
+        say(
+            f"   {name:{width}}  median rank {r['median_rank']:7.1f} of {r['candidates']}"
+            f"   among the first ten {r['within_10']:.0%}   ({r['pairs']} pairs of {PLANTS} plants)"
+        )
+    (out / "retrieval.json").write_text(json.dumps(results, indent=1))
+
+
+def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
+    """Principal components of the same pixels, coarsened and normalised as the network sees them."""
+    checkpoint = torch.load(out / "runs" / "256" / "checkpoint.pth", weights_only=True, map_location="cpu")
+    rules = {k: datasets.Normalization.from_dict(v) for k, v in checkpoint["normalization"].items()}
+    reader = store.PatchReader(out / "patches.zarr")
+    index = np.stack([flat[n].values for n in ("crop", "row", "col")], axis=1)
+    parts = []
+    for start in range(0, len(index), 256):
+        codes = torch.from_numpy(reader.read(CHANNEL, index[start : start + 256]))[:, None]
+        channel = torch.zeros(len(codes), dtype=torch.int64)
+        values, _ = datasets.decode(codes, channel, (rules[CHANNEL],), coarsen=checkpoint["coarsen"])
+        parts.append(values.flatten(1).numpy())
+    return evaluate.principal_components(np.concatenate(parts), COMPONENTS)
+
+
+def _ask(out: Path, seed: int, say: Callable[[str], Any]) -> xr.Dataset:
+    """One query by place and time: the first planted storm."""
+    embeddings = store.open_embeddings(out / "embeddings.zarr")
+    place = _places(seed)[0]
+    question = {"time": place.time, "latitude": place.latitude, "longitude": place.longitude}
+    answer = query.search(embeddings, question, 9, channel=CHANNEL)
+    say(
+        f"\n5. Which places and times look like {place.time} UTC at {place.latitude:.2f} N {place.longitude:.2f} E, "
+        "where a storm was planted?"
+    )
+    say(query.format_answer(answer))
+    return answer
+
+
+def _pictures(out: Path, answer: xr.Dataset, seed: int) -> list[Path]:
+    cube = store.open_cube(out / "patches.zarr")
+    radar = store.open_cube(out / "radar.zarr")
+    embeddings = store.open_embeddings(out / "embeddings.zarr")
+    places = _places(seed)
+    noon = int(np.argmin(np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2))))
+    dusk = int(np.argmin(np.abs(np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2)) - 80)))
+    figures = {
+        "scene.png": plot.scene(cube, noon, channel=CHANNEL),
+        "radar.png": plot.scene(radar, 0, channel="reflectivity_column_maximum"),
+        "flags.png": plot.flags(cube, dusk, channel="visible_reflectance"),
+        "training.png": plot.curves({"level 256": out / "runs" / "256", "level 2k": out / "runs" / "2k"}),
+        "query.png": _query_picture(out, answer, places),
+        "embeddings.png": plot.components(embeddings, noon),
+    }
+    paths = []
+    for name, figure in figures.items():
+        paths.append(out / name)
+        figure.savefig(paths[-1], dpi=110)
+    return paths
+
+
+def _query_picture(out: Path, answer: xr.Dataset, places: list[evaluate.Place]) -> Any:
+    reader = store.PatchReader(out / "patches.zarr")
+    cube = store.open_packed(out / "patches.zarr")
+    packing = plot.packing_of(cube[CHANNEL])
+    flat = _flat(store.open_embeddings(out / "embeddings.zarr"))
+    planted = {
+        tuple(int(flat[n][i]) for n in ("crop", "row", "col")) for i in evaluate.patches_at(flat, places)
+    }
+    index = np.stack([answer[n].values for n in ("crop", "row", "col")], axis=1).astype(np.int64)
+    first = evaluate.patches_at(flat, places[:1])[0]
+    own = np.array([[int(flat[n][first]) for n in ("crop", "row", "col")]])
+    pictures = [packing.decode(p) for p in reader.read(CHANNEL, index)]
+    return plot.neighbours(
+        pictures,
+        answer,
+        packing.decode(reader.read(CHANNEL, own)[0]),
+        CHANNEL,
+        query_place=(places[0].latitude, places[0].longitude),
+        query_text=f"query: a planted storm\n{str(places[0].time)[:16].replace('T', ' ')} UTC",
+        marks=[tuple(i) in planted for i in index.tolist()],
+    )

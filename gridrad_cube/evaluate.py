@@ -1,0 +1,127 @@
+"""Judging embeddings without labels: how well planted things are found again, and what a network adds to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.schema import SchemaError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and when something was planted: degrees, UTC."""
+
+    time: np.datetime64
+    latitude: float
+    longitude: float
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Ranks of planted things when each in turn is the query.
+
+    ``ranks[i, j]`` is the rank of thing j for query i among ``candidates[i]`` other patches (1 is best); NaN
+    on the diagonal and where they lie too near in time and place to count.
+    """
+
+    ranks: np.ndarray
+    candidates: np.ndarray
+
+    @property
+    def median_rank(self) -> float:
+        """Median over all pairs."""
+        return float(np.nanmedian(self.ranks))
+
+    def within(self, k: int) -> float:
+        """Share of pairs with a rank of at most k."""
+        known = np.isfinite(self.ranks)
+        return float((self.ranks[known] <= k).mean())
+
+
+def patches_at(flat: xr.Dataset, places: Sequence[Place]) -> np.ndarray:
+    """Index along ``patch`` of the patch of the same time whose centre is nearest to each place.
+
+    Raises
+    ------
+    SchemaError
+        If no patch has the time of a place.
+    """
+    time = flat["time"].values.astype("datetime64[s]")
+    latitude, longitude = flat["latitude"].values, flat["longitude"].values
+    out = np.empty(len(places), np.int64)
+    for i, place in enumerate(places):
+        same = np.flatnonzero(np.abs(time - place.time) <= np.timedelta64(60, "s"))
+        if not same.size:
+            raise SchemaError(f"planted place {i}: no patch has its time {place.time}")
+        distance = great_circle_km(place.latitude, place.longitude, latitude[same], longitude[same])
+        out[i] = same[np.argmin(distance)]
+    return out
+
+
+def planted_retrieval(
+    vectors: np.ndarray,
+    flat: xr.Dataset,
+    places: Sequence[Place],
+    *,
+    hours: float = 6.0,
+    kilometres: float = 200.0,
+) -> Retrieval:
+    """Rank each planted thing for each other one as the query, by cosine, among all other patches.
+
+    The rank counts patches that hold no planted thing and score higher. Candidates within both ``hours`` and
+    ``kilometres`` of the query do not count, nor do pairs so near each other.
+
+    Parameters
+    ----------
+    vectors
+        One a patch, shape (patches, features).
+    flat
+        On ``patch``: time, latitude and longitude.
+    """
+    where = patches_at(flat, places)
+    planted = np.zeros(len(vectors), bool)
+    planted[where] = True
+    usable = np.isfinite(vectors).all(axis=1)
+    time = flat["time"].values.astype("datetime64[s]")
+    latitude, longitude = flat["latitude"].values, flat["longitude"].values
+    ranks = np.full((len(where), len(where)), np.nan)
+    candidates = np.zeros(len(where), np.int64)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = unit[where] @ unit.T
+    for i, query in enumerate(where):
+        near = np.abs(time - time[query]) < np.timedelta64(int(hours * 3600), "s")
+        near &= great_circle_km(latitude[query], longitude[query], latitude, longitude) < kilometres
+        distractors = usable & ~planted & ~near
+        candidates[i] = distractors.sum()
+        ordered = np.sort(scores[i, distractors])
+        for j, other in enumerate(where):
+            if j != i and other != query and not near[other] and usable[other]:
+                ranks[i, j] = 1 + len(ordered) - np.searchsorted(ordered, scores[i, other], side="right")
+    return Retrieval(ranks, candidates)
+
+
+def principal_components(values: np.ndarray, count: int) -> np.ndarray:
+    """Project rows on the principal components of all rows: shape (rows, count), float32.
+
+    The baseline that a network has to beat: it needs no training and no choice but the count.
+    """
+    centred = values.astype(np.float32) - values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if len(centred) < centred.shape[1]:
+        weights, vectors = np.linalg.eigh(centred @ centred.T)
+        order = np.argsort(weights)[::-1][:count]
+        return vectors[:, order] * np.sqrt(np.maximum(weights[order], 0))
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return centred @ vectors[:, ::-1][:, :count]
+
+
+def rank_me(vectors: np.ndarray) -> float:
+    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885)."""
+    values = np.linalg.svd(vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64), compute_uv=False)
+    share = values / values.sum()
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))

@@ -1,0 +1,147 @@
+"""A crop with the lattice of its patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.plot.canvas import (
+    add_axes,
+    colour_bar,
+    draw_field,
+    new_figure,
+    select,
+    stamp,
+    title_of,
+    write_legend,
+    write_title,
+)
+from gridrad_cube.plot.lattice import draw_lattice, inside
+from gridrad_cube.schema import CHANNELS, Flag, channel_label
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+#: Look of what lies outside the scene.
+PADDING: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#8c8c8c", "hatch": "////", "linewidth": 0.0}
+
+#: Room beside and above a map, inches: degrees, titles with column numbers, degrees with a legend.
+LEFT, TOP, BOTTOM = 0.7, 1.0, 0.75
+
+
+def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, altitude: int = 0) -> Figure:
+    """Draw one crop with the lattice of its patches, degrees along its edges, and numbers of rows and columns.
+
+    Parameters
+    ----------
+    cube
+        From `gridrad_cube.open_cube`.
+    crop
+        Row of the crop in the cube.
+    channel
+        Name of the variable, or a label such as ``reflectivity@3.0km``; the first one if None.
+    altitude
+        Index of the level of a 3-D channel.
+
+    Raises
+    ------
+    SchemaError
+        If the cube lacks the channel or the crop, or the crop was not written.
+    """
+    one, name, packing, level = select(cube, crop, channel, altitude)
+    width, height = map_size(one)
+    figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
+    axes = add_axes(figure, LEFT, TOP, width, height)
+    label, image, handles = draw_crop(axes, one, name, level, packing)
+    write_title(
+        figure, f"{title_of(label)}, {stamp(one['time'].values)}", crop_text(cube, one, crop), left=LEFT
+    )
+    colour_bar(image, label, cax=add_axes(figure, LEFT + width + 0.75, TOP, 0.22, height))
+    write_legend(figure, handles, left=LEFT)
+    return figure
+
+
+def map_size(one: xr.Dataset, width: float = 8.6, height: float = 8.0) -> tuple[float, float]:
+    """Width and height in inches at which a crop's patches are square and fill one of the two."""
+    rows, cols = one.sizes["row"], one.sizes["col"]
+    edge = min(width / cols, height / rows)
+    return max(cols * edge, 2.5), max(rows * edge, 2.5)
+
+
+def crop_text(cube: xr.Dataset, one: xr.Dataset, crop: int) -> str:
+    """Which crop of how many, and its patches."""
+    return f"crop {crop} of {cube.sizes['crop']}, {one.sizes['row']} × {one.sizes['col']} patches"
+
+
+def draw_crop(
+    axes: Axes, one: xr.Dataset, name: str, level: dict[str, int], packing: Any, *, numbers: bool = True
+) -> tuple[str, AxesImage, list[Artist]]:
+    """Draw a channel of a crop with its lattice; padding hatched, absence written across it.
+
+    Returns
+    -------
+    The channel's label, the image, and handles of the states that occur.
+    """
+    from matplotlib.patches import Patch
+
+    values = _decoded(one[name].isel(level), packing)
+    height, width = values.shape
+    edge = height / one.sizes["row"]
+    label = channel_label(name, float(one["altitude"][level["altitude"]]) if level else None)
+    image, handles = draw_field(axes, values, label, packing=packing, extent=(0, width, height, 0))
+    draw_lattice(axes, one, edge, numbers=numbers, lines="0.75" if CHANNELS[name].has_echo else "white")
+    bits = flags_of(one, name, level)
+    rows_in, cols_in = (round(n * edge) for n in inside(one))
+    if np.isfinite(values[:rows_in, :cols_in]).all():
+        handles = [h for h in handles if h.get_label() != "not observed"]
+    if _draw_padding(axes, (rows_in, cols_in), bits, edge):
+        handles.append(Patch(**PADDING, label="padding, outside the scene"))
+    if ((bits & int(Flag.channel_absent)) != 0).all():
+        axes.text(
+            0.5, 0.5, f"{CHANNELS[name].long_name} is absent from this scene", transform=axes.transAxes, ha="center",
+            va="center", fontsize=14, bbox={"facecolor": "white", "edgecolor": "0.4", "boxstyle": "round,pad=0.6"},
+            zorder=6,
+        )  # fmt: skip
+    return label, image, handles
+
+
+def _draw_padding(axes: Axes, limits: tuple[int, int], bits: np.ndarray, edge: float) -> bool:
+    """Hatch what lies outside the scene: patches that say so, and the part of the last ones that does."""
+    from matplotlib.patches import Rectangle
+
+    (rows_in, cols_in), (rows, cols) = limits, bits.shape
+    padding = (bits & int(Flag.padding)) != 0
+    boxes = [(0, rows_in, cols * edge, rows * edge - rows_in), (cols_in, 0, cols * edge - cols_in, rows_in)]
+    boxes += [
+        (c * edge, r * edge, edge, edge)
+        for r, c in np.argwhere(padding)
+        if r * edge < rows_in and c * edge < cols_in
+    ]
+    boxes = [b for b in boxes if b[2] > 0 and b[3] > 0]
+    for x, y, width, height in boxes:
+        axes.add_patch(Rectangle((x, y), width, height, **PADDING))
+    return bool(boxes)
+
+
+def _decoded(variable: xr.DataArray, packing: Any) -> np.ndarray:
+    values = variable.transpose("y", "x").values
+    return np.asarray(packing.decode(values) if values.dtype.kind in "iu" else values)
+
+
+def flags_of(one: xr.Dataset, name: str, level: dict[str, int]) -> np.ndarray:
+    """Flags of a channel's patches ``(row, col)``; none where the dataset has no flags."""
+    if f"{name}_flags" not in one:
+        return np.zeros((one.sizes["row"], one.sizes["col"]), np.uint16)
+    return np.asarray(one[f"{name}_flags"].isel(level).transpose("row", "col").values)
+
+
+def cell(row: int, col: int, edge: float, **style: Any) -> Any:
+    """The square of a patch."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((col * edge, row * edge), edge, edge, linewidth=0, **style)

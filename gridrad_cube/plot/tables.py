@@ -1,0 +1,177 @@
+"""Numbers of a store and of a run: distributions, training curves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.plot.canvas import BLUE, GREEN, ORANGE, PURPLE, new_figure, title_of, write_units
+from gridrad_cube.schema import SchemaError, channel_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Quantities of the training curves: key in metrics.jsonl -> title with unit.
+CURVES = {
+    "train_loss": "Training loss",
+    "train_lr": "Learning rate",
+    "teacher_entropy": "Entropy of the teacher's targets (nats)",
+    "feature_std": "Spread of features (1: even, 0: collapsed)",
+    "rankme": "RankMe (effective dimensions)",
+    "images_per_second": "Samples per second",
+}
+_STYLES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "-"), (PURPLE, "-"), ("0.35", "-"))
+
+
+def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) -> Figure:
+    """Draw the training curves of one run, or of several for comparison.
+
+    Dashed at ln K, the loss and the entropy of K prototypes that tell nothing apart.
+
+    Parameters
+    ----------
+    runs
+        Folder of a run (it holds ``metrics.jsonl``), or label -> folder.
+
+    Raises
+    ------
+    SchemaError
+        If a folder has no metrics.
+    """
+    if not isinstance(runs, Mapping):
+        runs = {Path(runs).name: runs}
+    records = {label: read_metrics(folder) for label, folder in runs.items()}
+    keys = [k for k in CURVES if any(r.get(k) is not None for rows in records.values() for r in rows)]
+    if not keys:
+        raise SchemaError(
+            f"plot: no metrics yet in {[str(r) for r in runs.values()]}; expected records of steps"
+        )
+    columns = min(3, len(keys))
+    lines = -(-len(keys) // columns)
+    figure, axes = new_figure(lines, columns, figsize=(4.2 * columns, 3.0 * lines + 0.5))
+    for key, ax in zip(keys, axes.ravel(), strict=False):
+        _curve(ax, key, records)
+    for ax in axes.ravel()[len(keys) :]:
+        ax.set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(max(len(labels), 1), 4), frameon=False
+    )
+    return figure
+
+
+def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for i, (label, rows) in enumerate(records.items()):
+        colour, style = _STYLES[i % len(_STYLES)]
+        points = np.array([(r["step"], r[key]) for r in rows if r.get(key) is not None], np.float64).reshape(
+            -1, 2
+        )
+        marker = "o" if len(points) < 3 else None
+        ax.plot(points[:, 0], points[:, 1], style, color=colour, label=label, linewidth=1.4, marker=marker)
+        bound = next((b for b in map(_uniform, reversed(rows)) if b is not None), None)
+        if key in ("train_loss", "teacher_entropy") and bound is not None:
+            ax.axhline(
+                bound, color=colour, linestyle="--", linewidth=1, label=f"ln K of {label} = {bound:.2f}"
+            )
+    ax.set_title(CURVES[key], fontsize=10, loc="left")
+    ax.set_xlabel("step", fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if key in ("feature_std", "images_per_second", "train_lr"):
+        top = np.nanmax([v for line in ax.get_lines() for v in np.asarray(line.get_ydata(), float)])
+        ax.set_ylim(0, max(1.08 * top, 1.05 if key == "feature_std" else 1e-12))
+    if key == "train_lr":
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.grid(alpha=0.3)
+
+
+def _uniform(record: Mapping[str, Any]) -> float | None:
+    """Entropy of K equal shares, ln K, from what a record holds."""
+    parts = record.get("teacher_entropy"), record.get("teacher_kl_to_uniform")
+    return None if None in parts else float(sum(parts))  # type: ignore[arg-type]
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does not count.
+
+    Raises
+    ------
+    SchemaError
+        If the folder has no such file, or it holds something else.
+    """
+    path = Path(folder, "metrics.jsonl")
+    if not path.is_file():
+        raise SchemaError(
+            f"{folder}: no metrics.jsonl; expected the folder of a training run (--out of train)"
+        )
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    out = []
+    for i, line in enumerate(lines):
+        try:
+            out.append(json.loads(line))
+        except ValueError as error:
+            if i < len(lines) - 1:
+                raise SchemaError(
+                    f"{path}: line {i + 1} is no JSON ({error}); expected one record a line"
+                ) from error
+    return out
+
+
+def statistics(cube: xr.Dataset) -> Figure:
+    """Draw the distribution of each channel over clean patches, from the training statistics of a cube.
+
+    Radar and rain count pixels with echo only. Bins span the channel's typical range.
+
+    Parameters
+    ----------
+    cube
+        From `gridrad_cube.open_cube`; no pixel is read.
+
+    Raises
+    ------
+    SchemaError
+        If the dataset has no training statistics.
+    """
+    found = cube.attrs.get("gridrad_cube", {}).get("training_statistics")
+    if not found:
+        raise SchemaError("plot: no training statistics among the attributes; expected those of open_cube")
+    columns = min(3, len(found))
+    lines = -(-len(found) // columns)
+    figure, axes = new_figure(lines, columns, figsize=(4.4 * columns, 3.4 * lines))
+    for (label, numbers), ax in zip(found.items(), axes.ravel(), strict=False):
+        _distribution(ax, label, numbers)
+    for ax in axes.ravel()[len(found) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _distribution(ax: Axes, label: str, numbers: Mapping[str, Any]) -> None:
+    channel = channel_of(label)
+    units = "" if channel.units == "1" else f" {write_units(channel.units)}"
+    ax.set_title(f"{title_of(label)}\n{numbers['patches']:,} clean patches", fontsize=10, loc="left")
+    ax.set_xlabel(title_of(label, units=True), fontsize=9)
+    ax.set_xlim(*channel.typical_range)
+    ax.tick_params(labelsize=8)
+    if not numbers.get("histogram"):
+        ax.text(0.5, 0.5, "no clean pixel", ha="center", va="center", transform=ax.transAxes)
+        return
+    counts = np.asarray(numbers["histogram"], np.float64)
+    edges = np.linspace(*channel.typical_range, len(counts) + 1)
+    ax.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color="#8fb8d8")
+    mean, std = numbers["mean"], numbers["std"]
+    ax.axvline(mean, color=BLUE, linewidth=1.4, label=f"mean {mean:.4g}{units}")
+    ax.axvspan(mean - std, mean + std, color=BLUE, alpha=0.12, linewidth=0, label=f"± std {std:.3g}{units}")
+    ax.plot([], [], " ", label=f"range {numbers['minimum']:.4g} to {numbers['maximum']:.4g}{units}")
+    if channel.kind == "rain":
+        ax.set_yscale("log")
+    ax.set_ylabel("echo pixels a bin (%)" if channel.has_echo else "pixels a bin (%)", fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
