@@ -46,7 +46,7 @@ def _one_line(error: BaseException) -> str:
 @click.version_option(__version__, package_name="gridrad-cube")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
 def cli(debug: bool) -> None:
-    r"""Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
+    """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
 
     \b
     The road:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
@@ -74,21 +74,13 @@ def cli(debug: bool) -> None:
 )
 @click.option("--start", default=None, help="Time of the first scene, UTC, such as 2021-07-05T12:00.")
 @click.option("--interval", default=None, help="Time between scenes, such as 10min or 6h.")
+@click.option("--plants", type=click.IntRange(0), default=0, help="Plant one storm complex so often.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--fault", "faults", multiple=True, help="Plant a fault (repeatable): truncated, text, empty, ..."
 )
-def synthesize(
-    out: Path,
-    format_: str,
-    scenes: int,
-    shape: tuple[int, int] | None,
-    start: str | None,
-    interval: str | None,
-    seed: int,
-    faults: tuple[str, ...],
-) -> None:
-    r"""Write faithful synthetic source files into OUT.
+def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options: Any) -> None:
+    """Write faithful synthetic source files into OUT.
 
     \b
     gridrad-cube synthesize demo/larc --scenes 12 --seed 1
@@ -98,17 +90,8 @@ def synthesize(
 
     from gridrad_cube import synthetic
 
-    paths = synthetic.iter_scenes(
-        out,
-        format=format_,
-        scenes=scenes,
-        shape=shape or None,
-        seed=seed,
-        start=start,
-        interval=interval,
-        faults=faults,
-    )
-    for path in tqdm(paths, total=scenes, desc="synthesize", unit="file"):
+    paths = synthetic.iter_scenes(out, format=format_, shape=shape or None, **options)
+    for path in tqdm(paths, total=options["scenes"], desc="synthesize", unit="file"):
         click.echo(path)
 
 
@@ -134,7 +117,14 @@ def synthesize(
     help="Where crops of a given size lie (tiles unless said).",
 )
 @click.option("--patch", type=int, default=256, show_default=True, help="Edge of a patch in pixels.")
-@click.option("--echo-top-dbz", type=float, default=18.5, show_default=True)
+@click.option("--echo-top-dbz", type=float, default=18.5, show_default=True, help="Threshold of echo tops.")
+@click.option(
+    "--qc",
+    type=click.Choice(["fixed", "published", "none"]),
+    default="fixed",
+    show_default=True,
+    help="Quality control of GridRad volumes.",
+)
 @click.option("--max-deviation-factor", type=float, default=10.0, show_default=True)
 @click.option("--global-mean-deviation-factor", type=float, default=10.0, show_default=True)
 @click.option("--codec", type=click.Choice(["fast", "small", "raw"]), default="fast", show_default=True)
@@ -144,7 +134,7 @@ def synthesize(
 )
 @click.option("--scheduler", default=None, help="Address of a running Dask scheduler instead.")
 def preprocess(**options: Any) -> None:
-    r"""Build a cube from SOURCES (files and folders), or continue or extend it.
+    """Build a cube from SOURCES (files and folders), or continue or extend it.
 
     \b
     gridrad-cube preprocess data/ --store patches.zarr --workers 8
@@ -173,7 +163,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         raise click.UsageError(
             f"--placement {options['placement']} needs the size of a crop, such as --crop 2048"
         )
-    placement = "scene" if crop is None else options["placement"] or "tiles"
+    placement: Any = "scene" if crop is None else options["placement"] or "tiles"
     return Recipe(
         format=options["format_"].replace("-", "_").replace(".", "_"),
         channels=tuple(c for value in options["channels"] for c in value.replace(",", " ").split()),
@@ -183,7 +173,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
             max_deviation_factor=options["max_deviation_factor"],
             global_mean_deviation_factor=options["global_mean_deviation_factor"],
         ),
-        radar=RadarSpec(echo_top_dbz=options["echo_top_dbz"]),
+        radar=RadarSpec(echo_top_dbz=options["echo_top_dbz"], qc=options["qc"]),
         codec=options["codec"],
     )
 
@@ -260,8 +250,33 @@ def train(arguments: Sequence[str]) -> None:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
-def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, dtype: str) -> None:
-    r"""Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
+@click.option(
+    "--channels", "-c", multiple=True, help="Of those the network knows; all by default (repeatable)."
+)
+@click.option("--key", type=click.Choice(["teacher", "student"]), default="teacher", show_default=True)
+@click.option(
+    "--pool",
+    type=click.Choice(["class", "mean", "class_mean"]),
+    default="class",
+    show_default=True,
+    help="Class token, mean of the observed tokens, or both.",
+)
+@click.option(
+    "--stride", type=int, default=None, help="Pixels between overlapping windows, a divisor of the patch."
+)
+@click.option(
+    "--normalize",
+    type=click.Choice(["auto", "store", "none"]),
+    default="auto",
+    show_default=True,
+    help="For checkpoints of the predecessor, which keep no statistics.",
+)
+@click.option(
+    "--part", type=int, nargs=2, default=(0, 1), metavar="I N", help="Make the i-th of n shares of the work."
+)
+@click.option("--resume/--no-resume", default=True, show_default=True)
+def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
+    """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
 
     \b
     gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
@@ -269,9 +284,8 @@ def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, 
     """
     from gridrad_cube.embed import embed as embed_store
 
-    summary = embed_store(
-        store, checkpoint, out, device=device, batch_size=batch_size, dtype=dtype, progress=True
-    )
+    options["channels"] = options["channels"] or None
+    summary = embed_store(store, checkpoint, out, progress=True, **options)
     click.echo(json.dumps(summary))
 
 
@@ -298,8 +312,8 @@ def embed(store: str, checkpoint: Path, out: str, device: str, batch_size: int, 
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
 @click.option("--json", "style", flag_value="json", help="JSON, one record an answer.")
 @click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
-def query(embeddings: str, style: str | None, **options: Any) -> None:
-    r"""Find the places and times of EMBEDDINGS that look most like the query.
+def query(embeddings: str, style: Any, **options: Any) -> None:
+    """Find the places and times of EMBEDDINGS that look most like the query.
 
     \b
     gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5
@@ -342,6 +356,38 @@ def _question(options: dict[str, Any]) -> Any:
             "a query needs --like CROP,ROW,COL, or all of --time, --latitude and --longitude"
         )
     return place
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["scene", "flags", "statistics", "curves", "embeddings"]))
+@click.argument("target")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), default=None, help="PNG, PDF or SVG [KIND.png]."
+)
+@click.option("--crop", type=click.IntRange(0), default=0, show_default=True, help="Row of the crop.")
+@click.option("--channel", default=None, help="Name of the channel; the first by default.")
+def plot(kind: str, target: str, out: Path | None, crop: int, channel: str | None) -> None:
+    """Draw a picture of TARGET: a cube, a run's folder (curves) or an embedding store (embeddings).
+
+    \b
+    gridrad-cube plot scene patches.zarr --crop 3 -o scene.png
+    gridrad-cube plot curves runs/256
+    """
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    if kind == "curves":
+        figure = drawing.curves(target)
+    elif kind == "embeddings":
+        figure = drawing.components(stores.open_embeddings(target), crop, channel=channel or 0)
+    elif kind == "statistics":
+        figure = drawing.statistics(stores.open_cube(target))
+    else:
+        draw = drawing.scene if kind == "scene" else drawing.flags
+        figure = draw(stores.open_cube(target), crop, channel=channel)
+    path = out or Path(f"{kind}.png")
+    figure.savefig(path, dpi=110)
+    click.echo(path)
 
 
 @cli.command()

@@ -78,7 +78,7 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
 
 
 def _synthesize(out: Path, seed: int, say: Callable[[str], Any]) -> None:
-    kinds = (
+    kinds: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
         ("larc", "larc-goes", SCENES, {"interval": INTERVAL, "plants": PLANTS}),
         ("radar", "gridrad-v4.2", 3, {}),
     )
@@ -108,11 +108,11 @@ def _preprocess(out: Path, workers: int, say: Callable[[str], Any]) -> None:
 def _learn(out: Path, seed: int, say: Callable[[str], Any]) -> None:
     """Both levels, and the same network untrained for comparison."""
     patches = str(out / "patches.zarr")
-    options = {"preset": "demo", "channels": (CHANNEL,), "seed": seed}
+    options: dict[str, Any] = {"preset": "demo", "channels": (CHANNEL,), "seed": seed}
     say("\n3. Training and embedding, both levels")
-    for folder, steps in (("256-untrained", {"steps": 0}), ("256", {})):
+    for folder, steps in (("256-untrained", 0), ("256", None)):
         run = train(
-            load_config(store=patches, out=str(out / "runs" / folder), **options, **steps), progress=True
+            load_config(store=patches, out=str(out / "runs" / folder), **options, steps=steps), progress=True
         )
         say(f"   level 256 ({folder}): {run['checkpoint']}")
     for folder, name in (("256-untrained", "embeddings_untrained.zarr"), ("256", "embeddings.zarr")):
@@ -136,7 +136,10 @@ def _learn(out: Path, seed: int, say: Callable[[str], Any]) -> None:
 
 def _places(seed: int) -> list[evaluate.Place]:
     table = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
-    return [evaluate.Place(p["time"].astype("datetime64[s]"), float(p["latitude"]), float(p["longitude"])) for p in table]
+    return [
+        evaluate.Place(p["time"].astype("datetime64[s]"), float(p["latitude"]), float(p["longitude"]))
+        for p in table
+    ]
 
 
 def _flat(embeddings: xr.Dataset) -> xr.Dataset:

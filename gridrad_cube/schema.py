@@ -500,13 +500,20 @@ class QualitySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RadarSpec:
-    """How radar volumes become channels."""
+    """How radar volumes become channels.
+
+    ``qc`` chooses the quality control of GridRad volumes: ``published`` bit for bit, ``fixed`` without its slips
+    (`gridrad_cube.quality.remove_clutter` lists them), or none.
+    """
 
     altitudes_km: tuple[float, ...] = ()
     echo_top_dbz: float = 18.5
+    qc: Literal["fixed", "published", "none"] = "fixed"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "altitudes_km", tuple(float(a) for a in self.altitudes_km))
+        if self.qc not in ("fixed", "published", "none"):
+            raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,4 +51,6 @@ def test_mean_position_crosses_the_date_line_in_each_group():
 def test_wrap_longitude_lies_in_its_range(value):
     wrapped = float(geometry.wrap_longitude(value))
     assert -180 <= wrapped < 180
-    assert np.isclose((wrapped - value) % 360, 0, atol=1e-6) or np.isclose((wrapped - value) % 360, 360, atol=1e-6)
+    assert np.isclose((wrapped - value) % 360, 0, atol=1e-6) or np.isclose(
+        (wrapped - value) % 360, 360, atol=1e-6
+    )

@@ -63,13 +63,17 @@ def test_every_module_has_a_layer():
     assert {name for name, _ in modules()} == set(LAYER)
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda v: v if isinstance(v, str) else v.name)
+@pytest.mark.parametrize(
+    ("module", "path"), list(modules()), ids=lambda v: v if isinstance(v, str) else v.name
+)
 def test_imports_run_downwards(module, path):
     for name in imports(path):
         other = ours(name)
         if other is not None and other != module:
             same_layer = LAYER[other] == LAYER[module]
-            assert LAYER[other] < LAYER[module] or (same_layer and LAYER[module] >= 2), f"{path} imports {name}"
+            assert LAYER[other] < LAYER[module] or (same_layer and LAYER[module] >= 2), (
+                f"{path} imports {name}"
+            )
         top = name.split(".")[0]
         assert module in ONLY_IN.get(top, {module}), f"{path} imports {top}"
 

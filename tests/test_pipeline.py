@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 from gridrad_cube import pipeline, readers, store, synthetic, testing
-from gridrad_cube.schema import Flag, QualitySpec, Recipe, SchemaError, TileSpec
+from gridrad_cube.schema import Flag, QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
 SHAPE = (96, 150)  # the last column of patches is partly padding
@@ -280,13 +280,13 @@ def test_disk_full_stops_with_what_to_do(sources, tmp_path, monkeypatch):
         "write",
         lambda self, key, data, w=store.Files.write: full() if "/c." in key else w(self, key, data),
     )
-    with pytest.raises(OSError, match="No space left on device. Make room and run again"):
+    with pytest.raises(OSError, match=r"No space left on device\. Make room and run again"):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
 
 
 def test_other_recipe_is_refused_and_the_store_unharmed(sources, cube):
     before = (cube / "zarr.json").read_bytes()
-    with pytest.raises(SchemaError, match="built with another recipe .*tile"):
+    with pytest.raises(SchemaError, match=r"built with another recipe .*tile"):
         pipeline.preprocess(sources, cube, recipe=Recipe(tile=TileSpec(patch=16)))
     with pytest.raises(SchemaError, match="reflag"):
         pipeline.preprocess(
@@ -385,6 +385,28 @@ def test_radar_volume_becomes_derived_channels(tmp_path):
         "reflectivity_column_maximum",
         "echo_top_height",
     }
+
+
+def test_quality_control_of_radar_removes_bins_and_says_why(tmp_path):
+    testing.write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2")
+    levels = Recipe(channels=("reflectivity", "reflectivity_column_maximum"), tile=TileSpec(patch=32))
+    cubes = {}
+    for qc in ("none", "fixed", "published"):
+        recipe = replace(levels, radar=RadarSpec(qc=qc))
+        pipeline.preprocess(tmp_path / "s", tmp_path / f"{qc}.zarr", recipe=recipe)
+        cubes[qc] = store.open_packed(tmp_path / f"{qc}.zarr")
+    raw, fixed = (cubes[qc]["reflectivity"].values for qc in ("none", "fixed"))
+    assert set(np.unique(raw[raw < 16])) == {0, 1}
+    assert set(np.unique(fixed[fixed < 16])) == {0, 1, 2, 3}
+    kept = fixed >= 16
+    np.testing.assert_array_equal(fixed[kept], raw[kept])
+    assert (raw[(fixed == 2) | (fixed == 3)] >= 16).all()
+    np.testing.assert_array_equal(fixed == 0, raw == 0)
+    column = cubes["fixed"]["reflectivity_column_maximum"].values
+    np.testing.assert_array_equal(column, fixed.max(axis=1))
+    constants = store.cube_info(tmp_path / "published.zarr")["radar_quality"]
+    assert (constants["mode"], constants["speckle_fraction"]) == ("published", 0.32)
+    assert "radar_quality" not in store.cube_info(tmp_path / "none.zarr")
 
 
 def test_real_rain_rates_become_a_cube(real_data, tmp_path):

@@ -54,8 +54,9 @@ def write_entry(build, entry):
     }  # fmt: skip
     store.write_grid(files, entry.grid, 40 - np.arange(30) / 56, -90 + np.arange(40) / 56)
     shards = store.write_crop(files, layout, entry.row, {"ir_brightness_temperature": codes_of(entry.row)})
+    crop = {"row": entry.row, "shards": shards, "values": store.pack_values(values)}
     build.record({"source": entry.source, "size": entry.size, "mtime_ns": entry.mtime_ns, "status": "written",
-                  "reason": "", "crops": [{"row": entry.row, "shards": shards, "values": store.pack_values(values)}]})  # fmt: skip
+                  "reason": "", "crops": [crop]})  # fmt: skip
 
 
 def finish(build):
@@ -288,12 +289,9 @@ def test_build_verified_notices_a_lost_shard(tmp_path):
 
 def test_lease_refuses_a_second_writer_and_takes_over_from_a_dead_one(tmp_path):
     build = store.Build(tmp_path)
-    with build.lease():
-        with (
-            pytest.raises(SchemaError, match=f"another process writes to this store .*process {os.getpid()}"),
-            build.lease(),
-        ):
-            pass
+    expected = pytest.raises(SchemaError, match=f"another process writes to this store .*process {os.getpid()}")
+    with build.lease(), expected, store.Build(tmp_path).lease():
+        pass
     lease = tmp_path / "_build" / "lease.json"
     assert not lease.exists()
     mine = {"host": os.uname().nodename, "pid": 2**22 - 1}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube import quality, store
+from gridrad_cube.pipeline.radar import quality_spec
 from gridrad_cube.schema import CHANNELS, Flag, channel_label, default_reject, statistics_of
 
 
@@ -32,6 +33,7 @@ def finalise(build: store.Build) -> None:
             _accumulate(training, build.layout.channels[name], values)
         store.write_block(build, rows, values)
     _add_histograms(build, training)
+    spec = quality_spec(build.recipe.radar)
     attributes = {
         "Conventions": "CF-1.11",
         "title": "Crops and patches of gridded radar and satellite fields",
@@ -44,10 +46,15 @@ def finalise(build: store.Build) -> None:
             "thresholds": thresholds,
             "training_statistics": {label: _summary(t) for label, t in training.items()},
             "software": _software(),
+            **({"radar_quality": spec.to_dict()} if spec and _has_radar(build) else {}),
             "identity": build.identity(),
         },
     }
     store.commit(build, attributes, store.report_columns(list(build.records())))
+
+
+def _has_radar(build: store.Build) -> bool:
+    return any(entry.format.startswith("gridrad") for entry in build.entries)
 
 
 def _old_attributes(build: store.Build) -> dict[str, Any]:

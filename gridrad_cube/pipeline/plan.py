@@ -148,7 +148,8 @@ def _entries(
     order: Sequence[Source],
     headers: Mapping[str, readers.SceneHeader],
 ) -> tuple[list[store.Entry], list[tuple[Source, Exception]]]:
-    entries, misfits = [], []
+    entries: list[store.Entry] = []
+    misfits: list[tuple[Source, Exception]] = []
     for source in order:
         header = headers[source.name]
         try:

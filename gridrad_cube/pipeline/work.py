@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from gridrad_cube import quality, readers, store, tiling
+from gridrad_cube.pipeline import radar
 from gridrad_cube.pipeline.plan import reading
 from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError, channel_label, default_reject
 
@@ -28,7 +30,12 @@ def write_source(
     """
     start = time.perf_counter()
     files = store.Files(root)
-    scene = readers.read_scene(path, **reading(replace(recipe, channels=_labels(layout, entry))))
+    spec = radar.quality_spec(recipe.radar)
+    scene = readers.read_scene(
+        path,
+        **reading(replace(recipe, channels=_labels(layout, entry))),
+        clean=None if spec is None else partial(radar.clean, spec=spec),
+    )
     if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
         raise SchemaError(f"{path}: its time is not the one that was planned; it changed meanwhile")
     scene = scene.load()
@@ -75,7 +82,7 @@ def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArr
 def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[str, np.ndarray]:
     """Every small variable of a crop, flags of absent channels among them."""
     assessed = quality.assess(crop, recipe.quality)
-    values = {name: np.asarray(assessed[name].values) for name in assessed.data_vars}
+    values = {str(name): np.asarray(assessed[name].values) for name in assessed.data_vars}
     for name in layout.coordinates:
         for dataset in (assessed, crop):
             if name in dataset.coords and dataset[name].ndim:

@@ -50,7 +50,7 @@ class Files:
         return f"{self.root}/{key}" if key else self.root
 
     def _fs(self) -> tuple[Any, str]:
-        return fsspec.core.url_to_fs(self.root)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(self.root)
 
     def read(self, key: str) -> bytes:
         """Bytes of an object; FileNotFoundError where there is none."""

@@ -345,7 +345,7 @@ class PatchReader:
     def absent(self, variable: str) -> np.ndarray:
         """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
         if variable not in self._absent:
-            group = zarr.open_group(self.files.root, mode="r", use_consolidated=True)
+            group: Any = zarr.open_group(self.files.root, mode="r", use_consolidated=True)
             flags = np.asarray(group[f"{variable}_flags"][...])
             status = np.asarray(group["status"][...])
             cells = tuple(range(1, flags.ndim))

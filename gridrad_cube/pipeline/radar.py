@@ -1,0 +1,67 @@
+"""Quality control of radar volumes between reading and tiling, on the native grid and before anything is derived."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gridrad_cube import quality, readers
+from gridrad_cube.schema import CHANNELS, RadarSpec
+
+_PACKING = CHANNELS["reflectivity"].packing
+#: Codes of removed bins, the same in every radar field of the table.
+LOW_CONFIDENCE, CLUTTER = int(_PACKING.low_confidence or 0), int(_PACKING.clutter or 0)
+
+
+def quality_spec(radar: RadarSpec) -> quality.RadarQualitySpec | None:
+    """Constants of the quality control that a recipe asks for; None for none."""
+    return None if radar.qc == "none" else quality.RadarQualitySpec(mode=radar.qc)
+
+
+def clean(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> dict[str, np.ndarray]:
+    """Remove low-confidence bins and clutter from every field of a GridRad volume.
+
+    In the published order: the low-confidence filter and the dual-polarisation test on the listed bins, then
+    speckle, weak columns and echo below anvils on the dense grid. What is removed keeps a code that says why.
+    Version 4.1 files have no weights and counts, and skip the filter.
+
+    Returns
+    -------
+    Codes of all levels, ``(altitude, latitude, longitude)`` uint16, for each field of the volume.
+    """
+    dense = readers.densify(volume, "reflectivity", states=_removed_bins(volume, spec))
+    quality.remove_clutter(dense, volume.header.altitude_km, _PACKING, spec=spec, out=dense)
+    out = {"reflectivity": dense}
+    for name in volume.values:
+        if name != "reflectivity":
+            out[name] = readers.densify(volume, name)
+            for code in (
+                LOW_CONFIDENCE,
+                CLUTTER,
+            ):  # the same codes in every field of the table
+                out[name][dense == code] = code
+    return out
+
+
+def _removed_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
+    """Per listed bin the code of why it goes, 0 where it stays."""
+    states = np.zeros(len(volume.index), np.uint8)
+    values = volume.values["reflectivity"]
+    if volume.nradobs is not None and volume.nradecho is not None:
+        keep = quality.filter_low_confidence(
+            values,
+            volume.weights["reflectivity"],
+            volume.at_bins(volume.nradobs),
+            volume.at_bins(volume.nradecho),
+            version=volume.header.version,
+            year=int(volume.header.time.astype("datetime64[Y]").astype(int)) + 1970,
+            spec=spec,
+        )
+        states[~keep] = LOW_CONFIDENCE
+    if "correlation_coefficient" in volume.values:
+        kept = states == 0
+        correlation = np.where(kept, volume.values["correlation_coefficient"], np.nan)
+        keep = quality.filter_dual_polarisation(
+            np.where(kept, values, np.nan), correlation, volume.altitude_at_bins(), spec=spec
+        )
+        states[kept & ~keep] = CLUTTER
+    return states
