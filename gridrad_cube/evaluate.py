@@ -25,8 +25,9 @@ class Place:
 class Retrieval:
     """Ranks of planted things when each in turn is the query.
 
-    ``ranks[i, j]`` is the rank of thing j for query i among ``candidates[i]`` other patches (1 is best); NaN
-    on the diagonal and where they lie too near in time and place to count.
+    ``ranks[i, j]`` is the rank of thing j for query i among ``candidates[i]`` other patches (1 is best; halves
+    where scores tie); NaN on the diagonal, where they lie too near in time and place to count, and where one
+    has no embedding.
     """
 
     ranks: np.ndarray
@@ -34,13 +35,14 @@ class Retrieval:
 
     @property
     def median_rank(self) -> float:
-        """Median over all pairs."""
-        return float(np.nanmedian(self.ranks))
+        """Median over all pairs; NaN if none counts."""
+        known = self.ranks[np.isfinite(self.ranks)]
+        return float(np.median(known)) if known.size else float("nan")
 
     def within(self, k: int) -> float:
-        """Share of pairs with a rank of at most k."""
-        known = np.isfinite(self.ranks)
-        return float((self.ranks[known] <= k).mean())
+        """Share of pairs with a rank of at most k; NaN if none counts."""
+        known = self.ranks[np.isfinite(self.ranks)]
+        return float((known <= k).mean()) if known.size else float("nan")
 
 
 def patches_at(flat: xr.Dataset, places: Sequence[Place]) -> np.ndarray:
@@ -56,6 +58,7 @@ def patches_at(flat: xr.Dataset, places: Sequence[Place]) -> np.ndarray:
     out = np.empty(len(places), np.int64)
     for i, place in enumerate(places):
         same = np.flatnonzero(np.abs(time - place.time) <= np.timedelta64(60, "s"))
+        same = same[np.isfinite(latitude[same])]
         if not same.size:
             raise SchemaError(f"planted place {i}: no patch has its time {place.time}")
         distance = great_circle_km(place.latitude, place.longitude, latitude[same], longitude[same])
@@ -73,25 +76,28 @@ def planted_retrieval(
 ) -> Retrieval:
     """Rank each planted thing for each other one as the query, by cosine, among all other patches.
 
-    The rank counts patches that hold no planted thing and score higher. Candidates within both ``hours`` and
+    The rank counts patches that hold no planted thing and score higher, and half of those that score the same:
+    embeddings that are all alike rank in the middle, not first. Candidates within both ``hours`` and
     ``kilometres`` of the query do not count, nor do pairs so near each other.
 
     Parameters
     ----------
     vectors
-        One a patch, shape (patches, features).
+        One a patch, shape (patches, features); patches whose vector is not finite, or zero, do not count.
     flat
         On ``patch``: time, latitude and longitude.
     """
     where = patches_at(flat, places)
     planted = np.zeros(len(vectors), bool)
     planted[where] = True
-    usable = np.isfinite(vectors).all(axis=1)
+    vectors = np.asarray(vectors, np.float32)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    usable = (np.isfinite(length) & (length > 0))[:, 0]
     time = flat["time"].values.astype("datetime64[s]")
     latitude, longitude = flat["latitude"].values, flat["longitude"].values
     ranks = np.full((len(where), len(where)), np.nan)
     candidates = np.zeros(len(where), np.int64)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.where(usable[:, None], vectors, 0.0) / np.where(usable[:, None], length, 1.0)
     scores = unit[where] @ unit.T
     for i, query in enumerate(where):
         near = np.abs(time - time[query]) < np.timedelta64(int(hours * 3600), "s")
@@ -100,8 +106,10 @@ def planted_retrieval(
         candidates[i] = distractors.sum()
         ordered = np.sort(scores[i, distractors])
         for j, other in enumerate(where):
-            if j != i and other != query and not near[other] and usable[other]:
-                ranks[i, j] = 1 + len(ordered) - np.searchsorted(ordered, scores[i, other], side="right")
+            if other != query and not near[other] and usable[query] and usable[other]:
+                # Equal vectors differ by rounding in their scores.
+                low, high = np.searchsorted(ordered, scores[i, other] + np.array([-1e-6, 1e-6], np.float32))
+                ranks[i, j] = 1 + len(ordered) - (low + high) / 2
     return Retrieval(ranks, candidates)
 
 
@@ -120,8 +128,11 @@ def principal_components(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def rank_me(vectors: np.ndarray) -> float:
-    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885)."""
+    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885).
+
+    From 1 to the number of features; 1 if all vectors are zero. Vectors that are not finite do not count.
+    """
     values = np.linalg.svd(vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64), compute_uv=False)
-    share = values / values.sum()
+    share = values / max(values.sum(), 1e-300)
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))

@@ -54,24 +54,30 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, altitu
     SchemaError
         As in `scene`.
     """
+    from matplotlib.patches import Patch
+
     one, name, packing, level = select(cube, crop, channel, altitude)
-    width, height = map_size(one)
+    bits = flags_of(one, name, level)
+    present = [f for f in BADGES if (bits & int(f)).any()]
+    (width, height), tall = map_size(one), 0.28 * len(present) + 1.3
     figure, _ = new_figure(
-        by_hand=True, figsize=(LEFT + width + 0.6 + _LEGEND, TOP + max(height, 4.5) + BOTTOM)
+        by_hand=True, figsize=(LEFT + width + 0.6 + _LEGEND, TOP + max(height, tall) + BOTTOM)
     )
     axes = add_axes(figure, LEFT, TOP, width, height)
-    side = add_axes(figure, LEFT + width + 0.6, TOP, _LEGEND, 4.5)
+    side = add_axes(figure, LEFT + width + 0.6, TOP, _LEGEND, tall)
     label, _, handles = draw_crop(axes, one, name, level, packing)
-    bits = flags_of(one, name, level)
     reject = int(default_reject(CHANNELS[name].kind))
     edge = one.sizes["y"] / one.sizes["row"]
     for row, col in np.argwhere((bits & reject) != 0):
         axes.add_patch(cell(row, col, edge, facecolor="white", alpha=0.55))
-    present = [f for f in BADGES if (bits & int(f)).any()]
     _draw_badges(axes, bits, present, edge, 72 * min(width / one.sizes["col"], height / one.sizes["row"]))
     title = f"Flags of {CHANNELS[name].long_name}{label.removeprefix(name).replace('@', ' at ')}"
     write_title(figure, f"{title}, {stamp(one['time'].values)}", crop_text(cube, one, crop), left=LEFT)
-    _draw_legend(side, bits, present, reject)
+    _draw_legend(side, bits, present, reject, tall)
+    if ((bits & reject) != 0).any():
+        handles.append(
+            Patch(facecolor="white", edgecolor="0.5", linewidth=0.5, label="veiled: rejected in training")
+        )
     write_legend(figure, handles, left=LEFT)
     return figure
 
@@ -120,12 +126,12 @@ def _ink(colour: str) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int) -> None:
+def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int, height: float) -> None:
     """Every flag of the picture with its badge and the number of its patches, rejecting ones first."""
     from matplotlib.patches import Rectangle
 
     side.set_xlim(0, _LEGEND)
-    side.set_ylim(4.5, 0)
+    side.set_ylim(height, 0)
     side.axis("off")
     rejected = int(((bits & reject) != 0).sum())
     line = 0.1

@@ -28,6 +28,8 @@ REMOVED = "#a8a8a8"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 #: Brightness temperature, K, below which cold cloud tops are drawn in colour.
 COLD_TOPS = 240.0
+#: Below zero, about zero, above zero: dark in the middle, for white is `NO_ECHO`.
+_SIGNED = ("#ffd84d", "#9c5a12", "#1f1f28", "#6a3fb5", "#f08cff")
 #: Ticks of colour scales that are not linear.
 _TICKS = {"rain": (0.1, 0.3, 1, 3, 10, 30, 100), "visible": (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)}
 #: Pixels along the longer edge above which every n-th pixel is drawn: more than a screen shows.
@@ -81,12 +83,12 @@ def write_legend(figure: Figure, handles: Sequence[Artist], *, left: float) -> N
 
 
 def colour_map(channel: Channel) -> Colormap:
-    """The channel's colours: infrared cold and bright, radar and rain pale to dark, signed fields about white.
+    """The channel's colours: infrared cold and bright, radar and rain pale to dark, signed fields about black.
 
     Infrared is grey as forecasters know it, and coloured below `COLD_TOPS`.
     """
     from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
     if channel.kind == "infrared":
         low, high = channel.typical_range
@@ -94,7 +96,7 @@ def colour_map(channel: Channel) -> Colormap:
         tops = colormaps["plasma"](np.linspace(1.0, 0.08, cold))
         return ListedColormap(np.vstack([tops, colormaps["Greys"](np.linspace(0.12, 1.0, 256 - cold))]))
     if channel.kind == "field" and channel.typical_range[0] == -channel.typical_range[1]:
-        return colormaps["PuOr_r"]
+        return LinearSegmentedColormap.from_list("signed", _SIGNED)
     return colormaps[{"visible": "Greys_r", "radar": "magma_r"}.get(channel.kind, "viridis_r")]
 
 
@@ -280,7 +282,7 @@ def degrees(value: float, letters: str, decimals: int = 1) -> str:
         return ""
     if letters == "EW":
         value = (value + 180.0) % 360.0 - 180.0
-    letter = letters[0] if value > 0 else letters[1] if value < 0 else ""
+    letter = "" if value in (0.0, -180.0) else letters[0] if value > 0 else letters[1]
     return f"{abs(value):.{decimals}f}°{letter}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +14,6 @@ from gridrad_cube.plot.canvas import degrees, nice_step
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Names of the two axes: dim, coordinate, letters of its directions.
-_ROWS, _COLS = ("row", "latitude", "NS"), ("col", "longitude", "EW")
-
 
 def is_upside_down(one: xr.Dataset) -> bool:
     """Whether the first row of a crop is its southernmost."""
@@ -23,9 +22,7 @@ def is_upside_down(one: xr.Dataset) -> bool:
     return bool(np.isfinite(south_first).any() and np.nanmedian(south_first) > 0)
 
 
-def draw_lattice(
-    axes: Axes, one: xr.Dataset, edge: float, *, lines: str | None = "white", numbers: bool = True
-) -> None:
+def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "white") -> None:
     """Draw the lines between patches, ticks at round degrees, and the numbers of rows and columns.
 
     Where latitude depends on the column too, meridians and parallels are drawn in place of ticks.
@@ -40,23 +37,23 @@ def draw_lattice(
         Of a patch, in the units of the axes.
     """
     rows, cols = one.sizes["row"], one.sizes["col"]
-    if lines is not None:
-        axes.hlines(np.arange(1, rows) * edge, 0, cols * edge, colors=lines, linewidth=0.6, alpha=0.7)
-        axes.vlines(np.arange(1, cols) * edge, 0, rows * edge, colors=lines, linewidth=0.6, alpha=0.7)
+    axes.hlines(np.arange(1, rows) * edge, 0, cols * edge, colors=lines, linewidth=0.6, alpha=0.7)
+    axes.vlines(np.arange(1, cols) * edge, 0, rows * edge, colors=lines, linewidth=0.6, alpha=0.7)
     axes.set_xlim(0, cols * edge)
     axes.set_ylim((0, rows * edge) if is_upside_down(one) else (rows * edge, 0))
     latitude, longitude = positions(one)
     if _is_regular(latitude, longitude):
         for axis, values, letters in ((axes.yaxis, latitude[:, 0], "NS"), (axes.xaxis, longitude[0], "EW")):
             where, degree = ticks(values, edge, most=8 if letters == "NS" else 10)
-            decimals = max(
-                0, -int(np.floor(np.log10(np.ptp(degree) / max(len(degree) - 1, 1) + 1e-9) + 1e-6))
+            if letters == "NS":  # padding may reach past a pole
+                where, degree = where[np.abs(degree) <= 90], degree[np.abs(degree) <= 90]
+            decimals = next(
+                n for n in (0, 1, 2) if n == 2 or np.allclose(degree, np.round(degree, n), atol=1e-6)
             )
-            axis.set_ticks(where, labels=[degrees(d, letters, min(decimals, 2)) for d in degree])
+            axis.set_ticks(where, labels=[degrees(d, letters, decimals) for d in degree])
     else:
-        _graticule(axes, latitude, longitude, edge)
-    if numbers:
-        _number(axes, rows, cols, edge)
+        _graticule(axes, latitude, longitude, edge, "#ffe9a8" if lines == "white" else "0.2")
+    _number(axes, rows, cols, edge)
 
 
 def _number(axes: Axes, rows: int, cols: int, edge: float) -> None:
@@ -87,67 +84,94 @@ def positions(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     Patches that reach past the scene have their centre where their pixels are, and patches of padding have none:
     both are put on the lattice of the others. Longitude is continuous, so it may leave [-180, 180).
     """
+    latitude, longitude = _centres(one)
+    rows, cols = inside(one)
+    return tuple(_whole(_whole(v, cols).T, rows).T for v in (latitude, longitude))  # type: ignore[return-value]
+
+
+def _centres(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     latitude, longitude = (
         one[n].transpose("row", "col").values.astype(np.float64) for n in ("latitude", "longitude")
     )
     finite = longitude[np.isfinite(longitude)]
     base = finite[0] if finite.size else 0.0
-    longitude = base + (longitude - base + 180.0) % 360.0 - 180.0
-    return _regular_rows(_regular_rows(latitude.T).T), _regular_rows(_regular_rows(longitude.T).T)
+    return latitude, base + (longitude - base + 180.0) % 360.0 - 180.0
 
 
-def inside(one: xr.Dataset) -> tuple[float, float]:
-    """Rows and columns of patches that lie inside the scene, with the part of the last ones that does.
+def _whole(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """Values at the middle of each column of patches, from those of columns cut at the ends; linear beyond."""
+    middle = np.arange(values.shape[1]) + 0.5
+    places = (np.maximum(middle - 0.5, ends[0]) + np.minimum(middle + 0.5, ends[1])) / 2
+    out = np.full_like(values, np.nan)
+    for line, known, new in zip(values, np.isfinite(values), out, strict=True):
+        at = np.flatnonzero(known)
+        if len(at) < 2:
+            new[at] = line[at]
+            continue
+        new[:] = np.interp(middle, places[at], line[at])
+        for i, j, beyond in (
+            (at[0], at[1], middle < places[at[0]]),
+            (at[-1], at[-2], middle > places[at[-1]]),
+        ):
+            new[beyond] = line[i] + (line[j] - line[i]) / (places[j] - places[i]) * (
+                middle[beyond] - places[i]
+            )
+    return out
 
-    Told by the centres: that of a patch which reaches past the scene is the mean of its pixels inside.
+
+def inside(one: xr.Dataset) -> tuple[tuple[float, float], tuple[float, float]]:
+    """First and last row, and first and last column, of the scene in a crop, in patches and parts of them.
+
+    From the size of the source grid where the dataset knows its store; else from the patch centres, where these
+    show it: the outermost of evenly spaced centres lies nearer to its neighbour if its patch is cut.
     """
-    latitude, longitude = positions(one)
+    known = "y" in one.sizes and "grid" in one.coords
+    shape = _scene_shape(one.encoding.get("source"), str(one["grid"].values)) if known else None
+    if shape is None:
+        latitude, longitude = _centres(one)
+        return _cut_ends(latitude.T), _cut_ends(longitude)
     ends = []
-    for name, whole, axis in (("latitude", latitude, 0), ("longitude", longitude, 1)):
-        values = np.moveaxis(one[name].transpose("row", "col").values.astype(np.float64), axis, 0)
-        regular = np.moveaxis(whole, axis, 0)
-        known = np.flatnonzero(np.isfinite(values).any(axis=1))
-        last = int(known[-1]) if len(known) else len(values) - 1
-        part = 1.0
-        if last > 0 and np.isfinite(regular[last]).any():
-            off = (regular[last] - values[last] + 180.0) % 360.0 - 180.0
-            part = 1.0 - 2.0 * float(np.nanmedian(off / (regular[last] - regular[last - 1])))
-        ends.append(last + min(max(part, 0.0), 1.0))
+    for axis, dim, size in (("y", "row", shape[0]), ("x", "col", shape[1])):
+        origin, count = int(one[f"{axis}_origin"]), one.sizes[dim]
+        edge = one.sizes[axis] / count
+        ends.append((max(0.0, -origin / edge), min(float(count), (size - origin) / edge)))
     return ends[0], ends[1]
 
 
-def _regular_rows(values: np.ndarray) -> np.ndarray:
-    """Replace the ends of the second dim that are NaN or out of step by linear extension."""
-    return np.array([_extend_line(line) for line in values])
+@functools.lru_cache(maxsize=256)
+def _scene_shape(source: str | None, grid: str) -> tuple[int, int] | None:
+    """Rows and columns of a source grid, from the store that a dataset was opened from; None if it is not known."""
+    if not source or not re.fullmatch(r"[A-Za-z0-9_-]+", grid):
+        return None
+    try:
+        axes = xr.open_zarr(source, group=f"grids/{grid}", chunks=None, consolidated=False)
+    except (FileNotFoundError, KeyError):
+        return None
+    return axes.sizes["scene_y"], axes.sizes["scene_x"]
 
 
-def _extend_line(line: np.ndarray) -> np.ndarray:
-    line = line.copy()
-    known = np.flatnonzero(np.isfinite(line))
-    if len(known) > 2:
-        last, step = known[-1], np.diff(line[known[-3:]])
-        # Only the last patch inside the scene may be cut; a cut one lies nearer to its neighbour.
-        if abs(step[1]) < 0.99 * abs(step[0]):
-            line[last] = np.nan
-            known = known[:-1]
-    if len(known) < 2:
-        return line
-    where = np.arange(len(line))
-    slope = (line[known[-1]] - line[known[-2]]) / (known[-1] - known[-2])
-    after = where > known[-1]
-    line[after] = line[known[-1]] + slope * (where[after] - known[-1])
-    slope = (line[known[1]] - line[known[0]]) / (known[1] - known[0])
-    before = where < known[0]
-    line[before] = line[known[0]] + slope * (where[before] - known[0])
-    return line
+def _cut_ends(values: np.ndarray) -> tuple[float, float]:
+    """First and last column inside the scene, judged by centres along the second dim."""
+    known = np.flatnonzero(np.isfinite(values).any(axis=0))
+    if not len(known):
+        return 0.0, float(values.shape[1])
+    first, last = float(known[0]), float(known[-1] + 1)
+    steps = np.nanmedian(np.diff(values[:, known], axis=1), axis=0)
+    if len(steps) < 4 or np.ptp(steps[1:-1]) > 1e-3 * abs(steps[1]):
+        return first, last
+    # A part p of a patch has its centre (1 + p) / 2 of a step from the next.
+    missing = [2 * (1 - float(step / steps[1])) for step in (steps[0], steps[-1])]
+    before, after = (m if 2e-3 < m < 1 else 0.0 for m in missing)
+    return first + before, last - after
 
 
 def _is_regular(latitude: np.ndarray, longitude: np.ndarray) -> bool:
     """Whether latitude depends on the row alone and longitude on the column alone, within a tenth of a patch."""
     for values in (latitude, longitude.T):
-        spread = np.nanmax(np.nanmax(values, axis=1) - np.nanmin(values, axis=1)) if values.size else 0.0
-        step = np.nanmedian(np.abs(np.diff(values, axis=0))) if values.shape[0] > 1 else np.inf
-        if spread > 0.1 * step:
+        values = values[np.isfinite(values).all(axis=1)]
+        if len(values) > 1 and np.ptp(values, axis=1).max() > 0.1 * np.median(
+            np.abs(np.diff(values, axis=0))
+        ):
             return False
     return True
 
@@ -174,7 +198,7 @@ def ticks(centres: np.ndarray, edge: float, *, most: int) -> tuple[np.ndarray, n
     return np.interp(degree, values[order], places[order]), degree
 
 
-def _graticule(axes: Axes, latitude: np.ndarray, longitude: np.ndarray, edge: float) -> None:
+def _graticule(axes: Axes, latitude: np.ndarray, longitude: np.ndarray, edge: float, colour: str) -> None:
     rows, cols = latitude.shape
     y, x = (np.arange(-1, rows + 1) + 0.5) * edge, (np.arange(-1, cols + 1) + 0.5) * edge
     axes.set_xticks([])
@@ -184,6 +208,6 @@ def _graticule(axes: Axes, latitude: np.ndarray, longitude: np.ndarray, edge: fl
         low, high = np.nanmin(wide), np.nanmax(wide)
         step = nice_step(high - low, 8)
         levels = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
-        lines = axes.contour(x, y, wide, levels, colors="#fff7d6", linewidths=0.9, linestyles="dashed")
+        lines = axes.contour(x, y, wide, levels, colors=colour, linewidths=0.9, linestyles="dashed")
         decimals = 0 if step >= 1 else 2
         axes.clabel(lines, fmt={v: degrees(v, letters, decimals) for v in levels}, fontsize=8)

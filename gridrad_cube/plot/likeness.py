@@ -20,6 +20,7 @@ from gridrad_cube.plot.canvas import (
 )
 from gridrad_cube.plot.lattice import is_upside_down
 from gridrad_cube.plot.maps import Points, draw_map, write_numbers
+from gridrad_cube.plot.scenes import decoded
 from gridrad_cube.schema import SchemaError
 
 if TYPE_CHECKING:
@@ -254,7 +255,5 @@ def _patch(cube: xr.Dataset, crop: int, start: tuple[int, int], label: str) -> n
     """Pixels of a window of patch size, physical units."""
     size = int(cube.sizes["y"] // cube.sizes["row"])
     one, name, packing, level = select(cube, crop, label, 0)
-    values = (
-        one[name].isel({**level, **{a: slice(s, s + size) for a, s in zip("yx", start, strict=True)}}).values
-    )
-    return np.asarray(packing.decode(values) if values.dtype.kind in "iu" else values)
+    window = {a: slice(s, s + size) for a, s in zip("yx", start, strict=True)}
+    return decoded(one[name].isel({**level, **window}), packing)

@@ -165,19 +165,19 @@ def outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     _, first = np.unique(np.nan_to_num(both[known].round(3), nan=999.0), axis=0, return_index=True)
     for crop in np.flatnonzero(known)[np.sort(first)][:_OUTLINES]:
         one = dataset.isel(crop=int(crop))
-        end = inside(one)
-        lat, lon = (_ring(_cut(corners(v), end)) if min(v.shape) > 1 else _ring(v) for v in positions(one))
+        ends = inside(one)
+        lat, lon = (_ring(_cut(corners(v), ends)) if min(v.shape) > 1 else _ring(v) for v in positions(one))
         yield lat, lon
 
 
-def _cut(values: np.ndarray, end: tuple[float, float]) -> np.ndarray:
-    """Corners of patches as far as so many rows and columns, the last ones between two corners."""
-    for axis in (0, 1):
+def _cut(values: np.ndarray, ends: tuple[tuple[float, float], tuple[float, float]]) -> np.ndarray:
+    """Corners of patches between the first and last row and column of the scene, the outermost interpolated."""
+    for axis, (first, last) in enumerate(ends):
         values = np.moveaxis(values, axis, 0)
-        whole = int(np.ceil(end[axis]))
-        rest = end[axis] - (whole - 1)
-        last = values[whole - 1] + rest * (values[whole] - values[whole - 1])
-        values = np.moveaxis(np.concatenate([values[:whole], last[None]]), 0, axis)
+        places = np.array([first, *range(int(np.floor(first)) + 1, int(np.ceil(last))), last])
+        low = np.minimum(np.floor(places).astype(int), len(values) - 2)
+        part = (places - low)[:, None]
+        values = np.moveaxis((1 - part) * values[low] + part * values[low + 1], 0, axis)
     return values
 
 

@@ -58,39 +58,42 @@ def components(
     """
     colours, shares, label = _colours(embeddings, crop, channel)
     one = embeddings.isel(crop=crop, channel=_at(embeddings, channel))
-    rows, cols = colours.shape[:2]
     width, height = map_size(one, 6.2, 6.2)
-    panels = LEFT + width + (0.5 if cube is None else 1.3 + width + 1.7)
-    figure, _ = new_figure(by_hand=True, figsize=(max(panels, 6.6), TOP + height + BOTTOM + 0.3))
-    axes = add_axes(figure, LEFT, TOP, width, height)
-    axes.set_facecolor(_NO_EMBEDDING)
-    axes.imshow(colours, interpolation="nearest", extent=(0, cols, rows, 0))
-    draw_lattice(axes, one, 1.0)
-    handles = _mark_cells(axes, one, colours[..., 3] == 0, label)
+    across = LEFT + width + (0.5 if cube is None else 1.3 + width + 1.7)
+    figure, _ = new_figure(by_hand=True, figsize=(max(across, 6.6), TOP + height + BOTTOM + 0.3))
+    name = title_of(label) if label.split("@")[0] in CHANNELS else label
+    title = f"Embeddings of patches, {stamp(one['time'].values)}"
+    write_title(
+        figure, title, f"{name}; like colours: alike in the first three principal components", left=LEFT
+    )
+    axes, lattice = add_axes(figure, LEFT, TOP, width, height), one
+    more: list[Artist] = []
     if cube is not None:
         field, variable, packing, level = select(cube, crop, field_label(cube, label, one), 0)
         beside = add_axes(figure, LEFT + width + 1.3, TOP, width, height)
         drawn, image, more = draw_crop(beside, field, variable, level, packing)
         colour_bar(image, drawn, cax=add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height))
-        handles += more
-    name = title_of(label) if label.split("@")[0] in CHANNELS else label
-    more_text = f"{name}; cells of one colour are alike"
-    write_title(figure, f"Embeddings of patches, {stamp(one['time'].values)}", more_text, left=LEFT)
+        # The cube knows where the scene ends; embeddings of overlapping patches have a lattice of their own.
+        lattice = field if field["latitude"].shape == one["latitude"].shape else one
+    handles = _draw_cells(axes, colours, one, label)
+    draw_lattice(axes, lattice, 1.0)
     said = ("lightness", "blue to yellow", "green to magenta")
-    parts = [
-        f"{what}: PC {i + 1} ({100 * s:.0f} %)" for i, (what, s) in enumerate(zip(said, shares, strict=False))
-    ]
-    x = LEFT / figure.get_size_inches()[0]
-    figure.text(x, 0.36 / figure.get_size_inches()[1], f"{'; '.join(parts)} of the variance", fontsize=9)
-    write_legend(figure, handles, left=LEFT)
+    parts = [f"{w}: PC {i} ({100 * s:.0f} %)" for i, (w, s) in enumerate(zip(said, shares, strict=False), 1)]
+    wide, tall = figure.get_size_inches()
+    figure.text(LEFT / wide, 0.36 / tall, f"{', '.join(parts)} of the variance", fontsize=9)
+    write_legend(figure, [*handles, *more], left=LEFT)
     return figure
 
 
-def _mark_cells(axes: Axes, one: xr.Dataset, empty: np.ndarray, label: str) -> list[Artist]:
-    """Cross out patches that training rejects; handles of what the cells need explained."""
+def _draw_cells(axes: Axes, colours: np.ndarray, one: xr.Dataset, label: str) -> list[Artist]:
+    """Draw the cells and cross out patches that training rejects; handles of what needs explaining."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    rows, cols = colours.shape[:2]
+    axes.set_facecolor(_NO_EMBEDDING)
+    axes.imshow(colours, interpolation="nearest", extent=(0, cols, rows, 0))
+    empty = colours[..., 3] == 0
     handles: list[Artist] = []
     if empty.any():
         handles.append(Patch(facecolor=_NO_EMBEDDING, edgecolor="0.5", linewidth=0.5, label="no embedding"))

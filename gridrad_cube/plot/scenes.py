@@ -19,7 +19,7 @@ from gridrad_cube.plot.canvas import (
     write_title,
 )
 from gridrad_cube.plot.lattice import draw_lattice, inside
-from gridrad_cube.schema import CHANNELS, Flag, channel_label
+from gridrad_cube.schema import CHANNELS, Flag, Packing, channel_label
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -79,7 +79,7 @@ def crop_text(cube: xr.Dataset, one: xr.Dataset, crop: int) -> str:
 
 
 def draw_crop(
-    axes: Axes, one: xr.Dataset, name: str, level: dict[str, int], packing: Any, *, numbers: bool = True
+    axes: Axes, one: xr.Dataset, name: str, level: dict[str, int], packing: Packing
 ) -> tuple[str, AxesImage, list[Artist]]:
     """Draw a channel of a crop with its lattice; padding hatched, absence written across it.
 
@@ -89,17 +89,17 @@ def draw_crop(
     """
     from matplotlib.patches import Patch
 
-    values = _decoded(one[name].isel(level), packing)
+    values = decoded(one[name].isel(level), packing)
     height, width = values.shape
     edge = height / one.sizes["row"]
     label = channel_label(name, float(one["altitude"][level["altitude"]]) if level else None)
     image, handles = draw_field(axes, values, label, packing=packing, extent=(0, width, height, 0))
-    draw_lattice(axes, one, edge, numbers=numbers, lines="0.75" if CHANNELS[name].has_echo else "white")
+    draw_lattice(axes, one, edge, lines="0.75" if CHANNELS[name].has_echo else "white")
     bits = flags_of(one, name, level)
-    rows_in, cols_in = (round(n * edge) for n in inside(one))
-    if np.isfinite(values[:rows_in, :cols_in]).all():
+    (top, bottom), (left, right) = (tuple(round(n * edge) for n in ends) for ends in inside(one))
+    if np.isfinite(values[top:bottom, left:right]).all():
         handles = [h for h in handles if h.get_label() != "not observed"]
-    if _draw_padding(axes, (rows_in, cols_in), bits, edge):
+    if _draw_padding(axes, (left, right, top, bottom), bits, edge):
         handles.append(Patch(**PADDING, label="padding, outside the scene"))
     if ((bits & int(Flag.channel_absent)) != 0).all():
         axes.text(
@@ -110,25 +110,30 @@ def draw_crop(
     return label, image, handles
 
 
-def _draw_padding(axes: Axes, limits: tuple[int, int], bits: np.ndarray, edge: float) -> bool:
-    """Hatch what lies outside the scene: patches that say so, and the part of the last ones that does."""
+def _draw_padding(axes: Axes, scene: tuple[int, int, int, int], bits: np.ndarray, edge: float) -> bool:
+    """Hatch what lies outside the scene (left, right, top, bottom in pixels), and patches that say they do."""
     from matplotlib.patches import Rectangle
 
-    (rows_in, cols_in), (rows, cols) = limits, bits.shape
-    padding = (bits & int(Flag.padding)) != 0
-    boxes = [(0, rows_in, cols * edge, rows * edge - rows_in), (cols_in, 0, cols * edge - cols_in, rows_in)]
-    boxes += [
-        (c * edge, r * edge, edge, edge)
-        for r, c in np.argwhere(padding)
-        if r * edge < rows_in and c * edge < cols_in
+    left, right, top, bottom = scene
+    height, width = (round(n * edge) for n in bits.shape)
+    boxes = [
+        (0, 0, width, top),
+        (0, bottom, width, height),
+        (0, top, left, bottom),
+        (right, top, width, bottom),
     ]
-    boxes = [b for b in boxes if b[2] > 0 and b[3] > 0]
-    for x, y, width, height in boxes:
-        axes.add_patch(Rectangle((x, y), width, height, **PADDING))
+    for row, col in np.argwhere(bits & int(Flag.padding)):
+        x, y = round(col * edge), round(row * edge)
+        if left <= x < right and top <= y < bottom:
+            boxes.append((x, y, round(x + edge), round(y + edge)))
+    boxes = [b for b in boxes if b[0] < b[2] and b[1] < b[3]]
+    for x0, y0, x1, y1 in boxes:
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **PADDING))
     return bool(boxes)
 
 
-def _decoded(variable: xr.DataArray, packing: Any) -> np.ndarray:
+def decoded(variable: xr.DataArray, packing: Packing) -> np.ndarray:
+    """Physical values of a channel ``(y, x)``, whether the dataset is decoded or packed."""
     values = variable.transpose("y", "x").values
     return np.asarray(packing.decode(values) if values.dtype.kind in "iu" else values)
 

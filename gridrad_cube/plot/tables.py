@@ -78,10 +78,9 @@ def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]
         marker = "o" if len(points) < 3 else None
         ax.plot(points[:, 0], points[:, 1], style, color=colour, label=label, linewidth=1.4, marker=marker)
         bound = next((b for b in map(_uniform, reversed(rows)) if b is not None), None)
+        who = f"{label}: " if len(records) > 1 else ""
         if key in ("train_loss", "teacher_entropy") and bound is not None:
-            ax.axhline(
-                bound, color=colour, linestyle="--", linewidth=1, label=f"ln K of {label} = {bound:.2f}"
-            )
+            ax.axhline(bound, color=colour, linestyle="--", linewidth=1, label=f"{who}ln K = {bound:.2f}")
     ax.set_title(CURVES[key], fontsize=10, loc="left")
     ax.set_xlabel("step", fontsize=9)
     ax.tick_params(labelsize=8)

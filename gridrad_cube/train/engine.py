@@ -56,7 +56,8 @@ class TrainingError(RuntimeError):
 def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any]:
     """Train the level that the configuration's store is for, or go on with such a run.
 
-    One process of many if a launcher started it so. A signal to stop (SIGTERM, Ctrl-C) saves first.
+    One process of many if a launcher started it so. SIGTERM saves and returns, telling so; Ctrl-C saves before
+    it interrupts.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
     Returns
     -------
     ``checkpoint`` (path of the latest), ``level``, ``step`` of ``steps``, ``epoch``, ``train_loss`` and
-    ``images_per_second`` of the last record, ``seconds``, ``stopped`` (the signal's name, or None).
+    ``images_per_second`` of the last record, ``seconds``, ``stopped`` (``"SIGTERM"``, or None).
 
     Raises
     ------
@@ -86,7 +87,10 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
         with reporter(
             progress, steps=run.plan.steps, step=run.step, level=run.source.level, world=world
         ) as report:
-            return run.fit(received, report)
+            summary = run.fit(received, report)
+    if "SIGINT" in received:
+        raise KeyboardInterrupt
+    return summary
 
 
 class _Run:

@@ -175,12 +175,17 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train")
         level=logging.INFO if world.is_main else logging.ERROR, stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S",
     )  # fmt: skip
+    status = 2  # of a command that asks for what there is not; 1 once it runs
     try:
         config = parse_config(argv, prog)
+        status = 1
         summary = train(config, progress=sys.stderr.isatty())
     except (SchemaError, FileNotFoundError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"Error: {error}", file=sys.stderr)
+        return status
+    except KeyboardInterrupt:
+        print("Stopped and saved; the same command goes on.", file=sys.stderr)
+        return 130
     if world.is_main:
         print(summary["checkpoint"])
-    return 130 if summary["stopped"] == "SIGINT" else 0
+    return 0
