@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Threads that wait asleep: spinning ones bring a busy machine to a crawl.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check clean
 

@@ -15,12 +15,18 @@ from tqdm import tqdm
 
 from gridrad_cube import datasets, evaluate, pipeline, plot, query, store, synthetic
 from gridrad_cube.embed import embed
-from gridrad_cube.schema import Recipe, SchemaError
+from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.schema import PATCH_SIZE, Recipe, SchemaError
 from gridrad_cube.train import load_config, train
 
 CHANNEL = "ir_brightness_temperature"
 #: LaRC scenes, two hours apart: one planted storm in each, so that plants lie more than 6 h or 200 km apart.
 SCENES, INTERVAL, PLANTS = 24, "2h", 24
+#: Step in pixels between the windows that are embedded: half a patch, so that a storm across the edge of one
+#: patch lies whole in the next window.
+STRIDE = 128
+#: A window holds a planted storm if its centre is so near: half the edge of a patch at 40 degrees.
+REACH_KM = 200.0
 #: Components of the pixels' PCA, the baseline without any network.
 COMPONENTS = 64
 
@@ -116,7 +122,8 @@ def _learn(out: Path, seed: int, say: Callable[[str], Any]) -> None:
         )
         say(f"   level 256 ({folder}): {run['checkpoint']}")
     for folder, name in (("256-untrained", "embeddings_untrained.zarr"), ("256", "embeddings.zarr")):
-        summary = embed(patches, out / "runs" / folder / "checkpoint.pth", out / name, progress=True)
+        checkpoint = out / "runs" / folder / "checkpoint.pth"
+        summary = embed(patches, checkpoint, out / name, stride=STRIDE, progress=True)
         say(f"   {out / name}: {json.dumps(summary)}")
     run = train(
         load_config(
@@ -162,7 +169,7 @@ def _retrieval(out: Path, seed: int, say: Callable[[str], Any]) -> None:
     )
     results = {}
     for name, vectors in ways.items():
-        result = evaluate.planted_retrieval(vectors.astype(np.float32), trained, places)
+        result = evaluate.planted_retrieval(vectors, trained, places, reach_km=REACH_KM)
         results[name] = {
             "median_rank": result.median_rank,
             "candidates": int(np.median(result.candidates)),
@@ -179,18 +186,23 @@ def _retrieval(out: Path, seed: int, say: Callable[[str], Any]) -> None:
 
 
 def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
-    """Principal components of the same pixels, coarsened and normalised as the network sees them."""
+    """Principal components of the same windows' pixels, coarsened and normalised as the network sees them."""
     checkpoint = torch.load(out / "runs" / "256" / "checkpoint.pth", weights_only=True, map_location="cpu")
     rules = {k: datasets.Normalization.from_dict(v) for k, v in checkpoint["normalization"].items()}
+    coarsen = checkpoint["coarsen"]
     reader = store.PatchReader(out / "patches.zarr")
-    index = np.stack([flat[n].values for n in ("crop", "row", "col")], axis=1)
-    parts = []
-    for start in range(0, len(index), 256):
-        codes = torch.from_numpy(reader.read(CHANNEL, index[start : start + 256]))[:, None]
-        channel = torch.zeros(len(codes), dtype=torch.int64)
-        values, _ = datasets.decode(codes, channel, (rules[CHANNEL],), coarsen=checkpoint["coarsen"])
-        parts.append(values.flatten(1).numpy())
-    return evaluate.principal_components(np.concatenate(parts), COMPONENTS)
+    edge, step = reader.patch // coarsen, STRIDE // coarsen
+    rows = np.empty((flat.sizes["patch"], edge * edge), np.float32)
+    crop, row, col = (flat[n].values for n in ("crop", "row", "col"))
+    for number in np.unique(crop):
+        codes = torch.from_numpy(reader.read_crop(CHANNEL, int(number)))[None, None]
+        field, _ = datasets.decode(
+            codes, torch.zeros(1, dtype=torch.int64), (rules[CHANNEL],), coarsen=coarsen
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(field[0, 0].numpy(), (edge, edge))[::step, ::step]
+        here = crop == number
+        rows[here] = windows[row[here], col[here]].reshape(-1, edge * edge)
+    return evaluate.principal_components(rows, COMPONENTS)
 
 
 def _ask(out: Path, seed: int, say: Callable[[str], Any]) -> xr.Dataset:
@@ -211,7 +223,6 @@ def _pictures(out: Path, answer: xr.Dataset, seed: int) -> list[Path]:
     cube = store.open_cube(out / "patches.zarr")
     radar = store.open_cube(out / "radar.zarr")
     embeddings = store.open_embeddings(out / "embeddings.zarr")
-    places = _places(seed)
     noon = int(np.argmin(np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2))))
     dusk = int(np.argmin(np.abs(np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2)) - 80)))
     figures = {
@@ -219,8 +230,8 @@ def _pictures(out: Path, answer: xr.Dataset, seed: int) -> list[Path]:
         "radar.png": plot.scene(radar, 0, channel="reflectivity_column_maximum"),
         "flags.png": plot.flags(cube, dusk, channel="visible_reflectance"),
         "training.png": plot.curves({"level 256": out / "runs" / "256", "level 2k": out / "runs" / "2k"}),
-        "query.png": _query_picture(out, answer, places),
-        "embeddings.png": plot.components(embeddings, noon),
+        "query.png": _query_picture(cube, answer, out, seed),
+        "embeddings.png": plot.components(embeddings, noon, cube=cube),
     }
     paths = []
     for name, figure in figures.items():
@@ -229,24 +240,33 @@ def _pictures(out: Path, answer: xr.Dataset, seed: int) -> list[Path]:
     return paths
 
 
-def _query_picture(out: Path, answer: xr.Dataset, places: list[evaluate.Place]) -> Any:
-    reader = store.PatchReader(out / "patches.zarr")
-    cube = store.open_packed(out / "patches.zarr")
-    packing = plot.packing_of(cube[CHANNEL])
-    flat = _flat(store.open_embeddings(out / "embeddings.zarr"))
-    planted = {
-        tuple(int(flat[n][i]) for n in ("crop", "row", "col")) for i in evaluate.patches_at(flat, places)
-    }
-    index = np.stack([answer[n].values for n in ("crop", "row", "col")], axis=1).astype(np.int64)
-    first = evaluate.patches_at(flat, places[:1])[0]
-    own = np.array([[int(flat[n][first]) for n in ("crop", "row", "col")]])
-    pictures = [packing.decode(p) for p in reader.read(CHANNEL, index)]
+def _query_picture(cube: xr.Dataset, answer: xr.Dataset, out: Path, seed: int) -> Any:
+    """The query beside its answers; those that hold a planted storm are framed."""
+    places = _places(seed)
+    time = answer["time"].values.astype("datetime64[s]")
+    marks = np.zeros(answer.sizes["rank"], bool)
+    for place in places:
+        distance = great_circle_km(
+            place.latitude, place.longitude, answer["latitude"].values, answer["longitude"].values
+        )
+        marks |= (np.abs(time - place.time) <= np.timedelta64(60, "s")) & (distance <= REACH_KM)
+    embeddings = store.open_embeddings(out / "embeddings.zarr")
+    own = query.at(embeddings, places[0].time, places[0].latitude, places[0].longitude)
+    pictures = [_window(cube, answer.isel(rank=i)) for i in range(answer.sizes["rank"])]
     return plot.neighbours(
         pictures,
         answer,
-        packing.decode(reader.read(CHANNEL, own)[0]),
+        _window(cube, own),
         CHANNEL,
         query_place=(places[0].latitude, places[0].longitude),
         query_text=f"query: a planted storm\n{str(places[0].time)[:16].replace('T', ' ')} UTC",
-        marks=[tuple(i) in planted for i in index.tolist()],
+        marks=marks.tolist(),
+        dataset=cube,
     )
+
+
+def _window(cube: xr.Dataset, one: xr.Dataset) -> np.ndarray:
+    """Pixels of an answer: its window of the crop, physical units."""
+    y, x = (int(one[n]) * STRIDE for n in ("row", "col"))
+    edge = PATCH_SIZE
+    return np.asarray(cube[CHANNEL][int(one["crop"]), y : y + edge, x : x + edge].values)

@@ -73,12 +73,15 @@ def planted_retrieval(
     *,
     hours: float = 6.0,
     kilometres: float = 200.0,
+    reach_km: float = 0.0,
 ) -> Retrieval:
     """Rank each planted thing for each other one as the query, by cosine, among all other patches.
 
-    The rank counts patches that hold no planted thing and score higher, and half of those that score the same:
-    embeddings that are all alike rank in the middle, not first. Candidates within both ``hours`` and
-    ``kilometres`` of the query do not count, nor do pairs so near each other.
+    The query is the patch nearest to the thing. A thing is found by the best of the patches that hold it: the
+    nearest, and with overlapping windows those with their centre within ``reach_km``. The rank counts patches
+    that score higher and hold no planted thing, nor a part of one (centre beyond twice the reach), and half of
+    those that score the same: embeddings that are all alike rank in the middle, not first. Candidates within
+    both ``hours`` and ``kilometres`` of the query do not count, nor do pairs so near each other.
 
     Parameters
     ----------
@@ -88,16 +91,18 @@ def planted_retrieval(
         On ``patch``: time, latitude and longitude.
     """
     where = patches_at(flat, places)
-    planted = np.zeros(len(vectors), bool)
-    planted[where] = True
-    vectors = np.asarray(vectors, np.float32)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    usable = (np.isfinite(length) & (length > 0))[:, 0]
+    unit, usable = _unit(vectors)
     time = flat["time"].values.astype("datetime64[s]")
     latitude, longitude = flat["latitude"].values, flat["longitude"].values
+    holding, planted = [], np.zeros(len(unit), bool)
+    for place, nearest in zip(places, where, strict=True):
+        distance = great_circle_km(place.latitude, place.longitude, latitude, longitude)
+        distance[time != time[nearest]] = np.inf
+        distance[nearest] = 0.0
+        holding.append(np.flatnonzero((distance <= reach_km) & usable))
+        planted |= distance <= 2 * reach_km
     ranks = np.full((len(where), len(where)), np.nan)
     candidates = np.zeros(len(where), np.int64)
-    unit = np.where(usable[:, None], vectors, 0.0) / np.where(usable[:, None], length, 1.0)
     scores = unit[where] @ unit.T
     for i, query in enumerate(where):
         near = np.abs(time - time[query]) < np.timedelta64(int(hours * 3600), "s")
@@ -106,11 +111,20 @@ def planted_retrieval(
         candidates[i] = distractors.sum()
         ordered = np.sort(scores[i, distractors])
         for j, other in enumerate(where):
-            if other != query and not near[other] and usable[query] and usable[other]:
+            if other != query and not near[other] and usable[query] and holding[j].size:
                 # Equal vectors differ by rounding in their scores.
-                low, high = np.searchsorted(ordered, scores[i, other] + np.array([-1e-6, 1e-6], np.float32))
+                best = scores[i, holding[j]].max() + np.array([-1e-6, 1e-6], np.float32)
+                low, high = np.searchsorted(ordered, best)
                 ranks[i, j] = 1 + len(ordered) - (low + high) / 2
     return Retrieval(ranks, candidates)
+
+
+def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of length one, zero where that cannot be, and where it can."""
+    vectors = np.asarray(vectors, np.float32)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    usable = np.isfinite(length) & (length > 0)
+    return np.where(usable, vectors, 0.0) / np.where(usable, length, 1.0), usable[:, 0]
 
 
 def principal_components(values: np.ndarray, count: int) -> np.ndarray:
@@ -118,13 +132,17 @@ def principal_components(values: np.ndarray, count: int) -> np.ndarray:
 
     The baseline that a network has to beat: it needs no training and no choice but the count.
     """
+    from scipy.linalg import eigh
+
     centred = values.astype(np.float32) - values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if len(centred) < centred.shape[1]:
-        weights, vectors = np.linalg.eigh(centred @ centred.T)
-        order = np.argsort(weights)[::-1][:count]
-        return vectors[:, order] * np.sqrt(np.maximum(weights[order], 0))
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return centred @ vectors[:, ::-1][:, :count]
+    rows, columns = centred.shape
+    few = min(rows, columns)
+    products = centred @ centred.T if rows < columns else centred.T @ centred
+    weights, vectors = eigh(products, subset_by_index=(max(few - count, 0), few - 1), check_finite=False)
+    weights, vectors = weights[::-1], vectors[:, ::-1]
+    if rows < columns:
+        return np.asarray(vectors * np.sqrt(np.maximum(weights, 0)))
+    return np.asarray(centred @ vectors)
 
 
 def rank_me(vectors: np.ndarray) -> float:

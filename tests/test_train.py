@@ -478,6 +478,12 @@ def test_signal_saves_and_exits_zero(cube, tmp_path, capsys, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == old
 
 
+def test_interrupt_saves_before_it_interrupts(cube, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(cube, tmp_path, steps=50), progress=Stop(2, signal.SIGINT))
+    assert 2 <= load_checkpoint(tmp_path / "checkpoint.pth")["step"] < 5
+
+
 def test_metrics_of_steps_done_again_are_dropped(cube, tmp_path):
     config = config_for(cube, tmp_path, steps=4, save_steps=2)
     train(config)
