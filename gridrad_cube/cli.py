@@ -309,6 +309,13 @@ def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
     show_default=True,
     help="Leave out neighbours of the query: within both this time and this distance.",
 )
+@click.option(
+    "--separate",
+    nargs=2,
+    default=None,
+    metavar="TIME DISTANCE",
+    help="The same among the answers, such as 6h 200km: one answer an event.",
+)
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
 @click.option("--json", "style", flag_value="json", help="JSON, one record an answer.")
 @click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
@@ -332,6 +339,7 @@ def query(embeddings: str, style: Any, **options: Any) -> None:
         time=span,
         channel=options["channel"],
         exclude=None if options["no_exclude"] else options["exclude"],
+        separate=options["separate"],
     )
     click.echo(asking.format_answer(answer, style or "table"))
 
