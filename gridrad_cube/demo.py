@@ -27,6 +27,8 @@ SCENES, INTERVAL, PLANTS = 20, "2h", 20
 STRIDE = 128
 #: A window holds a planted storm if its centre is so near: half the edge of a patch at 40 degrees.
 REACH_KM = 200.0
+#: Windows nearer than this share pixels, or show the same storm a little later: neither is news.
+APART = ("6h", "600km")
 #: Components of the pixels' PCA, the baseline without any network.
 COMPONENTS = 64
 
@@ -210,7 +212,7 @@ def _ask(out: Path, seed: int, say: Callable[[str], Any]) -> xr.Dataset:
     embeddings = store.open_embeddings(out / "embeddings.zarr")
     place = _places(seed)[0]
     question = {"time": place.time, "latitude": place.latitude, "longitude": place.longitude}
-    answer = query.search(embeddings, question, 9, channel=CHANNEL, separate=("6h", "200km"))
+    answer = query.search(embeddings, question, 9, channel=CHANNEL, exclude=APART, separate=APART)
     say(
         f"\n5. Which places and times look like {place.time} UTC at {place.latitude:.2f} N {place.longitude:.2f} E, "
         "where a storm was planted?"
