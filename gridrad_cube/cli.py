@@ -234,6 +234,32 @@ def verify(store: str, repair: bool, source_root: tuple[Path, ...]) -> None:
         raise SystemExit(1)
 
 
+@cli.command()
+@click.argument("store")
+@click.option(
+    "--max-deviation-factor", type=float, help="local_outlier: standard deviations from the patch mean."
+)
+@click.option(
+    "--global-mean-deviation-factor", type=float, help="global_outlier: deviations of the patch mean."
+)
+@click.option("--rule", type=click.Choice(["echo", "predecessor"]), help="Formula of both.")
+@click.option("--low-coverage", type=float, help="low_coverage: share of pixels observed.")
+@click.option("--night-solar-zenith", type=float, help="night: degrees.")
+@click.option("--low-sun-solar-zenith", type=float, help="low_sun: degrees.")
+@click.option("--limb-satellite-zenith", type=float, help="limb: degrees.")
+def reflag(store: str, **thresholds: Any) -> None:
+    """Flag the patches of STORE by other thresholds, without reading a pixel; those not given stay."""
+    from gridrad_cube import pipeline
+    from gridrad_cube import store as stores
+    from gridrad_cube.schema import build_spec
+
+    given = {name: value for name, value in thresholds.items() if value is not None}
+    if not given:
+        raise click.UsageError("give at least one threshold to change")
+    pipeline.reflag(store, build_spec(QualitySpec, stores.cube_info(store)["quality"] | given))
+    click.echo(f"{store}: flagged anew by {', '.join(f'{k}={v}' for k, v in given.items())}")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: Sequence[str]) -> None:

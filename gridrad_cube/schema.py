@@ -240,46 +240,43 @@ class Channel:
         return out
 
 
+# fmt: off
 _DBZ = _radar_packing(0.01, -99.0)
+_SHEAR = _radar_packing(1e-5, -0.2)
 _KELVIN = Packing(
-    scale_factor=0.01,
-    fill_value=65535,
-    out_of_range=65534,
-    non_finite=65533,
-    valid_minimum=15000,
-    valid_maximum=35000,
+    scale_factor=0.01, fill_value=65535, out_of_range=65534, non_finite=65533,
+    valid_minimum=15000, valid_maximum=35000,
 )
 _FRACTION = Packing(
-    scale_factor=0.0001,
-    fill_value=65535,
-    out_of_range=65534,
-    non_finite=65533,
-    valid_minimum=0,
-    valid_maximum=20000,
+    scale_factor=0.0001, fill_value=65535, out_of_range=65534, non_finite=65533,
+    valid_minimum=0, valid_maximum=20000,
 )
 _RAIN = Packing(
-    scale_factor=0.01,
-    add_offset=-0.01,
-    fill_value=0,
-    no_echo=1,
-    out_of_range=65534,
-    non_finite=65535,
-    echo_minimum=2,
-    valid_minimum=1,
-    valid_maximum=65000,
+    scale_factor=0.01, add_offset=-0.01, fill_value=0, no_echo=1, out_of_range=65534, non_finite=65535,
+    echo_minimum=2, valid_minimum=1, valid_maximum=65000,
 )
-
-
-def _channel(
-    name: str,
-    kind: Kind,
-    units: str,
-    long_name: str,
-    packing: Packing,
-    typical_range: tuple[float, float],
-    standard_name: str | None = None,
-) -> Channel:
-    return Channel(
+_Z = "equivalent_reflectivity_factor"
+_CHANNELS: tuple[tuple[str, Kind, str, str, Packing, tuple[float, float], str | None], ...] = (
+    ("ir_brightness_temperature", "infrared", "K", "infrared brightness temperature", _KELVIN, (190.0, 320.0),
+     "toa_brightness_temperature"),
+    ("visible_reflectance", "visible", "1", "visible reflectance", _FRACTION, (0.0, 1.2),
+     "toa_bidirectional_reflectance"),
+    ("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    ("reflectivity_column_maximum", "radar", "dBZ", "column maximum reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    ("echo_top_height", "radar", "km", "echo-top height above mean sea level", _DBZ, (0.0, 22.0), None),
+    ("precipitation_rate", "rain", "mm h-1", "precipitation rate", _RAIN, (0.0, 150.0), "lwe_precipitation_rate"),
+    ("spectrum_width", "field", "m s-1", "Doppler velocity spectrum width", _DBZ, (0.0, 20.0), None),
+    ("azimuthal_shear", "field", "s-1", "azimuthal shear", _SHEAR, (-0.02, 0.02), None),
+    ("divergence", "field", "s-1", "radial divergence", _SHEAR, (-0.02, 0.02), None),
+    ("differential_reflectivity", "field", "dB", "differential reflectivity", _DBZ, (-4.0, 8.0), None),
+    ("specific_differential_phase", "field", "degree km-1", "specific differential phase", _DBZ, (-2.0, 10.0), None),
+    ("correlation_coefficient", "field", "1", "copolar correlation coefficient", _radar_packing(1e-4, -1.0),
+     (0.5, 1.05), None),
+)
+# fmt: on
+#: Every channel by name. ``field`` stands for radar moments other than reflectivity.
+CHANNELS: dict[str, Channel] = {
+    name: Channel(
         name=name,
         kind=kind,
         units=units,
@@ -288,73 +285,7 @@ def _channel(
         typical_range=typical_range,
         standard_name=standard_name,
     )
-
-
-_Z = "equivalent_reflectivity_factor"
-_SHEAR = _radar_packing(1e-5, -0.2)
-#: Every channel by name. ``field`` stands for radar moments other than reflectivity.
-CHANNELS: dict[str, Channel] = {
-    c.name: c
-    for c in (
-        _channel(
-            "ir_brightness_temperature",
-            "infrared",
-            "K",
-            "infrared brightness temperature",
-            _KELVIN,
-            (190.0, 320.0),
-            "toa_brightness_temperature",
-        ),
-        _channel(
-            "visible_reflectance",
-            "visible",
-            "1",
-            "visible reflectance",
-            _FRACTION,
-            (0.0, 1.2),
-            "toa_bidirectional_reflectance",
-        ),
-        _channel("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z),
-        _channel(
-            "reflectivity_column_maximum",
-            "radar",
-            "dBZ",
-            "column maximum reflectivity",
-            _DBZ,
-            (-10.0, 75.0),
-            _Z,
-        ),
-        _channel("echo_top_height", "radar", "km", "echo-top height above mean sea level", _DBZ, (0.0, 22.0)),
-        _channel(
-            "precipitation_rate",
-            "rain",
-            "mm h-1",
-            "precipitation rate",
-            _RAIN,
-            (0.0, 150.0),
-            "lwe_precipitation_rate",
-        ),
-        _channel("spectrum_width", "field", "m s-1", "Doppler velocity spectrum width", _DBZ, (0.0, 20.0)),
-        _channel("azimuthal_shear", "field", "s-1", "azimuthal shear", _SHEAR, (-0.02, 0.02)),
-        _channel("divergence", "field", "s-1", "radial divergence", _SHEAR, (-0.02, 0.02)),
-        _channel("differential_reflectivity", "field", "dB", "differential reflectivity", _DBZ, (-4.0, 8.0)),
-        _channel(
-            "specific_differential_phase",
-            "field",
-            "degree km-1",
-            "specific differential phase",
-            _DBZ,
-            (-2.0, 10.0),
-        ),
-        _channel(
-            "correlation_coefficient",
-            "field",
-            "1",
-            "copolar correlation coefficient",
-            _radar_packing(1e-4, -1.0),
-            (0.5, 1.05),
-        ),
-    )
+    for name, kind, units, long_name, packing, typical_range, standard_name in _CHANNELS
 }
 
 

@@ -295,6 +295,30 @@ def test_other_recipe_is_refused_and_the_store_unharmed(sources, cube):
     assert (cube / "zarr.json").read_bytes() == before
 
 
+def test_reflag_equals_building_with_these_thresholds(sources, cube, tmp_path):
+    spec = QualitySpec(max_deviation_factor=2.0, global_mean_deviation_factor=1.0, low_coverage=0.9)
+    pipeline.preprocess(sources, tmp_path / "built.zarr", recipe=replace(RECIPE, quality=spec))
+    shutil.copytree(cube, tmp_path / "reflagged.zarr")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "reflagged.zarr").glob("*_temperature/c.*")}
+    pipeline.reflag(tmp_path / "reflagged.zarr", spec)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    built, reflagged = (store.open_packed(tmp_path / f"{n}.zarr") for n in ("built", "reflagged"))
+    changed = False
+    for name in ("ir_brightness_temperature_flags", "visible_reflectance_flags"):
+        np.testing.assert_array_equal(reflagged[name].values, built[name].values)
+        changed |= bool((reflagged[name].values != store.open_packed(cube)[name].values).any())
+    assert changed
+    infos = [store.cube_info(tmp_path / f"{n}.zarr") for n in ("built", "reflagged")]
+    for key in ("quality", "thresholds"):
+        assert infos[0][key] == infos[1][key]
+    for label, statistics in infos[0]["training_statistics"].items():
+        for key in ("patches", "mean", "std", "minimum", "maximum"):  # histograms are those of the first flags
+            assert infos[1]["training_statistics"][label][key] == statistics[key]
+    pipeline.preprocess(sources, tmp_path / "reflagged.zarr", recipe=RECIPE)  # nothing new: the flags stay
+    again = store.open_packed(tmp_path / "reflagged.zarr")["ir_brightness_temperature_flags"].values
+    np.testing.assert_array_equal(again, built["ir_brightness_temperature_flags"].values)
+
+
 def test_changed_source_is_refused(sources, tmp_path):
     folder = tmp_path / "sources"
     shutil.copytree(sources, folder)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gridrad_cube import store
 from gridrad_cube.pipeline.execution import Runner, executor
-from gridrad_cube.pipeline.finalise import finalise
+from gridrad_cube.pipeline.finalise import finalise, reflag
 from gridrad_cube.pipeline.plan import check_unchanged, plan
 from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source, find_sources
@@ -22,7 +22,7 @@ from gridrad_cube.schema import Recipe, SchemaError
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Outcome", "Report", "finalise", "find_sources", "preprocess", "repair", "write_source"]
+__all__ = ["Outcome", "Report", "finalise", "find_sources", "preprocess", "reflag", "repair", "write_source"]
 
 
 #: Errors of the place that is written to: no other file would fare better.

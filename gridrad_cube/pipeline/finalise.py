@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gridrad_cube import quality, store
-from gridrad_cube.pipeline.radar import quality_spec
-from gridrad_cube.schema import CHANNELS, Flag, channel_label, default_reject, statistics_of
+from gridrad_cube.pipeline import radar
+from gridrad_cube.schema import (
+    CHANNELS,
+    Flag,
+    QualitySpec,
+    build_spec,
+    channel_label,
+    default_reject,
+    statistics_of,
+)
 
 
-def finalise(build: store.Build) -> None:
+def finalise(build: store.Build, flag_by: QualitySpec | None = None) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, then the root.
 
     Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
     again at any time, with the same result.
+
+    Parameters
+    ----------
+    flag_by
+        Flag everything anew by these thresholds, from the stored statistics. None keeps those of the store.
     """
     assert build.recipe is not None
     assert build.layout is not None
     old = _old_attributes(build)
-    thresholds = old.get("thresholds") or _thresholds(build)
+    kept = build_spec(QualitySpec, old["quality"]) if old else build.recipe.quality
+    flagging = flag_by or kept
+    thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
     training: dict[str, dict[str, Any]] = {}
     for rows in store.blocks(build):
-        values = store.gather(build, rows)
+        values = _gather(build, rows, flagging)
         for name in build.layout.channels:
             statistics = _statistics(values, name)
             outliers = quality.global_outliers(statistics, thresholds[name])
@@ -33,7 +50,7 @@ def finalise(build: store.Build) -> None:
             _accumulate(training, build.layout.channels[name], values)
         store.write_block(build, rows, values)
     _add_histograms(build, training)
-    spec = quality_spec(build.recipe.radar)
+    radar_quality = radar.quality_spec(build.recipe.radar)
     attributes = {
         "Conventions": "CF-1.11",
         "title": "Crops and patches of gridded radar and satellite fields",
@@ -43,10 +60,11 @@ def finalise(build: store.Build) -> None:
             "channels": {n: c.to_dict() for n, c in build.layout.channels.items()},
             "crop": list(build.layout.crop),
             "patch": build.layout.patch,
+            "quality": dataclasses.asdict(flagging),
             "thresholds": thresholds,
             "training_statistics": {label: _summary(t) for label, t in training.items()},
             "software": _software(),
-            **({"radar_quality": spec.to_dict()} if spec and _has_radar(build) else {}),
+            **({"radar_quality": radar_quality.to_dict()} if radar_quality and _has_radar(build) else {}),
             "identity": build.identity(),
         },
     }
@@ -67,12 +85,37 @@ def _statistics(values: Mapping[str, np.ndarray], name: str) -> dict[str, np.nda
     return {statistic: values[f"{name}_{statistic}"] for statistic in statistics_of(CHANNELS[name])}
 
 
-def _thresholds(build: store.Build) -> dict[str, Any]:
+def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
+    """Every small variable of a block of rows, flagged by other thresholds than at writing if need be."""
     assert build.layout is not None
     assert build.recipe is not None
+    values = store.gather(build, rows)
+    if flagging == build.recipe.quality:
+        return values
+    angles = {
+        name: values[name] for name in values if name.endswith(("zenith_angle", "zenith_angle_maximum"))
+    }
+    for name, channel in build.layout.channels.items():
+        flags, _ = quality.reflag(
+            values[f"{name}_flags"],
+            _statistics(values, name),
+            CHANNELS[name],
+            channel.packing,
+            flagging,
+            pixels=build.layout.patch**2,
+            angles=angles,
+        )
+        values[f"{name}_flags"] = flags & ~np.uint16(
+            Flag.global_outlier
+        )  # of the whole store, not of a block
+    return values
+
+
+def _thresholds(build: store.Build, flagging: QualitySpec) -> dict[str, Any]:
+    assert build.layout is not None
     parts: dict[str, dict[str, list[np.ndarray]]] = {}
     for rows in store.blocks(build):
-        values = store.gather(build, rows)
+        values = _gather(build, rows, flagging)
         for name in build.layout.channels:
             mine = parts.setdefault(name, {})
             for key, value in (_statistics(values, name) | {"flags": values[f"{name}_flags"]}).items():
@@ -81,7 +124,7 @@ def _thresholds(build: store.Build) -> dict[str, Any]:
     for name, columns in parts.items():
         whole = {key: np.concatenate(v) for key, v in columns.items()}
         flags = whole.pop("flags")
-        out[name] = quality.global_thresholds(whole, flags, CHANNELS[name], build.recipe.quality)
+        out[name] = quality.global_thresholds(whole, flags, CHANNELS[name], flagging)
     return out
 
 
@@ -172,3 +215,19 @@ def _history(build: store.Build) -> str:
 def _software() -> dict[str, str]:
     names = ("gridrad-cube", "numpy", "xarray", "zarr", "netCDF4")
     return {name: importlib.metadata.version(name) for name in names}
+
+
+def reflag(store_path: str | os.PathLike[str], spec: QualitySpec) -> None:
+    """Flag a finished cube by other thresholds, from its stored statistics: no pixel and no source is read.
+
+    The same as building it with these thresholds. Later additions are judged by them too.
+
+    Raises
+    ------
+    SchemaError
+        If this is no finished cube, or somebody else writes to it.
+    """
+    store.cube_info(store_path)
+    build = store.Build(store_path)
+    with build.lease():
+        finalise(build, spec)
