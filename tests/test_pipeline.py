@@ -312,7 +312,13 @@ def test_reflag_equals_building_with_these_thresholds(sources, cube, tmp_path):
     for key in ("quality", "thresholds"):
         assert infos[0][key] == infos[1][key]
     for label, statistics in infos[0]["training_statistics"].items():
-        for key in ("patches", "mean", "std", "minimum", "maximum"):  # histograms are those of the first flags
+        for key in (
+            "patches",
+            "mean",
+            "std",
+            "minimum",
+            "maximum",
+        ):  # histograms are those of the first flags
             assert infos[1]["training_statistics"][label][key] == statistics[key]
     pipeline.preprocess(sources, tmp_path / "reflagged.zarr", recipe=RECIPE)  # nothing new: the flags stay
     again = store.open_packed(tmp_path / "reflagged.zarr")["ir_brightness_temperature_flags"].values

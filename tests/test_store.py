@@ -289,7 +289,9 @@ def test_build_verified_notices_a_lost_shard(tmp_path):
 
 def test_lease_refuses_a_second_writer_and_takes_over_from_a_dead_one(tmp_path):
     build = store.Build(tmp_path)
-    expected = pytest.raises(SchemaError, match=f"another process writes to this store .*process {os.getpid()}")
+    expected = pytest.raises(
+        SchemaError, match=f"another process writes to this store .*process {os.getpid()}"
+    )
     with build.lease(), expected, store.Build(tmp_path).lease():
         pass
     lease = tmp_path / "_build" / "lease.json"
