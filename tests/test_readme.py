@@ -1,0 +1,62 @@
+"""The lines of Python that README and docs show, run on small data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gridrad_cube import testing
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def blocks(page):
+    """Python blocks of a Markdown page."""
+    return re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Small files in ``data/`` and a cube of them in 32 px patches, 6 x 8 a crop, as the pages name them."""
+    folder = tmp_path_factory.mktemp("readme")
+    testing.make_store(folder, scenes=2, shape=(192, 256))
+    return folder
+
+
+def test_readme_from_files_to_a_query(tmp_path, monkeypatch, capsys):
+    testing.write_sources(tmp_path / "data", scenes=16, shape=(256, 512))
+    monkeypatch.chdir(tmp_path)
+    code = blocks("README.md")[0]
+    small = (
+        'preset="demo", steps=2, coarsen=4, batch_size_per_gpu=16, out_dim=64, head_hidden_dim=32, '
+        'channels=("ir_brightness_temperature",)'
+    )
+    assert 'preset="small"' in code
+    assert "workers=2" in code
+    code = code.replace('preset="small"', small).replace(", workers=2", "").replace('"200km"', '"50km"')
+    names = {"__name__": "__main__"}
+    exec(compile(code, "README.md", "exec"), names)
+    answer = names["answer"]
+    assert answer.sizes["rank"] == 10
+    assert (np.diff(answer["score"].values) <= 0).all()
+    assert "16 written" in capsys.readouterr().out
+
+
+def test_readme_in_the_cube(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(blocks("README.md")[1], names)
+    assert names["plain"].sizes["crop"] == names["cube"].sizes["crop"] == 2
+    assert names["storm"].sizes["y"] == 32
+
+
+def test_format_page_with_plain_xarray(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (code,) = blocks("docs/cube-format.md")
+    names = {}
+    exec(code.replace("256", "32"), names)
+    assert names["patch"].shape == (32, 32)
+    assert names["latitude"].mean() == pytest.approx(float(names["one"].latitude[3, 5]))
