@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from gridrad_cube import __version__
-from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
+from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, TileSpec
 
 FORMATS = ("auto", "larc-goes", "gridrad-v4.2", "gridrad-v3.1", "gridrad-v4.1", "cf")
 #: Errors that are about what was asked for; anything else is a fault of the program and shows its traceback.
-EXPECTED = (SchemaError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, OSError)
+EXPECTED = (ValueError, OSError, ImportError)
 
 
 class _Commands(click.Group):
@@ -224,7 +224,8 @@ def verify(store: str, repair: bool, source_root: tuple[Path, ...]) -> None:
         raise click.UsageError("--repair needs --source-root DIR, the folder that preprocess was given")
     damages = stores.verify(store)
     for damage in damages:
-        click.echo(f"{damage.key}: {damage.what} (crop {damage.row}, from {damage.source})")
+        where = f" (crop {damage.row}, from {damage.source})" if damage.source else ""
+        click.echo(f"{damage.key}: {damage.what}{where}")
     if damages and repair:
         for outcome in pipeline.repair(store, source_root):
             click.echo(f"{outcome.source}: {outcome.status} {outcome.reason}".rstrip())

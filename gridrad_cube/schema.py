@@ -428,6 +428,15 @@ class QualitySpec:
     low_sun_solar_zenith: float = 75.0
     limb_satellite_zenith: float = 70.0
 
+    def __post_init__(self) -> None:
+        if self.rule not in ("echo", "predecessor"):
+            raise SchemaError(f"rule: got {self.rule!r}; expected echo or predecessor")
+        for name in ("max_deviation_factor", "global_mean_deviation_factor"):
+            if not getattr(self, name) > 0:
+                raise SchemaError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.low_coverage <= 1:
+            raise SchemaError(f"low_coverage: expected a share from 0 to 1, got {self.low_coverage}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RadarSpec:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gridrad_cube import store
 from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.finalise import finalise, reflag
-from gridrad_cube.pipeline.plan import check_unchanged, plan
+from gridrad_cube.pipeline.plan import check_unchanged, plan, under_known_names
 from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source, find_sources
 from gridrad_cube.pipeline.work import write_source
@@ -78,22 +78,33 @@ def preprocess(
     with executor(client, workers, scheduler) as run, build.lease():
         build = store.Build(store_path)  # what a writer before us did is seen only under the lease
         recipe = _recipe(build, recipe)
+        found = under_known_names(build, found)
         refused = plan(build, recipe, found, run, progress)
         outcomes = _write(build, found, run, progress)
         if not build.entries:
             raise SchemaError(_nothing(store_path, refused))
-        if build.recorded or not build.files.exists("zarr.json"):
+        if _committed(build) != build.state():
             finalise(build)
     return Report(os.fspath(store_path), (*outcomes, *refused))
 
 
 def _open_build(path: str | os.PathLike[str]) -> store.Build:
     build = store.Build(path)
+    if not build.files.readable:
+        raise SchemaError(f"{path}: a cube is built on a local disk, on s3:// or on gs://; give such a path")
     if build.layout is None and build.files.names() and not build.files.exists("_build"):
         raise SchemaError(
             f"{path}: there is something here that is no store under construction; give a new path"
         )
     return build
+
+
+def _committed(build: store.Build) -> str | None:
+    """State of the log that the finished store was made from; None if there is none, or it cannot be read."""
+    try:
+        return store.cube_info(build.files.root).get("build_state")
+    except (SchemaError, FileNotFoundError):
+        return None
 
 
 def _recipe(build: store.Build, wanted: Recipe | None) -> Recipe:
@@ -102,6 +113,8 @@ def _recipe(build: store.Build, wanted: Recipe | None) -> Recipe:
     if wanted is None:
         return build.recipe
     if not wanted.channels:
+        wanted = replace(wanted, channels=build.recipe.channels)
+    if sorted(wanted.channels) == sorted(build.recipe.channels):  # their order means nothing
         wanted = replace(wanted, channels=build.recipe.channels)
     old, new = build.recipe.to_dict(), wanted.to_dict()
     changed = {k: (old[k], new[k]) for k in old if old[k] != new[k]}
@@ -128,9 +141,7 @@ def _write(build: store.Build, found: Sequence[Source], run: Runner, progress: b
         elif entry.source in paths:
             todo.append(entry)
         else:
-            record = _failure(entry, FileNotFoundError("planned, not written, and not among SOURCE now"))
-            build.record(record)
-            outcomes[entry.source] = outcome_of(record)
+            outcomes[entry.source] = _not_given(build, entry)
     if not todo:
         return [outcomes[e.source] for e in build.entries]
     assert build.layout is not None
@@ -145,9 +156,22 @@ def _write(build: store.Build, found: Sequence[Source], run: Runner, progress: b
                 result.errno, f"{build.files.root}: {result.strerror}. Make room and run again: it continues"
             )
         record = _failure(todo[i], result) if isinstance(result, BaseException) else result
-        build.record(record)
+        if record["status"] == "written" or todo[i].source not in build.written:
+            build.record(record)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
         outcomes[todo[i].source] = outcome_of(record)
     return [outcomes[e.source] for e in build.entries]
+
+
+def _not_given(build: store.Build, entry: store.Entry) -> Outcome:
+    """A planned source that is not written whole and not among SOURCE now: what is known of it stays."""
+    if entry.source in build.written:
+        why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"
+        return Outcome(entry.source, "failed", why, len(entry.windows))
+    record = build.load(entry.source)
+    if record is None:
+        record = _failure(entry, FileNotFoundError("planned, not written, and not among SOURCE now"))
+        build.record(record)
+    return outcome_of(record)
 
 
 def _failure(entry: store.Entry, error: BaseException) -> dict[str, Any]:
@@ -177,11 +201,12 @@ def repair(
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     build = store.Build(store_path)
+    if build.layout is None:
+        raise SchemaError(f"{store_path}: no build log in it; nothing to repair by")
     with build.lease():
         damaged = {d.source for d in store.verify(store_path)}
         paths = {s.name: s for s in find_sources(roots)}
         outcomes = []
-        assert build.layout is not None
         assert build.recipe is not None
         for entry in (e for e in build.entries if e.source in damaged):
             try:
@@ -196,4 +221,5 @@ def repair(
                 continue
             build.record(record)
             outcomes.append(outcome_of(record))
+        finalise(build)
     return outcomes

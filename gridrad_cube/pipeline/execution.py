@@ -51,7 +51,7 @@ def _run_here(
     for i, args in enumerate(arguments):
         try:
             yield i, function(*args)
-        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # a fault met in one file must not stop the others
             yield i, error
 
 

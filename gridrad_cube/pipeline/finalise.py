@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -16,6 +17,7 @@ from gridrad_cube.schema import (
     CHANNELS,
     Flag,
     QualitySpec,
+    SchemaError,
     build_spec,
     channel_label,
     default_reject,
@@ -37,7 +39,7 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None) -> None:
     assert build.recipe is not None
     assert build.layout is not None
     old = _old_attributes(build)
-    kept = build_spec(QualitySpec, old["quality"]) if old else build.recipe.quality
+    kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
     thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
     training: dict[str, dict[str, Any]] = {}
@@ -66,6 +68,7 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None) -> None:
             "software": _software(),
             **({"radar_quality": radar_quality.to_dict()} if radar_quality and _has_radar(build) else {}),
             "identity": build.identity(),
+            "build_state": build.state(),
         },
     }
     store.commit(build, attributes, store.report_columns(list(build.records())))
@@ -76,9 +79,10 @@ def _has_radar(build: store.Build) -> bool:
 
 
 def _old_attributes(build: store.Build) -> dict[str, Any]:
-    if not build.files.exists("zarr.json"):
+    try:
+        return store.cube_info(build.files.root)
+    except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
         return {}
-    return store.cube_info(build.files.root)
 
 
 def _statistics(values: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
@@ -206,8 +210,8 @@ def _summary(sums: Mapping[str, Any]) -> dict[str, Any]:
 
 def _history(build: store.Build) -> str:
     old = ""
-    if build.files.exists("zarr.json"):
-        old = build.files.read_json("zarr.json")["attributes"].get("history", "") + "\n"
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        old = build.files.read_json("zarr.json")["attributes"]["history"] + "\n"
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
     return f"{old}{stamp} gridrad-cube preprocess: {len(build.written)} sources, {build.rows} crops"
 

@@ -36,6 +36,18 @@ def reading(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def under_known_names(build: store.Build, found: Sequence[Source]) -> list[Source]:
+    """Give a file the name that it has in the plan already, where it was found from another root then."""
+    known = {e.source for e in build.entries}
+    files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
+    out: dict[str, Source] = {}
+    for source in found:
+        same = files.get((source.name.rsplit("/", 1)[-1], *source.stat()))
+        named = source if source.name in known or same is None else replace(source, name=same)
+        out.setdefault(named.name, named)
+    return list(out.values())
+
+
 def plan(
     build: store.Build, recipe: Recipe, found: Sequence[Source], run: Runner, progress: bool
 ) -> list[Outcome]:
@@ -70,6 +82,7 @@ def plan(
     entries, misfits = _entries(build.rows, recipe, layout, order, headers)
     refused += [_refuse(build, source, error) for source, error in misfits]
     store.check_duplicates([*build.entries, *entries])
+    _check_lattices(build, [*build.entries, *entries])
     if build.layout is None:
         build.begin(recipe, layout, entries)
     else:
@@ -77,9 +90,19 @@ def plan(
     return sorted(refused, key=lambda o: o.source)
 
 
+def _check_lattices(build: store.Build, entries: Sequence[store.Entry]) -> None:
+    old = {e.format for e in entries} & {"gridrad_v3_1"}
+    new = {e.format for e in entries if e.format.startswith("gridrad_v4")}
+    if old and new:
+        raise SchemaError(
+            f"{build.files.root}: GridRad v3.1 and v4 lie on different lattices (0.02 and 1/48 degree) and do not "
+            "belong in one store. Build two."
+        )
+
+
 def check_unchanged(build: store.Build, entry: store.Entry, source: Source) -> None:
     """Refuse a written source whose size or time of modification is another now."""
-    if (entry.size, entry.mtime_ns) != source.stat() and entry.source in build.written:
+    if build.written.get(entry.source) not in (None, source.stat()):
         raise SchemaError(
             f"{source.path}: changed since it was written to {build.files.root} (size or time of modification). "
             "Put the old file back, or build a new store."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ def write_source(
     """
     start = time.perf_counter()
     files = store.Files(root)
+    found = os.stat(path)
     spec = radar.quality_spec(recipe.radar)
     scene = readers.read_scene(
         path,
@@ -38,6 +40,10 @@ def write_source(
     )
     if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
         raise SchemaError(f"{path}: its time is not the one that was planned; it changed meanwhile")
+    if (scene.sizes["y"], scene.sizes["x"]) != entry.shape:
+        raise SchemaError(
+            f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
+        )
     scene = scene.load()
     store.write_grid(files, entry.grid, scene["latitude"].values, scene["longitude"].values)
     crops = []
@@ -53,8 +59,8 @@ def write_source(
         crops.append({"row": row, "shards": shards, "values": store.pack_values(values)})
     return {
         "source": entry.source,
-        "size": entry.size,
-        "mtime_ns": entry.mtime_ns,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
         "status": "written",
         "reason": "",
         "crops": crops,

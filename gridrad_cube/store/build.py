@@ -8,6 +8,7 @@ Under ``_build/`` of a store lie ``plan/NNNN.jsonl`` (one line a source, in the 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -20,6 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,7 @@ class Entry:
     @property
     def scene(self) -> str:
         """Name of the scene: the file name without its suffix."""
-        return self.source.rsplit("/", 1)[-1].removesuffix(".nc")
+        return PurePosixPath(self.source).stem
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Entry:
@@ -135,10 +137,10 @@ class Build:
         self.entries: list[Entry] = []
         #: Place of each source's last record: (log object, offset, length).
         self.places: dict[str, tuple[str, int, int]] = {}
-        #: Sources whose last record says ``written``.
-        self.written: set[str] = set()
-        #: Records appended through this object.
-        self.recorded = 0
+        #: Sources whose last record says ``written``, with size and time of modification of the file then.
+        self.written: dict[str, tuple[int, int]] = {}
+        #: Status of each source's last record.
+        self.status: dict[str, str] = {}
         self._log: str | None = None
         self._segments = 0
         self._read_plan()
@@ -168,8 +170,12 @@ class Build:
                 offset += len(line)
 
     def _index(self, record: Mapping[str, Any], place: tuple[str, int, int]) -> None:
-        self.places[record["source"]] = place
-        (self.written.add if record["status"] == "written" else self.written.discard)(record["source"])
+        source = record["source"]
+        self.places[source], self.status[source] = place, record["status"]
+        if record["status"] == "written":
+            self.written[source] = record["size"], record["mtime_ns"]
+        else:
+            self.written.pop(source, None)
 
     def begin(self, recipe: Recipe, layout: CubeLayout, entries: Sequence[Entry]) -> None:
         """Write the plan of a new store."""
@@ -208,7 +214,6 @@ class Build:
             offset = 0
             self.files.write(self._log, line)
         self._index(record, (self._log, offset, len(line)))
-        self.recorded += 1
 
     def load(self, source: str) -> dict[str, Any] | None:
         """The last record of a source, or None."""
@@ -234,7 +239,7 @@ class Build:
         if entry.source not in self.written:
             return False
         record = self.load(entry.source)
-        if record is None or (record["size"], record["mtime_ns"]) != (entry.size, entry.mtime_ns):
+        if record is None:
             return False
         shards = {key: size for crop in record["crops"] for key, (size, _) in crop["shards"].items()}
         return all(self.files.size(key) == size for key, size in shards.items())
@@ -271,14 +276,29 @@ class Build:
                 self.files.remove(key)
 
     def _take_over(self, key: str, payload: bytes) -> None:
+        """Take the lease of a process of this host that is gone; refuse any other."""
         try:
-            other = json.loads(self.files.read(key) or b"{}")
+            found = self.files.read(key)
+            other = json.loads(found)
         except (FileNotFoundError, ValueError):
+            found, other = b"", {}
+        if not isinstance(other, dict):
             other = {}
-        if other.get("host") == socket.gethostname() and not _alive(int(other.get("pid", -1))):
-            self.files.remove(key)
-            if self.files.create(key, payload):
-                return
+        if (
+            self.files.local
+            and other.get("host") == socket.gethostname()
+            and not _alive(int(other.get("pid", -1)))
+        ):
+            aside = self.files.path(f"{BUILD}/.lease-{secrets.token_hex(4)}.partial")
+            # A rename succeeds for one process alone; the other finds nothing, or a lease that lives.
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.files.path(key), aside)
+                with open(aside, "rb") as file:
+                    same = file.read() == found
+                if same and self.files.create(key, payload):
+                    os.unlink(aside)
+                    return
+                os.rename(aside, self.files.path(key))
         raise SchemaError(
             f"{self.files.root}: another process writes to this store (host {other.get('host')}, process "
             f"{other.get('pid')}). Wait for it; if it is gone, remove {self.files.path(key)}"
@@ -294,6 +314,11 @@ class Build:
             for crop in record["crops"] if record else ():
                 digest.update(json.dumps([crop["row"], sorted(crop["shards"].items())]).encode())
         return digest.hexdigest()[:32]
+
+    def state(self) -> str:
+        """Hash of all that the finished store is made from: its content and what became of every source."""
+        log = json.dumps([self.identity(), self.rows, sorted(self.status.items())])
+        return hashlib.sha256(log.encode()).hexdigest()[:32]
 
 
 def _alive(pid: int) -> bool:

@@ -45,6 +45,11 @@ class Files:
     def __repr__(self) -> str:
         return f"Files({self.root!r})"
 
+    @property
+    def readable(self) -> bool:
+        """Whether `PatchReader` reads patches from here."""
+        return self.local or self.root.startswith(("s3://", "gs://"))
+
     def path(self, key: str = "") -> str:
         """Local path or URL of a key."""
         return f"{self.root}/{key}" if key else self.root

@@ -24,6 +24,10 @@ from gridrad_cube.store.arrays import ArraySpec, Codec
 STATUS = {"written": 0, "skipped": 1, "failed": 2}
 
 
+#: Auxiliary coordinates of what has one value a patch, as CF says them; xarray attaches these.
+_PLACE = {"coordinates": "time latitude longitude status grid scene source"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChannelLayout:
     """One data variable of a store: its packing, attributes and altitudes (none for a 2-D channel)."""
@@ -127,7 +131,9 @@ class CubeLayout:
     def flags(self, name: str, crops: int) -> ArraySpec:
         """The array of a channel's flags."""
         dims, shape = self.cell_dims(name)
-        return self.small(f"{name}_flags", ("crop", *dims), (crops, *shape), "uint16", flag_attributes())
+        return self.small(
+            f"{name}_flags", ("crop", *dims), (crops, *shape), "uint16", flag_attributes() | _PLACE
+        )
 
     def statistic(self, name: str, statistic: str, crops: int) -> ArraySpec:
         """The array of one statistic of a channel."""
@@ -135,6 +141,7 @@ class CubeLayout:
         attributes = {
             "long_name": f"{statistic.replace('_', ' ')} of {name} over the patch",
             "units": statistic_units(CHANNELS[name], statistic),
+            **_PLACE,
         }
         return self.small(f"{name}_{statistic}", ("crop", *dims), (crops, *shape), "float32", attributes)
 

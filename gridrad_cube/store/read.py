@@ -190,16 +190,21 @@ class _PixelArray(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
 
     def _read(self, key: tuple[int | slice, ...]) -> np.ndarray:
-        codes = reader(self.root).read_window(self.name, key)
+        # In the terms of this dataset's shape: the store may have grown since it was opened.
+        exact = tuple(
+            slice(*k.indices(n)) if isinstance(k, slice) else int(k)
+            for k, n in zip(key, self.shape, strict=True)
+        )
+        codes = reader(self.root, self.shape[0]).read_window(self.name, exact)
         return codes if self.packing is None else self.packing.decode(codes)
 
 
-_READERS: dict[tuple[int, str], PatchReader] = {}
+_READERS: dict[tuple[int, str, int], PatchReader] = {}
 
 
-def reader(root: str) -> PatchReader:
-    """The process's reader of a store, opened once."""
-    key = (os.getpid(), root)
+def reader(root: str, crops: int) -> PatchReader:
+    """The process's reader of a store of so many crops, opened once."""
+    key = (os.getpid(), root, crops)
     if key not in _READERS:
         _READERS[key] = PatchReader(root)
     return _READERS[key]
@@ -263,6 +268,9 @@ class PatchReader:
             spec = {
                 "driver": "zarr3",
                 "kvstore": _kvstore(self.files, variable),
+                # The root's copy of the metadata: the array's own runs ahead while the store is extended.
+                "metadata": self._metadata(variable),
+                "assume_metadata": True,
                 "fill_missing_data_reads": False,
                 "recheck_cached_data": "open",
             }
@@ -271,6 +279,13 @@ class PatchReader:
             self._arrays[variable] = tensorstore.open(spec, open=True, read=True, context=context).result()
             self._pid = os.getpid()
         return self._arrays[variable]
+
+    def _metadata(self, variable: str) -> dict[str, Any]:
+        root = self.files.read_json("zarr.json")
+        metadata = root["consolidated_metadata"]["metadata"][variable]
+        return {
+            k: v for k, v in metadata.items() if k not in ("storage_transformers", "consolidated_metadata")
+        }
 
     def read(self, variable: str, index: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Packed patches at (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes.

@@ -6,13 +6,18 @@ import os
 import zlib
 from dataclasses import dataclass
 
+import zarr
+
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store.build import Build
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard that is not as it was written."""
+    """A shard, or another part of the store, that is not as it was written.
+
+    ``source`` is empty and ``row`` -1 for what belongs to no crop: metadata, flags, statistics, coordinates.
+    """
 
     source: str
     row: int
@@ -21,7 +26,7 @@ class Damage:
 
 
 def verify(store: str | os.PathLike[str]) -> list[Damage]:
-    """Compare size and CRC-32 of every shard with its record; reads all bytes.
+    """Compare size and CRC-32 of every shard with its record, and read all else; reads all bytes.
 
     Returns
     -------
@@ -42,6 +47,29 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
                 what = _damage(build, key, size, crc)
                 if what:
                     damages.append(Damage(record["source"], crop["row"], key, what))
+    return damages + _damaged_rest(build)
+
+
+def _damaged_rest(build: Build) -> list[Damage]:
+    """Metadata that differs from the root's, and small arrays that cannot be read."""
+    assert build.layout is not None
+    try:
+        root = build.files.read_json("zarr.json")
+        members = root["consolidated_metadata"]["metadata"]
+    except FileNotFoundError:
+        return [Damage("", -1, "zarr.json", "missing: the store is not finished")]
+    except (ValueError, KeyError) as error:
+        return [Damage("", -1, "zarr.json", f"cannot be read ({error})")]
+    damages = []
+    for name, metadata in members.items():
+        try:
+            what = None if build.files.read_json(f"{name}/zarr.json") == metadata else "differs from the root"
+            if what is None and metadata["node_type"] == "array" and name not in build.layout.channels:
+                zarr.open_array(build.files.path(name), mode="r")[...]
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            what = f"cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
+        if what:
+            damages.append(Damage("", -1, name, what))
     return damages
 
 
