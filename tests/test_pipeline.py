@@ -47,11 +47,13 @@ def packed_of(path, name):
         return np.asarray(file[name][0])
 
 
-def assert_same_store(a, b):
-    """Arrays and attributes equal, history apart."""
+def assert_same_store(a, b, *, thresholds=True):
+    """Arrays and attributes equal, history apart (and the thresholds that froze with fewer crops)."""
     one, two = (xr.open_zarr(p, chunks=None, mask_and_scale=False, decode_times=False) for p in (a, b))
     for dataset in (one, two):
         dataset.attrs.pop("history")
+        if not thresholds:
+            dataset.attrs["gridrad_cube"].pop("thresholds")
     assert json.dumps(one.attrs, sort_keys=True) == json.dumps(two.attrs, sort_keys=True)
     assert set(one.variables) == set(two.variables)
     for name in one.variables:
@@ -183,6 +185,104 @@ def test_killed_run_continues_to_the_same_store(sources, cube, tmp_path):
     pipeline.preprocess(sources, path, recipe=RECIPE)
     assert store.verify(path) == []
     assert_same_store(cube, path)
+
+
+def test_kill_while_an_extension_is_finalised_is_made_good(sources, cube, tmp_path, monkeypatch):
+    early, path = tmp_path / "sources", tmp_path / "patches.zarr"
+    names = [p.relative_to(sources) for p in sorted(sources.rglob("*.nc"))]
+    for name in names[:3]:
+        (early / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(sources / name, early / name)
+    pipeline.preprocess(early, path, recipe=RECIPE)
+    real = store.Files.write
+
+    def dies_at_the_root(self, key, data):
+        if key == "zarr.json":
+            raise KeyboardInterrupt
+        real(self, key, data)
+
+    monkeypatch.setattr(store.Files, "write", dies_at_the_root)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.preprocess(sources, path, recipe=RECIPE)
+    monkeypatch.setattr(store.Files, "write", real)
+    between = store.open_cube(path)  # as it was before, in full
+    assert between.sizes["crop"] == 3
+    np.testing.assert_array_equal(
+        between["ir_brightness_temperature"].values,
+        store.open_cube(cube)["ir_brightness_temperature"][:3].values,
+    )
+    report = pipeline.preprocess(sources, path, recipe=RECIPE)
+    assert report.count("kept") == 5
+    assert store.open_cube(path)["ir_brightness_temperature"].values.shape[0] == 5
+    assert_same_store(cube, path, thresholds=False)
+
+
+def test_damaged_crop_keeps_its_record_when_its_source_is_not_given(sources, cube, tmp_path):
+    path = tmp_path / "p.zarr"
+    shutil.copytree(cube, path)
+    (path / "ir_brightness_temperature" / "c.1.0.0").unlink()
+    others = sorted(sources.rglob("*.nc"))[2:]
+    report = pipeline.preprocess(others, path, recipe=RECIPE)
+    assert [o.status for o in report.outcomes].count("failed") == 1
+    assert [d.what for d in store.verify(path)] == ["missing"]
+    assert store.open_cube(path)["status"].values.tolist() == [0] * 5
+    pipeline.repair(path, sources)
+    assert_same_store(cube, path)
+
+
+def test_verify_reads_flags_and_metadata_and_repair_mends_them(sources, cube, tmp_path):
+    path = tmp_path / "p.zarr"
+    shutil.copytree(cube, path)
+    flags = path / "ir_brightness_temperature_flags" / "c.0.0.0"
+    flags.write_bytes(flags.read_bytes()[:5])
+    (path / "latitude" / "zarr.json").unlink()
+    assert {d.key for d in store.verify(path)} == {"ir_brightness_temperature_flags", "latitude"}
+    pipeline.repair(path, sources)
+    assert store.verify(path) == []
+    assert_same_store(cube, path)
+
+
+def test_mended_source_does_not_block_later_runs(sources, tmp_path, monkeypatch):
+    folder, path = tmp_path / "sources", tmp_path / "p.zarr"
+    shutil.copytree(sources, folder)
+    victim, real = sorted(folder.rglob("*.nc"))[1], pipeline.write_source
+
+    def fails(root, layout, recipe, entry, source):
+        if source == str(victim.resolve()):
+            raise OSError(5, "Input/output error")
+        return real(root, layout, recipe, entry, source)
+
+    monkeypatch.setattr(pipeline, "write_source", fails)
+    pipeline.preprocess(folder, path, recipe=RECIPE)
+    monkeypatch.setattr(pipeline, "write_source", real)
+    os.utime(victim)  # downloaded again
+    assert pipeline.preprocess(folder, path, recipe=RECIPE).count("written") == 1
+    assert pipeline.preprocess(folder, path, recipe=RECIPE).count("kept") == 5
+
+
+def test_files_are_found_through_links_and_once(sources, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "more").symlink_to(sources)
+    one = sorted(sources.rglob("*.nc"))[0]
+    assert len(pipeline.find_sources(tmp_path / "links")) == 5
+    assert len(pipeline.find_sources([one, sources])) == 5
+    pipeline.preprocess(one, tmp_path / "p.zarr", recipe=RECIPE)
+    report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
+    assert (report.count("kept"), report.count("written")) == (1, 4)
+
+
+def test_versions_of_gridrad_on_other_lattices_are_refused(tmp_path):
+    for version, start in (("v3.1", "2011-04-27T12:00"), ("v4.2", "2011-04-27T13:00")):
+        testing.write_sources(
+            tmp_path / "s" / version, scenes=1, shape=(64, 64), format=f"gridrad-{version}", start=start
+        )
+    with pytest.raises(SchemaError, match=r"v3\.1 and v4 lie on different lattices"):
+        pipeline.preprocess(tmp_path / "s", tmp_path / "p.zarr", recipe=RECIPE)
+
+
+def test_store_in_memory_is_refused_before_anything_is_built(sources):
+    with pytest.raises(SchemaError, match="built on a local disk"):
+        pipeline.preprocess(sources, "memory://p.zarr", recipe=RECIPE)
 
 
 def test_later_files_are_appended_and_old_rows_stay(sources, cube, tmp_path):

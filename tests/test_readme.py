@@ -30,10 +30,7 @@ def test_readme_from_files_to_a_query(tmp_path, monkeypatch, capsys):
     testing.write_sources(tmp_path / "data", scenes=16, shape=(256, 512))
     monkeypatch.chdir(tmp_path)
     code = blocks("README.md")[0]
-    small = (
-        'preset="demo", steps=2, coarsen=4, batch_size_per_gpu=16, out_dim=64, head_hidden_dim=32, '
-        'channels=("ir_brightness_temperature",)'
-    )
+    small = 'preset="demo", steps=2, coarsen=4, batch_size_per_gpu=16, out_dim=64, head_hidden_dim=32'
     assert 'preset="small"' in code
     assert "workers=2" in code
     code = code.replace('preset="small"', small).replace(", workers=2", "").replace('"200km"', '"50km"')

@@ -290,3 +290,17 @@ def test_interrupted_cube_is_finished_by_the_same_command(tmp_path, monkeypatch)
     monkeypatch.setattr(pipeline, "write_source", real)
     assert "2 written" in command(*arguments)
     assert xr.open_zarr(tmp_path / "p.zarr", chunks=None).sizes["crop"] == 2
+
+
+def test_parts_of_plain_stores_know_their_place(road):
+    plain = xr.open_zarr(road / "embeddings.zarr", chunks=None)
+    part = plain.isel(row=slice(1, 4), channel=[0])
+    place = {"time": plain["time"].values[2], "latitude": float(plain["latitude"][2, 2, 1]),
+             "longitude": float(plain["longitude"][2, 2, 1])}  # fmt: skip
+    here = part.gridrad.at(**place)
+    assert (int(here["row"]), int(here["y_start"])) == (2, 128)
+    cube = gridrad_cube.open_cube(road / "patches.zarr")
+    with pytest.raises(gridrad_cube.SchemaError, match="cut along row or y"):
+        cube.isel(row=slice(1, 4)).gridrad.patch(2, 2, 1)
+    with pytest.raises(gridrad_cube.SchemaError, match="cut along row or y"):
+        cube.isel(y=slice(64, 256)).gridrad.patch(2, 2, 1)

@@ -24,7 +24,9 @@ from gridrad_cube.store import (
     encode,
     group_metadata,
     metadata,
+    number_arrays,
     unpack_values,
+    write_array,
 )
 
 BUILD = "_build"
@@ -187,6 +189,10 @@ class Output:
                 specs[name] = _small_spec(name, array, self.crops)
                 self._write_small(specs[name], rows, array)
         specs["embedding"] = self._described(specs)
+        sizes = {d: n for spec in specs.values() for d, n in zip(spec.dims, spec.shape, strict=True)}
+        for spec, numbers in number_arrays(sizes, ROWS):
+            specs[spec.name] = spec
+            write_array(self.files, spec, numbers)
         members = {name: metadata(spec) for name, spec in specs.items()}
         for name, value in members.items():
             self.files.write_json(f"{name}/zarr.json", value)

@@ -11,7 +11,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from gridrad_cube.geometry import wrap_longitude
-from gridrad_cube.query.samples import collect, is_embeddings, labels, patch_and_stride
+from gridrad_cube.query.samples import check_pixels, collect, is_embeddings, labels, patch_and_stride
 from gridrad_cube.query.selection import Reject, select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
 from gridrad_cube.store import open_packed
@@ -58,6 +58,13 @@ def patch(dataset: xr.Dataset, number: int, row: int, col: int) -> xr.Dataset:
 def _require_cube(dataset: xr.Dataset) -> None:
     if is_embeddings(dataset):
         raise SchemaError(".gridrad: embeddings have no pixels. Open the cube they came from with open_cube.")
+    needed = {"latitude", "longitude", "grid", "y_origin", "x_origin"} - set(dataset.variables)
+    if needed or "row" not in dataset.dims:
+        raise SchemaError(
+            f".gridrad: the selection has lost {sorted(needed | ({'row'} - set(dataset.dims)))}. Take patches of the "
+            "whole cube, and variables of the answer."
+        )
+    check_pixels(dataset)
 
 
 def _position(dataset: xr.Dataset, dim: str, name: int) -> int:

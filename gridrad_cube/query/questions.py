@@ -97,9 +97,11 @@ def _of_sample(dataset: xr.Dataset, query: tuple[Any, ...], channel: Any) -> Que
         raise SchemaError(f"query: got {query!r}; expected ({', '.join(dims)}[, channel]) in this store")
     sample = {}
     for dim, asked in zip(dims, query, strict=False):
-        found = np.flatnonzero(labels(dataset, dim) == asked)
+        names = labels(dataset, dim)
+        if not len(names):
+            raise SchemaError(f"query: the selection is empty, it has no {dim}")
+        found = np.flatnonzero(names == asked)
         if not len(found):
-            names = labels(dataset, dim)
             raise SchemaError(f"query: no {dim} {asked!r}; the store has {names[0]} to {names[-1]}")
         sample[dim] = int(found[0])
     return _with_vector(dataset, sample, query[len(dims)] if len(query) > len(dims) else channel)

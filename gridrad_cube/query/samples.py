@@ -195,6 +195,26 @@ class _Points(BackendArray):
         return read_points(self.variable.isel(rest), index)
 
 
+def check_pixels(dataset: xr.Dataset) -> None:
+    """Refuse a cube whose patches and pixels were cut differently: its pixels would be another patch's.
+
+    Raises
+    ------
+    SchemaError
+        If rows and columns of patches are not all there, in order, with all their pixels.
+    """
+    size, _ = patch_and_stride(dataset)
+    for dim, axis in (("row", "y"), ("col", "x")):
+        if dim not in dataset.dims or axis not in dataset.dims:
+            continue
+        whole = np.array_equal(labels(dataset, dim), np.arange(dataset.sizes[dim]))
+        if not whole or dataset.sizes[axis] != dataset.sizes[dim] * size:
+            raise SchemaError(
+                f".gridrad: the cube was cut along {dim} or {axis}, so patches and pixels no longer match. Select "
+                "crops by isel or sel, and patches by .gridrad.patch, .patches or .within."
+            )
+
+
 class _Windows(_Points):
     """Pixels of patches, ``(sample, [altitude,] y, x)``, read a patch at a time when asked for."""
 
@@ -226,6 +246,8 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
     ``y_stop``, ``x_start``, ``x_stop`` in the source's pixels (the stop of a padded patch lies past the end
     of the scene).
     """
+    if not is_embeddings(dataset):
+        check_pixels(dataset)
     level_2k = not cell_dims(dataset)
     out: dict[str, Any] = {}
     for name, variable in dataset.variables.items():

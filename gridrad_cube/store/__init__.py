@@ -14,7 +14,7 @@ from gridrad_cube.store.build import (
     write_crop,
     write_grid,
 )
-from gridrad_cube.store.commit import blocks, commit, gather, report_columns, write_block
+from gridrad_cube.store.commit import blocks, commit, gather, number_arrays, report_columns, write_block
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.read import (
@@ -49,6 +49,7 @@ __all__ = [
     "gather",
     "group_metadata",
     "metadata",
+    "number_arrays",
     "open_cube",
     "open_embeddings",
     "open_packed",

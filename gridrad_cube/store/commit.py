@@ -166,6 +166,8 @@ def _whole_arrays(
             dims = ("scene_y", "scene_x") if values.ndim == 2 else (("scene_y", "scene_x")[axis],)
             units = {"latitude": "degrees_north", "longitude": "degrees_east"}[name]
             out.append(_whole(f"grids/{grid}/{name}", dims, values, {"units": units, "standard_name": name}))
+    rows, cols = _layout(build).cells
+    out += number_arrays({"crop": build.rows, "row": rows, "col": cols}, _layout(build).rows_per_chunk)
     for name, column in report.items():
         out.append(_whole(f"report/{name}", ("source_file",), column, {}, (_layout(build).rows_per_chunk,)))
     return out
@@ -191,6 +193,26 @@ def _whole(
         attributes=attributes,
     )
     return spec, values
+
+
+def number_arrays(sizes: Mapping[str, int], rows_per_chunk: int) -> list[tuple[ArraySpec, np.ndarray]]:
+    """Coordinates that number crops, rows and columns, so that a part of a store knows what it is a part of."""
+    what = {
+        "crop": "row of the store",
+        "row": "row of patches in the crop",
+        "col": "column of patches in the crop",
+    }
+    return [
+        _whole(
+            name,
+            (name,),
+            np.arange(sizes[name]),
+            {"long_name": what[name]},
+            (rows_per_chunk,) if name == "crop" else None,
+        )
+        for name in ("crop", "row", "col")
+        if name in sizes
+    ]
 
 
 def report_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -80,9 +80,6 @@ def _open(files: Files) -> xr.Dataset:
     # Times alone are decoded here: everything else keeps its codes for our own decoding.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
         dataset[name] = xr.decode_cf(dataset[[name]])[name]
-    # Names of rows, so that a part of a store still knows which crops and patches of it these are.
-    numbers = {dim: np.arange(dataset.sizes[dim]) for dim in ("crop", "row", "col") if dim in dataset.sizes}
-    dataset = dataset.assign_coords(numbers)
     dataset.encoding["source"] = files.root
     return dataset
 
@@ -270,13 +267,14 @@ class PatchReader:
                 "kvstore": _kvstore(self.files, variable),
                 # The root's copy of the metadata: the array's own runs ahead while the store is extended.
                 "metadata": self._metadata(variable),
+                "open": True,
                 "assume_metadata": True,
                 "fill_missing_data_reads": False,
                 "recheck_cached_data": "open",
             }
             limits = {"data_copy_concurrency": {"limit": self.threads}} if self.threads else {}
             context = tensorstore.Context(limits)
-            self._arrays[variable] = tensorstore.open(spec, open=True, read=True, context=context).result()
+            self._arrays[variable] = tensorstore.open(spec, read=True, context=context).result()
             self._pid = os.getpid()
         return self._arrays[variable]
 

@@ -141,7 +141,7 @@ class Config:
     init_from: str | None = _option(None, "run", "start from the weights of this checkpoint, as a new run")
     saveckp_freq: int = _option(20, "run", "keep a checkpoint for good every so many epochs; 0 is never", unit="epochs")
     save_steps: int = _option(1000, "run", "save at least every so many steps; 0 is off", unit="steps")
-    save_minutes: float = _option(10.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
+    save_minutes: float = _option(2.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
     keep_checkpoints: int = _option(3, "run", "how many of the latest numbered checkpoints stay")
     log_steps: int = _option(20, "run", "write metrics every so many steps", unit="steps")
     # fmt: on
