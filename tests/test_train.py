@@ -245,7 +245,7 @@ def test_help_names_every_option_with_its_default():
     for name in FIELDS:
         assert f"--{name.replace('_', '-')}" in text
     assert "torchrun --nproc-per-node 4 training/dino.py" in text
-    assert "samples a step and process (in samples; default: 64)" in text
+    assert "samples a step and process (in samples; default: 64, level 2k: 16)" in text
 
 
 def test_flag_of_another_level_is_told_to_have_no_effect(grids, caplog):
