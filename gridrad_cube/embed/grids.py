@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.datasets import GridDataset
+from gridrad_cube.datasets.table import kind_of
 from gridrad_cube.embed.network import Network
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, reject_mask
+from gridrad_cube.schema import Flag, SchemaError, reject_mask
 from gridrad_cube.store import COORDINATES, open_embeddings, store_info
 
 #: Bytes of grids that are read together.
@@ -45,7 +46,7 @@ class GridInput:
         self.labels = {name: list(self.info["channels"][name]) for name in chosen}
         config = network.checkpoint.get("config")
         reject = config.get("reject") if isinstance(config, Mapping) else None
-        bits = [reject_mask(reject, _kind(m)) | int(Flag.channel_absent) for m in self.labels.values()]
+        bits = [reject_mask(reject, kind_of(m)) | int(Flag.channel_absent) for m in self.labels.values()]
         self._reject = np.array(bits, np.uint16)[None, :, None, None]
         self.normalization = _normalization(self, normalize)
         self.shape = (len(chosen), network.features)
@@ -150,12 +151,6 @@ def _choose(
             f"{network.path}: not trained on {unknown}; it knows {known}. Pass channels=[...] with some of these."
         )
     return list(dict.fromkeys(asked))
-
-
-def _kind(members: Sequence[str]) -> str:
-    """Kind of a label for its default rejecting flags; of several channels, visible before the others."""
-    kinds = [CHANNELS[m.split("@")[0]].kind for m in members if m.split("@")[0] in CHANNELS]
-    return "visible" if "visible" in kinds else kinds[0] if kinds else "field"
 
 
 def _normalization(source: GridInput, normalize: str) -> dict[str, Any]:
