@@ -517,6 +517,19 @@ def test_radar_volume_becomes_derived_channels(tmp_path):
     }
 
 
+@pytest.mark.parametrize("version", ["v3.1", "v4.1"])
+def test_other_versions_of_gridrad_become_cubes(tmp_path, version):
+    channels = ("reflectivity_column_maximum", "echo_top_height", "reflectivity@3.0km")
+    path = testing.make_store(
+        tmp_path, scenes=1, shape=(128, 128), patch=64, format=f"gridrad-{version}", channels=channels
+    )
+    packed = store.open_packed(path)
+    column = packed["reflectivity_column_maximum"].values
+    assert (column >= packed["reflectivity"].values[:, 0]).all()
+    assert set(np.unique(column[column < 16])) <= {0, 1, 2, 3}
+    assert store.cube_info(path)["radar_quality"]["mode"] == "fixed"
+
+
 def test_quality_control_of_radar_removes_bins_and_says_why(tmp_path):
     testing.write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2")
     levels = Recipe(channels=("reflectivity", "reflectivity_column_maximum"), tile=TileSpec(patch=32))
