@@ -24,6 +24,7 @@ from gridrad_cube.store.read import (
     cube_info,
     open_cube,
     open_embeddings,
+    open_grid,
     open_packed,
     store_info,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "number_arrays",
     "open_cube",
     "open_embeddings",
+    "open_grid",
     "open_packed",
     "pack_values",
     "read_grid",

@@ -50,6 +50,11 @@ class Files:
         return f"{self.root}/{key}" if key else self.root
 
     @property
+    def shared(self) -> bool:
+        """Whether other processes see what is here."""
+        return not self.root.startswith("memory://")
+
+    @property
     def _place(self) -> Local | Cloud | Filesystem:
         if self._opened is None or self._opened[0] != os.getpid():
             kind: type[Local | Cloud | Filesystem] = (

@@ -45,7 +45,8 @@ def store_info(store: str | os.PathLike[str], kind: str | None = None) -> dict[s
                 f"{store}: the store is not finished. Run the command that builds it again: it continues."
             ) from None
         if not files.exists():
-            raise FileNotFoundError(f"{store}: no such store") from None
+            alone = "" if files.shared else " in this process, and others cannot see memory://"
+            raise FileNotFoundError(f"{store}: no such store{alone}") from None
         raise SchemaError(f"{store}: not a Zarr v3 store (no zarr.json in it)") from None
     except ValueError as error:
         raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
@@ -75,7 +76,7 @@ def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _open(files: Files) -> xr.Dataset:
     dataset = xr.open_zarr(
-        files.root, chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
+        files.zarr(), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
     )
     # Times alone are decoded here: everything else keeps its codes for our own decoding.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
@@ -173,6 +174,17 @@ def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
     dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
     dataset.encoding["level"] = info.get("level")
     return dataset
+
+
+def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
+    """Open the pixel axes of a source grid of a cube lazily: ``latitude``, ``longitude``, 1-D or 2-D.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the store has no such grid.
+    """
+    return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
 
 
 class _PixelArray(BackendArray):
@@ -358,7 +370,7 @@ class PatchReader:
     def absent(self, variable: str) -> np.ndarray:
         """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
         if variable not in self._absent:
-            group: Any = zarr.open_group(self.files.root, mode="r", use_consolidated=True)
+            group: Any = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
             flags = np.asarray(group[f"{variable}_flags"][...])
             status = np.asarray(group["status"][...])
             cells = tuple(range(1, flags.ndim))
