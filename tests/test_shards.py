@@ -219,6 +219,38 @@ def test_descriptors_stay_few(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, monkeypatch):
+    local, chunks = write(tmp_path)
+    files = Files(f"memory://{tmp_path.name}")
+    for key in ("field/zarr.json", *(f"field/c.{crop}.0.0.0" for crop in range(3))):
+        files.write(key, local.read(key))
+    reader, index = open_reader(files), np.indices(GRID).reshape(4, -1).T[::-1]
+    asked = []
+    for name in ("read", "read_range", "read_ranges"):
+        method = getattr(Files, name)
+        monkeypatch.setattr(
+            Files, name, lambda self, key, *args, m=method: asked.append((key, *args)) or m(self, key, *args)
+        )
+    for again in (False, True):
+        asked.clear()
+        out, failures = batch(reader, index)
+        assert not failures
+        np.testing.assert_array_equal(out, chunks[tuple(index.T)])
+        assert len(asked) == (3 if again else 6)  # each shard's patches; at first its index too
+        assert all(len(ranges) == 1 for key, ranges in asked if isinstance(ranges, list))
+
+    # What the index says is believed until a checksum differs, and then read anew.
+    other, changed = write(tmp_path / "b", "small", seed=1)
+    files.write("field/c.1.0.0.0", other.read("field/c.1.0.0.0"))
+    files.remove("field/c.2.0.0.0")
+    files.write("field/c.0.0.0.0", local.read("field/c.0.0.0.0")[:100])
+    out, failures = batch(reader, index)
+    assert {int(index[row][0]): what for row, what in failures.items()} == {
+        0: "the shard is truncated to 100 bytes", 2: MISSING
+    }  # fmt: skip
+    np.testing.assert_array_equal(out[12:24], changed[1].reshape(12, EDGE, EDGE)[::-1])
+
+
 def test_an_error_of_the_disk_is_no_damage(tmp_path):
     files, _ = write(tmp_path)
     os.remove(shard(files))

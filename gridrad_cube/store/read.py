@@ -234,7 +234,7 @@ class PatchReader:
     store
         Path or URL of a finished cube.
     threads
-        Threads that decompress; None takes one a core.
+        Threads that read and decompress; None takes one a core, and 16 for a remote store.
     direct
         Whether to read shards directly: None does where it can, False leaves all to tensorstore.
     """
@@ -304,7 +304,7 @@ class PatchReader:
         self._check_process()
         if variable not in self._shards:
             layout = None
-            if self.direct is not False and self.files.local:
+            if self.direct is not False:
                 layout = ShardLayout.from_metadata(variable, self._metadata(variable))
             if layout is not None and math.prod(layout.chunk_shape) != self.patch**2:
                 layout = None

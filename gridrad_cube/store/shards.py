@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import google_crc32c
 import numpy as np
@@ -28,6 +28,8 @@ from gridrad_cube.store.files import Files
 ABSENT = 2**64 - 1
 #: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
 INDEX_BYTES = 64 * 2**20
+#: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
+REMOTE_THREADS = 16
 #: What `ShardReader.read` says of a patch that is not there; anything else says why it cannot be read.
 MISSING = "missing"
 
@@ -177,7 +179,7 @@ class ShardReader:
     layout
         How.
     threads
-        Threads that read and decompress; None takes one a core.
+        Threads that read and decompress; None takes one a core, and 16 for a remote store.
     index_bytes
         How much to keep of the shards' indexes.
     """
@@ -191,7 +193,8 @@ class ShardReader:
         index_bytes: int = INDEX_BYTES,
     ) -> None:
         self.files, self.layout = files, layout
-        self.threads = threads or cores()
+        self.threads = threads or (cores() if files.local else REMOTE_THREADS)
+        self._source = _LocalShard if files.local else _RemoteShard
         self._indexes = _IndexCache(index_bytes)
         self._pool: ThreadPoolExecutor | None = None
         self._scratch = threading.local()
@@ -253,7 +256,7 @@ class ShardReader:
             return self._pool
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
-        """Patches sorted by shard and chunk, in pieces that keep all threads busy."""
+        """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
         layout = self.layout
         extent = np.multiply(layout.shards, layout.chunks)
         if len(index) and not ((index >= 0).all() and (index < extent).all()):
@@ -263,7 +266,8 @@ class ShardReader:
         chunk = np.ravel_multi_index(tuple(inner), layout.chunks)
         order = np.lexsort((chunk, shard))
         shard, chunk = shard[order], chunk[order]
-        most = max(1, min(16, -(-len(index) // self.threads)))
+        # A remote shard is asked once for all that is wanted of it.
+        most = max(1, min(16, -(-len(index) // self.threads))) if self.files.local else len(index)
         starts = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
@@ -281,7 +285,7 @@ class ShardReader:
     def _attempt(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
         key = self.layout.key(unit.shard)
         try:
-            with _LocalShard(self.files.path(key)) as source:
+            with self._source(self.files, key) as source:
                 index = self._index(unit.shard, source)
                 return self._read_chunks(unit, index, source, out, targets)
         except FileNotFoundError:
@@ -292,7 +296,7 @@ class ShardReader:
             error.add_note(f"while reading {self.files.path(key)}")
             raise
 
-    def _index(self, shard: int, source: _LocalShard) -> np.ndarray:
+    def _index(self, shard: int, source: _Source) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
         if kept is None:
             data = source.tail(self.layout.index_bytes)
@@ -304,7 +308,7 @@ class ShardReader:
         return kept
 
     def _read_chunks(
-        self, unit: _Unit, index: np.ndarray, source: _LocalShard, out: np.ndarray, targets: Sequence[int]
+        self, unit: _Unit, index: np.ndarray, source: _Source, out: np.ndarray, targets: Sequence[int]
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
@@ -314,7 +318,7 @@ class ShardReader:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size, place))
-        for data, parts in source.read(merge(wanted, gap=source.gap, most=source.most), self._buffer):
+        for data, parts in source.read(merge(wanted, gap=source.GAP, most=source.MOST), self._buffer):
             for first, size, place in parts:
                 try:
                     if len(data) < first + size:
@@ -360,17 +364,66 @@ class ShardReader:
             raise _Damaged(f"it holds {size} bytes; expected {self.layout.chunk_bytes}")
 
 
+class _Source(Protocol):
+    """Bytes of one shard."""
+
+    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
+    GAP: int
+    MOST: int
+    #: Another one means another file, or other bytes.
+    stamp: Any
+
+    def tail(self, size: int) -> bytes:
+        """The last bytes."""
+        ...
+
+    def read(
+        self, ranges: Sequence[_Range], buffer: Callable[[int], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int, int]]]]:
+        """Bytes of each range (fewer at the end of the shard), good until the next is asked for; its parts."""
+        ...
+
+
+class _RemoteShard:
+    """A shard anywhere else. Its index is believed until a checksum differs."""
+
+    GAP, MOST = 2**20, 2**24
+    stamp = None
+
+    def __init__(self, files: Files, key: str) -> None:
+        self._files, self._key = files, key
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def tail(self, size: int) -> bytes:
+        """See `_Source`."""
+        data = self._files.read_range(self._key, -size)
+        if len(data) != size:
+            raise _Damaged(f"the shard is truncated to {len(data)} bytes")
+        return data
+
+    def read(
+        self, ranges: Sequence[_Range], buffer: Callable[[int], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int, int]]]]:
+        """See `_Source`."""
+        blocks = self._files.read_ranges(self._key, [(start, stop) for start, stop, _ in ranges])
+        for data, (_, _, parts) in zip(blocks, ranges, strict=True):
+            yield np.frombuffer(data, np.uint8), parts
+
+
 class _LocalShard:
     """An open shard on a local disk. Opened for each use: few descriptors, and never an old file's bytes."""
 
-    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
-    gap, most = 0, 2**20
+    GAP, MOST = 0, 2**20
 
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, files: Files, key: str) -> None:
+        self._descriptor = os.open(files.path(key), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         status = os.fstat(self._descriptor)
         self._size = status.st_size
-        #: Another one means another file, or other bytes.
         self.stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
 
     def __enter__(self) -> Self:
@@ -380,7 +433,7 @@ class _LocalShard:
         os.close(self._descriptor)
 
     def tail(self, size: int) -> bytes:
-        """The last bytes."""
+        """See `_Source`."""
         if self._size < size:
             raise _Damaged(f"the shard is truncated to {self._size} bytes")
         data = os.pread(self._descriptor, size, self._size - size)
@@ -389,9 +442,9 @@ class _LocalShard:
         return data
 
     def read(
-        self, ranges: Iterable[_Range], buffer: Callable[[int], np.ndarray]
+        self, ranges: Sequence[_Range], buffer: Callable[[int], np.ndarray]
     ) -> Iterator[tuple[np.ndarray, list[tuple[int, int, int]]]]:
-        """Bytes of each range (fewer at the end of the file), good until the next is asked for; its parts."""
+        """See `_Source`."""
         for start, stop, parts in ranges:
             if stop > self._size:
                 raise _Damaged("the shard is truncated")
