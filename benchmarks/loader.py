@@ -352,7 +352,9 @@ def where_time_goes(path: Path, batch: int) -> list[str]:
     lines.insert(4, f"{'  Python and the rest':52}{times['all of reading packed'] - sum(parts):11.1f}")
     share = times["  decompress"] / times["all of reading packed"]
     size = sum(size for _, _, size in ranges) / len(ranges)
-    lines.append(f"decompression is {share:.0%} of reading; a patch of {out.nbytes} bytes takes {size:.0f} in the store")
+    lines.append(
+        f"decompression is {share:.0%} of reading; a patch of {out.nbytes} bytes takes {size:.0f} in the store"
+    )
     return lines
 
 
@@ -386,7 +388,9 @@ def machine() -> list[str]:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
     packages = (np, torch, zarr, numcodecs, tensorstore)
     versions = ", ".join(f"{p.__name__} {getattr(p, '__version__', '?')}" for p in packages)
     return [
@@ -407,7 +411,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="turns that the medians are taken of")
     parser.add_argument("--seconds", type=float, default=0.6, help="that each way is measured for in a turn")
     parser.add_argument("--epochs", type=int, default=20, help="of the test that memory stays flat")
-    parser.add_argument("--folder", type=Path, default=None, help="for scratch files; a temporary one by default")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="for scratch files; a temporary one by default"
+    )
     parser.add_argument("--out", type=Path, default=None, help="also write the table here")
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -437,7 +443,11 @@ def main() -> None:
                 *table(ways, ways[:2], "x memmap"),
             ]  # fmt: skip
         for codec in CODECS:
-            lines += ["", f"CPU microseconds a patch, codec {codec}", *where_time_goes(stores[codec], options.batch)]
+            lines += [
+                "",
+                f"CPU microseconds a patch, codec {codec}",
+                *where_time_goes(stores[codec], options.batch),
+            ]
         lines += ["", memory(stores["fast"], options)]
     finally:
         shutil.rmtree(folder)

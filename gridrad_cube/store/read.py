@@ -190,7 +190,7 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
 
 
 class _PixelArray(BackendArray):
-    """Pixels of one channel: read by tensorstore, decoded if a packing is given. Picklable."""
+    """Pixels of one channel, decoded if a packing is given. Picklable."""
 
     def __init__(
         self, root: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], packing: Packing | None
@@ -224,8 +224,8 @@ def reader(root: str, crops: int) -> PatchReader:
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
-    Patches come straight from their shards (`ShardReader`); a layout that it does not know, and windows of
-    pixels, through tensorstore. Opens nothing until the first read, and again in each process: it pickles,
+    Patches come straight from their shards (`ShardReader`); those of a layout that it does not know, through
+    tensorstore. Opens nothing until the first read, and again in each process: it pickles,
     and starts anew in a spawned or forkserver worker. Used in a forked child after the parent has read, it
     refuses, since threads do not survive a fork.
 
@@ -249,7 +249,8 @@ class PatchReader:
         self._members: dict[str, Any] | None = None
         self._arrays: dict[str, Any] = {}
         self._shards: dict[str, ShardReader | None] = {}
-        self._absent: dict[str, np.ndarray] = {}
+        self._small: Any = None
+        self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"files": self.files, "threads": self.threads, "direct": self.direct}
@@ -303,13 +304,13 @@ class PatchReader:
         return self._shards[variable]
 
     def _metadata(self, variable: str) -> dict[str, Any]:
-        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
-        if self._members is None:
-            self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
         if variable not in self.info["channels"]:
             raise SchemaError(
                 f"{self.files.root}: no channel {variable!r}; this store has {sorted(self.info['channels'])}"
             )
+        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
+        if self._members is None:
+            self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
         members = self._members[variable].items()
         return {k: v for k, v in members if k not in ("storage_transformers", "consolidated_metadata")}
 
@@ -381,7 +382,7 @@ class PatchReader:
     ) -> dict[int, MissingChunkError]:
         array, size = self._array(variable), self.patch
         with tensorstore.Batch() as batch:
-            futures = [array[self._window(where, size)].read(batch=batch) for where in index]
+            futures = [array[_box(where, size)].read(batch=batch) for where in index]
         failures: dict[int, MissingChunkError] = {}
         for row, (target, future) in enumerate(zip(targets, futures, strict=True)):
             try:
@@ -390,11 +391,6 @@ class PatchReader:
                 failures[row] = self._error(variable, index[row], _reason(error))
                 failures[row].__cause__ = error
         return failures
-
-    @staticmethod
-    def _window(where: np.ndarray, size: int) -> tuple[Any, ...]:
-        *lead, row, col = (int(v) for v in where)
-        return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
 
     def read_crop(self, variable: str, crop: int) -> np.ndarray:
         """Packed pixels of a whole crop, ``([altitude,] y, x)``."""
@@ -410,40 +406,55 @@ class PatchReader:
         """Packed pixels of a basic index (integers and slices with positive steps).
 
         Crops that lack the channel (flag `channel_absent`, or not written) give fill.
-        """
-        array = self._array(variable)
-        crops = np.atleast_1d(np.arange(array.shape[0])[key[0]])
-        shape = tuple(
-            len(range(*k.indices(n))) for k, n in zip(key, array.shape, strict=True) if isinstance(k, slice)
-        )
-        out = np.empty(shape, array.dtype.numpy_dtype)
-        scalar = not isinstance(key[0], slice)
-        absent = self.absent(variable)
-        fill = array.fill_value
-        rest = tuple(
-            slice(*k.indices(n)) if isinstance(k, slice) else int(k)
-            for k, n in zip(key[1:], array.shape[1:], strict=True)
-        )
-        with tensorstore.Batch() as batch:
-            futures = [None if absent[c] else array[(int(c), *rest)].read(batch=batch) for c in crops]
-        for i, (crop, future) in enumerate(zip(crops, futures, strict=True)):
-            try:
-                out[() if scalar else i] = fill if future is None else future.result()
-            except ValueError as error:
-                raise self._error(variable, np.array([crop]), _reason(error)) from error
-        return out
 
-    def absent(self, variable: str) -> np.ndarray:
-        """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
-        if variable not in self._absent:
-            group: Any = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
-            flags = np.asarray(group[f"{variable}_flags"][...])
-            status = np.asarray(group["status"][...])
-            cells = tuple(range(1, flags.ndim))
-            self._absent[variable] = ((flags & int(Flag.channel_absent)).astype(bool).all(axis=cells)) | (
-                status != 0
-            )
-        return self._absent[variable]
+        Raises
+        ------
+        MissingChunkError
+            If a chunk is missing, truncated or altered; names the variable and the patch.
+        """
+        metadata = self._metadata(variable)
+        chosen = [np.arange(n)[k] for k, n in zip(key, metadata["shape"], strict=True)]
+        crops, *rest = (np.atleast_1d(c) for c in chosen)
+        out = np.empty([len(c) for c in (crops, *rest)], metadata["data_type"])
+        for i, (crop, absent) in enumerate(zip(crops, self.absent(variable, crops), strict=True)):
+            out[i] = metadata["fill_value"] if absent else self._window(variable, int(crop), rest)
+        return out.reshape([len(c) for c in chosen if c.ndim])
+
+    def _window(self, variable: str, crop: int, chosen: Sequence[np.ndarray]) -> np.ndarray:
+        """Pixels of one crop at these ascending indices of its dimensions."""
+        *levels, y, x = chosen
+        if not all(len(indices) for indices in chosen):
+            return np.empty([len(indices) for indices in chosen], self._metadata(variable)["data_type"])
+        size = self.patch
+        rows, cols = (np.unique(indices // size) for indices in (y, x))
+        grid = np.meshgrid([crop], *levels, rows, cols, indexing="ij")
+        patches = self.read(variable, np.stack(grid, axis=-1).reshape(-1, len(grid)))
+        shape = [len(level) for level in levels]
+        # (level, row, col, y, x) to (level, row, y, col, x): one canvas of all patches, then what was asked for
+        canvas = np.swapaxes(patches.reshape(*shape, len(rows), len(cols), size, size), -3, -2)
+        canvas = canvas.reshape(*shape, len(rows) * size, len(cols) * size)
+        place = (np.searchsorted(n, i // size) * size + i % size for n, i in ((rows, y), (cols, x)))
+        window: np.ndarray = canvas[(..., *np.ix_(*place))]
+        return window
+
+    def absent(self, variable: str, crops: np.ndarray) -> np.ndarray:
+        """Whether crops have no shard of this channel by right (absent in the scene, or not written).
+
+        Reads the chunks of flags that these crops lie in, and no others.
+        """
+        if self._small is None:
+            self._small = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
+        flags, status = self._small[f"{variable}_flags"], self._small["status"]
+        rows, out = flags.chunks[0], np.empty(len(crops), bool)
+        for number in np.unique(crops // rows).tolist():
+            block = slice(number * rows, (number + 1) * rows)
+            if (variable, number) not in self._absent:
+                lacking = (np.asarray(flags[block]) & int(Flag.channel_absent)) != 0
+                unwritten = np.asarray(status[block]) != 0
+                self._absent[variable, number] = lacking.all(axis=tuple(range(1, lacking.ndim))) | unwritten
+            here = crops // rows == number
+            out[here] = self._absent[variable, number][crops[here] % rows]
+        return out
 
     def _error(self, variable: str, where: np.ndarray, reason: str) -> MissingChunkError:
         names = [*self._metadata(variable)["dimension_names"][:-2], "row", "col"]
@@ -459,6 +470,12 @@ def damage_error(
     where = ", ".join(f"{name} {number}" for name, number in place.items())
     what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
     return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
+
+
+def _box(where: np.ndarray, size: int) -> tuple[Any, ...]:
+    """Pixels of the patch at (crop, [altitude,] row, col)."""
+    *lead, row, col = (int(v) for v in where)
+    return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
 
 
 def _reason(error: ValueError) -> str:
