@@ -131,20 +131,6 @@ def test_dataloader_in_process_gives_whole_batches(cube):
     assert sampler.position == 0
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(("method", "workers"), [("spawn", 2), ("forkserver", 1)])
-def test_dataloader_workers_give_the_same_batches(cube, method, workers):
-    data = PatchDataset(cube)
-    data.__getitems__([0])  # an open reader in the parent must not reach the workers
-    sampler = EpochSampler(data.strata, batch_size=32, seed=5)
-    loader = DataLoader(
-        data, batch_size=32, sampler=sampler, num_workers=workers, multiprocessing_context=method
-    )
-    for batch, index in zip(loader, sampler.batches(), strict=False):
-        assert batch.index.tolist() == index.tolist()
-        assert torch.equal(batch.codes, data.__getitems__(index).codes)
-
-
 def _read_after_fork(data: PatchDataset, answers) -> None:
     try:
         data.__getitems__([0])
