@@ -20,7 +20,7 @@ from gridrad_cube.schema import (
     Packing,
     QualitySpec,
     SchemaError,
-    channel_of,
+    channel_in,
     default_reject,
     flag_attributes,
     statistic_units,
@@ -95,7 +95,7 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     padding = np.where(crop["padding"].values, int(Flag.padding), 0).astype(np.uint16)
     out: dict[str, Any] = {}
     for key, variable in crop.data_vars.items():
-        name, channel = str(key), channel_of(str(key))
+        name, channel = str(key), channel_in(str(key), variable.attrs, variable.dtype)
         packing = Packing.from_attributes(variable.attrs, variable.dtype)
         statistics = patch_statistics(variable.values, packing, channel, patch)
         flags = statistics.pop("pixel_flags") | padding

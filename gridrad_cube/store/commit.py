@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gridrad_cube.schema import CHANNELS, FORMAT_VERSION, TIME_FILL, Flag, SchemaError, statistics_of
+from gridrad_cube.schema import FORMAT_VERSION, TIME_FILL, Flag, SchemaError, statistics_of
 from gridrad_cube.store.arrays import ArraySpec, encode, group_metadata, metadata, write_array
 from gridrad_cube.store.build import BUILD, Build, Entry, read_grid, unpack_values
 from gridrad_cube.store.layout import COORDINATES, STATUS, CubeLayout
@@ -24,7 +24,7 @@ def small_specs(layout: CubeLayout, rows: int) -> dict[str, ArraySpec]:
         specs[name] = layout.small(name, dims, shape, dtype, attributes)
     for name in layout.channels:
         specs[f"{name}_flags"] = layout.flags(name, rows)
-        for statistic in statistics_of(CHANNELS[name]):
+        for statistic in statistics_of(layout.channels[name].channel):
             specs[f"{name}_{statistic}"] = layout.statistic(name, statistic, rows)
     return specs
 
