@@ -90,8 +90,6 @@ def preprocess(
 
 def _open_build(path: str | os.PathLike[str]) -> store.Build:
     build = store.Build(path)
-    if not build.files.readable:
-        raise SchemaError(f"{path}: a cube is built on a local disk, on s3:// or on gs://; give such a path")
     if build.layout is None and build.files.names() and not build.files.exists("_build"):
         raise SchemaError(
             f"{path}: there is something here that is no store under construction; give a new path"

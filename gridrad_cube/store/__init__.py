@@ -17,6 +17,7 @@ from gridrad_cube.store.build import (
 from gridrad_cube.store.commit import blocks, commit, gather, number_arrays, report_columns, write_block
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
+from gridrad_cube.store.places import RemoteError
 from gridrad_cube.store.read import (
     MissingChunkError,
     PatchReader,
@@ -41,6 +42,7 @@ __all__ = [
     "Files",
     "MissingChunkError",
     "PatchReader",
+    "RemoteError",
     "blocks",
     "check_duplicates",
     "commit",
