@@ -21,6 +21,8 @@ PATCH_SIZE = 256
 TIME_UNITS = "seconds since 1970-01-01"
 #: Code of a missing time (xarray decodes it to NaT).
 TIME_FILL = -(2**63)
+#: Bins of a channel's training histogram, over its typical range.
+HISTOGRAM_BINS = 64
 #: Version of the layout of ``patches.zarr``; readers refuse a newer one.
 FORMAT_VERSION = 1
 
@@ -433,7 +435,9 @@ class TileSpec:
         if self.patch < 1:
             raise SchemaError(f"patch: expected a positive number of pixels, got {self.patch}")
         if self.placement not in get_args(Placement):
-            raise SchemaError(f"placement: got {self.placement!r}; expected one of {list(get_args(Placement))}")
+            raise SchemaError(
+                f"placement: got {self.placement!r}; expected one of {list(get_args(Placement))}"
+            )
         if bool(self.offsets) != (self.placement == "list"):
             raise SchemaError(
                 f"offsets: got {list(self.offsets)} with placement={self.placement!r}; expected some (y, x) with "
