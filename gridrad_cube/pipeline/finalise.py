@@ -158,8 +158,8 @@ def _thresholds(build: store.Build, flagging: QualitySpec) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, channel in build.layout.channels.items():
         levels = [np.concatenate(level) for level in zip(*means.pop(name), strict=True)]
-        found = [quality.thresholds_of(level, channel.channel, flagging) for level in levels]
-        out[name] = {"levels": found} if channel.altitudes_km else found[0]
+        judged = [quality.thresholds_of(level, channel.channel, flagging) for level in levels]
+        out[name] = {"levels": judged} if channel.altitudes_km else judged[0]
     return out
 
 

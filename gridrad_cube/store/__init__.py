@@ -17,8 +17,8 @@ from gridrad_cube.store.commit import (
 )
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
-from gridrad_cube.store.places import RemoteError
 from gridrad_cube.store.log import Record, pack_rows, unpack_rows
+from gridrad_cube.store.places import RemoteError
 from gridrad_cube.store.read import (
     MissingChunkError,
     PatchReader,
@@ -43,8 +43,8 @@ __all__ = [
     "Files",
     "MissingChunkError",
     "PatchReader",
-    "RemoteError",
     "Record",
+    "RemoteError",
     "blank_rows",
     "blocks",
     "check_duplicates",

@@ -52,8 +52,8 @@ class ChannelLayout:
     @property
     def fill(self) -> int | float:
         """Value of pixels that nobody observed, and of a shard that a scene lacks."""
-        if self.packing.fill_value is None and np.dtype(self.packing.dtype).kind == "f":
-            return float("nan")
+        if np.dtype(self.packing.dtype).kind == "f":
+            return np.nan
         if self.packing.fill_value is None:
             raise SchemaError(f"{self.name}: the packing has no code for a pixel that was not observed")
         return self.packing.fill_value

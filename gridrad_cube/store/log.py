@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -86,22 +86,23 @@ class Log:
         self._appending: int | None = None
         self._pending: list[bytes] = []
         self._since = 0.0
-        self._last: tuple[int, io.BufferedIOBase] | None = None
+        #: The object of an object store that was read last: its records are mostly read one after the other.
+        self._fetched: tuple[int, bytes] | None = None
 
     def replay(self) -> Iterator[tuple[Record, Place]]:
         """Every whole record in the order of arrival, without its values."""
         for number in range(len(self._objects)):
-            file = self._open(number)
-            end = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            while (line := file.readline()).endswith(b"\n"):
-                head = json.loads(line)
-                length, crc = head.pop("values")
-                offset = file.tell()
-                if offset + length > end:
-                    break
-                yield Record(**head), Place(number, offset, length, crc)
-                file.seek(length, os.SEEK_CUR)
+            with self._open(number) as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                while (line := file.readline()).endswith(b"\n"):
+                    head = json.loads(line)
+                    length, crc = head.pop("values")
+                    offset = file.tell()
+                    if offset + length > end:
+                        break
+                    yield Record(**head), Place(number, offset, length, crc)
+                    file.seek(length, os.SEEK_CUR)
 
     def append(self, record: Record) -> Place:
         """Add a record; durable when this returns on a local disk, else after `flush`."""
@@ -161,9 +162,9 @@ class Log:
         """
         if place.object == self._appending:
             self.flush()
-        file = self._open(place.object)
-        file.seek(place.offset)
-        data = file.read(place.length)
+        with self._open(place.object) as file:
+            file.seek(place.offset)
+            data = file.read(place.length)
         if zlib.crc32(data) != place.crc:
             key = f"{LOG}/{self._objects[place.object]}"
             raise SchemaError(
@@ -172,19 +173,10 @@ class Log:
             )
         return data
 
-    def _open(self, number: int) -> io.BufferedIOBase:
-        """An object of the log, the last one used kept open."""
-        if self._last is None or self._last[0] != number:
-            self.close()
-            key = f"{LOG}/{self._objects[number]}"
-            opened = (
-                open(self.files.path(key), "rb") if self.files.local else io.BytesIO(self.files.read(key))
-            )
-            self._last = number, cast(io.BufferedIOBase, opened)
-        return self._last[1]
-
-    def close(self) -> None:
-        """Let go of the open object."""
-        if self._last is not None:
-            self._last[1].close()
-            self._last = None
+    def _open(self, number: int) -> BinaryIO:
+        key = f"{LOG}/{self._objects[number]}"
+        if self.files.local:
+            return open(self.files.path(key), "rb")
+        if self._fetched is None or self._fetched[0] != number:
+            self._fetched = number, self.files.read(key)
+        return io.BytesIO(self._fetched[1])
