@@ -509,6 +509,10 @@ class RadarSpec:
         object.__setattr__(self, "altitudes_km", tuple(float(a) for a in self.altitudes_km))
         if self.qc not in ("fixed", "published", "none"):
             raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
+        if self.qc_constants and self.qc == "none":
+            raise SchemaError(
+                f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
