@@ -14,7 +14,7 @@ import numpy as np
 from gridrad_cube.readers.fields import Field, float_field, read_array, read_field
 from gridrad_cube.readers.files import Source, Variable, text
 from gridrad_cube.readers.units import spelled
-from gridrad_cube.schema import COMPANION_ROLE, Channel, Packing, SchemaError, channel_in
+from gridrad_cube.schema import COMPANION_ROLE, Channel, SchemaError, channel_in
 
 #: How far a cloud seems to stand from where it is. Positions are those of the source's grid, so where a satellite
 #: file has the correction, it is carried along unasked.
@@ -85,7 +85,7 @@ def _dims_on_grid(
         return (listed,) if name.startswith("w") and name[1:] in source.variables else None
     on = (vertical, *dims) if vertical in variable.dims else dims
     others = [n for d, n in zip(variable.dims, variable.shape, strict=True) if d not in on]
-    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None  # type: ignore[return-value]
+    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None
 
 
 def _companion(variable: Variable, dims: tuple[str, ...]) -> Companion:
