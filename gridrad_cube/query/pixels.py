@@ -27,8 +27,8 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
     Returns
     -------
-    Channels and companion fields on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels on ``y`` and
-    ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column in the source.
+    Channels and companion fields on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
+    on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column there.
     Pixels of padding have NaN positions. Those of patch centres become ``patch_latitude``,
     ``patch_longitude``.
 
