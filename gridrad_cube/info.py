@@ -85,8 +85,12 @@ def _cube(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:
         "codec": info["recipe"]["codec"],
         "identity": info["identity"],
     }
-    for name in info["channels"]:
+    layout = {n: store.ChannelLayout.from_dict(n, about) for n, about in info["channels"].items()}
+    for name in (n for n, channel in layout.items() if not channel.is_companion):
         facts[name] = _channel(cube, info, name)
+    carried = {n: _companion(cube, n) for n, channel in layout.items() if channel.is_companion}
+    if carried:
+        facts["companions"] = carried
     return Summary(os.fspath(target), "cube of patches", facts)
 
 
@@ -104,6 +108,14 @@ def _channel(cube: Any, info: Mapping[str, Any], name: str) -> dict[str, str]:
         if count and flag.name:
             out[flag.name] = f"{count:>8} {count / flags.size:7.1%} {'#' * round(40 * count / flags.size)}"
     return out
+
+
+def _companion(cube: Any, name: str) -> str:
+    variable, fraction = cube[name], cube[f"{name}_valid_fraction"].values
+    units = [variable.attrs["units"]] if variable.attrs["units"] != "1" else []
+    return ", ".join(
+        [str(variable.dtype), *units, f"in {int((fraction > 0).sum())} of {fraction.size} patches"]
+    )
 
 
 def _embeddings(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:
