@@ -3,9 +3,9 @@
     python benchmarks/scale.py --crops 1000000 --out benchmarks/results/scale.md
 
 Makes a cube of two channels and 8 x 8 patches a crop with a plan, a log of plausible small values and no pixels but
-those of the first crop. Each step then runs in a process of its own, which reports its time and its peak memory, Python's
-start and the imports included. The log is written without its fsync a record, which stands for disks that were busy
-with pixels; nothing else is left out.
+those of the first crop. Each step then runs in a process of its own, which reports its time and its peak memory,
+Python's start and the imports included. The log is written without its fsync a record, which stands for disks that
+were busy with pixels; nothing else is left out.
 """
 
 from __future__ import annotations
@@ -247,8 +247,8 @@ def main() -> None:
         whole = [p.stat().st_size for p in path.rglob("*") if p.is_file()]
         lines += [
             "",
-            f"On disk: plan {sizes['_build/plan']:.0f} MB, log {sizes['_build/log']:.0f} MB, all {sum(whole) / 1e6:.0f} "
-            f"MB in {len(whole)} files (pixels of one crop among them).",
+            f"On disk: plan {sizes['_build/plan']:.0f} MB, log {sizes['_build/log']:.0f} MB, all "
+            f"{sum(whole) / 1e6:.0f} MB in {len(whole)} files (pixels of one crop among them).",
         ]
         text = "\n".join(lines) + "\n"
         print(text)

@@ -131,11 +131,11 @@ def test_companion_that_no_file_has_is_refused(sources, tmp_path):
 
 
 def test_constants_of_quality_control_are_the_users_and_are_kept(tmp_path):
-    testing.write_sources(tmp_path / "s", scenes=1, shape=(64, 64), format="gridrad-v4.2")
+    testing.write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2")
     removed = {}
     for name, constants in (
         ("usual", ()),
-        ("strict", (("speckle_fraction", 0.99),)),
+        ("strict", (("v4_weak_dbz", 75.0), ("v4_light_weight", 99.0))),
     ):
         recipe = Recipe(
             channels=("reflectivity",), tile=TileSpec(patch=32), radar=RadarSpec(qc_constants=constants)
@@ -144,7 +144,7 @@ def test_constants_of_quality_control_are_the_users_and_are_kept(tmp_path):
         codes = store.open_packed(tmp_path / f"{name}.zarr")["reflectivity"].values
         removed[name] = int(np.isin(codes, (2, 3)).sum())
         kept = store.cube_info(tmp_path / f"{name}.zarr")["radar_quality"]
-        assert kept["speckle_fraction"] == dict(constants).get("speckle_fraction", 0.32)
+        assert kept["v4_weak_dbz"] == dict(constants).get("v4_weak_dbz", 15.0)
     assert removed["strict"] > removed["usual"]
     for constants, message in (
         ((("speckle", 1.0),), "RadarQualitySpec: unknown"),
