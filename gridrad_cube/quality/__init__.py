@@ -18,13 +18,15 @@ from gridrad_cube.quality.radar import (
     filter_low_confidence,
     remove_clutter,
 )
-from gridrad_cube.quality.statistics import patch_statistics
+from gridrad_cube.quality.statistics import HISTOGRAM_BINS, clean_histogram, patch_statistics
 
 __all__ = [
+    "HISTOGRAM_BINS",
     "PIXEL_BITS",
     "THRESHOLD_BITS",
     "RadarQualitySpec",
     "assess",
+    "clean_histogram",
     "filter_dual_polarisation",
     "filter_low_confidence",
     "flags_from_statistics",
