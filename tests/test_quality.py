@@ -13,6 +13,7 @@ from gridrad_cube import quality, tiling
 from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
 from gridrad_cube.schema import (
     CHANNELS,
+    HISTOGRAM_BINS,
     Flag,
     Packing,
     QualitySpec,
@@ -328,9 +329,9 @@ def test_clean_histogram_counts_every_data_pixel_of_clean_patches(channel, dtype
     codes[..., 2, 3] = packing.fill_value
     clean = rng.random((*levels, 2, 3)) < 0.7
     found = quality.clean_histogram(codes, packing, channel, clean)
-    assert found.shape == (*levels, quality.HISTOGRAM_BINS)
+    assert found.shape == (*levels, HISTOGRAM_BINS)
     assert found.dtype == np.int64
-    edges = np.linspace(low, high, quality.HISTOGRAM_BINS + 1)
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     for level in np.ndindex(*levels):
         pixels = codes[level][np.kron(clean[level], np.ones((4, 4), bool))]
         data = pixels[packing.echo(pixels)].astype(np.float64) * packing.scale_factor + packing.add_offset

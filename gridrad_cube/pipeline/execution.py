@@ -66,7 +66,7 @@ def _run_dask(
 
     def submit() -> Any:
         for i, args in waiting:
-            future = client.submit(function, *args, pure=False, retries=1)
+            future = client.submit(function, *args, pure=False)
             futures[future] = i
             return future
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gridrad_cube import quality, readers
-from gridrad_cube.schema import CHANNELS, RadarSpec
+from gridrad_cube.schema import CHANNELS, RadarSpec, build_spec
 
 _PACKING = CHANNELS["reflectivity"].packing
 #: Codes of removed bins, the same in every radar field of the table.
@@ -14,7 +14,12 @@ LOW_CONFIDENCE, CLUTTER = int(_PACKING.low_confidence or 0), int(_PACKING.clutte
 
 def quality_spec(radar: RadarSpec) -> quality.RadarQualitySpec | None:
     """Constants of the quality control that a recipe asks for; None for none."""
-    return None if radar.qc == "none" else quality.RadarQualitySpec(mode=radar.qc)
+    if radar.qc == "none":
+        return None
+    spec: quality.RadarQualitySpec = build_spec(
+        quality.RadarQualitySpec, {"mode": radar.qc, **dict(radar.qc_constants)}
+    )
+    return spec
 
 
 def clean(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> dict[str, np.ndarray]:

@@ -9,8 +9,10 @@ from gridrad_cube.quality.flags import (
     flags_from_statistics,
     global_flags,
     global_outliers,
+    global_population,
     global_thresholds,
     reflag,
+    thresholds_of,
 )
 from gridrad_cube.quality.radar import (
     RadarQualitySpec,
@@ -18,10 +20,9 @@ from gridrad_cube.quality.radar import (
     filter_low_confidence,
     remove_clutter,
 )
-from gridrad_cube.quality.statistics import HISTOGRAM_BINS, clean_histogram, patch_statistics
+from gridrad_cube.quality.statistics import clean_histogram, patch_statistics
 
 __all__ = [
-    "HISTOGRAM_BINS",
     "PIXEL_BITS",
     "THRESHOLD_BITS",
     "RadarQualitySpec",
@@ -32,8 +33,10 @@ __all__ = [
     "flags_from_statistics",
     "global_flags",
     "global_outliers",
+    "global_population",
     "global_thresholds",
     "patch_statistics",
     "reflag",
     "remove_clutter",
+    "thresholds_of",
 ]

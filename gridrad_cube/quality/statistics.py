@@ -15,10 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
-from gridrad_cube.schema import Channel, Flag, Packing, SchemaError, statistics_of
+from gridrad_cube.schema import HISTOGRAM_BINS, Channel, Flag, Packing, SchemaError, statistics_of
 
-#: Bins of the training histogram, over a channel's typical range.
-HISTOGRAM_BINS = 64
 #: Logarithms of rain take smaller rates as this one, mm/h: the step of the packing.
 LEAST_RAIN = 0.01
 Curve = Literal["power", "log10", "none"]
