@@ -15,6 +15,7 @@ from gridrad_cube import store
 from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.finalise import finalise, reflag
 from gridrad_cube.pipeline.plan import check_unchanged, plan, under_known_names
+from gridrad_cube.pipeline.radar import quality_spec
 from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source, find_sources
 from gridrad_cube.pipeline.work import write_source
@@ -59,7 +60,7 @@ def preprocess(
     workers
         Without a client: 1 works in this process, more start that many processes of one thread each.
     scheduler
-        Address of a running Dask scheduler.
+        Address of a running Dask scheduler, or the path of its scheduler file.
     retries
         How often a file is tried again after an error of disk or network.
     progress
@@ -77,6 +78,8 @@ def preprocess(
         If no source file is found, the store has another recipe, a written source has changed, two files
         hold the same scene, or somebody else writes to the store.
     """
+    if recipe is not None:
+        quality_spec(recipe.radar)  # a constant that there is not is told before any file is read
     found = find_sources(sources)
     build = _open_build(store_path)
     with executor(client, workers, scheduler) as run, build.lease():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from gridrad_cube import quality, readers
-from gridrad_cube.schema import CHANNELS, RadarSpec, build_spec
+from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError, build_spec
 
 _PACKING = CHANNELS["reflectivity"].packing
 #: Codes of removed bins, the same in every radar field of the table.
@@ -18,9 +19,14 @@ def quality_spec(radar: RadarSpec) -> quality.RadarQualitySpec | None:
     """Constants of the quality control that a recipe asks for; None for none."""
     if radar.qc == "none":
         return None
-    spec: quality.RadarQualitySpec = build_spec(
-        quality.RadarQualitySpec, {"mode": radar.qc, **dict(radar.qc_constants)}
-    )
+    published = quality.RadarQualitySpec(mode=radar.qc)
+    given: dict[str, Any] = dict(radar.qc_constants)
+    for name, value in given.items():
+        kind = type(getattr(published, name, value))
+        if kind(value) != value:
+            raise SchemaError(f"qc_constants: {name} is {kind.__name__}, got {value}")
+        given[name] = kind(value)
+    spec: quality.RadarQualitySpec = build_spec(quality.RadarQualitySpec, {"mode": radar.qc, **given})
     return spec
 
 

@@ -85,7 +85,7 @@ def _dims_on_grid(
         return (listed,) if name.startswith("w") and name[1:] in source.variables else None
     on = (vertical, *dims) if vertical in variable.dims else dims
     others = [n for d, n in zip(variable.dims, variable.shape, strict=True) if d not in on]
-    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None  # type: ignore[return-value]
+    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None
 
 
 def _companion(variable: Variable, dims: tuple[str, ...]) -> Companion:

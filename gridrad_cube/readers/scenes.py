@@ -31,8 +31,9 @@ class SceneHeader:
     """What a plan needs to know of a file, from its header alone.
 
     ``channels`` and ``companions`` are the data variables that `read_scene` would give for the same request,
-    ``altitudes`` (km) the levels of those that have any. ``grid_id`` is equal for files on the same pixels. ``lattice`` is where
-    pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share (`lattice_origin`).
+    ``altitudes`` (km) the levels of those that have any. ``grid_id`` is equal for files on the same pixels.
+    ``lattice`` is where pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share
+    (`lattice_origin`).
     """
 
     format: str
@@ -51,8 +52,8 @@ class Description:
     """A file's header in the package's own terms, before any pixel is read.
 
     ``variables`` maps a channel to the file's variable and the factor and offset to the channel's units,
-    ``companions`` has the companion fields; ``dims`` are the file's names of row and column, ``vertical`` that of altitude, whose values in the file's
-    order are ``altitude_km``.
+    ``companions`` has the companion fields. ``dims`` are the file's names of row and column, ``vertical`` that of
+    altitude, whose values in the file's order are ``altitude_km``.
     """
 
     format: str

@@ -7,6 +7,7 @@ from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata,
 from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
 from gridrad_cube.store.commit import (
     blank_rows,
+    block_length,
     blocks,
     commit,
     gather,
@@ -46,6 +47,7 @@ __all__ = [
     "Record",
     "RemoteError",
     "blank_rows",
+    "block_length",
     "blocks",
     "check_duplicates",
     "commit",

@@ -38,6 +38,8 @@ from gridrad_cube.store.log import Log, Place, Record
 BUILD = "_build"
 #: Version of plan and log. A store of another one can be read, and neither continued nor verified.
 BUILD_FORMAT = 2
+#: Lines of a file of the plan at most.
+ENTRIES_A_SEGMENT = 50_000
 #: Status of a source without a record.
 _UNKNOWN = 255
 _STATUS_NAMES = {code: name for name, code in STATUS.items()}
@@ -216,21 +218,22 @@ class Build:
     def begin(self, recipe: Recipe, layout: CubeLayout, entries: Sequence[Entry]) -> None:
         """Write the plan of a new store."""
         self.recipe, self.layout = recipe, layout
-        self._write_segment({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
+        self._write_plan({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Append sources to the plan; their rows follow the old ones."""
-        if entries:
-            self._write_segment({}, entries)
+        self._write_plan({}, entries)
 
-    def _write_segment(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        lines = [
-            json.dumps(dict(head) | {"format": BUILD_FORMAT}),
-            *(json.dumps(dataclasses.asdict(e)) for e in entries),
-        ]
-        self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
-        self._segments += 1
-        self._add(entries)
+    def _write_plan(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        # Killed between two segments, the rest is planned by the next run, in the same order.
+        for start in range(0, len(entries), ENTRIES_A_SEGMENT):
+            segment = entries[start : start + ENTRIES_A_SEGMENT]
+            first = dict(head) | {"format": BUILD_FORMAT}
+            lines = [json.dumps(first), *(json.dumps(dataclasses.asdict(e)) for e in segment)]
+            self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
+            self._segments += 1
+            self._add(segment)
+            head = {}
 
     def record(self, record: Record) -> None:
         """Append what became of a source; the last record of a source counts."""
@@ -261,13 +264,24 @@ class Build:
             status=status,
             size=size,
             mtime_ns=mtime,
-            reason=self._reasons.get(number, ""),
+            reason=self.reason(number),
             shards=shards,
         )
 
     def status(self, number: int) -> str | None:
         """Status of an entry's last record, None where there is none."""
         return _STATUS_NAMES.get(int(self._status[number]))
+
+    def reason(self, number: int) -> str:
+        """Why an entry is not written; empty where it is."""
+        return self._reasons.get(number, "")
+
+    def source_bytes(self) -> npt.NDArray[np.int64]:
+        """Bytes of every entry's shards."""
+        if not self.entries:
+            return np.zeros(0, np.int64)
+        rows = np.maximum(self.shard_bytes, 0).sum(axis=1)
+        return np.asarray(np.add.reduceat(rows, [e.row for e in self.entries]))
 
     def is_written(self, number: int) -> bool:
         """Whether an entry's last record says ``written``."""
