@@ -155,7 +155,11 @@ def stop_at(patch, number, act):
 
 @pytest.mark.parametrize("kind", ["disk", "memory", "s3"])
 def test_objects_are_the_same_everywhere(kind, tmp_path, bucket):
-    root = {"disk": str(tmp_path / "a b"), "memory": f"memory://{uuid.uuid4().hex}/a b", "s3": f"{bucket}/o/a %20#b"}
+    root = {
+        "disk": str(tmp_path / "a b"),
+        "memory": f"memory://{uuid.uuid4().hex}/a b",
+        "s3": f"{bucket}/o/a %20#b",
+    }
     files, data = store.Files(root[kind]), bytes(range(250)) * 10
     assert not files.exists()
     assert (files.names(), files.sizes("a"), files.size("a/b")) == ([], {}, None)
@@ -176,7 +180,10 @@ def test_objects_are_the_same_everywhere(kind, tmp_path, bucket):
     for start, stop in [(0, 5), (3, None), (-4, None), (-9000, None), (2490, 9000), (3000, 4000), (5, 5)]:
         assert files.read_range("a/b", start, stop) == data[start:stop]
         assert files.read_range("a/empty", start, stop) == b""
-    for ranges in ([(2000, 2499), (10, 20), (0, 3), (12, 15), (2400, 9000)], [(5, 9), (3000, 3001), (10**7, 10**7 + 2)]):
+    for ranges in (
+        [(2000, 2499), (10, 20), (0, 3), (12, 15), (2400, 9000)],
+        [(5, 9), (3000, 3001), (10**7, 10**7 + 2)],
+    ):
         assert files.read_ranges("a/b", ranges) == [data[a:b] for a, b in ranges]
     for read in (files.read, lambda k: files.read_range(k, -3), lambda k: files.read_ranges(k, [(0, 1)])):
         with pytest.raises(FileNotFoundError, match="absent"):
@@ -276,7 +283,11 @@ def test_a_store_grows(sources, local, place, tmp_path):
     report = pipeline.preprocess(sources, place)
     assert (report.count("kept"), report.count("written")) == (3, 2)
     after = contents(place)
-    assert all(after[k] == before[k] for k in before if "/c." in k and k.startswith((f"{IR}/", "visible_reflectance/")))
+    assert all(
+        after[k] == before[k]
+        for k in before
+        if "/c." in k and k.startswith((f"{IR}/", "visible_reflectance/"))
+    )
     assert set(after) == set(contents(local))
     np.testing.assert_array_equal(store.open_packed(place)[IR].values, store.open_packed(local)[IR].values)
 
@@ -305,7 +316,9 @@ def test_damage_is_found_and_mended_and_nothing_else_touched(sources, local, pla
 def test_a_second_writer_is_refused(sources, place):
     build = store.Build(place)
     with build.lease():
-        with pytest.raises(SchemaError, match=rf"another process writes.*{socket.gethostname()}.*{os.getpid()}"):
+        with pytest.raises(
+            SchemaError, match=rf"another process writes.*{socket.gethostname()}.*{os.getpid()}"
+        ):
             pipeline.preprocess(sources, place, recipe=RECIPE)
         assert store.Files(place).names() == ["_build"]
     assert not store.Files(place).exists()

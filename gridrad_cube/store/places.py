@@ -328,15 +328,18 @@ def _plain(root: str, text: str) -> RemoteError:
             f"{root}: the endpoint is not https. If that is meant, set AWS_ALLOW_HTTP=true in the environment"
         )
     if status and status.group(1) in ("401", "403"):
+        names = " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if root.startswith("s3://") else ""
         return RemoteError(
-            f"{root}: access refused ({shown}). Check the credentials in the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN for s3) and their right to read, write and list there"
+            f"{root}: access refused ({shown}). Check the credentials in the environment{names} and their right to "
+            "read, write and list there"
         )
     if status:
         return RemoteError(f"{root}: the object store answered {shown}")
     if "error sending request" in text:
-        return RemoteError(f"{root}: {_endpoint(root)} cannot be reached")
-    return RemoteError(f"{root}: {text.splitlines()[0].rsplit(' - ', 1)[-1]}")
+        return RemoteError(f"{root}: {_endpoint(root)} cannot be reached, or gives no answer")
+    return RemoteError(
+        f"{root}: {re.sub('^Generic .*? error: ', '', text.splitlines()[0].rsplit(' - ', 1)[-1])}"
+    )
 
 
 def _endpoint(root: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,9 @@ def _open(files: Files) -> xr.Dataset:
     dataset.encoding["source"] = files.root
     return dataset
 
+
+#: Patches that a window of pixels reads at once, at most, unless one crop has more.
+WINDOW_PATCHES = 512
 
 _COORDINATES = frozenset(
     [
@@ -190,7 +194,7 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
 
 
 class _PixelArray(BackendArray):
-    """Pixels of one channel: read by tensorstore, decoded if a packing is given. Picklable."""
+    """Pixels of one channel, decoded if a packing is given. Picklable."""
 
     def __init__(
         self, root: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], packing: Packing | None
@@ -224,8 +228,8 @@ def reader(root: str, crops: int) -> PatchReader:
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
-    Patches come straight from their shards (`ShardReader`); a layout that it does not know, and windows of
-    pixels, through tensorstore. Opens nothing until the first read, and again in each process: it pickles,
+    Patches come straight from their shards (`ShardReader`); a layout that it does not know, through
+    tensorstore. Opens nothing until the first read, and again in each process: it pickles,
     and starts anew in a spawned or forkserver worker. Used in a forked child after the parent has read, it
     refuses, since threads do not survive a fork.
 
@@ -412,36 +416,36 @@ class PatchReader:
         cells, size = (*levels, height // self.patch, width // self.patch), self.patch
         index = np.indices((1, *cells)).reshape(len(cells) + 1, -1).T
         index[:, 0] = crop
-        patches = self.read(variable, index)
-        # (..., row, col, y, x) to (..., row, y, col, x)
-        return np.swapaxes(patches.reshape(*cells, size, size), -3, -2).reshape(*levels, height, width)
+        return _joined(self.read(variable, index).reshape(*cells, size, size))
 
     def read_window(self, variable: str, key: tuple[int | slice, ...]) -> np.ndarray:
         """Packed pixels of a basic index (integers and slices with positive steps).
 
         Crops that lack the channel (flag `channel_absent`, or not written) give fill.
         """
-        array = self._array(variable)
-        crops = np.atleast_1d(np.arange(array.shape[0])[key[0]])
-        shape = tuple(
-            len(range(*k.indices(n))) for k, n in zip(key, array.shape, strict=True) if isinstance(k, slice)
-        )
-        out = np.empty(shape, array.dtype.numpy_dtype)
-        scalar = not isinstance(key[0], slice)
-        absent = self.absent(variable)
-        fill = array.fill_value
-        rest = tuple(
-            slice(*k.indices(n)) if isinstance(k, slice) else int(k)
-            for k, n in zip(key[1:], array.shape[1:], strict=True)
-        )
-        with tensorstore.Batch() as batch:
-            futures = [None if absent[c] else array[(int(c), *rest)].read(batch=batch) for c in crops]
-        for i, (crop, future) in enumerate(zip(crops, futures, strict=True)):
-            try:
-                out[() if scalar else i] = fill if future is None else future.result()
-            except ValueError as error:
-                raise self._error(variable, np.array([crop]), _reason(error)) from error
-        return out
+        metadata, size = self._metadata(variable), self.patch
+        picked = [range(n)[k] for k, n in zip(key, metadata["shape"], strict=True)]
+        spans = [range(p, p + 1) if isinstance(p, int) else p for p in picked]
+        out = np.empty([len(span) for span in spans], metadata["data_type"])
+        if out.size:
+            crops, *levels, ys, xs = spans
+            rows, cols = (range(s[0] // size, s[-1] // size + 1) for s in (ys, xs))
+            y, x = (
+                slice(s.start - c[0] * size, s.stop - c[0] * size, s.step)
+                for s, c in ((ys, rows), (xs, cols))
+            )
+            cells = [*levels, rows, cols]
+            # A bounded number of crops at once, in one batch: latency counts where the store is far.
+            step = max(1, WINDOW_PATCHES // math.prod(len(c) for c in cells))
+            for first in range(0, len(crops), step):
+                some, part = np.array(crops[first : first + step]), out[first : first + step]
+                there = ~self.absent(variable)[some]
+                part[~there] = metadata["fill_value"]
+                if there.any():
+                    index = np.array(list(itertools.product(some[there].tolist(), *cells)))
+                    patches = self.read(variable, index).reshape(-1, *(len(c) for c in cells), size, size)
+                    part[there] = _joined(patches)[..., y, x]
+        return out[tuple(0 if isinstance(p, int) else slice(None) for p in picked)]
 
     def absent(self, variable: str) -> np.ndarray:
         """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
@@ -465,6 +469,12 @@ class PatchReader:
         )
 
 
+def _joined(patches: np.ndarray) -> np.ndarray:
+    """Patches (..., row, col, y, x) as pixels (..., y, x)."""
+    *levels, rows, cols, height, width = patches.shape
+    return np.swapaxes(patches, -3, -2).reshape(*levels, rows * height, cols * width)
+
+
 def _reason(error: ValueError) -> str:
     """What tensorstore says, in the terms of `ShardReader`."""
     text = str(error)
@@ -474,8 +484,7 @@ def _reason(error: ValueError) -> str:
 def _kvstore(files: Files, variable: str) -> dict[str, Any]:
     if files.local:
         return {"driver": "file", "path": f"{files.path(variable)}/"}
-    scheme, rest = files.root.split("://", 1)
-    if scheme in ("s3", "gs"):
-        bucket, _, path = rest.partition("/")
-        return {"driver": {"s3": "s3", "gs": "gcs"}[scheme], "bucket": bucket, "path": f"{path}/{variable}/"}
-    raise SchemaError(f"{files.root}: batches of patches are read from local disks, s3:// and gs:// only")
+    raise SchemaError(
+        f"{files.root}: {variable} lies in its shards as gridrad-cube does not write it, and is read from local disks "
+        "only"
+    )
