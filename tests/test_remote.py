@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -352,3 +352,210 @@ def test_a_cube_opens_alike(cube, local):
     xr.testing.assert_equal(store.open_grid(cube, grid).load(), store.open_grid(local, grid).load())
     xr.testing.assert_equal(query.crop(remote, 2).load(), query.crop(near, 2).load())
     assert SECRET not in repr(remote.attrs) + repr(remote.encoding)
+
+
+INDEX = np.array([[0, 0, 0], [4, 2, 1], [2, 1, 2], [0, 0, 0], [4, 0, 3]])
+
+
+def read_elsewhere(reader, queue):
+    queue.put(reader.read(IR, INDEX))
+
+
+def test_patches_in_this_process_and_in_a_spawned_one(cube, local):
+    expected = store.PatchReader(local).read(IR, INDEX)
+    reader = store.PatchReader(cube)
+    np.testing.assert_array_equal(reader.read(IR, INDEX), expected)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=read_elsewhere, args=(reader, queue))
+    child.start()
+    try:
+        np.testing.assert_array_equal(queue.get(timeout=60), expected)
+    finally:
+        child.join(30)
+        child.kill()
+
+
+def test_a_fork_after_reading_is_refused_and_does_not_hang(cube):
+    files = store.Files(cube)
+    files.read("zarr.json")
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+
+    def read():
+        try:
+            sending.send(files.read("zarr.json"))
+        except RuntimeError as error:
+            sending.send(str(error))
+
+    child = context.Process(target=read)
+    child.start()
+    try:
+        assert receiving.poll(30)
+        assert "spawn" in receiving.recv()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_damaged_shard_is_an_error_where_it_is_read(sources, place):
+    pipeline.preprocess(sources, place, recipe=RECIPE)
+    files = store.Files(place)
+    deleted, cut, *_ = shards(place)
+    files.remove(deleted)
+    files.write(cut, files.read(cut)[:2000])
+    for key in (deleted, cut):
+        crop = int(key.split("/c.")[1].split(".")[0])
+        with pytest.raises(store.MissingChunkError, match=rf"{place}: {IR} at crop {crop}, row 0, col 0"):
+            store.PatchReader(place).read(IR, np.array([[crop, 0, 0]]))
+        with pytest.raises(store.MissingChunkError):
+            store.open_cube(place)[IR][crop].load()
+
+
+def test_samples_are_those_of_the_local_cube(cube, local):
+    remote, near = PatchDataset(cube, channels=IR), PatchDataset(local, channels=IR)
+    assert len(remote) == len(near) > 10
+    order = np.random.default_rng(0).permutation(len(near))[:10]
+    np.testing.assert_array_equal(
+        remote.__getitems__(order).codes.numpy(), near.__getitems__(order).codes.numpy()
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(local, tmp_path_factory):
+    """A small network with random weights, for infrared patches of 32 pixels."""
+    return checkpoint_of(tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth", local, channels=(IR,))
+
+
+def nearest(url, crop):
+    """The scenes most like one patch of an embedding store."""
+    opened = store.open_embeddings(url)
+    like = opened["embedding"].isel(crop=crop, channel=0, row=1, col=1)
+    return query.search(opened, like, k=5)
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory"])
+def test_embeddings_are_written_there_and_queried(kind, local, cube, checkpoint, place, tmp_path):
+    out = place if kind == "s3" else f"memory://{uuid.uuid4().hex}.zarr"
+    summary = embed(cube, checkpoint, out)
+    assert summary["finished"]
+    assert summary["blocks_kept"] == 0
+    assert embed(cube, checkpoint, out)["blocks_kept"] == summary["blocks"]
+    embed(local, checkpoint, tmp_path / "near.zarr")
+    here, there = store.open_embeddings(tmp_path / "near.zarr"), store.open_embeddings(out)
+    np.testing.assert_array_equal(here["embedding"].values, there["embedding"].values)
+    assert there.attrs["gridrad_cube"]["source"] == cube
+    xr.testing.assert_equal(nearest(out, 3).load(), nearest(tmp_path / "near.zarr", 3).load())
+
+
+# In memory
+
+
+def test_a_cube_in_memory(sources, local):
+    url = f"memory://{uuid.uuid4().hex}/patches.zarr"
+    assert pipeline.preprocess(sources, url, recipe=RECIPE).count("written") == 5
+    assert contents(url) == contents(local)
+    assert store.verify(url) == []
+    xr.testing.assert_equal(store.open_cube(url).load(), store.open_cube(local).load())
+    xr.testing.assert_equal(xr.open_zarr(url, chunks=None).load(), xr.open_zarr(local, chunks=None).load())
+    data = PatchDataset(url)
+    with PatchLoader(data, range(len(data)), batch_size=8, threads=2, drop_last=False) as loader:
+        codes = np.concatenate([batch.codes.numpy() for batch in loader])
+    np.testing.assert_array_equal(codes, PatchDataset(local).__getitems__(range(len(data))).codes.numpy())
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"scheduler": "tcp://127.0.0.1:1"}])
+def test_memory_is_not_shared_with_workers(sources, options):
+    with pytest.raises(SchemaError, match="this process alone"):
+        pipeline.preprocess(sources, "memory://shared.zarr", recipe=RECIPE, **options)
+    assert not store.Files("memory://shared.zarr").exists()
+
+
+# What a user can get wrong
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    assert SECRET not in text
+    assert "somebody" not in text
+    return text
+
+
+def test_a_bucket_that_is_not_there(sources, bucket):
+    with pytest.raises(store.RemoteError) as error:
+        pipeline.preprocess(sources, "s3://no-such-bucket/patches.zarr", recipe=RECIPE)
+    assert "no such bucket" in one_line(error)
+
+
+def test_nothing_at_a_place(bucket):
+    with pytest.raises(FileNotFoundError, match=r"s3://cubes/nothing: no such store"):
+        store.open_cube(f"{bucket}/nothing")
+
+
+def test_credentials_that_are_refused(sources, server, place):
+    request(f"{server}/moto-api/reset-auth", method="POST", data=b"0")  # from now on the server checks them
+    try:
+        with pytest.raises(store.RemoteError, match="access refused") as error:
+            pipeline.preprocess(sources, place, recipe=RECIPE)
+    finally:
+        request(f"{server}/moto-api/reset-auth", method="POST", data=b"inf")
+    assert "InvalidAccessKeyId" in one_line(error)
+
+
+@pytest.mark.parametrize("do", ["build", "open"])
+def test_a_server_that_is_down(do, sources, place, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somebody:" + SECRET + "@127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(store.RemoteError) as error:
+        pipeline.preprocess(sources, place, recipe=RECIPE) if do == "build" else store.open_cube(place)
+    assert "127.0.0.1:9 cannot be reached" in one_line(error)
+    assert time.monotonic() - start < 20
+
+
+def test_plain_http_has_to_be_asked_for(cube, monkeypatch):
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(store.RemoteError) as error:
+        store.open_cube(cube)
+    assert "AWS_ALLOW_HTTP=true" in one_line(error)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    store.open_cube(cube)  # what failed is not remembered
+
+
+@pytest.mark.parametrize(
+    "url", [f"s3://me:{SECRET}@cubes/x", f"az://cubes/x?sig={SECRET}", f"abfs://c:{SECRET}@a/x"]
+)
+def test_a_secret_in_a_url_is_refused(url):
+    with pytest.raises(SchemaError, match="credentials") as error:
+        store.Files(url)
+    one_line(error)
+
+
+@pytest.mark.parametrize(("url", "message"), [("s3:///x", "no bucket"), ("nowhere://x", "no such protocol")])
+def test_a_url_that_leads_nowhere(url, message):
+    with pytest.raises(SchemaError, match=message):
+        store.open_cube(url)
+
+
+def test_the_command_line_says_it_in_one_line(sources, place, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gridrad-cube", "info", "s3://no-such-bucket/x"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_obstore(cube, monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ImportError, match=r"pip install 'gridrad-cube\[s3\]'"):
+        store.open_cube(cube)
+    assert store.Files("memory://still-works").names() == []
+
+
+def test_files_show_and_pickle_nothing_but_the_url(cube):
+    files = store.Files(cube)
+    files.read("zarr.json")
+    text = repr(files).encode() + pickle.dumps(files)
+    assert SECRET.encode() not in text
+    assert pickle.loads(pickle.dumps(files)).read("zarr.json") == files.read("zarr.json")
