@@ -431,7 +431,7 @@ def nearest(url, crop):
     """The scenes most like one patch of an embedding store."""
     opened = store.open_embeddings(url)
     like = opened["embedding"].isel(crop=crop, channel=0, row=1, col=1)
-    return query.search(opened, like, k=5)
+    return query.search(opened, like, k=5, exclude=None)
 
 
 @pytest.mark.parametrize("kind", ["s3", "memory"])
@@ -459,8 +459,8 @@ def test_a_cube_in_memory(sources, local):
     xr.testing.assert_equal(store.open_cube(url).load(), store.open_cube(local).load())
     xr.testing.assert_equal(xr.open_zarr(url, chunks=None).load(), xr.open_zarr(local, chunks=None).load())
     data = PatchDataset(url)
-    with PatchLoader(data, range(len(data)), batch_size=8, threads=2, drop_last=False) as loader:
-        codes = np.concatenate([batch.codes.numpy() for batch in loader])
+    loader = PatchLoader(data, range(len(data)), batch_size=8, threads=2, drop_last=False)
+    codes = np.concatenate([batch.codes.numpy() for batch in loader])
     np.testing.assert_array_equal(codes, PatchDataset(local).__getitems__(range(len(data))).codes.numpy())
 
 
