@@ -15,6 +15,7 @@ from gridrad_cube.store.build import (
     write_grid,
 )
 from gridrad_cube.store.commit import blocks, commit, gather, number_arrays, report_columns, write_block
+from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.places import RemoteError
@@ -39,6 +40,7 @@ __all__ = [
     "ChannelLayout",
     "CubeLayout",
     "Damage",
+    "EmbeddingReader",
     "Entry",
     "Files",
     "MissingChunkError",

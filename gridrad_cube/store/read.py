@@ -17,7 +17,7 @@ from xarray.core import indexing
 
 from gridrad_cube.schema import FORMAT_VERSION, Flag, Packing, SchemaError
 from gridrad_cube.store.files import Files
-from gridrad_cube.store.shards import MISSING, ShardLayout, ShardReader
+from gridrad_cube.store.shards import MISSING, Process, ShardLayout, ShardReader
 
 
 class MissingChunkError(SchemaError):
@@ -248,7 +248,7 @@ class PatchReader:
     ) -> None:
         self.files = Files(store)
         self.threads, self.direct = threads, direct
-        self._pid: int | None = None
+        self._process = Process()
         self._info: dict[str, Any] | None = None
         self._members: dict[str, Any] | None = None
         self._arrays: dict[str, Any] = {}
@@ -277,17 +277,8 @@ class PatchReader:
         """Edge of a patch in pixels."""
         return int(self.info["patch"])
 
-    def _check_process(self) -> None:
-        if self._pid is None:
-            self._pid = os.getpid()
-        elif self._pid != os.getpid():
-            raise RuntimeError(
-                f"{self.files.root}: this reader was opened before the process forked, and its threads did not "
-                "survive. Start workers with multiprocessing_context='spawn' or 'forkserver', or use threads."
-            )
-
     def _array(self, variable: str) -> Any:
-        self._check_process()
+        self._process.check(self.files.root)
         if variable not in self._arrays:
             spec = {
                 "driver": "zarr3",
@@ -305,7 +296,6 @@ class PatchReader:
 
     def _shard_reader(self, variable: str) -> ShardReader | None:
         """The direct reader of a variable's shards; None where its layout takes tensorstore."""
-        self._check_process()
         if variable not in self._shards:
             layout = None
             if self.direct is not False:
@@ -461,12 +451,18 @@ class PatchReader:
 
     def _error(self, variable: str, where: np.ndarray, reason: str) -> MissingChunkError:
         names = [*self._metadata(variable)["dimension_names"][:-2], "row", "col"]
-        place = ", ".join(f"{n} {int(v)}" for n, v in zip(names, where, strict=False))
-        what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
-        return MissingChunkError(
-            f"{self.files.root}: {variable} at {place} {what}. Run: gridrad-cube verify STORE --repair "
-            "--source-root DIR"
-        )
+        place = {n: int(v) for n, v in zip(names, where, strict=False)}
+        remedy = "gridrad-cube verify STORE --repair --source-root DIR"
+        return damage_error(self.files.root, variable, place, reason, remedy)
+
+
+def damage_error(
+    root: str, variable: str, place: Mapping[str, int], reason: str, remedy: str
+) -> MissingChunkError:
+    """The error of a chunk that `ShardReader` could not give, by name."""
+    where = ", ".join(f"{name} {number}" for name, number in place.items())
+    what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
+    return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
 
 
 def _joined(patches: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ class ShardLayout:
 
     name: str
     dtype: np.dtype[Any]
-    #: Shards along each dimension, and chunks along each dimension of a shard.
+    #: Chunks and shards along each dimension of the array, and chunks along each dimension of a shard.
+    extent: tuple[int, ...]
     shards: tuple[int, ...]
     chunks: tuple[int, ...]
     chunk_shape: tuple[int, ...]
@@ -58,7 +59,7 @@ class ShardLayout:
     def from_metadata(cls, name: str, metadata: Mapping[str, Any]) -> Self | None:
         """Take the layout from an array's ``zarr.json``; None where another reader has to be used.
 
-        Understood are sharded arrays of whole chunks and little-endian numbers, compressed by blosc, zstd or
+        Understood are sharded arrays of little-endian numbers, compressed by blosc, zstd or
         not at all, with or without a CRC-32C, whose index is at the end.
         """
         codecs, keys = metadata["codecs"], metadata["chunk_key_encoding"]
@@ -70,11 +71,11 @@ class ShardLayout:
         shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         understood = (
             inner.understood
+            and metadata["chunk_grid"]["name"] == "regular"
             and sharding.get("index_location", "end") == "end"
             and _little(index)
             and [check["name"] for check in checks] == ["crc32c"]
             and isinstance(metadata["data_type"], str)
-            and not any(n % s or s % c for n, s, c in zip(shape, shard, chunk, strict=True))
         )
         try:
             dtype = np.dtype(metadata["data_type"])
@@ -85,7 +86,8 @@ class ShardLayout:
         return cls(
             name=name,
             dtype=dtype.newbyteorder("<"),
-            shards=tuple(n // s for n, s in zip(shape, shard, strict=True)),
+            extent=tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True)),
+            shards=tuple(-(-n // s) for n, s in zip(shape, shard, strict=True)),
             chunks=tuple(s // c for s, c in zip(shard, chunk, strict=True)),
             chunk_shape=tuple(chunk),
             separator=keys.get("configuration", {}).get("separator", "/"),
@@ -169,8 +171,27 @@ class _Unit:
     places: tuple[int, ...]
 
 
+class Process:
+    """The process that something was first used in; threads and locks do not survive a fork into another."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+
+    def check(self, root: str) -> None:
+        """Take note of this process, or refuse if it is a fork of the noted one."""
+        if self._pid is None:
+            self._pid = os.getpid()
+        elif self._pid != os.getpid():
+            raise RuntimeError(
+                f"{root}: this reader was opened before the process forked, and its threads did not "
+                "survive. Start workers with multiprocessing_context='spawn' or 'forkserver', or use threads."
+            )
+
+
 class ShardReader:
     """Read chunks of one sharded array into a batch, by threads of its own.
+
+    Refuses in a process forked from the one that it was first used in.
 
     Parameters
     ----------
@@ -195,6 +216,7 @@ class ShardReader:
         self.files, self.layout = files, layout
         self.threads = threads or (cores() if files.local else REMOTE_THREADS)
         self._source = _LocalShard if files.local else _RemoteShard
+        self._process = Process()
         self._indexes = _IndexCache(index_bytes)
         self._pool: ThreadPoolExecutor | None = None
         self._scratch = threading.local()
@@ -227,6 +249,7 @@ class ShardReader:
         OSError
             If the disk or network fails, which says nothing about the store.
         """
+        self._process.check(self.files.root)
         targets = range(len(index)) if places is None else places
         units = list(self._units(index))
         failures: dict[int, str] = {}
@@ -258,9 +281,9 @@ class ShardReader:
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
         """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
         layout = self.layout
-        extent = np.multiply(layout.shards, layout.chunks)
-        if len(index) and not ((index >= 0).all() and (index < extent).all()):
-            raise IndexError(f"{self!r}: no chunk {index[((index < 0) | (index >= extent)).any(axis=1)][0]}")
+        outside = ((index < 0) | (index >= np.array(layout.extent))).any(axis=1)
+        if outside.any():
+            raise IndexError(f"{self!r}: no chunk {index[outside][0].tolist()}")
         outer, inner = np.divmod(index.T, np.array(layout.chunks)[:, None])
         shard = np.ravel_multi_index(tuple(outer), layout.shards)
         chunk = np.ravel_multi_index(tuple(inner), layout.chunks)
