@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_embed import checkpoint_of
+from test_readme import blocks
 
 from gridrad_cube import cli, pipeline, query, store, testing
 from gridrad_cube.datasets import PatchDataset, PatchLoader
@@ -559,3 +560,15 @@ def test_files_show_and_pickle_nothing_but_the_url(cube):
     text = repr(files).encode() + pickle.dumps(files)
     assert SECRET.encode() not in text
     assert pickle.loads(pickle.dumps(files)).read("zarr.json") == files.read("zarr.json")
+
+
+def test_the_page_about_remote_stores(cube):
+    page = blocks("docs/remote-stores.md")
+    assert len(page) == 2
+    bucket, _, prefix = cube.removeprefix("s3://").partition("/")
+    names = {}
+    for code in page:
+        code = code.replace('"s3://my-bucket/patches.zarr"', repr(cube))
+        exec(code.replace('"my-bucket", prefix="patches.zarr"', f"{bucket!r}, prefix={prefix!r}"), names)
+    assert names["storm"].shape == (64, 64)
+    assert names["plain"].sizes["crop"] == 5
