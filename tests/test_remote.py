@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import obstore
 import pytest
 import xarray as xr
 from test_embed import checkpoint_of
@@ -332,6 +333,14 @@ def test_a_lease_whose_answer_was_lost_is_held(place, monkeypatch):
     with store.Build(place).lease():
         assert store.Files(place).exists("_build/lease.json")
     assert not store.Files(place).exists("_build/lease.json")
+
+
+def test_a_server_that_overlooks_conditions_is_found_out(sources, place, monkeypatch):
+    put = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda place, key, data, mode=None: put(place, key, data))
+    with pytest.raises(store.RemoteError, match="conditional puts"):
+        pipeline.preprocess(sources, place, recipe=RECIPE)
+    assert not store.Files(place).exists()
 
 
 # Reading

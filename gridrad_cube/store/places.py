@@ -155,6 +155,17 @@ class Cloud:
             self.api.put(self.store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
+        if not self._create(key, data):
+            return False
+        if self._create(key, data):  # some servers overlook the condition
+            self.remove(key)
+            raise RemoteError(
+                f"{self.root}: the server knows no conditional puts (If-None-Match), so that two writers could not "
+                "be kept apart. Build on a local disk and copy the store"
+            )
+        return True
+
+    def _create(self, key: str, data: bytes) -> bool:
         with _plain_errors(self.root, key):
             try:
                 self.api.put(self.store, key, data, mode="create")
