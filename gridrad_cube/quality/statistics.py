@@ -49,7 +49,8 @@ def patch_statistics(
 
     - ``valid_fraction``: observed pixels, echo or not, over all pixels of the patch, padding among them;
     - ``mean``, ``std``, ``minimum``, ``maximum`` in the channel's units;
-    - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`);
+    - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`); not of
+      companion fields;
     - channels with echoes: ``echo_fraction``, echo pixels over observed pixels (NaN if none is); and
       ``mean_linear``, for dBZ ``10 log10(mean(10 ** (dBZ / 10)))`` over echo pixels. Where the unit is not
       dBZ (rain, echo-top height and all others) it is the plain mean again;
@@ -75,8 +76,8 @@ def patch_statistics(
     packing = _with_valid_range(packing, channel)
     curve: Curve = "power" if channel.units == "dBZ" else "log10" if channel.kind == "rain" else "none"
     table = _table(packing, curve) if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2 else None
-    work = _Work(packing, table, channel.has_echo, curve, np.empty((patch, patch)))
     names = (*statistics_of(channel), "pixel_flags")
+    work = _Work(packing, table, channel.has_echo, "dead_lines" in names, curve, np.empty((patch, patch)))
     out = {name: np.full(shape, np.nan, np.float32) for name in names if name != "pixel_flags"}
     out["pixel_flags"] = np.zeros(shape, np.uint16)
     for level in np.ndindex(*lead):
@@ -130,6 +131,8 @@ def _with_valid_range(packing: Packing, channel: Channel) -> Packing:
     if np.dtype(packing.dtype).kind != "f" or has_range:
         return packing
     own = channel.packing
+    if np.dtype(own.dtype).kind == "f":  # a companion field: the source says no range
+        return packing
     low = own.valid_minimum if own.echo_minimum is None else own.echo_minimum
     high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum
     if low is None:
@@ -161,6 +164,7 @@ class _Work:
     packing: Packing
     table: _Table | None
     has_echo: bool
+    looks_for_lines: bool
     shape: Curve
     buffer: np.ndarray
 
@@ -274,7 +278,7 @@ class _Work:
 
     def _dead_lines(self, pixels: np.ndarray, kinds: np.ndarray | None) -> float:
         observed, data = (None, None) if kinds is None else (kinds <= _NO_ECHO, kinds == _DATA)
-        if not may_hold_dead_line(pixels, observed, data):
+        if not self.looks_for_lines or not may_hold_dead_line(pixels, observed, data):
             return 0.0
         # Two steps of the packing: nearer values may differ by rounding alone.
         step = 1.0

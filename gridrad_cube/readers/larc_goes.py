@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gridrad_cube.readers.companions import PARALLAX, find_companions, read_companion
 from gridrad_cube.readers.fields import Field, read_field
 from gridrad_cube.readers.files import Source, number, text
 from gridrad_cube.readers.grids import Grid, make_grid, read_degrees
@@ -74,6 +75,7 @@ def describe(source: Source, request: Request) -> Description:
         grid=grid,
         selection=selection,
         variables=variables,
+        companions=find_companions(source, request.companions, (rows, columns), unasked=PARALLAX),
         dims=(rows, columns),
         satellite_longitude=GOES_LONGITUDE.get(satellite or 0),
         observation_time=_scan_time(source, grid.shape[0]),
@@ -121,8 +123,9 @@ def _scan_time(source: Source, rows: int) -> np.ndarray | None:
 
 
 def read(source: Source, description: Description, request: Request) -> dict[str, Field]:
-    """Read the channels, codes bit for bit."""
-    return {
+    """Read the channels and companion fields, codes bit for bit."""
+    channels = {
         channel: read_field(source, name, CHANNELS[channel], units, description.dims)
         for channel, (name, units) in description.variables.items()
     }
+    return channels | {name: read_companion(source, c, ()) for name, c in description.companions.items()}

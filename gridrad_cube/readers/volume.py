@@ -256,6 +256,20 @@ def _listed(source: Source, name: str, take: npt.NDArray[np.int64] | slice) -> n
     return _without_fills(raw.astype(np.float32, copy=False), source, name)
 
 
+def read_dense_weights(
+    source: Source, header: VolumeGrid, name: str, levels: range
+) -> npt.NDArray[np.float32]:
+    """Weights of a moment (``wReflectivity``) on ``(levels, latitude, longitude)``: 0 in bins that are not listed.
+
+    A weight is a sum over gates, and no gate gave such a bin a value; a missing weight is 0 as well.
+    """
+    index, take = _read_index(source, header, levels)
+    _, rows, columns = header.shape
+    out = np.zeros(len(levels) * rows * columns, np.float32)
+    out[index - levels.start * rows * columns] = np.nan_to_num(_listed(source, name, take), nan=0.0)
+    return out.reshape(len(levels), rows, columns)
+
+
 def _without_fills(values: npt.NDArray[np.float32], source: Source, name: str) -> npt.NDArray[np.float32]:
     attributes = source.variables[name].attributes
     is_weight = name.startswith("w")  # a weight's missing value is 0, which is what it means
