@@ -254,6 +254,8 @@ import os, signal, sys
 import pytest
 from test_remote import RECIPE, stop_at
 from gridrad_cube import pipeline
+from gridrad_cube.store import log
+log.RECORDS_AN_OBJECT = 2
 stop_at(pytest.MonkeyPatch(), 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
 pipeline.preprocess(sys.argv[1], sys.argv[2], recipe=RECIPE)
 """
@@ -522,6 +524,25 @@ def test_a_server_that_is_down(do, sources, place, monkeypatch):
         pipeline.preprocess(sources, place, recipe=RECIPE) if do == "build" else store.open_cube(place)
     assert "127.0.0.1:9 cannot be reached" in one_line(error)
     assert time.monotonic() - start < 20
+
+
+def test_an_error_met_by_zarr_is_one_line_too(cube, monkeypatch):
+    opened = store.open_cube(cube)
+    monkeypatch.setattr(
+        obstore, "get_async", failing_with("403 Forbidden: <Code>ExpiredToken</Code>" + SECRET)
+    )
+    with pytest.raises(store.RemoteError, match="403 ExpiredToken") as error:
+        opened["latitude"].load()
+    one_line(error)
+
+
+def failing_with(text):
+    async def fail(*args, **options):
+        raise obstore.exceptions.GenericError(
+            f"Generic S3 error: ... - non-2xx status code: {text}\n\nDebug source"
+        )
+
+    return fail
 
 
 def test_plain_http_has_to_be_asked_for(cube, monkeypatch):

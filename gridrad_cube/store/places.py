@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import fsspec
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 #: Temporary names end so; a killed writer can leave one behind, and nothing reads it.
 PARTIAL = ".partial"
@@ -41,8 +42,6 @@ class Local:
         self.root = root
 
     def zarr(self) -> Any:
-        from zarr.storage import LocalStore
-
         return LocalStore(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
@@ -115,9 +114,7 @@ class Cloud:
             self.store = _open_cloud(root, os.getpid(), hash(frozenset(os.environ.items())))
 
     def zarr(self) -> Any:
-        from zarr.storage import ObjectStore
-
-        return ObjectStore(self.store, read_only=True)
+        return _CloudStore(self.store, read_only=True, root=self.root)
 
     def read(self, key: str) -> bytes:
         with _plain_errors(self.root, key):
@@ -207,6 +204,21 @@ class Cloud:
             self.api.delete(self.store, key)
 
 
+class _CloudStore(ObjectStore[Any]):
+    """What zarr-python reads through, with errors of one line."""
+
+    def __init__(self, store: Any, *, read_only: bool = False, root: str = "") -> None:
+        super().__init__(store, read_only=read_only)
+        self.root = root
+
+    def with_read_only(self, read_only: bool = False) -> _CloudStore:
+        return _CloudStore(self.store, read_only=read_only, root=self.root)
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        with _plain_errors(self.root, key):
+            return await super().get(key, *args, **kwargs)
+
+
 _CREATING = threading.Lock()
 
 
@@ -224,8 +236,6 @@ class Filesystem:
         return f"{self.base}/{key}" if key else str(self.base)
 
     def zarr(self) -> Any:
-        from zarr.storage import FsspecStore
-
         return FsspecStore.from_url(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
