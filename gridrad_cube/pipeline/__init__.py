@@ -76,12 +76,14 @@ def preprocess(
         If a source is not there.
     SchemaError
         If no source file is found, the store has another recipe, a written source has changed, two files
-        hold the same scene, or somebody else writes to the store.
+        hold the same scene, somebody else writes to the store, or other processes could not reach it.
     """
     if recipe is not None:
         quality_spec(recipe.radar)  # a constant that there is not is told before any file is read
     found = find_sources(sources)
     build = _open_build(store_path)
+    if not build.files.shared and (client is not None or scheduler or workers > 1):
+        raise SchemaError(f"{store_path}: lives in this process alone; build it with workers=1 and no client")
     with executor(client, workers, scheduler) as run, build.lease():
         build = store.Build(store_path)  # what a writer before us did is seen only under the lease
         recipe = _recipe(build, recipe)
