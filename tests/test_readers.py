@@ -779,8 +779,16 @@ def test_cf_broken_attributes_are_refused(tmp_path, attributes, message):
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        (np.array([40, 39.9, 39.9, 39.7, 39.6, 39.5]), "not strictly monotone"),
-        (np.array([40, 39.9, np.nan, 39.7, 39.6, 39.5]), "not strictly monotone and finite"),
+        (
+            np.array([40, 39.9, 39.9, 39.7, 39.6, 39.5]),
+            "not strictly monotone.*: value 2 is 39.9, after 39.9",
+        ),
+        (
+            np.array([40, 39.9, 40.1, 39.7, 39.6, 39.5]),
+            "value 2 is 40.1, after 39.9; expected it to.*Sort the file",
+        ),
+        (np.array([40, 40, 40, 40, 40, 40.0]), "value 1 is 40.0, after 40.0"),
+        (np.array([40, 39.9, np.nan, 39.7, 39.6, 39.5]), "not strictly monotone and finite: value 2 is nan"),
         (
             np.array([140, 139.9, 139.8, 139.7, 139.6, 139.5]),
             "latitude has 140.0; expected degrees within 90",
