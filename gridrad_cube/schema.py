@@ -21,6 +21,8 @@ PATCH_SIZE = 256
 TIME_UNITS = "seconds since 1970-01-01"
 #: Code of a missing time (xarray decodes it to NaT).
 TIME_FILL = -(2**63)
+#: Bins of a channel's training histogram, over its typical range.
+HISTOGRAM_BINS = 64
 #: Version of the layout of ``patches.zarr``; readers refuse a newer one.
 FORMAT_VERSION = 1
 
@@ -517,6 +519,10 @@ class RadarSpec:
         object.__setattr__(self, "altitudes_km", tuple(float(a) for a in self.altitudes_km))
         if self.qc not in ("fixed", "published", "none"):
             raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
+        if self.qc_constants and self.qc == "none":
+            raise SchemaError(
+                f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ ONLY_IN = {
     "netCDF4": {"readers", "synthetic"},
     "h5py": {"readers"},
     "tensorstore": {"store"},
+    "fsspec": {"store"},
+    "obstore": {"store"},
     "matplotlib": {"plot"},
     "click": {"cli"},
 }
@@ -100,7 +102,10 @@ def test_no_cycle_within_a_layer():
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import gridrad_cube", ("torch", "distributed", "scipy", "matplotlib", "netCDF4", "tensorstore")),
+        (
+            "import gridrad_cube",
+            ("torch", "distributed", "scipy", "matplotlib", "netCDF4", "tensorstore", "obstore"),
+        ),
         ("import gridrad_cube.readers.engines", ("torch", "distributed", "scipy", "matplotlib")),
         ("import gridrad_cube.pipeline", ("torch", "matplotlib")),
         ("import gridrad_cube.query", ("torch", "distributed", "matplotlib")),

@@ -280,11 +280,6 @@ def test_versions_of_gridrad_on_other_lattices_are_refused(tmp_path):
         pipeline.preprocess(tmp_path / "s", tmp_path / "p.zarr", recipe=RECIPE)
 
 
-def test_store_in_memory_is_refused_before_anything_is_built(sources):
-    with pytest.raises(SchemaError, match="built on a local disk"):
-        pipeline.preprocess(sources, "memory://p.zarr", recipe=RECIPE)
-
-
 def test_later_files_are_appended_and_old_rows_stay(sources, cube, tmp_path):
     early = tmp_path / "sources"
     for path in sorted(sources.rglob("*.nc"))[:3]:

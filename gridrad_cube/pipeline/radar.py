@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gridrad_cube import quality, readers
-from gridrad_cube.schema import CHANNELS, RadarSpec
+from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError, build_spec
 
 _PACKING = CHANNELS["reflectivity"].packing
 #: Codes of removed bins, the same in every radar field of the table.
@@ -14,7 +16,17 @@ LOW_CONFIDENCE, CLUTTER = int(_PACKING.low_confidence or 0), int(_PACKING.clutte
 
 def quality_spec(radar: RadarSpec) -> quality.RadarQualitySpec | None:
     """Constants of the quality control that a recipe asks for; None for none."""
-    return None if radar.qc == "none" else quality.RadarQualitySpec(mode=radar.qc)
+    if radar.qc == "none":
+        return None
+    published = quality.RadarQualitySpec(mode=radar.qc)
+    given: dict[str, Any] = dict(radar.qc_constants)
+    for name, value in given.items():
+        kind = type(getattr(published, name, value))
+        if kind(value) != value:
+            raise SchemaError(f"qc_constants: {name} is {kind.__name__}, got {value}")
+        given[name] = kind(value)
+    spec: quality.RadarQualitySpec = build_spec(quality.RadarQualitySpec, {"mode": radar.qc, **given})
+    return spec
 
 
 def clean(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> dict[str, np.ndarray]:

@@ -9,8 +9,10 @@ from gridrad_cube.quality.flags import (
     flags_from_statistics,
     global_flags,
     global_outliers,
+    global_population,
     global_thresholds,
     reflag,
+    thresholds_of,
 )
 from gridrad_cube.quality.radar import (
     RadarQualitySpec,
@@ -30,8 +32,10 @@ __all__ = [
     "flags_from_statistics",
     "global_flags",
     "global_outliers",
+    "global_population",
     "global_thresholds",
     "patch_statistics",
     "reflag",
     "remove_clutter",
+    "thresholds_of",
 ]

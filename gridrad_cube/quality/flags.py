@@ -190,22 +190,47 @@ def global_thresholds(
     JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``, ``minimum_echo_fraction``, or
     ``rule="off"`` with a ``reason``; with altitudes a list of these under ``levels``.
     """
-    if channel.kind == "companion":
-        return {"rule": "off", "reason": "a companion field is not judged"}
+    found = [
+        thresholds_of(means, channel, spec) for means in global_population(statistics, flags, channel, spec)
+    ]
+    return {"levels": found} if flags.ndim == 4 else found[0]
+
+
+def global_population(
+    statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
+) -> list[np.ndarray]:
+    """Patch means that `global_thresholds` draws on, float32 (N,), one array an altitude.
+
+    Parameters
+    ----------
+    statistics, flags
+        As for `global_thresholds`; of a part of a store for a part of its means.
+    """
     if flags.ndim == 4:
         levels = (
             ({name: values[:, level] for name, values in statistics.items()}, flags[:, level])
             for level in range(flags.shape[1])
         )
-        return {"levels": [global_thresholds(part, bits, channel, spec) for part, bits in levels]}
-    minimum_echo = MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
-    transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
-    means = _transformed(statistics, transform, minimum_echo)
+        return [global_population(part, bits, channel, spec)[0] for part, bits in levels]
     if spec.rule == "echo":
-        clean = (flags & int(default_reject(channel.kind))) == 0
+        use = (flags & int(default_reject(channel.kind))) == 0
     else:
-        clean = (statistics["valid_fraction"] == 1.0) & ((flags & int(Flag.local_outlier)) == 0)
-    population = np.sort(means[clean & np.isfinite(means)])  # sorted, so that sums do not depend on the order
+        use = (statistics["valid_fraction"] == 1.0) & ((flags & int(Flag.local_outlier)) == 0)
+    minimum_echo = _minimum_echo(channel, spec)
+    if minimum_echo is not None:
+        use = use & (statistics["echo_fraction"] >= minimum_echo)
+    means = statistics["mean"][use]
+    return [means[np.isfinite(means)]]
+
+
+def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dict[str, Any]:
+    """Thresholds of one distribution of patch means, as `global_thresholds` has them; off for companion fields."""
+    if channel.kind == "companion":
+        return {"rule": "off", "reason": "a companion field is not judged"}
+    transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
+    population = _transformed({"mean": means}, transform, None)
+    population = population[np.isfinite(population)]
+    population.sort()  # so that sums do not depend on the order
     found = {"count": int(population.size), "factor": float(spec.global_mean_deviation_factor)}
     if population.size < MINIMUM_PATCHES:
         return {"rule": "off", "reason": f"under {MINIMUM_PATCHES} clean patches", **found}
@@ -214,8 +239,12 @@ def global_thresholds(
         return {"rule": "off", "reason": "the patch means do not spread", **found}
     return {
         "rule": spec.rule, "transform": transform, "center": float(center), "spread": float(spread), **found,
-        "minimum_echo_fraction": minimum_echo,
+        "minimum_echo_fraction": _minimum_echo(channel, spec),
     }  # fmt: skip
+
+
+def _minimum_echo(channel: Channel, spec: QualitySpec) -> float | None:
+    return MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
 
 
 def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[str, Any]) -> np.ndarray:

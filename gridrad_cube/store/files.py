@@ -1,31 +1,30 @@
-"""Bytes under a store, on a local disk or through fsspec: whole objects only, written atomically."""
+"""Bytes under a store, on a local disk or remote: whole objects by key, written atomically."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import secrets
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
-
 from gridrad_cube.schema import SchemaError
-
-#: Temporary names end so; a killed writer can leave one behind, and nothing reads it.
-PARTIAL = ".partial"
+from gridrad_cube.store.places import CLOUD, Cloud, Filesystem, Local
 
 
 class Files:
-    """Whole objects under one root, by relative key. Picklable; opens nothing until used.
+    """Objects under one root, by relative key. Picklable; opens nothing until used.
+
+    Every read raises FileNotFoundError where there is no such object, and `RemoteError` where a remote store
+    cannot be reached or refuses.
 
     Parameters
     ----------
     root
-        A local path, or a URL that fsspec knows (``memory://``, ``s3://``). A URL with a user name or a
-        password in it is refused, so that no secret reaches a log or an attribute.
+        A local path; a URL of cloud storage (``s3://``, ``gs://``, ``az://``, ``abfs://``), with endpoint and
+        credentials in the environment; or any other URL that fsspec knows (``memory://``). A URL with a
+        password or a query in it is refused, so that no secret reaches a log or an attribute.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -35,107 +34,96 @@ class Files:
             parts = urlsplit(text)
             if parts.scheme == "file":
                 self.local, text = True, parts.path
-            elif "@" in parts.netloc:
-                raise SchemaError(
-                    f"store: a URL with credentials in it is refused ({parts.scheme}://...@{parts.hostname}). "
-                    "Give them by the environment or the credentials file of the protocol."
-                )
+            else:
+                _refuse_secrets(text)
         self.root = os.path.abspath(text) if self.local else text.rstrip("/")
+        self._opened: tuple[int, Local | Cloud | Filesystem] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Files, (self.root,)
 
     def __repr__(self) -> str:
         return f"Files({self.root!r})"
-
-    @property
-    def readable(self) -> bool:
-        """Whether `PatchReader` reads patches from here."""
-        return self.local or self.root.startswith(("s3://", "gs://"))
 
     def path(self, key: str = "") -> str:
         """Local path or URL of a key."""
         return f"{self.root}/{key}" if key else self.root
 
-    def _fs(self) -> tuple[Any, str]:
-        return fsspec.core.url_to_fs(self.root)
+    @property
+    def _place(self) -> Local | Cloud | Filesystem:
+        if self._opened is None or self._opened[0] != os.getpid():
+            kind: type[Local | Cloud | Filesystem] = (
+                Local if self.local else Cloud if self.root.split("://", 1)[0] in CLOUD else Filesystem
+            )
+            self._opened = os.getpid(), kind(self.root)
+        return self._opened[1]
+
+    def zarr(self) -> Any:
+        """A store object of zarr-python on this root, for reading."""
+        return self._place.zarr()
 
     def read(self, key: str) -> bytes:
-        """Bytes of an object; FileNotFoundError where there is none."""
-        if self.local:
-            return Path(self.root, key).read_bytes()
-        fs, base = self._fs()
-        return bytes(fs.cat_file(f"{base}/{key}"))
+        """Bytes of an object."""
+        return self._place.read(key)
+
+    def read_range(self, key: str, start: int, stop: int | None = None) -> bytes:
+        """Part of an object, as ``read(key)[start:stop]`` gives it, without reading the rest.
+
+        Parameters
+        ----------
+        start
+            First byte; where negative, with ``stop`` None, so many of the last ones.
+        stop
+            Byte after the last; None reads to the end.
+        """
+        if start < 0 and stop is not None:
+            raise ValueError(f"{key}: a range from the end has no stop, got ({start}, {stop})")
+        return self._place.read_range(key, start, stop)
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Parts ``[start, stop)`` of an object, in this order; what lies close together is read at once."""
+        return self._place.read_ranges(key, ranges) if ranges else []
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object in one step: a reader sees the old bytes or the new ones, also after a crash."""
-        if not self.local:
-            fs, base = self._fs()
-            fs.pipe_file(f"{base}/{key}", data)
-            return
-        target = Path(self.root, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        self._place.write(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object only if there is none yet; False if there is. Exclusive on local disks."""
-        if not self.local:
-            if self.exists(key):
-                return False
-            self.write(key, data)
-            return True
-        target = Path(self.root, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(target, "xb") as file:
-                file.write(data)
-        except FileExistsError:
-            return False
-        return True
+        """Put an object only if there is none yet; False if there is.
+
+        Of several that try at once, one wins: between machines on local disks and cloud storage, between
+        threads on ``memory://``.
+        """
+        return self._place.create(key, data)
 
     def exists(self, key: str = "") -> bool:
         """Whether an object or folder of this key is there."""
-        if self.local:
-            return Path(self.root, key).exists()
-        fs, base = self._fs()
-        return bool(fs.exists(f"{base}/{key}" if key else base))
+        return self._place.exists(key)
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
         try:
-            if self.local:
-                return Path(self.root, key).stat().st_size
-            fs, base = self._fs()
-            return int(fs.info(f"{base}/{key}")["size"])
+            return self._place.size(key)
         except FileNotFoundError:
             return None
 
     def names(self, key: str = "") -> list[str]:
         """Names directly under a key, sorted; empty where there is nothing."""
         try:
-            if self.local:
-                return sorted(
-                    e.name for e in os.scandir(Path(self.root, key)) if not e.name.endswith(PARTIAL)
-                )
-            fs, base = self._fs()
-            return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(f"{base}/{key}", detail=False))
+            return sorted(self._place.names(key))
         except FileNotFoundError:
             return []
 
+    def sizes(self, key: str = "") -> dict[str, int]:
+        """Bytes of every object directly under a key, by name, from one listing; empty where there is nothing."""
+        try:
+            return self._place.sizes(key)
+        except FileNotFoundError:
+            return {}
+
     def remove(self, key: str) -> None:
         """Take an object away; nothing happens where there is none."""
-        if self.local:
-            Path(self.root, key).unlink(missing_ok=True)
-            return
-        fs, base = self._fs()
-        if fs.exists(f"{base}/{key}"):
-            fs.rm_file(f"{base}/{key}")
+        self._place.remove(key)
 
     def read_json(self, key: str) -> Any:
         """Parse a JSON object."""
@@ -144,3 +132,14 @@ class Files:
     def write_json(self, key: str, value: Any) -> None:
         """Write JSON atomically. NaN is refused: other readers of JSON cannot parse it."""
         self.write(key, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
+
+
+def _refuse_secrets(url: str) -> None:
+    parts = urlsplit(url)
+    user = parts.netloc.rpartition("@")[0]
+    container = parts.scheme in ("abfs", "abfss") and ":" not in user  # abfs://container@account...
+    if parts.query or (user and not container):
+        raise SchemaError(
+            f"store: a URL with credentials in it is refused ({parts.scheme}://...{parts.hostname}). Give them by "
+            "the environment, as docs/remote-stores.md says."
+        )

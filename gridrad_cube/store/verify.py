@@ -41,12 +41,17 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
     if build.layout is None:
         raise SchemaError(f"{store}: no build log in it; nothing to verify against")
     damages = []
-    for record in build.records():
-        for crop in record["crops"] if record["status"] == "written" else ():
-            for key, (size, crc) in crop["shards"].items():
-                what = _damage(build, key, size, crc)
+    for entry in build.entries:
+        for row in entry.rows:
+            for column, name in enumerate(build.layout.channels):
+                size = int(build.shard_bytes[row, column])
+                if size < 0:
+                    continue
+                spec = build.layout.pixels(name, build.rows)
+                key = spec.key((row, *(0 for _ in spec.dims[1:])))
+                what = _damage(build, key, size, int(build.shard_crc[row, column]))
                 if what:
-                    damages.append(Damage(record["source"], crop["row"], key, what))
+                    damages.append(Damage(entry.source, row, key, what))
     return damages + _damaged_rest(build)
 
 
