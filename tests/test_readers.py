@@ -802,6 +802,16 @@ def test_broken_axes_are_refused(tmp_path, axis, message):
         readers.inspect(path)
 
 
+def test_axis_across_the_date_line_keeps_its_order(tmp_path):
+    longitude = np.array([179.8, 179.9, -180.0, -179.9, -179.8])
+    coordinates = files.cf_coordinates() | {"lon": (("lon",), longitude, {"units": "degrees_east"})}
+    path = files.write_cf(tmp_path / "a.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}, coordinates)
+    np.testing.assert_array_equal(readers.read_scene(path)["longitude"].values, longitude)
+    coordinates["lon"] = (("lon",), longitude[[0, 2, 1, 3, 4]], {"units": "degrees_east"})
+    with pytest.raises(SchemaError, match="longitude of 5 values is not strictly monotone"):
+        readers.inspect(files.write_cf(tmp_path / "b.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}, coordinates))
+
+
 @given(shift=st.floats(-4e-7, 4e-7), step=st.sampled_from([0.01, 0.02, 0.25]))
 def test_grid_id_is_of_the_positions_not_of_the_floats(shift, step):
     lat, lon = 20.0 + step * np.arange(40), -100.0 + step * np.arange(30)

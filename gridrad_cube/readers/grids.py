@@ -123,8 +123,8 @@ def make_grid(
         _check_range(latitude, longitude, where)
         return Grid(latitude, _wrapped(longitude))
     for name, axis in (("latitude", latitude), ("longitude", longitude)):
-        step = np.diff(axis)
-        if axis.size == 0 or not np.isfinite(axis).all() or not ((step > 0).all() or (step < 0).all()):
+        crosses = name == "longitude" and _is_monotone(np.unwrap(axis, period=360.0))  # 179 E, then 180 W
+        if not crosses and not _is_monotone(axis):
             raise SchemaError(
                 f"{where}: {name} of {axis.size} values is not strictly monotone and finite{_first_turn(axis)}; "
                 "expected it to ascend or to descend. Sort the file along it (xarray: ds.sortby), or leave it out."
@@ -134,6 +134,11 @@ def make_grid(
         _clean(latitude, lattice, tolerance, rebuild, wrap=False),
         _clean(longitude, lattice, tolerance, rebuild, wrap=True),
     )
+
+
+def _is_monotone(axis: Float) -> bool:
+    step = np.diff(axis)
+    return bool(axis.size and np.isfinite(axis).all() and ((step > 0).all() or (step < 0).all()))
 
 
 def _first_turn(axis: Float) -> str:

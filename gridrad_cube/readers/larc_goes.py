@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gridrad_cube.readers.companions import PARALLAX, find_companions, read_companion
+from gridrad_cube.readers.companions import PARALLAX, fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.fields import Field, read_field
 from gridrad_cube.readers.files import Source, number, text
 from gridrad_cube.readers.grids import Grid, make_grid, read_degrees
@@ -79,6 +79,7 @@ def describe(source: Source, request: Request) -> Description:
         selection=selection,
         variables=variables,
         companions=find_companions(source, request.companions, (rows, columns), unasked=PARALLAX),
+        further=tuple(fields_on_grid(source, (rows, columns))),
         dims=(rows, columns),
         satellite_longitude=GOES_LONGITUDE.get(satellite or 0),
         observation_time=_scan_time(source, grid.shape[0], time),
