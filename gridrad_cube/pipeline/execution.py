@@ -45,10 +45,15 @@ def _run_here(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[int, Any]]:
     for i, args in enumerate(arguments):
-        try:
-            yield i, function(*args)
-        except Exception as error:  # a fault met in one file must not stop the others
-            yield i, error
+        yield i, _result(function, args)
+
+
+def _result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What a task gives, or its exception: a fault met in one file must not stop the others."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
 
 
 def _run_dask(
@@ -62,16 +67,17 @@ def _run_dask(
 
     def submit() -> Any:
         for i, args in waiting:
-            future = client.submit(function, *args, pure=False)
+            future = client.submit(_result, function, args, pure=False)
             futures[future] = i
             return future
         return None
 
-    first = [submit() for _ in range(workers * SUBMITTED_PER_WORKER)]
-    pool = as_completed([f for f in first if f is not None], loop=client.loop)
+    pool = as_completed(loop=client.loop)
+    for _ in range(min(workers * SUBMITTED_PER_WORKER, len(arguments))):
+        pool.add(submit())
     for future in pool:
         i = futures.pop(future)
-        error = future.exception()
+        error = future.exception()  # of Dask itself: a task that killed several workers
         yield i, future.result() if error is None else error
         following = submit()
         if following is not None:
