@@ -781,8 +781,16 @@ def test_cf_broken_attributes_are_refused(tmp_path, attributes, message):
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        (np.array([40, 39.9, 39.9, 39.7, 39.6, 39.5]), "not strictly monotone"),
-        (np.array([40, 39.9, np.nan, 39.7, 39.6, 39.5]), "not strictly monotone and finite"),
+        (
+            np.array([40, 39.9, 39.9, 39.7, 39.6, 39.5]),
+            "not strictly monotone.*: value 2 is 39.9, after 39.9",
+        ),
+        (
+            np.array([40, 39.9, 40.1, 39.7, 39.6, 39.5]),
+            "value 2 is 40.1, after 39.9; expected it to.*Sort the file",
+        ),
+        (np.array([40, 40, 40, 40, 40, 40.0]), "value 1 is 40.0, after 40.0"),
+        (np.array([40, 39.9, np.nan, 39.7, 39.6, 39.5]), "not strictly monotone and finite: value 2 is nan"),
         (
             np.array([140, 139.9, 139.8, 139.7, 139.6, 139.5]),
             "latitude has 140.0; expected degrees within 90",
@@ -794,6 +802,16 @@ def test_broken_axes_are_refused(tmp_path, axis, message):
     path = files.write_cf(tmp_path / "a.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}, coordinates)
     with pytest.raises(SchemaError, match=message):
         readers.inspect(path)
+
+
+def test_axis_across_the_date_line_keeps_its_order(tmp_path):
+    longitude = np.array([179.8, 179.9, -180.0, -179.9, -179.8])
+    coordinates = files.cf_coordinates() | {"lon": (("lon",), longitude, {"units": "degrees_east"})}
+    path = files.write_cf(tmp_path / "a.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}, coordinates)
+    np.testing.assert_array_equal(readers.read_scene(path)["longitude"].values, longitude)
+    coordinates["lon"] = (("lon",), longitude[[0, 2, 1, 3, 4]], {"units": "degrees_east"})
+    with pytest.raises(SchemaError, match="longitude of 5 values is not strictly monotone"):
+        readers.inspect(files.write_cf(tmp_path / "b.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}, coordinates))
 
 
 @given(shift=st.floats(-4e-7, 4e-7), step=st.sampled_from([0.01, 0.02, 0.25]))

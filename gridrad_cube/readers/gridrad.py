@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.companions import find_companions, read_companion
+from gridrad_cube.readers.companions import fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
@@ -68,6 +68,7 @@ def _describe(source: Source, header: VolumeGrid, request: Request) -> Descripti
         selection=selection,
         variables={name: (header.names.get(name, name), (1.0, 0.0)) for name in selection.variables},
         companions=companions,
+        further=tuple(fields_on_grid(source, (dims[0], dims[1]), vertical, listed)),
     )
 
 
