@@ -66,6 +66,9 @@ def _file(path: Path) -> Summary:
         "grid": header.grid_id,
         "product": header.product,
     }
+    further = (*header.companions, *header.further)
+    if further:
+        facts["further variables (--companion)"] = ", ".join(further)
     return Summary(str(path), "source file", facts)
 
 

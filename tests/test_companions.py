@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import netCDF4
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from reader_files import (
     write_larc,
 )
 
-from gridrad_cube import datasets, info, plot, quality, query, readers, store, synthetic, tiling
+from gridrad_cube import datasets, info, pipeline, plot, quality, query, readers, store, synthetic, tiling
 from gridrad_cube.datasets.normalization import normalizations
 from gridrad_cube.schema import (
     COMPANION_ROLE,
@@ -321,6 +322,20 @@ def test_parallax_correction_points_to_the_satellite(tmp_path):
     assert (np.hypot(north, east) < 0.6).all()
 
 
+def test_header_says_what_else_could_be_carried(tmp_path, volume):
+    (path,) = synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160), companions=True)
+    header = readers.inspect(path, channels=IR)
+    assert header.further == (OT, TROPOPAUSE)
+    assert (header.satellite_longitude, header.has_scan_times) == (-75.2, True)
+    assert "ot_id_number" in info.inspect_target(path).facts["further variables (--companion)"]
+    header = readers.inspect(volume[0])
+    assert header.further == ("Nradecho", "Nradobs", "wReflectivity")
+    assert (header.satellite_longitude, header.has_scan_times) == (None, False)
+    fields = {"precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"), "n": on_grid(np.ones((6, 5), "i2")),
+              "row": on_grid(np.ones((6, 5), "i2")), "line": (("lat",), np.ones(6), {})}  # fmt: skip
+    assert readers.inspect(write_cf(tmp_path / "a.nc", fields)).further == ("n",)
+
+
 # Flags and statistics
 
 
@@ -414,92 +429,41 @@ def test_companions_have_no_global_outliers():
         pixels=256, angles={"satellite_zenith_angle": np.full((1, 4, 4), 90.0, np.float32)},
     )  # fmt: skip
     np.testing.assert_array_equal(again[0, 0], bits(found))
-    assert said["rule"] == "off"
+    assert [level["rule"] for level in said["levels"]] == ["off"]
 
 
 # A cube
 
 
-def add_scene(build, layout, entry, scene):
-    crop = tiling.cut(scene, tiling.Window(0, 0, *layout.crop), layout.patch)
-    found = quality.assess(crop, QualitySpec())
-    values = {str(n): found[n].values for n in found.data_vars}
-    values |= {
-        n: found[n].values for n in ("latitude", "longitude", "solar_zenith_angle", "satellite_zenith_angle")
-    }
-    for name in set(layout.channels) - set(map(str, crop.data_vars)):
-        values[f"{name}_flags"] = np.full(layout.cells, int(Flag.channel_absent), np.uint16)
-    pixels = {name: crop[name].values for name in layout.channels if name in crop}
-    shards = store.write_crop(build.files, layout, entry.row, pixels)
-    store.write_grid(build.files, entry.grid, scene["latitude"].values, scene["longitude"].values)
-    crops = [{"row": entry.row, "shards": shards, "values": store.pack_values(values)}]
-    build.record(
-        {"source": entry.source, "size": 1, "mtime_ns": 1, "status": "written", "reason": "", "crops": crops}
-    )
-
-
-def training_statistics(layout, scenes):
-    out = {}
-    for name, channel in layout.channels.items():
-        values = np.concatenate([channel.packing.decode(s[name].values).ravel() for s in scenes if name in s])
-        values = values[np.isfinite(values)].astype(np.float64)
-        out[name] = {"patches": 1, "mean": float(values.mean()), "std": float(values.std()),
-                     "minimum": float(values.min()), "maximum": float(values.max()), "histogram": None}  # fmt: skip
-    return out
-
-
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
+    """Three files with tops in two patches of each; the second lacks their variable."""
     folder = tmp_path_factory.mktemp("sources")
-    return synthetic.write_scenes(
+    paths = synthetic.write_scenes(
         folder, scenes=3, shape=(96, 160), start="2021-07-05T18:00", companions=True
     )
+    for number, path in enumerate(paths, 1):
+        with netCDF4.Dataset(path, "a") as file:
+            file.set_auto_maskandscale(False)
+            file[OT][:] = 0
+            file[OT][0, 10:14, 60:70] = number
+            if number == 2:
+                file.renameVariable(OT, "something_else")
+    return paths
 
 
 @pytest.fixture(scope="module")
 def scenes(sources):
-    found = [readers.read_scene(path, companions=(OT, TROPOPAUSE)) for path in sources]
-    for number, scene in enumerate(found, 1):  # tops in two patches of each
-        scene[OT].values[:] = 0
-        scene[OT].values[10:14, 60:70] = number
-    return [found[0], found[1].drop_vars(OT), found[2]]
+    return [readers.read_scene(path, companions=(OT, TROPOPAUSE)) for path in sources]
 
 
 @pytest.fixture(scope="module")
-def cube(scenes, tmp_path_factory):
-    """A cube of three scenes with companion fields of two dtypes, one of which a scene lacks."""
-    channels = {}
-    for name, variable in scenes[0].data_vars.items():
-        packing = packing_of(variable)
-        attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
-        channels[str(name)] = store.ChannelLayout(name=str(name), packing=packing, attributes=attributes)
-    coordinates = tuple(
-        n for n in store.COORDINATES if n not in ("observation_time", "solar_zenith_angle_maximum")
-    )
-    layout = store.CubeLayout(
-        channels=channels, crop=(96, 160), patch=32, codec="fast", coordinates=coordinates
-    )
+def cube(sources, tmp_path_factory):
+    """A cube with companion fields of two dtypes, one of which a scene lacks."""
     path = tmp_path_factory.mktemp("cube") / "patches.zarr"
-    build = store.Build(path)
-    entries = [
-        store.Entry(
-            source=f"{i}.nc", size=1, mtime_ns=1, time=int(scene["time"].values.astype(np.int64)), grid="g",
-            shape=(96, 160), product="p", format="larc_goes", channels=tuple(channels), windows=((0, 0),), row=i,
-        )
-        for i, scene in enumerate(scenes)
-    ]  # fmt: skip
     recipe = Recipe(tile=TileSpec(patch=32), companions=(OT, TROPOPAUSE))
-    build.begin(recipe, layout, entries)
-    for entry, scene in zip(entries, scenes, strict=True):
-        add_scene(build, layout, entry, scene)
-    for rows in store.blocks(build):
-        store.write_block(build, rows, store.gather(build, rows))
-    about = {
-        "recipe": recipe.to_dict(), "channels": {n: c.to_dict() for n, c in layout.channels.items()},
-        "crop": [96, 160], "patch": 32, "identity": build.identity(), "quality": {}, "thresholds": {},
-        "training_statistics": training_statistics(layout, scenes),
-    }  # fmt: skip
-    store.commit(build, {"gridrad_cube": about}, store.report_columns(list(build.records())))
+    report = pipeline.preprocess(sources, path, recipe=recipe)
+    assert not report.failed
     return path
 
 

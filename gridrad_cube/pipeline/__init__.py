@@ -190,12 +190,19 @@ def _attempt(retries: int, *task: Any) -> store.Record:
     raise AssertionError("unreachable")
 
 
+def _is_of_the_store(build: store.Build, error: OSError) -> bool:
+    """Whether an error is of the place that is written to, so that no other file would fare better."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return error.errno in _FATAL or (refused and str(error.filename).startswith(build.files.root))
+
+
 def _account(build: store.Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
     entry = build.entries[number]
-    if isinstance(result, OSError) and result.errno in _FATAL:
+    if isinstance(result, OSError) and _is_of_the_store(build, result):
         raise OSError(
-            result.errno, f"{build.files.root}: {result.strerror}. Make room and run again: it continues"
+            result.errno,
+            f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
         )
     record: store.Record = _failure(entry, result) if isinstance(result, BaseException) else result
     if record.status == "written" or not build.is_written(number):

@@ -72,6 +72,15 @@ class Selection:
     altitudes: tuple[float, ...] = ()
 
 
+def is_companion_name(name: str) -> bool:
+    """Whether a companion field may be called this."""
+    try:
+        _check_companion(name, (name,))
+    except SchemaError:
+        return False
+    return True
+
+
 def _check_companion(name: str, companions: Sequence[str]) -> None:
     """Refuse a name that cannot be a variable of a store beside everything else that is one."""
     lower, others = name.lower(), [n.lower() for n in companions]  # some file systems do not tell capitals
