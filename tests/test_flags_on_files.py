@@ -7,7 +7,7 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 import pytest
-from reader_files import cf_coordinates, write_cf, write_larc
+from reader_files import cf_coordinates, write_cf, write_gridrad, write_larc
 
 from gridrad_cube import quality, readers, tiling
 from gridrad_cube.schema import CHANNELS, Flag, Packing, QualitySpec, SchemaError, TileSpec, default_reject
@@ -98,6 +98,40 @@ def test_every_fault_planted_in_packed_codes_is_flagged_and_nothing_else(tmp_pat
     for bit, where in zip(expected, cells, strict=True):
         assert {int(flags[c]) for c in where} == {int(bit)}
     assert not any(flags[c] for c in clean)
+
+
+RADAR_FAULTS = {
+    "nan": (np.nan, Flag.some_missing),
+    "-9999": (-9999.0, Flag.some_missing),
+    "default fill": (9.969209968386869e36, Flag.some_missing),
+    "inf": (np.inf, Flag.non_finite),
+    "65535": (65535.0, Flag.out_of_valid_range),
+}
+
+
+@pytest.mark.parametrize("fault", RADAR_FAULTS)
+@pytest.mark.parametrize("seed", range(2))
+def test_every_fault_planted_in_a_volume_is_flagged_and_nothing_else(tmp_path, fault, seed):
+    """Every other patch of every level gets a block; the sky is looked at everywhere, and half of it has echo."""
+    rng = np.random.default_rng(seed)
+    value, bit = RADAR_FAULTS[fault]
+    field = np.stack([clean_field(2.0, seed + level) for level in range(3)]) - 230  # -10 to 60
+    listed = field > 0
+    listed[:, : SIZE // 2] = True  # echo all over in the south, clear air among it in the north
+    spoilt = np.zeros((3, CELLS, CELLS), bool)
+    for level, row, col in np.argwhere(np.indices(spoilt.shape).sum(axis=0) % 2):
+        block = np.full((SIZE, SIZE), 0.0)
+        plant(block, 1.0, [(row, col)], rng)
+        field[level][(block == 1.0) & listed[level]] = value
+        spoilt[level, row, col] = ((block == 1.0) & listed[level]).any()
+    counts = np.full(field.shape, 4, np.int8)
+    path = write_gridrad(
+        tmp_path / "nexrad_3d_v4_2_20110427T220000Z.nc", field, nradobs=counts, listed=listed
+    )
+    flags, _ = flags_of(path, "reflectivity")
+    assert spoilt.sum() > 40
+    assert {int(f) for f in flags[spoilt]} == {int(bit)}
+    assert set(flags[~spoilt].tolist()) <= {0, int(Flag.no_echo)}
 
 
 #: A patch has a storm where at least this many pixels (about 100 km2) are of convective strength: 40 dBZ as
