@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 from reader_files import cf_coordinates, write_cf, write_gridrad, write_larc
 
-from gridrad_cube import quality, readers, tiling
-from gridrad_cube.schema import CHANNELS, Flag, Packing, QualitySpec, SchemaError, TileSpec, default_reject
+from gridrad_cube import pipeline, quality, readers, store, synthetic, tiling
+from gridrad_cube.schema import (
+    CHANNELS,
+    Flag,
+    Packing,
+    QualitySpec,
+    Recipe,
+    SchemaError,
+    TileSpec,
+    default_reject,
+)
 
 PATCH, CELLS = 32, 6
 SIZE = PATCH * CELLS
@@ -161,6 +170,24 @@ def test_no_patch_with_a_storm_is_rejected_on_real_files(real_data: Path, name: 
     # With a single such pixel, only patches that were hardly looked at are.
     few = rejected & (pixels > 0)
     assert (flags[few] & int(default_reject(channel.kind)) == int(Flag.low_coverage)).all()
+
+
+def test_flags_do_not_depend_on_the_order_of_the_files(tmp_path):
+    paths = synthetic.write_scenes(tmp_path / "sources", scenes=4, shape=(96, 160), start="2021-07-05T23:40",
+                                   interval="30min")  # fmt: skip
+    recipe = Recipe(tile=TileSpec(patch=32), quality=QualitySpec(global_mean_deviation_factor=1.0))
+    cubes, thresholds = [], []
+    for number, order in enumerate(([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1])):
+        path = tmp_path / f"{number}.zarr"
+        assert not pipeline.preprocess([paths[i] for i in order], path, recipe=recipe).failed
+        cubes.append(store.open_packed(path).load())
+        thresholds.append(store.cube_info(path)["thresholds"])
+    assert (cubes[0][f"{IR}_flags"].values & int(Flag.global_outlier)).any()
+    for cube, found in zip(cubes[1:], thresholds[1:], strict=True):
+        assert found == thresholds[0]
+        assert set(cube.variables) == set(cubes[0].variables)
+        for name, variable in cube.variables.items():
+            np.testing.assert_array_equal(variable.values, cubes[0][name].values, err_msg=str(name))
 
 
 # Visible: units, sun
