@@ -30,6 +30,7 @@ class Label:
     variable: str
     altitude: int | None
     kind: str
+    km: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def labels_of(dataset: xr.Dataset, channels: Sequence[str]) -> tuple[Label, ...]
             out.append(Label(name, name, None, kind))
             continue
         heights = dataset["altitude"].values.tolist()
-        out += [Label(channel_label(name, km), name, i, kind) for i, km in enumerate(heights)]
+        out += [Label(channel_label(name, km), name, i, kind, km) for i, km in enumerate(heights)]
     return tuple(out)
 
 
@@ -99,6 +100,28 @@ def choose_labels(
         raise SchemaError(f"{where}: no channel asked for, got {channels!r}; expected some of "
                           f"{[label.name for label in available]}")  # fmt: skip
     return tuple(chosen)
+
+
+def choose_altitudes(
+    labels: Sequence[Label], altitude: float | Sequence[float] | None, where: str
+) -> tuple[Label, ...]:
+    """Labels at these altitudes, km, and those of channels that have none, in the order they had.
+
+    Raises
+    ------
+    SchemaError
+        If one is not there; lists what is.
+    """
+    if altitude is None:
+        return tuple(labels)
+    wanted = {float(km) for km in np.atleast_1d(np.asarray(altitude, float))}
+    known = {label.km for label in labels} - {None}
+    if not wanted or wanted - known:
+        raise SchemaError(
+            f"{where}: no altitude {sorted(wanted - known)} km of {sorted({v.variable for v in labels})}; "
+            f"expected some of {sorted(km for km in known if km is not None)}"
+        )
+    return tuple(label for label in labels if label.km is None or label.km in wanted)
 
 
 def masks_of(labels: Sequence[Label], reject: int | Flag | Iterable[str] | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ def quality_spec(radar: RadarSpec) -> quality.RadarQualitySpec | None:
     return spec
 
 
-def clean(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> dict[str, np.ndarray]:
-    """Remove low-confidence bins and clutter from every field of a GridRad volume.
+def clean(
+    volume: readers.RadarVolume, fields: Collection[str], spec: quality.RadarQualitySpec
+) -> dict[str, np.ndarray]:
+    """Remove low-confidence bins and clutter from fields of a GridRad volume.
 
     In the published order: the low-confidence filter and the dual-polarisation test on the listed bins, then
     speckle, weak columns and echo below anvils on the dense grid. What is removed keeps a code that says why.
@@ -38,42 +41,43 @@ def clean(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> dict[s
 
     Returns
     -------
-    Codes of all levels, ``(altitude, latitude, longitude)`` uint16, for each field of the volume.
+    Codes of all levels, ``(altitude, latitude, longitude)`` uint16, for reflectivity and each of ``fields``.
     """
     dense = readers.densify(volume, "reflectivity", states=_removed_bins(volume, spec))
     quality.remove_clutter(dense, volume.header.altitude_km, _PACKING, spec=spec, out=dense)
     out = {"reflectivity": dense}
-    for name in volume.values:
+    for name in fields:
         if name != "reflectivity":
             out[name] = readers.densify(volume, name)
-            for code in (
-                LOW_CONFIDENCE,
-                CLUTTER,
-            ):  # the same codes in every field of the table
+            for code in (LOW_CONFIDENCE, CLUTTER):  # the same codes in every field of the table
                 out[name][dense == code] = code
     return out
 
 
 def _removed_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
-    """Per listed bin the code of why it goes, 0 where it stays."""
+    """Per listed bin the code of why it goes, 0 where it stays; a level at a time, which bounds the memory."""
     states = np.zeros(len(volume.index), np.uint8)
-    values = volume.values["reflectivity"]
-    if volume.nradobs is not None and volume.nradecho is not None:
-        keep = quality.filter_low_confidence(
-            values,
-            volume.weights["reflectivity"],
-            volume.at_bins(volume.nradobs),
-            volume.at_bins(volume.nradecho),
-            version=volume.header.version,
-            year=int(volume.header.time.astype("datetime64[Y]").astype(int)) + 1970,
-            spec=spec,
-        )
-        states[~keep] = LOW_CONFIDENCE
-    if "correlation_coefficient" in volume.values:
-        kept = states == 0
-        correlation = np.where(kept, volume.values["correlation_coefficient"], np.nan)
-        keep = quality.filter_dual_polarisation(
-            np.where(kept, values, np.nan), correlation, volume.altitude_at_bins(), spec=spec
-        )
-        states[kept & ~keep] = CLUTTER
+    for level in volume.levels:
+        part = volume.part(level)
+        values = volume.values["reflectivity"][part]
+        if volume.nradobs is not None and volume.nradecho is not None:
+            keep = quality.filter_low_confidence(
+                values,
+                volume.weights["reflectivity"][part],
+                volume.at_bins(volume.nradobs, level),
+                volume.at_bins(volume.nradecho, level),
+                version=volume.header.version,
+                year=int(volume.header.time.astype("datetime64[Y]").astype(int)) + 1970,
+                spec=spec,
+            )
+            states[part][~keep] = LOW_CONFIDENCE
+        if "correlation_coefficient" in volume.values:
+            kept = states[part] == 0
+            keep = quality.filter_dual_polarisation(
+                np.where(kept, values, np.nan),
+                np.where(kept, volume.values["correlation_coefficient"][part], np.nan),
+                np.full(values.shape, volume.header.altitude_km[level]),
+                spec=spec,
+            )
+            states[part][kept & ~keep] = CLUTTER
     return states

@@ -20,13 +20,14 @@ from gridrad_cube.quality.radar import (
     filter_low_confidence,
     remove_clutter,
 )
-from gridrad_cube.quality.statistics import patch_statistics
+from gridrad_cube.quality.statistics import clean_histogram, patch_statistics
 
 __all__ = [
     "PIXEL_BITS",
     "THRESHOLD_BITS",
     "RadarQualitySpec",
     "assess",
+    "clean_histogram",
     "filter_dual_polarisation",
     "filter_low_confidence",
     "flags_from_statistics",

@@ -14,7 +14,7 @@ from gridrad_cube.geometry import wrap_longitude
 from gridrad_cube.query.samples import check_pixels, collect, is_embeddings, labels, patch_and_stride
 from gridrad_cube.query.selection import Reject, select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
-from gridrad_cube.store import open_packed
+from gridrad_cube.store import open_grid, open_packed
 
 
 def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
@@ -108,7 +108,7 @@ def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SchemaError(f"{source}: {name!r} is no name of a grid")
     try:
-        return xr.open_zarr(source, group=f"grids/{name}", chunks=None, consolidated=False)
+        return open_grid(source, name)
     except (FileNotFoundError, KeyError) as error:
         raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
 

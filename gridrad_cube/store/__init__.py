@@ -16,6 +16,7 @@ from gridrad_cube.store.commit import (
     report_columns,
     write_block,
 )
+from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.log import Record, pack_rows, unpack_rows
@@ -26,6 +27,7 @@ from gridrad_cube.store.read import (
     cube_info,
     open_cube,
     open_embeddings,
+    open_grid,
     open_packed,
     store_info,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "ChannelLayout",
     "CubeLayout",
     "Damage",
+    "EmbeddingReader",
     "Entry",
     "Files",
     "MissingChunkError",
@@ -59,6 +62,7 @@ __all__ = [
     "number_arrays",
     "open_cube",
     "open_embeddings",
+    "open_grid",
     "open_packed",
     "pack_rows",
     "read_grid",

@@ -310,12 +310,13 @@ class Build:
     def lease(self) -> Iterator[None]:
         """Hold the right to write; a second writer is refused.
 
-        A lease whose process on this host is gone is taken over.
+        On local disks, a lease whose process on this host is gone is taken over. That of a remote store is
+        not: it may be of any machine.
 
         Raises
         ------
         SchemaError
-            If somebody else writes to this store; names host and process.
+            If somebody else writes to this store; names host and process, and since when.
         """
         key = f"{BUILD}/lease.json"
         mine = {
@@ -346,6 +347,8 @@ class Build:
             found, other = b"", {}
         if not isinstance(other, dict):
             other = {}
+        if found == payload:
+            return  # ours: the answer to the first put was lost, and the put repeated
         if (
             self.files.local
             and other.get("host") == socket.gethostname()
@@ -363,7 +366,8 @@ class Build:
                 os.rename(aside, self.files.path(key))
         raise SchemaError(
             f"{self.files.root}: another process writes to this store (host {other.get('host')}, process "
-            f"{other.get('pid')}). Wait for it; if it is gone, remove {self.files.path(key)}"
+            f"{other.get('pid')}, {_since(other.get('since'))}). Wait for it; if it is gone, remove "
+            f"{self.files.path(key)}"
         )
 
     def identity(self) -> str:
@@ -396,6 +400,15 @@ class Build:
             return range(0)
         start = bisect.bisect_right(self.entries, rows.start, key=lambda e: e.row) - 1
         return range(start, bisect.bisect_left(self.entries, rows.stop, key=lambda e: e.row))
+
+
+def _since(seconds: Any) -> str:
+    """When a lease was taken, as UTC and as hours and minutes from now."""
+    if not isinstance(seconds, int):
+        return "since when is not known"
+    minutes = max(0, int(time.time()) - seconds) // 60
+    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    return f"since {at}, {minutes // 60} h {minutes % 60:02} min ago"
 
 
 def _alive(pid: int) -> bool:
