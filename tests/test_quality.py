@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridrad_cube import quality, tiling
+from gridrad_cube import quality, readers, tiling
 from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
 from gridrad_cube.schema import (
     CHANNELS,
@@ -905,6 +906,35 @@ def test_clutter_removal_equals_the_plain_rules(mode, weak, seed):
     np.testing.assert_array_equal(found[~kept & (codes >= 16)], 3)
     np.testing.assert_array_equal(found[codes < 16], codes[codes < 16])
     assert 0 < kept.sum() < np.isfinite(z).sum()
+
+
+@pytest.mark.parametrize("mode", ["published", "fixed"])
+def test_clean_compares_the_floats_of_the_file_and_not_the_codes(mode):
+    from gridrad_cube.pipeline import radar
+
+    rng = np.random.default_rng(5)
+    km = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0])
+    thresholds = np.float32([0, 5, 10, 15, 20])
+    near = np.concatenate([thresholds, np.nextafter(thresholds, np.float32(-99)), thresholds - np.float32(0.004),
+                           np.nextafter(thresholds, np.float32(99)), thresholds + np.float32(0.004)])  # fmt: skip
+    dense = rng.choice(np.concatenate([near, np.float32([30.0, 40.0])]), (len(km), 24, 26)).astype(np.float32)
+    dense[rng.random(dense.shape) < 0.3] = np.nan
+    index = np.flatnonzero(np.isfinite(dense))
+    counts = np.full(dense.shape, 1, np.int8)  # one look: the filter keeps what is heavy
+    header = SimpleNamespace(
+        shape=dense.shape, altitude_km=km, version="4.2", time=np.datetime64("2011-04-27", "s"), path="x"
+    )
+    volume = readers.RadarVolume(
+        header=header, levels=range(len(km)), index=index, values={"reflectivity": dense.ravel()[index]},
+        weights={"reflectivity": np.full(index.size, 3, np.float32)}, nradobs=counts, nradecho=counts,
+    )  # fmt: skip
+    spec = quality.RadarQualitySpec(mode=mode)
+    cleaned = radar.clean(volume, ["reflectivity"], spec)["reflectivity"]
+    expected = np.isfinite(plain_clutter(dense.astype(np.float64), km, mode))
+    np.testing.assert_array_equal(cleaned >= 16, expected)
+    assert 0 < expected.sum() < index.size
+    by_codes = quality.remove_clutter(radar._PACKING.encode(dense), km, radar._PACKING, mode)
+    assert ((by_codes >= 16) != expected).any()  # so the floats do decide
 
 
 def test_random_volumes_reach_every_difference_between_the_modes():

@@ -43,18 +43,31 @@ def clean(
     -------
     Codes of all levels, ``(altitude, latitude, longitude)`` uint16, for reflectivity and each of ``fields``.
     """
-    dense = readers.densify(volume, "reflectivity", states=_removed_bins(volume, spec))
-    quality.remove_clutter(dense, volume.header.altitude_km, _PACKING, spec=spec, out=dense)
-    out = {"reflectivity": dense}
-    for name in fields:
-        if name != "reflectivity":
-            out[name] = readers.densify(volume, name)
-            for code in (LOW_CONFIDENCE, CLUTTER):  # the same codes in every field of the table
-                out[name][dense == code] = code
-    return out
+    states = _states_of_bins(volume, spec)
+    _add_clutter(volume, spec, states)
+    return {
+        name: readers.densify(volume, name, states=states)
+        for name in dict.fromkeys(("reflectivity", *fields))
+    }
 
 
-def _removed_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
+def _add_clutter(volume: readers.RadarVolume, spec: quality.RadarQualitySpec, states: np.ndarray) -> None:
+    """Find clutter and speckle on the dense grid, by the file's own floats, and add them to the states of bins."""
+    _, packing = quality.exact_codes(np.zeros(0, np.float32), _PACKING)
+    dense = readers.densify(
+        volume,
+        "reflectivity",
+        states=states,
+        encoding=lambda values: quality.exact_codes(values, _PACKING)[0],
+    )
+    quality.remove_clutter(dense, volume.header.altitude_km, packing, spec=spec, out=dense)
+    for plane, level in zip(dense, volume.levels, strict=True):
+        part = volume.part(level)
+        bins = plane.reshape(-1)[volume.index[part] - level * volume.plane]
+        states[part][bins == CLUTTER] = CLUTTER
+
+
+def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
     """Per listed bin the code of why it goes, 0 where it stays; a level at a time, which bounds the memory."""
     states = np.zeros(len(volume.index), np.uint8)
     for level in volume.levels:

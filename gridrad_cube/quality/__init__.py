@@ -16,6 +16,7 @@ from gridrad_cube.quality.flags import (
 )
 from gridrad_cube.quality.radar import (
     RadarQualitySpec,
+    exact_codes,
     filter_dual_polarisation,
     filter_low_confidence,
     remove_clutter,
@@ -28,6 +29,7 @@ __all__ = [
     "RadarQualitySpec",
     "assess",
     "clean_histogram",
+    "exact_codes",
     "filter_dual_polarisation",
     "filter_low_confidence",
     "flags_from_statistics",

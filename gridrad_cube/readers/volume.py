@@ -7,7 +7,7 @@ works on the dense codes, and hands them to `gridrad_cube.readers.gridrad.fields
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -324,6 +324,7 @@ def densify(
     *,
     levels: Sequence[int] | None = None,
     states: npt.NDArray[np.uint8] | None = None,
+    encoding: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint16]] | None = None,
 ) -> npt.NDArray[np.uint16]:
     """Dense codes of a channel, three states of a bin apart.
 
@@ -338,6 +339,8 @@ def densify(
     states
         Per listed bin the code of a state to set in place of its value (`Packing.low_confidence`,
         `Packing.clutter`), or 0 to leave it.
+    encoding
+        Codes of listed values, 0 for none, in place of those of the channel's packing.
 
     Returns
     -------
@@ -359,13 +362,10 @@ def densify(
             looked = volume.nradobs[level - volume.levels.start].ravel() != 0
             target[looked] = packing.no_echo
         part = volume.part(level)
-        codes = _encode_listed(volume.values[field][part], field)
+        values = volume.values[field][part]
+        codes = encode(values, CHANNELS[field]) if encoding is None else encoding(values)
         if states is not None:
             removed = states[part] != 0
             codes[removed] = states[part][removed]
         target[volume.index[part] - level * volume.plane] = codes
     return out.reshape(len(wanted), rows, columns)
-
-
-def _encode_listed(values: npt.NDArray[np.float32], field: str) -> npt.NDArray[np.uint16]:
-    return encode(values, CHANNELS[field])
