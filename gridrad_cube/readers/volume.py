@@ -328,9 +328,9 @@ def densify(
 ) -> npt.NDArray[np.uint16]:
     """Dense codes of a channel, three states of a bin apart.
 
-    Looked at and not listed, or listed without a value: observed, no echo. Never looked at and not listed:
-    not observed. A listed value stands even where the count of looks is zero. Without counts (4.1, dense)
-    every bin without a value is not observed.
+    Looked at and not listed: observed, no echo. Never looked at and not listed: not observed. A listed value stands
+    even where the count of looks is zero; a bin that is listed without one had an echo that nobody knows, which is
+    not observed. Without counts (4.1, dense) every bin without a value is not observed.
 
     Parameters
     ----------
@@ -367,6 +367,5 @@ def densify(
         if states is not None:
             removed = states[part] != 0
             codes[removed] = states[part][removed]
-        has_value = codes != packing.fill_value
-        target[(volume.index[part] - level * volume.plane)[has_value]] = codes[has_value]
+        target[volume.index[part] - level * volume.plane] = codes
     return out.reshape(len(wanted), rows, columns)
