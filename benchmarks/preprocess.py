@@ -250,8 +250,8 @@ def compare(sources: Path, folder: Path, options: argparse.Namespace) -> list[st
         f"{others} ({bytes_of_others / 1e6:.1f} MB) hold no pixels: metadata, flags, statistics, coordinates, plan and "
         "log, whose number does not grow with the scenes.",
         "",
-        f"CPU time of one process, {few} files: {one['cpu'] / few:.3f} s a file, planning and finishing included; inflating with "
-        f"netCDF4 and compressing alone {floor['cpu'] / few:.3f} s; {one['cpu'] / floor['cpu']:.2f} times the floor.",
+        f"CPU time of one process, {few} files: {one['cpu'] / few:.3f} s a file, planning and finishing included; "
+        f"inflating with netCDF4 and compressing alone {floor['cpu'] / few:.3f} s; {one['cpu'] / floor['cpu']:.2f} times the floor.",
     ]  # fmt: skip
 
 

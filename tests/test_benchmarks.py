@@ -17,7 +17,7 @@ def run(name, *arguments, out):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     text = out.read_text()
-    assert text in done.stdout
+    assert text.splitlines()[-1] in done.stdout
     assert f"Command: `python benchmarks/{name}.py {' '.join(map(str, arguments))}`" in text
     return text
 
