@@ -251,7 +251,8 @@ def compare(sources: Path, folder: Path, options: argparse.Namespace) -> list[st
         "log, whose number does not grow with the scenes.",
         "",
         f"CPU time of one process, {few} files: {one['cpu'] / few:.3f} s a file, planning and finishing included; "
-        f"inflating with netCDF4 and compressing alone {floor['cpu'] / few:.3f} s; {one['cpu'] / floor['cpu']:.2f} times the floor.",
+        f"inflating with netCDF4 and compressing alone {floor['cpu'] / few:.3f} s; "
+        f"{one['cpu'] / floor['cpu']:.2f} times the floor.",
     ]  # fmt: skip
 
 
