@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ PATCH_SIZE = 256
 TIME_UNITS = "seconds since 1970-01-01"
 #: Code of a missing time (xarray decodes it to NaT).
 TIME_FILL = -(2**63)
+#: Bins of a channel's training histogram, over its typical range.
+HISTOGRAM_BINS = 64
 #: Version of the layout of ``patches.zarr``; readers refuse a newer one.
 FORMAT_VERSION = 1
 
@@ -29,7 +31,9 @@ class SchemaError(ValueError):
     """A file, store or checkpoint is not what its use asks for."""
 
 
-Kind = Literal["infrared", "visible", "radar", "rain", "field"]
+Kind = Literal["infrared", "visible", "radar", "rain", "field", "companion"]
+#: Attribute of a data variable that is carried beside the channels, and kept out of training unless asked for.
+COMPANION_ROLE = {"role": "companion"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +293,37 @@ CHANNELS: dict[str, Channel] = {
 }
 
 
+def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Channel:
+    """The channel that a data variable of a scene or a store is: of the table, or a companion field.
+
+    Parameters
+    ----------
+    name
+        Of the variable; a companion keeps its source's.
+    attributes
+        Of the variable. ``role="companion"`` makes it one, with the units, packing and valid range they state.
+
+    Raises
+    ------
+    SchemaError
+        If it is neither.
+    """
+    if attributes.get("role") != COMPANION_ROLE["role"]:
+        return channel_of(name)
+    packing = Packing.from_attributes(attributes, dtype)
+    low, high = packing.valid_minimum, packing.valid_maximum
+    span = [np.nan if v is None else v * packing.scale_factor + packing.add_offset for v in (low, high)]
+    return Channel(
+        name=name,
+        kind="companion",
+        units=str(attributes.get("units", "1")),
+        long_name=str(attributes.get("long_name", name)),
+        packing=packing,
+        typical_range=(float(span[0]), float(span[1])),
+        standard_name=attributes.get("standard_name"),
+    )
+
+
 class Flag(enum.IntFlag):
     """Bits of ``<channel>_flags``. Set, never acted on at write time: what rejects is chosen when reading."""
 
@@ -321,7 +356,12 @@ _REJECT_ALWAYS = (
 
 
 def default_reject(kind: str) -> Flag:
-    """The bits that keep a patch of a channel of this kind from training."""
+    """The bits that keep a patch of a channel of this kind from training.
+
+    Of companion fields only those of patches that have no pixels: a label that is nowhere or everywhere is one too.
+    """
+    if kind == "companion":
+        return Flag.channel_absent | Flag.unreadable | Flag.padding
     return _REJECT_ALWAYS | Flag.night if kind == "visible" else _REJECT_ALWAYS
 
 
@@ -366,7 +406,12 @@ LOG_STATISTICS = ("mean_log10", "std_log10")
 
 
 def statistics_of(channel: Channel) -> tuple[str, ...]:
-    """Names of the statistics that a store keeps of this channel."""
+    """Names of the statistics that a store keeps of this channel.
+
+    Companion fields are not looked through for dead lines: categories repeat a value by nature.
+    """
+    if channel.kind == "companion":
+        return tuple(name for name in STATISTICS if name != "dead_lines")
     names = STATISTICS + ECHO_STATISTICS if channel.has_echo else STATISTICS
     return names + LOG_STATISTICS if channel.kind == "rain" else names
 
@@ -377,7 +422,7 @@ def statistic_units(channel: Channel, statistic: str) -> str:
     return "1" if pure else channel.units
 
 
-Placement = Literal["scene", "tiles", "random", "center"]
+Placement = Literal["scene", "tiles", "random", "center", "list"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,12 +437,29 @@ class TileSpec:
     patch: int = PATCH_SIZE
     placement: Placement = "scene"
     seed: int = 0
+    crops_per_scene: int = 1
+    offsets: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", tuple((int(y), int(x)) for y, x in self.offsets))
         if self.patch < 1:
             raise SchemaError(f"patch: expected a positive number of pixels, got {self.patch}")
-        if self.placement not in ("scene", "tiles", "random", "center"):
-            raise SchemaError(f"placement: got {self.placement!r}; expected scene, tiles, random or center")
+        if self.placement not in get_args(Placement):
+            raise SchemaError(
+                f"placement: got {self.placement!r}; expected one of {list(get_args(Placement))}"
+            )
+        if bool(self.offsets) != (self.placement == "list"):
+            raise SchemaError(
+                f"offsets: got {list(self.offsets)} with placement={self.placement!r}; expected some (y, x) with "
+                "placement='list', and none otherwise"
+            )
+        if len(set(self.offsets)) < len(self.offsets) or any(min(offset) < 0 for offset in self.offsets):
+            raise SchemaError(f"offsets: got {list(self.offsets)}; expected each once, none negative")
+        if self.crops_per_scene < 1 or (self.crops_per_scene > 1 and self.placement != "random"):
+            raise SchemaError(
+                f"crops_per_scene: got {self.crops_per_scene} with placement={self.placement!r}; expected at least 1, "
+                "and 1 unless placement='random'"
+            )
         if (self.crop is None) != (self.placement == "scene"):
             raise SchemaError(
                 f"crop={self.crop} with placement={self.placement!r}: a window needs both a size and a placement "
@@ -443,17 +505,24 @@ class RadarSpec:
     """How radar volumes become channels.
 
     ``qc`` chooses the quality control of GridRad volumes: ``published`` bit for bit, ``fixed`` without its slips
-    (`gridrad_cube.quality.remove_clutter` lists them), or none.
+    (`gridrad_cube.quality.remove_clutter` lists them), or none. ``qc_constants`` are (name, value) of
+    `gridrad_cube.quality.RadarQualitySpec` that differ from the published ones.
     """
 
     altitudes_km: tuple[float, ...] = ()
     echo_top_dbz: float = 18.5
     qc: Literal["fixed", "published", "none"] = "fixed"
+    qc_constants: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "qc_constants", tuple(sorted((str(k), v) for k, v in self.qc_constants)))
         object.__setattr__(self, "altitudes_km", tuple(float(a) for a in self.altitudes_km))
         if self.qc not in ("fixed", "published", "none"):
             raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
+        if self.qc_constants and self.qc == "none":
+            raise SchemaError(
+                f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,7 +531,8 @@ class Recipe:
 
     ``channels`` empty takes what the first scene offers by default. ``variables`` maps a channel to the
     source's variable and units where a CF file does not say them: ``{"ir_brightness_temperature":
-    ("Infrared", "degC")}``.
+    ("Infrared", "degC")}``. ``companions`` are further variables of the source, by its own names, carried beside
+    the channels. ``mixed_lattices`` lets scenes of GridRad v3.1 and v4 into one store, whose pixels do not align.
     """
 
     format: str = "auto"
@@ -472,6 +542,8 @@ class Recipe:
     radar: RadarSpec = RadarSpec()
     codec: Literal["fast", "small", "raw"] = "fast"
     variables: tuple[tuple[str, str, str | None], ...] = ()
+    companions: tuple[str, ...] = ()
+    mixed_lattices: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types, the inverse of `from_dict`."""
@@ -484,7 +556,7 @@ class Recipe:
         values = {
             key: build_spec(nested[key], value) if key in nested else value for key, value in data.items()
         }
-        for key in ("channels", "variables"):
+        for key in ("channels", "variables", "companions"):
             if key in values:
                 values[key] = tuple(tuple(v) if isinstance(v, list) else v for v in values[key])
         return build_spec(cls, values)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.datasets.sampling import ECHO_FRACTION, Stratum
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_label, channel_of, reject_mask
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, channel_label, reject_mask
 
 #: ``(west, south, east, north)`` in degrees; west above east crosses the date line.
 Box = tuple[float, float, float, float]
@@ -61,7 +61,7 @@ def labels_of(dataset: xr.Dataset, channels: Sequence[str]) -> tuple[Label, ...]
     """Every channel label of a cube, a variable with altitudes giving one an altitude."""
     out = []
     for name in channels:
-        kind = channel_of(name).kind
+        kind = channel_in(name, dataset[name].attrs, dataset[name].dtype).kind
         if "altitude" not in dataset[name].dims:
             out.append(Label(name, name, None, kind))
             continue
@@ -75,13 +75,15 @@ def choose_labels(
 ) -> tuple[Label, ...]:
     """The labels asked for, in the order asked; a variable's name means all its altitudes.
 
+    None asks for every channel: companion fields (labels and the like) are taken by name alone.
+
     Raises
     ------
     SchemaError
         If one is not there; lists what is.
     """
     if channels is None:
-        return tuple(available)
+        return tuple(label for label in available if label.kind != "companion")
     chosen: dict[Label, None] = {}
     for name in [channels] if isinstance(channels, str) else channels:
         found = [label for label in available if name in (label.name, label.variable)]

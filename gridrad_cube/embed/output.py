@@ -7,6 +7,7 @@ records and makes the rest; the root ``zarr.json`` is written last.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -25,7 +26,6 @@ from gridrad_cube.store import (
     group_metadata,
     metadata,
     number_arrays,
-    unpack_values,
     write_array,
 )
 
@@ -219,6 +219,22 @@ class Output:
         numbers = range(rows.start // self.block, -(-rows.stop // self.block))
         parts = [unpack_values(records[n]["values"]) for n in numbers]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def pack_values(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Small arrays as JSON, bit for bit (zlib, base64)."""
+    return {
+        name: [a.dtype.str, list(a.shape), base64.b64encode(zlib.compress(a.tobytes(), 1)).decode()]
+        for name, a in values.items()
+    }
+
+
+def unpack_values(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `pack_values`."""
+    return {
+        name: np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype).reshape(shape)
+        for name, (dtype, shape, data) in packed.items()
+    }
 
 
 def row_groups(crops: int, small: Callable[[range], Small]) -> Iterator[tuple[range, Small]]:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from gridrad_cube.embed.attributes import describe, geoemb, label_arrays, spacing_km
 from gridrad_cube.embed.grids import GridInput
 from gridrad_cube.embed.network import Network, Pool
-from gridrad_cube.embed.output import Output, row_groups
+from gridrad_cube.embed.output import Output, pack_values, row_groups
 from gridrad_cube.embed.patches import Normalize, PatchInput
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import COORDINATES, Files, pack_values, store_info
+from gridrad_cube.store import COORDINATES, Files, store_info
 
 
 def embed(

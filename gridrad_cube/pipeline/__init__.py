@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from gridrad_cube import store
 from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.finalise import finalise, reflag
 from gridrad_cube.pipeline.plan import check_unchanged, plan, under_known_names
+from gridrad_cube.pipeline.radar import quality_spec
 from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source, find_sources
 from gridrad_cube.pipeline.work import write_source
@@ -37,6 +39,7 @@ def preprocess(
     client: Client | None = None,
     workers: int = 1,
     scheduler: str | None = None,
+    retries: int = 2,
     progress: bool = False,
 ) -> Report:
     """Build a cube of patches from source files, or continue or extend one.
@@ -57,7 +60,9 @@ def preprocess(
     workers
         Without a client: 1 works in this process, more start that many processes of one thread each.
     scheduler
-        Address of a running Dask scheduler.
+        Address of a running Dask scheduler, or the path of its scheduler file.
+    retries
+        How often a file is tried again after an error of disk or network.
     progress
         Show a progress bar on stderr.
 
@@ -73,6 +78,8 @@ def preprocess(
         If no source file is found, the store has another recipe, a written source has changed, two files
         hold the same scene, somebody else writes to the store, or other processes could not reach it.
     """
+    if recipe is not None:
+        quality_spec(recipe.radar)  # a constant that there is not is told before any file is read
     found = find_sources(sources)
     build = _open_build(store_path)
     if not build.files.shared and (client is not None or scheduler or workers > 1):
@@ -81,8 +88,11 @@ def preprocess(
         build = store.Build(store_path)  # what a writer before us did is seen only under the lease
         recipe = _recipe(build, recipe)
         found = under_known_names(build, found)
-        refused = plan(build, recipe, found, run, progress)
-        outcomes = _write(build, found, run, progress)
+        try:
+            refused = plan(build, recipe, found, run, progress)
+            outcomes = _write(build, found, run, progress, retries)
+        finally:
+            build.flush()
         if not build.entries:
             raise SchemaError(_nothing(store_path, refused))
         if _committed(build) != build.state():
@@ -130,59 +140,97 @@ def _nothing(path: str | os.PathLike[str], refused: Sequence[Outcome]) -> str:
     return f"{path}: no file can be used, so there is no store:\n{reasons}"
 
 
-def _write(build: store.Build, found: Sequence[Source], run: Runner, progress: bool) -> list[Outcome]:
+def _write(
+    build: store.Build, found: Sequence[Source], run: Runner, progress: bool, retries: int
+) -> list[Outcome]:
     """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan."""
     paths = {s.name: s.path for s in found}
-    outcomes: dict[str, Outcome] = {}
+    damaged = build.damaged_rows()
+    outcomes: dict[int, Outcome] = {}
     todo = []
-    for entry in build.entries:
-        if build.verified(entry):
-            outcomes[entry.source] = Outcome(entry.source, "kept", crops=len(entry.windows))
+    for number, entry in enumerate(build.entries):
+        rows = slice(entry.row, entry.rows.stop)
+        if build.is_written(number) and not damaged[rows].any():
+            outcomes[number] = Outcome(entry.source, "kept", crops=len(entry.windows))
         elif entry.source in paths:
-            todo.append(entry)
+            todo.append(number)
         else:
-            outcomes[entry.source] = _not_given(build, entry)
-    if not todo:
-        return [outcomes[e.source] for e in build.entries]
-    assert build.layout is not None
-    assert build.recipe is not None
-    tasks = [(build.files.root, build.layout, build.recipe, entry, paths[entry.source]) for entry in todo]
-    bar = tqdm(
-        run(write_source, tasks), total=len(tasks), desc="preprocess", unit="file", disable=not progress
-    )
-    for i, result in bar:
-        if isinstance(result, OSError) and result.errno in _FATAL:
-            raise OSError(
-                result.errno, f"{build.files.root}: {result.strerror}. Make room and run again: it continues"
+            outcomes[number] = _not_given(build, number)
+    if todo:
+        assert build.layout is not None
+        assert build.recipe is not None
+        tasks = [
+            (
+                retries,
+                build.files.root,
+                build.layout,
+                build.recipe,
+                build.entries[n],
+                paths[build.entries[n].source],
             )
-        record = _failure(todo[i], result) if isinstance(result, BaseException) else result
-        if record["status"] == "written" or todo[i].source not in build.written:
-            build.record(record)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
-        outcomes[todo[i].source] = outcome_of(record)
-    return [outcomes[e.source] for e in build.entries]
+            for n in todo
+        ]
+        bar = tqdm(
+            run(_attempt, tasks), total=len(tasks), desc="preprocess", unit="file", disable=not progress
+        )
+        for i, result in bar:
+            outcomes[todo[i]] = _account(build, todo[i], result)
+    return [outcomes[n] for n in range(len(build.entries))]
 
 
-def _not_given(build: store.Build, entry: store.Entry) -> Outcome:
+def _attempt(retries: int, *task: Any) -> store.Record:
+    """Write a source, again after a fault of the disk or the network; what is wrong with a file stays wrong."""
+    for attempt in range(retries + 1):
+        try:
+            return write_source(*task)
+        except OSError as error:
+            if attempt == retries or isinstance(error, FileNotFoundError) or error.errno in _FATAL:
+                raise
+            time.sleep(2.0**attempt / 4)
+    raise AssertionError("unreachable")
+
+
+def _is_of_the_store(build: store.Build, error: OSError) -> bool:
+    """Whether an error is of the place that is written to, so that no other file would fare better."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return error.errno in _FATAL or (refused and str(error.filename).startswith(build.files.root))
+
+
+def _account(build: store.Build, number: int, result: Any) -> Outcome:
+    """Put what became of a task into the log."""
+    entry = build.entries[number]
+    if isinstance(result, OSError) and _is_of_the_store(build, result):
+        raise OSError(
+            result.errno,
+            f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
+        )
+    record: store.Record = _failure(entry, result) if isinstance(result, BaseException) else result
+    if record.status == "written" or not build.is_written(number):
+        build.record(record)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
+    return outcome_of(record, len(entry.windows))
+
+
+def _not_given(build: store.Build, number: int) -> Outcome:
     """A planned source that is not written whole and not among SOURCE now: what is known of it stays."""
-    if entry.source in build.written:
+    entry = build.entries[number]
+    if build.is_written(number):
         why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"
         return Outcome(entry.source, "failed", why, len(entry.windows))
-    record = build.load(entry.source)
+    record = build.outcome(number)
     if record is None:
         record = _failure(entry, FileNotFoundError("planned, not written, and not among SOURCE now"))
         build.record(record)
     return outcome_of(record)
 
 
-def _failure(entry: store.Entry, error: BaseException) -> dict[str, Any]:
-    return {
-        "source": entry.source,
-        "size": entry.size,
-        "mtime_ns": entry.mtime_ns,
-        "status": "failed",
-        "reason": reason(error),
-        "crops": [],
-    }
+def _failure(entry: store.Entry, error: BaseException) -> store.Record:
+    return store.Record(
+        source=entry.source,
+        status="failed",
+        size=entry.size,
+        mtime_ns=entry.mtime_ns,
+        reason=reason(error),
+    )
 
 
 def repair(
@@ -212,7 +260,7 @@ def repair(
             try:
                 if entry.source not in paths:
                     raise FileNotFoundError(f"{entry.source}: not under --source-root")
-                check_unchanged(build, entry, paths[entry.source])
+                check_unchanged(build, paths[entry.source])
                 record = write_source(
                     build.files.root, build.layout, build.recipe, entry, paths[entry.source].path
                 )
@@ -220,6 +268,7 @@ def repair(
                 outcomes.append(Outcome(entry.source, "failed", reason(error)))
                 continue
             build.record(record)
-            outcomes.append(outcome_of(record))
-        finalise(build)
+            outcomes.append(outcome_of(record, len(entry.windows)))
+        build.flush()
+        finalise(build, anew=True)
     return outcomes

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
+import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,6 @@ import numpy as np
 from gridrad_cube import quality, store
 from gridrad_cube.pipeline import radar
 from gridrad_cube.schema import (
-    CHANNELS,
     Flag,
     QualitySpec,
     SchemaError,
@@ -24,17 +26,23 @@ from gridrad_cube.schema import (
     statistics_of,
 )
 
+#: What the blocks of the small arrays were last written from, and their part of the training statistics.
+_BLOCKS = "_build/blocks.json"
 
-def finalise(build: store.Build, flag_by: QualitySpec | None = None) -> None:
+
+def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bool = False) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, then the root.
 
     Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
-    again at any time, with the same result.
+    again at any time, with the same result. Blocks of rows of which nothing changed since the last time are
+    left as they are, so that the work goes with what was added.
 
     Parameters
     ----------
     flag_by
         Flag everything anew by these thresholds, from the stored statistics. None keeps those of the store.
+    anew
+        Write every block, whatever is there.
     """
     assert build.recipe is not None
     assert build.layout is not None
@@ -42,16 +50,8 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None) -> None:
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
     thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
-    training: dict[str, dict[str, Any]] = {}
-    for rows in store.blocks(build):
-        values = _gather(build, rows, flagging)
-        for name in build.layout.channels:
-            statistics = _statistics(values, name)
-            outliers = quality.global_outliers(statistics, thresholds[name])
-            values[f"{name}_flags"][outliers] |= np.uint16(Flag.global_outlier)
-            _accumulate(training, build.layout.channels[name], values)
-        store.write_block(build, rows, values)
-    _add_histograms(build, training)
+    parts = _write_blocks(build, flagging, thresholds, anew)
+    sums = _merged(parts)
     radar_quality = radar.quality_spec(build.recipe.radar)
     attributes = {
         "Conventions": "CF-1.11",
@@ -64,14 +64,43 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None) -> None:
             "patch": build.layout.patch,
             "quality": dataclasses.asdict(flagging),
             "thresholds": thresholds,
-            "training_statistics": {label: _summary(t) for label, t in training.items()},
+            "training_statistics": {label: _summary(t) for label, t in sums["training"].items()},
+            "flag_counts": sums["flags"],
             "software": _software(),
             **({"radar_quality": radar_quality.to_dict()} if radar_quality and _has_radar(build) else {}),
             "identity": build.identity(),
             "build_state": build.state(),
         },
     }
-    store.commit(build, attributes, store.report_columns(list(build.records())))
+    store.commit(build, attributes, store.report_columns(build))
+
+
+def _write_blocks(
+    build: store.Build, flagging: QualitySpec, thresholds: Mapping[str, Any], anew: bool
+) -> list[dict[str, Any]]:
+    """Write what changed of the small arrays; return the sums of every block, in the order of rows."""
+    try:
+        before = {} if anew else build.files.read_json(_BLOCKS)
+    except (FileNotFoundError, ValueError):
+        before = {}
+    judged_by = [dataclasses.asdict(flagging), thresholds]
+    after: dict[str, Any] = {}
+    for rows in store.blocks(build):
+        content = hashlib.sha256(json.dumps([build.state(rows), judged_by]).encode()).hexdigest()[:32]
+        known = before.get(str(rows.start))
+        if known and known["content"] == content:
+            after[str(rows.start)] = known
+            continue
+        values = _gather(build, rows, flagging)
+        sums = _zero_sums()
+        for name, channel in build.layout.channels.items():  # type: ignore[union-attr]
+            outliers = quality.global_outliers(_statistics(values, channel), thresholds[name])
+            values[f"{name}_flags"][outliers] |= np.uint16(Flag.global_outlier)
+            _accumulate(sums, channel, values)
+        store.write_block(build, rows, values)
+        after[str(rows.start)] = {"content": content, "sums": sums}
+    build.files.write_json(_BLOCKS, after)
+    return [block["sums"] for block in after.values()]
 
 
 def _has_radar(build: store.Build) -> bool:
@@ -85,8 +114,9 @@ def _old_attributes(build: store.Build) -> dict[str, Any]:
         return {}
 
 
-def _statistics(values: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {statistic: values[f"{name}_{statistic}"] for statistic in statistics_of(CHANNELS[name])}
+def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) -> dict[str, np.ndarray]:
+    names = statistics_of(channel.channel)
+    return {statistic: values[f"{channel.name}_{statistic}"] for statistic in names}
 
 
 def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
@@ -102,8 +132,8 @@ def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str,
     for name, channel in build.layout.channels.items():
         flags, _ = quality.reflag(
             values[f"{name}_flags"],
-            _statistics(values, name),
-            CHANNELS[name],
+            _statistics(values, channel),
+            channel.channel,
             channel.packing,
             flagging,
             pixels=build.layout.patch**2,
@@ -116,29 +146,37 @@ def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str,
 
 
 def _thresholds(build: store.Build, flagging: QualitySpec) -> dict[str, Any]:
+    """Thresholds of global outliers; of the store only the means that they are drawn from are held in memory."""
     assert build.layout is not None
-    parts: dict[str, dict[str, list[np.ndarray]]] = {}
+    means: dict[str, list[list[np.ndarray]]] = {name: [] for name in build.layout.channels}
     for rows in store.blocks(build):
         values = _gather(build, rows, flagging)
-        for name in build.layout.channels:
-            mine = parts.setdefault(name, {})
-            for key, value in (_statistics(values, name) | {"flags": values[f"{name}_flags"]}).items():
-                mine.setdefault(key, []).append(value)
-    out = {}
-    for name, columns in parts.items():
-        whole = {key: np.concatenate(v) for key, v in columns.items()}
-        flags = whole.pop("flags")
-        out[name] = quality.global_thresholds(whole, flags, CHANNELS[name], flagging)
+        for name, channel in build.layout.channels.items():
+            flags = values[f"{name}_flags"]
+            found = quality.global_population(_statistics(values, channel), flags, channel.channel, flagging)
+            means[name].append(found)
+    out: dict[str, Any] = {}
+    for name, channel in build.layout.channels.items():
+        levels = [np.concatenate(level) for level in zip(*means.pop(name), strict=True)]
+        judged = [quality.thresholds_of(level, channel.channel, flagging) for level in levels]
+        out[name] = {"levels": judged} if channel.altitudes_km else judged[0]
     return out
 
 
-def _accumulate(
-    training: dict[str, dict[str, Any]], channel: store.ChannelLayout, values: Mapping[str, np.ndarray]
-) -> None:
-    """Add a block of rows to the sums over clean patches, per channel label, in float64."""
-    kind = CHANNELS[channel.name].kind
+def _zero_sums() -> dict[str, Any]:
+    return {"training": {}, "flags": {}}
+
+
+def _accumulate(sums: dict[str, Any], channel: store.ChannelLayout, values: Mapping[str, np.ndarray]) -> None:
+    """Add a block of rows: sums over clean patches per channel label in float64, and patches with each flag.
+
+    JSON types, None for what was never seen.
+    """
+    kind = channel.channel.kind
     flags = values[f"{channel.name}_flags"]
-    statistics = _statistics(values, channel.name)
+    counts = {flag.name: int(np.count_nonzero(flags & int(flag))) for flag in Flag}
+    sums["flags"][channel.name] = {"patches": int(flags.size), **counts}
+    statistics = _statistics(values, channel)
     for level, altitude in enumerate(channel.altitudes_km or (None,)):
         pick = (slice(None), level) if altitude is not None else (slice(None),)
         clean = (flags[pick] & int(default_reject(kind))) == 0
@@ -148,64 +186,50 @@ def _accumulate(
         mean, std = (statistics[k][pick].astype(np.float64) for k in ("mean", "std"))
         use = clean & (fraction > 0) & np.isfinite(mean)
         weight = fraction[use]
-        sums = training.setdefault(channel_label(channel.name, altitude), _zero_sums())
-        sums["patches"] += int(clean.sum())
-        sums["weight"] += float(weight.sum())
-        sums["sum"] += float((weight * mean[use]).sum())
-        sums["squares"] += float((weight * (std[use] ** 2 + mean[use] ** 2)).sum())
-        if use.any():
-            sums["minimum"] = min(sums["minimum"], float(statistics["minimum"][pick][use].min()))
-            sums["maximum"] = max(sums["maximum"], float(statistics["maximum"][pick][use].max()))
+        histogram = values.get(f"{channel.name}_histogram")
+        sums["training"][channel_label(channel.name, altitude)] = {
+            "patches": int(clean.sum()),
+            "weight": float(weight.sum()),
+            "sum": float((weight * mean[use]).sum()),
+            "squares": float((weight * (std[use] ** 2 + mean[use] ** 2)).sum()),
+            "minimum": float(statistics["minimum"][pick][use].min()) if use.any() else None,
+            "maximum": float(statistics["maximum"][pick][use].max()) if use.any() else None,
+            "histogram": None if histogram is None else histogram[pick].sum(axis=0, dtype=np.int64).tolist(),
+        }
 
 
-def _zero_sums() -> dict[str, Any]:
-    return {
-        "patches": 0,
-        "weight": 0.0,
-        "sum": 0.0,
-        "squares": 0.0,
-        "minimum": np.inf,
-        "maximum": -np.inf,
-        "histogram": None,
-    }
+_MERGE: dict[str, Callable[[Any, Any], Any]] = {
+    "minimum": min,
+    "maximum": max,
+    "histogram": lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
+}
 
 
-def _add_histograms(build: store.Build, training: dict[str, dict[str, Any]]) -> None:
-    assert build.layout is not None
-    for record in build.records():
-        for crop in record["crops"]:
-            packed = {k: v for k, v in crop["values"].items() if k.endswith("_histogram")}
-            for key, counts in store.unpack_values(packed).items():
-                channel = build.layout.channels[key.removesuffix("_histogram")]
-                planes = counts.reshape(-1, counts.shape[-1])
-                for altitude, plane in zip(channel.altitudes_km or (None,), planes, strict=True):
-                    sums = training[channel_label(channel.name, altitude)]
-                    sums["histogram"] = plane if sums["histogram"] is None else sums["histogram"] + plane
+def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sums of several blocks as those of one."""
+    out = _zero_sums()
+    for part in parts:
+        for kind, groups in part.items():
+            for label, values in groups.items():
+                mine = out[kind].setdefault(label, {})
+                for key, value in values.items():
+                    if mine.get(key) is None or value is None:
+                        mine[key] = mine.get(key) if value is None else value
+                    else:
+                        mine[key] = _MERGE.get(key, operator.add)(mine[key], value)
+    return out
 
 
 def _summary(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Training statistics of one channel label as JSON: None where nothing clean was seen."""
     weight = sums["weight"]
+    names = ("mean", "std", "minimum", "maximum", "histogram")
     if not weight:
-        return {
-            "patches": sums["patches"],
-            "mean": None,
-            "std": None,
-            "minimum": None,
-            "maximum": None,
-            "histogram": None,
-        }
+        return {"patches": sums["patches"], **dict.fromkeys(names)}
     mean = sums["sum"] / weight
     std = float(np.sqrt(max(sums["squares"] / weight - mean**2, 0.0)))
-    histogram = sums["histogram"]
-    return {
-        "patches": sums["patches"],
-        "mean": mean,
-        "std": std,
-        "minimum": sums["minimum"],
-        "maximum": sums["maximum"],
-        "histogram": None if histogram is None else [int(c) for c in histogram],
-    }
+    values = (mean, std, sums["minimum"], sums["maximum"], sums["histogram"])
+    return {"patches": sums["patches"], **dict(zip(names, values, strict=True))}
 
 
 def _history(build: store.Build) -> str:
@@ -213,7 +237,7 @@ def _history(build: store.Build) -> str:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         old = build.files.read_json("zarr.json")["attributes"]["history"] + "\n"
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
-    return f"{old}{stamp} gridrad-cube preprocess: {len(build.written)} sources, {build.rows} crops"
+    return f"{old}{stamp} gridrad-cube preprocess: {build.written} sources, {build.rows} crops"
 
 
 def _software() -> dict[str, str]:

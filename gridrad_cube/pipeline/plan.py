@@ -13,37 +13,37 @@ from tqdm import tqdm
 
 from gridrad_cube import readers, store, tiling
 from gridrad_cube.pipeline.execution import Runner
-from gridrad_cube.pipeline.report import Outcome, reason
+from gridrad_cube.pipeline.report import Outcome, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 
 
 def _header(path: str, recipe: Recipe) -> readers.SceneHeader:
-    header = readers.inspect(path, **reading(recipe))
+    header = readers.inspect(path, **reading(recipe, recipe.channels, recipe.companions))
     tiling.crop_shape(
         header.shape, recipe.tile, header.lattice
     )  # raises if the scene is smaller than a patch
     return header
 
 
-def reading(recipe: Recipe) -> dict[str, Any]:
-    """Keyword arguments of the readers that a recipe asks for."""
+def reading(recipe: Recipe, channels: Sequence[str], companions: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of the readers for these channels and companions of a recipe."""
     return {
         "format": recipe.format,
-        "channels": recipe.channels,
+        "channels": channels,
         "radar": recipe.radar,
         "variables": recipe.variables,
+        "companions": companions,
     }
 
 
 def under_known_names(build: store.Build, found: Sequence[Source]) -> list[Source]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
-    known = {e.source for e in build.entries}
     files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
     out: dict[str, Source] = {}
     for source in found:
         same = files.get((source.name.rsplit("/", 1)[-1], *source.stat()))
-        named = source if source.name in known or same is None else replace(source, name=same)
+        named = source if source.name in build.number or same is None else replace(source, name=same)
         out.setdefault(named.name, named)
     return list(out.values())
 
@@ -52,11 +52,10 @@ def plan(
     build: store.Build, recipe: Recipe, found: Sequence[Source], run: Runner, progress: bool
 ) -> list[Outcome]:
     """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
-    known = {e.source: e for e in build.entries}
     for source in found:
-        if source.name in known:
-            check_unchanged(build, known[source.name], source)
-    new = [s for s in found if s.name not in known]
+        if source.name in build.number:
+            check_unchanged(build, source)
+    new = [s for s in found if s.name not in build.number]
     headers: dict[str, readers.SceneHeader] = {}
     refused = []
     bar = tqdm(
@@ -76,13 +75,15 @@ def plan(
         if not order:
             return sorted(refused, key=lambda o: o.source)
         layout = _layout(recipe, order, headers)
-        recipe = replace(recipe, channels=recipe.channels or tuple(layout.channels))
+        own = tuple(name for name, channel in layout.channels.items() if not channel.is_companion)
+        recipe = replace(recipe, channels=recipe.channels or own)
     else:
         layout = build.layout
     entries, misfits = _entries(build.rows, recipe, layout, order, headers)
     refused += [_refuse(build, source, error) for source, error in misfits]
-    store.check_duplicates([*build.entries, *entries])
-    _check_lattices(build, [*build.entries, *entries])
+    store.check_duplicates(build.entries, entries)
+    if not recipe.mixed_lattices:
+        _check_lattices(build, [*build.entries, *entries])
     if build.layout is None:
         build.begin(recipe, layout, entries)
     else:
@@ -96,13 +97,14 @@ def _check_lattices(build: store.Build, entries: Sequence[store.Entry]) -> None:
     if old and new:
         raise SchemaError(
             f"{build.files.root}: GridRad v3.1 and v4 lie on different lattices (0.02 and 1/48 degree) and do not "
-            "belong in one store. Build two."
+            "belong in one store. Build two, or pass --mixed-lattices if their pixels need not align."
         )
 
 
-def check_unchanged(build: store.Build, entry: store.Entry, source: Source) -> None:
+def check_unchanged(build: store.Build, source: Source) -> None:
     """Refuse a written source whose size or time of modification is another now."""
-    if build.written.get(entry.source) not in (None, source.stat()):
+    record = build.outcome(build.number[source.name])
+    if record and record.status == "written" and (record.size, record.mtime_ns) != source.stat():
         raise SchemaError(
             f"{source.path}: changed since it was written to {build.files.root} (size or time of modification). "
             "Put the old file back, or build a new store."
@@ -111,22 +113,12 @@ def check_unchanged(build: store.Build, entry: store.Entry, source: Source) -> N
 
 def _refuse(build: store.Build, source: Source, error: Exception) -> Outcome:
     size = os.stat(source.path).st_size if os.path.exists(source.path) else 0
-    status = "skipped" if size == 0 else "failed"
-    outcome = Outcome(source.name, status, reason(error))
-    before = build.load(source.name)
-    if before and (before["status"], before["reason"]) == (status, outcome.reason):
-        return outcome
-    build.record(
-        {
-            "source": source.name,
-            "size": size,
-            "mtime_ns": 0,
-            "status": status,
-            "reason": outcome.reason,
-            "crops": [],
-        }
+    record = store.Record(
+        source=source.name, status="skipped" if size == 0 else "failed", size=size, reason=reason(error)
     )
-    return outcome
+    if build.refused.get(source.name) != record:
+        build.record(record)
+    return outcome_of(record)
 
 
 def _layout(
@@ -135,26 +127,33 @@ def _layout(
     """What the crops of a new store have in common: the union of channels, the largest crop."""
     offered: dict[str, Source] = {}
     for source in order:
-        for label in headers[source.name].channels:
+        header = headers[source.name]
+        for label in (*header.channels, *header.companions):
             offered.setdefault(label.split("@")[0], source)
-    names = sorted(offered, key=list(CHANNELS).index)
+    lacking = [name for name in recipe.companions if name not in offered]
+    if lacking:
+        raise SchemaError(
+            f"companions: no file has {lacking}; see what a file has with: gridrad-cube info {order[0].path}"
+        )
+    rank = {name: number for number, name in enumerate((*CHANNELS, *recipe.companions))}
+    names = sorted(offered, key=lambda name: rank.get(name, len(rank)))
     channels = {}
     for path in dict.fromkeys(offered[n].path for n in names):
-        scene = readers.read_scene(path, **reading(recipe))
+        scene = readers.read_scene(path, **reading(recipe, recipe.channels, recipe.companions))
         for name in (n for n in names if offered[n].path == path):
             channels[name] = _channel_layout(name, scene[name])
     shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile, headers[s.name].lattice) for s in order]
     coordinates = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
     if any(headers[s.name].format == "larc_goes" for s in order):
         coordinates += ["observation_time", "satellite_zenith_angle"]
-    return store.CubeLayout(
+    layout = store.CubeLayout(
         channels={n: channels[n] for n in names},
         crop=(max(s[0] for s in shapes), max(s[1] for s in shapes)),
         patch=recipe.tile.patch,
         codec=recipe.codec,
-        rows_per_chunk=min(16384, max(256, 1 << (len(order) - 1).bit_length())),
         coordinates=tuple(coordinates),
     )
+    return replace(layout, rows_per_chunk=store.block_length(layout, len(order)))
 
 
 def _channel_layout(name: str, variable: xr.DataArray) -> store.ChannelLayout:
@@ -201,7 +200,7 @@ def _entries(
                 time=int(header.time.astype("datetime64[s]").astype(np.int64)),
                 product=header.product,
                 format=header.format,
-                channels=header.channels,
+                channels=(*header.channels, *header.companions),
                 windows=windows,
             )
         )

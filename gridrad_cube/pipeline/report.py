@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from gridrad_cube.store import Record
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,13 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def outcome_of(record: Mapping[str, Any]) -> Outcome:
-    """Row of the report for a record of the build log."""
-    size = sum(s for crop in record["crops"] for s, _ in crop["shards"].values())
+def outcome_of(record: Record, crops: int = 0) -> Outcome:
+    """Row of the report for a record of the build log; ``crops`` is how many it planned."""
     return Outcome(
-        record["source"],
-        record["status"],
-        record.get("reason", ""),
-        len(record["crops"]),
-        size,
-        record.get("seconds", 0.0),
+        record.source,
+        record.status,
+        record.reason,
+        crops if record.status == "written" else 0,
+        record.bytes,
+        record.seconds,
     )

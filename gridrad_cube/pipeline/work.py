@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,12 +12,20 @@ import xarray as xr
 from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline import radar
 from gridrad_cube.pipeline.plan import reading
-from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError, channel_label, default_reject
+from gridrad_cube.schema import (
+    CHANNELS,
+    Flag,
+    Packing,
+    Recipe,
+    SchemaError,
+    channel_label,
+    default_reject,
+)
 
 
 def write_source(
     root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str
-) -> dict[str, Any]:
+) -> store.Record:
     """Read one file, cut it, flag it, write its shards; return its record for the build log.
 
     The unit of work: it owns whole shards, and doing it twice gives the same bytes.
@@ -35,7 +41,7 @@ def write_source(
     spec = radar.quality_spec(recipe.radar)
     scene = readers.read_scene(
         path,
-        **reading(replace(recipe, channels=_labels(layout, entry))),
+        **reading(recipe, *_labels(layout, entry)),
         clean=None if spec is None else partial(radar.clean, spec=spec),
     )
     if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
@@ -46,37 +52,42 @@ def write_source(
         )
     scene = scene.load()
     store.write_grid(files, entry.grid, scene["latitude"].values, scene["longitude"].values)
-    crops = []
-    for row, (y, x) in zip(entry.rows, entry.windows, strict=True):
-        window = tiling.Window(y, x, *layout.crop)
-        crop = tiling.cut(scene, window, layout.patch)
+    rows = store.blank_rows(layout, len(entry.windows))
+    shards: dict[str, list[tuple[int, int] | None]] = {name: [] for name in layout.channels}
+    for number, (row, (y, x)) in enumerate(zip(entry.rows, entry.windows, strict=True)):
+        crop = tiling.cut(scene, tiling.Window(y, x, *layout.crop), layout.patch)
         for name in layout.channels:
             if name in crop:
                 _check_packing(path, layout.channels[name], crop[name])
-        values = _values(crop, layout, recipe)
+        for name, value in _values(crop, layout, recipe).items():
+            rows[name][number] = value
         pixels = {name: crop[name].values for name in layout.channels if name in crop}
-        shards = store.write_crop(files, layout, row, pixels)
-        crops.append({"row": row, "shards": shards, "values": store.pack_values(values)})
-    return {
-        "source": entry.source,
-        "size": found.st_size,
-        "mtime_ns": found.st_mtime_ns,
-        "status": "written",
-        "reason": "",
-        "crops": crops,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-
-
-def _labels(layout: store.CubeLayout, entry: store.Entry) -> tuple[str, ...]:
-    """Labels of the store's channels that this scene offers."""
-    offered = {label.split("@")[0] for label in entry.channels}
-    return tuple(
-        channel_label(name, altitude)
-        for name, channel in layout.channels.items()
-        if name in offered
-        for altitude in (channel.altitudes_km or (None,))
+        written = store.write_crop(files, layout, row, pixels)
+        for name, of_channel in shards.items():
+            of_channel.append(written.get(name))
+    return store.Record(
+        source=entry.source,
+        status="written",
+        size=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        seconds=round(time.perf_counter() - start, 3),
+        shards=shards,
+        values=store.pack_rows(rows),
     )
+
+
+def _labels(layout: store.CubeLayout, entry: store.Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labels of the store's channels, and names of its companions, that this scene offers."""
+    offered = {label.split("@")[0] for label in entry.channels}
+    channels, companions = [], []
+    for name, channel in layout.channels.items():
+        if name not in offered:
+            continue
+        if channel.is_companion:
+            companions.append(name)
+        else:
+            channels += [channel_label(name, altitude) for altitude in (channel.altitudes_km or (None,))]
+    return tuple(channels), tuple(companions)
 
 
 def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArray) -> None:
@@ -88,15 +99,17 @@ def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArr
 def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[str, np.ndarray]:
     """Every small variable of a crop, flags of absent channels among them."""
     assessed = quality.assess(crop, recipe.quality)
-    values = {str(name): np.asarray(assessed[name].values) for name in assessed.data_vars}
+    values = {str(name): assessed[name].values for name in assessed.data_vars}
     for name in layout.coordinates:
         for dataset in (assessed, crop):
             if name in dataset.coords and dataset[name].ndim:
                 values[name] = _stored(dataset[name].values, store.COORDINATES[name][1])
     padding = crop["padding"].values
     for name in layout.channels:
+        if name in crop and layout.channels[name].is_companion:
+            continue
         if name in crop:
-            values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"], layout.patch)
+            values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"])
             continue
         _, shape = layout.cell_dims(name)
         flags = np.full(shape, int(Flag.channel_absent), np.uint16)
@@ -111,31 +124,9 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(dtype)
 
 
-#: Bins of the training histogram, over a channel's typical range.
-HISTOGRAM_BINS = 64
-
-
-def _histogram(variable: xr.DataArray, flags: np.ndarray, patch: int) -> np.ndarray:
+def _histogram(variable: xr.DataArray, flags: np.ndarray) -> np.ndarray:
     """Counts of data pixels of clean patches, int64, shape ([altitude,] bins)."""
     packing = Packing.from_attributes(variable.attrs, variable.dtype)
     channel = CHANNELS[str(variable.name)]
     clean = (flags & int(default_reject(channel.kind))) == 0
-    codes = variable.values.reshape(-1, *variable.shape[-2:])
-    edges = np.linspace(*channel.typical_range, HISTOGRAM_BINS + 1)
-    out = np.zeros((len(codes), HISTOGRAM_BINS), np.int64)
-    for level, (plane, keep) in enumerate(zip(codes, clean.reshape(-1, *clean.shape[-2:]), strict=True)):
-        patches = tiling.patches(plane, patch)
-        for row, col in np.argwhere(keep):
-            cell = patches[row, col]
-            unique, counts = np.unique(cell, return_counts=True) if cell.dtype.kind == "f" else _counts(cell)
-            data = packing.echo(unique)
-            values = unique[data] * packing.scale_factor + packing.add_offset
-            out[level] += np.histogram(values, edges, weights=counts[data])[0].astype(np.int64)
-    return out.reshape(*variable.shape[:-2], HISTOGRAM_BINS)
-
-
-def _counts(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low = int(codes.min())
-    counts = np.bincount(codes.reshape(-1).astype(np.int64) - low)
-    present = np.flatnonzero(counts)
-    return (present + low).astype(codes.dtype), counts[present]
+    return quality.clean_histogram(variable.values, packing, channel, clean)

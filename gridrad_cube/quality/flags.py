@@ -20,7 +20,7 @@ from gridrad_cube.schema import (
     Packing,
     QualitySpec,
     SchemaError,
-    channel_of,
+    channel_in,
     default_reject,
     flag_attributes,
     statistic_units,
@@ -62,8 +62,9 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     - ``no_echo``: radar or rain, observed, nothing there.
     - ``padding``: no pixel of the scene in it.
 
-    ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and ``unreadable`` are set
-    by who reads.
+    Of companion fields (labels and the like) only ``some_missing`` to ``constant``, ``low_coverage`` and ``padding``:
+    they are not judged. ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and
+    ``unreadable`` are set by who reads.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     padding = np.where(crop["padding"].values, int(Flag.padding), 0).astype(np.uint16)
     out: dict[str, Any] = {}
     for key, variable in crop.data_vars.items():
-        name, channel = str(key), channel_of(str(key))
+        name, channel = str(key), channel_in(str(key), variable.attrs, variable.dtype)
         packing = Packing.from_attributes(variable.attrs, variable.dtype)
         statistics = patch_statistics(variable.values, packing, channel, patch)
         flags = statistics.pop("pixel_flags") | padding
@@ -156,6 +157,8 @@ def flags_from_statistics(
         return (np.expand_dims(angle, -3) if angle.ndim < len(shape) else angle) > threshold
 
     mark(Flag.low_coverage, statistics["valid_fraction"] < spec.low_coverage)
+    if channel.kind == "companion":
+        return flags
     mark(Flag.local_outlier, _local_outliers(statistics, packing, spec, pixels))
     if channel.kind == "visible":
         mark(Flag.night, above("solar_zenith_angle", spec.night_solar_zenith))
@@ -174,7 +177,7 @@ def global_thresholds(
     absolute deviation, or the standard deviation where that is 0; of rain, the means' logarithm is taken. For
     ``rule="predecessor"`` mean and population deviation over the patches that the old pipeline's earlier tests
     kept: complete, and no local outlier. Either way the result does not depend on the order of patches. With
-    under 8 patches or no spread the rule is off and the dict says so.
+    under 8 patches or no spread the rule is off and the dict says so; so it is for companion fields.
 
     Parameters
     ----------
@@ -187,20 +190,48 @@ def global_thresholds(
     JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``, ``minimum_echo_fraction``, or
     ``rule="off"`` with a ``reason``; with altitudes a list of these under ``levels``.
     """
+    found = [
+        thresholds_of(means, channel, spec) for means in global_population(statistics, flags, channel, spec)
+    ]
+    return {"levels": found} if flags.ndim == 4 else found[0]
+
+
+def global_population(
+    statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
+) -> list[np.ndarray]:
+    """Patch means that `global_thresholds` draws on, float32 (N,), one array an altitude.
+
+    Parameters
+    ----------
+    statistics, flags
+        As for `global_thresholds`; of a part of a store for a part of its means.
+    """
     if flags.ndim == 4:
         levels = (
             ({name: values[:, level] for name, values in statistics.items()}, flags[:, level])
             for level in range(flags.shape[1])
         )
-        return {"levels": [global_thresholds(part, bits, channel, spec) for part, bits in levels]}
-    minimum_echo = MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
-    transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
-    means = _transformed(statistics, transform, minimum_echo)
+        return [global_population(part, bits, channel, spec)[0] for part, bits in levels]
     if spec.rule == "echo":
-        clean = (flags & int(default_reject(channel.kind))) == 0
+        use = (flags & int(default_reject(channel.kind))) == 0
     else:
-        clean = (statistics["valid_fraction"] == 1.0) & ((flags & int(Flag.local_outlier)) == 0)
-    population = np.sort(means[clean & np.isfinite(means)])  # sorted, so that sums do not depend on the order
+        use = (statistics["valid_fraction"] == 1.0) & ((flags & int(Flag.local_outlier)) == 0)
+    minimum_echo = _minimum_echo(channel, spec)
+    if minimum_echo is not None:
+        use = use & (statistics["echo_fraction"] >= minimum_echo)
+    means = statistics["mean"][use]
+    return [means[np.isfinite(means)]]
+
+
+def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dict[str, Any]:
+    """Thresholds of one distribution of patch means, as `global_thresholds` has them; off for companion fields."""
+    if channel.kind == "companion":
+        return {"rule": "off", "reason": "a companion field is not judged"}
+    transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
+    population = _transformed({"mean": means}, transform, None)
+    if transform != "none":
+        population = population[np.isfinite(population)]
+    population.sort()  # so that sums do not depend on the order
     found = {"count": int(population.size), "factor": float(spec.global_mean_deviation_factor)}
     if population.size < MINIMUM_PATCHES:
         return {"rule": "off", "reason": f"under {MINIMUM_PATCHES} clean patches", **found}
@@ -209,8 +240,12 @@ def global_thresholds(
         return {"rule": "off", "reason": "the patch means do not spread", **found}
     return {
         "rule": spec.rule, "transform": transform, "center": float(center), "spread": float(spread), **found,
-        "minimum_echo_fraction": minimum_echo,
+        "minimum_echo_fraction": _minimum_echo(channel, spec),
     }  # fmt: skip
+
+
+def _minimum_echo(channel: Channel, spec: QualitySpec) -> float | None:
+    return MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
 
 
 def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[str, Any]) -> np.ndarray:
@@ -359,6 +394,10 @@ def _transformed(
 
 
 def _robust(population: np.ndarray) -> tuple[float, float]:
-    center = float(np.median(population))
-    spread = 1.4826 * float(np.median(np.abs(population - center)))
+    """Median and 1.4826 times the median absolute deviation of sorted numbers; hundreds of millions of them."""
+    half = population.size // 2
+    center = float(population[(population.size - 1) // 2 : half + 1].mean())
+    deviations = population - center
+    np.abs(deviations, out=deviations)
+    spread = 1.4826 * float(np.median(deviations, overwrite_input=True))
     return center, spread if spread > 0.0 else float(population.std())

@@ -84,9 +84,15 @@ def _reader(source: Source, wanted: str) -> ModuleType:
     return larc_goes if found == larc_goes.FORMAT else cf
 
 
-def _request(channels: Iterable[str], radar: RadarSpec, variables: Variables) -> Request:
-    names = (channels,) if isinstance(channels, str) else tuple(channels)
-    return Request(channels=names, radar=radar, variables=tuple(tuple(v) for v in variables))  # type: ignore[misc]
+def _request(
+    channels: Iterable[str], radar: RadarSpec, variables: Variables, companions: Iterable[str]
+) -> Request:
+    return Request(
+        channels=(channels,) if isinstance(channels, str) else tuple(channels),
+        radar=radar,
+        variables=tuple(tuple(v) for v in variables),  # type: ignore[misc]
+        companions=(companions,) if isinstance(companions, str) else tuple(companions),
+    )
 
 
 def inspect(
@@ -96,13 +102,15 @@ def inspect(
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
     variables: Variables = (),
+    companions: Iterable[str] = (),
 ) -> SceneHeader:
     """Say what `read_scene` would give, from the header alone: no pixel is read.
 
     Takes the parameters of `read_scene` and raises as it does.
     """
+    request = _request(channels, radar, variables, companions)
     with open_source(path) as source:
-        return _reader(source, format).describe(source, _request(channels, radar, variables)).header()
+        return _reader(source, format).describe(source, request).header()
 
 
 def read_scene(
@@ -112,6 +120,7 @@ def read_scene(
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
     variables: Variables = (),
+    companions: Iterable[str] = (),
     clean: gridrad.Clean | None = None,
 ) -> xr.Dataset:
     """Read one file as one scene.
@@ -134,14 +143,21 @@ def read_scene(
     variables
         ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may
         be None if the file has them.
+    companions
+        Further variables of the file on the same pixels, by its own names, such as ``ot_id_number`` or ``Nradobs``;
+        those that it lacks are left out. Those on altitudes have the channels' levels, or else those of ``radar``
+        (all by default). A parallax correction of a satellite file comes along unasked.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
-        `RadarVolume` (all levels, weights and counts) that gives dense codes by channel; see `densify`.
+        `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
+        see `densify`.
 
     Returns
     -------
     Channels on ``(y, x)`` or ``(altitude, y, x)`` as codes, with the attributes of `Packing` and `Channel`;
-    float sources are packed by the channel's table, integer sources keep dtype and codes. Coordinates
+    float sources are packed by the channel's table, integer sources keep dtype and codes. Companion fields beside
+    them, with the attribute ``role="companion"``: integers keep dtype and codes, floats are values. GridRad's
+    weights are 0 in every bin that the file does not list: no gate gave it a value. Coordinates
     ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second),
     ``altitude`` (km) and ``observation_time(y)`` where there are such. Attributes ``source_format``,
     ``product`` and, for a known geostationary satellite, ``satellite_longitude``.
@@ -151,9 +167,10 @@ def read_scene(
     FileNotFoundError
         If there is nothing at the path.
     SchemaError
-        If the file is not a readable scene of one time, has none of the channels, or not the altitude.
+        If the file is not a readable scene of one time, has none of the channels, or not the altitude; if a
+        companion's name is taken, or its variable holds no numbers on the pixels of the scene.
     """
-    request = _request(channels, radar, variables)
+    request = _request(channels, radar, variables, companions)
     with open_source(path) as source:
         reader = _reader(source, format)
         description = reader.describe(source, request)
@@ -172,7 +189,7 @@ def read_volume(
     fields
         Channels; the file's own are in ``header.names`` of the result.
     weights, nradecho
-        Whether to read these too.
+        Whether to read the weights of reflectivity, and the counts of echoes, too.
 
     Raises
     ------

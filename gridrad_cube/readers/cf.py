@@ -12,11 +12,12 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from gridrad_cube.readers.companions import PARALLAX, fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field, read_field
 from gridrad_cube.readers.files import Source, Variable, text
 from gridrad_cube.readers.grids import Grid, make_grid, read_altitudes, read_degrees
-from gridrad_cube.readers.request import DERIVED, Request, select
+from gridrad_cube.readers.request import DERIVED, Request, select, with_levels
 from gridrad_cube.readers.scenes import GOES_LONGITUDE, Description, goes_number
 from gridrad_cube.readers.times import agreed_time, only_time, parse_stamp, parse_time
 from gridrad_cube.readers.units import conversion, is_known
@@ -71,7 +72,9 @@ def describe(source: Source, request: Request) -> Description:
     time = _time(source)
     found = {channel: f for channel, f in found.items() if set(axes.dims) <= set(f.variable.dims)}
     vertical = {channel: _vertical(source, f.variable, axes) for channel, f in found.items()}
-    names = {name for name in vertical.values() if name}
+    carried = [source.variables[name] for name in request.companions if name in source.variables]
+    tall = [_vertical(source, v, axes) for v in carried if v.is_numeric and set(axes.dims) <= set(v.dims)]
+    names = {name for name in (*vertical.values(), *tall) if name}
     if len(names) > 1:
         raise SchemaError(
             f"{source.path}: fields lie on several vertical axes {sorted(names)}; pass channels=..."
@@ -90,6 +93,8 @@ def describe(source: Source, request: Request) -> Description:
         where=source.path,
         listing=source.listing(),
     )
+    if any(tall):
+        selection = with_levels(selection, request.radar, () if altitude is None else altitude, source.path)
     satellite = goes_number(source) if any(_is_imagery(name) for name in selection.variables) else None
     title = text(source.attributes, "title") or "CF file"
     return Description(
@@ -99,6 +104,14 @@ def describe(source: Source, request: Request) -> Description:
         grid=_grid(source, axes),
         selection=selection,
         variables={name: _with_units(source, name, found) for name in selection.variables},
+        companions=find_companions(
+            source, request.companions, axes.dims, vertical=vertical_name, unasked=PARALLAX
+        ),
+        further=tuple(
+            name
+            for name in fields_on_grid(source, axes.dims, vertical_name)
+            if name not in (axes.latitude, axes.longitude)
+        ),
         dims=axes.dims,
         vertical=vertical_name,
         altitude_km=altitude,
@@ -259,7 +272,7 @@ def _time(source: Source) -> np.datetime64:
 
 
 def read(source: Source, description: Description, request: Request) -> dict[str, Field]:
-    """Read the channels; integer codes bit for bit."""
+    """Read the channels and companion fields; integer codes bit for bit."""
     fields = {}
     for channel, (name, units) in description.variables.items():
         variable = source.variables[name]
@@ -274,6 +287,8 @@ def read(source: Source, description: Description, request: Request) -> dict[str
         )
         levels = description.selection.levels if is_volume else None
         fields[channel] = read_field(source, name, CHANNELS[channel], units, dims, levels)
+    for name, companion in description.companions.items():
+        fields[name] = read_companion(source, companion, description.selection.levels)
     return fields
 
 

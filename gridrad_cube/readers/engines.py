@@ -109,15 +109,11 @@ def _read_radar(path: str, spans: Spans, *, channel: str, no_echo: float | None)
     return codes if no_echo is None else _decode(codes, CHANNELS[channel].packing, no_echo)
 
 
-def _read_weight(path: str, spans: Spans, *, channel: str) -> Array:
-    levels = range(spans[0].start, spans[0].stop)
+def _read_weight(path: str, spans: Spans, *, name: str) -> Array:
     with open_source(path) as source:
         header = volume.read_volume_grid(source)
-        bins = volume.read_volume(source, header, (channel,), weights=True, levels=levels)
-    _, rows, columns = header.shape
-    out = np.zeros(len(levels) * rows * columns, np.float32)
-    out[bins.index - levels.start * rows * columns] = bins.weights[channel]
-    return out.reshape(len(levels), rows, columns)[(slice(None), *spans[1:])]
+        weights = volume.read_dense_weights(source, header, name, range(spans[0].start, spans[0].stop))
+    return weights[(slice(None), *spans[1:])]
 
 
 def _read_derived(path: str, spans: Spans, *, channel: str, no_echo: float | None) -> Array:
@@ -209,7 +205,7 @@ def _weights_and_counts(path: str, header: volume.VolumeGrid, source: Source) ->
     out = {}
     for channel, name in header.names.items():
         if f"w{name}" in source.variables:
-            array = LazyArray(path, header.shape, "float32", _read_weight, channel=channel)
+            array = LazyArray(path, header.shape, "float32", _read_weight, name=f"w{name}")
             attributes = {"units": "1", "long_name": f"weight of {CHANNELS[channel].long_name}"}
             out[f"{channel}_weight"] = xr.Variable(_VOLUME, indexing.LazilyIndexedArray(array), attributes)
     for name in ("Nradobs", "Nradecho"):

@@ -22,6 +22,8 @@ DEFAULT_FILL = {
     "int64": -9223372036854775806, "uint64": 18446744073709551614,
     "float32": 9.969209968386869e36, "float64": 9.969209968386869e36,
 }  # fmt: skip
+#: What stands for missing where a file does not say it: a bin of GridRad that no sweep looked at.
+_UNDECLARED_FILL = {"Nradobs": 0}
 #: One-byte variables without a fill code are widened to make room for one; their codes stay.
 _WIDENED = {"uint8": ("uint16", 65535), "int8": ("int16", -32768)}
 _BLOCK = 2**20
@@ -59,6 +61,8 @@ def field_packing(
     ]
     codes = [code for code in (_as_code(f, variable, dtype) for f in fills) if code is not None]
     low, high = _valid_codes(variable, dtype, scale, offset, where)
+    if not codes and variable.name in _UNDECLARED_FILL:
+        codes = [_UNDECLARED_FILL[variable.name]]
     if not codes and dtype.name in _WIDENED:
         name, fill = _WIDENED[dtype.name]
         dtype, codes = np.dtype(name), [fill]
@@ -282,3 +286,22 @@ def read_array(
     if list(levels) == list(range(levels[0], levels[0] + len(levels))):
         return read({dims[0]: slice(levels[0], levels[0] + len(levels))})
     return np.concatenate([read({dims[0]: slice(level, level + 1)}) for level in levels])
+
+
+def float_field(raw: npt.NDArray[Any], variable: Variable, where: str) -> Field:
+    """A field that keeps its floats, float32 or float64: NaN where the file declares or defaults to missing.
+
+    The valid range that the file declares is kept, not applied.
+    """
+    scale, offset = _scaling(variable.attributes, where)
+    dtype = np.dtype("float64" if variable.dtype.itemsize == 8 else "float32")
+    values = raw.astype(dtype)
+    if (scale, offset) != (1.0, 0.0):
+        values = (raw.astype(np.float64) * scale + offset).astype(dtype)
+    fills = [number(variable.attributes, n, where) for n in ("_FillValue", "missing_value")]
+    for fill in (*fills, DEFAULT_FILL.get(variable.dtype.name)):
+        if fill is not None and np.isfinite(fill):
+            values[raw == raw.dtype.type(fill)] = np.nan
+    bounds = [None if b is None else b * scale + offset for b in _valid_values(variable.attributes, where)]
+    low, high = bounds if scale > 0 else bounds[::-1]
+    return Field(values, Packing(dtype=dtype.name, valid_minimum=low, valid_maximum=high))

@@ -6,16 +6,17 @@ echo" and "not observed" cannot be told apart in it: every bin without a value i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gridrad_cube.readers.companions import fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
-from gridrad_cube.readers.request import DERIVED, Request, Selection, select
+from gridrad_cube.readers.request import DERIVED, Request, Selection, select, with_levels
 from gridrad_cube.readers.scenes import Description
 from gridrad_cube.readers.volume import (
     RadarVolume,
@@ -23,13 +24,14 @@ from gridrad_cube.readers.volume import (
     densify,
     is_dense,
     is_sparse,
+    read_dense_weights,
     read_volume,
     read_volume_grid,
 )
-from gridrad_cube.schema import CHANNELS, RadarSpec
+from gridrad_cube.schema import CHANNELS, Packing, RadarSpec
 
 #: A quality control between reading and everything derived.
-Clean: TypeAlias = Callable[[RadarVolume], Mapping[str, npt.NDArray[np.uint16]]]
+Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]
 #: What a scene holds when no channel is asked for.
 DEFAULT = ("reflectivity_column_maximum",)
 
@@ -51,6 +53,13 @@ def _describe(source: Source, header: VolumeGrid, request: Request) -> Descripti
         where=source.path,
         listing=f"{sorted(available)}",
     )
+    vertical, *dims = (source.variables[name].dims[0] for name in ("Altitude", "Latitude", "Longitude"))
+    listed = source.variables["index"].dims[0] if is_sparse(source) else None
+    companions = find_companions(
+        source, request.companions, (dims[0], dims[1]), vertical=vertical, listed=listed
+    )
+    if any(companion.dims != tuple(dims) for companion in companions.values()):
+        selection = with_levels(selection, request.radar, header.altitude_km, source.path)
     return Description(
         format=header.format,
         product=f"GridRad v{header.version}",
@@ -58,6 +67,8 @@ def _describe(source: Source, header: VolumeGrid, request: Request) -> Descripti
         grid=header.grid,
         selection=selection,
         variables={name: (header.names.get(name, name), (1.0, 0.0)) for name in selection.variables},
+        companions=companions,
+        further=tuple(fields_on_grid(source, (dims[0], dims[1]), vertical, listed)),
     )
 
 
@@ -69,20 +80,38 @@ def describe(source: Source, request: Request) -> Description:
 def read(
     source: Source, description: Description, request: Request, clean: Clean | None = None
 ) -> dict[str, Field]:
-    """Read, densify and derive the channels of a description.
+    """Read, densify and derive the channels of a description, and read its companion fields.
 
-    ``clean`` is a quality control: it takes the volume with all levels, weights and counts, and gives dense
-    codes of all levels by channel for those it has an opinion on.
+    ``clean`` is a quality control: it takes the volume with all levels, weights and counts, and the channels that
+    are wanted of it, and gives dense codes of all levels by channel for those it has an opinion on.
     """
     header = read_volume_grid(source)
     selection = description.selection
     if clean is not None:
-        wanted = dict.fromkeys((*fields_needed(selection), "reflectivity", "correlation_coefficient"))
-        names = tuple(name for name in wanted if name in header.names)
+        wanted = fields_needed(selection)
+        every = dict.fromkeys((*wanted, "reflectivity", "correlation_coefficient"))
+        names = tuple(name for name in every if name in header.names)
         volume = read_volume(source, header, names, weights=True, nradecho=True)
-        return fields_of(volume, selection, request.radar, dense=clean(volume))
-    volume = read_volume(source, header, fields_needed(selection), levels=levels_needed(selection, header))
-    return fields_of(volume, selection, request.radar)
+        channels = fields_of(volume, selection, request.radar, dense=clean(volume, wanted))
+    else:
+        volume = read_volume(
+            source, header, fields_needed(selection), levels=levels_needed(selection, header)
+        )
+        channels = fields_of(volume, selection, request.radar)
+    return channels | _read_companions(source, header, description)
+
+
+def _read_companions(source: Source, header: VolumeGrid, description: Description) -> dict[str, Field]:
+    fields, levels = {}, description.selection.levels
+    for name, companion in description.companions.items():
+        if len(companion.dims) > 1:
+            fields[name] = read_companion(source, companion, levels)
+            continue
+        span = range(min(levels), max(levels) + 1)
+        weights = read_dense_weights(source, header, name, span)
+        weights = weights if len(levels) == len(span) else weights[[level - span.start for level in levels]]
+        fields[name] = Field(weights, Packing(dtype="float32"))
+    return fields
 
 
 def fields_needed(selection: Selection) -> tuple[str, ...]:

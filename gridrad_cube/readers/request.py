@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError, channel_of
+from gridrad_cube.schema import (
+    CHANNELS,
+    ECHO_STATISTICS,
+    LOG_STATISTICS,
+    STATISTICS,
+    RadarSpec,
+    SchemaError,
+    channel_of,
+)
 
 #: Channels that are computed from reflectivity on altitudes.
 DERIVED = ("reflectivity_column_maximum", "echo_top_height")
 #: An altitude is found by name within this distance, km; nothing is interpolated.
 ALTITUDE_TOLERANCE_KM = 0.010
+#: Names that stores and answers give to other things; a companion field cannot have them.
+RESERVED = frozenset((
+    "altitude", "altitude_km", "channel", "col", "corner", "corner_latitude", "corner_longitude", "crop",
+    "crs", "embedding", "feature", "flags", "grid", "grids", "latitude", "longitude", "observation_time",
+    "padding", "patch", "patch_latitude", "patch_longitude", "rank", "report", "row",
+    "satellite_zenith_angle", "scene", "scene_x", "scene_y", "score", "solar_zenith_angle",
+    "solar_zenith_angle_maximum", "source", "source_file", "status", "time", "variable", "x", "x_origin",
+    "x_start", "x_stop", "y", "y_origin", "y_start", "y_stop",
+))  # fmt: skip
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SUFFIXES = ("histogram", *STATISTICS, *ECHO_STATISTICS, *LOG_STATISTICS)
 _LABEL = re.compile(r"(\w+)@(\d+(?:\.\d*)?|\.\d+) ?km$")
 
 
@@ -25,6 +44,7 @@ class Request:
     channels: tuple[str, ...] = ()
     radar: RadarSpec = field(default_factory=RadarSpec)
     variables: tuple[tuple[str, str, str | None], ...] = ()
+    companions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for label in self.channels:
@@ -35,6 +55,8 @@ class Request:
                     f"variables: got {entry!r}; expected (channel, variable of the file, units)"
                 )
             channel_of(entry[0])
+        for name in self.companions:
+            _check_companion(name, self.companions)
 
     def named(self) -> dict[str, tuple[str, str | None]]:
         """Variable and units of the file that the user gave, by channel."""
@@ -48,6 +70,34 @@ class Selection:
     variables: tuple[str, ...]
     levels: tuple[int, ...] = ()
     altitudes: tuple[float, ...] = ()
+
+
+def is_companion_name(name: str) -> bool:
+    """Whether a companion field may be called this."""
+    try:
+        _check_companion(name, (name,))
+    except SchemaError:
+        return False
+    return True
+
+
+def _check_companion(name: str, companions: Sequence[str]) -> None:
+    """Refuse a name that cannot be a variable of a store beside everything else that is one."""
+    lower, others = name.lower(), [n.lower() for n in companions]  # some file systems do not tell capitals
+    rename = "A companion keeps its name: rename the variable in the file, or leave it out"
+    if not _NAME.fullmatch(name):
+        problem = f"expected a letter, then letters, digits and _. {rename}"
+    elif lower in CHANNELS:
+        problem = f"that is a channel. Pass channels=({lower!r},)"
+    elif others.count(lower) > 1:
+        problem = "it is there twice. Pass each once"
+    elif lower in RESERVED or lower.endswith("_flags"):
+        problem = f"stores have something else of this name. {rename}"
+    elif any(lower == f"{n}_{suffix}" for n in (*CHANNELS, *others) for suffix in _SUFFIXES):
+        problem = f"stores have a statistic of this name. {rename}"
+    else:
+        return
+    raise SchemaError(f"companions: got {name!r}; {problem}.")
 
 
 def parse_label(label: str) -> tuple[str, float | None]:
@@ -144,3 +194,13 @@ def select(
         )
     chosen = lists.pop() if lists else ()
     return Selection(variables=tuple(levels), levels=chosen, altitudes=tuple(float(known[i]) for i in chosen))
+
+
+def with_levels(selection: Selection, radar: RadarSpec, altitudes: npt.ArrayLike, where: str) -> Selection:
+    """A selection with levels for companion fields: its channels' if they have any, else those asked for, else all."""
+    if selection.levels:
+        return selection
+    known = np.asarray(altitudes, np.float64)
+    found = find_altitudes(known, radar.altitudes_km, where) if radar.altitudes_km else range(known.size)
+    levels = tuple(sorted(set(found), key=lambda i: known[i]))
+    return replace(selection, levels=levels, altitudes=tuple(float(known[i]) for i in levels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.geometry import lattice_origin
+from gridrad_cube.readers.companions import Companion
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
 from gridrad_cube.readers.grids import Grid
-from gridrad_cube.readers.request import Selection
+from gridrad_cube.readers.request import Selection, is_companion_name
 from gridrad_cube.schema import CHANNELS
 
 #: Longitude over which a GOES satellite works, degrees east: 75.2 W is GOES-East (GOES-16 from December 2017
@@ -29,9 +30,12 @@ _GOES = re.compile(r"GOES[-_ ]?(\d{2})(?!\d)", re.IGNORECASE)
 class SceneHeader:
     """What a plan needs to know of a file, from its header alone.
 
-    ``channels`` are the data variables that `read_scene` would give for the same request, ``altitudes`` (km)
-    the levels of those that have any. ``grid_id`` is equal for files on the same pixels. ``lattice`` is where
-    pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share (`lattice_origin`).
+    ``channels`` and ``companions`` are the data variables that `read_scene` would give for the same request,
+    ``altitudes`` (km) the levels of those that have any. ``grid_id`` is equal for files on the same pixels.
+    ``lattice`` is where pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share
+    (`lattice_origin`). ``further`` are variables of the file on the same pixels, which may be asked for as companions.
+    ``satellite_longitude`` (degrees east) is known of a geostationary satellite, ``has_scan_times`` where the file
+    says when each line was scanned.
     """
 
     format: str
@@ -42,15 +46,20 @@ class SceneHeader:
     product: str
     altitudes: tuple[float, ...] = ()
     lattice: tuple[int, int] | None = None
+    companions: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+    satellite_longitude: float | None = None
+    has_scan_times: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """A file's header in the package's own terms, before any pixel is read.
 
-    ``variables`` maps a channel to the file's variable and the factor and offset to the channel's units;
-    ``dims`` are the file's names of row and column, ``vertical`` that of altitude, whose values in the file's
-    order are ``altitude_km``.
+    ``variables`` maps a channel to the file's variable and the factor and offset to the channel's units,
+    ``companions`` has the companion fields, ``further`` the names of all variables that could be. ``dims`` are the
+    file's names of row and column, ``vertical`` that of altitude, whose values in the file's order are
+    ``altitude_km``.
     """
 
     format: str
@@ -59,6 +68,8 @@ class Description:
     grid: Grid
     selection: Selection
     variables: Mapping[str, tuple[str, tuple[float, float]]]
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
     dims: tuple[str, ...] = ()
     vertical: str | None = None
     altitude_km: npt.NDArray[np.float64] | None = None
@@ -80,7 +91,15 @@ class Description:
                 if self.format.startswith("gridrad_v4")
                 else None
             ),
+            companions=tuple(self.companions),
+            further=self._further(),
+            satellite_longitude=self.satellite_longitude,
+            has_scan_times=self.observation_time is not None,
         )
+
+    def _further(self) -> tuple[str, ...]:
+        taken = {name for name, _ in self.variables.values()} | set(self.companions)
+        return tuple(sorted(name for name in self.further if name not in taken and is_companion_name(name)))
 
 
 def make_scene(description: Description, fields: Mapping[str, Field]) -> xr.Dataset:
@@ -92,7 +111,7 @@ def make_scene(description: Description, fields: Mapping[str, Field]) -> xr.Data
         "longitude": (on[1], grid.longitude, {"units": "degrees_east", "standard_name": "longitude"}),
         "time": ((), description.time, {"standard_name": "time"}),
     }
-    if any(field.codes.ndim == 3 for field in fields.values()):
+    if any(each.codes.ndim == 3 for each in fields.values()):
         coords["altitude"] = (
             ("altitude",),
             np.array(description.selection.altitudes),
@@ -107,14 +126,12 @@ def make_scene(description: Description, fields: Mapping[str, Field]) -> xr.Data
     attributes: dict[str, Any] = {"source_format": description.format, "product": description.product}
     if description.satellite_longitude is not None:
         attributes["satellite_longitude"] = description.satellite_longitude
-    variables = {
-        name: (
-            ("altitude", "y", "x")[-field.codes.ndim :],
-            field.codes,
-            field.packing.to_attributes() | CHANNELS[name].attributes(),
-        )
-        for name, field in fields.items()
-    }
+    variables = {}
+    for name, each in fields.items():
+        known = description.companions.get(name)
+        said = CHANNELS[name].attributes() if known is None else dict(known.attributes)
+        dims = ("altitude", "y", "x")[-each.codes.ndim :]
+        variables[name] = (dims, each.codes, each.packing.to_attributes() | said)
     return xr.Dataset(variables, coords, attributes)
 
 

@@ -4,20 +4,22 @@ This package alone knows how a store lies on disk. A store is a path or a URL.
 """
 
 from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata, metadata, write_array
-from gridrad_cube.store.build import (
-    Build,
-    Entry,
-    check_duplicates,
-    pack_values,
-    read_grid,
-    unpack_values,
-    write_crop,
-    write_grid,
+from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
+from gridrad_cube.store.commit import (
+    blank_rows,
+    block_length,
+    blocks,
+    commit,
+    gather,
+    number_arrays,
+    record_type,
+    report_columns,
+    write_block,
 )
-from gridrad_cube.store.commit import blocks, commit, gather, number_arrays, report_columns, write_block
 from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
+from gridrad_cube.store.log import Record, pack_rows, unpack_rows
 from gridrad_cube.store.places import RemoteError
 from gridrad_cube.store.read import (
     MissingChunkError,
@@ -45,7 +47,10 @@ __all__ = [
     "Files",
     "MissingChunkError",
     "PatchReader",
+    "Record",
     "RemoteError",
+    "blank_rows",
+    "block_length",
     "blocks",
     "check_duplicates",
     "commit",
@@ -59,11 +64,12 @@ __all__ = [
     "open_embeddings",
     "open_grid",
     "open_packed",
-    "pack_values",
+    "pack_rows",
     "read_grid",
+    "record_type",
     "report_columns",
     "store_info",
-    "unpack_values",
+    "unpack_rows",
     "verify",
     "write_array",
     "write_block",

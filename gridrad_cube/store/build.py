@@ -1,21 +1,23 @@
-"""Building a store exactly once: plan, log of finished sources, lease, and the shards of one crop.
+"""Building a store exactly once: plan, what was written of it, lease, and the shards of one crop.
 
-Under ``_build/`` of a store lie ``plan/NNNN.jsonl`` (one line a source, in the order of its rows), ``log/``
-(one record a finished source, in order of arrival), ``grids/`` (pixel axes, one file a distinct grid) and
-``lease.json`` (who writes). The root ``zarr.json`` is the commit and is written last.
+Under ``_build/`` of a store lie ``plan/NNNN.jsonl`` (one line a source, in the order of its rows), ``log/`` (one record
+a finished source, in order of arrival: `gridrad_cube.store.log`), ``grids/`` (pixel axes, one file a distinct grid)
+and ``lease.json`` (who writes). The root ``zarr.json`` is the commit and is written last.
 """
 
 from __future__ import annotations
 
-import base64
+import bisect
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
 import secrets
 import socket
+import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,16 +27,32 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.store.arrays import encode
 from gridrad_cube.store.files import Files
-from gridrad_cube.store.layout import CubeLayout
+from gridrad_cube.store.layout import STATUS, CubeLayout
+from gridrad_cube.store.log import Log, Place, Record
 
 BUILD = "_build"
+#: Version of plan and log. A store of another one can be read, and neither continued nor verified.
+BUILD_FORMAT = 2
+#: Lines of a file of the plan at most.
+ENTRIES_A_SEGMENT = 50_000
+#: Status of a source without a record.
+_UNKNOWN = 255
+_STATUS_NAMES = {code: name for name, code in STATUS.items()}
+_PLACE = np.dtype([(name, np.int64) for name in Place._fields])
 
 
-@dataclass(frozen=True, kw_only=True)
+@functools.lru_cache(maxsize=4096)
+def _shared(value: Any) -> Any:
+    """One object for all equal ones: a million entries of a plan name few grids, products, shapes and windows."""
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One source file of the plan; its crops take the rows ``row .. row + len(windows)`` for good."""
 
@@ -66,33 +84,18 @@ class Entry:
         return cls(
             **{
                 **data,
-                "shape": tuple(data["shape"]),
-                "channels": tuple(data["channels"]),
-                "windows": tuple(tuple(w) for w in data["windows"]),
+                **{name: sys.intern(data[name]) for name in ("grid", "product", "format")},
+                "shape": _shared(tuple(data["shape"])),
+                "channels": _shared(tuple(data["channels"])),
+                "windows": _shared(tuple(tuple(w) for w in data["windows"])),
             }
         )
 
 
-def pack_values(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Small arrays as JSON, bit for bit (zlib, base64)."""
-    return {
-        name: [a.dtype.str, list(a.shape), base64.b64encode(zlib.compress(a.tobytes(), 1)).decode()]
-        for name, a in values.items()
-    }
-
-
-def unpack_values(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `pack_values`."""
-    return {
-        name: np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype).reshape(shape)
-        for name, (dtype, shape, data) in packed.items()
-    }
-
-
 def write_crop(
     files: Files, layout: CubeLayout, row: int, pixels: Mapping[str, np.ndarray]
-) -> dict[str, list[int]]:
-    """Write the shards of one crop, each in one step; return key -> [bytes, CRC-32].
+) -> dict[str, tuple[int, int]]:
+    """Write the shards of one crop, each in one step; return channel -> (bytes, CRC-32).
 
     Writing a crop again gives the same bytes, so that a task that runs twice does no harm.
     """
@@ -100,9 +103,8 @@ def write_crop(
     for name, values in pixels.items():
         spec = layout.pixels(name, row + 1)
         data = encode(spec, values[np.newaxis])
-        key = spec.key((row, *(0 for _ in spec.dims[1:])))
-        files.write(key, data)
-        written[key] = [len(data), zlib.crc32(data)]
+        files.write(spec.key((row, *(0 for _ in spec.dims[1:]))), data)
+        written[name] = len(data), zlib.crc32(data)
     return written
 
 
@@ -122,7 +124,9 @@ def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Build:
-    """The plan and the log of a store that is being built, or was.
+    """The plan of a store that is being built, or was, and what the log says of it.
+
+    About 1 kB of memory a source: the records' values stay in the log.
 
     Parameters
     ----------
@@ -135,114 +139,172 @@ class Build:
         self.recipe: Recipe | None = None
         self.layout: CubeLayout | None = None
         self.entries: list[Entry] = []
-        #: Place of each source's last record: (log object, offset, length).
-        self.places: dict[str, tuple[str, int, int]] = {}
-        #: Sources whose last record says ``written``, with size and time of modification of the file then.
-        self.written: dict[str, tuple[int, int]] = {}
-        #: Status of each source's last record.
-        self.status: dict[str, str] = {}
-        self._log: str | None = None
+        #: Place of each source in the plan.
+        self.number: dict[str, int] = {}
+        #: `STATUS` of each entry's last record.
+        self._status = np.zeros(0, np.uint8)
+        self._places = np.zeros(0, _PLACE)
+        #: Size and time of modification of each entry's file, as its last record has them.
+        self._found = np.zeros((0, 2), np.int64)
+        #: Bytes (-1 for none) and CRC-32 of every shard, (rows, channels).
+        self.shard_bytes = np.zeros((0, 0), np.int64)
+        self.shard_crc = np.zeros((0, 0), np.uint32)
+        self._reasons: dict[int, str] = {}
+        #: What became of sources that are not in the plan.
+        self.refused: dict[str, Record] = {}
         self._segments = 0
         self._read_plan()
-        self._read_log()
+        self._log = Log(self.files)
+        for record, place in self._log.replay():
+            self._index(record, place)
 
     @property
     def rows(self) -> int:
         """Number of crops in the plan."""
         return self.entries[-1].rows.stop if self.entries else 0
 
+    @property
+    def written(self) -> int:
+        """Number of sources that are written."""
+        return int((self._status == STATUS["written"]).sum())
+
     def _read_plan(self) -> None:
         for name in self.files.names(f"{BUILD}/plan"):
             lines = self.files.read(f"{BUILD}/plan/{name}").decode().splitlines()
             head = json.loads(lines[0])
+            if head["format"] != BUILD_FORMAT:
+                raise SchemaError(
+                    f"{self.files.root}: its build log has format {head['format']}, this gridrad-cube writes "
+                    f"{BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it anew."
+                )
             self._segments += 1
             if "recipe" in head:
                 self.recipe = Recipe.from_dict(head["recipe"])
                 self.layout = CubeLayout.from_dict(head["layout"])
-            self.entries.extend(Entry.from_dict(json.loads(line)) for line in lines[1:])
+            self._add([Entry.from_dict(json.loads(line)) for line in lines[1:]])
 
-    def _read_log(self) -> None:
-        for name in self.files.names(f"{BUILD}/log"):
-            key, offset = f"{BUILD}/log/{name}", 0
-            for line in self.files.read(key).splitlines(keepends=True):
-                if line.endswith(b"\n"):  # a killed writer can leave half a line, always the last
-                    self._index(json.loads(line), (key, offset, len(line)))
-                offset += len(line)
+    def _add(self, entries: Sequence[Entry]) -> None:
+        before = self.rows
+        self.number |= {e.source: len(self.entries) + i for i, e in enumerate(entries)}
+        self.entries.extend(entries)
+        more, channels = len(entries), len(self.layout.channels if self.layout else ())
+        self._status = np.concatenate([self._status, np.full(more, _UNKNOWN, np.uint8)])
+        self._places = np.concatenate([self._places, np.zeros(more, _PLACE)])
+        self._found = np.concatenate([self._found, np.zeros((more, 2), np.int64)])
+        rows = self.rows - before
+        old = self.shard_bytes.reshape(-1, channels), self.shard_crc.reshape(-1, channels)
+        self.shard_bytes = np.concatenate([old[0], np.full((rows, channels), -1, np.int64)])
+        self.shard_crc = np.concatenate([old[1], np.zeros((rows, channels), np.uint32)])
 
-    def _index(self, record: Mapping[str, Any], place: tuple[str, int, int]) -> None:
-        source = record["source"]
-        self.places[source], self.status[source] = place, record["status"]
-        if record["status"] == "written":
-            self.written[source] = record["size"], record["mtime_ns"]
-        else:
-            self.written.pop(source, None)
+    def _index(self, record: Record, place: Place) -> None:
+        number = self.number.get(record.source)
+        if number is None:
+            self.refused[record.source] = record
+            return
+        assert self.layout is not None
+        rows = self.entries[number].rows
+        self._status[number] = STATUS[record.status]
+        self._places[number] = place
+        self._found[number] = record.size, record.mtime_ns
+        self._reasons.pop(number, None)
+        if record.reason:
+            self._reasons[number] = record.reason
+        self.shard_bytes[rows.start : rows.stop], self.shard_crc[rows.start : rows.stop] = -1, 0
+        for column, name in enumerate(self.layout.channels):
+            for row, shard in zip(rows, record.shards.get(name, ()), strict=False):
+                if shard:
+                    self.shard_bytes[row, column], self.shard_crc[row, column] = shard
 
     def begin(self, recipe: Recipe, layout: CubeLayout, entries: Sequence[Entry]) -> None:
         """Write the plan of a new store."""
         self.recipe, self.layout = recipe, layout
-        self._write_segment({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
+        self._write_plan({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Append sources to the plan; their rows follow the old ones."""
-        if entries:
-            self._write_segment({}, entries)
+        self._write_plan({}, entries)
 
-    def _write_segment(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        lines = [
-            json.dumps(dict(head) | {"format": 1}),
-            *(json.dumps(dataclasses.asdict(e)) for e in entries),
-        ]
-        self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
-        self._segments += 1
-        self.entries.extend(entries)
+    def _write_plan(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        # Killed between two segments, the rest is planned by the next run, in the same order.
+        for start in range(0, len(entries), ENTRIES_A_SEGMENT):
+            segment = entries[start : start + ENTRIES_A_SEGMENT]
+            first = dict(head) | {"format": BUILD_FORMAT}
+            lines = [json.dumps(first), *(json.dumps(dataclasses.asdict(e)) for e in segment)]
+            self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
+            self._segments += 1
+            self._add(segment)
+            head = {}
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Append what became of a source. Durable when this returns; the last record of a source counts."""
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        if self._log is None or not self.files.local:
-            number = len(self.files.names(f"{BUILD}/log"))
-            self._log = f"{BUILD}/log/{number:06d}-{secrets.token_hex(3)}.jsonl"
-        if self.files.local:
-            path = self.files.path(self._log)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "ab") as file:
-                offset = file.tell()
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        else:
-            offset = 0
-            self.files.write(self._log, line)
-        self._index(record, (self._log, offset, len(line)))
+    def record(self, record: Record) -> None:
+        """Append what became of a source; the last record of a source counts."""
+        self._index(record, self._log.append(record))
 
-    def load(self, source: str) -> dict[str, Any] | None:
-        """The last record of a source, or None."""
-        place = self.places.get(source)
-        if place is None:
+    def flush(self) -> None:
+        """Make every record durable (on object stores they go several at a time)."""
+        self._log.flush()
+
+    def outcome(self, number: int) -> Record | None:
+        """What the log says of an entry, without values; None if nothing."""
+        status = self.status(number)
+        if status is None:
             return None
-        key, offset, length = place
-        if self.files.local:
-            with open(self.files.path(key), "rb") as file:
-                file.seek(offset)
-                return dict(json.loads(file.read(length)))
-        return dict(json.loads(self.files.read(key)[offset : offset + length]))
+        assert self.layout is not None
+        entry = self.entries[number]
+        part = slice(entry.row, entry.rows.stop)
+        shards = {
+            name: [
+                (int(b), int(c)) if b >= 0 else None
+                for b, c in zip(self.shard_bytes[part, i], self.shard_crc[part, i], strict=True)
+            ]
+            for i, name in enumerate(self.layout.channels)
+        }
+        size, mtime = (int(v) for v in self._found[number])
+        return Record(
+            source=entry.source,
+            status=status,
+            size=size,
+            mtime_ns=mtime,
+            reason=self.reason(number),
+            shards=shards,
+        )
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The last record of every source, in the order of their names."""
-        for source in sorted(self.places):
-            record = self.load(source)
-            if record is not None:
-                yield record
+    def status(self, number: int) -> str | None:
+        """Status of an entry's last record, None where there is none."""
+        return _STATUS_NAMES.get(int(self._status[number]))
 
-    def verified(self, entry: Entry) -> bool:
-        """Whether a source is written and its shards are there in their recorded sizes."""
-        if entry.source not in self.written:
-            return False
-        record = self.load(entry.source)
-        if record is None:
-            return False
-        shards = {key: size for crop in record["crops"] for key, (size, _) in crop["shards"].items()}
-        return all(self.files.size(key) == size for key, size in shards.items())
+    def reason(self, number: int) -> str:
+        """Why an entry is not written; empty where it is."""
+        return self._reasons.get(number, "")
+
+    def source_bytes(self) -> npt.NDArray[np.int64]:
+        """Bytes of every entry's shards."""
+        if not self.entries:
+            return np.zeros(0, np.int64)
+        rows = np.maximum(self.shard_bytes, 0).sum(axis=1)
+        return np.asarray(np.add.reduceat(rows, [e.row for e in self.entries]))
+
+    def is_written(self, number: int) -> bool:
+        """Whether an entry's last record says ``written``."""
+        return bool(self._status[number] == STATUS["written"])
+
+    def values(self, number: int) -> bytes | None:
+        """Packed rows of an entry's crops, None where it is not written."""
+        if not self.is_written(number):
+            return None
+        return self._log.values(Place(*(int(v) for v in self._places[number])))
+
+    def damaged_rows(self) -> npt.NDArray[np.bool_]:
+        """Per row, whether a shard that the log has is missing or of another size; one listing a channel."""
+        out = np.zeros(self.rows, bool)
+        for column, name in enumerate(self.layout.channels if self.layout else ()):
+            assert self.layout is not None
+            spec = self.layout.pixels(name, self.rows)
+            there = self.files.sizes(name)
+            rest = (0,) * (len(spec.dims) - 1)
+            for row in np.flatnonzero(self.shard_bytes[:, column] >= 0):
+                key = spec.key((int(row), *rest)).rsplit("/", 1)[1]
+                out[row] |= there.get(key) != self.shard_bytes[row, column]
+        return out
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -313,16 +375,31 @@ class Build:
         if self.layout is None:
             raise SchemaError(f"{self.files.root}: nothing is planned here")
         digest = hashlib.sha256(json.dumps(self.layout.to_dict(), sort_keys=True).encode())
-        for entry in self.entries:
-            record = self.load(entry.source) if entry.source in self.written else None
-            for crop in record["crops"] if record else ():
-                digest.update(json.dumps([crop["row"], sorted(crop["shards"].items())]).encode())
+        for array in (self.shard_bytes, self.shard_crc):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
 
-    def state(self) -> str:
-        """Hash of all that the finished store is made from: its content and what became of every source."""
-        log = json.dumps([self.identity(), self.rows, sorted(self.status.items())])
-        return hashlib.sha256(log.encode()).hexdigest()[:32]
+    def state(self, rows: range | None = None) -> str:
+        """Hash of all that the finished store, or a block of its rows, is made from: plan and log."""
+        digest = hashlib.sha256()
+        entries = self.entries_of(range(self.rows) if rows is None else rows)
+        for number in entries:
+            entry = self.entries[number]
+            digest.update(repr((entry.source, entry.row, entry.windows, entry.time, entry.grid)).encode())
+        part = slice(entries.start, entries.stop)
+        digest.update(self._status[part].tobytes())
+        digest.update(self._places["crc"][part].tobytes())
+        if rows is None:
+            refused = [(r.source, r.status, r.reason) for r in self.refused.values()]
+            digest.update(repr((self.identity(), sorted(self._reasons.items()), sorted(refused))).encode())
+        return digest.hexdigest()[:32]
+
+    def entries_of(self, rows: range) -> range:
+        """Numbers of the entries that own some of these rows (entries lie in the order of their rows)."""
+        if not rows:
+            return range(0)
+        start = bisect.bisect_right(self.entries, rows.start, key=lambda e: e.row) - 1
+        return range(start, bisect.bisect_left(self.entries, rows.stop, key=lambda e: e.row))
 
 
 def _since(seconds: Any) -> str:
@@ -346,8 +423,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def check_duplicates(entries: Iterable[Entry]) -> None:
-    """Refuse two sources with the same time, grid, window and product.
+def check_duplicates(old: Iterable[Entry], new: Iterable[Entry]) -> None:
+    """Refuse a new source with the same time, grid, window and product as another, new or old.
 
     Raises
     ------
@@ -355,12 +432,22 @@ def check_duplicates(entries: Iterable[Entry]) -> None:
         Names both files.
     """
     seen: dict[tuple[Any, ...], str] = {}
-    for entry in entries:
+    for entry in new:
         for window in entry.windows:
             key = (entry.time, entry.grid, window, entry.product)
             if key in seen:
-                raise SchemaError(
-                    f"{entry.source}: the same time, grid, window and product as {seen[key]}. Remove one of them, "
-                    "or leave one out of SOURCE."
-                )
+                raise _duplicate(entry.source, seen[key])
             seen[key] = entry.source
+    times = {key[0] for key in seen}
+    for entry in old:
+        if entry.time in times:
+            for window in entry.windows:
+                known = seen.get((entry.time, entry.grid, window, entry.product))
+                if known is not None:
+                    raise _duplicate(known, entry.source)
+
+
+def _duplicate(one: str, other: str) -> SchemaError:
+    return SchemaError(
+        f"{one}: the same time, grid, window and product as {other}. Remove one of them, or leave one out of SOURCE."
+    )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from gridrad_cube.schema import CHANNELS, FORMAT_VERSION, TIME_FILL, Flag, SchemaError, statistics_of
+from gridrad_cube.schema import FORMAT_VERSION, HISTOGRAM_BINS, TIME_FILL, Flag, SchemaError, statistics_of
 from gridrad_cube.store.arrays import ArraySpec, encode, group_metadata, metadata, write_array
-from gridrad_cube.store.build import BUILD, Build, Entry, read_grid, unpack_values
+from gridrad_cube.store.build import BUILD, Build, read_grid
 from gridrad_cube.store.layout import COORDINATES, STATUS, CubeLayout
+from gridrad_cube.store.log import unpack_rows
+
+#: Small values of a block of crops, in memory while a store is finished.
+_BLOCK_BYTES = 128 * 2**20
+#: Coordinates that the plan has, in the order of `gather`.
+_OF_THE_PLAN = ("time", "status", "y_origin", "x_origin", "grid", "scene", "source")
 
 
 def small_specs(layout: CubeLayout, rows: int) -> dict[str, ArraySpec]:
@@ -24,70 +30,81 @@ def small_specs(layout: CubeLayout, rows: int) -> dict[str, ArraySpec]:
         specs[name] = layout.small(name, dims, shape, dtype, attributes)
     for name in layout.channels:
         specs[f"{name}_flags"] = layout.flags(name, rows)
-        for statistic in statistics_of(CHANNELS[name]):
+        for statistic in statistics_of(layout.channels[name].channel):
             specs[f"{name}_{statistic}"] = layout.statistic(name, statistic, rows)
     return specs
 
 
+def record_type(layout: CubeLayout) -> np.dtype[Any]:
+    """Type of a crop's row in the log: every small value that its pixels and place decide.
+
+    The arrays of `small_specs`, less those that the plan has, and per channel of the table ``<channel>_histogram``,
+    uint32 ([altitude,] bins): counts of clean data pixels over the typical range.
+    """
+    fields: list[tuple[str, Any, tuple[int, ...]]] = [
+        (name, spec.dtype, spec.shape[1:])
+        for name, spec in small_specs(layout, 1).items()
+        if name not in _OF_THE_PLAN
+    ]
+    for name, channel in layout.channels.items():
+        if not channel.is_companion:
+            levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
+            fields.append((f"{name}_histogram", np.uint32, (*levels, HISTOGRAM_BINS)))
+    return np.dtype(fields)
+
+
+def block_length(layout: CubeLayout, scenes: int) -> int:
+    """Crops whose small values are finished together, and chunked together: a power of two, at most 128 MiB of them.
+
+    Parameters
+    ----------
+    scenes
+        Number of scenes of the first plan; a store that starts small has smaller chunks.
+    """
+    fits = max(1, _BLOCK_BYTES // record_type(layout).itemsize)
+    return min(16384, 1 << (fits.bit_length() - 1), max(256, 1 << (scenes - 1).bit_length()))
+
+
+def blank_rows(layout: CubeLayout, count: int) -> np.ndarray:
+    """Rows of crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere."""
+    dtype = record_type(layout)
+    out = np.zeros(count, dtype)
+    for name in dtype.names or ():
+        if name.endswith("_flags"):
+            out[name] = int(Flag.unreadable)
+        elif name == "observation_time":
+            out[name] = TIME_FILL
+        elif dtype[name].base.kind == "f":
+            out[name] = np.nan
+    return out
+
+
 def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
-    """Every small variable for a block of rows, from the log.
+    """Every small variable for a block of rows, and the training histograms, from plan and log.
 
     Rows that were not written have ``status`` skipped or failed, the flag ``unreadable``, NaN elsewhere.
     """
     layout = _layout(build)
-    specs = small_specs(layout, len(rows))
-    out = {name: _blank(spec) for name, spec in specs.items()}
-    for entry in entries_of(build, rows):
-        record = build.load(entry.source)
-        crops = {c["row"]: c for c in record["crops"]} if record and record["status"] == "written" else {}
-        for row, window in zip(entry.rows, entry.windows, strict=True):
+    table = blank_rows(layout, len(rows))
+    plan: dict[str, np.ndarray] = {
+        name: np.zeros(len(rows), object if COORDINATES[name][1] == "string" else COORDINATES[name][1])
+        for name in _OF_THE_PLAN
+    }
+    for number in build.entries_of(rows):
+        entry = build.entries[number]
+        packed = build.values(number)
+        whole = None if packed is None else unpack_rows(packed, table.dtype)
+        status = STATUS[build.status(number) or "failed"]
+        for crop, (row, window) in enumerate(zip(entry.rows, entry.windows, strict=True)):
             if row not in rows:
                 continue
             i = row - rows.start
-            _scalars(out, i, entry, window, record)
-            if row in crops:
-                for name, value in unpack_values(crops[row]["values"]).items():
-                    if name in out:
-                        out[name][i] = value
-    return out
-
-
-def _blank(spec: ArraySpec) -> np.ndarray:
-    if spec.name.endswith("_flags"):
-        return np.full(spec.shape, int(Flag.unreadable), np.uint16)
-    if spec.name == "observation_time":
-        return np.full(spec.shape, TIME_FILL, np.int64)
-    if spec.dtype == "string":
-        return np.full(spec.shape, "", dtype=object)
-    return np.full(spec.shape, np.nan if spec.dtype.startswith("float") else 0, spec.dtype)
-
-
-def _scalars(
-    out: dict[str, np.ndarray],
-    i: int,
-    entry: Entry,
-    window: tuple[int, int],
-    record: Mapping[str, Any] | None,
-) -> None:
-    status = record["status"] if record else "failed"
-    values = {
-        "time": entry.time,
-        "status": STATUS[status],
-        "y_origin": window[0],
-        "x_origin": window[1],
-        "grid": entry.grid,
-        "scene": entry.scene,
-        "source": entry.source,
-    }
-    for name, value in values.items():
-        out[name][i] = value
-
-
-def entries_of(build: Build, rows: range) -> Iterator[Entry]:
-    """The sources that own some of these rows (entries lie in the order of their rows)."""
-    for entry in build.entries:
-        if entry.rows.stop > rows.start and entry.row < rows.stop:
-            yield entry
+            if whole is not None:
+                table[i] = whole[crop]
+            values = (entry.time, status, *window, entry.grid, entry.scene, entry.source)
+            for name, value in zip(_OF_THE_PLAN, values, strict=True):
+                plan[name][i] = value
+    return plan | {name: table[name] for name in table.dtype.names or ()}
 
 
 def blocks(build: Build) -> Iterator[range]:
@@ -160,7 +177,7 @@ def _whole_arrays(
         "long_name": "altitude above mean sea level",
     }
     out.extend(_whole("altitude", ("altitude",), np.asarray(a, np.float64), attributes) for a in altitudes)
-    for grid in sorted({e.grid for e in build.entries if e.source in build.written}):
+    for grid in sorted({e.grid for n, e in enumerate(build.entries) if build.is_written(n)}):
         latitude, longitude = read_grid(build.files, grid)
         for name, axis, values in (("latitude", 0, latitude), ("longitude", 1, longitude)):
             dims = ("scene_y", "scene_x") if values.ndim == 2 else (("scene_y", "scene_x")[axis],)
@@ -215,17 +232,17 @@ def number_arrays(sizes: Mapping[str, int], rows_per_chunk: int) -> list[tuple[A
     ]
 
 
-def report_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The report as columns: source, status, reason, crops, bytes, seconds."""
-    return {
-        "source": np.array([r["source"] for r in records], dtype=object),
-        "status": np.array([r["status"] for r in records], dtype=object),
-        "reason": np.array([r.get("reason", "") for r in records], dtype=object),
-        "crops": np.array([len(r["crops"]) for r in records], np.int32),
-        "bytes": np.array(
-            [sum(s for c in r["crops"] for s, _ in c["shards"].values()) for r in records], np.int64
-        ),
-    }
+def report_columns(build: Build) -> dict[str, np.ndarray]:
+    """The report as columns, one row a source by its name: source, status, reason, crops, bytes."""
+    rows = [
+        (e.source, build.status(n), build.reason(n), len(e.windows) * build.is_written(n), size)
+        for n, (e, size) in enumerate(zip(build.entries, build.source_bytes().tolist(), strict=True))
+    ]
+    rows += [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]
+    known = sorted(row for row in rows if row[1])
+    columns = zip(*known, strict=True) if known else [()] * 5
+    types = {"source": object, "status": object, "reason": object, "crops": np.int32, "bytes": np.int64}
+    return {name: np.array(c, dtype=t) for (name, t), c in zip(types.items(), columns, strict=True)}
 
 
 def _layout(build: Build) -> CubeLayout:

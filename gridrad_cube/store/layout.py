@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.schema import (
-    CHANNELS,
     TIME_FILL,
     TIME_UNITS,
+    Channel,
     Packing,
     SchemaError,
+    channel_in,
     flag_attributes,
     statistic_units,
     statistics_of,
@@ -38,8 +39,21 @@ class ChannelLayout:
     altitudes_km: tuple[float, ...] = ()
 
     @property
+    def channel(self) -> Channel:
+        """What it is: a channel of the table, or a companion field."""
+        attributes = dict(self.attributes) | self.packing.to_attributes()
+        return channel_in(self.name, attributes, self.packing.dtype)
+
+    @property
+    def is_companion(self) -> bool:
+        """Whether it is carried beside the channels, out of training unless asked for."""
+        return self.channel.kind == "companion"
+
+    @property
     def fill(self) -> int | float:
         """Value of pixels that nobody observed, and of a shard that a scene lacks."""
+        if np.dtype(self.packing.dtype).kind == "f":
+            return np.nan
         if self.packing.fill_value is None:
             raise SchemaError(f"{self.name}: the packing has no code for a pixel that was not observed")
         return self.packing.fill_value
@@ -105,7 +119,7 @@ class CubeLayout:
         """The array of a channel's pixels: a patch is a chunk, a crop with all its altitudes a shard."""
         channel = self.channels[name]
         levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
-        small = [f"{name}_flags", *(f"{name}_{s}" for s in statistics_of(CHANNELS[name]))]
+        small = [f"{name}_flags", *(f"{name}_{s}" for s in statistics_of(channel.channel))]
         return ArraySpec(
             name=name,
             dims=("crop", *(("altitude",) if levels else ()), "y", "x"),
@@ -140,7 +154,7 @@ class CubeLayout:
         dims, shape = self.cell_dims(name)
         attributes = {
             "long_name": f"{statistic.replace('_', ' ')} of {name} over the patch",
-            "units": statistic_units(CHANNELS[name], statistic),
+            "units": statistic_units(self.channels[name].channel, statistic),
             **_PLACE,
         }
         return self.small(f"{name}_{statistic}", ("crop", *dims), (crops, *shape), "float32", attributes)

@@ -10,6 +10,7 @@ import zarr
 
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store.build import Build
+from gridrad_cube.store.places import RemoteError
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,17 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
     if build.layout is None:
         raise SchemaError(f"{store}: no build log in it; nothing to verify against")
     damages = []
-    for record in build.records():
-        for crop in record["crops"] if record["status"] == "written" else ():
-            for key, (size, crc) in crop["shards"].items():
-                what = _damage(build, key, size, crc)
+    for entry in build.entries:
+        for row in entry.rows:
+            for column, name in enumerate(build.layout.channels):
+                size = int(build.shard_bytes[row, column])
+                if size < 0:
+                    continue
+                spec = build.layout.pixels(name, build.rows)
+                key = spec.key((row, *(0 for _ in spec.dims[1:])))
+                what = _damage(build, key, size, int(build.shard_crc[row, column]))
                 if what:
-                    damages.append(Damage(record["source"], crop["row"], key, what))
+                    damages.append(Damage(entry.source, row, key, what))
     return damages + _damaged_rest(build)
 
 
@@ -66,6 +72,8 @@ def _damaged_rest(build: Build) -> list[Damage]:
             what = None if build.files.read_json(f"{name}/zarr.json") == metadata else "differs from the root"
             if what is None and metadata["node_type"] == "array" and name not in build.layout.channels:
                 zarr.open_array(build.files.zarr(), path=name, mode="r")[...]
+        except RemoteError:
+            raise  # says nothing about what lies there
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             what = f"cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
         if what:
