@@ -7,6 +7,7 @@ random patch costs one read of its own bytes, one checksum and one decompression
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -22,6 +23,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
+from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
 
 #: Offset and length of a chunk that a shard does not have.
@@ -206,6 +208,10 @@ class ShardReader:
         Threads that read and decompress; None takes one a core, and 16 for a remote store.
     index_bytes
         How much to keep of the shards' indexes.
+    cache
+        Where to keep whole shards; None reads them where they are.
+    state
+        Of the store; shards kept of another state are not used.
     """
 
     def __init__(
@@ -215,10 +221,11 @@ class ShardReader:
         *,
         threads: int | None = None,
         index_bytes: int = INDEX_BYTES,
+        cache: ShardCache | None = None,
+        state: str = "",
     ) -> None:
-        self.files, self.layout = files, layout
+        self.files, self.layout, self.cache, self.state = files, layout, cache, state
         self.threads = threads or (cores() if files.local else REMOTE_THREADS)
-        self._source = _LocalShard if files.local else _RemoteShard
         self._process = Process()
         self._indexes = _IndexCache(index_bytes)
         self._pool: ThreadPoolExecutor | None = None
@@ -305,13 +312,15 @@ class ShardReader:
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
             self._indexes.drop(unit.shard)
+            if self.cache is not None:
+                self.cache.drop(self.files, self.layout.key(unit.shard), self.state)
             failures = self._attempt(unit, out, targets)
         return failures
 
     def _attempt(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
         key = self.layout.key(unit.shard)
         try:
-            with self._source(self.files, key) as source:
+            with self._open(key) as source:
                 index = self._index(unit.shard, source)
                 return self._read_chunks(unit, index, source, out, targets)
         except FileNotFoundError:
@@ -321,6 +330,15 @@ class ShardReader:
         except OSError as error:
             error.add_note(f"while reading {self.files.path(key)}")
             raise
+
+    def _open(self, key: str) -> _LocalShard | _RemoteShard:
+        for _ in range(5 if self.cache is not None else 0):
+            path = self.cache.fetch(self.files, key, self.state)  # type: ignore[union-attr]
+            if path is None:
+                break
+            with contextlib.suppress(FileNotFoundError):  # removed since, by another process that needs room
+                return _LocalShard(path)
+        return _LocalShard(self.files.path(key)) if self.files.local else _RemoteShard(self.files, key)
 
     def _index(self, shard: int, source: _Source) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
@@ -445,8 +463,8 @@ class _LocalShard:
 
     GAP, MOST = 0, 2**20
 
-    def __init__(self, files: Files, key: str) -> None:
-        self._descriptor = os.open(files.path(key), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         status = os.fstat(self._descriptor)
         self._size = status.st_size
         self.stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
