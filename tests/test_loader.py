@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,31 @@ def test_dataset_read_before_a_fork_refuses_in_the_child(cube):
     assert "spawn" in answers.get(timeout=30)
     child.join(timeout=30)
     assert child.exitcode == 0
+
+
+def test_loader_keeps_no_more_batches_than_it_reads_ahead():
+    alive = weakref.WeakSet()
+
+    class Watched(FakeDataset):
+        def __getitems__(self, index):
+            batch = super().__getitems__(index)
+            alive.add(batch.codes)
+            return batch
+
+    most = 0
+    for _ in PatchLoader(Watched(2000), range(2000), 10, prefetch=3, threads=2):
+        most = max(most, len(alive))
+    assert most <= 3 + 1  # read ahead, and the caller's
+    assert len(alive) <= 1
+
+
+def test_loader_counts_the_time_that_its_caller_waits():
+    slow = PatchLoader(FakeDataset(60, seconds=0.02), [1] * 40, 10, prefetch=1)
+    started = time.perf_counter()
+    list(slow)
+    whole = time.perf_counter() - started
+    assert 0.5 * whole < slow.seconds_waiting <= whole
+    idle = PatchLoader(FakeDataset(100), range(100), 10, prefetch=10)
+    for _ in idle:
+        time.sleep(0.02)
+    assert idle.seconds_waiting < 0.1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,26 @@ def test_arguments_that_do_not_fit_are_refused(stored):
         reader.read(VIS, np.array([[CROPS, 0, 0]]))
     with pytest.raises(FileNotFoundError, match="no such store"):
         PatchReader(stored[0].parent / "nothing.zarr").read(VIS, np.zeros((1, 3), int))
+
+
+def _read_by_tensorstore(path, answers):
+    try:
+        PatchReader(path, direct=False).read(VIS, np.zeros((1, 3), int))
+        answers.put("read")
+    except RuntimeError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_tensorstore_in_a_fork_is_refused_also_to_a_new_reader(tmp_path):
+    path = write_cube(tmp_path / "s.zarr", {VIS: random_codes(VIS, (1, ROWS * PATCH, COLS * PATCH))})
+    PatchReader(path, direct=False).read(VIS, np.zeros((1, 3), int))
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_read_by_tensorstore, args=(path, answers))
+    child.start()
+    assert "before the process forked" in answers.get(timeout=30)
+    child.join(30)
+    assert child.exitcode == 0

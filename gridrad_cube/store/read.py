@@ -227,6 +227,10 @@ def reader(root: str, crops: int) -> PatchReader:
     return _READERS[key]
 
 
+#: Where tensorstore was first used: in a fork of that process it aborts, whichever store is opened.
+_TENSORSTORE = Process()
+
+
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
@@ -257,7 +261,6 @@ class PatchReader:
     ) -> None:
         self.files = Files(store)
         self.threads, self.direct, self.cache = threads, direct, cache
-        self._process = Process()
         self._info: dict[str, Any] | None = None
         self._members: dict[str, Any] | None = None
         self._arrays: dict[str, Any] = {}
@@ -287,7 +290,7 @@ class PatchReader:
         return int(self.info["patch"])
 
     def _array(self, variable: str) -> Any:
-        self._process.check(self.files.root)
+        _TENSORSTORE.check(self.files.root)
         if variable not in self._arrays:
             spec = {
                 "driver": "zarr3",
