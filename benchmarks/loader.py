@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the Makefile has it; before torch reads it
+
 import google_crc32c
 import machine
 import numpy as np
@@ -422,7 +424,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         lines += [
             "",
             f"Decoded and normalised to {name}. To reach: half the rate of a float32 memmap that numpy gathers and "
-            "normalises; aim 0.8. (The memmap has no missing pixels to look for, and takes 3 to 10 times the space.)",
+            "normalises (it looks for no missing pixels and takes three times the space); aim 0.8.",
             "",
             *machine.table(["way", "patches/s", "x memmap", "CPU us/patch"], rows_of(ways)),
         ]

@@ -251,15 +251,15 @@ class _Tables:
 class _Arithmetic:
     """The numbers of a table by the arithmetic of its rule: on a CPU four times as fast as looking them up.
 
-    Codes for which that does not give the table's very bits (fill, no echo, out of range) are ``odd``: a few
-    runs of codes, looked for in each plane and looked up.
+    Codes for which that does not give the table's very bits (fill, no echo, out of range) lie in a few ``runs``
+    of neighbours that become the same number: first code, last code, number (NaN where not valid).
     """
 
-    _MOST_RUNS = 6
+    _MOST_RUNS = 8
 
     def __init__(self, rule: Normalization) -> None:
         self.rule, self.dtype = rule, np.dtype(rule.packing.dtype)
-        self.odd: list[tuple[int, int]] = []
+        self.runs: list[tuple[int, int, float]] = []
 
     @classmethod
     def of(cls, rule: Normalization, table: np.ndarray) -> Self | None:
@@ -269,33 +269,43 @@ class _Arithmetic:
             return None
         info = np.iinfo(out.dtype)
         codes = np.arange(info.min, info.max + 1)
-        values = np.empty(codes.shape, np.float32)
-        out.compute(codes.astype(out.dtype), values)
-        strange = np.concatenate([[0], values != table[codes & 0xFFFF], [0]])
-        starts, stops = np.flatnonzero(np.diff(strange) == 1), np.flatnonzero(np.diff(strange) == -1)
-        out.odd = [(int(codes[a]), int(codes[b - 1])) for a, b in zip(starts, stops, strict=True)]
-        return out if len(out.odd) <= cls._MOST_RUNS else None
+        values, right = np.empty(codes.shape, np.float32), table[codes & 0xFFFF]
+        out._compute(codes.astype(out.dtype), values)
+        odd = np.flatnonzero(values != right)
+        same = (right[odd[1:]] == right[odd[:-1]]) | (np.isnan(right[odd[1:]]) & np.isnan(right[odd[:-1]]))
+        for run in np.split(odd, np.flatnonzero((np.diff(odd) != 1) | ~same) + 1):
+            if len(run):
+                out.runs.append((int(codes[run[0]]), int(codes[run[-1]]), float(right[run[0]])))
+        return out if len(out.runs) <= cls._MOST_RUNS else None
 
-    def compute(self, codes: np.ndarray, out: np.ndarray) -> None:
-        """Values of a plane, right for all codes that are not odd; the steps of `Normalization.apply`."""
+    def apply(self, codes: np.ndarray, fill: float, values: np.ndarray, valid: np.ndarray) -> None:
+        """Put values and valid pixels of a plane of codes where they belong."""
+        self._compute(codes, values)
+        valid[...] = True
+        low = int(codes.min()) if self.runs else 0
+        high = int(codes.max()) if any(last >= low for _, last, _ in self.runs) else low
+        for first, last, value in self.runs:
+            if first > high or last < low:
+                continue
+            here = codes <= last
+            if first > low:
+                here &= codes >= first
+            if math.isnan(value):
+                np.copyto(valid, False, where=here)
+            np.copyto(values, np.float32(fill if math.isnan(value) else value), where=here)
+
+    def _compute(self, codes: np.ndarray, out: np.ndarray) -> None:
+        # The steps of `Normalization.apply`, one for one.
         packing = self.rule.packing
         np.copyto(out, codes, casting="unsafe")
         out *= np.float32(packing.scale_factor)
-        out += np.float32(packing.add_offset)
+        if packing.add_offset:
+            out += np.float32(packing.add_offset)
         if self.rule.rule == "reflectivity":
             np.maximum(out, np.float32(0), out=out)
-        out -= np.float32(self.rule.mean)
+        if self.rule.mean:
+            out -= np.float32(self.rule.mean)
         out /= np.float32(self.rule.std)
-
-    def strange(self, codes: np.ndarray) -> np.ndarray | None:
-        """Where the codes of a plane are odd; None if nowhere."""
-        where, low = None, int(codes.min())
-        high = int(codes.max()) if any(last >= low for _, last in self.odd) else low
-        for first, last in self.odd:
-            if first <= high and last >= low:
-                here = codes == first if first == last else (codes >= first) & (codes <= last)
-                where = here if where is None else where | here
-        return where
 
 
 @functools.lru_cache(maxsize=16)
@@ -350,7 +360,10 @@ def _take(
         row = int(rows[place])
         if dtype == torch.float32:
             plane = values[place].view(np.float32)
-        if not _compute(packed[place], plane, valid[place], tables, row):
+        arithmetic = tables.arithmetic[row]
+        if arithmetic is not None and arithmetic.dtype == packed.dtype:
+            arithmetic.apply(packed[place], float(fill[row]), plane, valid[place])
+        else:
             np.take(tables.values[row].numpy(), _unsigned(packed[place]), out=plane, mode="clip")
             np.equal(plane, plane, out=valid[place])
             if not valid[place].all():
@@ -364,28 +377,6 @@ def _convert(values: torch.Tensor, out: torch.Tensor) -> None:
     # In pieces that torch does not give to its threads, which cost more here than they save.
     for piece, target in zip(values.view(-1).split(2**15), out.view(-1).split(2**15), strict=True):
         target.copy_(piece)
-
-
-def _compute(codes: np.ndarray, out: np.ndarray, valid: np.ndarray, tables: _Tables, row: int) -> bool:
-    """Values and valid pixels of a plane by arithmetic; False where looking up is the better way."""
-    arithmetic = tables.arithmetic[row]
-    if arithmetic is None or arithmetic.dtype != codes.dtype:
-        return False
-    strange = arithmetic.strange(codes)
-    valid[...] = True
-    if strange is None:
-        arithmetic.compute(codes, out)
-        return True
-    (places,) = np.nonzero(strange.reshape(-1))
-    if len(places) > codes.size // 4:
-        return False
-    arithmetic.compute(codes, out)
-    values = tables.values[row].numpy()[_unsigned(codes.reshape(-1)[places])]
-    missing = np.isnan(values)
-    values[missing] = tables.fill[row].item()
-    out.reshape(-1)[places] = values
-    valid.reshape(-1)[places] = ~missing
-    return True
 
 
 def _unsigned(codes: np.ndarray) -> np.ndarray:
