@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from gridrad_cube.datasets import EpochSampler, PatchDataset
 from gridrad_cube.store import MissingChunkError, open_cube
+from gridrad_cube.store.shards import cores
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 pytestmark = pytest.mark.timeout(180)
@@ -145,3 +146,23 @@ def test_a_lazy_dataset_that_was_read_reads_in_a_forked_child(cube):
     assert answers.get(timeout=60) == expected
     child.join(60)
     assert child.exitcode == 0
+
+
+class Threads(PatchDataset):
+    """Says how many threads read, in each worker."""
+
+    def __getitems__(self, indices):
+        return super().__getitems__(indices), self._reader._shards[IR].threads
+
+
+def as_it_is(batch):
+    return batch
+
+
+def test_a_worker_reads_with_one_thread(cube):
+    data = Threads(cube, channels=IR)
+    assert data.__getitems__([0])[1] == min(cores(), 8)
+    loader = DataLoader(
+        data, batch_size=50, num_workers=1, multiprocessing_context="forkserver", collate_fn=as_it_is
+    )
+    assert {threads for _, threads in loader} == {1}

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import xarray as xr
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
@@ -26,7 +26,7 @@ from gridrad_cube.datasets.table import (
     masks_of,
 )
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.store import MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
+from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
 OnDamage = Literal["raise", "skip"]
@@ -196,7 +196,9 @@ class PatchDataset(Dataset[Batch]):
     ) -> dict[int, MissingChunkError]:
         """Fill ``codes``; position in the batch -> error, for samples that cannot be read."""
         if self._reader is None:
-            self._reader = PatchReader(self.store, cache=self._cache)
+            # Worker processes of a DataLoader are as many as there are cores to use.
+            alone = get_worker_info() is None or not Files(self.store).local
+            self._reader = PatchReader(self.store, threads=None if alone else 1, cache=self._cache)
         table, damage = self.table, dict[int, MissingChunkError]()
         where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
         patches = codes.reshape(-1, self.patch, self.patch)

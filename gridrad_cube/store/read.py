@@ -244,7 +244,7 @@ class PatchReader:
     store
         Path or URL of a finished cube.
     threads
-        Threads that read and decompress; None takes one a core, and 16 for a remote store.
+        Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
     direct
         Whether to read shards directly: None does where it can, False leaves all to tensorstore.
     cache

@@ -30,6 +30,8 @@ from gridrad_cube.store.files import Files
 ABSENT = 2**64 - 1
 #: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
 INDEX_BYTES = 64 * 2**20
+#: More threads than this wait for Python's lock: some 15 of the 80 microseconds of a patch hold it.
+LOCAL_THREADS = 8
 #: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
 REMOTE_THREADS = 16
 #: What `ShardReader.read` says of a patch that is not there; anything else says why it cannot be read.
@@ -205,7 +207,7 @@ class ShardReader:
     layout
         How.
     threads
-        Threads that read and decompress; None takes one a core, and 16 for a remote store.
+        Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
     index_bytes
         How much to keep of the shards' indexes.
     cache
@@ -225,7 +227,7 @@ class ShardReader:
         state: str = "",
     ) -> None:
         self.files, self.layout, self.cache, self.state = files, layout, cache, state
-        self.threads = threads or (cores() if files.local else REMOTE_THREADS)
+        self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
         self._process = Process()
         self._indexes = _IndexCache(index_bytes)
         self._pool: ThreadPoolExecutor | None = None
