@@ -13,7 +13,7 @@ import math
 import os
 import struct
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -153,8 +153,8 @@ class _IndexCache:
 
     def put(self, shard: int, stamp: Any, index: np.ndarray) -> None:
         """Keep an index."""
-        self.drop(shard)
         with self._lock:
+            self._drop(shard)
             self._kept[shard] = (stamp, index)
             self.bytes += index.nbytes
             while self.bytes > self.limit and len(self._kept) > 1:
@@ -163,9 +163,12 @@ class _IndexCache:
     def drop(self, shard: int) -> None:
         """Forget an index."""
         with self._lock:
-            found = self._kept.pop(shard, None)
-            if found is not None:
-                self.bytes -= found[1].nbytes
+            self._drop(shard)
+
+    def _drop(self, shard: int) -> None:
+        found = self._kept.pop(shard, None)
+        if found is not None:
+            self.bytes -= found[1].nbytes
 
 
 @dataclass(frozen=True)
@@ -263,16 +266,13 @@ class ShardReader:
         """
         self._process.check(self.files.root)
         targets = range(len(index)) if places is None else places
-        units = list(self._units(index))
-        failures: dict[int, str] = {}
-        jobs = iter(units)
-        taking = threading.Lock()
+        units, failures = deque(self._units(index)), dict[int, str]()
 
         def work() -> None:
             while True:
-                with taking:
-                    unit = next(jobs, None)
-                if unit is None:
+                try:
+                    unit = units.popleft()
+                except IndexError:  # all are taken
                     return
                 failures.update(self._read_unit(unit, out, targets))
 
