@@ -27,6 +27,7 @@ ONLY_IN = {
     "dask": {"pipeline", "embed"},
     "netCDF4": {"readers", "synthetic"},
     "h5py": {"readers"},
+    "deflate": {"readers"},
     "tensorstore": {"store"},
     "fsspec": {"store"},
     "obstore": {"store"},
