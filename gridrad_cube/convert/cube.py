@@ -350,7 +350,9 @@ def _check_same(
         "codec": build.layout.codec,
     }
     asked = {"visible_units": visible_units, "dtype": dtype, "patch": patch, "codec": codec}
-    changed = [f"{k}: store {there[k]}, asked {v}" for k, v in asked.items() if v not in (None, "auto", there[k])]
+    changed = [
+        f"{k}: store {there[k]}, asked {v}" for k, v in asked.items() if v not in (None, "auto", there[k])
+    ]
     if changed:
         raise SchemaError(f"{build.files.root}: converted otherwise ({'; '.join(changed)}). Use a new store.")
 
@@ -378,9 +380,7 @@ def _extend(
             store.write_grid(build.files, place.grid, place.latitude, place.longitude)
         entries.append(_entry(source, row, fact, place, build.layout))
         row += fact.crops
-    store.check_duplicates(
-        build.entries, [e for e in entries if not e.grid.startswith((UNKNOWN, UNORDERED))]
-    )
+    store.check_duplicates(build.entries, [e for e in entries if not e.grid.startswith((UNKNOWN, UNORDERED))])
     _write_blank_grids(build)
     build.extend(entries)
 
@@ -412,9 +412,7 @@ def _locate(
     window = find_window(original, clean(crop.values[channel], scaling[channel]))
     if window is None:
         return None
-    return _Place(
-        original.grid, original.shape, window, original.time, original.latitude, original.longitude
-    )
+    return _Place(original.grid, original.shape, window, original.time, original.latitude, original.longitude)
 
 
 def _entry(
@@ -461,9 +459,7 @@ def write_old(
         _dataset(crop, window, layout, scaling, entry, (latitude, longitude), path)
         for crop, window in zip(crops, entry.windows, strict=True)
     )
-    return replace(
-        pipeline.write_crops(root, layout, recipe, entry, datasets, path), size=entry.size
-    )
+    return replace(pipeline.write_crops(root, layout, recipe, entry, datasets, path), size=entry.size)
 
 
 def _dataset(
@@ -487,7 +483,9 @@ def _dataset(
         out["padding"] = (("row", "col"), out["padding"].values | crop.padding)
     for name, values in crop.values.items():
         if name not in layout.channels:
-            raise SchemaError(f"{path}: holds {name}; this store has {list(layout.channels)}. Use a new store.")
+            raise SchemaError(
+                f"{path}: holds {name}; this store has {list(layout.channels)}. Use a new store."
+            )
         if values.shape != layout.crop:
             raise SchemaError(f"{path}: a crop of {values.shape} pixels; this store has {layout.crop}")
         channel = layout.channels[name]

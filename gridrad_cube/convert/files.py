@@ -195,3 +195,14 @@ def find(sources: Iterable[str | os.PathLike[str]], suffix: str) -> list[tuple[P
         else:
             raise FileNotFoundError(f"{root}: no such file or folder")
     return list(out.items())
+
+
+def save(value: Any, path: str | os.PathLike[str]) -> None:
+    """Write tensors as ``torch.save`` does, whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(value, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

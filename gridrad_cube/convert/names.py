@@ -150,12 +150,12 @@ class _Group:
         self.bytes = self.latest = 0
         self.channels: set[int] = set()
         self.numbers: set[int] = set()
+        self.parents: set[Path] = set()
         self.cells = (0, 0)
 
-    def add(
-        self, path: Path, channel: int | None, cell: tuple[int, int] | None, number: int | None
-    ) -> None:
+    def add(self, path: Path, channel: int | None, cell: tuple[int, int] | None, number: int | None) -> None:
         found = path.stat()
+        self.parents.add(path.parent)
         self.bytes += found.st_size
         self.latest = max(self.latest, found.st_mtime_ns)
         if channel is not None:
@@ -166,6 +166,8 @@ class _Group:
             self.cells = max(self.cells[0], cell[0] + 1), max(self.cells[1], cell[1] + 1)
 
     def source(self, name: str, folder: str, kind: Kind) -> OldSource:
+        if kind == "scene" and len(self.parents) == 1:  # crops or patches alone, whatever lies beside them
+            folder = str(next(iter(self.parents)))
         return OldSource(
             name, os.path.abspath(folder), kind, self.bytes, self.latest, tuple(sorted(self.channels)), self.cells,
             tuple(sorted(self.numbers)),

@@ -154,7 +154,7 @@ def write_plan(
     progress: bool,
     retries: int,
     *,
-    write: Callable[..., store.Record] = write_source,
+    write: Callable[..., store.Record] | None = None,
     title: str = "preprocess",
 ) -> list[Outcome]:
     """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan.
@@ -162,7 +162,7 @@ def write_plan(
     Parameters
     ----------
     write
-        The unit of work, with the parameters of `write_source`.
+        The unit of work, with the parameters of `write_source`, which it is if None.
     title
         Of the progress bar.
     """
@@ -184,7 +184,7 @@ def write_plan(
         tasks = [
             (
                 retries,
-                write,
+                write or write_source,
                 build.files.root,
                 build.layout,
                 build.recipe,
