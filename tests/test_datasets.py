@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from gridrad_cube.store import (
     CubeLayout,
     Files,
     MissingChunkError,
+    encode,
     group_metadata,
     metadata,
     write_array,
@@ -195,6 +197,17 @@ def test_dataset_stack_of_one_variable_reads_its_levels(cube, pixels):
 @pytest.mark.parametrize("name", ["reflectivity@3km", "reflectivity@3.0km", "reflectivity@3.0"])
 def test_dataset_takes_a_label_however_its_altitude_is_written(cube, name):
     assert PatchDataset(cube, channels=[name]).labels == ("reflectivity@3.0km",)
+
+
+def test_dataset_selects_altitudes_and_leaves_flat_channels(cube):
+    assert PatchDataset(cube, altitude=3).labels == (IR, "reflectivity@3.0km")
+    heights = PatchDataset(cube, channels=Z, altitude=np.array([5.5, 1.0]))
+    assert heights.labels == ("reflectivity@1.0km", "reflectivity@5.5km")
+    for altitude in (4.0, [], [1.0, 2.0]):
+        with pytest.raises(SchemaError, match=r"no altitude .* km of .*; expected some of \[1.0, 3.0, 5.5\]"):
+            PatchDataset(cube, altitude=altitude)
+    with pytest.raises(SchemaError, match=r"no altitude \[3.0\] km of \['ir_bright.*some of \[\]"):
+        PatchDataset(cube, channels=IR, altitude=3.0)
 
 
 def test_dataset_refuses_a_channel_that_the_store_lacks(cube):
@@ -414,6 +427,76 @@ def test_read_of_a_missing_chunk_names_the_patch(tmp_path):
     shard.unlink()
     with pytest.raises(MissingChunkError, match=f"{IR} at crop 1, row 2, col 3 is missing"):
         data.__getitems__([0, 1 * ROWS * COLS + 2 * COLS + 3])
+
+
+def damaged_store(folder):
+    """Three crops of two channels: a shard gone, one with a chunk altered; and their codes."""
+    shape = (3, ROWS * PATCH, COLS * PATCH)
+    pixels = {name: random_codes(name, shape, seed) for seed, name in enumerate((IR, VIS))}
+    statistics = {name: {"mean": 1.0, "std": 1.0} for name in pixels}
+    store = write_cube(folder / "s.zarr", pixels, statistics=statistics)
+    (store / IR / "c.1.0.0").unlink()
+    path = store / VIS / "c.2.0.0"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1  # in the first chunk
+    path.write_bytes(data)
+    return store, pixels
+
+
+def is_damaged(data, index):
+    name = data.labels[data.table.channel[index]]
+    crop, row, col = (int(column[index]) for column in (data.table.crop, data.table.row, data.table.col))
+    return (name, crop) == (IR, 1) or (name, crop, row, col) == (VIS, 2, 0, 0)
+
+
+def test_damage_is_left_out_and_listed_on_request(tmp_path):
+    store, pixels = damaged_store(tmp_path)
+    data = PatchDataset(store, on_damage="skip")
+    batch = data.__getitems__(range(len(data)))
+    expected = [i for i in range(len(data)) if is_damaged(data, i)]
+    assert len(expected) == ROWS * COLS + 1
+    assert batch.damaged.tolist() == expected
+    assert sorted([*batch.index.tolist(), *expected]) == list(range(len(data)))
+    for codes, i, channel in zip(batch.codes.numpy()[:, 0], batch.index.tolist(), batch.channel, strict=True):
+        crop, row, col = data.table.crop[i], data.table.row[i], data.table.col[i]
+        np.testing.assert_array_equal(codes, cell(pixels[data.labels[channel]][crop], row, col))
+    assert len(data[expected[0]]) == 0
+    assert data.__getitems__([0, 1]).damaged is None
+    with pytest.raises(MissingChunkError, match=f"{VIS} at crop 2, row 0, col 0 cannot be read"):
+        PatchDataset(store, channels=VIS).__getitems__(range(len(data) // 2))
+    with pytest.raises(SchemaError, match=r"on_damage: got 'fill'; expected one of \('raise', 'skip'\)"):
+        PatchDataset(store, on_damage="fill")
+
+
+def test_damage_of_any_channel_leaves_out_a_stack(tmp_path):
+    store, _ = damaged_store(tmp_path)
+    data = PatchDataset(store, on_damage="skip", channel_mode="stack")
+    batch = data.__getitems__(range(len(data)))
+    gone = (data.table.crop == 1) | ((data.table.crop == 2) & (data.table.row == 0) & (data.table.col == 0))
+    assert batch.damaged.tolist() == np.flatnonzero(gone).tolist()
+    assert batch.index.tolist() == np.flatnonzero(~gone).tolist()
+
+
+@pytest.mark.timeout(120)
+def test_damage_is_counted_by_both_loaders(tmp_path):
+    store, _ = damaged_store(tmp_path)
+    data = PatchDataset(store, on_damage="skip")
+    expected = [i for i in range(len(data)) if is_damaged(data, i)]
+    loader = PatchLoader(data, range(len(data)), 12)
+    seen = [i for batch in loader for i in batch.index.tolist()]
+    assert loader.damaged == expected
+    assert sorted(seen + expected) == list(range(len(data)))
+    there = DataLoader(data, batch_size=12, num_workers=1, multiprocessing_context="forkserver")
+    listed = [i for batch in there if batch.damaged is not None for i in batch.damaged.tolist()]
+    assert listed == expected
+
+
+def test_a_failing_disk_is_never_skipped(tmp_path):
+    store, _ = damaged_store(tmp_path)
+    (store / IR / "c.1.0.0").mkdir()
+    data = PatchDataset(store, on_damage="skip")
+    with pytest.raises(IsADirectoryError):
+        data.__getitems__(range(len(data)))
 
 
 # ---- normalisation and decoding
@@ -1090,7 +1173,17 @@ def write_embeddings(
             name=name, dims=dims, shape=values.shape, dtype=dtype, chunks=(1, *values.shape[1:]), fill_value=fill,
             attributes=attributes,
         )  # fmt: skip
-        write_array(files, spec, values)
+        if name == "embedding":
+            spec = replace(
+                spec, chunks=(2, 1, *values.shape[2:]), shards=(4, *values.shape[1:]), codec="fast"
+            )
+            for number, first in enumerate(range(0, crops, 4)):
+                block = np.full(spec.shards, np.nan, np.float16)
+                block[: crops - first] = values[first : first + 4]
+                files.write(spec.key((number, *(0 for _ in values.shape[1:]))), encode(spec, block))
+            files.write_json("embedding/zarr.json", metadata(spec))
+        else:
+            write_array(files, spec, values)
         members[name] = metadata(spec)
     info = {"format_version": FORMAT_VERSION, "kind": "embeddings", "level": level, "channels": made_of or {}}
     files.write_json("zarr.json", group_metadata({"gridrad_cube": info}, members))
@@ -1150,6 +1243,24 @@ def test_grids_are_standardised_over_their_valid_cells(embeddings):
     torch.testing.assert_close(again.decode(batch)[0], values, rtol=0, atol=0)
     lazy = GridDataset(embeddings, in_memory=False)
     assert lazy.normalization == data.normalization
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_grids_that_are_missing_or_altered_are_named_never_fill(tmp_path, vectors, in_memory):
+    store = write_embeddings(tmp_path / "e.zarr", vectors, labels=(IR, VIS))
+    data = GridDataset(store, in_memory=in_memory)
+    assert data.__getitems__([11, 0]).codes.shape == (2, 6, 4, 5)
+    shards = sorted((store / "embedding").glob("c.*"))
+    shards[0].write_bytes(b"x" + shards[0].read_bytes()[1:])
+    with pytest.raises(
+        MissingChunkError, match=r"embedding at crop 0, channel 0 cannot be read .its checksum"
+    ):
+        GridDataset(store, in_memory=in_memory).__getitems__([0])
+    shards[1].unlink()
+    with pytest.raises(
+        MissingChunkError, match=r"embedding at crop 4, channel 1 is missing\. Run: gridrad-cube"
+    ):
+        GridDataset(store, channels=VIS, time=("2024-05-01T04", None), in_memory=in_memory)[0]
 
 
 def test_grids_select_channels_time_and_flags(embeddings, grid_flags):
@@ -1273,3 +1384,6 @@ def test_batches_split_and_join():
     assert joined.index.tolist() == [4, 6]
     assert default_collate(batch) is batch
     assert len(joined.to("cpu")) == 2
+    left_out = replace(batch, damaged=torch.tensor([8]))
+    assert left_out[1].damaged is None
+    assert default_collate([left_out, batch, left_out]).damaged.tolist() == [8, 8]

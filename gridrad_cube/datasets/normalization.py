@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import avg_pool2d
 
-from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_of
+from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import cube_info, open_packed
 
 Rule = Literal["reflectivity", "rain", "standard"]
@@ -136,7 +136,9 @@ def normalizations(
             out[label] = dataclasses.replace(like[label], packing=packing)
             continue
         try:
-            out[label] = _fit(channel_of(label), dataset[variable], packing, statistics.get(label))
+            array = dataset[variable]
+            channel = channel_in(variable, array.attrs, array.dtype)
+            out[label] = _fit(channel, array, packing, statistics.get(label))
         except SchemaError as error:
             raise SchemaError(f"{store}: {label}: {error}") from error
     return out

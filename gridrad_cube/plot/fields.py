@@ -17,7 +17,7 @@ from gridrad_cube.plot.canvas import (
     title_of,
     write_units,
 )
-from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.schema import CHANNELS, SchemaError, channel_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,19 +59,19 @@ def _draw(axes: Axes, scene: xr.Dataset, name: str) -> None:
     variable = scene[name]
     step = max(1, max(variable.shape) // _DRAWN)
     codes = variable.values[::step, ::step]
-    packing = Packing.from_attributes(variable.attrs, variable.dtype)
+    channel = channel_in(name, variable.attrs, variable.dtype)
     latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
     south_first = (
         latitude[0] < latitude[-1]
         if latitude.ndim == 1
         else np.nanmean(latitude[0]) < np.nanmean(latitude[-1])
     )
-    values = packing.decode(codes[::-1] if south_first else codes)
+    values = channel.packing.decode(codes[::-1] if south_first else codes)
     extent = (0.0, float(variable.shape[1]), float(variable.shape[0]), 0.0)
     if latitude.ndim == 1:
         extent = (float(longitude[0]), float(longitude[-1]), float(latitude.min()), float(latitude.max()))
     if name in CHANNELS:
-        image, _ = draw_field(axes, values, name, packing=packing, extent=extent)
+        image, _ = draw_field(axes, values, name, channel=channel, extent=extent)
         axes.set_title(title_of(name), fontsize=9)
         colour_bar(image, name, ax=axes)
     else:

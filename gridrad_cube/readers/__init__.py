@@ -152,7 +152,8 @@ def read_scene(
         (all by default). A parallax correction of a satellite file comes along unasked.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
-        `RadarVolume` (all levels, weights and counts) that gives dense codes by channel; see `densify`.
+        `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
+        see `densify`.
 
     Returns
     -------
@@ -197,14 +198,8 @@ def read_fields(path: Path) -> xr.Dataset:
     """
     header = inspect(path)
     _, variables = list_contents(path)
-    others = [
-        name
-        for name, variable in variables.items()
-        if variable.is_numeric
-        and name not in header.channels
-        and tuple(n for n in variable.shape if n != 1) == header.shape
-    ]
-    return read_scene(path, companions=others)
+    flat = [name for name in header.further if sum(n != 1 for n in variables[name].shape) == 2]
+    return read_scene(path, companions=flat)
 
 
 def read_volume(
@@ -217,7 +212,7 @@ def read_volume(
     fields
         Channels; the file's own are in ``header.names`` of the result.
     weights, nradecho
-        Whether to read these too.
+        Whether to read the weights of reflectivity, and the counts of echoes, too.
 
     Raises
     ------
