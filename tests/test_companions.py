@@ -221,7 +221,7 @@ def test_gridrad_weights_are_zero_where_no_bin_is_listed(tmp_path):
 def test_gridrad_counts_survive_quality_control_as_they_are(volume):
     path, _, counts = volume
 
-    def clean(bins):
+    def clean(bins, fields):
         return {"reflectivity": readers.densify(bins, "reflectivity")}
 
     scene = readers.read_scene(path, companions="Nradobs", clean=clean)

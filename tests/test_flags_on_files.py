@@ -7,10 +7,19 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 import pytest
-from reader_files import cf_coordinates, write_cf, write_larc
+from reader_files import cf_coordinates, write_cf, write_gridrad, write_larc
 
-from gridrad_cube import quality, readers, tiling
-from gridrad_cube.schema import CHANNELS, Flag, Packing, QualitySpec, SchemaError, TileSpec, default_reject
+from gridrad_cube import pipeline, quality, readers, store, synthetic, tiling
+from gridrad_cube.schema import (
+    CHANNELS,
+    Flag,
+    Packing,
+    QualitySpec,
+    Recipe,
+    SchemaError,
+    TileSpec,
+    default_reject,
+)
 
 PATCH, CELLS = 32, 6
 SIZE = PATCH * CELLS
@@ -100,6 +109,40 @@ def test_every_fault_planted_in_packed_codes_is_flagged_and_nothing_else(tmp_pat
     assert not any(flags[c] for c in clean)
 
 
+RADAR_FAULTS = {
+    "nan": (np.nan, Flag.some_missing),
+    "-9999": (-9999.0, Flag.some_missing),
+    "default fill": (9.969209968386869e36, Flag.some_missing),
+    "inf": (np.inf, Flag.non_finite),
+    "65535": (65535.0, Flag.out_of_valid_range),
+}
+
+
+@pytest.mark.parametrize("fault", RADAR_FAULTS)
+@pytest.mark.parametrize("seed", range(2))
+def test_every_fault_planted_in_a_volume_is_flagged_and_nothing_else(tmp_path, fault, seed):
+    """Every other patch of every level gets a block; the sky is looked at everywhere, and half of it has echo."""
+    rng = np.random.default_rng(seed)
+    value, bit = RADAR_FAULTS[fault]
+    field = np.stack([clean_field(2.0, seed + level) for level in range(3)]) - 230  # -10 to 60
+    listed = field > 0
+    listed[:, : SIZE // 2] = True  # echo all over in the south, clear air among it in the north
+    spoilt = np.zeros((3, CELLS, CELLS), bool)
+    for level, row, col in np.argwhere(np.indices(spoilt.shape).sum(axis=0) % 2):
+        block = np.full((SIZE, SIZE), 0.0)
+        plant(block, 1.0, [(row, col)], rng)
+        field[level][(block == 1.0) & listed[level]] = value
+        spoilt[level, row, col] = ((block == 1.0) & listed[level]).any()
+    counts = np.full(field.shape, 4, np.int8)
+    path = write_gridrad(
+        tmp_path / "nexrad_3d_v4_2_20110427T220000Z.nc", field, nradobs=counts, listed=listed
+    )
+    flags, _ = flags_of(path, "reflectivity")
+    assert spoilt.sum() > 40
+    assert {int(f) for f in flags[spoilt]} == {int(bit)}
+    assert set(flags[~spoilt].tolist()) <= {0, int(Flag.no_echo)}
+
+
 #: A patch has a storm where at least this many pixels (about 100 km2) are of convective strength: 40 dBZ as
 #: Steiner et al. (1995, doi:10.1175/1520-0450(1995)034<1978:CCOTDS>2.0.CO;2) have it, or 10 mm/h.
 STORM_PIXELS = 100
@@ -127,6 +170,24 @@ def test_no_patch_with_a_storm_is_rejected_on_real_files(real_data: Path, name: 
     # With a single such pixel, only patches that were hardly looked at are.
     few = rejected & (pixels > 0)
     assert (flags[few] & int(default_reject(channel.kind)) == int(Flag.low_coverage)).all()
+
+
+def test_flags_do_not_depend_on_the_order_of_the_files(tmp_path):
+    paths = synthetic.write_scenes(tmp_path / "sources", scenes=4, shape=(96, 160), start="2021-07-05T23:40",
+                                   interval="30min")  # fmt: skip
+    recipe = Recipe(tile=TileSpec(patch=32), quality=QualitySpec(global_mean_deviation_factor=1.0))
+    cubes, thresholds = [], []
+    for number, order in enumerate(([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1])):
+        path = tmp_path / f"{number}.zarr"
+        assert not pipeline.preprocess([paths[i] for i in order], path, recipe=recipe).failed
+        cubes.append(store.open_packed(path).load())
+        thresholds.append(store.cube_info(path)["thresholds"])
+    assert (cubes[0][f"{IR}_flags"].values & int(Flag.global_outlier)).any()
+    for cube, found in zip(cubes[1:], thresholds[1:], strict=True):
+        assert found == thresholds[0]
+        assert set(cube.variables) == set(cubes[0].variables)
+        for name, variable in cube.variables.items():
+            np.testing.assert_array_equal(variable.values, cubes[0][name].values, err_msg=str(name))
 
 
 # Visible: units, sun

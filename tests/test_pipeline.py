@@ -375,7 +375,9 @@ def test_disk_full_stops_with_what_to_do(sources, tmp_path, monkeypatch):
         "write",
         lambda self, key, data, w=store.Files.write: full() if "/c." in key else w(self, key, data),
     )
-    with pytest.raises(OSError, match=r"No space left on device\. Make room, or see to the rights, and run again"):
+    with pytest.raises(
+        OSError, match=r"No space left on device\. Make room, or see to the rights, and run again"
+    ):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
 
 

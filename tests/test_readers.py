@@ -278,7 +278,7 @@ def test_gridrad_listed_bins_without_value_or_without_looks(tmp_path):
     path = files.write_gridrad(tmp_path / GRIDRAD_NAME, values, nradobs=counts, listed=listed)
     codes = readers.read_scene(path, channels=(Z,))[Z].values
     assert codes[0, 0, 0] == CHANNELS[Z].packing.encode(20.0)  # a value was given, whatever the count says
-    assert codes[0, 0, 1] == 1  # listed, looked at, no value
+    assert codes[0, 0, 1] == 0  # listed, looked at, no value: an echo that is not known
     assert codes[2, 0, 1] == 0  # listed, never looked at, no value
     assert codes[1, 0, 0] == 5  # not finite
     assert codes[2, 1, 1] == 1

@@ -121,6 +121,7 @@ def test_center_window_is_in_the_middle_or_padded_at_the_end():
     assert tiling.windows((20, 6), spec, "a") == [Window(6, 0, 8, 12)]
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(0, 2**40), st.text(max_size=20), st.integers(1, 40))
 def test_several_random_windows_are_distinct_inside_and_go_on_from_fewer(shape, seed, scene, count):
     spec = TileSpec(patch=4, crop=(8, 12), placement="random", seed=seed)
@@ -148,6 +149,7 @@ def test_second_random_window_is_as_uniform_as_the_first():
     assert np.abs(np.corrcoef(first.T, second.T)[:2, 2:]).max() < 0.06
 
 
+@settings(deadline=None)
 @given(
     shapes, st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=5, unique=True)
 )

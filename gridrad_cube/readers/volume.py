@@ -95,8 +95,7 @@ class RadarVolume:
 
     def part(self, level: int) -> slice:
         """Where the listed bins of one level of the file lie in ``index``."""
-        low, high = np.searchsorted(self.index, [level * self.plane, (level + 1) * self.plane])
-        return slice(int(low), int(high))
+        return _between(self.index, level * self.plane, (level + 1) * self.plane)
 
     def at_bins(self, counts: npt.NDArray[np.int8], level: int) -> npt.NDArray[np.int8]:
         """``nradobs`` or ``nradecho`` at the listed bins of one level of the file, on ``index[part(level)]``."""
@@ -251,8 +250,14 @@ def _read_index(
             f"{source.path}: index lists {twice.size} bins twice, {twice[0]} first; the file is damaged"
         )
     plane = header.shape[1] * header.shape[2]
-    low, high = np.searchsorted(index, [levels.start * plane, levels.stop * plane])
-    return index[low:high], (slice(int(low), int(high)) if order is None else order[low:high])
+    part = _between(index, levels.start * plane, levels.stop * plane)
+    return index[part], (part if order is None else order[part])
+
+
+def _between(index: npt.NDArray[Any], start: int, stop: int) -> slice:
+    """Where positions from start to before stop lie; in the index's own type, which spares a copy of it."""
+    low, high = np.searchsorted(index, np.array([start, stop], index.dtype))
+    return slice(int(low), int(high))
 
 
 def _listed(source: Source, name: str, take: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
@@ -328,9 +333,9 @@ def densify(
 ) -> npt.NDArray[np.uint16]:
     """Dense codes of a channel, three states of a bin apart.
 
-    Looked at and not listed, or listed without a value: observed, no echo. Never looked at and not listed:
-    not observed. A listed value stands even where the count of looks is zero. Without counts (4.1, dense)
-    every bin without a value is not observed.
+    Looked at and not listed: observed, no echo. Never looked at and not listed: not observed. A listed value stands
+    even where the count of looks is zero; a bin that is listed without one had an echo that nobody knows, which is
+    not observed. Without counts (4.1, dense) every bin without a value is not observed.
 
     Parameters
     ----------
@@ -367,6 +372,5 @@ def densify(
         if states is not None:
             removed = states[part] != 0
             codes[removed] = states[part][removed]
-        has_value = codes != packing.fill_value
-        target[(volume.index[part] - level * volume.plane)[has_value]] = codes[has_value]
+        target[volume.index[part] - level * volume.plane] = codes
     return out.reshape(len(wanted), rows, columns)

@@ -176,12 +176,12 @@ class Cloud:
 
     def exists(self, key: str) -> bool:
         with _plain_errors(self.root, key):
-            if any(self.api.list(self.store, key or None)):  # what is below a folder
-                return True
             try:
-                return bool(key) and bool(self.api.head(self.store, key))
+                if key and self.api.head(self.store, key):
+                    return True
             except FileNotFoundError:
-                return False
+                pass
+            return any(self.api.list(self.store, key or None))  # a folder is what lies below it
 
     def names(self, folder: str) -> list[str]:
         with _plain_errors(self.root, folder):
