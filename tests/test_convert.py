@@ -14,22 +14,26 @@ import numpy as np
 import predecessor_files as old
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 from gridrad_cube import (
     convert,
     open_cube,
     open_embeddings,
     open_packed,
+    plot,
     read_scene,
     store,
     synthetic,
     tiling,
 )
+from gridrad_cube.cli import cli
 from gridrad_cube.convert import cube as cubes
 from gridrad_cube.convert import files
 from gridrad_cube.convert.slices import IR, VISIBLE, arrange_crops, arrange_patches, sheets
 from gridrad_cube.embed import embed
 from gridrad_cube.models import DINOHead, build, load_backbone, load_checkpoint, save_checkpoint
+from gridrad_cube.readers import read_fields
 from gridrad_cube.schema import Flag, SchemaError
 
 PATCH = 16
@@ -590,3 +594,66 @@ def test_networks_that_its_scripts_cannot_build_are_refused(tmp_path: Path) -> N
     save_checkpoint({"teacher": network.state_dict(), "model": network.config()}, tmp_path / "ours.pth")
     with pytest.raises(SchemaError, match=r"positions for 36 .* inputs of 3; .* mask token"):
         convert.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth")
+
+
+# --- commands and pictures -----------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def test_commands_there_and_back(crops: list[np.ndarray], tmp_path: Path) -> None:
+    old.write_npz(tmp_path / "npz", crops[:1], PATCH)
+    store_path, base = tmp_path / "c.zarr", old.names(1)[0]
+    done = run("convert", "from-npz", tmp_path / "npz", store_path)
+    assert (done.exit_code, "1 written" in done.output) == (0, True), done.output
+    done = run("convert", "to-pt", store_path, tmp_path / "pt", "--what", "crops", "-c", VISIBLE)
+    assert json.loads(done.stdout)["crops"] == 1
+    values = torch.load(tmp_path / "pt" / "crops" / f"{base}_crop_0.pt").numpy()
+    np.testing.assert_allclose(values, crops[0][1], rtol=1.2e-7)
+    torch.save({f"{base}_crop_1.pt": torch.ones(64, 4)}, tmp_path / "f.pt")
+    done = run("convert", "from-features", tmp_path / "f.pt", tmp_path / "e.zarr", "--cube", store_path)
+    assert json.loads(done.stdout)["channels"] == [VISIBLE]
+    done = run("convert", "to-features", tmp_path / "e.zarr", tmp_path / "back.pt")
+    assert json.loads(done.stdout)["written"] == 1
+    done = run("convert", "from-pt", tmp_path / "npz", tmp_path / "x.zarr")
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert "no file with a name of the predecessor's" in done.output
+
+
+def test_a_file_that_failed_shows_in_the_exit_status(crops: list[np.ndarray], tmp_path: Path) -> None:
+    paths = old.write_npz(tmp_path / "npz", crops[:2], PATCH)
+    paths[0].write_bytes(b"nothing")
+    done = run("convert", "from-npz", tmp_path / "npz", tmp_path / "c.zarr")
+    assert done.exit_code == 1
+    assert f"failed  {paths[0].name}" in done.output
+
+
+def test_everything_in_a_source_file_at_a_glance(sources: Path, tmp_path: Path) -> None:
+    path = min(sources.rglob("*.nc"))
+    listed = run("info", path).stdout
+    for name in ("scan_time", "ot_id_number", "uint16 (time 1, nlines 180, npixels 200)", "attributes:"):
+        assert name in listed
+    figure = plot.source(read_fields(path))
+    titles = [ax.get_title() for ax in figure.axes]
+    assert {"Infrared brightness temperature", "Visible reflectance", "ot_id_number"} <= set(titles)
+    assert run("plot", "source", path, "-o", tmp_path / "s.png").exit_code == 0
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    with pytest.raises(SchemaError, match="no 2-D field"):
+        plot.source(read_fields(path)[[]])
+
+
+def test_any_netcdf_file_can_be_looked_into(tmp_path: Path) -> None:
+    import xarray as xr
+
+    xr.Dataset({"depth": ("station", np.arange(3.0), {"units": "m"})}).to_netcdf(tmp_path / "x.nc")
+    listed = run("info", tmp_path / "x.nc").stdout
+    assert "no scene that a reader knows" in listed
+    assert "float64 (station 3)  [m]" in listed
+
+
+def test_crops_without_a_time_can_be_drawn(crops: list[np.ndarray], tmp_path: Path) -> None:
+    old.write_chunks(tmp_path, crops[:1], PATCH)
+    convert.from_pt(tmp_path / "Crops", tmp_path / "c.zarr", patch=PATCH)
+    assert run("plot", "scene", tmp_path / "c.zarr", "-o", tmp_path / "c.png").exit_code == 0

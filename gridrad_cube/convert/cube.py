@@ -153,10 +153,15 @@ def _convert(
             new = [s for s in found if s.name not in build.number]
             results = dict(run(_look, [(s,) for s in new]))
             facts = [results[n] for n in range(len(new))]
+            recipe, layout = build.recipe, build.layout
+            if recipe is None or layout is None:
+                recipe, layout = _settle(new, facts, visible_units, dtype, patch, codec)
+            _check_same(build.files.root, recipe, layout, visible_units, dtype, patch, codec)
+            entries = _entries(build, recipe, layout, new, facts, run, source_root)
             if build.layout is None:
-                _begin(build, new, facts, visible_units, dtype, patch, codec)
-            _check_same(build, visible_units, dtype, patch, codec)
-            _extend(build, new, facts, run, source_root)
+                build.begin(recipe, layout, entries)
+            else:
+                build.extend(entries)
             outcomes = pipeline.write_plan(
                 build, found, run, progress, retries=2, write=write_old, title="convert"
             )
@@ -167,15 +172,14 @@ def _convert(
     return pipeline.Report(os.fspath(store_path), tuple(outcomes))
 
 
-def _begin(
-    build: store.Build,
+def _settle(
     found: Sequence[OldSource],
     facts: Sequence[_Found | Exception],
     visible_units: VisibleUnits,
     dtype: str,
     patch: int | None,
     codec: Literal["fast", "small", "raw"],
-) -> None:
+) -> tuple[Recipe, store.CubeLayout]:
     """Settle what all crops of a new store have in common."""
     known = [f for f in facts if not isinstance(f, Exception)]
     if not known:
@@ -210,7 +214,7 @@ def _begin(
         codec=codec,
         variables=((IR, IR, "K"), (VISIBLE, VISIBLE, units)),
     )
-    build.begin(recipe, layout, ())
+    return recipe, layout
 
 
 def _look(source: OldSource) -> _Found:
@@ -337,38 +341,43 @@ def _channel_layout(name: str, dtype: str) -> store.ChannelLayout:
 
 
 def _check_same(
-    build: store.Build, visible_units: VisibleUnits, dtype: str, patch: int | None, codec: str
+    root: str,
+    recipe: Recipe,
+    layout: store.CubeLayout,
+    visible_units: VisibleUnits,
+    dtype: str,
+    patch: int | None,
+    codec: str,
 ) -> None:
-    assert build.recipe is not None
-    assert build.layout is not None
-    if build.recipe.format != _FORMAT:
-        raise SchemaError(f"{build.files.root}: built from source files; convert to a new store")
+    if recipe.format != _FORMAT:
+        raise SchemaError(f"{root}: built from source files; convert to a new store")
     there = {
-        "visible_units": dict((v[0], v[2]) for v in build.recipe.variables)[VISIBLE],
-        "dtype": next(iter(build.layout.channels.values())).packing.dtype,
-        "patch": build.layout.patch,
-        "codec": build.layout.codec,
+        "visible_units": dict((v[0], v[2]) for v in recipe.variables)[VISIBLE],
+        "dtype": next(iter(layout.channels.values())).packing.dtype,
+        "patch": layout.patch,
+        "codec": layout.codec,
     }
     asked = {"visible_units": visible_units, "dtype": dtype, "patch": patch, "codec": codec}
     changed = [
         f"{k}: store {there[k]}, asked {v}" for k, v in asked.items() if v not in (None, "auto", there[k])
     ]
     if changed:
-        raise SchemaError(f"{build.files.root}: converted otherwise ({'; '.join(changed)}). Use a new store.")
+        raise SchemaError(f"{root}: converted otherwise ({'; '.join(changed)}). Use a new store.")
 
 
-def _extend(
+def _entries(
     build: store.Build,
+    recipe: Recipe,
+    layout: store.CubeLayout,
     new: Sequence[OldSource],
     facts: Sequence[_Found | Exception],
     run: Runner,
     root: str | os.PathLike[str] | None,
-) -> None:
-    """Append sources to the plan, each at its place in its scene where that can be found."""
-    assert build.layout is not None
+) -> list[store.Entry]:
+    """New sources of the plan, each at its place in its scene where that can be found; writes their grids."""
     scenes = _scenes(root)
     named = [n for n, s in enumerate(new) if s.kind in ("npz", "scene") and s.base in scenes]
-    tasks = [(new[n], build.layout, _scaling(build.recipe), scenes[new[n].base]) for n in named]
+    tasks = [(new[n], layout, _scaling(recipe), scenes[new[n].base]) for n in named]
     places = {named[i]: p for i, p in run(_locate, tasks) if not isinstance(p, Exception)}
     entries = []
     row = build.rows
@@ -378,11 +387,11 @@ def _extend(
         place = places.get(number)
         if place is not None:
             store.write_grid(build.files, place.grid, place.latitude, place.longitude)
-        entries.append(_entry(source, row, fact, place, build.layout))
+        entries.append(_entry(source, row, fact, place, layout))
         row += fact.crops
     store.check_duplicates(build.entries, [e for e in entries if not e.grid.startswith((UNKNOWN, UNORDERED))])
-    _write_blank_grids(build)
-    build.extend(entries)
+    _write_blank_grids(build.files, layout)
+    return entries
 
 
 def _scenes(root: str | os.PathLike[str] | None) -> dict[str, str]:
@@ -395,9 +404,8 @@ def _scenes(root: str | os.PathLike[str] | None) -> dict[str, str]:
     return {stem: found[0] for stem, found in paths.items() if len(found) == 1}
 
 
-def _scaling(recipe: Recipe | None) -> dict[str, float]:
+def _scaling(recipe: Recipe) -> dict[str, float]:
     """What values of the old files are multiplied by, per channel."""
-    assert recipe is not None
     return {name: 0.01 if units == "percent" else 1.0 for name, _, units in recipe.variables}
 
 
@@ -435,14 +443,11 @@ def _entry(
     )
 
 
-def _write_blank_grids(build: store.Build) -> None:
+def _write_blank_grids(target: store.Files, layout: store.CubeLayout) -> None:
     """The grids of places that are not known: pixel axes without a position."""
-    assert build.layout is not None
-    height, width = build.layout.crop
+    height, width = layout.crop
     for grid in (UNKNOWN, UNORDERED):
-        store.write_grid(
-            build.files, f"{grid}-{height}x{width}", np.full(height, np.nan), np.full(width, np.nan)
-        )
+        store.write_grid(target, f"{grid}-{height}x{width}", np.full(height, np.nan), np.full(width, np.nan))
 
 
 def write_old(
