@@ -225,6 +225,8 @@ def _is_of_the_store(build: store.Build, error: OSError) -> bool:
 def _account(build: store.Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
     entry = build.entries[number]
+    if isinstance(result, store.RemoteError):
+        raise result
     if isinstance(result, OSError) and _is_of_the_store(build, result):
         raise OSError(
             result.errno,

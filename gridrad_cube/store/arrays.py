@@ -22,7 +22,7 @@ Codec = Literal["fast", "small", "raw"]
 
 #: Bytes to bytes codecs of a chunk, by name of the recipe's codec; a checksum always comes last.
 CODECS: dict[str, list[Any]] = {
-    "fast": [{"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}],
+    "fast": [{"cname": "lz4", "clevel": 5, "shuffle": "shuffle"}],
     "small": [{"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}],
     "raw": [],
 }

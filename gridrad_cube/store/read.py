@@ -228,7 +228,7 @@ def reader(root: str, crops: int) -> PatchReader:
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
-    Patches come straight from their shards (`ShardReader`); a layout that it does not know, through
+    Patches come straight from their shards (`ShardReader`); those of a layout that it does not know, through
     tensorstore. Opens nothing until the first read, and again in each process: it pickles,
     and starts anew in a spawned or forkserver worker. Used in a forked child after the parent has read, it
     refuses, since threads do not survive a fork.
@@ -253,7 +253,8 @@ class PatchReader:
         self._members: dict[str, Any] | None = None
         self._arrays: dict[str, Any] = {}
         self._shards: dict[str, ShardReader | None] = {}
-        self._absent: dict[str, np.ndarray] = {}
+        self._small: Any = None
+        self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"files": self.files, "threads": self.threads, "direct": self.direct}
@@ -307,13 +308,13 @@ class PatchReader:
         return self._shards[variable]
 
     def _metadata(self, variable: str) -> dict[str, Any]:
-        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
-        if self._members is None:
-            self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
         if variable not in self.info["channels"]:
             raise SchemaError(
                 f"{self.files.root}: no channel {variable!r}; this store has {sorted(self.info['channels'])}"
             )
+        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
+        if self._members is None:
+            self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
         members = self._members[variable].items()
         return {k: v for k, v in members if k not in ("storage_transformers", "consolidated_metadata")}
 
@@ -385,7 +386,7 @@ class PatchReader:
     ) -> dict[int, MissingChunkError]:
         array, size = self._array(variable), self.patch
         with tensorstore.Batch() as batch:
-            futures = [array[self._window(where, size)].read(batch=batch) for where in index]
+            futures = [array[_box(where, size)].read(batch=batch) for where in index]
         failures: dict[int, MissingChunkError] = {}
         for row, (target, future) in enumerate(zip(targets, futures, strict=True)):
             try:
@@ -394,11 +395,6 @@ class PatchReader:
                 failures[row] = self._error(variable, index[row], _reason(error))
                 failures[row].__cause__ = error
         return failures
-
-    @staticmethod
-    def _window(where: np.ndarray, size: int) -> tuple[Any, ...]:
-        *lead, row, col = (int(v) for v in where)
-        return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
 
     def read_crop(self, variable: str, crop: int) -> np.ndarray:
         """Packed pixels of a whole crop, ``([altitude,] y, x)``."""
@@ -412,6 +408,11 @@ class PatchReader:
         """Packed pixels of a basic index (integers and slices with positive steps).
 
         Crops that lack the channel (flag `channel_absent`, or not written) give fill.
+
+        Raises
+        ------
+        MissingChunkError
+            If a chunk is missing, truncated or altered; names the variable and the patch.
         """
         metadata, size = self._metadata(variable), self.patch
         picked = [range(n)[k] for k, n in zip(key, metadata["shape"], strict=True)]
@@ -429,7 +430,7 @@ class PatchReader:
             step = max(1, WINDOW_PATCHES // math.prod(len(c) for c in cells))
             for first in range(0, len(crops), step):
                 some, part = np.array(crops[first : first + step]), out[first : first + step]
-                there = ~self.absent(variable)[some]
+                there = ~self.absent(variable, some)
                 part[~there] = metadata["fill_value"]
                 if there.any():
                     index = np.array(list(itertools.product(some[there].tolist(), *cells)))
@@ -437,17 +438,24 @@ class PatchReader:
                     part[there] = _joined(patches)[..., y, x]
         return out[tuple(0 if isinstance(p, int) else slice(None) for p in picked)]
 
-    def absent(self, variable: str) -> np.ndarray:
-        """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
-        if variable not in self._absent:
-            group: Any = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
-            flags = np.asarray(group[f"{variable}_flags"][...])
-            status = np.asarray(group["status"][...])
-            cells = tuple(range(1, flags.ndim))
-            self._absent[variable] = ((flags & int(Flag.channel_absent)).astype(bool).all(axis=cells)) | (
-                status != 0
-            )
-        return self._absent[variable]
+    def absent(self, variable: str, crops: np.ndarray) -> np.ndarray:
+        """Whether crops have no shard of this channel by right (absent in the scene, or not written).
+
+        Reads the chunks of flags that these crops lie in, and no others.
+        """
+        if self._small is None:
+            self._small = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
+        flags, status = self._small[f"{variable}_flags"], self._small["status"]
+        rows, out = flags.chunks[0], np.empty(len(crops), bool)
+        for number in np.unique(crops // rows).tolist():
+            block = slice(number * rows, (number + 1) * rows)
+            if (variable, number) not in self._absent:
+                lacking = (np.asarray(flags[block]) & int(Flag.channel_absent)) != 0
+                unwritten = np.asarray(status[block]) != 0
+                self._absent[variable, number] = lacking.all(axis=tuple(range(1, lacking.ndim))) | unwritten
+            here = crops // rows == number
+            out[here] = self._absent[variable, number][crops[here] % rows]
+        return out
 
     def _error(self, variable: str, where: np.ndarray, reason: str) -> MissingChunkError:
         names = [*self._metadata(variable)["dimension_names"][:-2], "row", "col"]
@@ -469,6 +477,12 @@ def _joined(patches: np.ndarray) -> np.ndarray:
     """Patches (..., row, col, y, x) as pixels (..., y, x)."""
     *levels, rows, cols, height, width = patches.shape
     return np.swapaxes(patches, -3, -2).reshape(*levels, rows * height, cols * width)
+
+
+def _box(where: np.ndarray, size: int) -> tuple[Any, ...]:
+    """Pixels of the patch at (crop, [altitude,] row, col)."""
+    *lead, row, col = (int(v) for v in where)
+    return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
 
 
 def _reason(error: ValueError) -> str:

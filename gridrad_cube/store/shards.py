@@ -107,8 +107,11 @@ class ShardLayout:
 
     def key(self, shard: int) -> str:
         """Key of a shard by its number in C order."""
-        place = np.unravel_index(shard, self.shards)
-        return f"{self.name}/" + self.separator.join(["c", *(str(int(i)) for i in place)])
+        place = []
+        for count in reversed(self.shards):
+            shard, number = divmod(shard, count)
+            place.append(str(number))
+        return f"{self.name}/" + self.separator.join(["c", *reversed(place)])
 
 
 class _Codecs:
@@ -335,8 +338,7 @@ class ShardReader:
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
-        for chunk, place in zip(unit.chunks, unit.places, strict=True):
-            offset, size = index[chunk].tolist()
+        for (offset, size), place in zip(index[list(unit.chunks)].tolist(), unit.places, strict=True):
             if offset == size == ABSENT:
                 failures[place] = MISSING
             else:
