@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -592,6 +594,9 @@ def test_networks_that_its_scripts_cannot_build_are_refused(tmp_path: Path) -> N
     network = build("vit_tiny", 3, image_size=96, mask_token=True)
     torch.nn.init.ones_(network.mask_token)
     save_checkpoint({"teacher": network.state_dict(), "model": network.config()}, tmp_path / "ours.pth")
+    torch.save({"teacher": network.state_dict()}, tmp_path / "three.pth")
+    with pytest.raises(SchemaError, match="reads 3 channels at once"):
+        convert.from_checkpoint(tmp_path / "three.pth", tmp_path / "x.pth")
     with pytest.raises(SchemaError, match=r"positions for 36 .* inputs of 3; .* mask token"):
         convert.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth")
 
@@ -657,3 +662,58 @@ def test_crops_without_a_time_can_be_drawn(crops: list[np.ndarray], tmp_path: Pa
     old.write_chunks(tmp_path, crops[:1], PATCH)
     convert.from_pt(tmp_path / "Crops", tmp_path / "c.zarr", patch=PATCH)
     assert run("plot", "scene", tmp_path / "c.zarr", "-o", tmp_path / "c.png").exit_code == 0
+
+
+# --- the page ------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-the-predecessor.md").read_text()
+#: Flags of its scripts, functions of its dataset/utils.py, and its files.
+OLD_FLAGS = """
+    arch patch_size out_dim norm_last_layer momentum_teacher use_bn_in_head warmup_teacher_temp teacher_temp
+    warmup_teacher_temp_epochs use_fp16 weight_decay weight_decay_end clip_grad batch_size_per_gpu epochs
+    freeze_last_layer lr warmup_epochs min_lr optimizer drop_path_rate global_crops_scale local_crops_number
+    local_crops_scale data_path output_dir save_best saveckp_freq seed num_workers dist_url pretrained_weights
+    checkpoint_key model_path arch2k patch_size2k pretrained_weights2k checkpoint_key2k out_dim2k norm_last_layer2k
+"""
+OLD_FUNCTIONS = """
+    print_netcdf_info open_netcdf close_netcdf plot_2d_variables random_crop_and_partition process_nc_file
+    plot_crop_and_patches process_nc_file_two_channels process_single_file process_directory_tree process_file
+    process_npz_folder_parallel sanity_check_pt_files get_next_chunk_index flush_chunk process_npz_files_progressive
+    process_all_chunks_to_individual_files check_and_remove_tensor_files_parallel process_npz_files_parallel
+    main_dino.py main_dino2k.py main_dino4k.py From_ViT16_to_ViT256.py From_ViT256_to_ViT2k.py xcit deit_small
+"""
+
+
+def test_the_page_names_everything_old() -> None:
+    words = set(re.findall(r"[\w.]+|--[\w-]+", PAGE))
+    assert [f for f in OLD_FLAGS.split() if f"`--{f}`" not in PAGE] == []
+    assert [name for name in OLD_FUNCTIONS.split() if name not in words] == []
+
+
+def test_what_the_page_says_can_be_typed() -> None:
+    from gridrad_cube.train.config import FIELDS
+
+    spans = re.findall(r"`(gridrad-cube [^`]+)`", PAGE) + re.findall(r"^(gridrad-cube .+)$", PAGE, re.M)
+    assert len(spans) > 20
+    for span in spans:
+        command, words = cli, span.split()[1:]
+        while words and hasattr(command, "commands"):
+            command, words = command.commands[words[0]], words[1:]
+        flags = {word for word in words if word.startswith("--")}
+        known = {option for p in command.params for option in p.opts}
+        if command.name == "train":
+            known = {f"--{name.replace('_', '-')}" for name in (*FIELDS, "preset")}
+        assert flags <= known, span
+
+
+def test_python_names_of_the_page_exist() -> None:
+    for name in sorted(set(re.findall(r"`(gridrad_cube(?:\.\w+)+)", PAGE))):
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            try:
+                value = importlib.import_module(".".join(parts[:count]))
+            except ModuleNotFoundError:
+                continue
+            for attribute in parts[count:]:
+                value = getattr(value, attribute)
+            break

@@ -73,6 +73,11 @@ def from_checkpoint(
         raise SchemaError(f"{path}: holds {sorted(map(str, old))[:8]}; expected 'teacher' and 'student'")
     network = load_backbone(old, keys[0])
     level = "2k" if network.architecture.cells else "256"
+    planes = network.architecture.in_channels
+    if level == "256" and planes > 1 and planes != len(channels):
+        raise SchemaError(
+            f"{path}: its network reads {planes} channels at once, got {list(channels)}. Pass --channel"
+        )
     epoch = old.get("epoch") if isinstance(old.get("epoch"), int) else 0
     made: dict[str, Any] = {
         "level": level,
@@ -80,7 +85,7 @@ def from_checkpoint(
         **{key: _ours(old, key) for key in keys},
         "epoch": epoch,
         "channels": list(channels),
-        "channel_mode": "each",
+        "channel_mode": "stack" if level == "256" and planes > 1 else "each",
         "coarsen": 1,
         "normalization": _normalization(network, level, channels, inputs, visible_units),
         "view": {"mode": "area"},

@@ -6,7 +6,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -176,7 +176,7 @@ def read_npz(path: str | os.PathLike[str]) -> np.ndarray:
         raise _damaged(path, error) from error
 
 
-def find(sources: Iterable[str | os.PathLike[str]], suffix: str) -> list[tuple[Path, Path]]:
+def find(sources: Iterable[str | os.PathLike[str]], suffix: str) -> Iterator[tuple[Path, Path]]:
     """Files of a suffix among files and folders (and what is below), with the folder that each was found from.
 
     Raises
@@ -184,17 +184,18 @@ def find(sources: Iterable[str | os.PathLike[str]], suffix: str) -> list[tuple[P
     FileNotFoundError
         If a path is not there.
     """
-    out: dict[Path, Path] = {}
+    seen = set()
     for root in map(Path, sources):
         if root.is_dir():
-            for folder, folders, names in os.walk(root):
+            for folder, folders, found in os.walk(root):
                 folders.sort()
-                out |= {Path(folder, n): root for n in sorted(names) if n.endswith(suffix)}
+                if (real := os.path.realpath(folder)) not in seen:
+                    seen.add(real)
+                    yield from ((Path(folder, n), root) for n in sorted(found) if n.endswith(suffix))
         elif root.exists():
-            out[root] = root.parent
+            yield root, root.parent
         else:
             raise FileNotFoundError(f"{root}: no such file or folder")
-    return list(out.items())
 
 
 def save(value: Any, path: str | os.PathLike[str]) -> None:

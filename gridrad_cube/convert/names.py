@@ -130,7 +130,7 @@ def sort_files(files: Iterable[tuple[Path, Path]]) -> list[OldSource]:
         else:
             unknown.append(path)
             continue
-        home = folder if folder.is_dir() else folder.parent
+        home = folder if kind in ("scene", "slices") else folder.parent
         below = os.path.relpath(home, root) if home != root else "."
         relative = name if below.startswith(".") else f"{Path(below).as_posix()}/{name}"
         group = groups.setdefault((relative, str(folder), kind), _Group())
