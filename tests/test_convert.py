@@ -255,11 +255,12 @@ def test_it_goes_on_extends_and_refuses_what_changed(
 
 
 def test_one_bad_file_stops_no_other(crops: list[np.ndarray], tmp_path: Path) -> None:
-    paths = old.write_npz(tmp_path, crops, PATCH)
+    paths = old.write_npz(tmp_path, [*crops, crops[0][:, :64]], PATCH)
     paths[1].write_bytes(paths[1].read_bytes()[:5000])
     report = convert.from_npz(tmp_path, tmp_path / "c.zarr")
-    assert [o.status for o in report.outcomes] == ["written", "failed", "written"]
+    assert [o.status for o in report.outcomes] == ["written", "failed", "written", "failed"]
     assert "truncated or damaged" in report.failed[0].reason
+    assert "(64, 128) pixels; this store has (128, 128)" in report.failed[1].reason
     flags = open_packed(tmp_path / "c.zarr")[f"{IR}_flags"].values[1]
     assert (flags == int(Flag.unreadable)).all()
 
@@ -294,12 +295,13 @@ def test_crops_find_their_place_in_the_source_again(sources: Path, tmp_path: Pat
 
 
 def test_a_crop_that_is_not_in_its_source_has_no_place(
-    sources: Path, crops: list[np.ndarray], tmp_path: Path
+    sources: Path, crops: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = min(sources.rglob("*.nc")).stem
     np.savez_compressed(tmp_path / f"{name}.npz", crop=crops[0], patches=old.patches_of(crops[0], PATCH))
     convert.from_npz(tmp_path, tmp_path / "c.zarr", source_root=sources)
     assert open_packed(tmp_path / "c.zarr")["grid"].values[0].startswith("unknown")
+    assert "1 of 1 sources have no place" in caplog.text
 
 
 def test_a_field_of_one_value_has_no_place(sources: Path) -> None:

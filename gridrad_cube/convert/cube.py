@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
+from tqdm import tqdm
 
 from gridrad_cube import pipeline, store, tiling
 from gridrad_cube.convert import files, names
@@ -28,6 +31,8 @@ from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.plan import check_unchanged
 from gridrad_cube.pipeline.report import reason
 from gridrad_cube.schema import CHANNELS, PATCH_SIZE, TIME_FILL, Packing, Recipe, SchemaError, TileSpec
+
+logger = logging.getLogger(__name__)
 
 VisibleUnits = Literal["auto", "percent", "1"]
 
@@ -97,7 +102,8 @@ def from_pt(
     source_root
         Folder of the netCDF files that the crops were cut from. Where a file of the scene's name holds a crop's
         pixels exactly, at one place only, the crop gets its exact place, time and coordinates; otherwise they
-        are not known (NaN, and the time of the name).
+        are not known (NaN, and the time of the name), which is logged. Give it at the first run: a crop in the plan
+        stays as it is.
     visible_units
         Units of the reflectance: ``"percent"``, ``"1"``, or ``"auto"`` to tell by the brightest of 16 sources.
     dtype
@@ -151,7 +157,8 @@ def _convert(
                 if source.name in build.number:
                     check_unchanged(build, source)
             new = [s for s in found if s.name not in build.number]
-            results = dict(run(_look, [(s,) for s in new]))
+            looking = run(_look, [(s,) for s in new])
+            results = dict(tqdm(looking, "plan", len(new), unit="file", disable=not progress))
             facts = [results[n] for n in range(len(new))]
             recipe, layout = build.recipe, build.layout
             if recipe is None or layout is None:
@@ -186,13 +193,11 @@ def _settle(
         errors = [reason(e) for e in facts[:10] if isinstance(e, Exception)]
         raise SchemaError("no file can be used, so there is no store:\n  " + "\n  ".join(errors))
     edge = patch or next((f.patch for f in known if f.patch), PATCH_SIZE)
-    shapes = {f.shape for f in known if f.shape}
-    if len(shapes) > 1:
-        raise SchemaError(
-            f"crops of several shapes, {sorted(shapes)}; a store has one. Convert them to several stores."
-        )
+    shapes = Counter(f.shape for f in known if f.shape)  # crops of another shape fail by themselves
     cells = [source.cells for source in found if source.cells != (0, 0)] or [EARLY_CELLS]
-    crop = shapes.pop() if shapes else (max(c[0] for c in cells) * edge, max(c[1] for c in cells) * edge)
+    crop = (max(c[0] for c in cells) * edge, max(c[1] for c in cells) * edge)
+    if shapes:
+        crop = shapes.most_common(1)[0][0]
     if crop[0] % edge or crop[1] % edge:
         raise SchemaError(f"crops of {crop} px are not whole patches of {edge} px; pass --patch")
     channels = [name for name in CHANNEL_NAMES if any(name in f.channels for f in known)]
@@ -378,7 +383,17 @@ def _entries(
     scenes = _scenes(root)
     named = [n for n, s in enumerate(new) if s.kind in ("npz", "scene") and s.base in scenes]
     tasks = [(new[n], layout, _scaling(recipe), scenes[new[n].base]) for n in named]
-    places = {named[i]: p for i, p in run(_locate, tasks) if not isinstance(p, Exception)}
+    places: dict[int, _Place] = {}
+    for i, found in run(_locate, tasks):
+        if isinstance(found, Exception):
+            logger.warning("%s: no place in its source file: %s", new[named[i]].name, reason(found))
+        elif found is not None:
+            places[named[i]] = found
+    if root is not None and len(places) < len(new):
+        logger.warning(
+            "%d of %d sources have no place: no file of their name under %s holds their pixels, at one place only",
+            len(new) - len(places), len(new), root,
+        )  # fmt: skip
     entries = []
     row = build.rows
     for number, (source, fact) in enumerate(zip(new, facts, strict=True)):

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -131,8 +132,7 @@ def sort_files(files: Iterable[tuple[Path, Path]]) -> list[OldSource]:
             unknown.append(path)
             continue
         home = folder if kind in ("scene", "slices") else folder.parent
-        below = os.path.relpath(home, root) if home != root else "."
-        relative = name if below.startswith(".") else f"{Path(below).as_posix()}/{name}"
+        relative = _prefix(home, root) + name
         group = groups.setdefault((relative, str(folder), kind), _Group())
         group.add(path, channel, cell, number)
     if not groups:
@@ -141,6 +141,12 @@ def sort_files(files: Iterable[tuple[Path, Path]]) -> list[OldSource]:
     sources = [g.source(name, folder, kind) for (name, folder, kind), g in groups.items()]
     _check_once(sources)
     return sorted(sources, key=lambda s: (s.time, s.name))
+
+
+@functools.lru_cache(maxsize=4096)
+def _prefix(home: Path, root: Path) -> str:
+    """Folder of a source below the root, with a slash after it; nothing where it is the root, or above it."""
+    return f"{home.relative_to(root).as_posix()}/" if home != root and home.is_relative_to(root) else ""
 
 
 class _Group:
