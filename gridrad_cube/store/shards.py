@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import google_crc32c
 import numpy as np
@@ -171,14 +171,13 @@ class _IndexCache:
             self.bytes -= found[1].nbytes
 
 
-@dataclass(frozen=True)
-class _Unit:
+class _Unit(NamedTuple):
     """What one thread reads at a time: some patches of one shard."""
 
     shard: int
     #: Numbers of the chunks in the shard, and the places in the batch that they go to.
-    chunks: tuple[int, ...]
-    places: tuple[int, ...]
+    chunks: list[int]
+    places: list[int]
 
 
 class Process:
@@ -307,7 +306,7 @@ class ShardReader:
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
                 part = slice(first, min(first + most, stop))
-                yield _Unit(int(shard[start]), tuple(chunk[part].tolist()), tuple(order[part].tolist()))
+                yield _Unit(int(shard[start]), chunk[part].tolist(), order[part].tolist())
 
     def _read_unit(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
@@ -358,7 +357,7 @@ class ShardReader:
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
-        for (offset, size), place in zip(index[list(unit.chunks)].tolist(), unit.places, strict=True):
+        for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places, strict=True):
             if offset == size == ABSENT:
                 failures[place] = MISSING
             else:
