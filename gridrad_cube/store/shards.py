@@ -198,7 +198,7 @@ class Process:
 
 
 class ShardReader:
-    """Read chunks of one sharded array into a batch, by threads of its own.
+    """Read chunks of one sharded array into a batch, by the calling thread and others of its own.
 
     Refuses in a process forked from the one that it was first used in.
 
@@ -209,7 +209,8 @@ class ShardReader:
     layout
         How.
     threads
-        Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
+        Threads that read and decompress, the caller's among them; None takes one a core, 8 at most, and 16 for
+        a remote store.
     index_bytes
         How much to keep of the shards' indexes.
     cache
@@ -275,10 +276,12 @@ class ShardReader:
                     return
                 failures.update(self._read_unit(unit, out, targets))
 
-        threads = min(self.threads, len(units))
-        # Also for one thread: outside the main thread blosc uses no threads of its own and frees the lock.
-        futures = [self._executor().submit(work) for _ in range(threads)]
-        errors = [error for future in futures if (error := future.exception()) is not None]
+        helpers = min(self.threads, len(units)) - 1
+        futures = [self._executor().submit(work) for _ in range(helpers)]
+        try:
+            work()  # rather than wait: waking threads up takes as long as reading some patches
+        finally:
+            errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             raise errors[0]
         return failures
@@ -286,7 +289,7 @@ class ShardReader:
     def _executor(self) -> ThreadPoolExecutor:
         with self._starting:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ShardReader")
+                self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="ShardReader")
             return self._pool
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
