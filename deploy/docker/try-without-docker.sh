@@ -21,4 +21,4 @@ buildah=(buildah --storage-driver vfs "${options[@]}")
   --file deploy/docker/Dockerfile --tag gridrad-cube .
 container=$("${buildah[@]}" from --pull-never gridrad-cube)
 trap '"${buildah[@]}" rm "$container" >/dev/null' EXIT
-"${buildah[@]}" run --isolation chroot "$container" -- sh -s <deploy/docker/smoke.sh
+"${buildah[@]}" run --isolation chroot "$container" -- sh -s -- no-root <deploy/docker/smoke.sh

@@ -39,7 +39,7 @@ scheduler_pid='' workers_pid=''
 end_dask() {
   # The workers end when the scheduler does; those that hang are ended after a while.
   kill "$scheduler_pid" 2>/dev/null || true
-  (sleep 20 && kill "$workers_pid") 2>/dev/null &
+  (sleep 20 && kill "$workers_pid") >/dev/null 2>&1 &
   wait "$scheduler_pid" "$workers_pid" 2>/dev/null || true
   kill $! 2>/dev/null || true
   rm -rf "$folder"
