@@ -104,10 +104,16 @@ set_environment() {
   fi
 }
 
+# find_module: a job's shell may not know the command `module` yet.
+find_module() {
+  # shellcheck source=/dev/null
+  type module >/dev/null 2>&1 || . /etc/profile
+}
+
 # RUN: what to put in front of a command of the software.
 set_runtime() {
-  # Modules, conda and activate scripts read variables that are not set.
-  set +u
+  # Modules, conda and activate scripts read variables that are not set, and fail in passing; what counts is below.
+  set +eu
   site_modules
   RUN=()
   if [[ $GRIDRAD_RUNTIME == venv ]]; then
@@ -124,7 +130,7 @@ set_runtime() {
     if ((GRIDRAD_GPUS)); then RUN+=(--nv); fi
     RUN+=("$GRIDRAD_IMAGE")
   fi
-  set -u
+  set -eu
   "${RUN[@]}" gridrad-cube --version || die "gridrad-cube does not start; see the lines above"
 }
 

@@ -3,6 +3,7 @@
 
 site_modules() {
   local name
+  if ((${#GRIDRAD_MODULES[@]})); then find_module; fi
   for name in "${GRIDRAD_MODULES[@]}"; do module load "$name"; done
 }
 

@@ -15,6 +15,7 @@ need GRIDRAD_FILESYSTEMS "what the job needs mounted, such as home:eagle; jobs w
 
 # Modules for GRIDRAD_RUNTIME; apptainer exists on compute nodes alone.
 site_modules() {
+  find_module
   module use /soft/modulefiles
   if [[ $GRIDRAD_RUNTIME == apptainer ]]; then
     module load spack-pe-base
