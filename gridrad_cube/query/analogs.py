@@ -109,7 +109,7 @@ def analogues(
     if asked.place is not None:
         seconds, *point = (np.array([v]) for v in asked.place)
         truth = places.at(seconds.astype("datetime64[s]"), point[0], point[1], _channel_of(dataset, asked))
-    out = found.assign_coords(lead=("lead", np.array(leads, "timedelta64[s]"), {"long_name": "time after"}))
+    out = found.assign_coords(lead=("lead", _seconds(leads), {"long_name": "time after"}))
     if of is None:
         columns, used = _of_embeddings(dataset, asked, after, truth)
     else:
@@ -140,6 +140,10 @@ def _leads(lead: Any) -> list[float]:
     if not leads or not all(0 < s < np.inf for s in leads):
         raise SchemaError(f"lead: got {lead!r}; expected a length of time such as '60min', or a list of them")
     return leads
+
+
+def _seconds(leads: Sequence[float]) -> np.ndarray:
+    return np.rint(leads).astype(np.int64).astype("timedelta64[s]")
 
 
 def _km(km: float) -> float | None:
@@ -184,7 +188,7 @@ class _Sequels:
     ) -> dict[str, np.ndarray]:
         """Positions of the samples (places, leads) along each dim; -1 where there is none."""
         shape = (len(times), len(self.leads))
-        later = times[:, None] + np.array(self.leads, "timedelta64[s]")
+        later = times[:, None] + _seconds(self.leads)
         index, _ = self.places.find(
             later.reshape(-1), np.repeat(latitude, shape[1]), np.repeat(longitude, shape[1]),
             tolerance=self.tolerance, time_tolerance=self.limit,

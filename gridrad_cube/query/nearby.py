@@ -123,7 +123,7 @@ class Places:
         for i in unsure:
             one = lookup(
                 self._dataset, times[i], latitude[i], longitude[i],
-                tolerance=tolerance, time_tolerance=limit if time_tolerance is None else time_tolerance,
+                tolerance=tolerance, time_tolerance=time_tolerance,
             )  # fmt: skip
             if one is not None:
                 km[i] = one[1]

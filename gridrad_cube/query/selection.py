@@ -292,7 +292,7 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
     by
         ``"cell"`` keeps ``row`` and ``col``. ``"degree"`` names them ``latitude`` and ``longitude``, so that
         ``sel(latitude=..., longitude=..., method="nearest")`` works; only where every row has one latitude and
-        every column one longitude.
+        every column one longitude. Across the date line longitudes go on beyond 180.
 
     Returns
     -------
@@ -325,7 +325,7 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
         return out.assign_coords(centres).swap_dims(crop="time")
     if not cell_dims(dataset):
         raise SchemaError("grid: by='degree' needs patches; at level 2k a crop is one place")
-    axes = {"latitude": lat[0][:, 0], "longitude": lon[0][0]}
+    axes = {"latitude": lat[0][:, 0], "longitude": np.unwrap(lon[0][0], period=360)}
     spread = max(np.ptp(lat[0], axis=1).max(), np.ptp(lon[0], axis=0).max())
     if not spread < _STRAIGHT:  # NaN of padding included
         raise SchemaError(
