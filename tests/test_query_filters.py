@@ -32,10 +32,11 @@ YEAR = through_the_year()
 def by_loop(dataset, keep):
     """(crop, channel, row, col) of samples with a place whose time and place are kept, in order."""
     out = []
+    lats, lons, status = dataset.latitude.values, dataset.longitude.values, dataset.status.values
+    times = dataset.time.values.astype("datetime64[s]").tolist()
     for crop, channel, row, col in np.ndindex(dataset["embedding"].shape[:-1]):
-        lat, lon = float(dataset.latitude[crop, row, col]), float(dataset.longitude[crop, row, col])
-        time = dataset.time.values[crop].astype("datetime64[s]").item()
-        if dataset.status.values[crop] == 0 and np.isfinite(lat) and keep(time, lat, lon):
+        lat, lon = float(lats[crop, row, col]), float(lons[crop, row, col])
+        if status[crop] == 0 and np.isfinite(lat) and keep(times[crop], lat, lon):
             out.append((crop, channel, row, col))
     return out
 
