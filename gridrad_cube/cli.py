@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gridrad_cube import __version__
 from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, TileSpec
@@ -38,6 +39,40 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+#: Options of preprocess that a preset gives where the user does not.
+PRESETS: dict[str, dict[str, Any]] = {
+    "predecessor": {
+        "crop": "2048",
+        "placement": "random",
+        "rule": "predecessor",
+        "max_deviation_factor": 3.0,
+        "global_mean_deviation_factor": 3.0,
+    }
+}
+_THRESHOLDS = {
+    "max_deviation_factor": (float, "local_outlier: standard deviations from the patch mean."),
+    "global_mean_deviation_factor": (float, "global_outlier: deviations of the patch mean."),
+    "rule": (click.Choice(["echo", "predecessor"]), "Formula of both."),
+    "low_coverage": (float, "low_coverage: share of pixels observed."),
+    "night_solar_zenith": (float, "night: degrees."),
+    "low_sun_solar_zenith": (float, "low_sun: degrees."),
+    "limb_satellite_zenith": (float, "limb: degrees."),
+}
+
+
+def _thresholds(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for each threshold of the flags, None where not said."""
+    for name, (kind, text) in reversed(_THRESHOLDS.items()):
+        standard = getattr(QualitySpec(), name)
+        option = click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{text} [default: {standard}]")
+        command = option(command)
+    return command
+
+
+def _given_thresholds(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in _THRESHOLDS if options[name] is not None}
 
 
 @click.group(
@@ -112,11 +147,34 @@ def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options
 )
 @click.option(
     "--placement",
-    type=click.Choice(["tiles", "random", "center"]),
+    type=click.Choice(["tiles", "random", "center", "list"]),
     default=None,
     help="Where crops of a given size lie (tiles unless said).",
 )
+@click.option(
+    "--offset",
+    "offsets",
+    type=int,
+    nargs=2,
+    multiple=True,
+    metavar="Y X",
+    help="First pixel of a crop in its scene, for --placement list (repeatable).",
+)
+@click.option(
+    "--crops-per-scene",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many --placement random draws.",
+)
 @click.option("--patch", type=int, default=256, show_default=True, help="Edge of a patch in pixels.")
+@click.option(
+    "--companion",
+    "companions",
+    multiple=True,
+    metavar="NAME",
+    help="Further variable of the files to carry beside the channels, such as ot_id_number (repeatable).",
+)
 @click.option("--echo-top-dbz", type=float, default=18.5, show_default=True, help="Threshold of echo tops.")
 @click.option(
     "--qc",
@@ -125,15 +183,42 @@ def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options
     show_default=True,
     help="Quality control of GridRad volumes.",
 )
-@click.option("--max-deviation-factor", type=float, default=10.0, show_default=True)
-@click.option("--global-mean-deviation-factor", type=float, default=10.0, show_default=True)
+@click.option(
+    "--qc-constant",
+    "qc_constants",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A constant of the quality control other than published, such as speckle_fraction=0.4 (repeatable).",
+)
+@click.option(
+    "--mixed-lattices",
+    is_flag=True,
+    help="Take GridRad v3.1 and v4 into one store; their pixels do not align.",
+)
+@_thresholds
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default=None,
+    help="Crops and thresholds of the predecessor, where not said otherwise.",
+)
 @click.option("--codec", type=click.Choice(["fast", "small", "raw"]), default="fast", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random placement.")
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine."
 )
-@click.option("--scheduler", default=None, help="Address of a running Dask scheduler instead.")
-def preprocess(**options: Any) -> None:
+@click.option(
+    "--scheduler", default=None, help="Address, or scheduler file, of a running Dask scheduler instead."
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How often a file is tried again after an error of disk or network.",
+)
+@click.pass_context
+def preprocess(context: click.Context, **options: Any) -> None:
     """Build a cube from SOURCES (files and folders), or continue or extend it.
 
     \b
@@ -144,12 +229,18 @@ def preprocess(**options: Any) -> None:
     """
     from gridrad_cube import pipeline
 
+    options |= {
+        name: value
+        for name, value in PRESETS.get(options["preset"], {}).items()
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT
+    }
     report = pipeline.preprocess(
         list(options["sources"]),
         options["store"],
         recipe=_recipe(options),
         workers=options["workers"],
         scheduler=options["scheduler"],
+        retries=options["retries"],
         progress=True,
     )
     click.echo(report)
@@ -166,16 +257,41 @@ def _recipe(options: dict[str, Any]) -> Recipe:
     placement: Any = "scene" if crop is None else options["placement"] or "tiles"
     return Recipe(
         format=options["format_"].replace("-", "_").replace(".", "_"),
-        channels=tuple(c for value in options["channels"] for c in value.replace(",", " ").split()),
+        channels=_words(options["channels"]),
         variables=tuple(_variable(v) for v in options["variables"]),
-        tile=TileSpec(crop=crop, patch=options["patch"], placement=placement, seed=options["seed"]),
-        quality=QualitySpec(
-            max_deviation_factor=options["max_deviation_factor"],
-            global_mean_deviation_factor=options["global_mean_deviation_factor"],
+        tile=TileSpec(
+            crop=crop,
+            patch=options["patch"],
+            placement=placement,
+            seed=options["seed"],
+            crops_per_scene=options["crops_per_scene"],
+            offsets=options["offsets"],
         ),
-        radar=RadarSpec(echo_top_dbz=options["echo_top_dbz"], qc=options["qc"]),
+        quality=QualitySpec(**_given_thresholds(options)),
+        radar=RadarSpec(
+            echo_top_dbz=options["echo_top_dbz"],
+            qc=options["qc"],
+            qc_constants=tuple(_constant(c) for c in options["qc_constants"]),
+        ),
         codec=options["codec"],
+        companions=_words(options["companions"]),
+        mixed_lattices=options["mixed_lattices"],
     )
+
+
+def _words(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for value in values for word in value.replace(",", " ").split())
+
+
+def _constant(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        return name.strip(), words[value.lower()] if value.lower() in words else float(value)
+    except ValueError as error:
+        raise click.UsageError(
+            f"--qc-constant {text!r}: expected NAME=VALUE, such as speckle_fraction=0.4"
+        ) from error
 
 
 def _crop(text: str) -> tuple[int, int] | None:
@@ -237,24 +353,14 @@ def verify(store: str, repair: bool, source_root: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("store")
-@click.option(
-    "--max-deviation-factor", type=float, help="local_outlier: standard deviations from the patch mean."
-)
-@click.option(
-    "--global-mean-deviation-factor", type=float, help="global_outlier: deviations of the patch mean."
-)
-@click.option("--rule", type=click.Choice(["echo", "predecessor"]), help="Formula of both.")
-@click.option("--low-coverage", type=float, help="low_coverage: share of pixels observed.")
-@click.option("--night-solar-zenith", type=float, help="night: degrees.")
-@click.option("--low-sun-solar-zenith", type=float, help="low_sun: degrees.")
-@click.option("--limb-satellite-zenith", type=float, help="limb: degrees.")
+@_thresholds
 def reflag(store: str, **thresholds: Any) -> None:
     """Flag the patches of STORE by other thresholds, without reading a pixel; those not given stay."""
     from gridrad_cube import pipeline
     from gridrad_cube import store as stores
     from gridrad_cube.schema import build_spec
 
-    given = {name: value for name, value in thresholds.items() if value is not None}
+    given = _given_thresholds(thresholds)
     if not given:
         raise click.UsageError("give at least one threshold to change")
     pipeline.reflag(store, build_spec(QualitySpec, stores.cube_info(store)["quality"] | given))

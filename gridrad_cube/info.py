@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube import readers, store
-from gridrad_cube.schema import Flag
+from gridrad_cube.schema import CHANNELS
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def _file(path: Path) -> Summary:
         "grid": header.grid_id,
         "product": header.product,
     }
+    further = (*header.companions, *header.further)
+    if further:
+        facts["further variables (--companion)"] = ", ".join(further)
     return Summary(str(path), "source file", facts)
 
 
@@ -85,25 +89,50 @@ def _cube(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:
         "codec": info["recipe"]["codec"],
         "identity": info["identity"],
     }
-    for name in info["channels"]:
+    layout = {n: store.ChannelLayout.from_dict(n, about) for n, about in info["channels"].items()}
+    for name in (n for n, channel in layout.items() if not channel.is_companion):
         facts[name] = _channel(cube, info, name)
+    carried = {n: _companion(cube, n) for n, channel in layout.items() if channel.is_companion}
+    if carried:
+        facts["companions"] = carried
     return Summary(os.fspath(target), "cube of patches", facts)
 
 
+#: Heights of a histogram's bins in text, none to most.
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
 def _channel(cube: Any, info: Mapping[str, Any], name: str) -> dict[str, str]:
-    flags = cube[f"{name}_flags"].values
+    """Units, clean statistics with their histogram over the typical range, and counts of flags."""
     out = {"units": str(cube[name].attrs.get("units", "1"))}
+    low, high = CHANNELS[name].typical_range
     for label, statistics in info["training_statistics"].items():
         if label.split("@")[0] == name and statistics["mean"] is not None:
             out[f"clean {label}"] = (
                 f"{statistics['patches']} patches, mean {statistics['mean']:.4g}, std {statistics['std']:.4g}, "
                 f"{statistics['minimum']:.4g} to {statistics['maximum']:.4g}"
             )
-    for flag in Flag:
-        count = int(((flags & int(flag)) != 0).sum())
-        if count and flag.name:
-            out[flag.name] = f"{count:>8} {count / flags.size:7.1%} {'#' * round(40 * count / flags.size)}"
+            out[f"histogram {label}"] = f"{low:g} |{_bars(statistics['histogram'])}| {high:g}"
+    counts = dict(info["flag_counts"][name])
+    patches = counts.pop("patches")
+    for flag, count in counts.items():
+        if count:
+            out[flag] = f"{count:>8} {count / patches:7.1%} {'#' * round(40 * count / patches)}"
     return out
+
+
+def _bars(counts: Sequence[int]) -> str:
+    pairs = np.asarray(counts, np.float64).reshape(-1, 2).sum(axis=1)  # 32 characters wide
+    share = pairs / max(pairs.max(), 1.0)
+    return "".join(_BARS[math.ceil(s * (len(_BARS) - 1))] for s in share)
+
+
+def _companion(cube: Any, name: str) -> str:
+    variable, fraction = cube[name], cube[f"{name}_valid_fraction"].values
+    units = [variable.attrs["units"]] if variable.attrs["units"] != "1" else []
+    return ", ".join(
+        [str(variable.dtype), *units, f"in {int((fraction > 0).sum())} of {fraction.size} patches"]
+    )
 
 
 def _embeddings(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:

@@ -356,7 +356,12 @@ _REJECT_ALWAYS = (
 
 
 def default_reject(kind: str) -> Flag:
-    """The bits that keep a patch of a channel of this kind from training."""
+    """The bits that keep a patch of a channel of this kind from training.
+
+    Of companion fields only those of patches that have no pixels: a label that is nowhere or everywhere is one too.
+    """
+    if kind == "companion":
+        return Flag.channel_absent | Flag.unreadable | Flag.padding
     return _REJECT_ALWAYS | Flag.night if kind == "visible" else _REJECT_ALWAYS
 
 
@@ -401,7 +406,12 @@ LOG_STATISTICS = ("mean_log10", "std_log10")
 
 
 def statistics_of(channel: Channel) -> tuple[str, ...]:
-    """Names of the statistics that a store keeps of this channel."""
+    """Names of the statistics that a store keeps of this channel.
+
+    Companion fields are not looked through for dead lines: categories repeat a value by nature.
+    """
+    if channel.kind == "companion":
+        return tuple(name for name in STATISTICS if name != "dead_lines")
     names = STATISTICS + ECHO_STATISTICS if channel.has_echo else STATISTICS
     return names + LOG_STATISTICS if channel.kind == "rain" else names
 
@@ -509,6 +519,10 @@ class RadarSpec:
         object.__setattr__(self, "altitudes_km", tuple(float(a) for a in self.altitudes_km))
         if self.qc not in ("fixed", "published", "none"):
             raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
+        if self.qc_constants and self.qc == "none":
+            raise SchemaError(
+                f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

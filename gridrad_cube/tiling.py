@@ -55,12 +55,14 @@ def crop_shape(
 def windows(
     shape: tuple[int, int], spec: TileSpec, scene_id: str, lattice_origin: tuple[int, int] | None = None
 ) -> list[Window]:
-    """Place the windows of a scene, in raster order.
+    """Place the windows of a scene.
 
     ``scene``: one window of all pixels. ``tiles``: windows of ``spec.crop`` side by side until all pixels are
-    covered. ``center``: one in the middle. ``random``: one, uniform over the offsets that keep it inside the
-    scene; its place is a function of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change
-    it. A scene smaller than the window in a direction has it at offset 0 there, padded.
+    covered, in raster order. ``center``: one in the middle. ``random``: ``spec.crops_per_scene`` different ones,
+    uniform over the offsets that keep them inside the scene (all of these if they are no more); they are a function
+    of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change them, and asking for more keeps the
+    first. ``list``: one at each of ``spec.offsets``. A scene smaller than the window in a direction has it at
+    offset 0 there, padded; so has a listed window that reaches past the scene's end.
 
     Parameters
     ----------
@@ -72,12 +74,12 @@ def windows(
         Where the scene's pixel (0, 0) lies on a lattice that scenes share (see
         `gridrad_cube.geometry.lattice_origin`). Windows of
         ``scene`` and ``tiles`` then start at multiples of ``spec.patch`` on the lattice, up to one patch before
-        the scene, so that the patches of overlapping scenes coincide. ``random`` and ``center`` do not use it.
+        the scene, so that the patches of overlapping scenes coincide. The others do not use it.
 
     Raises
     ------
     SchemaError
-        If the scene is smaller than one patch.
+        If the scene is smaller than one patch, or a listed window lies outside of it.
     """
     height, width = crop_shape(shape, spec, lattice_origin)
     if spec.placement in ("scene", "tiles"):
@@ -87,14 +89,34 @@ def windows(
             for y in range(-top, shape[0], height)
             for x in range(-left, shape[1], width)
         ]
+    if spec.placement == "list":
+        outside = [offset for offset in spec.offsets if offset[0] >= shape[0] or offset[1] >= shape[1]]
+        if outside:
+            raise SchemaError(
+                f"{scene_id}: the windows at {outside} (y, x) lie outside of its {shape[0]} x {shape[1]} px; expected "
+                "offsets inside every scene. Leave them out of the list."
+            )
+        return [Window(y, x, height, width) for y, x in spec.offsets]
     free_y, free_x = max(shape[0] - height, 0), max(shape[1] - width, 0)
     if spec.placement == "center":
         return [Window(free_y // 2, free_x // 2, height, width)]
-    digest = hashlib.blake2b(f"{spec.seed}\n{scene_id}".encode(), digest_size=32).digest()
+    count = min(spec.crops_per_scene, (free_y + 1) * (free_x + 1))
+    found: dict[Window, None] = {}
+    for number in itertools.count():
+        y, x = _draw(spec.seed, scene_id, number, (free_y + 1, free_x + 1))
+        found[Window(y, x, height, width)] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def _draw(seed: int, scene_id: str, number: int, choices: tuple[int, int]) -> tuple[int, int]:
+    """Offsets of the n-th random window of a scene, each uniform below its number of choices."""
+    text, salt = f"{seed}\n{scene_id}".encode(), number.to_bytes(16, "little")
+    digest = hashlib.blake2b(text, digest_size=32, person=salt).digest()
     draws = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little")
     # A 128-bit integer times the number of offsets, shifted: uniform but for one part in 2**100.
-    y, x = (draw * (free + 1) >> 128 for draw, free in zip(draws, (free_y, free_x), strict=True))
-    return [Window(y, x, height, width)]
+    return draws[0] * choices[0] >> 128, draws[1] * choices[1] >> 128
 
 
 def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridrad_cube import quality, tiling
+from gridrad_cube import quality, readers, tiling
+from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
 from gridrad_cube.schema import (
     CHANNELS,
+    HISTOGRAM_BINS,
     Flag,
     Packing,
     QualitySpec,
@@ -293,6 +296,48 @@ def test_dead_line_in_a_float_field_is_found():
     field = (260 + 20 * smooth()).astype(np.float32)
     field[30] = 251.5
     assert flag_of(IR, field, packing=Packing(dtype="float32")) == Flag.local_outlier
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(0, PATCH - 1), st.booleans(), st.integers(1, 12))
+def test_quick_test_for_dead_lines_misses_none(seed, line, turned, every):
+    rng = np.random.default_rng(seed)
+    field = np.rint(2000 * smooth(seed=seed) + rng.normal(scale=20, size=(PATCH, PATCH)))
+    field[line] = 5.0
+    observed = rng.random(field.shape) < 0.8
+    observed[line, ::every] = False  # also where the quick test looks
+    turn = np.transpose if turned else np.asarray
+    field, observed = turn(field), turn(observed)
+    for mask in (None, observed):
+        if count_dead_lines(field, mask, mask, 2.0):
+            assert may_hold_dead_line(field, mask, mask)
+
+
+# the histogram of clean patches
+
+
+@pytest.mark.parametrize("levels", [(), (2,)])
+@pytest.mark.parametrize("channel", [IR, RADAR, RAIN])
+@pytest.mark.parametrize("dtype", [None, "int16", "int32", "float32"])
+def test_clean_histogram_counts_every_data_pixel_of_clean_patches(channel, dtype, levels):
+    rng = np.random.default_rng(3)
+    low, high = channel.typical_range
+    values = rng.uniform(low - 0.2 * (high - low), high + 0.2 * (high - low), (*levels, 8, 12))
+    packing = channel.packing
+    if dtype is not None:
+        packing = Packing(dtype=dtype, scale_factor=1.0 if dtype == "float32" else 0.01, fill_value=-999)
+    codes = (values / packing.scale_factor).astype(dtype) if dtype else packing.encode(values)
+    codes[..., 2, 3] = packing.fill_value
+    clean = rng.random((*levels, 2, 3)) < 0.7
+    found = quality.clean_histogram(codes, packing, channel, clean)
+    assert found.shape == (*levels, HISTOGRAM_BINS)
+    assert found.dtype == np.int64
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
+    for level in np.ndindex(*levels):
+        pixels = codes[level][np.kron(clean[level], np.ones((4, 4), bool))]
+        data = pixels[packing.echo(pixels)].astype(np.float64) * packing.scale_factor + packing.add_offset
+        assert found[level].tolist() == np.histogram(data, edges)[0].tolist()
+        assert found[level].sum() > 0
 
 
 # clean patches: no flag
@@ -861,6 +906,35 @@ def test_clutter_removal_equals_the_plain_rules(mode, weak, seed):
     np.testing.assert_array_equal(found[~kept & (codes >= 16)], 3)
     np.testing.assert_array_equal(found[codes < 16], codes[codes < 16])
     assert 0 < kept.sum() < np.isfinite(z).sum()
+
+
+@pytest.mark.parametrize("mode", ["published", "fixed"])
+def test_clean_compares_the_floats_of_the_file_and_not_the_codes(mode):
+    from gridrad_cube.pipeline import radar
+
+    rng = np.random.default_rng(5)
+    km = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0])
+    thresholds = np.float32([0, 5, 10, 15, 20])
+    near = np.concatenate([thresholds, np.nextafter(thresholds, np.float32(-99)), thresholds - np.float32(0.004),
+                           np.nextafter(thresholds, np.float32(99)), thresholds + np.float32(0.004)])  # fmt: skip
+    dense = rng.choice(np.concatenate([near, np.float32([30.0, 40.0])]), (len(km), 24, 26)).astype(np.float32)
+    dense[rng.random(dense.shape) < 0.3] = np.nan
+    index = np.flatnonzero(np.isfinite(dense))
+    counts = np.full(dense.shape, 1, np.int8)  # one look: the filter keeps what is heavy
+    header = SimpleNamespace(
+        shape=dense.shape, altitude_km=km, version="4.2", time=np.datetime64("2011-04-27", "s"), path="x"
+    )
+    volume = readers.RadarVolume(
+        header=header, levels=range(len(km)), index=index, values={"reflectivity": dense.ravel()[index]},
+        weights={"reflectivity": np.full(index.size, 3, np.float32)}, nradobs=counts, nradecho=counts,
+    )  # fmt: skip
+    spec = quality.RadarQualitySpec(mode=mode)
+    cleaned = radar.clean(volume, ["reflectivity"], spec)["reflectivity"]
+    expected = np.isfinite(plain_clutter(dense.astype(np.float64), km, mode))
+    np.testing.assert_array_equal(cleaned >= 16, expected)
+    assert 0 < expected.sum() < index.size
+    by_codes = quality.remove_clutter(radar._PACKING.encode(dense), km, radar._PACKING, mode)
+    assert ((by_codes >= 16) != expected).any()  # so the floats do decide
 
 
 def test_random_volumes_reach_every_difference_between_the_modes():

@@ -57,3 +57,12 @@ def test_format_page_with_plain_xarray(folder, monkeypatch):
     exec(code.replace("256", "32"), names)
     assert names["patch"].shape == (32, 32)
     assert names["latitude"].mean() == pytest.approx(float(names["one"].latitude[3, 5]))
+
+
+def test_quality_page_selects_by_flags(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (code,) = blocks("docs/quality-control.md")
+    names = {}
+    exec(code, names)
+    assert "cold patches without an outlier" in capsys.readouterr().out
+    assert names["outliers"].dims == ("crop", "row", "col")

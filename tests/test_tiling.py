@@ -121,10 +121,69 @@ def test_center_window_is_in_the_middle_or_padded_at_the_end():
     assert tiling.windows((20, 6), spec, "a") == [Window(6, 0, 8, 12)]
 
 
-@pytest.mark.parametrize("placement", ["scene", "tiles", "random", "center"])
+@settings(deadline=None)
+@given(shapes, st.integers(0, 2**40), st.text(max_size=20), st.integers(1, 40))
+def test_several_random_windows_are_distinct_inside_and_go_on_from_fewer(shape, seed, scene, count):
+    spec = TileSpec(patch=4, crop=(8, 12), placement="random", seed=seed)
+    found = tiling.windows(shape, replace(spec, crops_per_scene=count), scene)
+    free = max(shape[0] - 8, 0), max(shape[1] - 12, 0)
+    assert len(set(found)) == len(found) == min(count, (free[0] + 1) * (free[1] + 1))
+    assert all(0 <= w.y <= free[0] and 0 <= w.x <= free[1] for w in found)
+    assert found[:1] == tiling.windows(shape, spec, scene)
+    assert found == tiling.windows(shape, replace(spec, crops_per_scene=count + 3), scene)[: len(found)]
+
+
+def test_more_random_windows_than_offsets_are_all_of_them():
+    spec = TileSpec(patch=4, crop=(8, 8), placement="random", crops_per_scene=1000)
+    found = tiling.windows((20, 14), spec, "a")
+    assert {(w.y, w.x) for w in found} == {(y, x) for y in range(13) for x in range(7)}
+    assert len(found) == 13 * 7
+
+
+def test_second_random_window_is_as_uniform_as_the_first():
+    spec = TileSpec(patch=4, crop=(8, 8), placement="random", crops_per_scene=2)
+    pairs = [tiling.windows((16, 12), spec, f"scene-{i}") for i in range(4000)]
+    cells = np.bincount([w.y * 5 + w.x for _, w in pairs], minlength=45)
+    assert ((cells - 4000 / 45) ** 2 / (4000 / 45)).sum() < 44 + 5 * np.sqrt(88)
+    first, second = (np.array([(p[k].y, p[k].x) for p in pairs]) for k in (0, 1))
+    assert np.abs(np.corrcoef(first.T, second.T)[:2, 2:]).max() < 0.06
+
+
+@settings(deadline=None)
+@given(
+    shapes, st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=5, unique=True)
+)
+def test_listed_windows_lie_where_the_list_says_or_are_refused(shape, offsets):
+    spec = TileSpec(patch=4, crop=(8, 12), placement="list", offsets=offsets)
+    outside = [(y, x) for y, x in offsets if y >= shape[0] or x >= shape[1]]
+    if outside:
+        with pytest.raises(
+            SchemaError, match=r"events/a.nc: the windows at \[\(\d+, \d+\).*lie outside of its"
+        ):
+            tiling.windows(shape, spec, "events/a.nc", (3, 5))
+        return
+    assert tiling.windows(shape, spec, "events/a.nc", (3, 5)) == [Window(y, x, 8, 12) for y, x in offsets]
+
+
+def test_listed_window_is_padded_at_the_far_end():
+    scene = make_scene((10, 9))
+    spec = TileSpec(patch=4, crop=(8, 8), placement="list", offsets=((6, 5), (0, 0)))
+    first, second = (tiling.cut(scene, w, 4) for w in tiling.windows((10, 9), spec, "a"))
+    name, codes = "ir_brightness_temperature", scene["ir_brightness_temperature"].values
+    np.testing.assert_array_equal(first[name].values[:4, :4], codes[6:, 5:])
+    assert (first[name].values[4:] == 65535).all()
+    assert first["padding"].values.tolist() == [[False, True], [True, True]]
+    np.testing.assert_array_equal(second[name].values, codes[:8, :8])
+
+
+@pytest.mark.parametrize("placement", ["scene", "tiles", "random", "center", "list"])
 @pytest.mark.parametrize("shape", [(255, 300), (300, 255)])
 def test_scene_smaller_than_a_patch_is_refused(placement, shape):
-    spec = TileSpec(placement=placement, crop=None if placement == "scene" else (256, 256))
+    spec = TileSpec(
+        placement=placement,
+        crop=None if placement == "scene" else (256, 256),
+        offsets=((0, 0),) if placement == "list" else (),
+    )
     with pytest.raises(
         SchemaError, match=f"{shape[0]} x {shape[1]} px.*256 x 256.*smaller --patch, at most 255"
     ):
@@ -347,6 +406,83 @@ def test_tiling_a_scene_then_assembling_gives_it_back(shape, placement):
         place = slice(window.y, window.y + window.height), slice(window.x, window.x + window.width)
         out[place] = tiling.assemble(tiling.patches(crop, 4))
     np.testing.assert_array_equal(out[: shape[0], : shape[1]], scene["ir_brightness_temperature"].values)
+
+
+PLACEMENTS = {
+    "scene": {},
+    "tiles": {},
+    "random": {"crops_per_scene": 3, "seed": 5},
+    "center": {},
+    "list": {"offsets": ((0, 0), (1, 2))},
+}
+
+
+@settings(deadline=None)
+@given(
+    shapes,
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from(sorted(PLACEMENTS)),
+    st.booleans(),
+)
+def test_crops_of_any_whole_number_of_patches_hold_the_scene_and_padding_alone(
+    shape, patch, rows, cols, placement, two_d
+):
+    scene = make_scene(shape, two_d=two_d)
+    codes = scene["ir_brightness_temperature"].values
+    padded = np.full((shape[0] + 80, shape[1] + 80), 65535, np.uint16)
+    padded[: shape[0], : shape[1]] = codes
+    crop = None if placement == "scene" else (rows * patch, cols * patch)
+    spec = TileSpec(patch=patch, crop=crop, placement=placement, **PLACEMENTS[placement])
+    for window in tiling.windows(shape, spec, "a"):
+        found = tiling.cut(scene, window, patch)
+        expected = padded[window.y : window.y + window.height, window.x : window.x + window.width]
+        np.testing.assert_array_equal(found["ir_brightness_temperature"].values, expected)
+        inside = np.zeros_like(padded, bool)
+        inside[: shape[0], : shape[1]] = True
+        inside = inside[window.y : window.y + window.height, window.x : window.x + window.width]
+        some = tiling.patches(inside, patch).any(axis=(-2, -1))
+        np.testing.assert_array_equal(found["padding"].values, ~some)
+        np.testing.assert_array_equal(np.isfinite(found["latitude"].values), some)
+
+
+@pytest.mark.parametrize("placement", ["tiles", "random", "center"])
+@pytest.mark.parametrize("shape", [(792, 792), (528, 672), (1248, 2832)])
+def test_gridrad_domains_fit_into_classic_crops(placement, shape):
+    scene = make_scene(shape, step=1 / 48)
+    spec = TileSpec(crop=(2048, 2048), placement=placement)
+    found = tiling.windows(shape, spec, "event", (1320, 12840) if placement == "tiles" else None)
+    seen = 0
+    for window in found:
+        crop = tiling.cut(scene, window, 256)
+        assert (crop.sizes["row"], crop.sizes["col"]) == (8, 8)
+        seen += int((crop["ir_brightness_temperature"].values != 65535).sum())
+        assert crop["padding"].values.any()
+    whole = int((scene["ir_brightness_temperature"].values != 65535).sum())
+    assert seen == whole if shape[1] < 2048 or placement == "tiles" else 0 < seen < whole
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(shapes, st.booleans()), min_size=2, max_size=4))
+def test_scenes_on_different_grids_share_the_largest_crop(scenes):
+    """A store has one crop shape: smaller scenes are padded further, and keep pixels and positions."""
+    spec = TileSpec(patch=4)
+    edges = [tiling.crop_shape(shape, spec) for shape, _ in scenes]
+    largest = max(h for h, _ in edges), max(w for _, w in edges)
+    for seed, (shape, two_d) in enumerate(scenes):
+        scene = make_scene(shape, two_d=two_d, seed=seed, west=-100.0 + 7 * seed)
+        (window,) = tiling.windows(shape, spec, "a")
+        own = tiling.cut(scene, window, 4)
+        crop = tiling.cut(scene, replace(window, height=largest[0], width=largest[1]), 4)
+        assert (crop.sizes["y"], crop.sizes["x"]) == largest
+        mine = {"row": slice(own.sizes["row"]), "col": slice(own.sizes["col"])}
+        pixels = {"y": slice(own.sizes["y"]), "x": slice(own.sizes["x"])}
+        xr.testing.assert_identical(crop.isel(**mine, **pixels), own)
+        assert (
+            crop["padding"].values.sum() - own["padding"].values.sum()
+            == crop["padding"].size - own["padding"].size
+        )
 
 
 def test_patches_of_part_patches_are_refused():

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _OPTIONS = {
-    "patches": {"channels", "reject", "time", "channel_mode", "bbox", "coarsen"},
+    "patches": {"channels", "altitude", "reject", "time", "channel_mode", "bbox", "coarsen", "on_damage"},
     "embeddings": {"channels", "reject", "time", "normalization", "in_memory"},
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 @dataclass(frozen=True)
 class Batch:
     """Samples of a data set, still packed.
+
+    Which pixels of a patch are valid its codes themselves say: `PatchDataset.decode` gives the mask, on the
+    device. Cells of a grid need ``valid`` beside them.
 
     Attributes
     ----------
@@ -24,12 +27,16 @@ class Batch:
         Index into ``dataset.labels``, int64, (B,); 0 where all channels are stacked.
     valid
         Grids only: cells that count, bool, (B, rows, cols).
+    damaged
+        Samples that were asked for and left out, since the store is damaged there, int64, (K,); None where
+        there are none.
     """
 
     codes: torch.Tensor
     index: torch.Tensor
     channel: torch.Tensor
     valid: torch.Tensor | None = None
+    damaged: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -38,11 +45,13 @@ class Batch:
         if not -len(self) <= item < len(self):
             raise IndexError(item)
         start = item % len(self)
-        return self._map(lambda tensor: tensor[start : start + 1])
+        return replace(self, damaged=None)._map(lambda tensor: tensor[start : start + 1])
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        valid = None if self.valid is None else function(self.valid)
-        return Batch(function(self.codes), function(self.index), function(self.channel), valid)
+        return Batch(**{name: function(tensor) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -54,21 +63,18 @@ class Batch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that a stream other than the one that made the tensors uses them."""
-        for tensor in (self.codes, self.index, self.channel, self.valid):
-            if tensor is not None:
-                tensor.record_stream(stream)
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
 
 
 def _collate(batches: Sequence[Batch] | Batch, *, collate_fn_map: Any = None) -> Batch:
     if isinstance(batches, Batch):
         return batches
-    valid = [batch.valid for batch in batches if batch.valid is not None]
-    return Batch(
-        torch.cat([batch.codes for batch in batches]),
-        torch.cat([batch.index for batch in batches]),
-        torch.cat([batch.channel for batch in batches]),
-        torch.cat(valid) if valid else None,
-    )
+    parts: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        for name, tensor in batch._tensors().items():
+            parts.setdefault(name, []).append(tensor)
+    return Batch(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
 # The documented way to teach DataLoader a type: `__getitems__` gives a whole Batch, passed on as it is.

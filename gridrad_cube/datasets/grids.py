@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.table import Label, TimeRange, choose_labels, chosen_crops, kind_of, masks_of
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.store import open_embeddings, store_info
+from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 
 #: Grids with fewer cells along an edge give no views that differ.
 SMALLEST_GRID = 4
@@ -73,6 +73,7 @@ class GridDataset(Dataset[Batch]):
         self.store = os.fspath(embedding_store)
         self._opened: xr.Dataset | None = None
         self._kept: np.ndarray | None = None
+        self._reader = EmbeddingReader(self.store)
         dataset = self._dataset
         info = store_info(embedding_store, "embeddings")
         _check_level(dataset, info, self.store)
@@ -135,19 +136,17 @@ class GridDataset(Dataset[Batch]):
         while first < len(self):
             start = int(self.crop[first])
             last = int(np.searchsorted(self.crop, start + _CROPS_AT_ONCE))
-            block = self._dataset["embedding"].isel(crop=slice(start, int(self.crop[last - 1]) + 1)).values
-            yield (
-                slice(first, last),
-                block[self.crop[first:last] - start, self._columns[self.channel[first:last]]],
-            )
+            yield slice(first, last), self._reader.read(*self._places(slice(first, last)))
             first = last
+
+    def _places(self, samples: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column in the store of samples."""
+        return self.crop[samples], self._columns[self.channel[samples]]
 
     def _read(self, index: np.ndarray) -> np.ndarray:
         """Embeddings of samples, (n, row, col, feature)."""
         if not self.in_memory:
-            embedding = self._dataset["embedding"].variable
-            places = zip(self.crop[index], self._columns[self.channel[index]], strict=True)
-            return np.stack([embedding[int(crop), int(channel)].values for crop, channel in places])
+            return self._reader.read(*self._places(index))
         if self._kept is None:
             features, rows, cols = self.shape
             kept = np.empty((len(self), rows, cols, features), self._dataset["embedding"].dtype)
@@ -199,7 +198,13 @@ class GridDataset(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Read grids: ``codes`` (B, D, rows, cols) as stored, ``valid`` (B, rows, cols)."""
+        """Read grids: ``codes`` (B, D, rows, cols) as stored, ``valid`` (B, rows, cols).
+
+        Raises
+        ------
+        MissingChunkError
+            If embeddings are missing, truncated or altered; names the crop and the channel.
+        """
         index = np.asarray(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")

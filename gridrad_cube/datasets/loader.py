@@ -46,6 +46,8 @@ class PatchLoader:
     ----------
     seconds_waiting
         How long the caller has waited for batches so far.
+    damaged
+        Samples left out so far since the store is damaged there, by a data set with ``on_damage="skip"``.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class PatchLoader:
         cuda = self.device is not None and self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None
         self.seconds_waiting = 0.0
+        self.damaged: list[int] = []
 
     def __len__(self) -> int:
         """Batches of an iteration that starts now."""
@@ -137,6 +140,8 @@ class PatchLoader:
             raise
         finally:
             self.seconds_waiting += time.perf_counter() - started
+        if batch.damaged is not None:
+            self.damaged += batch.damaged.tolist()
         if self._stream is not None:
             batch.record_stream(torch.cuda.current_stream(self.device))
         return batch

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import avg_pool2d
 
-from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_of
+from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import cube_info, open_packed
 
 Rule = Literal["reflectivity", "rain", "standard"]
@@ -136,7 +136,9 @@ def normalizations(
             out[label] = dataclasses.replace(like[label], packing=packing)
             continue
         try:
-            out[label] = _fit(channel_of(label), dataset[variable], packing, statistics.get(label))
+            array = dataset[variable]
+            channel = channel_in(variable, array.attrs, array.dtype)
+            out[label] = _fit(channel, array, packing, statistics.get(label))
         except SchemaError as error:
             raise SchemaError(f"{store}: {label}: {error}") from error
     return out
@@ -205,7 +207,7 @@ def decode(
     rules = tuple(normalizations.values()) if isinstance(normalizations, Mapping) else tuple(normalizations)
     which = _which(codes, channel, len(rules))
     if coarsen == 1:
-        values, valid = _look_up(codes, which, rules)
+        values, valid = _look_up(codes, which, rules, dtype=dtype)
     elif coarsen < 1 or codes.shape[2] % coarsen or codes.shape[3] % coarsen:
         raise SchemaError(
             f"coarsen: got {coarsen}; expected a divisor of the patch, {tuple(codes.shape[2:])}"
@@ -239,6 +241,61 @@ class _Tables:
         self.values = torch.from_numpy(np.stack(values)).to(device)
         self.fill = torch.tensor([0.0 if averaging else r.fill for r in distinct], device=device)
         self.row = torch.tensor([distinct.index(r) for r in rules], dtype=torch.int32, device=device)
+        #: The same by arithmetic, where that is quicker.
+        self.arithmetic = [
+            None if averaging else _Arithmetic.of(rule, table)
+            for rule, table in zip(distinct, values, strict=True)
+        ]
+
+
+class _Arithmetic:
+    """The numbers of a table by the arithmetic of its rule: on a CPU four times as fast as looking them up.
+
+    Codes for which that does not give the table's very bits (fill, no echo, out of range) are ``odd``: a few
+    runs of codes, looked for in each plane and looked up.
+    """
+
+    _MOST_RUNS = 6
+
+    def __init__(self, rule: Normalization) -> None:
+        self.rule, self.dtype = rule, np.dtype(rule.packing.dtype)
+        self.odd: list[tuple[int, int]] = []
+
+    @classmethod
+    def of(cls, rule: Normalization, table: np.ndarray) -> Self | None:
+        """For a rule and its table of all 65,536 codes; None where it does not pay."""
+        out = cls(rule)
+        if rule.rule == "rain" or out.dtype.kind not in "iu":
+            return None
+        info = np.iinfo(out.dtype)
+        codes = np.arange(info.min, info.max + 1)
+        values = np.empty(codes.shape, np.float32)
+        out.compute(codes.astype(out.dtype), values)
+        strange = np.concatenate([[0], values != table[codes & 0xFFFF], [0]])
+        starts, stops = np.flatnonzero(np.diff(strange) == 1), np.flatnonzero(np.diff(strange) == -1)
+        out.odd = [(int(codes[a]), int(codes[b - 1])) for a, b in zip(starts, stops, strict=True)]
+        return out if len(out.odd) <= cls._MOST_RUNS else None
+
+    def compute(self, codes: np.ndarray, out: np.ndarray) -> None:
+        """Values of a plane, right for all codes that are not odd; the steps of `Normalization.apply`."""
+        packing = self.rule.packing
+        np.copyto(out, codes, casting="unsafe")
+        out *= np.float32(packing.scale_factor)
+        out += np.float32(packing.add_offset)
+        if self.rule.rule == "reflectivity":
+            np.maximum(out, np.float32(0), out=out)
+        out -= np.float32(self.rule.mean)
+        out /= np.float32(self.rule.std)
+
+    def strange(self, codes: np.ndarray) -> np.ndarray | None:
+        """Where the codes of a plane are odd; None if nowhere."""
+        where, low = None, int(codes.min())
+        high = int(codes.max()) if any(last >= low for _, last in self.odd) else low
+        for first, last in self.odd:
+            if first <= high and last >= low:
+                here = codes == first if first == last else (codes >= first) & (codes <= last)
+                where = here if where is None else where | here
+        return where
 
 
 @functools.lru_cache(maxsize=16)
@@ -255,13 +312,16 @@ def _masked(rule: Normalization, codes: np.ndarray, averaging: bool) -> np.ndarr
 
 
 def _look_up(
-    codes: torch.Tensor, which: torch.Tensor, rules: tuple[Normalization, ...], *, averaging: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+    codes: torch.Tensor, which: torch.Tensor, rules: tuple[Normalization, ...], *, averaging: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values with the fill where not valid (0 for amounts), and the mask of valid pixels."""
     if any(np.dtype(rule.packing.dtype).itemsize > 2 for rule in rules):
         return _on_host(codes, which, rules, averaging=averaging)
     tables = _tables(rules, averaging, codes.device)
-    return (_take if codes.device.type == "cpu" else _gather)(codes, which, tables)
+    if codes.device.type == "cpu":
+        return _take(codes.contiguous(), which, tables, dtype)
+    return _gather(codes, which, tables)
 
 
 def _gather(codes: torch.Tensor, which: torch.Tensor, tables: _Tables) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,23 +336,63 @@ def _gather(codes: torch.Tensor, which: torch.Tensor, tables: _Tables) -> tuple[
     return torch.where(valid, values, tables.fill[row][:, :, None, None]), valid
 
 
-def _take(codes: torch.Tensor, which: torch.Tensor, tables: _Tables) -> tuple[torch.Tensor, torch.Tensor]:
+def _take(
+    codes: torch.Tensor, which: torch.Tensor, tables: _Tables, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     # On a CPU, numpy a plane at a time: it stays in cache, makes no index of four bytes a pixel, and lets go
-    # of Python's lock. Two to four times as fast as torch's gathers.
-    packed = codes.numpy()
-    if packed.dtype == np.int16:
-        packed = packed.view(np.uint16)
-    elif packed.dtype.kind == "i":
-        packed = packed.astype(np.int32) & 0xFFFF
-    table, fill = tables.values.numpy(), tables.fill.numpy()
+    # of Python's lock. numpy also takes large arrays in large pages, which torch does not.
+    packed, fill = codes.numpy(), tables.fill.numpy()
     rows = tables.row[which].expand(codes.shape[:2]).numpy()
-    values, valid = np.empty(packed.shape, np.float32), np.empty(packed.shape, bool)
-    for plane in np.ndindex(rows.shape):
-        np.take(table[rows[plane]], packed[plane], out=values[plane], mode="clip")
-        np.equal(values[plane], values[plane], out=valid[plane])
-        if not valid[plane].all():
-            np.copyto(values[plane], fill[rows[plane]], where=~valid[plane])
-    return torch.from_numpy(values), torch.from_numpy(valid)
+    values, valid = np.empty(packed.shape, np.dtype(f"V{dtype.itemsize}")), np.empty(packed.shape, bool)
+    out = torch.from_numpy(values.view(f"u{dtype.itemsize}")).view(dtype)
+    plane = np.empty(packed.shape[2:], np.float32)
+    for place in np.ndindex(rows.shape):
+        row = int(rows[place])
+        if dtype == torch.float32:
+            plane = values[place].view(np.float32)
+        if not _compute(packed[place], plane, valid[place], tables, row):
+            np.take(tables.values[row].numpy(), _unsigned(packed[place]), out=plane, mode="clip")
+            np.equal(plane, plane, out=valid[place])
+            if not valid[place].all():
+                np.copyto(plane, fill[row], where=~valid[place])
+        if dtype != torch.float32:
+            _convert(torch.from_numpy(plane), out[place])
+    return out, torch.from_numpy(valid)
+
+
+def _convert(values: torch.Tensor, out: torch.Tensor) -> None:
+    # In pieces that torch does not give to its threads, which cost more here than they save.
+    for piece, target in zip(values.view(-1).split(2**15), out.view(-1).split(2**15), strict=True):
+        target.copy_(piece)
+
+
+def _compute(codes: np.ndarray, out: np.ndarray, valid: np.ndarray, tables: _Tables, row: int) -> bool:
+    """Values and valid pixels of a plane by arithmetic; False where looking up is the better way."""
+    arithmetic = tables.arithmetic[row]
+    if arithmetic is None or arithmetic.dtype != codes.dtype:
+        return False
+    strange = arithmetic.strange(codes)
+    valid[...] = True
+    if strange is None:
+        arithmetic.compute(codes, out)
+        return True
+    (places,) = np.nonzero(strange.reshape(-1))
+    if len(places) > codes.size // 4:
+        return False
+    arithmetic.compute(codes, out)
+    values = tables.values[row].numpy()[_unsigned(codes.reshape(-1)[places])]
+    missing = np.isnan(values)
+    values[missing] = tables.fill[row].item()
+    out.reshape(-1)[places] = values
+    valid.reshape(-1)[places] = ~missing
+    return True
+
+
+def _unsigned(codes: np.ndarray) -> np.ndarray:
+    """Places of codes in a table of 65,536."""
+    if codes.dtype == np.int16:
+        return codes.view(np.uint16)
+    return codes.astype(np.int32) & 0xFFFF if codes.dtype.kind == "i" else codes
 
 
 def _on_host(

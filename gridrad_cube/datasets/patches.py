@@ -15,10 +15,10 @@ from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.table import (
     Box,
-    Label,
     SampleTable,
     TimeRange,
     build_table,
+    choose_altitudes,
     choose_labels,
     chosen_crops,
     explain_empty,
@@ -26,9 +26,10 @@ from gridrad_cube.datasets.table import (
     masks_of,
 )
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.store import PatchReader, cube_info, open_packed
+from gridrad_cube.store import MissingChunkError, PatchReader, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
+OnDamage = Literal["raise", "skip"]
 
 
 class PatchDataset(Dataset[Batch]):
@@ -44,6 +45,8 @@ class PatchDataset(Dataset[Batch]):
         A finished cube: path or URL.
     channels
         Labels (``"reflectivity@3.0km"``), or names of variables, meaning all their altitudes; None takes all.
+    altitude
+        Heights in km of channels that have them; None takes all. Channels without altitudes are not touched.
     reject
         Flags that keep a patch out: None for each channel's default, names, or a mask. A channel that a crop
         lacks always rejects.
@@ -57,6 +60,10 @@ class PatchDataset(Dataset[Batch]):
         line.
     coarsen
         Edge of the blocks that `decode` averages.
+    on_damage
+        What to do where a patch is missing, truncated or altered: ``"raise"`` names it; ``"skip"`` leaves the
+        sample out, so that the batch is shorter, and lists it in the batch's ``damaged``. Never fill. A disk
+        or network that fails always raises.
 
     Attributes
     ----------
@@ -68,7 +75,8 @@ class PatchDataset(Dataset[Batch]):
     Raises
     ------
     SchemaError
-        If the store is of another kind, lacks a channel, or no patch is left (with the count of each flag).
+        If the store is of another kind, lacks a channel or altitude, or no patch is left (with the count of
+        each flag).
     """
 
     def __init__(
@@ -76,24 +84,28 @@ class PatchDataset(Dataset[Batch]):
         store: str | os.PathLike[str],
         *,
         channels: str | Iterable[str] | None = None,
+        altitude: float | Sequence[float] | None = None,
         reject: int | Flag | Iterable[str] | None = None,
         channel_mode: ChannelMode = "each",
         time: TimeRange | None = None,
         bbox: Box | None = None,
         coarsen: int = 1,
+        on_damage: OnDamage = "raise",
     ) -> None:
-        if channel_mode not in get_args(ChannelMode):
-            raise SchemaError(f"channel_mode: got {channel_mode!r}; expected one of {get_args(ChannelMode)}")
+        _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
+        _check_one_of("on_damage", on_damage, get_args(OnDamage))
         self.store = os.fspath(store)
         info = cube_info(store)
-        self.patch, self.coarsen, self.channel_mode = int(info["patch"]), int(coarsen), channel_mode
+        self.patch, self.coarsen = int(info["patch"]), int(coarsen)
+        self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
             raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {self.patch} px")
         self._reader: PatchReader | None = None
         self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
         dataset = self._dataset
-        self._labels = choose_labels(labels_of(dataset, list(info["channels"])), channels, self.store)
+        available = choose_labels(labels_of(dataset, list(info["channels"])), channels, self.store)
+        self._labels = choose_altitudes(available, altitude, self.store)
         self.labels = tuple(label.name for label in self._labels)
         masks = masks_of(self._labels, reject)
         #: Rejecting bits of each label.
@@ -159,53 +171,55 @@ class PatchDataset(Dataset[Batch]):
         Raises
         ------
         MissingChunkError
-            If a patch is missing or altered; names it.
+            If a patch is missing or altered; names it. With ``on_damage="skip"`` it is left out instead.
         """
-        index = np.asarray(indices, np.int64)
+        index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
-        where = np.stack(
-            [column[index] for column in (self.table.crop, self.table.row, self.table.col)], axis=1
-        )
         channel = self.table.channel[index].astype(np.int64)
         codes = np.empty((len(index), self.planes, self.patch, self.patch), self._dtype)
-        if self.channel_mode == "stack":
-            self._read_stacked(where, codes)
-        else:
-            self._read_each(where, channel, codes)
-        return Batch(torch.from_numpy(codes), torch.from_numpy(index.copy()), torch.from_numpy(channel))
+        damage = self._read(index, channel, codes)
+        if not damage:
+            return _batch(codes, index, channel)
+        if self.on_damage == "raise":
+            raise damage[min(damage)]
+        damaged = np.array(sorted(damage))
+        kept = np.delete(np.arange(len(index)), damaged)
+        return _batch(codes[kept], index[kept], channel[kept], damaged=index[damaged])
 
-    def _read(self, variable: str, index: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def _read(
+        self, index: np.ndarray, channel: np.ndarray, codes: np.ndarray
+    ) -> dict[int, MissingChunkError]:
+        """Fill ``codes``; position in the batch -> error, for samples that cannot be read."""
         if self._reader is None:
             self._reader = PatchReader(self.store)
-        return self._reader.read(variable, index, out)
+        table, damage = self.table, dict[int, MissingChunkError]()
+        where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
+        patches = codes.reshape(-1, self.patch, self.patch)
+        for variable, numbers in self._variables().items():
+            if self.channel_mode == "stack":
+                samples = np.repeat(np.arange(len(index)), len(numbers))
+                labels = np.tile(numbers, len(index))
+                places = samples * self.planes + labels
+            else:
+                samples = places = np.flatnonzero(np.isin(channel, numbers))
+                labels = channel[samples]
+            if not len(samples):
+                continue
+            wanted = where[samples]
+            if self._labels[numbers[0]].altitude is not None:
+                heights = np.array([label.altitude or 0 for label in self._labels])[labels]
+                wanted = np.insert(wanted, 1, heights, axis=1)
+            failures = self._reader.read_undamaged(variable, wanted, patches, places=places)
+            damage |= {int(samples[row]): error for row, error in failures.items()}
+        return damage
 
     def _variables(self) -> dict[str, list[int]]:
+        """Variable -> numbers of its labels."""
         out: dict[str, list[int]] = {}
         for number, label in enumerate(self._labels):
             out.setdefault(label.variable, []).append(number)
         return out
-
-    def _read_each(self, where: np.ndarray, channel: np.ndarray, codes: np.ndarray) -> None:
-        for variable, numbers in self._variables().items():
-            rows = np.flatnonzero(np.isin(channel, numbers))
-            if not len(rows):
-                continue
-            index = _with_altitude(where[rows], [self._labels[c] for c in channel[rows]])
-            if len(rows) == len(codes):
-                self._read(variable, index, codes[:, 0])
-            else:
-                codes[rows, 0] = self._read(variable, index)
-
-    def _read_stacked(self, where: np.ndarray, codes: np.ndarray) -> None:
-        shape = (self.patch, self.patch)
-        for variable, numbers in self._variables().items():
-            labels = [self._labels[n] for n in numbers] * len(where)
-            index = _with_altitude(np.repeat(where, len(numbers), axis=0), labels)
-            if len(numbers) == codes.shape[1]:
-                self._read(variable, index, codes.reshape(-1, *shape))
-            else:
-                codes[:, numbers] = self._read(variable, index).reshape(len(where), len(numbers), *shape)
 
     def describe(self, index: int) -> dict[str, Any]:
         """Where a sample comes from: store, crop, row, col, channel, time, position, source file.
@@ -230,8 +244,11 @@ class PatchDataset(Dataset[Batch]):
         }
 
 
-def _with_altitude(where: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
-    if labels[0].altitude is None:
-        return where
-    heights = np.array([label.altitude for label in labels])
-    return np.stack([where[:, 0], heights, where[:, 1], where[:, 2]], axis=1)
+def _batch(*arrays: np.ndarray, damaged: np.ndarray | None = None) -> Batch:
+    codes, index, channel = (torch.from_numpy(array) for array in arrays)
+    return Batch(codes, index, channel, damaged=None if damaged is None else torch.from_numpy(damaged))
+
+
+def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SchemaError(f"{name}: got {value!r}; expected one of {tuple(known)}")

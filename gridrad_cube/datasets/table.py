@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.datasets.sampling import ECHO_FRACTION, Stratum
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_label, channel_of, reject_mask
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, channel_label, reject_mask
 
 #: ``(west, south, east, north)`` in degrees; west above east crosses the date line.
 Box = tuple[float, float, float, float]
@@ -30,6 +30,7 @@ class Label:
     variable: str
     altitude: int | None
     kind: str
+    km: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def labels_of(dataset: xr.Dataset, channels: Sequence[str]) -> tuple[Label, ...]
     """Every channel label of a cube, a variable with altitudes giving one an altitude."""
     out = []
     for name in channels:
-        kind = channel_of(name).kind
+        kind = channel_in(name, dataset[name].attrs, dataset[name].dtype).kind
         if "altitude" not in dataset[name].dims:
             out.append(Label(name, name, None, kind))
             continue
         heights = dataset["altitude"].values.tolist()
-        out += [Label(channel_label(name, km), name, i, kind) for i, km in enumerate(heights)]
+        out += [Label(channel_label(name, km), name, i, kind, km) for i, km in enumerate(heights)]
     return tuple(out)
 
 
@@ -74,13 +75,15 @@ def choose_labels(
 ) -> tuple[Label, ...]:
     """The labels asked for, in the order asked; a variable's name means all its altitudes.
 
+    None asks for every channel: companion fields (labels and the like) are taken by name alone.
+
     Raises
     ------
     SchemaError
         If one is not there; lists what is.
     """
     if channels is None:
-        return tuple(available)
+        return tuple(label for label in available if label.kind != "companion")
     chosen: dict[Label, None] = {}
     for name in [channels] if isinstance(channels, str) else channels:
         found = [label for label in available if name in (label.name, label.variable)]
@@ -97,6 +100,28 @@ def choose_labels(
         raise SchemaError(f"{where}: no channel asked for, got {channels!r}; expected some of "
                           f"{[label.name for label in available]}")  # fmt: skip
     return tuple(chosen)
+
+
+def choose_altitudes(
+    labels: Sequence[Label], altitude: float | Sequence[float] | None, where: str
+) -> tuple[Label, ...]:
+    """Labels at these altitudes, km, and those of channels that have none, in the order they had.
+
+    Raises
+    ------
+    SchemaError
+        If one is not there; lists what is.
+    """
+    if altitude is None:
+        return tuple(labels)
+    wanted = {float(km) for km in np.atleast_1d(np.asarray(altitude, float))}
+    known = {label.km for label in labels} - {None}
+    if not wanted or wanted - known:
+        raise SchemaError(
+            f"{where}: no altitude {sorted(wanted - known)} km of {sorted({v.variable for v in labels})}; "
+            f"expected some of {sorted(km for km in known if km is not None)}"
+        )
+    return tuple(label for label in labels if label.km is None or label.km in wanted)
 
 
 def masks_of(labels: Sequence[Label], reject: int | Flag | Iterable[str] | None) -> list[int]:

@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -85,14 +84,11 @@ def _hash(value: Any) -> str:
 
 
 def _reference(store: str, out: Files) -> str:
-    """The source as the output names it: relative where both lie on this disk, else without what may be secret."""
+    """The source as the output names it: relative where both lie on this disk, a URL where it is remote."""
     source = Files(store)
     if source.local and out.local:
         return os.path.relpath(source.root, os.path.dirname(out.root))
-    if source.local:
-        return os.path.basename(source.root)
-    parts = urlsplit(source.root)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    return os.path.basename(source.root) if source.local else source.root
 
 
 def spacing_km(source: PatchInput | GridInput, network: Network) -> float | None:

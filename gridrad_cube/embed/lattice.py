@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from gridrad_cube import quality, tiling
 from gridrad_cube.datasets.table import Label
 from gridrad_cube.geometry import solar_zenith_angle
 from gridrad_cube.schema import TIME_FILL, Flag, QualitySpec, SchemaError, build_spec
-from gridrad_cube.store import COORDINATES
+from gridrad_cube.store import COORDINATES, open_grid
 
 #: Coordinates of patches that cutting anew gives; others vary smoothly and are taken between patches.
 _CUT = {"latitude", "longitude", "solar_zenith_angle", "solar_zenith_angle_maximum"}
@@ -182,12 +181,8 @@ class Lattice:
     def _grid(self, grid: str) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude of the pixels of a source grid."""
         if grid not in self._grids:
-            root = self.dataset.encoding["source"]
-            latitude, longitude = (
-                np.asarray(zarr.open_array(root, mode="r", path=f"grids/{grid}/{name}")[...])
-                for name in ("latitude", "longitude")
-            )
-            self._grids = {grid: (latitude, longitude)}
+            axes = open_grid(self.dataset.encoding["source"], grid)
+            self._grids = {grid: (axes["latitude"].values, axes["longitude"].values)}
         return self._grids[grid]
 
     def _woven(self, parts: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:

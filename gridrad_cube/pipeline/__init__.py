@@ -15,6 +15,7 @@ from gridrad_cube import store
 from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.finalise import finalise, reflag
 from gridrad_cube.pipeline.plan import check_unchanged, plan, under_known_names
+from gridrad_cube.pipeline.radar import quality_spec
 from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source, find_sources
 from gridrad_cube.pipeline.work import write_source
@@ -59,7 +60,7 @@ def preprocess(
     workers
         Without a client: 1 works in this process, more start that many processes of one thread each.
     scheduler
-        Address of a running Dask scheduler.
+        Address of a running Dask scheduler, or the path of its scheduler file.
     retries
         How often a file is tried again after an error of disk or network.
     progress
@@ -75,10 +76,14 @@ def preprocess(
         If a source is not there.
     SchemaError
         If no source file is found, the store has another recipe, a written source has changed, two files
-        hold the same scene, or somebody else writes to the store.
+        hold the same scene, somebody else writes to the store, or other processes could not reach it.
     """
+    if recipe is not None:
+        quality_spec(recipe.radar)  # a constant that there is not is told before any file is read
     found = find_sources(sources)
     build = _open_build(store_path)
+    if not build.files.shared and (client is not None or scheduler or workers > 1):
+        raise SchemaError(f"{store_path}: lives in this process alone; build it with workers=1 and no client")
     with executor(client, workers, scheduler) as run, build.lease():
         build = store.Build(store_path)  # what a writer before us did is seen only under the lease
         recipe = _recipe(build, recipe)
@@ -185,12 +190,19 @@ def _attempt(retries: int, *task: Any) -> store.Record:
     raise AssertionError("unreachable")
 
 
+def _is_of_the_store(build: store.Build, error: OSError) -> bool:
+    """Whether an error is of the place that is written to, so that no other file would fare better."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return error.errno in _FATAL or (refused and str(error.filename).startswith(build.files.root))
+
+
 def _account(build: store.Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
     entry = build.entries[number]
-    if isinstance(result, OSError) and result.errno in _FATAL:
+    if isinstance(result, OSError) and _is_of_the_store(build, result):
         raise OSError(
-            result.errno, f"{build.files.root}: {result.strerror}. Make room and run again: it continues"
+            result.errno,
+            f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
         )
     record: store.Record = _failure(entry, result) if isinstance(result, BaseException) else result
     if record.status == "written" or not build.is_written(number):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,10 +26,14 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
         return
     from distributed import Client, LocalCluster
 
-    with _context(client, lambda: Client(scheduler, set_as_default=False) if scheduler else None) as given:
-        if given is not None:
-            yield lambda f, args: _run_dask(given, f, args)
-            return
+    if client is not None:
+        yield lambda f, args: _run_dask(client, f, args)
+        return
+    if scheduler is not None:
+        by = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
+        with Client(**by, set_as_default=False) as connected:
+            yield lambda f, args: _run_dask(connected, f, args)
+        return
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as own,
@@ -36,23 +41,19 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
         yield lambda f, args: _run_dask(own, f, args)
 
 
-def _context(
-    client: Client | None, connect: Callable[[], Client | None]
-) -> AbstractContextManager[Client | None]:
-    if client is not None:
-        return nullcontext(client)
-    made = connect()
-    return nullcontext(None) if made is None else made
-
-
 def _run_here(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[int, Any]]:
     for i, args in enumerate(arguments):
-        try:
-            yield i, function(*args)
-        except Exception as error:  # a fault met in one file must not stop the others
-            yield i, error
+        yield i, _result(function, args)
+
+
+def _result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What a task gives, or its exception: a fault met in one file must not stop the others."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
 
 
 def _run_dask(
@@ -66,16 +67,17 @@ def _run_dask(
 
     def submit() -> Any:
         for i, args in waiting:
-            future = client.submit(function, *args, pure=False)
+            future = client.submit(_result, function, args, pure=False)
             futures[future] = i
             return future
         return None
 
-    first = [submit() for _ in range(workers * SUBMITTED_PER_WORKER)]
-    pool = as_completed([f for f in first if f is not None], loop=client.loop)
+    pool = as_completed(loop=client.loop)
+    for _ in range(min(workers * SUBMITTED_PER_WORKER, len(arguments))):
+        pool.add(submit())
     for future in pool:
         i = futures.pop(future)
-        error = future.exception()
+        error = future.exception()  # of Dask itself: a task that killed several workers
         yield i, future.result() if error is None else error
         following = submit()
         if following is not None:

@@ -17,9 +17,6 @@ from gridrad_cube.pipeline.report import Outcome, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 
-#: Small values of a block of crops, in memory while a store is finished.
-_BLOCK_BYTES = 128 * 2**20
-
 
 def _header(path: str, recipe: Recipe) -> readers.SceneHeader:
     header = readers.inspect(path, **reading(recipe, recipe.channels, recipe.companions))
@@ -156,13 +153,7 @@ def _layout(
         codec=recipe.codec,
         coordinates=tuple(coordinates),
     )
-    return replace(layout, rows_per_chunk=_rows_per_chunk(store.record_type(layout).itemsize, len(order)))
-
-
-def _rows_per_chunk(row_bytes: int, scenes: int) -> int:
-    """Crops whose small values are finalised together: a power of two, at most 128 MiB of them."""
-    fits = max(1, _BLOCK_BYTES // row_bytes)
-    return min(16384, 1 << (fits.bit_length() - 1), max(256, 1 << (scenes - 1).bit_length()))
+    return replace(layout, rows_per_chunk=store.block_length(layout, len(order)))
 
 
 def _channel_layout(name: str, variable: xr.DataArray) -> store.ChannelLayout:

@@ -14,7 +14,6 @@ from gridrad_cube.pipeline import radar
 from gridrad_cube.pipeline.plan import reading
 from gridrad_cube.schema import (
     CHANNELS,
-    HISTOGRAM_BINS,
     Flag,
     Packing,
     Recipe,
@@ -110,7 +109,7 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
         if name in crop and layout.channels[name].is_companion:
             continue
         if name in crop:
-            values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"], layout.patch)
+            values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"])
             continue
         _, shape = layout.cell_dims(name)
         flags = np.full(shape, int(Flag.channel_absent), np.uint16)
@@ -125,27 +124,9 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(dtype)
 
 
-def _histogram(variable: xr.DataArray, flags: np.ndarray, patch: int) -> np.ndarray:
+def _histogram(variable: xr.DataArray, flags: np.ndarray) -> np.ndarray:
     """Counts of data pixels of clean patches, int64, shape ([altitude,] bins)."""
     packing = Packing.from_attributes(variable.attrs, variable.dtype)
     channel = CHANNELS[str(variable.name)]
     clean = (flags & int(default_reject(channel.kind))) == 0
-    codes = variable.values.reshape(-1, *variable.shape[-2:])
-    edges = np.linspace(*channel.typical_range, HISTOGRAM_BINS + 1)
-    out = np.zeros((len(codes), HISTOGRAM_BINS), np.int64)
-    for level, (plane, keep) in enumerate(zip(codes, clean.reshape(-1, *clean.shape[-2:]), strict=True)):
-        patches = tiling.patches(plane, patch)
-        for row, col in np.argwhere(keep):
-            cell = patches[row, col]
-            unique, counts = np.unique(cell, return_counts=True) if cell.dtype.kind == "f" else _counts(cell)
-            data = packing.echo(unique)
-            values = unique[data] * packing.scale_factor + packing.add_offset
-            out[level] += np.histogram(values, edges, weights=counts[data])[0].astype(np.int64)
-    return out.reshape(*variable.shape[:-2], HISTOGRAM_BINS)
-
-
-def _counts(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low = int(codes.min())
-    counts = np.bincount(codes.reshape(-1).astype(np.int64) - low)
-    present = np.flatnonzero(counts)
-    return (present + low).astype(codes.dtype), counts[present]
+    return quality.clean_histogram(variable.values, packing, channel, clean)

@@ -9,7 +9,7 @@ import xarray as xr
 
 from gridrad_cube.plot.canvas import add_axes, new_figure, select, stamp, write_legend, write_title
 from gridrad_cube.plot.scenes import BOTTOM, LEFT, TOP, cell, crop_text, draw_crop, flags_of, map_size
-from gridrad_cube.schema import CHANNELS, Flag, default_reject
+from gridrad_cube.schema import Flag, default_reject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +56,8 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, altitu
     """
     from matplotlib.patches import Patch
 
-    one, name, packing, level = select(cube, crop, channel, altitude)
-    bits = flags_of(one, name, level)
+    one, drawn, level = select(cube, crop, channel, altitude)
+    bits = flags_of(one, drawn.name, level)
     present = [f for f in BADGES if (bits & int(f)).any()]
     (width, height), tall = map_size(one), 0.28 * len(present) + 1.3
     figure, _ = new_figure(
@@ -65,13 +65,13 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, altitu
     )
     axes = add_axes(figure, LEFT, TOP, width, height)
     side = add_axes(figure, LEFT + width + 0.6, TOP, _LEGEND, tall)
-    label, _, handles = draw_crop(axes, one, name, level, packing)
-    reject = int(default_reject(CHANNELS[name].kind))
+    label, _, handles = draw_crop(axes, one, drawn, level)
+    reject = int(default_reject(drawn.kind))
     edge = one.sizes["y"] / one.sizes["row"]
     for row, col in np.argwhere((bits & reject) != 0):
         axes.add_patch(cell(row, col, edge, facecolor="white", alpha=0.55))
     _draw_badges(axes, bits, present, edge, 72 * min(width / one.sizes["col"], height / one.sizes["row"]))
-    title = f"Flags of {CHANNELS[name].long_name}{label.removeprefix(name).replace('@', ' at ')}"
+    title = f"Flags of {drawn.long_name}{label.removeprefix(drawn.name).replace('@', ' at ')}"
     write_title(figure, f"{title}, {stamp(one['time'].values)}", crop_text(cube, one, crop), left=LEFT)
     _draw_legend(side, bits, present, reject, tall)
     if ((bits & reject) != 0).any():

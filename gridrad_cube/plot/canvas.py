@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import CHANNELS, Channel, Packing, SchemaError, channel_of
+from gridrad_cube.schema import CHANNELS, Channel, Packing, SchemaError, channel_in
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -101,10 +102,15 @@ def colour_map(channel: Channel) -> Colormap:
 
 
 def colour_scale(channel: Channel) -> Normalize:
-    """The channel's limits: always its typical range; rain by logarithm, visible by square root."""
+    """The channel's limits: always its typical range; rain by logarithm, visible by square root.
+
+    A companion field has none: its scale spans what is drawn.
+    """
     from matplotlib.colors import LogNorm, Normalize, PowerNorm
 
     low, high = channel.typical_range
+    if channel.kind == "companion":
+        return Normalize()
     if channel.kind == "rain":
         return LogNorm(0.1, high)
     return PowerNorm(0.5, low, high) if channel.kind == "visible" else Normalize(low, high)
@@ -127,15 +133,18 @@ def packing_of(variable: xr.DataArray) -> Packing:
 
 def select(
     cube: xr.Dataset, crop: int, channel: str | None, altitude: int
-) -> tuple[xr.Dataset, str, Packing, dict[str, int]]:
-    """One written crop of a cube, the name of a channel, its packing, and the level of it to draw.
+) -> tuple[xr.Dataset, Channel, dict[str, int]]:
+    """One written crop of a cube, a channel with the packing that the store has, and the level of it to draw.
+
+    Companion fields are drawn when asked for.
 
     Raises
     ------
     SchemaError
         If the cube lacks the channel, the level or the crop, or the crop was not written.
     """
-    names = [str(n) for n in cube.data_vars if n in CHANNELS and "crop" in cube[n].dims]
+    pixels = {str(n): v for n, v in cube.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)}
+    names = sorted(pixels, key=lambda n: "role" in pixels[n].attrs)
     if not names:
         raise SchemaError(
             "plot: no channel in this dataset; expected a cube. Open it with gridrad_cube.open_cube."
@@ -156,19 +165,27 @@ def select(
         if not 0 <= altitude < len(heights):
             raise SchemaError(f"plot: no altitude, got index {altitude}; expected 0 to {len(heights) - 1}")
         level = {"altitude": altitude}
-    return one, name, _stored_packing(cube, name), level
+    return one, _stored_channel(cube, name), level
 
 
-def _stored_packing(cube: xr.Dataset, name: str) -> Packing:
-    """How the store packs a channel, also where the dataset is decoded; the channel's own if it does not say."""
+def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
+    """A channel as the store packs it, also where the dataset is decoded; with its own packing if it does not say."""
+    channel = channel_in(name, cube[name].attrs, cube[name].dtype)
     if cube[name].dtype.kind in "iu":
-        return packing_of(cube[name])
+        return replace(channel, packing=packing_of(cube[name]))
     about = cube.attrs.get("gridrad_cube", {}).get("channels", {}).get(name)
-    return (
-        CHANNELS[name].packing
-        if about is None
-        else Packing.from_attributes(about["attributes"], about["dtype"])
-    )
+    if about is None:
+        return channel
+    return replace(channel, packing=Packing.from_attributes(about["attributes"], about["dtype"]))
+
+
+def channel_named(label: str) -> Channel:
+    """The channel of a label; a name that is in no table is that of a companion field."""
+    name, nothing = label.split("@")[0], (np.nan, np.nan)
+    return CHANNELS.get(name) or Channel(
+        name=name, kind="companion", units="1", long_name=name, packing=Packing(dtype="float32"),
+        typical_range=nothing,
+    )  # fmt: skip
 
 
 def draw_field(
@@ -176,7 +193,7 @@ def draw_field(
     values: np.ndarray,
     label: str,
     *,
-    packing: Packing | None = None,
+    channel: Channel | None = None,
     extent: tuple[float, float, float, float] | None = None,
 ) -> tuple[AxesImage, list[Artist]]:
     """Draw a field in its channel's colours, what is no measured value apart.
@@ -185,8 +202,8 @@ def draw_field(
     ----------
     values
         Physical values ``(y, x)`` as `Packing.decode` gives them.
-    packing
-        Tells bins without echo; the channel's own if None.
+    channel
+        As the store has it: its packing tells bins without echo. That of the label if None.
 
     Returns
     -------
@@ -195,12 +212,11 @@ def draw_field(
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    channel = channel_of(label)
-    packing = packing or channel.packing
+    channel = channel or channel_named(label)
     step = max(1, max(values.shape) // _DRAWN)
     extent = extent or (0, values.shape[1], values.shape[0], 0)
     values = values[::step, ::step]
-    states = _states(values, packing)
+    states = _states(values, channel.packing)
     axes.imshow(
         states, cmap=ListedColormap([NOT_OBSERVED, NO_ECHO, REMOVED]), vmin=0, vmax=2, extent=extent,
         interpolation="nearest",
@@ -236,13 +252,19 @@ def _states(values: np.ndarray, packing: Packing) -> np.ndarray:
 
 
 def colour_bar(
-    image: AxesImage, label: str, *, cax: Axes | None = None, ax: Any = None, **options: Any
+    image: AxesImage,
+    label: str,
+    *,
+    channel: Channel | None = None,
+    cax: Axes | None = None,
+    ax: Any = None,
+    **options: Any,
 ) -> None:
     """A colour bar with the channel's name and units, pointed where values may lie outside; in ``cax`` if given."""
-    channel = channel_of(label)
+    channel = channel or channel_named(label)
     figure = image.figure.get_figure(root=True)
     assert figure is not None
-    text = title_of(label, units=True)
+    text = title_of(label, units=True, channel=channel)
     bar = figure.colorbar(image, cax=cax, ax=ax, label=text, extend=_extend(channel), **options)
     ticks: Sequence[float] | None = _TICKS.get(channel.kind)
     if ticks is not None:
@@ -251,12 +273,14 @@ def colour_bar(
 
 
 def _extend(channel: Channel) -> str:
+    if channel.kind == "companion":
+        return "neither"
     return "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
 
 
-def title_of(label: str, *, units: bool = False) -> str:
+def title_of(label: str, *, units: bool = False, channel: Channel | None = None) -> str:
     """A channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``."""
-    channel = channel_of(label)
+    channel = channel or channel_named(label)
     text = channel.long_name[0].upper() + channel.long_name[1:]
     if "@" in label:
         text += f" at {label.split('@')[1].removesuffix('km')} km"

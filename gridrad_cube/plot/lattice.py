@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube.plot.canvas import degrees, nice_step
+from gridrad_cube.store import open_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +145,7 @@ def _scene_shape(source: str | None, grid: str) -> tuple[int, int] | None:
     if not source or not re.fullmatch(r"[A-Za-z0-9_-]+", grid):
         return None
     try:
-        axes = xr.open_zarr(source, group=f"grids/{grid}", chunks=None, consolidated=False)
+        axes = open_grid(source, grid)
     except (FileNotFoundError, KeyError):
         return None
     return axes.sizes["scene_y"], axes.sizes["scene_x"]

@@ -254,6 +254,6 @@ def _stride(cube: xr.Dataset, answer: xr.Dataset) -> int:
 def _patch(cube: xr.Dataset, crop: int, start: tuple[int, int], label: str) -> np.ndarray:
     """Pixels of a window of patch size, physical units."""
     size = int(cube.sizes["y"] // cube.sizes["row"])
-    one, name, packing, level = select(cube, crop, label, 0)
+    one, channel, level = select(cube, crop, label, 0)
     window = {a: slice(s, s + size) for a, s in zip("yx", start, strict=True)}
-    return decoded(one[name].isel({**level, **window}), packing)
+    return decoded(one[channel.name].isel({**level, **window}), channel.packing)

@@ -69,10 +69,10 @@ def components(
     axes, lattice = add_axes(figure, LEFT, TOP, width, height), one
     more: list[Artist] = []
     if cube is not None:
-        field, variable, packing, level = select(cube, crop, field_label(cube, label, one), 0)
+        field, drawn, level = select(cube, crop, field_label(cube, label, one), 0)
         beside = add_axes(figure, LEFT + width + 1.3, TOP, width, height)
-        drawn, image, more = draw_crop(beside, field, variable, level, packing)
-        colour_bar(image, drawn, cax=add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height))
+        name, image, more = draw_crop(beside, field, drawn, level)
+        colour_bar(image, name, channel=drawn, cax=add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height))
         # The cube knows where the scene ends; embeddings of overlapping patches have a lattice of their own.
         lattice = field if field["latitude"].shape == one["latitude"].shape else one
     handles = _draw_cells(axes, colours, one, label)

@@ -19,7 +19,7 @@ from gridrad_cube.plot.canvas import (
     write_title,
 )
 from gridrad_cube.plot.lattice import draw_lattice, inside
-from gridrad_cube.schema import CHANNELS, Flag, Packing, channel_label
+from gridrad_cube.schema import Channel, Flag, Packing, channel_label
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -53,15 +53,14 @@ def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, altitu
     SchemaError
         If the cube lacks the channel or the crop, or the crop was not written.
     """
-    one, name, packing, level = select(cube, crop, channel, altitude)
+    one, drawn, level = select(cube, crop, channel, altitude)
     width, height = map_size(one)
     figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
     axes = add_axes(figure, LEFT, TOP, width, height)
-    label, image, handles = draw_crop(axes, one, name, level, packing)
-    write_title(
-        figure, f"{title_of(label)}, {stamp(one['time'].values)}", crop_text(cube, one, crop), left=LEFT
-    )
-    colour_bar(image, label, cax=add_axes(figure, LEFT + width + 0.75, TOP, 0.22, height))
+    label, image, handles = draw_crop(axes, one, drawn, level)
+    title = f"{title_of(label, channel=drawn)}, {stamp(one['time'].values)}"
+    write_title(figure, title, crop_text(cube, one, crop), left=LEFT)
+    colour_bar(image, label, channel=drawn, cax=add_axes(figure, LEFT + width + 0.75, TOP, 0.22, height))
     write_legend(figure, handles, left=LEFT)
     return figure
 
@@ -79,7 +78,7 @@ def crop_text(cube: xr.Dataset, one: xr.Dataset, crop: int) -> str:
 
 
 def draw_crop(
-    axes: Axes, one: xr.Dataset, name: str, level: dict[str, int], packing: Packing
+    axes: Axes, one: xr.Dataset, channel: Channel, level: dict[str, int]
 ) -> tuple[str, AxesImage, list[Artist]]:
     """Draw a channel of a crop with its lattice; padding hatched, absence written across it.
 
@@ -89,12 +88,13 @@ def draw_crop(
     """
     from matplotlib.patches import Patch
 
-    values = decoded(one[name].isel(level), packing)
+    name = channel.name
+    values = decoded(one[name].isel(level), channel.packing)
     height, width = values.shape
     edge = height / one.sizes["row"]
     label = channel_label(name, float(one["altitude"][level["altitude"]]) if level else None)
-    image, handles = draw_field(axes, values, label, packing=packing, extent=(0, width, height, 0))
-    draw_lattice(axes, one, edge, lines="0.75" if CHANNELS[name].has_echo else "white")
+    image, handles = draw_field(axes, values, label, channel=channel, extent=(0, width, height, 0))
+    draw_lattice(axes, one, edge, lines="0.75" if channel.has_echo else "white")
     bits = flags_of(one, name, level)
     (top, bottom), (left, right) = (tuple(round(n * edge) for n in ends) for ends in inside(one))
     if np.isfinite(values[top:bottom, left:right]).all():
@@ -103,7 +103,7 @@ def draw_crop(
         handles.append(Patch(**PADDING, label="padding, outside the scene"))
     if ((bits & int(Flag.channel_absent)) != 0).all():
         axes.text(
-            0.5, 0.5, f"{CHANNELS[name].long_name} is absent from this scene", transform=axes.transAxes, ha="center",
+            0.5, 0.5, f"{channel.long_name} is absent from this scene", transform=axes.transAxes, ha="center",
             va="center", fontsize=14, bbox={"facecolor": "white", "edgecolor": "0.4", "boxstyle": "round,pad=0.6"},
             zorder=6,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube.plot.canvas import BLUE, GREEN, ORANGE, PURPLE, new_figure, title_of, write_units
-from gridrad_cube.schema import SchemaError, channel_of
+from gridrad_cube.schema import CHANNELS, SchemaError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,6 +128,8 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def statistics(cube: xr.Dataset) -> Figure:
     """Draw the distribution of each channel over clean patches, from the training statistics of a cube.
 
+    Companion fields have no typical range to span and are left out.
+
     Radar and rain count pixels with echo only. Bins span the channel's typical range.
 
     Parameters
@@ -140,7 +142,8 @@ def statistics(cube: xr.Dataset) -> Figure:
     SchemaError
         If the dataset has no training statistics.
     """
-    found = cube.attrs.get("gridrad_cube", {}).get("training_statistics")
+    known = cube.attrs.get("gridrad_cube", {}).get("training_statistics") or {}
+    found = {label: numbers for label, numbers in known.items() if label.split("@")[0] in CHANNELS}
     if not found:
         raise SchemaError("plot: no training statistics among the attributes; expected those of open_cube")
     columns = min(3, len(found))
@@ -154,7 +157,7 @@ def statistics(cube: xr.Dataset) -> Figure:
 
 
 def _distribution(ax: Axes, label: str, numbers: Mapping[str, Any]) -> None:
-    channel = channel_of(label)
+    channel = CHANNELS[label.split("@")[0]]
     units = "" if channel.units == "1" else f" {write_units(channel.units)}"
     ax.set_title(f"{title_of(label)}\n{numbers['patches']:,} clean patches", fontsize=10, loc="left")
     ax.set_xlabel(title_of(label, units=True), fontsize=9)

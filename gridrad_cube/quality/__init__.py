@@ -16,17 +16,20 @@ from gridrad_cube.quality.flags import (
 )
 from gridrad_cube.quality.radar import (
     RadarQualitySpec,
+    exact_codes,
     filter_dual_polarisation,
     filter_low_confidence,
     remove_clutter,
 )
-from gridrad_cube.quality.statistics import patch_statistics
+from gridrad_cube.quality.statistics import clean_histogram, patch_statistics
 
 __all__ = [
     "PIXEL_BITS",
     "THRESHOLD_BITS",
     "RadarQualitySpec",
     "assess",
+    "clean_histogram",
+    "exact_codes",
     "filter_dual_polarisation",
     "filter_low_confidence",
     "flags_from_statistics",

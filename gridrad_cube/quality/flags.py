@@ -62,8 +62,9 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     - ``no_echo``: radar or rain, observed, nothing there.
     - ``padding``: no pixel of the scene in it.
 
-    ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and ``unreadable`` are set
-    by who reads.
+    Of companion fields (labels and the like) only ``some_missing`` to ``constant``, ``low_coverage`` and ``padding``:
+    they are not judged. ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and
+    ``unreadable`` are set by who reads.
 
     Parameters
     ----------
@@ -156,6 +157,8 @@ def flags_from_statistics(
         return (np.expand_dims(angle, -3) if angle.ndim < len(shape) else angle) > threshold
 
     mark(Flag.low_coverage, statistics["valid_fraction"] < spec.low_coverage)
+    if channel.kind == "companion":
+        return flags
     mark(Flag.local_outlier, _local_outliers(statistics, packing, spec, pixels))
     if channel.kind == "visible":
         mark(Flag.night, above("solar_zenith_angle", spec.night_solar_zenith))
@@ -174,7 +177,7 @@ def global_thresholds(
     absolute deviation, or the standard deviation where that is 0; of rain, the means' logarithm is taken. For
     ``rule="predecessor"`` mean and population deviation over the patches that the old pipeline's earlier tests
     kept: complete, and no local outlier. Either way the result does not depend on the order of patches. With
-    under 8 patches or no spread the rule is off and the dict says so.
+    under 8 patches or no spread the rule is off and the dict says so; so it is for companion fields.
 
     Parameters
     ----------
@@ -221,10 +224,13 @@ def global_population(
 
 
 def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dict[str, Any]:
-    """Thresholds of one distribution of patch means, as `global_thresholds` has them."""
+    """Thresholds of one distribution of patch means, as `global_thresholds` has them; off for companion fields."""
+    if channel.kind == "companion":
+        return {"rule": "off", "reason": "a companion field is not judged"}
     transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
     population = _transformed({"mean": means}, transform, None)
-    population = population[np.isfinite(population)]
+    if transform != "none":
+        population = population[np.isfinite(population)]
     population.sort()  # so that sums do not depend on the order
     found = {"count": int(population.size), "factor": float(spec.global_mean_deviation_factor)}
     if population.size < MINIMUM_PATCHES:
@@ -388,6 +394,10 @@ def _transformed(
 
 
 def _robust(population: np.ndarray) -> tuple[float, float]:
-    center = float(np.median(population))
-    spread = 1.4826 * float(np.median(np.abs(population - center)))
+    """Median and 1.4826 times the median absolute deviation of sorted numbers; hundreds of millions of them."""
+    half = population.size // 2
+    center = float(population[(population.size - 1) // 2 : half + 1].mean())
+    deviations = population - center
+    np.abs(deviations, out=deviations)
+    spread = 1.4826 * float(np.median(deviations, overwrite_input=True))
     return center, spread if spread > 0.0 else float(population.std())

@@ -22,7 +22,7 @@ JUMP = 4.0
 
 
 def may_hold_dead_line(pixels: np.ndarray, observed: np.ndarray | None, data: np.ndarray | None) -> bool:
-    """Whether eight samples of some row or column are equal: a quick test before `count_dead_lines`.
+    """Whether some eight samples of a row or column are equal: a quick test before `count_dead_lines`.
 
     Parameters
     ----------
@@ -33,17 +33,17 @@ def may_hold_dead_line(pixels: np.ndarray, observed: np.ndarray | None, data: np
     """
     for turn in (np.asarray, np.transpose):
         view = turn(pixels)
-        at = np.linspace(0, view.shape[1] - 1, 8).astype(np.intp)
-        sample = view[:, at]
+        every = slice(None, None, max(1, (len(view) - 1) // 7))
+        sample = np.ascontiguousarray(view[every])
         if observed is None or data is None:
-            if (sample == sample[:, :1]).all(axis=1).any():
+            if (sample == sample[0]).all(axis=0).any():
                 return True
             continue
-        seen = turn(observed)[:, at]
-        first = seen.argmax(axis=1)
-        lines = np.arange(len(sample))
-        equal = ((sample == sample[lines, first][:, None]) | ~seen).all(axis=1)
-        if (equal & turn(data)[:, at][lines, first]).any():
+        seen = turn(observed)[every]
+        first, lines = seen.argmax(axis=0), np.arange(view.shape[1])
+        may = ((sample == sample[first, lines]) | ~seen).all(axis=0)
+        may &= turn(data)[every][first, lines] | ~seen.any(axis=0)
+        if may.any() and (may & (2 * turn(observed).sum(axis=0) >= len(view))).any():
             return True
     return False
 

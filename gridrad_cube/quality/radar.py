@@ -164,6 +164,38 @@ def filter_dual_polarisation(
     return ~bad
 
 
+def exact_codes(values: np.ndarray, packing: Packing) -> tuple[np.ndarray, Packing]:
+    """Codes of reflectivity that compare with thresholds as the floats do, for `remove_clutter`.
+
+    Twice as many as the stored ones: an even code is a value that the packing holds, an odd one lies between two of
+    them. Thresholds that the packing holds, such as all published ones, are thus exact.
+
+    Parameters
+    ----------
+    values
+        dBZ, of any shape.
+    packing
+        Of the stored codes.
+
+    Returns
+    -------
+    uint16 codes of the echoes, 0 where there is none; and their packing.
+    """
+    assert packing.echo_minimum is not None
+    position = (values.astype(np.float64) - packing.add_offset) / packing.scale_factor
+    nearest = np.rint(position)
+    # float32 values that differ do so by more than 1e-5 of a step of 0.01 dBZ, rounding here by less.
+    between = np.abs(position - nearest) > 1e-5
+    doubled = np.where(between, 2.0 * np.floor(position) + 1.0, 2.0 * nearest)
+    with np.errstate(invalid="ignore"):
+        is_echo = doubled >= 2.0 * packing.echo_minimum
+    codes = np.where(is_echo, np.minimum(doubled, 65535.0), 0.0).astype(np.uint16)
+    exact = dataclasses.replace(
+        packing, scale_factor=packing.scale_factor / 2, echo_minimum=2 * packing.echo_minimum
+    )
+    return codes, exact
+
+
 def remove_clutter(
     codes: np.ndarray,
     altitude_km: npt.ArrayLike,
@@ -196,8 +228,9 @@ def remove_clutter(
     - below anvils: published leaves the topmost level out of "above" and the level next below 4 km out of
       "below".
 
-    Values are compared as codes, so a reflectivity within half a step of a threshold counts as the value that is
-    stored. Volumes without a level from 4 km up skip step 3 (the published program fails).
+    Values are compared as codes: with those of `exact_codes` as the file's own floats are, with stored ones as what
+    is stored, half a step of the packing away at most. Volumes without a level from 4 km up skip step 3 (the published
+    program fails).
 
     Parameters
     ----------

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
-from gridrad_cube.schema import Channel, Flag, Packing, SchemaError, statistics_of
+from gridrad_cube.schema import HISTOGRAM_BINS, Channel, Flag, Packing, SchemaError, statistics_of
 
-#: Numbers summed at once: 2**20 squares of 16-bit codes stay below 2**53.
-_EXACT = 2**20
 #: Logarithms of rain take smaller rates as this one, mm/h: the step of the packing.
 LEAST_RAIN = 0.01
 Curve = Literal["power", "log10", "none"]
@@ -49,7 +47,8 @@ def patch_statistics(
 
     - ``valid_fraction``: observed pixels, echo or not, over all pixels of the patch, padding among them;
     - ``mean``, ``std``, ``minimum``, ``maximum`` in the channel's units;
-    - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`);
+    - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`); not of
+      companion fields;
     - channels with echoes: ``echo_fraction``, echo pixels over observed pixels (NaN if none is); and
       ``mean_linear``, for dBZ ``10 log10(mean(10 ** (dBZ / 10)))`` over echo pixels. Where the unit is not
       dBZ (rain, echo-top height and all others) it is the plain mean again;
@@ -75,8 +74,8 @@ def patch_statistics(
     packing = _with_valid_range(packing, channel)
     curve: Curve = "power" if channel.units == "dBZ" else "log10" if channel.kind == "rain" else "none"
     table = _table(packing, curve) if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2 else None
-    work = _Work(packing, table, channel.has_echo, curve, np.empty((patch, patch)))
     names = (*statistics_of(channel), "pixel_flags")
+    work = _Work(packing, table, channel.has_echo, "dead_lines" in names, curve, np.empty((patch, patch)))
     out = {name: np.full(shape, np.nan, np.float32) for name in names if name != "pixel_flags"}
     out["pixel_flags"] = np.zeros(shape, np.uint16)
     for level in np.ndindex(*lead):
@@ -87,6 +86,51 @@ def patch_statistics(
                     if name in out:
                         out[name][(*level, row, col)] = value
     return out
+
+
+def clean_histogram(codes: np.ndarray, packing: Packing, channel: Channel, clean: np.ndarray) -> np.ndarray:
+    """Count the data pixels of clean patches over the channel's typical range.
+
+    Parameters
+    ----------
+    codes
+        As for `patch_statistics`.
+    packing
+        What the codes mean.
+    clean
+        bool ([altitude,] row, col): the patches to count.
+
+    Returns
+    -------
+    int64 ([altitude,] `HISTOGRAM_BINS`). Values outside of the range are in no bin.
+    """
+    *lead, height, width = codes.shape
+    patch = height // clean.shape[-2]
+    edges = np.linspace(*channel.typical_range, HISTOGRAM_BINS + 1)
+    out = np.zeros((*lead, HISTOGRAM_BINS), np.int64)
+    for level in np.ndindex(*lead):
+        bands = codes[level].reshape(-1, patch, width // patch, patch)
+        chosen = (band[:, keep] for band, keep in zip(bands, clean[level], strict=True) if keep.any())
+        if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
+            values, counts = _count_codes(chosen, codes.dtype)
+            data = packing.echo(values)
+            parts: Iterable[tuple[np.ndarray, np.ndarray | None]] = [(values[data], counts[data])]
+        else:
+            parts = ((band[packing.echo(band)], None) for band in chosen)
+        for pixels, weights in parts:
+            physical = pixels * packing.scale_factor + packing.add_offset
+            out[level] += np.histogram(physical, edges, weights=weights)[0].astype(np.int64)
+    return out
+
+
+def _count_codes(bands: Iterable[np.ndarray], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct 8- or 16-bit codes and how often they occur."""
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    counts = np.zeros(2 ** (8 * dtype.itemsize), np.int64)
+    for band in bands:
+        counts += np.bincount(band.reshape(-1).view(unsigned), minlength=counts.size)
+    present = np.flatnonzero(counts)
+    return present.astype(unsigned).view(dtype), counts[present]
 
 
 @dataclass(frozen=True)
@@ -130,6 +174,8 @@ def _with_valid_range(packing: Packing, channel: Channel) -> Packing:
     if np.dtype(packing.dtype).kind != "f" or has_range:
         return packing
     own = channel.packing
+    if np.dtype(own.dtype).kind == "f":  # a companion field: the source says no range
+        return packing
     low = own.valid_minimum if own.echo_minimum is None else own.echo_minimum
     high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum
     if low is None:
@@ -161,6 +207,7 @@ class _Work:
     packing: Packing
     table: _Table | None
     has_echo: bool
+    looks_for_lines: bool
     shape: Curve
     buffer: np.ndarray
 
@@ -183,22 +230,38 @@ class _Work:
         if low == high:
             return self._uniform(int(table.kinds[unsigned[0, 0]]), low, pixels.size, unsigned[0, 0])
         if table.low <= low and high <= table.high:
-            np.copyto(self.buffer, pixels)
-            sums = _moments(self.buffer.reshape(-1), pixels.size)
-            sums.observed, chosen, kinds = pixels.size, unsigned, None
+            sums = self._moments(pixels, None)
+            sums.observed, is_data, kinds = pixels.size, ..., None
         else:
             kinds = np.take(table.kinds, unsigned)
             is_data = kinds == _DATA
-            values = pixels[is_data]
-            sums = _moments(values.astype(np.float64), values.size)
+            sums = self._moments(pixels, is_data)
             self._count(sums, kinds)
-            chosen = unsigned[is_data]
-            low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+            limits = np.iinfo(pixels.dtype)
+            low = int(np.where(is_data, pixels, pixels.dtype.type(limits.max)).min())
+            high = int(np.where(is_data, pixels, pixels.dtype.type(limits.min)).max())
         if sums.data:
             sums.low, sums.high = low, high
             if table.curve is not None:
-                self._add_curve(sums, table.curve[chosen])
+                self._add_curve(sums, table.curve[unsigned[is_data]])
             sums.dead_lines = self._dead_lines(pixels, kinds)
+        return sums
+
+    def _moments(self, pixels: np.ndarray, is_data: np.ndarray | None) -> _Sums:
+        """Count, mean and population deviation of integers, exact up to the last division."""
+        count = pixels.size if is_data is None else int(np.count_nonzero(is_data))
+        sums = _Sums(data=count)
+        if count:
+            values = self.buffer
+            np.copyto(values, pixels)
+            if is_data is not None:
+                values *= is_data
+            # Down the columns, which processors do several at a time, and not by a BLAS product: its threads
+            # would fight with those of other workers over a core.
+            total = int(values.sum(axis=0).astype(np.int64).sum())
+            squares = int(np.einsum("ij,ij->j", values, values).astype(np.int64).sum())
+            sums.mean = total / count
+            sums.std = math.sqrt(count * squares - total * total) / count
         return sums
 
     def plain(self, pixels: np.ndarray) -> _Sums:
@@ -274,26 +337,10 @@ class _Work:
 
     def _dead_lines(self, pixels: np.ndarray, kinds: np.ndarray | None) -> float:
         observed, data = (None, None) if kinds is None else (kinds <= _NO_ECHO, kinds == _DATA)
-        if not may_hold_dead_line(pixels, observed, data):
+        if not self.looks_for_lines or not may_hold_dead_line(pixels, observed, data):
             return 0.0
         # Two steps of the packing: nearer values may differ by rounding alone.
         step = 1.0
         if pixels.dtype.kind == "f":
             step = float(np.finfo(pixels.dtype).eps) * float(np.abs(pixels[data]).max())
         return float(count_dead_lines(pixels.astype(np.float64), observed, data, 2.0 * step))
-
-
-def _moments(values: np.ndarray, count: int) -> _Sums:
-    """Mean and population deviation of integers held in float64, exact up to the last division."""
-    sums = _Sums(data=count)
-    if not count:
-        return sums
-    total = squares = 0
-    for start in range(0, count, _EXACT):
-        part = values[start : start + _EXACT]
-        total += int(part.sum())
-        # Not a BLAS product: its threads would fight with those of other workers over a core.
-        squares += int(np.einsum("i,i->", part, part))
-    sums.mean = total / count
-    sums.std = math.sqrt(count * squares - total * total) / count
-    return sums

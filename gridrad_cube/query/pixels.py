@@ -22,7 +22,7 @@ from gridrad_cube.query.samples import (
 )
 from gridrad_cube.query.selection import Reject, select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
-from gridrad_cube.store import open_cube, open_packed
+from gridrad_cube.store import open_cube, open_grid, open_packed
 
 
 def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
@@ -35,8 +35,8 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
     Returns
     -------
-    Channels on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels on ``y`` and
-    ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column in the source.
+    Channels and companion fields on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
+    on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column there.
     Pixels of padding have NaN positions. Those of patch centres become ``patch_latitude``,
     ``patch_longitude``.
 
@@ -116,7 +116,7 @@ def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SchemaError(f"{source}: {name!r} is no name of a grid")
     try:
-        return xr.open_zarr(source, group=f"grids/{name}", chunks=None, consolidated=False)
+        return open_grid(source, name)
     except (FileNotFoundError, KeyError) as error:
         raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
 
@@ -130,7 +130,8 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) ->
     Parameters
     ----------
     channel
-        Names of channels; None for all. With ``reject``, a patch stays if one of them is clean.
+        Names of channels and companion fields; None for all. With ``reject``, a patch stays if one of them (of
+        the channels, if None) is clean.
     reject
         Flags that rule a patch out; none by default, None for the default of each channel.
 
@@ -143,7 +144,9 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) ->
     index = dict(zip(("crop", "row", "col"), np.nonzero(mask), strict=True))
     if channel is not None:
         keep = [channel] if isinstance(channel, str) else list(channel)
-        dataset = dataset.drop_vars([n for n in dataset.data_vars if _channel_of(str(n)) not in keep])
+        owners = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
+        gone = [n for n in dataset.data_vars if _owner(str(n), owners) not in keep]
+        dataset = dataset.drop_vars(gone)
     return collect(dataset, index, "patch")
 
 
@@ -245,9 +248,9 @@ def _rows_of(answer: xr.Dataset, cube: xr.Dataset, crop: np.ndarray) -> np.ndarr
     return np.asarray(at)
 
 
-def _channel_of(variable: str) -> str:
-    """The channel that a variable of a cube belongs to: the longest name that it starts with."""
-    owners = [n for n in CHANNELS if variable == n or variable.startswith(f"{n}_")]
+def _owner(variable: str, fields: list[str]) -> str:
+    """The field that a variable of a cube belongs to: the longest name that it starts with."""
+    owners = [n for n in (*CHANNELS, *fields) if variable == n or variable.startswith(f"{n}_")]
     return max(owners, key=len, default=variable)
 
 

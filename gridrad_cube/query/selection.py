@@ -23,7 +23,7 @@ from gridrad_cube.query.samples import (
     written,
 )
 from gridrad_cube.query.units import Box, as_period, check_box, in_box
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, reject_mask
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, reject_mask
 
 #: Flags that rule a sample out: names, a mask, ``()`` for none; None for the default of each channel.
 Reject = int | Flag | str | Iterable[str] | None
@@ -195,14 +195,20 @@ def _variables(dataset: xr.Dataset, names: np.ndarray) -> list[str]:
 
 def _clean_patches(dataset: xr.Dataset, crops: slice, channel: Any, reject: Reject) -> np.ndarray:
     """Which patches of a cube have a channel (at some altitude) without a rejecting flag."""
-    names = [n for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
-    asked = names if channel is None else [channel] if isinstance(channel, str) else list(channel)
+    kinds = {
+        str(n): channel_in(str(n), v.attrs, v.dtype).kind
+        for n, v in dataset.data_vars.items()
+        if {"crop", "y", "x"} <= set(v.dims)
+    }
+    names = sorted(kinds, key=lambda n: kinds[n] == "companion")
+    fields = [n for n in names if kinds[n] != "companion"] or names  # labels beside them have no say
+    asked = fields if channel is None else [channel] if isinstance(channel, str) else list(channel)
     missing = [n for n in asked if n not in names]
     if missing or not asked:
         raise SchemaError(f"channel: the cube has none called {missing}; expected some of {names}")
     count = len(range(*crops.indices(dataset.sizes["crop"])))
     out = np.zeros((count, dataset.sizes["row"], dataset.sizes["col"]), bool)
-    for name, mask in zip(asked, _masks(reject, [kind_of(str(n)) for n in asked]), strict=True):
+    for name, mask in zip(asked, _masks(reject, [kinds[n] for n in asked]), strict=True):
         flags = dataset[f"{name}_flags"].isel(crop=crops).transpose("crop", ..., "row", "col").values
         clean = (flags & np.uint16(mask)) == 0
         out |= clean if clean.ndim == 3 else clean.any(axis=1)
@@ -263,7 +269,7 @@ def within(
         A date or several: ``"2024-05-20"`` is from that day 12 UTC to the next day 12 UTC.
     channel
         Labels, or names of variables for all their altitudes; None for all. In a cube: a patch is taken if
-        one of these channels is clean.
+        one of these channels is clean; None leaves companion fields out of that.
     reject
         Flags that rule a sample out: names, a mask, ``()`` for none; None for the default of each channel.
 

@@ -149,7 +149,8 @@ def read_scene(
         (all by default). A parallax correction of a satellite file comes along unasked.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
-        `RadarVolume` (all levels, weights and counts) that gives dense codes by channel; see `densify`.
+        `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
+        see `densify`.
 
     Returns
     -------
@@ -188,7 +189,7 @@ def read_volume(
     fields
         Channels; the file's own are in ``header.names`` of the result.
     weights, nradecho
-        Whether to read these too.
+        Whether to read the weights of reflectivity, and the counts of echoes, too.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.companions import PARALLAX, find_companions, read_companion
+from gridrad_cube.readers.companions import PARALLAX, fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field, read_field
 from gridrad_cube.readers.files import Source, Variable, text
@@ -106,6 +106,11 @@ def describe(source: Source, request: Request) -> Description:
         variables={name: _with_units(source, name, found) for name in selection.variables},
         companions=find_companions(
             source, request.companions, axes.dims, vertical=vertical_name, unasked=PARALLAX
+        ),
+        further=tuple(
+            name
+            for name in fields_on_grid(source, axes.dims, vertical_name)
+            if name not in (axes.latitude, axes.longitude)
         ),
         dims=axes.dims,
         vertical=vertical_name,

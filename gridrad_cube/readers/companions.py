@@ -61,18 +61,26 @@ def find_companions(
     SchemaError
         If a variable of a wanted name holds no numbers or lies on other dimensions; names those that would do.
     """
-    fields = {name: _dims_on_grid(source, name, dims, vertical, listed) for name in source.variables}
+    fields = fields_on_grid(source, dims, vertical, listed)
     asked = [name for name in wanted if name in source.variables]
     for name in asked:
-        if fields[name] is None:
+        if name not in fields:
             variable = source.variables[name]
             expected = f"({vertical}, {', '.join(dims)})" if vertical else f"({', '.join(dims)})"
             raise SchemaError(
                 f"{source.path}: companions: {name!r} holds {variable.dtype} on {variable.dims} {variable.shape}; "
-                f"expected numbers on {expected}. The file has {sorted(n for n, on in fields.items() if on)}."
+                f"expected numbers on {expected}. The file has {sorted(fields)}."
             )
-    names = dict.fromkeys([*asked, *(name for name in unasked if fields.get(name))])
-    return {name: _companion(source.variables[name], fields[name] or ()) for name in names}
+    names = dict.fromkeys([*asked, *(name for name in unasked if name in fields)])
+    return {name: _companion(source.variables[name], fields[name]) for name in names}
+
+
+def fields_on_grid(
+    source: Source, dims: tuple[str, ...], vertical: str | None = None, listed: str | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Variables that hold numbers on the pixels of the scene, and the dimensions that make them a field."""
+    found = {name: _dims_on_grid(source, name, dims, vertical, listed) for name in source.variables}
+    return {name: on for name, on in found.items() if on is not None}
 
 
 def _dims_on_grid(
@@ -85,7 +93,7 @@ def _dims_on_grid(
         return (listed,) if name.startswith("w") and name[1:] in source.variables else None
     on = (vertical, *dims) if vertical in variable.dims else dims
     others = [n for d, n in zip(variable.dims, variable.shape, strict=True) if d not in on]
-    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None  # type: ignore[return-value]
+    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None
 
 
 def _companion(variable: Variable, dims: tuple[str, ...]) -> Companion:

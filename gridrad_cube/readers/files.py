@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,9 +63,10 @@ class Source:
     Made by `open_source`; of no use after its ``with`` block ends.
     """
 
-    def __init__(self, path: str, dataset: Any) -> None:
+    def __init__(self, path: str, dataset: Any, file: Any = None) -> None:
         self.path = path
         self._dataset = dataset
+        self._file = file  # the same file as h5py sees it, None for classic netCDF
 
     @property
     def name(self) -> str:
@@ -108,13 +109,34 @@ class Source:
                 f"{self.path}: variable {name!r} holds {self.variables[name].dtype}, not numbers"
             )
         try:
-            values = np.asarray(self._dataset.variables[name][key])
+            values = self._read_chunks(self.variables[name], key)
+            if values is None:
+                values = np.asarray(self._dataset.variables[name][key])
         except _BROKEN as error:
             raise SchemaError(
                 f"{self.path}: variable {name!r} cannot be read ({error}); the file is damaged. "
                 "Download it again."
             ) from error
         return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+
+    def _read_chunks(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
+        """The fast way to large variables; None where the library has to read them."""
+        from gridrad_cube.readers.chunks import LEAST_BYTES, read_chunks
+
+        if self._file is None or math.prod(variable.shape) * variable.dtype.itemsize < LEAST_BYTES:
+            return None
+        keys = key if isinstance(key, tuple) else (key,)
+        keys = (*(k for k in keys if k is not ...), *[slice(None)] * len(variable.shape))[
+            : len(variable.shape)
+        ]
+        parts = (slice(k, k + 1) if isinstance(k, int) else k for k in keys)
+        bounds = [part.indices(n) for part, n in zip(parts, variable.shape, strict=True)]
+        if any(step != 1 or stop <= start for start, stop, step in bounds):
+            return None
+        window = tuple(slice(start, stop) for start, stop, _ in bounds)
+        values = read_chunks(self._file, variable.name, variable.shape, variable.dtype, window)
+        shape = [w.stop - w.start for w, k in zip(window, keys, strict=True) if not isinstance(k, int)]
+        return None if values is None else values.reshape(shape)
 
     def require(self, names: tuple[str, ...], what: str) -> None:
         """Refuse a file that lacks one of these variables."""
@@ -156,9 +178,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
 
     name = os.fspath(path)
     is_hdf5 = _check_bytes(name)
-    with LOCK:
-        if is_hdf5:
-            _check_hdf5(name)
+    with LOCK, _open_hdf5(name) if is_hdf5 else nullcontext() as file:
         try:
             dataset = netCDF4.Dataset(os.path.abspath(name), "r")
             dataset.set_auto_maskandscale(False)
@@ -167,7 +187,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
                 f"{name}: the netCDF library cannot open it ({error}). Download it again."
             ) from error
         try:
-            yield Source(name, dataset)
+            yield Source(name, dataset, file)
         finally:
             dataset.close()
 
@@ -211,17 +231,20 @@ def _describe_bytes(head: bytes) -> str:
     return f"{head[:16]!r}" + (": text" if is_text else "")
 
 
-def _check_hdf5(path: str) -> None:
-    """Refuse an HDF5 file that reaches outside of itself: the library would follow without a word."""
+@contextmanager
+def _open_hdf5(path: str) -> Iterator[Any]:
+    """Open with h5py, refusing a file that reaches outside of itself: netCDF would follow without a word."""
     import h5py
 
-    try:
-        with h5py.File(path, "r") as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(h5py.File(path, "r"))
             _walk_hdf5(path, file)
-    except SchemaError:
-        raise
-    except _BROKEN as error:
-        raise SchemaError(f"{path}: damaged or cut HDF5 file ({error}). Download it again.") from error
+        except SchemaError:
+            raise
+        except _BROKEN as error:
+            raise SchemaError(f"{path}: damaged or cut HDF5 file ({error}). Download it again.") from error
+        yield file
 
 
 def _walk_hdf5(path: str, file: Any) -> None:

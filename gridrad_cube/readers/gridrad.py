@@ -6,13 +6,13 @@ echo" and "not observed" cannot be told apart in it: every bin without a value i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.companions import find_companions, read_companion
+from gridrad_cube.readers.companions import fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
@@ -31,7 +31,7 @@ from gridrad_cube.readers.volume import (
 from gridrad_cube.schema import CHANNELS, Packing, RadarSpec
 
 #: A quality control between reading and everything derived.
-Clean: TypeAlias = Callable[[RadarVolume], Mapping[str, npt.NDArray[np.uint16]]]
+Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]
 #: What a scene holds when no channel is asked for.
 DEFAULT = ("reflectivity_column_maximum",)
 
@@ -68,6 +68,7 @@ def _describe(source: Source, header: VolumeGrid, request: Request) -> Descripti
         selection=selection,
         variables={name: (header.names.get(name, name), (1.0, 0.0)) for name in selection.variables},
         companions=companions,
+        further=tuple(fields_on_grid(source, (dims[0], dims[1]), vertical, listed)),
     )
 
 
@@ -81,16 +82,17 @@ def read(
 ) -> dict[str, Field]:
     """Read, densify and derive the channels of a description, and read its companion fields.
 
-    ``clean`` is a quality control: it takes the volume with all levels, weights and counts, and gives dense
-    codes of all levels by channel for those it has an opinion on.
+    ``clean`` is a quality control: it takes the volume with all levels, weights and counts, and the channels that
+    are wanted of it, and gives dense codes of all levels by channel for those it has an opinion on.
     """
     header = read_volume_grid(source)
     selection = description.selection
     if clean is not None:
-        wanted = dict.fromkeys((*fields_needed(selection), "reflectivity", "correlation_coefficient"))
-        names = tuple(name for name in wanted if name in header.names)
+        wanted = fields_needed(selection)
+        every = dict.fromkeys((*wanted, "reflectivity", "correlation_coefficient"))
+        names = tuple(name for name in every if name in header.names)
         volume = read_volume(source, header, names, weights=True, nradecho=True)
-        channels = fields_of(volume, selection, request.radar, dense=clean(volume))
+        channels = fields_of(volume, selection, request.radar, dense=clean(volume, wanted))
     else:
         volume = read_volume(
             source, header, fields_needed(selection), levels=levels_needed(selection, header)

@@ -123,14 +123,32 @@ def make_grid(
         _check_range(latitude, longitude, where)
         return Grid(latitude, _wrapped(longitude))
     for name, axis in (("latitude", latitude), ("longitude", longitude)):
-        step = np.diff(axis)
-        if axis.size == 0 or not np.isfinite(axis).all() or not ((step > 0).all() or (step < 0).all()):
-            raise SchemaError(f"{where}: {name} of {axis.size} values is not strictly monotone and finite")
+        crosses = name == "longitude" and _is_monotone(np.unwrap(axis, period=360.0))  # 179 E, then 180 W
+        if not crosses and not _is_monotone(axis):
+            raise SchemaError(
+                f"{where}: {name} of {axis.size} values is not strictly monotone and finite{_first_turn(axis)}; "
+                "expected it to ascend or to descend. Sort the file along it (xarray: ds.sortby), or leave it out."
+            )
     _check_range(latitude, longitude, where)
     return Grid(
         _clean(latitude, lattice, tolerance, rebuild, wrap=False),
         _clean(longitude, lattice, tolerance, rebuild, wrap=True),
     )
+
+
+def _is_monotone(axis: Float) -> bool:
+    step = np.diff(axis)
+    return bool(axis.size and np.isfinite(axis).all() and ((step > 0).all() or (step < 0).all()))
+
+
+def _first_turn(axis: Float) -> str:
+    """Where an axis first goes wrong, for a message."""
+    bad = np.flatnonzero(~np.isfinite(axis))
+    if bad.size:
+        return f": value {bad[0]} is {axis[bad[0]]}"
+    step = np.sign(np.diff(axis))
+    turns = np.flatnonzero((step != step[:1]) | (step == 0)) + 1
+    return f": value {turns[0]} is {axis[turns[0]]}, after {axis[turns[0] - 1]}" if turns.size else ""
 
 
 def _check_range(latitude: Float, longitude: Float, where: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gridrad_cube.readers.companions import PARALLAX, find_companions, read_companion
+from gridrad_cube.readers.companions import PARALLAX, fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.fields import Field, read_field
 from gridrad_cube.readers.files import Source, number, text
 from gridrad_cube.readers.grids import Grid, make_grid, read_degrees
@@ -25,6 +25,8 @@ FORMAT = "larc_goes"
 CHANNEL_NAMES = ("ir_brightness_temperature", "visible_reflectance")
 #: Half the cadence's worth is usual: names hold the nominal minute, the variable the scan's own second.
 NAME_TOLERANCE_S = 600
+#: A line scanned further from the time of its scene, in seconds, has no known time: a full disk takes 15 minutes.
+SCAN_TOLERANCE_S = 3600
 #: Pixels lie at ``n/56`` or ``(n + 1/2)/56`` degree; float32 radians are good to about 1e-5 degree.
 LATTICE = (112,)
 AXIS_TOLERANCE_DEGREES = 1e-4
@@ -68,17 +70,19 @@ def describe(source: Source, request: Request) -> Description:
         where = f"{source.path}: variable {name!r}"
         variables[channel] = name, conversion(CHANNELS[channel], given, named=name == channel, where=where)
     satellite = goes_number(source)
+    time = _time(source)
     return Description(
         format=FORMAT,
         product="LaRC convection detection",  # not the satellite: only the file's name may tell it
-        time=_time(source),
+        time=time,
         grid=grid,
         selection=selection,
         variables=variables,
         companions=find_companions(source, request.companions, (rows, columns), unasked=PARALLAX),
+        further=tuple(fields_on_grid(source, (rows, columns))),
         dims=(rows, columns),
         satellite_longitude=GOES_LONGITUDE.get(satellite or 0),
-        observation_time=_scan_time(source, grid.shape[0]),
+        observation_time=_scan_time(source, grid.shape[0], time),
     )
 
 
@@ -116,10 +120,18 @@ def _time(source: Source) -> np.datetime64:
     )
 
 
-def _scan_time(source: Source, rows: int) -> np.ndarray | None:
-    if "scan_time" not in source.variables or source.variables["scan_time"].shape != (rows,):
+def _scan_time(source: Source, rows: int, time: np.datetime64) -> np.ndarray | None:
+    """Time of each line; NaT where it is missing or cannot be one of this scene."""
+    if "scan_time" not in source.variables:
         return None
-    return decode_times(source, "scan_time", missing=True)
+    times = decode_times(source, "scan_time", missing=True)
+    if times.size != rows:
+        raise SchemaError(
+            f"{source.path}: scan_time on {source.variables['scan_time'].dims} has {times.size} values; expected one "
+            f"for each of the {rows} lines"
+        )
+    away = np.abs((times - time).astype("timedelta64[s]").astype(np.float64))
+    return np.where(away <= SCAN_TOLERANCE_S, times, np.datetime64("NaT", "s"))
 
 
 def read(source: Source, description: Description, request: Request) -> dict[str, Field]:

@@ -24,54 +24,14 @@ DERIVED = ("reflectivity_column_maximum", "echo_top_height")
 #: An altitude is found by name within this distance, km; nothing is interpolated.
 ALTITUDE_TOLERANCE_KM = 0.010
 #: Names that stores and answers give to other things; a companion field cannot have them.
-RESERVED = frozenset(
-    [
-        "altitude",
-        "altitude_km",
-        "channel",
-        "col",
-        "corner",
-        "corner_latitude",
-        "corner_longitude",
-        "crop",
-        "crs",
-        "embedding",
-        "feature",
-        "flags",
-        "grid",
-        "grids",
-        "latitude",
-        "longitude",
-        "observation_time",
-        "padding",
-        "patch",
-        "patch_latitude",
-        "patch_longitude",
-        "rank",
-        "report",
-        "row",
-        "satellite_zenith_angle",
-        "scene",
-        "scene_x",
-        "scene_y",
-        "score",
-        "solar_zenith_angle",
-        "solar_zenith_angle_maximum",
-        "source",
-        "source_file",
-        "status",
-        "time",
-        "variable",
-        "x",
-        "x_origin",
-        "x_start",
-        "x_stop",
-        "y",
-        "y_origin",
-        "y_start",
-        "y_stop",
-    ]
-)
+RESERVED = frozenset((
+    "altitude", "altitude_km", "channel", "col", "corner", "corner_latitude", "corner_longitude", "crop",
+    "crs", "embedding", "feature", "flags", "grid", "grids", "latitude", "longitude", "observation_time",
+    "padding", "patch", "patch_latitude", "patch_longitude", "rank", "report", "row",
+    "satellite_zenith_angle", "scene", "scene_x", "scene_y", "score", "solar_zenith_angle",
+    "solar_zenith_angle_maximum", "source", "source_file", "status", "time", "variable", "x", "x_origin",
+    "x_start", "x_stop", "y", "y_origin", "y_start", "y_stop",
+))  # fmt: skip
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SUFFIXES = ("histogram", *STATISTICS, *ECHO_STATISTICS, *LOG_STATISTICS)
 _LABEL = re.compile(r"(\w+)@(\d+(?:\.\d*)?|\.\d+) ?km$")
@@ -110,6 +70,15 @@ class Selection:
     variables: tuple[str, ...]
     levels: tuple[int, ...] = ()
     altitudes: tuple[float, ...] = ()
+
+
+def is_companion_name(name: str) -> bool:
+    """Whether a companion field may be called this."""
+    try:
+        _check_companion(name, (name,))
+    except SchemaError:
+        return False
+    return True
 
 
 def _check_companion(name: str, companions: Sequence[str]) -> None:

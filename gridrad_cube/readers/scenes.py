@@ -16,7 +16,7 @@ from gridrad_cube.readers.companions import Companion
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
 from gridrad_cube.readers.grids import Grid
-from gridrad_cube.readers.request import Selection
+from gridrad_cube.readers.request import Selection, is_companion_name
 from gridrad_cube.schema import CHANNELS
 
 #: Longitude over which a GOES satellite works, degrees east: 75.2 W is GOES-East (GOES-16 from December 2017
@@ -31,8 +31,11 @@ class SceneHeader:
     """What a plan needs to know of a file, from its header alone.
 
     ``channels`` and ``companions`` are the data variables that `read_scene` would give for the same request,
-    ``altitudes`` (km) the levels of those that have any. ``grid_id`` is equal for files on the same pixels. ``lattice`` is where
-    pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share (`lattice_origin`).
+    ``altitudes`` (km) the levels of those that have any. ``grid_id`` is equal for files on the same pixels.
+    ``lattice`` is where pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share
+    (`lattice_origin`). ``further`` are variables of the file on the same pixels, which may be asked for as companions.
+    ``satellite_longitude`` (degrees east) is known of a geostationary satellite, ``has_scan_times`` where the file
+    says when each line was scanned.
     """
 
     format: str
@@ -44,6 +47,9 @@ class SceneHeader:
     altitudes: tuple[float, ...] = ()
     lattice: tuple[int, int] | None = None
     companions: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+    satellite_longitude: float | None = None
+    has_scan_times: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +57,9 @@ class Description:
     """A file's header in the package's own terms, before any pixel is read.
 
     ``variables`` maps a channel to the file's variable and the factor and offset to the channel's units,
-    ``companions`` has the companion fields; ``dims`` are the file's names of row and column, ``vertical`` that of altitude, whose values in the file's
-    order are ``altitude_km``.
+    ``companions`` has the companion fields, ``further`` the names of all variables that could be. ``dims`` are the
+    file's names of row and column, ``vertical`` that of altitude, whose values in the file's order are
+    ``altitude_km``.
     """
 
     format: str
@@ -62,6 +69,7 @@ class Description:
     selection: Selection
     variables: Mapping[str, tuple[str, tuple[float, float]]]
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
     dims: tuple[str, ...] = ()
     vertical: str | None = None
     altitude_km: npt.NDArray[np.float64] | None = None
@@ -84,7 +92,14 @@ class Description:
                 else None
             ),
             companions=tuple(self.companions),
+            further=self._further(),
+            satellite_longitude=self.satellite_longitude,
+            has_scan_times=self.observation_time is not None,
         )
+
+    def _further(self) -> tuple[str, ...]:
+        taken = {name for name, _ in self.variables.values()} | set(self.companions)
+        return tuple(sorted(name for name in self.further if name not in taken and is_companion_name(name)))
 
 
 def make_scene(description: Description, fields: Mapping[str, Field]) -> xr.Dataset:

@@ -7,8 +7,9 @@ works on the dense codes, and hands them to `gridrad_cube.readers.gridrad.fields
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,27 +73,34 @@ class VolumeGrid:
 class RadarVolume:
     """Bins of a GridRad file that have a value, with how often each bin was looked at.
 
-    ``index`` (int64, strictly ascending) counts in C order over (altitude, latitude, longitude) of the whole
-    file; ``values`` and ``weights`` by channel lie on it, in the channel's units. ``nradobs`` and
-    ``nradecho`` are dense, ``(levels, latitude, longitude)``, over ``levels`` alone: the contiguous range of
-    levels that was read. They are None where the file has none or they were not asked for.
+    ``index`` (strictly ascending; int32 where that holds the grid, half the memory of tens of millions of bins)
+    counts in C order over (altitude, latitude, longitude) of the whole file; ``values`` and ``weights`` by channel
+    lie on it, in the channel's units. ``nradobs`` and ``nradecho`` are dense, ``(levels, latitude, longitude)``,
+    over ``levels`` alone: the contiguous range of levels that was read. They are None where the file has none or
+    they were not asked for.
     """
 
     header: VolumeGrid
     levels: range
-    index: npt.NDArray[np.int64] = field(repr=False)
+    index: npt.NDArray[np.int32] | npt.NDArray[np.int64] = field(repr=False)
     values: Mapping[str, npt.NDArray[np.float32]] = field(repr=False)
     weights: Mapping[str, npt.NDArray[np.float32]] = field(repr=False)
     nradobs: npt.NDArray[np.int8] | None = field(repr=False)
     nradecho: npt.NDArray[np.int8] | None = field(repr=False)
 
-    def at_bins(self, counts: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-        """``nradobs`` or ``nradecho`` at the listed bins, on ``index``."""
-        return counts.reshape(-1)[self.index - self.levels.start * int(np.prod(self.header.shape[1:]))]
+    @property
+    def plane(self) -> int:
+        """Bins of one level."""
+        return self.header.shape[1] * self.header.shape[2]
 
-    def altitude_at_bins(self) -> npt.NDArray[np.float64]:
-        """Altitude of every listed bin, km, on ``index``."""
-        return self.header.altitude_km[self.index // int(np.prod(self.header.shape[1:]))]
+    def part(self, level: int) -> slice:
+        """Where the listed bins of one level of the file lie in ``index``."""
+        return _between(self.index, level * self.plane, (level + 1) * self.plane)
+
+    def at_bins(self, counts: npt.NDArray[np.int8], level: int) -> npt.NDArray[np.int8]:
+        """``nradobs`` or ``nradecho`` at the listed bins of one level of the file, on ``index[part(level)]``."""
+        plane = counts[level - self.levels.start].reshape(-1)
+        return plane[self.index[self.part(level)] - level * self.plane]
 
 
 def is_sparse(source: Source) -> bool:
@@ -189,7 +197,7 @@ def read_volume(
     fields
         Channels (keys of ``header.names``).
     weights, nradecho
-        Whether to read these too; quality control needs them.
+        Whether to read the weights of reflectivity, and the counts of echoes, too; quality control needs these.
     levels
         Contiguous levels to read; all by default.
 
@@ -212,8 +220,8 @@ def read_volume(
         values={name: _listed(source, header.names[name], take) for name in fields},
         weights={
             name: _listed(source, f"w{header.names[name]}", take)
-            for name in fields
-            if weights and f"w{header.names[name]}" in source.variables
+            for name in ("reflectivity",)
+            if weights and name in fields and f"w{header.names[name]}" in source.variables
         },
         nradobs=_counts(source, "Nradobs", levels),
         nradecho=_counts(source, "Nradecho", levels) if nradecho else None,
@@ -222,29 +230,34 @@ def read_volume(
 
 def _read_index(
     source: Source, header: VolumeGrid, levels: range
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | slice]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | slice]:
     """Flat positions on the levels, ascending, and how to take values in that order from the file."""
-    index = source.read("index").astype(np.int64)
+    index = source.read("index")
     size = int(np.prod(header.shape, dtype=np.int64))
     if index.size and (index.min() < 0 or index.max() >= size):
         raise SchemaError(
             f"{source.path}: index runs from {index.min()} to {index.max()}; expected 0 to {size - 1} for "
             f"{header.shape}. The file is damaged."
         )
+    index = index.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64, copy=False)
     order = None
-    steps = np.diff(index)
-    if (steps < 0).any():
+    if (index[1:] < index[:-1]).any():
         order = np.argsort(index, kind="stable")
         index = index[order]
-        steps = np.diff(index)
-    if index.size > 1 and not steps.all():
-        twice = index[:-1][steps == 0]
+    if (index[1:] == index[:-1]).any():
+        twice = index[:-1][index[1:] == index[:-1]]
         raise SchemaError(
             f"{source.path}: index lists {twice.size} bins twice, {twice[0]} first; the file is damaged"
         )
     plane = header.shape[1] * header.shape[2]
-    low, high = np.searchsorted(index, [levels.start * plane, levels.stop * plane])
-    return index[low:high], (slice(int(low), int(high)) if order is None else order[low:high])
+    part = _between(index, levels.start * plane, levels.stop * plane)
+    return index[part], (part if order is None else order[part])
+
+
+def _between(index: npt.NDArray[Any], start: int, stop: int) -> slice:
+    """Where positions from start to before stop lie; in the index's own type, which spares a copy of it."""
+    low, high = np.searchsorted(index, np.array([start, stop], index.dtype))
+    return slice(int(low), int(high))
 
 
 def _listed(source: Source, name: str, take: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
@@ -316,12 +329,13 @@ def densify(
     *,
     levels: Sequence[int] | None = None,
     states: npt.NDArray[np.uint8] | None = None,
+    encoding: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint16]] | None = None,
 ) -> npt.NDArray[np.uint16]:
     """Dense codes of a channel, three states of a bin apart.
 
-    Looked at and not listed, or listed without a value: observed, no echo. Never looked at and not listed:
-    not observed. A listed value stands even where the count of looks is zero. Without counts (4.1, dense)
-    every bin without a value is not observed.
+    Looked at and not listed: observed, no echo. Never looked at and not listed: not observed. A listed value stands
+    even where the count of looks is zero; a bin that is listed without one had an echo that nobody knows, which is
+    not observed. Without counts (4.1, dense) every bin without a value is not observed.
 
     Parameters
     ----------
@@ -330,6 +344,8 @@ def densify(
     states
         Per listed bin the code of a state to set in place of its value (`Packing.low_confidence`,
         `Packing.clutter`), or 0 to leave it.
+    encoding
+        Codes of listed values, 0 for none, in place of those of the channel's packing.
 
     Returns
     -------
@@ -344,22 +360,17 @@ def densify(
     assert packing.no_echo is not None
     assert packing.fill_value is not None
     _, rows, columns = volume.header.shape
-    plane = rows * columns
-    out = np.full((len(wanted), plane), packing.fill_value, packing.dtype)
+    out = np.full((len(wanted), volume.plane), packing.fill_value, packing.dtype)
     for target, level in zip(out, wanted, strict=True):
         if volume.nradobs is not None:
             # Not "> 0": a count past 127 is negative as int8.
             looked = volume.nradobs[level - volume.levels.start].ravel() != 0
             target[looked] = packing.no_echo
-        low, high = np.searchsorted(volume.index, [level * plane, (level + 1) * plane])
-        codes = _encode_listed(volume.values[field][low:high], field)
+        part = volume.part(level)
+        values = volume.values[field][part]
+        codes = encode(values, CHANNELS[field]) if encoding is None else encoding(values)
         if states is not None:
-            removed = states[low:high] != 0
-            codes[removed] = states[low:high][removed]
-        has_value = codes != packing.fill_value
-        target[(volume.index[low:high] - level * plane)[has_value]] = codes[has_value]
+            removed = states[part] != 0
+            codes[removed] = states[part][removed]
+        target[volume.index[part] - level * volume.plane] = codes
     return out.reshape(len(wanted), rows, columns)
-
-
-def _encode_listed(values: npt.NDArray[np.float32], field: str) -> npt.NDArray[np.uint16]:
-    return encode(values, CHANNELS[field])

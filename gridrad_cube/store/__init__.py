@@ -7,6 +7,7 @@ from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata,
 from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
 from gridrad_cube.store.commit import (
     blank_rows,
+    block_length,
     blocks,
     commit,
     gather,
@@ -15,6 +16,7 @@ from gridrad_cube.store.commit import (
     report_columns,
     write_block,
 )
+from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.log import Record, pack_rows, unpack_rows
@@ -25,6 +27,7 @@ from gridrad_cube.store.read import (
     cube_info,
     open_cube,
     open_embeddings,
+    open_grid,
     open_packed,
     store_info,
 )
@@ -39,6 +42,7 @@ __all__ = [
     "ChannelLayout",
     "CubeLayout",
     "Damage",
+    "EmbeddingReader",
     "Entry",
     "Files",
     "MissingChunkError",
@@ -46,6 +50,7 @@ __all__ = [
     "Record",
     "RemoteError",
     "blank_rows",
+    "block_length",
     "blocks",
     "check_duplicates",
     "commit",
@@ -57,6 +62,7 @@ __all__ = [
     "number_arrays",
     "open_cube",
     "open_embeddings",
+    "open_grid",
     "open_packed",
     "pack_rows",
     "read_grid",

@@ -38,6 +38,8 @@ from gridrad_cube.store.log import Log, Place, Record
 BUILD = "_build"
 #: Version of plan and log. A store of another one can be read, and neither continued nor verified.
 BUILD_FORMAT = 2
+#: Lines of a file of the plan at most.
+ENTRIES_A_SEGMENT = 50_000
 #: Status of a source without a record.
 _UNKNOWN = 255
 _STATUS_NAMES = {code: name for name, code in STATUS.items()}
@@ -216,21 +218,22 @@ class Build:
     def begin(self, recipe: Recipe, layout: CubeLayout, entries: Sequence[Entry]) -> None:
         """Write the plan of a new store."""
         self.recipe, self.layout = recipe, layout
-        self._write_segment({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
+        self._write_plan({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Append sources to the plan; their rows follow the old ones."""
-        if entries:
-            self._write_segment({}, entries)
+        self._write_plan({}, entries)
 
-    def _write_segment(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        lines = [
-            json.dumps(dict(head) | {"format": BUILD_FORMAT}),
-            *(json.dumps(dataclasses.asdict(e)) for e in entries),
-        ]
-        self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
-        self._segments += 1
-        self._add(entries)
+    def _write_plan(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        # Killed between two segments, the rest is planned by the next run, in the same order.
+        for start in range(0, len(entries), ENTRIES_A_SEGMENT):
+            segment = entries[start : start + ENTRIES_A_SEGMENT]
+            first = dict(head) | {"format": BUILD_FORMAT}
+            lines = [json.dumps(first), *(json.dumps(dataclasses.asdict(e)) for e in segment)]
+            self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
+            self._segments += 1
+            self._add(segment)
+            head = {}
 
     def record(self, record: Record) -> None:
         """Append what became of a source; the last record of a source counts."""
@@ -261,13 +264,24 @@ class Build:
             status=status,
             size=size,
             mtime_ns=mtime,
-            reason=self._reasons.get(number, ""),
+            reason=self.reason(number),
             shards=shards,
         )
 
     def status(self, number: int) -> str | None:
         """Status of an entry's last record, None where there is none."""
         return _STATUS_NAMES.get(int(self._status[number]))
+
+    def reason(self, number: int) -> str:
+        """Why an entry is not written; empty where it is."""
+        return self._reasons.get(number, "")
+
+    def source_bytes(self) -> npt.NDArray[np.int64]:
+        """Bytes of every entry's shards."""
+        if not self.entries:
+            return np.zeros(0, np.int64)
+        rows = np.maximum(self.shard_bytes, 0).sum(axis=1)
+        return np.asarray(np.add.reduceat(rows, [e.row for e in self.entries]))
 
     def is_written(self, number: int) -> bool:
         """Whether an entry's last record says ``written``."""
@@ -296,12 +310,13 @@ class Build:
     def lease(self) -> Iterator[None]:
         """Hold the right to write; a second writer is refused.
 
-        A lease whose process on this host is gone is taken over.
+        On local disks, a lease whose process on this host is gone is taken over. That of a remote store is
+        not: it may be of any machine.
 
         Raises
         ------
         SchemaError
-            If somebody else writes to this store; names host and process.
+            If somebody else writes to this store; names host and process, and since when.
         """
         key = f"{BUILD}/lease.json"
         mine = {
@@ -332,6 +347,8 @@ class Build:
             found, other = b"", {}
         if not isinstance(other, dict):
             other = {}
+        if found == payload:
+            return  # ours: the answer to the first put was lost, and the put repeated
         if (
             self.files.local
             and other.get("host") == socket.gethostname()
@@ -349,7 +366,8 @@ class Build:
                 os.rename(aside, self.files.path(key))
         raise SchemaError(
             f"{self.files.root}: another process writes to this store (host {other.get('host')}, process "
-            f"{other.get('pid')}). Wait for it; if it is gone, remove {self.files.path(key)}"
+            f"{other.get('pid')}, {_since(other.get('since'))}). Wait for it; if it is gone, remove "
+            f"{self.files.path(key)}"
         )
 
     def identity(self) -> str:
@@ -382,6 +400,15 @@ class Build:
             return range(0)
         start = bisect.bisect_right(self.entries, rows.start, key=lambda e: e.row) - 1
         return range(start, bisect.bisect_left(self.entries, rows.stop, key=lambda e: e.row))
+
+
+def _since(seconds: Any) -> str:
+    """When a lease was taken, as UTC and as hours and minutes from now."""
+    if not isinstance(seconds, int):
+        return "since when is not known"
+    minutes = max(0, int(time.time()) - seconds) // 60
+    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    return f"since {at}, {minutes // 60} h {minutes % 60:02} min ago"
 
 
 def _alive(pid: int) -> bool:

@@ -14,6 +14,8 @@ from gridrad_cube.store.build import BUILD, Build, read_grid
 from gridrad_cube.store.layout import COORDINATES, STATUS, CubeLayout
 from gridrad_cube.store.log import unpack_rows
 
+#: Small values of a block of crops, in memory while a store is finished.
+_BLOCK_BYTES = 128 * 2**20
 #: Coordinates that the plan has, in the order of `gather`.
 _OF_THE_PLAN = ("time", "status", "y_origin", "x_origin", "grid", "scene", "source")
 
@@ -49,6 +51,18 @@ def record_type(layout: CubeLayout) -> np.dtype[Any]:
             levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
             fields.append((f"{name}_histogram", np.uint32, (*levels, HISTOGRAM_BINS)))
     return np.dtype(fields)
+
+
+def block_length(layout: CubeLayout, scenes: int) -> int:
+    """Crops whose small values are finished together, and chunked together: a power of two, at most 128 MiB of them.
+
+    Parameters
+    ----------
+    scenes
+        Number of scenes of the first plan; a store that starts small has smaller chunks.
+    """
+    fits = max(1, _BLOCK_BYTES // record_type(layout).itemsize)
+    return min(16384, 1 << (fits.bit_length() - 1), max(256, 1 << (scenes - 1).bit_length()))
 
 
 def blank_rows(layout: CubeLayout, count: int) -> np.ndarray:
@@ -220,16 +234,15 @@ def number_arrays(sizes: Mapping[str, int], rows_per_chunk: int) -> list[tuple[A
 
 def report_columns(build: Build) -> dict[str, np.ndarray]:
     """The report as columns, one row a source by its name: source, status, reason, crops, bytes."""
-    records = {e.source: (build.outcome(n), len(e.windows)) for n, e in enumerate(build.entries)}
-    records |= {source: (record, 0) for source, record in build.refused.items()}
-    rows = [(s, r, n if r.status == "written" else 0) for s, (r, n) in sorted(records.items()) if r]
-    return {
-        "source": np.array([source for source, _, _ in rows], dtype=object),
-        "status": np.array([r.status for _, r, _ in rows], dtype=object),
-        "reason": np.array([r.reason for _, r, _ in rows], dtype=object),
-        "crops": np.array([n for _, _, n in rows], np.int32),
-        "bytes": np.array([r.bytes for _, r, _ in rows], np.int64),
-    }
+    rows = [
+        (e.source, build.status(n), build.reason(n), len(e.windows) * build.is_written(n), size)
+        for n, (e, size) in enumerate(zip(build.entries, build.source_bytes().tolist(), strict=True))
+    ]
+    rows += [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]
+    known = sorted(row for row in rows if row[1])
+    columns = zip(*known, strict=True) if known else [()] * 5
+    types = {"source": object, "status": object, "reason": object, "crops": np.int32, "bytes": np.int64}
+    return {name: np.array(c, dtype=t) for (name, t), c in zip(types.items(), columns, strict=True)}
 
 
 def _layout(build: Build) -> CubeLayout:

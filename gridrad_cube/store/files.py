@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec
+
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store.places import CLOUD, Cloud, Filesystem, Local
 
@@ -35,7 +37,7 @@ class Files:
             if parts.scheme == "file":
                 self.local, text = True, parts.path
             else:
-                _refuse_secrets(text)
+                _check_url(text)
         self.root = os.path.abspath(text) if self.local else text.rstrip("/")
         self._opened: tuple[int, Local | Cloud | Filesystem] | None = None
 
@@ -48,6 +50,11 @@ class Files:
     def path(self, key: str = "") -> str:
         """Local path or URL of a key."""
         return f"{self.root}/{key}" if key else self.root
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is here."""
+        return not self.root.startswith("memory://")
 
     @property
     def _place(self) -> Local | Cloud | Filesystem:
@@ -134,8 +141,15 @@ class Files:
         self.write(key, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
 
-def _refuse_secrets(url: str) -> None:
+def _check_url(url: str) -> None:
+    """Refuse a URL with a secret in it, or one that leads nowhere."""
     parts = urlsplit(url)
+    if parts.scheme in CLOUD and not parts.netloc:
+        raise SchemaError(f"{url}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
+    if parts.scheme not in CLOUD and parts.scheme not in fsspec.available_protocols():
+        raise SchemaError(
+            f"{parts.scheme}://: no such protocol; expected one of {sorted(CLOUD)} or of fsspec"
+        )
     user = parts.netloc.rpartition("@")[0]
     container = parts.scheme in ("abfs", "abfss") and ":" not in user  # abfs://container@account...
     if parts.query or (user and not container):

@@ -122,8 +122,9 @@ class Log:
             self._appending = len(self._objects)
             self._objects.append(f"{self._appending:06d}-{secrets.token_hex(3)}.log")
             self._since = time.monotonic()
-        offset = self._put(self._appending, line + record.values) + len(line)
-        return Place(self._appending, offset, len(record.values), crc)
+        number = self._appending  # putting it may end the object
+        offset = self._put(number, line + record.values) + len(line)
+        return Place(number, offset, len(record.values), crc)
 
     def _put(self, number: int, data: bytes) -> int:
         """Append to an object; the offset."""

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import fsspec
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 #: Temporary names end so; a killed writer can leave one behind, and nothing reads it.
 PARTIAL = ".partial"
@@ -41,8 +42,6 @@ class Local:
         self.root = root
 
     def zarr(self) -> Any:
-        from zarr.storage import LocalStore
-
         return LocalStore(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
@@ -115,9 +114,7 @@ class Cloud:
             self.store = _open_cloud(root, os.getpid(), hash(frozenset(os.environ.items())))
 
     def zarr(self) -> Any:
-        from zarr.storage import ObjectStore
-
-        return ObjectStore(self.store, read_only=True)
+        return _CloudStore(self.store, read_only=True, root=self.root)
 
     def read(self, key: str) -> bytes:
         with _plain_errors(self.root, key):
@@ -155,6 +152,17 @@ class Cloud:
             self.api.put(self.store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
+        if not self._create(key, data):
+            return False
+        if self._create(key, data):  # some servers overlook the condition
+            self.remove(key)
+            raise RemoteError(
+                f"{self.root}: the server knows no conditional puts (If-None-Match), so that two writers could not "
+                "be kept apart. Build on a local disk and copy the store"
+            )
+        return True
+
+    def _create(self, key: str, data: bytes) -> bool:
         with _plain_errors(self.root, key):
             try:
                 self.api.put(self.store, key, data, mode="create")
@@ -168,12 +176,12 @@ class Cloud:
 
     def exists(self, key: str) -> bool:
         with _plain_errors(self.root, key):
-            if any(self.api.list(self.store, key or None)):  # what is below a folder
-                return True
             try:
-                return bool(key) and bool(self.api.head(self.store, key))
+                if key and self.api.head(self.store, key):
+                    return True
             except FileNotFoundError:
-                return False
+                pass
+            return any(self.api.list(self.store, key or None))  # a folder is what lies below it
 
     def names(self, folder: str) -> list[str]:
         with _plain_errors(self.root, folder):
@@ -196,6 +204,21 @@ class Cloud:
             self.api.delete(self.store, key)
 
 
+class _CloudStore(ObjectStore[Any]):
+    """What zarr-python reads through, with errors of one line."""
+
+    def __init__(self, store: Any, *, read_only: bool = False, root: str = "") -> None:
+        super().__init__(store, read_only=read_only)
+        self.root = root
+
+    def with_read_only(self, read_only: bool = False) -> _CloudStore:
+        return _CloudStore(self.store, read_only=read_only, root=self.root)
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        with _plain_errors(self.root, key):
+            return await super().get(key, *args, **kwargs)
+
+
 _CREATING = threading.Lock()
 
 
@@ -213,8 +236,6 @@ class Filesystem:
         return f"{self.base}/{key}" if key else str(self.base)
 
     def zarr(self) -> Any:
-        from zarr.storage import FsspecStore
-
         return FsspecStore.from_url(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
@@ -328,15 +349,18 @@ def _plain(root: str, text: str) -> RemoteError:
             f"{root}: the endpoint is not https. If that is meant, set AWS_ALLOW_HTTP=true in the environment"
         )
     if status and status.group(1) in ("401", "403"):
+        names = " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if root.startswith("s3://") else ""
         return RemoteError(
-            f"{root}: access refused ({shown}). Check the credentials in the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN for s3) and their right to read, write and list there"
+            f"{root}: access refused ({shown}). Check the credentials in the environment{names} and their right to "
+            "read, write and list there"
         )
     if status:
         return RemoteError(f"{root}: the object store answered {shown}")
     if "error sending request" in text:
-        return RemoteError(f"{root}: {_endpoint(root)} cannot be reached")
-    return RemoteError(f"{root}: {text.splitlines()[0].rsplit(' - ', 1)[-1]}")
+        return RemoteError(f"{root}: {_endpoint(root)} cannot be reached, or gives no answer")
+    return RemoteError(
+        f"{root}: {re.sub('^Generic .*? error: ', '', text.splitlines()[0].rsplit(' - ', 1)[-1])}"
+    )
 
 
 def _endpoint(root: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from xarray.core import indexing
 
 from gridrad_cube.schema import FORMAT_VERSION, Flag, Packing, SchemaError
 from gridrad_cube.store.files import Files
+from gridrad_cube.store.shards import MISSING, Process, ShardLayout, ShardReader
 
 
 class MissingChunkError(SchemaError):
@@ -45,7 +48,8 @@ def store_info(store: str | os.PathLike[str], kind: str | None = None) -> dict[s
                 f"{store}: the store is not finished. Run the command that builds it again: it continues."
             ) from None
         if not files.exists():
-            raise FileNotFoundError(f"{store}: no such store") from None
+            alone = "" if files.shared else " in this process, and others cannot see memory://"
+            raise FileNotFoundError(f"{store}: no such store{alone}") from None
         raise SchemaError(f"{store}: not a Zarr v3 store (no zarr.json in it)") from None
     except ValueError as error:
         raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
@@ -75,7 +79,7 @@ def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _open(files: Files) -> xr.Dataset:
     dataset = xr.open_zarr(
-        files.root, chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
+        files.zarr(), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
     )
     # Times alone are decoded here: everything else keeps its codes for our own decoding.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
@@ -83,6 +87,9 @@ def _open(files: Files) -> xr.Dataset:
     dataset.encoding["source"] = files.root
     return dataset
 
+
+#: Patches that a window of pixels reads at once, at most, unless one crop has more.
+WINDOW_PATCHES = 512
 
 _COORDINATES = frozenset(
     [
@@ -175,8 +182,19 @@ def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
     return dataset
 
 
+def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
+    """Open the pixel axes of a source grid of a cube lazily: ``latitude``, ``longitude``, 1-D or 2-D.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the store has no such grid.
+    """
+    return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
+
+
 class _PixelArray(BackendArray):
-    """Pixels of one channel: read by tensorstore, decoded if a packing is given. Picklable."""
+    """Pixels of one channel, decoded if a packing is given. Picklable."""
 
     def __init__(
         self, root: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], packing: Packing | None
@@ -210,31 +228,40 @@ def reader(root: str, crops: int) -> PatchReader:
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
-    Opens nothing until the first read, and again in each process: it pickles, and starts anew in a spawned
-    or forkserver worker. Used in a forked child after the parent has read, it refuses, since tensorstore's
-    threads do not survive a fork.
+    Patches come straight from their shards (`ShardReader`); those of a layout that it does not know, through
+    tensorstore. Opens nothing until the first read, and again in each process: it pickles,
+    and starts anew in a spawned or forkserver worker. Used in a forked child after the parent has read, it
+    refuses, since threads do not survive a fork.
 
     Parameters
     ----------
     store
         Path or URL of a finished cube.
     threads
-        Threads that decompress; None leaves it to tensorstore (one a core).
+        Threads that read and decompress; None takes one a core, and 16 for a remote store.
+    direct
+        Whether to read shards directly: None does where it can, False leaves all to tensorstore.
     """
 
-    def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self, store: str | os.PathLike[str], *, threads: int | None = None, direct: bool | None = None
+    ) -> None:
         self.files = Files(store)
-        self.threads = threads
-        self._pid: int | None = None
-        self._arrays: dict[str, Any] = {}
+        self.threads, self.direct = threads, direct
+        self._process = Process()
         self._info: dict[str, Any] | None = None
-        self._absent: dict[str, np.ndarray] = {}
+        self._members: dict[str, Any] | None = None
+        self._arrays: dict[str, Any] = {}
+        self._shards: dict[str, ShardReader | None] = {}
+        self._small: Any = None
+        self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "threads": self.threads}
+        return {"files": self.files, "threads": self.threads, "direct": self.direct}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["files"].root, threads=state["threads"])  # type: ignore[misc]
+        files = state["files"]
+        self.__init__(files.root, threads=state["threads"], direct=state["direct"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"PatchReader({self.files.root!r})"
@@ -252,20 +279,11 @@ class PatchReader:
         return int(self.info["patch"])
 
     def _array(self, variable: str) -> Any:
-        if self._pid is not None and self._pid != os.getpid():
-            raise RuntimeError(
-                f"{self.files.root}: this reader was opened before the process forked, and its threads did not "
-                "survive. Start workers with multiprocessing_context='spawn' or 'forkserver', or use threads."
-            )
+        self._process.check(self.files.root)
         if variable not in self._arrays:
-            if variable not in self.info["channels"]:
-                raise SchemaError(
-                    f"{self.files.root}: no channel {variable!r}; this store has {sorted(self.info['channels'])}"
-                )
             spec = {
                 "driver": "zarr3",
                 "kvstore": _kvstore(self.files, variable),
-                # The root's copy of the metadata: the array's own runs ahead while the store is extended.
                 "metadata": self._metadata(variable),
                 "open": True,
                 "assume_metadata": True,
@@ -275,17 +293,39 @@ class PatchReader:
             limits = {"data_copy_concurrency": {"limit": self.threads}} if self.threads else {}
             context = tensorstore.Context(limits)
             self._arrays[variable] = tensorstore.open(spec, read=True, context=context).result()
-            self._pid = os.getpid()
         return self._arrays[variable]
 
-    def _metadata(self, variable: str) -> dict[str, Any]:
-        root = self.files.read_json("zarr.json")
-        metadata = root["consolidated_metadata"]["metadata"][variable]
-        return {
-            k: v for k, v in metadata.items() if k not in ("storage_transformers", "consolidated_metadata")
-        }
+    def _shard_reader(self, variable: str) -> ShardReader | None:
+        """The direct reader of a variable's shards; None where its layout takes tensorstore."""
+        if variable not in self._shards:
+            layout = None
+            if self.direct is not False:
+                layout = ShardLayout.from_metadata(variable, self._metadata(variable))
+            if layout is not None and math.prod(layout.chunk_shape) != self.patch**2:
+                layout = None
+            reader = None if layout is None else ShardReader(self.files, layout, threads=self.threads)
+            self._shards[variable] = reader
+        return self._shards[variable]
 
-    def read(self, variable: str, index: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def _metadata(self, variable: str) -> dict[str, Any]:
+        if variable not in self.info["channels"]:
+            raise SchemaError(
+                f"{self.files.root}: no channel {variable!r}; this store has {sorted(self.info['channels'])}"
+            )
+        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
+        if self._members is None:
+            self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
+        members = self._members[variable].items()
+        return {k: v for k, v in members if k not in ("storage_transformers", "consolidated_metadata")}
+
+    def read(
+        self,
+        variable: str,
+        index: np.ndarray,
+        out: np.ndarray | None = None,
+        *,
+        places: Sequence[int] | np.ndarray | None = None,
+    ) -> np.ndarray:
         """Packed patches at (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes.
 
         Parameters
@@ -293,97 +333,168 @@ class PatchReader:
         index
             Integers, shape (N, 3) or (N, 4).
         out
-            Where to put them, shape (N, patch, patch); made if None.
+            Where to put them, shape (M, patch, patch); made if None.
+        places
+            Which of ``out`` each patch goes to; in order if None.
 
         Raises
         ------
         MissingChunkError
             If a chunk is missing, truncated or altered; names the variable and the patch.
         """
-        array, size = self._array(variable), self.patch
         index = np.asarray(index, np.int64)
-        if index.ndim != 2 or index.shape[1] != array.ndim:
-            raise ValueError(f"{variable}: an index has {array.ndim} columns, got shape {index.shape}")
         if out is None:
-            out = np.empty((len(index), size, size), array.dtype.numpy_dtype)
-        with tensorstore.Batch() as batch:
-            futures = [array[self._window(where, size)].read(batch=batch) for where in index]
-        for i, (where, future) in enumerate(zip(index, futures, strict=True)):
-            try:
-                out[i] = future.result()
-            except ValueError as error:
-                raise self._error(variable, where, error) from error
+            dtype = np.dtype(self._metadata(variable)["data_type"])
+            out = np.empty((len(index), self.patch, self.patch), dtype)
+        damage = self.read_undamaged(variable, index, out, places=places)
+        if damage:
+            raise damage[min(damage)]
         return out
 
-    @staticmethod
-    def _window(where: np.ndarray, size: int) -> tuple[Any, ...]:
-        *lead, row, col = (int(v) for v in where)
-        return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
+    def read_undamaged(
+        self,
+        variable: str,
+        index: np.ndarray,
+        out: np.ndarray,
+        *,
+        places: Sequence[int] | np.ndarray | None = None,
+    ) -> dict[int, MissingChunkError]:
+        """Read what can be read, and say for the rest what is wrong with it; parameters as for `read`.
+
+        Returns
+        -------
+        Row of ``index`` -> error, for patches that are missing, truncated or altered. What ``out`` holds in
+        their places means nothing.
+        """
+        index, dims = np.asarray(index, np.int64), len(self._metadata(variable)["shape"])
+        if index.ndim != 2 or index.shape[1] != dims:
+            raise ValueError(f"{variable}: an index has {dims} columns, got shape {index.shape}")
+        targets = range(len(index)) if places is None else np.asarray(places).tolist()
+        shards = self._shard_reader(variable)
+        if shards is None:
+            return self._read_tensorstore(variable, index, out, targets)
+        if out.dtype == shards.layout.dtype and out[:1].flags.c_contiguous:
+            failures = shards.read(index, out, targets)
+        else:
+            patches = np.empty((len(index), *out.shape[1:]), shards.layout.dtype)
+            failures = shards.read(index, patches)
+            out[targets] = patches
+        return {row: self._error(variable, index[row], what) for row, what in failures.items()}
+
+    def _read_tensorstore(
+        self, variable: str, index: np.ndarray, out: np.ndarray, targets: Sequence[int]
+    ) -> dict[int, MissingChunkError]:
+        array, size = self._array(variable), self.patch
+        with tensorstore.Batch() as batch:
+            futures = [array[_box(where, size)].read(batch=batch) for where in index]
+        failures: dict[int, MissingChunkError] = {}
+        for row, (target, future) in enumerate(zip(targets, futures, strict=True)):
+            try:
+                out[target] = future.result()
+            except ValueError as error:
+                failures[row] = self._error(variable, index[row], _reason(error))
+                failures[row].__cause__ = error
+        return failures
 
     def read_crop(self, variable: str, crop: int) -> np.ndarray:
         """Packed pixels of a whole crop, ``([altitude,] y, x)``."""
-        array = self._array(variable)
-        try:
-            return np.asarray(array[crop].read().result())
-        except ValueError as error:
-            raise self._error(variable, np.array([crop]), error) from error
+        *levels, height, width = self._metadata(variable)["shape"][1:]
+        cells, size = (*levels, height // self.patch, width // self.patch), self.patch
+        index = np.indices((1, *cells)).reshape(len(cells) + 1, -1).T
+        index[:, 0] = crop
+        return _joined(self.read(variable, index).reshape(*cells, size, size))
 
     def read_window(self, variable: str, key: tuple[int | slice, ...]) -> np.ndarray:
         """Packed pixels of a basic index (integers and slices with positive steps).
 
         Crops that lack the channel (flag `channel_absent`, or not written) give fill.
+
+        Raises
+        ------
+        MissingChunkError
+            If a chunk is missing, truncated or altered; names the variable and the patch.
         """
-        array = self._array(variable)
-        crops = np.atleast_1d(np.arange(array.shape[0])[key[0]])
-        shape = tuple(
-            len(range(*k.indices(n))) for k, n in zip(key, array.shape, strict=True) if isinstance(k, slice)
-        )
-        out = np.empty(shape, array.dtype.numpy_dtype)
-        scalar = not isinstance(key[0], slice)
-        absent = self.absent(variable)
-        fill = array.fill_value
-        rest = tuple(
-            slice(*k.indices(n)) if isinstance(k, slice) else int(k)
-            for k, n in zip(key[1:], array.shape[1:], strict=True)
-        )
-        with tensorstore.Batch() as batch:
-            futures = [None if absent[c] else array[(int(c), *rest)].read(batch=batch) for c in crops]
-        for i, (crop, future) in enumerate(zip(crops, futures, strict=True)):
-            try:
-                out[() if scalar else i] = fill if future is None else future.result()
-            except ValueError as error:
-                raise self._error(variable, np.array([crop]), error) from error
+        metadata, size = self._metadata(variable), self.patch
+        picked = [range(n)[k] for k, n in zip(key, metadata["shape"], strict=True)]
+        spans = [range(p, p + 1) if isinstance(p, int) else p for p in picked]
+        out = np.empty([len(span) for span in spans], metadata["data_type"])
+        if out.size:
+            crops, *levels, ys, xs = spans
+            rows, cols = (range(s[0] // size, s[-1] // size + 1) for s in (ys, xs))
+            y, x = (
+                slice(s.start - c[0] * size, s.stop - c[0] * size, s.step)
+                for s, c in ((ys, rows), (xs, cols))
+            )
+            cells = [*levels, rows, cols]
+            # A bounded number of crops at once, in one batch: latency counts where the store is far.
+            step = max(1, WINDOW_PATCHES // math.prod(len(c) for c in cells))
+            for first in range(0, len(crops), step):
+                some, part = np.array(crops[first : first + step]), out[first : first + step]
+                there = ~self.absent(variable, some)
+                part[~there] = metadata["fill_value"]
+                if there.any():
+                    index = np.array(list(itertools.product(some[there].tolist(), *cells)))
+                    patches = self.read(variable, index).reshape(-1, *(len(c) for c in cells), size, size)
+                    part[there] = _joined(patches)[..., y, x]
+        return out[tuple(0 if isinstance(p, int) else slice(None) for p in picked)]
+
+    def absent(self, variable: str, crops: np.ndarray) -> np.ndarray:
+        """Whether crops have no shard of this channel by right (absent in the scene, or not written).
+
+        Reads the chunks of flags that these crops lie in, and no others.
+        """
+        if self._small is None:
+            self._small = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
+        flags, status = self._small[f"{variable}_flags"], self._small["status"]
+        rows, out = flags.chunks[0], np.empty(len(crops), bool)
+        for number in np.unique(crops // rows).tolist():
+            block = slice(number * rows, (number + 1) * rows)
+            if (variable, number) not in self._absent:
+                lacking = (np.asarray(flags[block]) & int(Flag.channel_absent)) != 0
+                unwritten = np.asarray(status[block]) != 0
+                self._absent[variable, number] = lacking.all(axis=tuple(range(1, lacking.ndim))) | unwritten
+            here = crops // rows == number
+            out[here] = self._absent[variable, number][crops[here] % rows]
         return out
 
-    def absent(self, variable: str) -> np.ndarray:
-        """Per crop, whether it has no shard of this channel by right (absent in the scene, or not written)."""
-        if variable not in self._absent:
-            group: Any = zarr.open_group(self.files.root, mode="r", use_consolidated=True)
-            flags = np.asarray(group[f"{variable}_flags"][...])
-            status = np.asarray(group["status"][...])
-            cells = tuple(range(1, flags.ndim))
-            self._absent[variable] = ((flags & int(Flag.channel_absent)).astype(bool).all(axis=cells)) | (
-                status != 0
-            )
-        return self._absent[variable]
+    def _error(self, variable: str, where: np.ndarray, reason: str) -> MissingChunkError:
+        names = [*self._metadata(variable)["dimension_names"][:-2], "row", "col"]
+        place = {n: int(v) for n, v in zip(names, where, strict=False)}
+        remedy = "gridrad-cube verify STORE --repair --source-root DIR"
+        return damage_error(self.files.root, variable, place, reason, remedy)
 
-    def _error(self, variable: str, where: np.ndarray, error: Exception) -> MissingChunkError:
-        names = ["crop", "altitude", "row", "col"] if len(where) == 4 else ["crop", "row", "col"]
-        place = ", ".join(f"{n} {int(v)}" for n, v in zip(names, where, strict=False))
-        text = str(error)
-        what = "is missing" if "NOT_FOUND" in text else "cannot be read"
-        reason = "" if "NOT_FOUND" in text else f" ({text.split(' [', 1)[0][:200]})"
-        return MissingChunkError(
-            f"{self.files.root}: {variable} at {place} {what}{reason}. Run: gridrad-cube verify STORE --repair "
-            "--source-root DIR"
-        )
+
+def damage_error(
+    root: str, variable: str, place: Mapping[str, int], reason: str, remedy: str
+) -> MissingChunkError:
+    """The error of a chunk that `ShardReader` could not give, by name."""
+    where = ", ".join(f"{name} {number}" for name, number in place.items())
+    what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
+    return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
+
+
+def _joined(patches: np.ndarray) -> np.ndarray:
+    """Patches (..., row, col, y, x) as pixels (..., y, x)."""
+    *levels, rows, cols, height, width = patches.shape
+    return np.swapaxes(patches, -3, -2).reshape(*levels, rows * height, cols * width)
+
+
+def _box(where: np.ndarray, size: int) -> tuple[Any, ...]:
+    """Pixels of the patch at (crop, [altitude,] row, col)."""
+    *lead, row, col = (int(v) for v in where)
+    return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
+
+
+def _reason(error: ValueError) -> str:
+    """What tensorstore says, in the terms of `ShardReader`."""
+    text = str(error)
+    return MISSING if "NOT_FOUND" in text else text.split(" [", 1)[0][:200]
 
 
 def _kvstore(files: Files, variable: str) -> dict[str, Any]:
     if files.local:
         return {"driver": "file", "path": f"{files.path(variable)}/"}
-    scheme, rest = files.root.split("://", 1)
-    if scheme in ("s3", "gs"):
-        bucket, _, path = rest.partition("/")
-        return {"driver": {"s3": "s3", "gs": "gcs"}[scheme], "bucket": bucket, "path": f"{path}/{variable}/"}
-    raise SchemaError(f"{files.root}: batches of patches are read from local disks, s3:// and gs:// only")
+    raise SchemaError(
+        f"{files.root}: {variable} lies in its shards as gridrad-cube does not write it, and is read from local disks "
+        "only"
+    )

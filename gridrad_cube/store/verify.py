@@ -10,6 +10,7 @@ import zarr
 
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store.build import Build
+from gridrad_cube.store.places import RemoteError
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def _damaged_rest(build: Build) -> list[Damage]:
         try:
             what = None if build.files.read_json(f"{name}/zarr.json") == metadata else "differs from the root"
             if what is None and metadata["node_type"] == "array" and name not in build.layout.channels:
-                zarr.open_array(build.files.path(name), mode="r")[...]
+                zarr.open_array(build.files.zarr(), path=name, mode="r")[...]
+        except RemoteError:
+            raise  # says nothing about what lies there
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             what = f"cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
         if what:

@@ -20,6 +20,8 @@ MJD_EPOCH = np.datetime64("1858-11-17T00:00:00", "ms")
 MJD_UNITS = "days since 1858-11-17T00:00:00.000"
 #: Code of a pixel without data.
 FILL = 65535
+#: Value of a pixel without data in fields of floats.
+FLOAT_FILL = -999.0
 #: A slot's scan starts so many seconds after the minute in the file's name.
 SCAN_OFFSET_SECONDS = 17
 #: Seconds that the imager takes from the first line to the last.
@@ -33,6 +35,7 @@ _COORDINATES = "longitude latitude time"
 def write_larc_goes(
     path: str | os.PathLike[str], *, time: np.datetime64, latitude: npt.ArrayLike, longitude: npt.ArrayLike,
     ir: npt.ArrayLike | None = None, visible: npt.ArrayLike | None = None, overshoots: npt.ArrayLike | None = None,
+    tropopause: npt.ArrayLike | None = None, parallax: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     scan_time: npt.ArrayLike | None = None, deflate: int = 1,
 ) -> Path:  # fmt: skip
     """Write one scene, packed as the archive packs it.
@@ -52,6 +55,10 @@ def write_larc_goes(
         Reflectance in the same way: uint16 codes of 0.0001, or floats.
     overshoots
         Numbers of overshooting tops, uint16, 0 where there is none.
+    tropopause
+        Temperature of the tropopause in K, floats, NaN where there is none.
+    parallax
+        Degrees of latitude and of longitude to add to where a cloud seems to stand, floats, NaN where there is none.
     scan_time
         Observation time of every line, ``datetime64``; by default north to south in four minutes.
     deflate
@@ -64,11 +71,14 @@ def write_larc_goes(
     """
     latitude, longitude = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
     shape = (latitude.size, longitude.size)
-    images = {
+    images: dict[str, npt.NDArray[Any] | None] = {
         "ir_brightness_temperature": None if ir is None else _codes(ir, 0.01),
         "ot_id_number": None if overshoots is None else np.asarray(overshoots, np.uint16),
         "visible_reflectance": None if visible is None else _codes(visible, 0.0001),
+        "tropopause_temperature": None if tropopause is None else _floats(tropopause),
     }
+    for axis, correction in zip(("latitude", "longitude"), parallax or (), strict=False):
+        images[f"parallax_correction_{axis}"] = _floats(correction)
     for name, image in images.items():
         if image is not None and image.shape != shape:
             raise SchemaError(f"{name}: shape is {image.shape}; expected {shape}, that of the axes")
@@ -94,13 +104,19 @@ def _codes(values: npt.ArrayLike, scale: float) -> npt.NDArray[np.uint16]:
     return codes
 
 
+def _floats(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    out = np.array(values, np.float32)
+    out[np.isnan(out)] = FLOAT_FILL
+    return out
+
+
 def modified_julian_day(time: npt.ArrayLike) -> Float:
     """Days since 1858-11-17, fractional, of UTC times."""
     return (np.asarray(time).astype("datetime64[ms]") - MJD_EPOCH).astype(np.float64) / 86_400_000.0
 
 
 def _write(
-    path: Path, time: np.datetime64, axes: tuple[Float, Float], images: dict[str, npt.NDArray[np.uint16] | None],
+    path: Path, time: np.datetime64, axes: tuple[Float, Float], images: dict[str, npt.NDArray[Any] | None],
     scan_time: np.ndarray, deflate: int,
 ) -> None:  # fmt: skip
     import netCDF4
@@ -134,17 +150,17 @@ def _write(
         file.history = MADE_UP
 
 
-def _write_image(file: Any, name: str, image: npt.NDArray[np.uint16], deflate: int) -> None:
+def _write_image(file: Any, name: str, image: npt.NDArray[Any], deflate: int) -> None:
     fill, attributes = _IMAGES[name]
     variable = file.createVariable(
-        name, "u2", ("time", "nlines", "npixels"), fill_value=np.uint16(fill), **compression(deflate)
-    )
+        name, image.dtype, ("time", "nlines", "npixels"), fill_value=image.dtype.type(fill), **compression(deflate)
+    )  # fmt: skip
     variable.set_auto_maskandscale(False)
     variable.setncatts(attributes | {"coordinates": _COORDINATES})
     variable[0] = image
 
 
-_IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
+_IMAGES: dict[str, tuple[float, dict[str, Any]]] = {
     "ir_brightness_temperature": (FILL, {
         "long_name": "IR Brightness Temperature Image", "valid_range": np.array([15000, 35000], np.uint16),
         "units": "degrees_Kelvin", "scale_factor": np.float32(0.01),
@@ -154,4 +170,11 @@ _IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
         "units": "unitless",
     }),
     "visible_reflectance": (FILL, {"units": "unitless", "scale_factor": np.float32(0.0001)}),
+    "tropopause_temperature": (FLOAT_FILL, {"long_name": "Tropopause Temperature", "units": "degrees_Kelvin"}),
+    "parallax_correction_latitude": (FLOAT_FILL, {
+        "long_name": "Parallax Correction of Latitude, to Be Added", "units": "degrees",
+    }),
+    "parallax_correction_longitude": (FLOAT_FILL, {
+        "long_name": "Parallax Correction of Longitude, to Be Added", "units": "degrees",
+    }),
 }  # fmt: skip

@@ -64,6 +64,31 @@ def render_satellite(
     return SatelliteImage(infrared, visible, overshoots)
 
 
+def tropopause_temperature(time: np.datetime64, latitude: Float, longitude: Float) -> Float32:
+    """Temperature of the tropopause, K: cold over the tropics, with a long wave that drifts east."""
+    wave = np.cos(np.deg2rad(6.0 * (longitude - 15.0 * seconds_of(time) / 86400.0)))
+    return (197.0 + 24.0 * np.sin(np.deg2rad(latitude[:, None])) ** 2 + 1.5 * wave).astype(np.float32)
+
+
+def parallax_correction(
+    infrared: npt.ArrayLike, latitude: Float, longitude: Float
+) -> tuple[Float32, Float32]:
+    """Degrees of latitude and longitude to add to where clouds seem to stand; NaN where ``infrared`` is.
+
+    A cloud at height h seems h tan(zenith angle) further from the point below the satellite than it is. Its height
+    is taken from its temperature, at 6.5 K a km below 290 K.
+    """
+    height = np.clip((290.0 - np.asarray(infrared, np.float64)) / 6.5, 0.0, 18.0)
+    lat, lon = np.deg2rad(latitude)[:, None], np.deg2rad(longitude - SATELLITE_LONGITUDE)
+    zenith = geometry.satellite_zenith_angle(latitude[:, None], longitude, SATELLITE_LONGITUDE)
+    degrees = height * np.tan(np.deg2rad(zenith)) / KM_PER_DEGREE
+    away = np.maximum(
+        np.sqrt(1.0 - (np.cos(lat) * np.cos(lon)) ** 2), 1e-9
+    )  # sine of the angle to the point below
+    north, east = -np.sin(lat) * np.cos(lon) / away, -np.sin(lon) / away
+    return (degrees * north).astype(np.float32), (degrees * east / np.cos(lat)).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class _Sun:
     """Cosine of the solar zenith angle as ``base[row] + height[row] * hour[column]``."""

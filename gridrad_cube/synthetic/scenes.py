@@ -19,7 +19,7 @@ from gridrad_cube.synthetic.gridrad import FIELDS, write_gridrad_dense, write_gr
 from gridrad_cube.synthetic.larc_goes import SCAN_OFFSET_SECONDS, write_larc_goes
 from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, render_radar
 from gridrad_cube.synthetic.runs import CONUS_SHAPE, PLANT_DTYPE, Format, Run, make_run
-from gridrad_cube.synthetic.satellite import render_satellite
+from gridrad_cube.synthetic.satellite import parallax_correction, render_satellite, tropopause_temperature
 from gridrad_cube.synthetic.weather import seconds_of
 
 #: Name of the file that tells what was planted.
@@ -36,7 +36,7 @@ def iter_scenes(
     shape: tuple[int, int] | None = None, seed: int = 0, start: str | np.datetime64 | None = None,
     interval: str | np.timedelta64 | datetime.timedelta | None = None, center: tuple[float, float] | None = None,
     faults: Sequence[str] = (), plants: int = 0, plant_noise: float = 0.3, density: float | None = None,
-    deflate: int = 1, night_visible: str = "absent", shuffle_index: bool = False,
+    deflate: int = 1, night_visible: str = "absent", shuffle_index: bool = False, companions: bool = False,
 ) -> Iterator[Path]:  # fmt: skip
     """Write scenes one after the other, giving each path as soon as its file is complete.
 
@@ -74,6 +74,9 @@ def iter_scenes(
         writes 0. Where only a part of a scene is dark, that part is missing (0 with ``"zero"``).
     shuffle_index
         Sparse GridRad: list the bins in random order.
+    companions
+        LaRC scenes: write the temperature of the tropopause and the correction for parallax too. (Numbers of
+        overshooting tops, and GridRad's counts and weights, are always there.)
 
     Raises
     ------
@@ -86,10 +89,12 @@ def iter_scenes(
         format=format, scenes=scenes, shape=shape, seed=seed, start=start, interval=interval, center=center,
         faults=faults, plants=plants, plant_noise=plant_noise, density=density,
     )  # fmt: skip
-    return _iterate(run, Path(out), deflate, night_visible, shuffle_index)
+    return _iterate(run, Path(out), deflate, night_visible, shuffle_index, companions)
 
 
-def _iterate(run: Run, out: Path, deflate: int, night_visible: str, shuffle_index: bool) -> Iterator[Path]:
+def _iterate(
+    run: Run, out: Path, deflate: int, night_visible: str, shuffle_index: bool, companions: bool
+) -> Iterator[Path]:
     network = None
     if run.format.altitudes:
         network = RadarNetwork(run.weather, run.latitude, run.longitude, np.array(run.format.altitudes))
@@ -97,7 +102,7 @@ def _iterate(run: Run, out: Path, deflate: int, night_visible: str, shuffle_inde
     for scene, time in enumerate(run.times):
         path = out / scene_name(run.format, time, run.latitude.size == CONUS_SHAPE[0])
         if network is None:
-            _write_larc(run, path, time, deflate, night_visible)
+            _write_larc(run, path, time, deflate, night_visible, companions)
         else:
             _write_gridrad(run, network, path, time, deflate, shuffle_index)
         planted = None
@@ -124,7 +129,9 @@ def scene_name(spec: Format, time: np.datetime64, is_conus: bool = False) -> Pat
     return Path(month if is_conus else f"volumes/{convective}", f"nexrad_3d_v4_2_{stamp:%Y%m%dT%H%M%S}Z.nc")
 
 
-def _write_larc(run: Run, path: Path, time: np.datetime64, deflate: int, night_visible: str) -> None:
+def _write_larc(
+    run: Run, path: Path, time: np.datetime64, deflate: int, night_visible: str, companions: bool
+) -> None:
     image = render_satellite(run.weather, time, run.latitude, run.longitude)
     visible = image.visible
     if night_visible == "zero":
@@ -137,9 +144,13 @@ def _write_larc(run: Run, path: Path, time: np.datetime64, deflate: int, night_v
         if picture is not None:
             picture[lines] = np.nan
     image.overshoots[lines] = 0
+    more: dict[str, Any] = {}
+    if companions:
+        more["tropopause"] = tropopause_temperature(time, run.latitude, run.longitude)
+        more["parallax"] = parallax_correction(image.infrared, run.latitude, run.longitude)
     write_larc_goes(
         path, time=time + np.timedelta64(SCAN_OFFSET_SECONDS, "s"), latitude=run.latitude, longitude=run.longitude,
-        ir=image.infrared, visible=visible, overshoots=image.overshoots, deflate=deflate,
+        ir=image.infrared, visible=visible, overshoots=image.overshoots, deflate=deflate, **more,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds
 from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
 from gridrad_cube.models.vit import ARCHITECTURES
-from gridrad_cube.schema import SchemaError, channel_of
+from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import open_packed, store_info
 from gridrad_cube.train.config import Config, Level, named_refusals, store_level
 
@@ -294,7 +294,8 @@ def gain_of(label: str, rule: Normalization) -> float:
         return GAIN_DBZ / rule.std
     if rule.rule == "rain":
         return GAIN_LOG_RAIN
-    return GAIN.get(channel_of(label).kind, 0.0) / rule.std
+    channel = CHANNELS.get(label.split("@")[0])  # a companion field has no gain: its values are what they are
+    return GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
 
 
 def pixel_spacing_km(store: str, crops: int = 16) -> float | None:

@@ -1,0 +1,54 @@
+"""Every benchmark runs, at a tiny size: what it measures is not looked at here, only that it measures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LIMIT_S = 280  # below that of pytest, so that a program that hangs says what it was at
+
+
+def run(name, *arguments, out):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, arguments), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--folder", str(out.parent)], capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    text = out.read_text()
+    assert text.splitlines()[-1] in done.stdout
+    assert f"Command: `python benchmarks/{name}.py {' '.join(map(str, arguments))}`" in text
+    return text
+
+
+def cells(text, start):
+    """Cells of the first row of a table that starts so."""
+    (line, *_) = (x for x in text.splitlines() if x.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_preprocess_compares_both_ways(tmp_path):
+    tiny = ("--scenes", 2, "--workers", 1, "--shape", 150, 200, "--crop", 128, "--patch", 64)
+    text = run("preprocess", *tiny, out=tmp_path / "report.md")
+    assert cells(text, "loose .npz")[4] == str(2 * (1 + 2 * (1 + 4)))
+    for side in ("loose .npz", "gridrad-cube, whole", "gridrad-cube, the same"):
+        assert all(float(cell) > 0 for cell in cells(text, side)[:3])
+    assert "times the floor" in text
+
+
+def test_preprocess_measures_volumes(tmp_path):
+    tiny = ("--format", "gridrad-v4.2", "--scenes", 1, "--workers", 1, "--shape", 100, 120, "--patch", 64)
+    text = run("preprocess", *tiny, out=tmp_path / "report.md")
+    assert float(cells(text, "gridrad-cube, all levels")[5]) > 50
+
+
+def test_killed_builds_end_as_undisturbed_ones(tmp_path):
+    text = run("kill", "--kills", 3, "--scenes", 8, "--workers", 2, out=tmp_path / "report.md")
+    assert sum(map(int, cells(text, "all"))) == 3
+    assert "wrong reads: 0." in text
+
+
+def test_scale_measures_every_step(tmp_path):
+    text = run("scale", "--crops", 300, out=tmp_path / "report.md")
+    assert float(cells(text, "open, select")[0]) > 0

@@ -1,0 +1,110 @@
+"""Running many tasks over Dask: bounded submission, lost workers, schedulers that are running already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gridrad_cube import pipeline, store, testing
+from gridrad_cube.pipeline.execution import SUBMITTED_PER_WORKER, executor
+from gridrad_cube.schema import Recipe, TileSpec
+
+RECIPE = Recipe(tile=TileSpec(patch=32))
+
+
+def square(number):
+    if number == 13:
+        raise ValueError("thirteen")
+    return number * number
+
+
+@pytest.mark.timeout(120)
+def test_tasks_are_submitted_a_few_at_a_time_and_each_gives_one_result():
+    from distributed import Client
+
+    with Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as client:
+        most, found = 0, {}
+        with executor(client, 1, None) as run:
+            for number, result in run(square, [(i,) for i in range(200)]):
+                most = max(most, len(client.futures))
+                assert number not in found
+                found[number] = result
+        assert client.status == "running"
+    assert most <= SUBMITTED_PER_WORKER + 1
+    assert str(found.pop(13)) == "thirteen"
+    assert found == {i: i * i for i in range(200) if i != 13}
+
+
+@pytest.mark.timeout(120)
+def test_lost_worker_costs_its_tasks_alone(tmp_path):
+    from distributed import Client, LocalCluster
+
+    testing.write_sources(tmp_path / "s", scenes=40, shape=(256, 256))
+    path = tmp_path / "p.zarr"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        workers = list(client.run(os.getpid).values())
+        killed = []
+
+        def kill_one():
+            while len(list(path.glob("ir_*/c.*"))) < 3:
+                time.sleep(0.01)
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(len(list(path.glob("ir_*/c.*"))))
+
+        thread = threading.Thread(target=kill_one, daemon=True)
+        thread.start()
+        report = pipeline.preprocess(tmp_path / "s", path, recipe=RECIPE, client=client)
+        thread.join()
+    assert killed
+    assert killed[0] < 40
+    assert report.count("written") == 40
+    assert store.verify(path) == []
+
+
+@pytest.mark.timeout(120)
+def test_running_scheduler_is_found_by_its_file_and_left_running(tmp_path):
+    testing.write_sources(tmp_path / "s", scenes=2, shape=(64, 64))
+    file = tmp_path / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file)]
+    local = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen([*started, *local], **quiet)
+    try:
+        while not file.exists() or not file.read_text().strip():
+            assert scheduler.poll() is None
+            time.sleep(0.05)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--no-nanny",
+             "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--local-directory", str(tmp_path / "w")],
+            **quiet,
+        )  # fmt: skip
+        try:
+            for _ in range(2):
+                report = pipeline.preprocess(
+                    tmp_path / "s", tmp_path / "p.zarr", recipe=RECIPE, scheduler=str(file)
+                )
+            assert report.count("kept") == 2
+            assert scheduler.poll() is None
+        finally:
+            worker.kill()
+            worker.wait()
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+
+
+def test_dashboard_of_our_own_cluster_is_on_loopback():
+    with executor(None, 2, None) as run:
+        assert dict(run(square, [(2,), (3,)])) == {0: 4, 1: 9}
+        links = [c.dashboard_link for c in __import__("distributed").LocalCluster._instances]
+    assert links
+    assert all(link.startswith("http://127.0.0.1:") for link in links)

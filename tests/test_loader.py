@@ -1,0 +1,169 @@
+"""Batches read ahead, and by worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cubes import COLS, IR, PATCH, ROWS, FakeDataset, Z, clean_pixels, random_codes, whole_epoch, write_cube
+from torch.utils.data import DataLoader
+
+from gridrad_cube.datasets import (
+    EpochSampler,
+    PatchDataset,
+    PatchLoader,
+)
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.store import (
+    MissingChunkError,
+)
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory) -> Path:
+    """Five crops of infrared and of radar at three altitudes, all clean."""
+    return write_cube(tmp_path_factory.mktemp("cube") / "patches.zarr", clean_pixels())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_loader_hands_out_batches_in_order(threads):
+    data = FakeDataset(200, seconds=0.002)
+    loader = PatchLoader(data, range(200), 7, threads=threads, prefetch=5, device="cpu")
+    out = [batch.index.tolist() for batch in loader]
+    assert out == [list(range(i, i + 7)) for i in range(0, 196, 7)]
+    assert len(out) == len(loader) == 28
+    assert loader.seconds_waiting > 0
+    kept = PatchLoader(data, range(200), 7, drop_last=False)
+    assert len(kept) == len(list(kept)) == 29
+
+
+def test_loader_reads_no_further_ahead_than_asked():
+    data = FakeDataset(100)
+    stream = iter(PatchLoader(data, range(100), 10, prefetch=2))
+    next(stream)
+    time.sleep(0.05)
+    assert len(data.read) <= 3
+    stream.close()
+
+
+def test_loader_left_early_or_failed_leaves_no_thread():
+    before = threading.active_count()
+    stream = iter(PatchLoader(FakeDataset(1000, seconds=0.001), range(1000), 10, threads=2))
+    next(stream)
+    assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+    with pytest.raises(OSError, match="disk gone at 31"):
+        list(PatchLoader(FakeDataset(1000, fail=31), range(1000), 10, threads=2))
+    assert threading.active_count() == before
+
+
+def test_loader_error_names_the_samples():
+    with pytest.raises(OSError, match="disk gone") as caught:
+        list(PatchLoader(FakeDataset(100, fail=31), range(100), 10))
+    notes = " ".join(caught.value.__notes__)
+    assert "[30, 31, 32, 33, 34, 35, 36, 37, 38, 39]" in notes
+    assert "{'crop': 30, 'row': 1}" in notes
+
+
+def test_loader_error_of_a_store_names_the_patch(tmp_path):
+    store = write_cube(tmp_path / "s.zarr", {IR: random_codes(IR, (3, ROWS * PATCH, COLS * PATCH))})
+    (shard,) = (store / IR).glob("c.2.*")
+    shard.write_bytes(shard.read_bytes()[:100])
+    data = PatchDataset(store)
+    stream = iter(PatchLoader(data, range(len(data)), ROWS * COLS))
+    next(stream)
+    next(stream)
+    with pytest.raises(MissingChunkError, match=f"{IR} at crop 2, row 0, col 0 cannot be read"):
+        next(stream)
+
+
+def test_loader_advances_the_sampler_by_what_it_hands_out(cube):
+    data = PatchDataset(cube, channels=Z)
+    sampler = EpochSampler(data.strata, batch_size=16, seed=1)
+    expected = whole_epoch(sampler)
+    loader = PatchLoader(data, sampler, 16, prefetch=6)
+    assert len(loader) == 300 // 16
+    seen = []
+    for step, batch in enumerate(loader):
+        seen += batch.index.tolist()
+        assert sampler.state_dict()["position"] == 16 * (step + 1)
+        if step == 4:
+            break
+    resumed = EpochSampler(data.strata, batch_size=16, seed=99)
+    resumed.load_state_dict(sampler.state_dict())
+    for batch in PatchLoader(data, resumed, 16):
+        seen += batch.index.tolist()
+    assert seen == expected[: 300 // 16 * 16]
+    assert (resumed.epoch, resumed.position) == (1, 0)
+
+
+def test_loader_refuses_what_does_not_fit():
+    with pytest.raises(SchemaError, match="fewer samples than a batch, got 3 for batch size 4"):
+        PatchLoader(FakeDataset(3), range(3), 4)
+    with pytest.raises(ValueError, match="batch_size: got 8; expected the sampler's, 4"):
+        PatchLoader(FakeDataset(30), EpochSampler(30, batch_size=4), 8)
+    with pytest.raises(ValueError, match="threads 0"):
+        PatchLoader(FakeDataset(30), range(30), 4, threads=0)
+
+
+def test_dataset_pickles_without_its_open_reader(cube):
+    data = PatchDataset(cube)
+    expected = data.__getitems__([1, 2, 3])
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy._reader is None
+    assert torch.equal(copy.__getitems__([1, 2, 3]).codes, expected.codes)
+
+
+@pytest.mark.timeout(120)
+def test_dataloader_in_process_gives_whole_batches(cube):
+    data = PatchDataset(cube)
+    sampler = EpochSampler(data.strata, batch_size=32, seed=5)
+    batches = list(DataLoader(data, batch_size=32, sampler=sampler, drop_last=True))
+    assert [b.index.tolist() for b in batches] == [b.tolist() for b in sampler.batches()]
+    assert batches[0].codes.shape == (32, 1, PATCH, PATCH)
+    assert sampler.position == 0
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("method", "workers"), [("spawn", 2), ("forkserver", 1)])
+def test_dataloader_workers_give_the_same_batches(cube, method, workers):
+    data = PatchDataset(cube)
+    data.__getitems__([0])  # an open reader in the parent must not reach the workers
+    sampler = EpochSampler(data.strata, batch_size=32, seed=5)
+    loader = DataLoader(
+        data, batch_size=32, sampler=sampler, num_workers=workers, multiprocessing_context=method
+    )
+    for batch, index in zip(loader, sampler.batches(), strict=False):
+        assert batch.index.tolist() == index.tolist()
+        assert torch.equal(batch.codes, data.__getitems__(index).codes)
+
+
+def _read_after_fork(data: PatchDataset, answers) -> None:
+    try:
+        data.__getitems__([0])
+    except RuntimeError as error:
+        answers.put(str(error))
+    else:
+        answers.put("read")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_dataset_read_before_a_fork_refuses_in_the_child(cube):
+    data = PatchDataset(cube)
+    data.__getitems__([0])
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_read_after_fork, args=(data, answers))
+    child.start()
+    assert "spawn" in answers.get(timeout=30)
+    child.join(timeout=30)
+    assert child.exitcode == 0

@@ -1,0 +1,604 @@
+"""Stores on s3:// (a server process on loopback) and memory://: the same store, resumed, damaged, shared."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+import xarray as xr
+from test_embed import checkpoint_of
+from test_readme import blocks
+
+from gridrad_cube import cli, pipeline, query, store, testing
+from gridrad_cube.datasets import PatchDataset, PatchLoader
+from gridrad_cube.embed import embed
+from gridrad_cube.schema import Recipe, SchemaError, TileSpec
+
+pytestmark = pytest.mark.timeout(120)
+
+RECIPE = Recipe(tile=TileSpec(patch=32))
+IR = "ir_brightness_temperature"
+SECRET = "never-to-be-shown"
+
+
+def request(address, *, method="GET", data=None):
+    """One request to the server."""
+    headers = {"Content-Type": "text/plain"}
+    call = urllib.request.Request(address, method=method, data=data, headers=headers)
+    with urllib.request.urlopen(call, timeout=10) as answer:
+        return answer.read()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Address of a server that speaks S3, a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < until, "the server did not start"
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(server):
+    """What a user sets, and nothing of the machine's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", server)
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        yield
+
+
+@pytest.fixture(scope="module")
+def bucket(server):
+    request(f"{server}/cubes", method="PUT")
+    return "s3://cubes"
+
+
+@pytest.fixture
+def place(bucket):
+    """A URL where nothing is yet."""
+    return f"{bucket}/{uuid.uuid4().hex}/patches.zarr"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Five small files of two channels."""
+    folder = tmp_path_factory.mktemp("sources")
+    testing.write_sources(folder, scenes=5, shape=(70, 100), start="2021-07-05T17:00", interval="10min")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(sources, tmp_path_factory):
+    """The cube of all of them on a local disk."""
+    path = tmp_path_factory.mktemp("local") / "patches.zarr"
+    pipeline.preprocess(sources, path, recipe=RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cube(sources, bucket):
+    """The same cube on s3; nobody changes it."""
+    url = f"{bucket}/cube/patches.zarr"
+    report = pipeline.preprocess(sources, url, recipe=RECIPE)
+    assert report.count("written") == 5
+    return url
+
+
+def contents(root):
+    """Every object of a finished store outside ``_build/``, the time of the run left out."""
+    files, folders, out = store.Files(root), [""], {}
+    while folders:
+        folder = folders.pop()
+        for name in files.names(folder):
+            key = f"{folder}/{name}" if folder else name
+            if name in files.sizes(folder):
+                out[key] = files.read(key)
+            elif key != "_build":
+                folders.append(key)
+    metadata = json.loads(out["zarr.json"])
+    del metadata["attributes"]["history"]
+    return out | {"zarr.json": metadata}
+
+
+def shards(root):
+    return sorted(k for k in contents(root) if k.startswith((f"{IR}/c.", "visible_reflectance/c.")))
+
+
+def stop_at(patch, number, act):
+    """Call ``act`` in place of the n-th writing of a shard."""
+    write, count = store.Files.write, iter(range(1, 1000))
+
+    def interrupted(files, key, data):
+        if key.startswith((f"{IR}/c.", "visible_reflectance/c.")) and next(count) == number:
+            act()
+        write(files, key, data)
+
+    patch.setattr(store.Files, "write", interrupted)
+
+
+# Objects
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "s3"])
+def test_objects_are_the_same_everywhere(kind, tmp_path, bucket):
+    root = {
+        "disk": str(tmp_path / "a b"),
+        "memory": f"memory://{uuid.uuid4().hex}/a b",
+        "s3": f"{bucket}/o/a %20#b",
+    }
+    files, data = store.Files(root[kind]), bytes(range(250)) * 10
+    assert not files.exists()
+    assert (files.names(), files.sizes("a"), files.size("a/b")) == ([], {}, None)
+    assert files.create("a/b", data)
+    assert not files.create("a/b", b"other")
+    files.write("a/empty", b"")
+    files.write("a/deep/er", b"12")
+    files.write("top", b"1")
+    assert files.exists()
+    assert files.exists("a")
+    assert files.exists("a/b")
+    assert not files.exists("a/c")
+    assert files.names() == ["a", "top"]
+    assert files.names("a") == ["b", "deep", "empty"]
+    assert files.sizes("a") == {"b": 2500, "empty": 0}
+    assert files.size("a/b") == 2500
+    assert files.read("a/b") == data
+    for start, stop in [(0, 5), (3, None), (-4, None), (-9000, None), (2490, 9000), (3000, 4000), (5, 5)]:
+        assert files.read_range("a/b", start, stop) == data[start:stop]
+        assert files.read_range("a/empty", start, stop) == b""
+    for ranges in (
+        [(2000, 2499), (10, 20), (0, 3), (12, 15), (2400, 9000)],
+        [(5, 9), (3000, 3001), (10**7, 10**7 + 2)],
+    ):
+        assert files.read_ranges("a/b", ranges) == [data[a:b] for a, b in ranges]
+    for read in (files.read, lambda k: files.read_range(k, -3), lambda k: files.read_ranges(k, [(0, 1)])):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            read("a/absent")
+    files.remove("a/b")
+    files.remove("a/b")
+    assert files.size("a/b") is None
+
+
+def test_ranges_that_lie_far_apart(bucket):
+    files = store.Files(f"{bucket}/wide")
+    data = np.random.default_rng(0).bytes(6_000_000)
+    files.write("object", data)
+    ranges = [(5_000_000, 5_000_100), (0, 10), (1_500_000, 3_000_000), (5_999_990, 7_000_000), (20, 30)]
+    assert files.read_ranges("object", ranges) == [data[a:b] for a, b in ranges]
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_of_many_that_create_one_wins(kind, bucket):
+    root = f"memory://{uuid.uuid4().hex}" if kind == "memory" else f"{bucket}/{uuid.uuid4().hex}"
+    writers = [str(i).encode() for i in range(8)]
+    ready = threading.Barrier(len(writers))
+
+    def create(data):
+        files = store.Files(root)
+        ready.wait(30)
+        return files.create("lease", data)
+
+    with ThreadPoolExecutor(len(writers)) as pool:
+        won = list(pool.map(create, writers))
+    assert sum(won) == 1
+    assert store.Files(root).read("lease") == writers[won.index(True)]
+
+
+# Building
+
+
+def test_a_cube_on_s3_is_the_local_cube(local, cube):
+    assert contents(cube) == contents(local)
+    assert store.verify(cube) == []
+
+
+def test_two_workers_write_to_s3(sources, local, place):
+    report = pipeline.preprocess(sources, place, recipe=RECIPE, workers=2)
+    assert report.count("written") == 5
+    assert contents(place) == contents(local)
+
+
+def test_an_interrupted_build_goes_on(sources, local, place, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.preprocess(sources, place, recipe=RECIPE)
+    with pytest.raises(SchemaError, match="not finished"):
+        store.open_cube(place)
+    report = pipeline.preprocess(sources, place, recipe=RECIPE)
+    assert (report.count("kept"), report.count("written")) == (2, 3)
+    assert contents(place) == contents(local)
+
+
+_KILLED = """
+import os, signal, sys
+import pytest
+from test_remote import RECIPE, stop_at
+from gridrad_cube import pipeline
+from gridrad_cube.store import log
+log.RECORDS_AN_OBJECT = 2
+stop_at(pytest.MonkeyPatch(), 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+pipeline.preprocess(sys.argv[1], sys.argv[2], recipe=RECIPE)
+"""
+
+
+def test_a_killed_build_keeps_its_lease_and_goes_on_without_it(sources, local, place):
+    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", _KILLED, str(sources), place]
+    killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": here}, timeout=90, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(SchemaError, match=r"since \d{4}-.* UTC, 0 h 0\d min ago.*remove") as refused:
+        pipeline.preprocess(sources, place, recipe=RECIPE)
+    lease = str(refused.value).rsplit(" ", 1)[-1]
+    assert lease == f"{place}/_build/lease.json"
+    store.Files(place).remove(lease.removeprefix(f"{place}/"))
+    report = pipeline.preprocess(sources, place, recipe=RECIPE)
+    assert (report.count("kept"), report.count("written")) == (2, 3)
+    assert contents(place) == contents(local)
+
+
+def test_a_store_grows(sources, local, place, tmp_path):
+    paths = sorted(sources.rglob("*.nc"))
+    for path in paths[:3]:
+        target = tmp_path / path.relative_to(sources)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    pipeline.preprocess(tmp_path, place, recipe=RECIPE)
+    before = contents(place)
+    report = pipeline.preprocess(sources, place)
+    assert (report.count("kept"), report.count("written")) == (3, 2)
+    after = contents(place)
+    assert all(
+        after[k] == before[k]
+        for k in before
+        if "/c." in k and k.startswith((f"{IR}/", "visible_reflectance/"))
+    )
+    assert set(after) == set(contents(local))
+    np.testing.assert_array_equal(store.open_packed(place)[IR].values, store.open_packed(local)[IR].values)
+
+
+def test_damage_is_found_and_mended_and_nothing_else_touched(sources, local, place):
+    pipeline.preprocess(sources, place, recipe=RECIPE)
+    files = store.Files(place)
+    deleted, cut, altered, *_ = shards(place)
+    whole = {key: files.read(key) for key in (cut, altered)}
+    files.remove(deleted)
+    files.write(cut, whole[cut][:-100])
+    flipped = bytearray(whole[altered])
+    flipped[50] ^= 1
+    files.write(altered, bytes(flipped))
+    found = {d.key: d.what for d in store.verify(place)}
+    assert set(found) == {deleted, cut, altered}
+    assert "missing" in found[deleted]
+    assert "truncated" in found[cut]
+    assert "altered" in found[altered]
+    outcomes = pipeline.repair(place, sources)
+    assert [o.status for o in outcomes] == ["written"] * 3
+    assert store.verify(place) == []
+    assert contents(place) == contents(local)
+
+
+def test_a_second_writer_is_refused(sources, place):
+    build = store.Build(place)
+    with build.lease():
+        with pytest.raises(
+            SchemaError, match=rf"another process writes.*{socket.gethostname()}.*{os.getpid()}"
+        ):
+            pipeline.preprocess(sources, place, recipe=RECIPE)
+        assert store.Files(place).names() == ["_build"]
+    assert not store.Files(place).exists()
+
+
+def test_a_lease_whose_answer_was_lost_is_held(place, monkeypatch):
+    """The server got the put, the answer was lost, and the client's second try finds the object there."""
+    create = store.Files.create
+    monkeypatch.setattr(store.Files, "create", lambda *a: create(*a) and False)
+    with store.Build(place).lease():
+        assert store.Files(place).exists("_build/lease.json")
+    assert not store.Files(place).exists("_build/lease.json")
+
+
+def test_a_server_that_overlooks_conditions_is_found_out(sources, place, monkeypatch):
+    put = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda place, key, data, mode=None: put(place, key, data))
+    with pytest.raises(store.RemoteError, match="conditional puts"):
+        pipeline.preprocess(sources, place, recipe=RECIPE)
+    assert not store.Files(place).exists()
+
+
+# Reading
+
+
+def test_plain_xarray_opens_it(cube, local):
+    from obstore.store import S3Store
+    from zarr.storage import ObjectStore
+
+    bucket, _, prefix = cube.removeprefix("s3://").partition("/")
+    with xr.open_zarr(ObjectStore(S3Store(bucket, prefix=prefix), read_only=True), chunks=None) as opened:
+        xr.testing.assert_equal(opened.load(), xr.open_zarr(local, chunks=None).load())
+
+
+def test_a_cube_opens_alike(cube, local):
+    remote, near = store.open_cube(cube), store.open_cube(local)
+    xr.testing.assert_equal(remote.load(), near.load())
+    grid = str(near["grid"].values[0])
+    xr.testing.assert_equal(store.open_grid(cube, grid).load(), store.open_grid(local, grid).load())
+    xr.testing.assert_equal(query.crop(remote, 2).load(), query.crop(near, 2).load())
+    assert SECRET not in repr(remote.attrs) + repr(remote.encoding)
+
+
+INDEX = np.array([[0, 0, 0], [4, 2, 1], [2, 1, 2], [0, 0, 0], [4, 0, 3]])
+
+
+def read_elsewhere(reader, queue):
+    queue.put(reader.read(IR, INDEX))
+
+
+def test_patches_in_this_process_and_in_a_spawned_one(cube, local):
+    expected = store.PatchReader(local).read(IR, INDEX)
+    reader = store.PatchReader(cube)
+    np.testing.assert_array_equal(reader.read(IR, INDEX), expected)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=read_elsewhere, args=(reader, queue))
+    child.start()
+    try:
+        np.testing.assert_array_equal(queue.get(timeout=60), expected)
+    finally:
+        child.join(30)
+        child.kill()
+
+
+def test_a_fork_after_reading_is_refused_and_does_not_hang(cube):
+    files = store.Files(cube)
+    files.read("zarr.json")
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+
+    def read():
+        try:
+            sending.send(files.read("zarr.json"))
+        except RuntimeError as error:
+            sending.send(str(error))
+
+    child = context.Process(target=read)
+    child.start()
+    try:
+        assert receiving.poll(30)
+        assert "spawn" in receiving.recv()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_damaged_shard_is_an_error_where_it_is_read(sources, place):
+    pipeline.preprocess(sources, place, recipe=RECIPE)
+    files = store.Files(place)
+    deleted, cut, *_ = shards(place)
+    files.remove(deleted)
+    files.write(cut, files.read(cut)[:2000])
+    for key in (deleted, cut):
+        crop = int(key.split("/c.")[1].split(".")[0])
+        with pytest.raises(store.MissingChunkError, match=rf"{place}: {IR} at crop {crop}, row 0, col 0"):
+            store.PatchReader(place).read(IR, np.array([[crop, 0, 0]]))
+        with pytest.raises(store.MissingChunkError):
+            store.open_cube(place)[IR][crop].load()
+
+
+def test_samples_are_those_of_the_local_cube(cube, local):
+    remote, near = PatchDataset(cube, channels=IR), PatchDataset(local, channels=IR)
+    assert len(remote) == len(near) > 10
+    order = np.random.default_rng(0).permutation(len(near))[:10]
+    np.testing.assert_array_equal(
+        remote.__getitems__(order).codes.numpy(), near.__getitems__(order).codes.numpy()
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(local, tmp_path_factory):
+    """A small network with random weights, for infrared patches of 32 pixels."""
+    return checkpoint_of(tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth", local, channels=(IR,))
+
+
+def nearest(url, crop):
+    """The scenes most like one patch of an embedding store."""
+    opened = store.open_embeddings(url)
+    like = opened["embedding"].isel(crop=crop, channel=0, row=1, col=1)
+    return query.search(opened, like, k=5, exclude=None)
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory"])
+def test_embeddings_are_written_there_and_queried(kind, local, cube, checkpoint, place, tmp_path):
+    out = place if kind == "s3" else f"memory://{uuid.uuid4().hex}.zarr"
+    summary = embed(cube, checkpoint, out)
+    assert summary["finished"]
+    assert summary["blocks_kept"] == 0
+    assert embed(cube, checkpoint, out)["blocks_kept"] == summary["blocks"]
+    embed(local, checkpoint, tmp_path / "near.zarr")
+    here, there = store.open_embeddings(tmp_path / "near.zarr"), store.open_embeddings(out)
+    np.testing.assert_array_equal(here["embedding"].values, there["embedding"].values)
+    assert there.attrs["gridrad_cube"]["source"] == cube
+    xr.testing.assert_equal(nearest(out, 3).load(), nearest(tmp_path / "near.zarr", 3).load())
+
+
+# In memory
+
+
+def test_a_cube_in_memory(sources, local):
+    url = f"memory://{uuid.uuid4().hex}/patches.zarr"
+    assert pipeline.preprocess(sources, url, recipe=RECIPE).count("written") == 5
+    assert contents(url) == contents(local)
+    assert store.verify(url) == []
+    xr.testing.assert_equal(store.open_cube(url).load(), store.open_cube(local).load())
+    xr.testing.assert_equal(xr.open_zarr(url, chunks=None).load(), xr.open_zarr(local, chunks=None).load())
+    data = PatchDataset(url)
+    loader = PatchLoader(data, range(len(data)), batch_size=8, threads=2, drop_last=False)
+    codes = np.concatenate([batch.codes.numpy() for batch in loader])
+    np.testing.assert_array_equal(codes, PatchDataset(local).__getitems__(range(len(data))).codes.numpy())
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"scheduler": "tcp://127.0.0.1:1"}])
+def test_memory_is_not_shared_with_workers(sources, options):
+    with pytest.raises(SchemaError, match="this process alone"):
+        pipeline.preprocess(sources, "memory://shared.zarr", recipe=RECIPE, **options)
+    assert not store.Files("memory://shared.zarr").exists()
+
+
+# What a user can get wrong
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    assert SECRET not in text
+    assert "somebody" not in text
+    return text
+
+
+def test_a_bucket_that_is_not_there(sources, bucket):
+    with pytest.raises(store.RemoteError) as error:
+        pipeline.preprocess(sources, "s3://no-such-bucket/patches.zarr", recipe=RECIPE)
+    assert "no such bucket" in one_line(error)
+
+
+def test_nothing_at_a_place(bucket):
+    with pytest.raises(FileNotFoundError, match=r"s3://cubes/nothing: no such store"):
+        store.open_cube(f"{bucket}/nothing")
+
+
+def test_credentials_that_are_refused(sources, server, place):
+    request(f"{server}/moto-api/reset-auth", method="POST", data=b"0")  # from now on the server checks them
+    try:
+        with pytest.raises(store.RemoteError, match="access refused") as error:
+            pipeline.preprocess(sources, place, recipe=RECIPE)
+    finally:
+        request(f"{server}/moto-api/reset-auth", method="POST", data=b"inf")
+    assert "InvalidAccessKeyId" in one_line(error)
+
+
+@pytest.mark.parametrize("do", ["build", "open"])
+def test_a_server_that_is_down(do, sources, place, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somebody:" + SECRET + "@127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(store.RemoteError) as error:
+        pipeline.preprocess(sources, place, recipe=RECIPE) if do == "build" else store.open_cube(place)
+    assert "127.0.0.1:9 cannot be reached" in one_line(error)
+    assert time.monotonic() - start < 20
+
+
+def test_an_error_met_by_zarr_is_one_line_too(cube, monkeypatch):
+    opened = store.open_cube(cube)
+    monkeypatch.setattr(
+        obstore, "get_async", failing_with("403 Forbidden: <Code>ExpiredToken</Code>" + SECRET)
+    )
+    with pytest.raises(store.RemoteError, match="403 ExpiredToken") as error:
+        opened["latitude"].load()
+    one_line(error)
+
+
+def failing_with(text):
+    async def fail(*args, **options):
+        raise obstore.exceptions.GenericError(
+            f"Generic S3 error: ... - non-2xx status code: {text}\n\nDebug source"
+        )
+
+    return fail
+
+
+def test_plain_http_has_to_be_asked_for(cube, monkeypatch):
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(store.RemoteError) as error:
+        store.open_cube(cube)
+    assert "AWS_ALLOW_HTTP=true" in one_line(error)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    store.open_cube(cube)  # what failed is not remembered
+
+
+@pytest.mark.parametrize(
+    "url", [f"s3://me:{SECRET}@cubes/x", f"az://cubes/x?sig={SECRET}", f"abfs://c:{SECRET}@a/x"]
+)
+def test_a_secret_in_a_url_is_refused(url):
+    with pytest.raises(SchemaError, match="credentials") as error:
+        store.Files(url)
+    one_line(error)
+
+
+@pytest.mark.parametrize(("url", "message"), [("s3:///x", "no bucket"), ("nowhere://x", "no such protocol")])
+def test_a_url_that_leads_nowhere(url, message):
+    with pytest.raises(SchemaError, match=message):
+        store.open_cube(url)
+
+
+def test_the_command_line_says_it_in_one_line(sources, place, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gridrad-cube", "info", "s3://no-such-bucket/x"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_obstore(cube, monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ImportError, match=r"pip install 'gridrad-cube\[s3\]'"):
+        store.open_cube(cube)
+    assert store.Files("memory://still-works").names() == []
+
+
+def test_files_show_and_pickle_nothing_but_the_url(cube):
+    files = store.Files(cube)
+    files.read("zarr.json")
+    text = repr(files).encode() + pickle.dumps(files)
+    assert SECRET.encode() not in text
+    assert pickle.loads(pickle.dumps(files)).read("zarr.json") == files.read("zarr.json")
+
+
+def test_the_page_about_remote_stores(cube):
+    page = blocks("docs/remote-stores.md")
+    assert len(page) == 2
+    bucket, _, prefix = cube.removeprefix("s3://").partition("/")
+    names = {}
+    for code in page:
+        code = code.replace('"s3://my-bucket/patches.zarr"', repr(cube))
+        exec(code.replace('"my-bucket", prefix="patches.zarr"', f"{bucket!r}, prefix={prefix!r}"), names)
+    assert names["storm"].shape == (64, 64)
+    assert names["plain"].sizes["crop"] == 5

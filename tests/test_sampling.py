@@ -1,0 +1,290 @@
+"""The order of samples."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from cubes import whole_epoch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gridrad_cube.datasets import (
+    EpochSampler,
+    permute,
+)
+from gridrad_cube.datasets.sampling import _key
+from gridrad_cube.schema import SchemaError
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 3000), seed=st.integers(0, 2**62))
+def test_permute_is_a_bijection(length, seed):
+    out = permute(np.arange(length), length, _key(seed))
+    assert sorted(out.tolist()) == list(range(length))
+
+
+def test_permute_with_a_key_each_equals_one_at_a_time():
+    keys = _key(5, np.arange(20))
+    together = permute(np.arange(20) % 7, 7, keys)
+    alone = [permute([i % 7], 7, keys[i : i + 1])[0] for i in range(20)]
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("length", [5, 16, 100])
+def test_permute_spreads_evenly(length):
+    """Chi-squared of where the first index goes, and of how far apart neighbours land, over 4000 keys."""
+    keys = _key(1, np.arange(4000))
+    first = permute(np.zeros(4000, int), length, keys)
+    apart = (permute(np.ones(4000, int), length, keys) - first) % length
+    for values, bins in ((first, length), (apart - 1, length - 1)):
+        counts = np.bincount(values, minlength=bins)
+        expected = 4000 / bins
+        chi2 = ((counts - expected) ** 2 / expected).sum()
+        assert abs(chi2 - (bins - 1)) < 5 * np.sqrt(2 * (bins - 1))
+
+
+def test_sampler_takes_every_plain_sample_once_in_an_order_of_seed_and_epoch():
+    sampler = EpochSampler(103, batch_size=4, seed=7)
+    orders = [sampler.order(np.arange(103), epoch).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(103)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert (
+        orders[1] == EpochSampler(103, batch_size=9, seed=7, world_size=3).order(np.arange(103), 1).tolist()
+    )
+    assert orders[0] != EpochSampler(103, batch_size=4, seed=8).order(np.arange(103)).tolist()
+    assert list(sampler) == orders[0][:100]
+
+
+STRATA = np.array([1] * 600 + [2] * 300 + [3] * 100, np.uint8)[np.random.default_rng(0).permutation(1000)]
+
+
+def test_sampler_draws_strata_by_their_shares():
+    sampler = EpochSampler(STRATA, batch_size=10)
+    assert sampler.length == 1000
+    drawn = Counter(STRATA[whole_epoch(sampler)].tolist())
+    assert drawn == {3: 800, 2: 150, 1: 50}
+    repeats = Counter(i for i in whole_epoch(sampler) if STRATA[i] == 3)
+    assert set(repeats.values()) == {8}
+
+
+def test_sampler_goes_round_each_stratum_evenly_over_epochs():
+    sampler = EpochSampler(STRATA, batch_size=10)
+    seen = Counter()
+    for epoch in range(12):
+        seen.update(sampler.order(np.arange(1000), epoch).tolist())
+    counts = np.array([seen[i] for i in range(1000)])
+    assert (counts[STRATA == 3] == 96).all()
+    assert (counts[STRATA == 2] == 6).all()
+    assert (counts[STRATA == 1] == 1).all()
+
+
+def test_sampler_gives_the_share_of_an_empty_stratum_to_the_others():
+    strata = np.array([3] * 40 + [1] * 60, np.uint8)
+    drawn = Counter(strata[whole_epoch(EpochSampler(strata, batch_size=5))].tolist())
+    assert drawn == {3: 94, 1: 6}
+    only = np.full(30, 1, np.uint8)
+    assert sorted(whole_epoch(EpochSampler(only, batch_size=5))) == list(range(30))
+
+
+def test_sampler_mixes_plain_samples_in_once_each():
+    strata = np.concatenate([np.zeros(50, np.uint8), STRATA])
+    order = np.array(whole_epoch(EpochSampler(strata, batch_size=10)))
+    assert sorted(order[order < 50].tolist()) == list(range(50))
+    assert (order >= 50).sum() == 1000
+    # Drawn together, not one part after the other.
+    assert 10 < (order[:525] < 50).sum() < 40
+
+
+def test_sampler_without_shares_takes_every_sample_once():
+    assert sorted(whole_epoch(EpochSampler(STRATA, batch_size=10, shares=None))) == list(range(1000))
+    with pytest.raises(SchemaError, match="shares: got"):
+        EpochSampler(STRATA, batch_size=10, shares={"echo": -1.0})
+    with pytest.raises(SchemaError, match="one above 0 for a stratum that has samples"):
+        EpochSampler(np.full(30, 1, np.uint8), batch_size=2, shares={"echo": 1.0})
+
+
+def test_sampler_refuses_fewer_samples_than_a_step():
+    with pytest.raises(SchemaError, match="fewer samples than a batch, got 15 for 4 ranks of batch size 4"):
+        EpochSampler(15, batch_size=4, world_size=4)
+    with pytest.raises(SchemaError, match="fewer samples than a batch, got 0"):
+        EpochSampler(np.empty(0, np.uint8), batch_size=4)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        EpochSampler(15, batch_size=4, world_size=2, rank=2)
+
+
+def steps(ranks: list[EpochSampler], count: int) -> list[int]:
+    """Run ranks together for some steps; return the samples in global order."""
+    out: list[int] = []
+    streams = [s.batches() for s in ranks]
+    for _ in range(count):
+        batches = [next(stream) for stream in streams]
+        assert len({len(b) for b in batches}) == 1
+        out += np.stack(batches, axis=1).reshape(-1).tolist()
+        for sampler in ranks:
+            sampler.advance()
+    assert len({(s.epoch, s.position) for s in ranks}) == 1
+    return out
+
+
+def make_ranks(world: int, batch: int, state=None, strata=STRATA, **options) -> list[EpochSampler]:
+    ranks = [
+        EpochSampler(strata, batch_size=batch, seed=3, rank=r, world_size=world, **options)
+        for r in range(world)
+    ]
+    for sampler in ranks:
+        if state is not None:
+            sampler.load_state_dict(json.loads(json.dumps(state)))
+    return ranks
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_sampler_order_is_the_same_for_any_number_of_ranks(world):
+    order = whole_epoch(EpochSampler(STRATA, batch_size=1, seed=3))
+    ranks = make_ranks(world, 24 // world)
+    assert steps(ranks, 1000 // 24) == order[: 1000 // 24 * 24]
+    assert (ranks[0].epoch, ranks[0].position) == (1, 0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1), (4, 4), (2, 1)])
+def test_sampler_resumes_mid_epoch_with_another_world_size(before, after):
+    order = whole_epoch(EpochSampler(STRATA, batch_size=1, seed=3))
+    old = make_ranks(before, 7)
+    done = steps(old, 5)
+    new = make_ranks(after, 10, old[0].state_dict())
+    rest = steps(new, new[0].steps_left)
+    assert done + rest == order[: len(done) + len(rest)]
+    assert 1000 - len(done) - len(rest) < 10 * after
+    assert (new[0].epoch, new[0].position) == (1, 0)
+    assert (
+        steps(new, 1) == EpochSampler(STRATA, batch_size=1, seed=3).order(np.arange(10 * after), 1).tolist()
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_sampler_keeping_the_last_step_gives_ranks_equally_many(world):
+    ranks = make_ranks(world, 16, strata=103, drop_last=False)
+    assert len({len(list(s)) for s in ranks}) == 1
+    count = ranks[0].steps_per_epoch
+    done = steps(ranks, count)
+    assert len(done) == 103 // world * world
+    assert len(set(done)) == len(done)
+    assert ranks[0].epoch == 1
+
+
+def test_sampler_position_near_the_end_starts_the_next_epoch():
+    sampler = EpochSampler(100, batch_size=30)
+    state = {**sampler.state_dict(), "position": 90}
+    sampler.load_state_dict(state)
+    assert (sampler.epoch, sampler.position) == (1, 0)
+
+
+def test_sampler_refuses_the_state_of_other_samples():
+    state = EpochSampler(STRATA, batch_size=10).state_dict()
+    with pytest.raises(SchemaError, match="the samples are not those of the saved run"):
+        EpochSampler(STRATA[:-1], batch_size=10).load_state_dict(state)
+    with pytest.raises(SchemaError, match="the samples are not those of the saved run"):
+        EpochSampler(STRATA, batch_size=10, shares=None).load_state_dict(state)
+
+
+def test_sampler_set_epoch_keeps_the_position_of_the_current_one():
+    sampler = EpochSampler(100, batch_size=10)
+    sampler.advance(3)
+    sampler.set_epoch(0)
+    assert sampler.position == 30
+    assert len(sampler) == 70
+    sampler.set_epoch(2)
+    assert sampler.position == 0
+
+
+def test_sampler_of_a_hundred_million_samples_starts_at_once():
+    started = time.perf_counter()
+    sampler = EpochSampler(100_000_000, batch_size=64, world_size=8, rank=3)
+    assert len(next(sampler.batches())) == 64
+    assert time.perf_counter() - started < 1
+
+
+# ---- blocks
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 700), block=st.integers(1, 40), mixed=st.integers(1, 9), seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 5),
+)  # fmt: skip
+def test_blocks_take_every_sample_once(length, block, mixed, seed, epoch):
+    sampler = EpochSampler(length, batch_size=1, seed=seed, block=block, mixed=mixed)
+    assert sorted(sampler.order(np.arange(length), epoch).tolist()) == list(range(length))
+
+
+def test_blocks_of_one_are_the_plain_order():
+    plain, blocks = (
+        EpochSampler(STRATA, batch_size=10, seed=3, **o) for o in ({}, {"block": 1, "mixed": 50})
+    )
+    assert whole_epoch(plain) == whole_epoch(blocks)
+
+
+def test_blocks_stay_together_and_are_shuffled():
+    sampler = EpochSampler(1000, batch_size=10, seed=3, block=16, mixed=1)
+    runs = sampler.order(np.arange(1000 // 16 * 16), 0).reshape(-1, 16)
+    assert ((np.diff(runs, axis=1) % 1000) == 1).all()
+    starts = runs[:, 0]
+    assert len(np.unique(starts)) == len(starts)
+    assert (np.diff(starts) % 1000 != 16).mean() > 0.9
+    assert sampler.order(np.arange(1000), 1).tolist() != sampler.order(np.arange(1000), 0).tolist()
+
+
+def test_blocks_are_mixed_within_their_window_and_no_further():
+    sampler = EpochSampler(2000, batch_size=10, seed=1, block=8, mixed=16)
+    alone = EpochSampler(2000, batch_size=10, seed=1, block=8, mixed=1)
+    mixed, plain = (s.order(np.arange(2000)).tolist() for s in (sampler, alone))
+    for start in range(0, 2000, 128):
+        window = slice(start, start + 128)
+        assert sorted(mixed[window]) == sorted(plain[window])
+        assert mixed[window] != plain[window]
+    neighbours = (np.abs(np.diff(mixed)) == 1).mean()
+    assert neighbours < 0.05
+
+
+def test_no_sample_is_left_out_of_epoch_after_epoch():
+    """What fills no block comes last, and is what a short last step drops: others each time."""
+    sampler = EpochSampler(103, batch_size=8, seed=2, block=16)
+    dropped = [set(range(103)) - set(sampler.order(np.arange(96), epoch).tolist()) for epoch in range(30)]
+    assert not set.intersection(*dropped)
+    assert len(set.union(*dropped)) > 50
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_blocks_are_in_the_same_order_for_any_number_of_ranks_and_resume(world):
+    options = {"block": 8, "mixed": 4}
+    order = whole_epoch(EpochSampler(STRATA, batch_size=1, seed=3, **options))
+    ranks = make_ranks(world, 24 // world, **options)
+    done = steps(ranks, 9)
+    more = make_ranks(3, 8, ranks[0].state_dict(), **options)
+    assert done + steps(more, more[0].steps_left) == order[: 1000 // 24 * 24]
+
+
+def test_blocks_over_strata_draw_the_shares():
+    sampler = EpochSampler(STRATA, batch_size=10, block=8)
+    drawn = Counter(STRATA[whole_epoch(sampler)].tolist())
+    assert drawn == {3: 800, 2: 150, 1: 50}
+    seen = Counter()
+    for epoch in range(12):
+        seen.update(sampler.order(np.arange(1000), epoch).tolist())
+    counts = np.array([seen[i] for i in range(1000)])
+    assert (counts[STRATA == 3] == 96).all()
+    assert (counts[STRATA == 2] == 6).all()
+    assert (counts[STRATA == 1] == 1).all()
+
+
+def test_blocks_of_a_saved_run_are_kept():
+    state = EpochSampler(100, batch_size=10, block=8).state_dict()
+    with pytest.raises(SchemaError, match="got block 1 and mixed 1; expected 8 and 256, as in the saved run"):
+        EpochSampler(100, batch_size=10).load_state_dict(state)
+    old = {k: v for k, v in EpochSampler(100, batch_size=10).state_dict().items() if k != "block"}
+    EpochSampler(100, batch_size=10).load_state_dict(old)
+    with pytest.raises(ValueError, match="got block 0"):
+        EpochSampler(100, batch_size=10, block=0)

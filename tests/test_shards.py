@@ -1,0 +1,320 @@
+"""Direct reading of shards: equal to Zarr's own reader, and never silent about damage."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gridrad_cube.store import ArraySpec, Files, encode, metadata
+from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader, cores, merge
+
+DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
+EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
+
+
+def write(folder, codec="fast", dtype="uint16", seed=0, grid=GRID):
+    """An array of random values in shards, and its values as chunks (crop, altitude, row, col, y, x)."""
+    crops, levels, rows, cols = grid
+    shape = (crops, levels, rows * EDGE, cols * EDGE)
+    spec = ArraySpec(
+        name="field", dims=("crop", "altitude", "y", "x"), shape=shape, dtype=dtype, codec=codec,
+        chunks=(1, 1, EDGE, EDGE), shards=(1, *shape[1:]),
+    )  # fmt: skip
+    values = np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
+    files = Files(folder)
+    files.write_json("field/zarr.json", metadata(spec))
+    for crop in range(crops):
+        files.write(spec.key((crop, 0, 0, 0)), encode(spec, values[crop : crop + 1]))
+    chunks = values.reshape(crops, levels, rows, EDGE, cols, EDGE).swapaxes(3, 4)
+    return files, chunks
+
+
+def open_reader(files, **options):
+    layout = ShardLayout.from_metadata("field", files.read_json("field/zarr.json"))
+    assert layout is not None
+    return ShardReader(files, layout, **options)
+
+
+def shard(files, crop=0):
+    return os.path.join(files.root, "field", f"c.{crop}.0.0.0")
+
+
+def batch(reader, index):
+    """What the reader gives, with a value in it that no code has where it gives nothing."""
+    out = np.full((len(index), EDGE, EDGE), 251, reader.layout.dtype)
+    return out, reader.read(np.asarray(index), out)
+
+
+def alter(path, change):
+    """Change a file's bytes in place."""
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    change(data)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("codec", ["fast", "small", "raw"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_chunk_equals_what_zarr_reads(tmp_path, codec, dtype):
+    files, _ = write(tmp_path, codec, dtype)
+    whole = zarr.open_array(tmp_path / "field", mode="r")[...]
+    index = np.indices(GRID).reshape(4, -1).T
+    out, failures = batch(open_reader(files), index)
+    assert not failures
+    for (crop, level, row, col), patch in zip(index, out, strict=True):
+        window = whole[crop, level, row * EDGE : (row + 1) * EDGE, col * EDGE : (col + 1) * EDGE]
+        np.testing.assert_array_equal(patch, window)
+
+
+def test_chunks_of_a_last_shard_that_the_array_fills_in_part(tmp_path):
+    values = np.random.default_rng(0).integers(0, 999, (5, 3)).astype(np.uint16)
+    array = zarr.create_array(tmp_path / "field", shape=(5, 3), chunks=(2, 2), shards=(4, 2), dtype="uint16")
+    array[...] = values
+    reader = open_reader(Files(tmp_path))
+    out = np.empty((2, 2, 2), np.uint16)
+    assert reader.read(np.array([(2, 1), (1, 0)]), out) == {}
+    np.testing.assert_array_equal(out[0], [[values[4, 2], 0], [0, 0]])
+    np.testing.assert_array_equal(out[1], values[2:4, :2])
+    with pytest.raises(IndexError, match=r"no chunk \[3, 0\]"):
+        reader.read(np.array([(3, 0)]), out)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Files of an array, and its chunks."""
+    return write(tmp_path_factory.mktemp("shards"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), threads=st.integers(1, 4), room=st.sampled_from([1, 300, 10**6]))
+def test_any_batch_in_any_order_with_repeats(stored, data, threads, room):
+    files, chunks = stored
+    place = st.tuples(*(st.integers(0, n - 1) for n in GRID))
+    index = np.array(data.draw(st.lists(place, max_size=30)), np.int64).reshape(-1, 4)
+    out = np.zeros((len(index) + 3, EDGE, EDGE), np.uint16)
+    places = data.draw(st.permutations(range(len(out))))[: len(index)]
+    assert open_reader(files, threads=threads, index_bytes=room).read(index, out, places) == {}
+    np.testing.assert_array_equal(out[places], chunks[tuple(index.T)])
+    assert not np.delete(out, places, axis=0).any()
+
+
+def test_a_place_outside_the_array_is_refused(stored):
+    files, _ = stored
+    assert open_reader(files).layout.extent == GRID
+    for place in [(3, 0, 0, 0), (0, 2, 0, 0), (0, 0, 0, 3), (0, 0, -1, 0)]:
+        with pytest.raises(IndexError, match="no chunk"):
+            batch(open_reader(files), [(0, 0, 0, 0), place])
+
+
+def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
+    files, chunks = write(tmp_path)
+    os.remove(shard(files, 1))
+
+    def forget(data):  # the second chunk, in an index that is whole
+        body = data[-16 * 12 - 4 : -4]
+        body[16:32] = struct.pack("<QQ", ABSENT, ABSENT)
+        data[-16 * 12 - 4 :] = body + struct.pack("<I", google_crc32c.value(bytes(body)))
+
+    alter(shard(files, 2), forget)
+    index = [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 1, 2), (2, 0, 0, 0), (2, 0, 0, 1), (2, 0, 0, 2)]
+    out, failures = batch(open_reader(files), index)
+    assert failures == {1: MISSING, 2: MISSING, 4: MISSING}
+    for row in (0, 3, 5):
+        np.testing.assert_array_equal(out[row], chunks[index[row]])
+
+
+@pytest.mark.parametrize("codec", ["fast", "small", "raw"])
+def test_no_flipped_byte_passes(tmp_path, codec):
+    files, chunks = write(tmp_path, codec, grid=(1, 1, 1, 2))
+    with open(shard(files), "rb") as file:
+        whole = file.read()
+    reader, index = open_reader(files), [(0, 0, 0, 0), (0, 0, 0, 1)]
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        with open(shard(files), "wb") as file:
+            file.write(changed)
+        out, failures = batch(reader, index)
+        assert failures, position
+        for row in {0, 1} - set(failures):
+            np.testing.assert_array_equal(out[row], chunks[index[row]])
+
+
+@pytest.mark.parametrize("codec", ["fast", "raw"])
+def test_no_truncated_shard_passes(tmp_path, codec):
+    files, _ = write(tmp_path, codec, grid=(1, 1, 1, 2))
+    with open(shard(files), "rb") as file:
+        whole = file.read()
+    reader = open_reader(files)
+    assert not batch(reader, [(0, 0, 0, 0)])[1]
+    for size in range(len(whole)):
+        with open(shard(files), "wb") as file:
+            file.write(whole[:size])
+        assert batch(reader, [(0, 0, 0, 0)])[1].keys() == {0}, size
+
+
+def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path):
+    files, before = write(tmp_path / "a", "small")
+    again, after = write(tmp_path / "b", "raw", seed=1)
+    index = np.indices(GRID).reshape(4, -1).T
+    reader = open_reader(files)
+    np.testing.assert_array_equal(batch(reader, index)[0], before[tuple(index.T)])
+    # The same codecs, other values: other offsets.
+    other, changed = write(tmp_path / "c", "small", seed=1)
+    os.replace(shard(other, 1), shard(files, 1))
+    expected = np.concatenate([before[:1], changed[1:2], before[2:]])
+    out, failures = batch(reader, index)
+    assert not failures
+    np.testing.assert_array_equal(out, expected[tuple(index.T)])
+    # Bytes that these codecs cannot have made are damage, whatever was kept of the old file.
+    os.replace(shard(again, 0), shard(files, 0))
+    assert set(batch(reader, index)[1]) == set(range(12))
+    assert after.shape == before.shape
+
+
+def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
+    files, _ = write(tmp_path / "a", "small")
+    other, changed = write(tmp_path / "b", "small", seed=5)
+    reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
+    batch(reader, index)
+    path, status = shard(files), os.stat(shard(files))
+    with open(shard(other), "rb") as file:
+        data = file.read()
+    with open(path, "wb") as file:
+        file.write(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    # As if the sizes were equal too: the old index under the new file's mark.
+    (old,) = reader._indexes._kept.values()
+    reader._indexes._kept[0] = ((status.st_ino, len(data), status.st_mtime_ns), old[1])
+    out, failures = batch(reader, index)
+    assert not failures
+    np.testing.assert_array_equal(out, changed[0, 1, 1])
+
+
+def test_indexes_kept_stay_within_their_bytes(tmp_path):
+    files, chunks = write(tmp_path, grid=(20, 1, 1, 2))
+    reader = open_reader(files, index_bytes=5 * 32)
+    index = np.indices((20, 1, 1, 2)).reshape(4, -1).T
+    for _ in range(3):
+        np.testing.assert_array_equal(batch(reader, index)[0], chunks[tuple(index.T)])
+        assert len(reader._indexes._kept) == 5
+        assert reader._indexes.bytes == 5 * 32
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_descriptors_stay_few(tmp_path):
+    files, _ = write(tmp_path, grid=(60, 1, 1, 2))
+    reader, most, stop = open_reader(files, threads=3), 0, threading.Event()
+    index = np.indices((60, 1, 1, 2)).reshape(4, -1).T
+    batch(reader, index)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def watch():
+        nonlocal most
+        while not stop.is_set():
+            most = max(most, len(os.listdir("/proc/self/fd")))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(20):
+        batch(reader, index)
+    stop.set()
+    watcher.join()
+    assert before <= most <= before + 4  # one a thread, and the watcher's own
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, monkeypatch):
+    local, chunks = write(tmp_path)
+    files = Files(f"memory://{tmp_path.name}")
+    for key in ("field/zarr.json", *(f"field/c.{crop}.0.0.0" for crop in range(3))):
+        files.write(key, local.read(key))
+    reader, index = open_reader(files), np.indices(GRID).reshape(4, -1).T[::-1]
+    asked = []
+    for name in ("read", "read_range", "read_ranges"):
+        method = getattr(Files, name)
+        monkeypatch.setattr(
+            Files, name, lambda self, key, *args, m=method: asked.append((key, *args)) or m(self, key, *args)
+        )
+    for again in (False, True):
+        asked.clear()
+        out, failures = batch(reader, index)
+        assert not failures
+        np.testing.assert_array_equal(out, chunks[tuple(index.T)])
+        assert len(asked) == (3 if again else 6)  # each shard's patches; at first its index too
+        assert all(len(ranges) == 1 for key, ranges in asked if isinstance(ranges, list))
+
+    # What the index says is believed until a checksum differs, and then read anew.
+    other, changed = write(tmp_path / "b", "small", seed=1)
+    files.write("field/c.1.0.0.0", other.read("field/c.1.0.0.0"))
+    files.remove("field/c.2.0.0.0")
+    files.write("field/c.0.0.0.0", local.read("field/c.0.0.0.0")[:100])
+    out, failures = batch(reader, index)
+    assert {int(index[row][0]): what for row, what in failures.items()} == {
+        0: "the shard is truncated to 100 bytes", 2: MISSING
+    }  # fmt: skip
+    np.testing.assert_array_equal(out[12:24], changed[1].reshape(12, EDGE, EDGE)[::-1])
+
+
+def test_an_error_of_the_disk_is_no_damage(tmp_path):
+    files, _ = write(tmp_path)
+    os.remove(shard(files))
+    os.mkdir(shard(files))
+    with pytest.raises(IsADirectoryError) as caught:
+        batch(open_reader(files), [(0, 0, 0, 0)])
+    assert "c.0.0.0.0" in caught.value.__notes__[0]
+
+
+def test_layouts_that_are_not_understood_are_left_to_others(tmp_path):
+    def layout(**options):
+        options = {"dtype": "uint16", "shape": (4, 8), "chunks": (2, 4), **options}
+        zarr.create_array(tmp_path / "a", overwrite=True, **options)
+        return ShardLayout.from_metadata("a", Files(tmp_path).read_json("a/zarr.json"))
+
+    blosc = zarr.codecs.BloscCodec(typesize=2)
+    assert layout(shards=(4, 8), compressors=[blosc]).compressor == "blosc"
+    assert layout(shards=(4, 8), compressors=[zarr.codecs.ZstdCodec()]).compressor == "zstd"
+    assert layout(shards=(4, 8), compressors=None).compressor is None
+    assert layout(shards=(4, 8), serializer=zarr.codecs.BytesCodec(endian="big")) is None
+    assert layout(shards=(4, 8), dtype="bool") is None
+    assert layout(shards=(4, 8), dtype="complex64") is None
+    assert layout(compressors=[blosc]) is None  # not sharded
+    assert layout(shards=(4, 8), compressors=[zarr.codecs.GzipCodec()]) is None
+    assert layout(shards=(4, 8), compressors=[zarr.codecs.Crc32cCodec(), blosc]) is None
+    assert layout(shards=(4, 8), filters=[zarr.codecs.TransposeCodec(order=(1, 0))]) is None
+    assert layout(shards={"shape": (4, 8), "index_location": "start"}) is None
+    assert layout(shards=(4, 8), chunk_key_encoding={"name": "v2", "separator": "."}) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=25),
+    gap=st.integers(0, 50),
+    most=st.integers(1, 200),
+)
+def test_merge_keeps_every_range_and_the_limits(ranges, gap, most):
+    merged = merge([(o, n, place) for place, (o, n) in enumerate(ranges)], gap=gap, most=most)
+    back = {place: (start + first, n) for start, _, parts in merged for first, n, place in parts}
+    assert back == dict(enumerate(ranges))
+    for start, stop, parts in merged:
+        ends = sorted((start + first, start + first + n) for first, n, _ in parts)
+        assert ends[0][0] == start
+        assert max(end for _, end in ends) == stop
+        assert stop - start <= most or len(parts) == 1 or all(e == ends[0] for e in ends)
+        reach = ends[0][1]
+        for low, high in ends[1:]:
+            assert low <= reach + gap
+            reach = max(reach, high)
+
+
+def test_cores_are_those_of_this_process():
+    assert 1 <= cores() <= (os.cpu_count() or 1)
