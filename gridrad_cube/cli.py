@@ -500,6 +500,46 @@ def _question(options: dict[str, Any]) -> Any:
 
 
 @cli.command()
+@click.argument("embeddings", nargs=-1, required=True)
+@click.option("--cube", default=None, help="Where the cube is that they were made from, if it has moved.")
+@click.option("--patches", default=None, help="Level 2k: where the level-256 embeddings are, if they have moved.")
+@click.option("--channel", default=None, help="Label of the channel; the first by default.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=8000, show_default=True, help="Samples to draw at most."
+)
+@click.option("--lead", "leads", multiple=True, help="Time after, such as 30min (repeatable).")
+@click.option(
+    "--gap", type=click.IntRange(0), default=1, show_default=True, help="Convective days between parts."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of the table.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), default=None, help="Draw it too: PNG, PDF or SVG."
+)
+def evaluate(
+    embeddings: Sequence[str], leads: Sequence[str], as_json: bool, picture: Path | None, **options: Any
+) -> None:
+    """Judge EMBEDDINGS without labels, beside baselines that need no network.
+
+    Spread, retrieval of the same place later, analogue forecasts, linear probes of what the pixels hold, leaks of
+    hour and latitude, on convective days apart. Several stores of the same samples: one is chosen.
+
+    \b
+    gridrad-cube evaluate embeddings.zarr
+    gridrad-cube evaluate epoch20.zarr epoch50.zarr --json > evaluation.json
+    """
+    from gridrad_cube import evaluate as judging
+
+    result = judging.evaluate(embeddings, leads=leads or judging.LEADS, **options)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
+    if picture:
+        from gridrad_cube import plot as drawing
+
+        drawing.evaluation(result.to_dict()).savefig(picture, dpi=110)
+        click.echo(picture, err=as_json)
+
+
+@cli.command()
 @click.argument("kind", type=click.Choice(["scene", "flags", "statistics", "curves", "embeddings"]))
 @click.argument("target")
 @click.option(

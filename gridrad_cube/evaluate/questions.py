@@ -160,8 +160,10 @@ def _forecast(m: Material, about: Attribute, lead: Lead, usable: np.ndarray) -> 
     words = m.lacking if np.isfinite(after).any() else m.no_pairs(lead)
     if not words and len(known) < LEAST_CASES:
         words = f"too few known sequels: {len(known)}, of at least {LEAST_CASES}"
-    if not words and not len(case):
-        words = "too few cases: none on the testing days"
+    if not words:
+        differ = int((after[case] != np.median(after[case])).sum()) if len(case) else 0
+        if differ < LEAST_CASES:
+            words = f"too few cases: {len(case)} on the testing days, of which {differ} differ; at least {LEAST_CASES} must"
     if words:
         cells = in_words([*m.here, "persistence", "mean"], words)
         return Row("forecast", question, measure, cells, about.units, "lower")

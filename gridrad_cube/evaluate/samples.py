@@ -167,14 +167,15 @@ def _open_level_256(path: str, info: dict[str, object], given: str | os.PathLike
 
 
 def _check_scenes(path: str, dataset: xr.Dataset, other: xr.Dataset, flag: str) -> None:
-    """Refuse a source whose crops are not those of the store."""
+    """Refuse a source whose crops and patches are not those of the store."""
     count = dataset.sizes["crop"]
-    if other.sizes["crop"] < count or not np.array_equal(
-        other["scene"].values[:count], dataset["scene"].values
-    ):
+    same = other.sizes["crop"] >= count and patch_and_stride(other)[0] == patch_and_stride(dataset)[0]
+    for name in ("scene", "y_origin", "x_origin"):
+        same = same and np.array_equal(other[name].values[:count], dataset[name].values)
+    if not same:
         raise SchemaError(
             f"evaluate: {other.encoding.get('source')} is not what {path} was made from: its crops are of other "
-            f"scenes. Pass {flag} with the right one."
+            f"scenes or windows. Pass {flag} with the right one."
         )
 
 
