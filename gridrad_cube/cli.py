@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -379,10 +380,18 @@ def train(arguments: Sequence[str]) -> None:
 @cli.command()
 @click.option("--store", required=True, help="Cube of patches, or level-256 embeddings for level 2k.")
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint-2k",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Of level 2k: from the cube straight to one embedding a crop, nothing stored between.",
+)
 @click.option("--out", required=True, help="Embedding store to write, or to continue.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True
+)
 @click.option(
     "--channels", "-c", multiple=True, help="Of those the network knows; all by default (repeatable)."
 )
@@ -405,20 +414,46 @@ def train(arguments: Sequence[str]) -> None:
     help="For checkpoints of the predecessor, which keep no statistics.",
 )
 @click.option(
-    "--part", type=int, nargs=2, default=(0, 1), metavar="I N", help="Make the i-th of n shares of the work."
+    "--part",
+    type=int,
+    nargs=2,
+    default=None,
+    metavar="I N",
+    help="Make the i-th of n shares of the work: for job arrays. torchrun gives each rank its own.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine."
+)
+@click.option(
+    "--scheduler", default=None, help="Address or scheduler file of a running Dask cluster instead."
 )
 @click.option("--resume/--no-resume", default=True, show_default=True)
-def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
+@click.option(
+    "--attention",
+    multiple=True,
+    metavar="CROP[,ROW,COL]",
+    help="Write attention maps of this patch or crop to OUT instead (repeatable).",
+)
+def embed(store: str, checkpoint: Path, out: str, attention: Sequence[str], **options: Any) -> None:
     """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
 
     \b
     gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
     gridrad-cube embed --store embeddings.zarr --checkpoint runs/2k/checkpoint.pth --out embeddings_2k.zarr
+    torchrun --nproc-per-node 4 -m gridrad_cube embed --store ... --checkpoint ... --out ...
+
+    An interrupted run continues when the same command is given again. Many processes may share a store: by --workers,
+    --scheduler, torchrun or --part.
     """
-    from gridrad_cube.embed import embed as embed_store
+    from gridrad_cube import embed as embedding
 
     options["channels"] = options["channels"] or None
-    summary = embed_store(store, checkpoint, out, progress=True, **options)
+    if attention:
+        kept = {name: options[name] for name in ("channels", "key", "device", "normalize")}
+        maps = embedding.attention(store, checkpoint, [_numbers(a) for a in attention], out, **kept)
+        click.echo(json.dumps({"out": out, **maps.sizes}))
+        return
+    summary = embedding.embed(store, checkpoint, out, progress="RANK" not in os.environ, **options)
     click.echo(json.dumps(summary))
 
 
@@ -428,13 +463,32 @@ def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
 @click.option("--latitude", type=float, default=None)
 @click.option("--longitude", type=float, default=None)
 @click.option(
-    "--like", default=None, metavar="CROP[,ROW,COL][,CHANNEL]", help="A patch of the store as the query."
+    "--like",
+    multiple=True,
+    metavar="CROP[,ROW,COL][,CHANNEL]",
+    help="A patch of the store as the query; several are examples of one thing (repeatable).",
+)
+@click.option(
+    "--unlike", multiple=True, metavar="CROP[,ROW,COL][,CHANNEL]", help="What it should not be (repeatable)."
+)
+@click.option(
+    "--vector", type=click.Path(exists=True, path_type=Path), help="File .npy with a vector as the query."
 )
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of answers.")
 @click.option("--bbox", type=float, nargs=4, default=None, help="West, south, east, north of the answers.")
+@click.option(
+    "--polygon", type=click.Path(exists=True, path_type=Path), help="GeoJSON file around the answers."
+)
 @click.option("--start", default=None, help="Answers not before this time.")
 @click.option("--stop", default=None, help="Answers before this time.")
+@click.option("--season", default=None, help="Months of the answers: JJA, AMJJAS, ...")
+@click.option("--hour", type=float, nargs=2, default=None, help="Hours of the day, UTC: 18 24, or 21 3.")
+@click.option("--solar-hour", type=float, nargs=2, default=None, help="The same in local mean solar time.")
+@click.option("--convective-day", multiple=True, help="Date on which it begins, at 12 UTC (repeatable).")
 @click.option("--channel", default=None)
+@click.option(
+    "--metric", type=click.Choice(["cosine", "euclidean", "dot"]), default="cosine", show_default=True
+)
 @click.option(
     "--exclude",
     nargs=2,
@@ -450,53 +504,106 @@ def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
     help="The same among the answers, such as 6h 200km: one answer an event.",
 )
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
-@click.option("--json", "style", flag_value="json", help="JSON, one record an answer.")
-@click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
-def query(embeddings: str, style: Any, **options: Any) -> None:
+@click.option("--percentile", is_flag=True, help="Also the rank among random pairs of the same hour.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json", "csv", "geojson", "geoparquet"]),
+    default=None,
+    help="[table; geoparquet for --out NAME.parquet]",
+)
+@click.option("--json", "style", flag_value="json", help="--format json: one record an answer.")
+@click.option("--csv", "style", flag_value="csv", help="--format csv.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), default=None, help="File for the answer.")
+def query(embeddings: str, style: Any, out: Path | None, **options: Any) -> None:
     """Find the places and times of EMBEDDINGS that look most like the query.
 
     \b
     gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5
-    gridrad-cube query embeddings.zarr --like 12,3,4 --json
+    gridrad-cube query embeddings.zarr --like 12,3,4 --like 40,2,2 --unlike 7,0,0 --season JJA --json
+    gridrad-cube query embeddings.zarr --like 12,3,4 -k 500 --separate 6h 200km -o storms.parquet
     """
+    style = style or ("geoparquet" if out is not None and out.suffix == ".parquet" else "table")
+    if style == "geoparquet" and out is None:
+        raise click.UsageError("--format geoparquet needs --out FILE")
     from gridrad_cube import query as asking
     from gridrad_cube import store as stores
 
-    dataset = stores.open_embeddings(embeddings)
-    span = (options["start"], options["stop"]) if options["start"] or options["stop"] else None
+    question, where = _question(options), _where(options)
     answer = asking.search(
-        dataset,
-        _question(options),
+        stores.open_embeddings(embeddings),
+        question,
         options["k"],
-        bbox=options["bbox"] or None,
-        time=span,
-        channel=options["channel"],
         exclude=None if options["no_exclude"] else options["exclude"],
         separate=options["separate"],
+        metric=options["metric"],
+        percentile=options["percentile"],
+        **where,
     )
-    click.echo(asking.format_answer(answer, style or "table"))
+    if style == "geoparquet" and out is not None:
+        asking.write_geoparquet(answer, out)
+    elif out is not None:
+        out.write_text(asking.format_answer(answer, style) + "\n")
+    click.echo(
+        asking.format_answer(answer, style) if out is None else f"{out}: {answer.sizes['rank']} answers"
+    )
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    """Rules of the selection that were given."""
+    span = (options["start"], options["stop"]) if options["start"] or options["stop"] else None
+    rules = {
+        "bbox": options["bbox"],
+        "time": span,
+        "polygon": options["polygon"] and options["polygon"].read_text(),
+        "convective_day": list(options["convective_day"]),
+    }
+    rules |= {name: options[name] for name in ("season", "hour", "solar_hour", "channel")}
+    return {name: rule for name, rule in rules.items() if rule}
 
 
 def _question(options: dict[str, Any]) -> Any:
     place = {
         k: options[o] for k, o in (("time", "time_"), ("latitude", "latitude"), ("longitude", "longitude"))
     }
-    if options["like"]:
-        if any(v is not None for v in place.values()):
-            raise click.UsageError("give either --like or a time and place, not both")
-        parts = [p.strip() for p in options["like"].split(",")]
-        channel = [] if parts[-1].isdigit() else [parts.pop()]
-        if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
-            raise click.UsageError(
-                f"--like {options['like']!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it "
-                "where the store has several"
-            )
-        return (*map(int, parts), *channel)
-    if any(v is None for v in place.values()):
+    at_place = any(v is not None for v in place.values())
+    if at_place + bool(options["like"]) + (options["vector"] is not None) > 1:
+        raise click.UsageError("give one of --like, --vector, or a time and place, not both")
+    if at_place and None in place.values():
+        raise click.UsageError("a place needs all of --time, --latitude and --longitude")
+    if options["vector"] is not None:
+        import numpy as np
+
+        asked: Any = np.load(options["vector"], allow_pickle=False)
+    elif at_place:
+        asked = place
+    else:
+        asked = [_sample(text) for text in options["like"]]
+    if not at_place and not len(asked):
         raise click.UsageError(
-            "a query needs --like CROP,ROW,COL, or all of --time, --latitude and --longitude"
+            "a query needs --like CROP,ROW,COL, --vector FILE, or all of --time, --latitude and --longitude"
         )
-    return place
+    several = asked if isinstance(asked, list) else [asked]
+    if len(several) == 1 and not options["unlike"]:
+        return several[0]
+    return {"positive": several, "negative": [_sample(text) for text in options["unlike"]]}
+
+
+def _sample(text: str) -> tuple[Any, ...]:
+    """``CROP,ROW,COL``, ``CROP`` alone at level 2k, and perhaps a channel after it."""
+    parts = [p.strip() for p in text.split(",")]
+    channel = [] if parts[-1].isdigit() else [parts.pop()]
+    return (*_numbers(",".join(parts), text), *channel)
+
+
+def _numbers(text: str, whole: str | None = None) -> tuple[int, ...]:
+    parts = [p.strip() for p in text.split(",")]
+    if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
+        raise click.UsageError(
+            f"{whole or text!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it where the store "
+            "has several"
+        )
+    return tuple(map(int, parts))
 
 
 @cli.command()

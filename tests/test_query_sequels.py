@@ -147,7 +147,7 @@ def test_analogues_at_the_end_of_the_store_and_of_a_vector():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lead": "20min", "time_tolerance": "5min"}, 
+        ({"lead": "20min", "time_tolerance": "5min"},
          "none of the 5 analogues has a sequel 20min later in the store; its times are 60 min"),
         ({"lead": "0h"}, "lead: got '0h'; expected a length of time"),
         ({"lead": []}, "lead: got"),

@@ -104,8 +104,10 @@ def write_geoparquet(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
     points = [(row["longitude"], row["latitude"]) for row in rows]
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     if "time" in columns:
-        times = [None if t is None else np.datetime64(t.removesuffix("Z"), "s") for t in columns["time"]]
-        columns["time"] = pyarrow.array(times, pyarrow.timestamp("s", tz="UTC"))
+        seconds = [
+            t and int(np.datetime64(t.removesuffix("Z"), "s").astype(np.int64)) for t in columns["time"]
+        ]
+        columns["time"] = pyarrow.array(seconds, pyarrow.int64()).cast(pyarrow.timestamp("s", tz="UTC"))
     # Well-known binary of a point: byte order, kind 1, x, y.
     columns["geometry"] = [None if None in p else struct.pack("<BIdd", 1, 1, *p) for p in points]
     known = [p for p in points if None not in p]

@@ -142,7 +142,8 @@ def search(
     rule, apart = as_neighbourhood(exclude, "exclude"), as_neighbourhood(separate, "separate")
     mask = select(dataset, **where)
     drops = [excluded(dataset, one, rule) for one in asked]
-    counts = [int(np.count_nonzero(mask)) - int(np.count_nonzero(mask.reshape(-1)[d])) for d in drops]
+    total = int(np.count_nonzero(mask))
+    counts = [total - int(np.count_nonzero(mask.reshape(-1)[d])) for d in drops]
     if not all(counts):
         raise SchemaError(
             f"search: every sample of the selection is the query or a neighbour of it (exclude={exclude!r}). "
@@ -309,13 +310,12 @@ def _sample(dataset: xr.Dataset, row: int, shape: tuple[int, ...]) -> dict[str, 
 
 def excluded(dataset: xr.Dataset, asked: Question, rule: tuple[float, float] | None) -> npt.NDArray[np.int64]:
     """Rows of samples that are the query, one of its examples, or a neighbour of one; ascending."""
-    shape = tuple(dataset.sizes[d] for d in sample_dims(dataset))
-    numbers = np.arange(int(np.prod(shape))).reshape(shape) if any(p.sample for p in asked.parts) else None
+    dims = sample_dims(dataset)
+    shape = tuple(dataset.sizes[d] for d in dims)
     out = [np.empty(0, np.int64)]
     for part in asked.parts:
-        if part.sample is not None and numbers is not None:
-            where = tuple(part.sample.get(d, slice(None)) for d in sample_dims(dataset))
-            out.append(np.atleast_1d(numbers[where]).reshape(-1))
+        if part.sample is not None:
+            out.append(np.array([np.ravel_multi_index(tuple(part.sample[d] for d in dims), shape)]))
         if rule is not None and part.place is not None:
             out.append(neighbours(dataset, part.place, rule))
     return np.unique(np.concatenate(out))

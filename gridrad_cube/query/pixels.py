@@ -179,33 +179,31 @@ def pixels(
     if dataset["y_start"].ndim > 1:
         raise SchemaError("pixels: the answer is of several queries. Take one: answer.isel(query=0).")
     opened = cube if isinstance(cube, xr.Dataset) else _open_source(dataset, cube)
-    scalar = dataset["y_start"].ndim == 0
-    answer = dataset.expand_dims("rank") if scalar else dataset
-    (dim,) = answer["y_start"].dims
-    crop = np.broadcast_to(answer["crop"].values, answer.sizes[dim])
-    rows = _rows_of(answer, opened, crop)
-    first = [
-        answer[f"{axis}_start"].values - opened[f"{axis}_origin"].values[rows].astype(np.int64)
-        for axis in "yx"
-    ]
-    shape = tuple(
-        int(np.ravel(answer[f"{axis}_stop"].values - answer[f"{axis}_start"].values)[0]) for axis in "yx"
+    dim = dataset["y_start"].dims[0] if dataset["y_start"].ndim else "sample"
+    start, stop, crop = (
+        {n: np.atleast_1d(dataset[n].values) for n in names}
+        for names in (("y_start", "x_start"), ("y_stop", "x_stop"), ("crop",))
     )
-    out = answer.drop_vars(list(answer.data_vars))
+    rows = _rows_of(dataset, opened, np.broadcast_to(crop["crop"], start["y_start"].shape))
+    y, x = (start[f"{a}_start"] - opened[f"{a}_origin"].values[rows].astype(np.int64) for a in "yx")
+    shape = (int((stop["y_stop"] - start["y_start"])[0]), int((stop["x_stop"] - start["x_start"])[0]))
     names = [str(n) for n, v in opened.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
     asked = names if channel is None else [channel] if isinstance(channel, str) else list(channel)
     if not set(asked) <= set(names):
         raise SchemaError(
             f"channel: the cube has none called {sorted(set(asked) - set(names))}; expected some of {names}"
         )
+    pictures = {}
     for name in asked:
         variable = opened[name].variable
-        lazy = Windows(variable, rows, first[0], first[1], (shape[0], shape[1]))
+        lazy = Windows(variable, rows, y, x, shape)
         data = indexing.LazilyIndexedArray(lazy)
-        out[name] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
-    if "altitude" in opened.coords and any("altitude" in out[n].dims for n in asked):
-        out = out.assign_coords(altitude=opened["altitude"])
-    return out.isel({dim: 0}) if scalar else out
+        pictures[name] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
+    found = xr.Dataset(pictures)
+    if "altitude" in found.dims:
+        found = found.assign_coords(altitude=opened["altitude"])
+    found = found if dataset["y_start"].ndim else found.isel(sample=0)
+    return dataset.drop_vars(list(dataset.data_vars)).merge(found, compat="override")
 
 
 def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.Dataset:
@@ -237,7 +235,7 @@ def _rows_of(answer: xr.Dataset, cube: xr.Dataset, crop: np.ndarray) -> np.ndarr
         raise SchemaError(
             f"pixels: the cube has crops {names[0]} to {names[-1]}, not all that the answer names. Pass the whole cube."
         )
-    scenes = np.broadcast_to(answer["scene"].values, crop.shape)
+    scenes = np.broadcast_to(np.atleast_1d(answer["scene"].values), crop.shape)
     differ = np.flatnonzero(cube["scene"].values[at] != scenes)
     if len(differ):
         i = differ[0]
