@@ -609,7 +609,9 @@ def _numbers(text: str, whole: str | None = None) -> tuple[int, ...]:
 @cli.command()
 @click.argument("embeddings", nargs=-1, required=True)
 @click.option("--cube", default=None, help="Where the cube is that they were made from, if it has moved.")
-@click.option("--patches", default=None, help="Level 2k: where the level-256 embeddings are, if they have moved.")
+@click.option(
+    "--patches", default=None, help="Level 2k: where the level-256 embeddings are, if they have moved."
+)
 @click.option("--channel", default=None, help="Label of the channel; the first by default.")
 @click.option(
     "--samples", type=click.IntRange(1), default=8000, show_default=True, help="Samples to draw at most."

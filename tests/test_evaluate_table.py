@@ -342,7 +342,7 @@ def test_an_evaluation_is_the_same_again_and_whatever_the_block(store_folder, re
     again = evaluate.evaluate(store_folder / "plain.zarr", leads=LEADS, block=5)
     assert again == result
     other = evaluate.evaluate(store_folder / "plain.zarr", leads=LEADS, seed=1, samples=300)
-    assert other.to_dict()["about"]["samples"] == f"300 of {2 * DAYS * 6} clean ones"
+    assert other.to_dict()["about"]["samples"] == f"300 of {2 * DAYS * 6} clean samples"
     assert other != result
 
 

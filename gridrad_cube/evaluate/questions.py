@@ -163,7 +163,9 @@ def _forecast(m: Material, about: Attribute, lead: Lead, usable: np.ndarray) -> 
     if not words:
         differ = int((after[case] != np.median(after[case])).sum()) if len(case) else 0
         if differ < LEAST_CASES:
-            words = f"too few cases: {len(case)} on the testing days, of which {differ} differ; at least {LEAST_CASES} must"
+            words = (
+                f"too few cases: {len(case)} to test, of which {differ} differ; at least {LEAST_CASES} must"
+            )
     if words:
         cells = in_words([*m.here, "persistence", "mean"], words)
         return Row("forecast", question, measure, cells, about.units, "lower")

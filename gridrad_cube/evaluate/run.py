@@ -99,7 +99,7 @@ def _about(m: Material) -> dict[str, Any]:
         "cube": str(m.stores.cube.encoding.get("source")),
         "level": str(store_info(m.stores.first).get("level")),
         "channel": m.stores.label,
-        "samples": f"{len(m.pool.rows)} of {int(m.stores.mask.sum())} clean ones",
+        "samples": f"{len(m.pool.rows)} of {int(m.stores.mask.sum())} clean samples",
         "time": f"{time.min()} to {time.max()} UTC",
         "days": f"{len(np.unique(days))} convective days: {m.lacking or divided}",
         "seed": m.seed,
