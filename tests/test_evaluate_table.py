@@ -405,7 +405,9 @@ def test_level_2k_has_the_mean_of_patches_beside_it(store_folder, tmp_path):
 
 def test_a_cube_that_has_moved_is_asked_for(store_folder, tmp_path):
     shutil.copytree(store_folder / "plain.zarr", tmp_path / "plain.zarr")
-    with pytest.raises(SchemaError, match=r"no cube at .*patches\.zarr.*has it moved\? Pass --cube PATH"):
+    with pytest.raises(
+        SchemaError, match=r"no cube at .*patches\.zarr, which .* was made from; moved\? Pass --cube PATH"
+    ):
         evaluate.evaluate(tmp_path / "plain.zarr")
     moved = samples.open_stores([str(tmp_path / "plain.zarr")], cube=store_folder / "patches.zarr")
     assert moved.members == (IR,)

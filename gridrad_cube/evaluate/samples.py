@@ -25,6 +25,7 @@ from gridrad_cube.query.samples import (
 from gridrad_cube.query.selection import channel_positions, select
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import open_embeddings, open_packed
+from gridrad_cube.store import store_info as read_store_info
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,22 @@ def open_stores(
     first = next(iter(datasets.values()))
     for path, dataset in zip(paths, datasets.values(), strict=True):
         _check_alike(path, dataset, first)
-    info = store_info(first)
-    between = None
-    if not cell_dims(first):
-        between = _open_level_256(paths[0], info, patches)
-        _check_scenes(paths[0], first, between, "--patches")
     names = [str(n) for n in np.atleast_1d(labels(first, "channel"))]
     at = 0 if channel is None else int(channel_positions(first, channel)[0])
-    members = tuple((info.get("channels") or {}).get(names[at]) or [names[at]])
-    if between is not None:
-        deeper = store_info(between)
-        members = tuple(m for n in members for m in (deeper.get("channels") or {}).get(n, [n]))
-        opened = _open_cube(str(between.encoding["source"]), deeper, cube)
-    else:
-        opened = _open_cube(paths[0], info, cube)
+    members = _members(first, [names[at]])
+    place, below = sources_of(paths[0], cube, patches)
+    between = None
+    if below is not None:
+        between = open_embeddings(below)
+        _check_scenes(paths[0], first, between, "--patches")
+        members = _members(between, members)
+    opened = open_packed(place)
     _check_scenes(paths[0], first, opened, "--cube")
     lacking = [m for m in members if m.split("@")[0] not in opened.data_vars]
     if lacking:
         raise SchemaError(f"evaluate: the cube {opened.encoding['source']} lacks {lacking} of {paths[0]}")
     mask = select(first, channel=names[at])
-    return Stores(datasets, at, names[at], members, opened, between, mask)
+    return Stores(datasets, at, names[at], tuple(members), opened, between, mask)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -129,41 +126,51 @@ def _sizes(dataset: xr.Dataset) -> str:
     return " x ".join(f"{dataset.sizes[d]} {d}" for d in sample_dims(dataset))
 
 
-def _beside(store: str, name: str) -> str:
-    """Where a store says that another lies: relative to itself, or a URL."""
-    if "://" in store or "://" in name:
-        return name
-    return os.path.normpath(os.path.join(os.path.dirname(store), name))
+def _members(dataset: xr.Dataset, names: Sequence[str]) -> list[str]:
+    """Labels of what channels are made of, as the store says."""
+    made = store_info(dataset).get("channels") or {}
+    return [m for n in names for m in made.get(n) or [n]]
 
 
-def _source_of(path: str, info: dict[str, object], given: str | os.PathLike[str] | None, flag: str) -> str:
-    if given is not None:
-        return os.fspath(given)
-    name = info.get("source")
+def sources_of(
+    path: str, cube: str | os.PathLike[str] | None = None, patches: str | os.PathLike[str] | None = None
+) -> tuple[str, str | None]:
+    """Where the cube of a store of embeddings is and, at level 2k, the level-256 store between them.
+
+    Parameters
+    ----------
+    path
+        Of the store of embeddings.
+    cube, patches
+        Where they are, if they have moved; None for where the store says.
+
+    Raises
+    ------
+    SchemaError
+        If one of them is not there, or the store does not say where.
+    """
+    between = None
+    if not cell_dims(open_embeddings(path)):
+        path = between = _source(path, patches, "embeddings", "--patches")
+    return _source(path, cube, "patches", "--cube"), between
+
+
+def _source(path: str, given: str | os.PathLike[str] | None, kind: str, flag: str) -> str:
+    """What a store was made from: as given, or as it says, relative to itself."""
+    name = given or read_store_info(path).get("source")
     if not name:
         raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} PATH.")
-    return _beside(path, str(name))
-
-
-def _open_cube(path: str, info: dict[str, object], given: str | os.PathLike[str] | None) -> xr.Dataset:
-    place = _source_of(path, info, given, "--cube")
+    place = os.fspath(name)
+    if given is None and "://" not in path and "://" not in place:
+        place = os.path.normpath(os.path.join(os.path.dirname(path), place))
     try:
-        return open_packed(place)
+        read_store_info(place, kind)
     except FileNotFoundError as error:
+        what = "cube" if kind == "patches" else "level-256 embeddings"
         raise SchemaError(
-            f"evaluate: no cube at {place}, where {path} was made from; has it moved? Pass --cube PATH."
+            f"evaluate: no {what} at {place}, which {path} was made from; moved? Pass {flag} PATH."
         ) from error
-
-
-def _open_level_256(path: str, info: dict[str, object], given: str | os.PathLike[str] | None) -> xr.Dataset:
-    place = _source_of(path, info, given, "--patches")
-    try:
-        return open_embeddings(place)
-    except FileNotFoundError as error:
-        raise SchemaError(
-            f"evaluate: no level-256 embeddings at {place}, where {path} was made from; have they moved? Pass "
-            "--patches PATH."
-        ) from error
+    return place
 
 
 def _check_scenes(path: str, dataset: xr.Dataset, other: xr.Dataset, flag: str) -> None:

@@ -5,6 +5,7 @@ saved. North is up, colours are safe for the colour-blind, colour scales belong 
 picture, so that pictures compare. matplotlib comes with the extra ``plot`` and is imported when first drawn.
 """
 
+from gridrad_cube.plot.attended import attention
 from gridrad_cube.plot.badges import flags
 from gridrad_cube.plot.canvas import packing_of
 from gridrad_cube.plot.judged import evaluation
@@ -15,6 +16,7 @@ from gridrad_cube.plot.tables import curves, read_metrics, statistics
 
 __all__ = [
     "answers",
+    "attention",
     "components",
     "curves",
     "evaluation",
