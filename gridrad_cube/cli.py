@@ -694,6 +694,16 @@ def plot_scene(cube: str, out: Path, crop: int, channel: str | None) -> None:
     _save(drawing.scene(stores.open_cube(cube), crop, channel=channel), out)
 
 
+@_picture("crops", crop=True)
+@click.argument("cube")
+def plot_crops(cube: str, out: Path, crop: int, channel: str | None) -> None:
+    """The scene that a crop was cut from, with all of its crops and their patches."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    _save(drawing.crops(stores.open_cube(cube), crop, channel=channel), out)
+
+
 @_picture("flags", crop=True)
 @click.argument("cube")
 def plot_flags(cube: str, out: Path, crop: int, channel: str | None) -> None:

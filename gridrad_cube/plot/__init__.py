@@ -1,4 +1,4 @@
-"""Pictures: a scene with its patches, flags on it, statistics, training curves, answers, embeddings as colour.
+"""Pictures: scenes with crops and patches, flags, statistics, curves, answers, embeddings, attention, evaluations.
 
 Every function takes xarray objects (or the folder of a run) and returns a matplotlib figure; nothing is shown or
 saved. North is up, colours are safe for the colour-blind, colour scales belong to the channel and not to the
@@ -10,6 +10,7 @@ from gridrad_cube.plot.badges import flags
 from gridrad_cube.plot.canvas import packing_of
 from gridrad_cube.plot.judged import evaluation
 from gridrad_cube.plot.likeness import answers, neighbours
+from gridrad_cube.plot.mosaic import crops
 from gridrad_cube.plot.principal import components
 from gridrad_cube.plot.scenes import scene
 from gridrad_cube.plot.tables import curves, read_metrics, statistics
@@ -18,6 +19,7 @@ __all__ = [
     "answers",
     "attention",
     "components",
+    "crops",
     "curves",
     "evaluation",
     "flags",

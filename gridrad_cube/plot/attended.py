@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Inches: edge of the large panels and of the heads, room for degrees, for a colour bar with its label.
-_LARGE, _SMALL, _LEFT, _BAR, _TOP, _FOOT = 3.9, 1.8, 0.75, 1.15, 0.95, 0.75
+_LARGE, _SMALL, _LEFT, _BAR, _TOP, _FOOT = 3.9, 1.8, 0.75, 1.15, 0.95, 0.25
 #: Heads in a line.
 _LINE = 6
 
@@ -69,7 +69,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     lines = -(-len(heads) // _LINE)
     field = 0.0 if cube is None else large[0] + _BAR + _LEFT
     across = max(_LEFT + field + large[0] + _BAR, _LEFT + min(len(heads), _LINE) * (small[0] + 0.12) + 0.2)
-    down = _TOP + large[1] + 0.75 + lines * (small[1] + 0.32) + (_FOOT - 0.3)
+    down = _TOP + large[1] + 0.75 + lines * (small[1] + 0.32) + _FOOT
     figure, _ = new_figure(by_hand=True, figsize=(across, down))
     label = str(one["channel"].values)
     name = title_of(label) if label.split("@")[0] in CHANNELS else label
@@ -82,9 +82,9 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
         axes = add_axes(figure, _LEFT, _TOP, *large)
         bar = add_axes(figure, _LEFT + large[0] + 0.15, _TOP, 0.16, large[1])
         write_legend(figure, ground.draw_field(axes, bar, field_label(cube, label, one)), left=_LEFT)
-    top = float(np.nanmax(heads))
+    span = (float(np.nanmin(heads)), float(np.nanmax(heads)))
     axes = add_axes(figure, _LEFT + field, _TOP, *large)
-    image = ground.draw_map(axes, np.nanmean(heads, axis=0), top)
+    image = ground.draw_map(axes, np.nanmean(heads, axis=0), span)
     axes.set_title("mean of the heads", fontsize=9.5, loc="left")
     ground.write_degrees(axes)
     bar = add_axes(figure, _LEFT + field + large[0] + 0.15, _TOP, 0.16, large[1])
@@ -92,7 +92,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     for i, head in enumerate(heads):
         left = _LEFT + (i % _LINE) * (small[0] + 0.12)
         axes = add_axes(figure, left, _TOP + large[1] + 0.75 + (i // _LINE) * (small[1] + 0.32), *small)
-        ground.draw_map(axes, head, top)
+        ground.draw_map(axes, head, span)
         axes.set_title(f"head {i}", fontsize=8.5, loc="left", pad=3)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -114,15 +114,15 @@ class _Ground:
         self.patch = "row" in one.coords and one["row"].ndim == 0
         self.upside_down = cube is not None and is_upside_down(cube.isel(crop=self.crop))
 
-    def draw_map(self, axes: Axes, values: np.ndarray, top: float) -> Any:
-        """One map, from 0 to ``top``."""
+    def draw_map(self, axes: Axes, values: np.ndarray, span: tuple[float, float]) -> Any:
+        """One map, on the scale of all."""
         rows, cols = self.shape
         axes.set_facecolor("0.8")
         image = axes.imshow(
             values,
             cmap="cividis",
-            vmin=0,
-            vmax=top,
+            vmin=span[0],
+            vmax=span[1],
             extent=(0, cols, rows, 0),
             interpolation="nearest",
             aspect="auto",
