@@ -74,10 +74,13 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, altitu
         values = decoded(cube[drawn.name].isel({"crop": int(number), **level}), drawn.packing)
         extent = (x, x + size[1], y + size[0], y)
         image, found = draw_field(axes, values, label, channel=drawn, extent=extent)
-        handles |= {str(h.get_label()): h for h in found}
+        inside = values[max(-y, 0) : latitude.shape[0] - y, max(-x, 0) : longitude.shape[-1] - x]
+        whole = np.isfinite(inside).all()  # what padding lacks needs no word
+        handles |= {str(h.get_label()): h for h in found if not (whole and h.get_label() == "not observed")}
     edge = one.sizes["y"] // one.sizes["row"]
     lines = "0.75" if drawn.has_echo else "white"
-    for number, (y, x) in zip(members, origins, strict=True):
+    last = np.argsort(members == crop, kind="stable")  # its outline lies on the others'
+    for number, (y, x) in zip(members[last], origins[last], strict=True):
         colour = BLUE if number == crop else ORANGE
         axes.hlines(
             y + edge * np.arange(1, one.sizes["row"]), x, x + size[1], colors=lines, linewidth=0.5, alpha=0.6
