@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import PROJECT
 from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embeddings
 
 from gridrad_cube import evaluate, store, testing
@@ -439,3 +441,36 @@ def test_the_command_prints_the_table_or_json_and_draws(store_folder, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     done = CliRunner().invoke(cli, ["evaluate", str(tmp_path / "nothing.zarr")])
     assert done.exit_code == 1
+
+
+def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
+    page = (PROJECT / "docs" / "evaluation.md").read_text()
+    names = {"patches": "patches", "embeddings": "plain", "epoch20": "noisy", "epoch50": "plain"}
+    for name, source in names.items():
+        (tmp_path / f"{name}.zarr").symlink_to(store_folder / f"{source}.zarr")
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, space)
+    assert (tmp_path / "evaluation.png").stat().st_size > 10_000
+    assert space["best"].chosen == "epoch50"
+    said = capsys.readouterr().out
+    assert "probe minimum brightness temperature embedding (" in said
+    # What the page says of thresholds is what the code has.
+    for text in (
+        "under 5 days",
+        "under 30 cases",
+        "20 distractors",
+        "ten most alike",
+        "below 220 K",
+        "18.5 dBZ",
+    ):
+        assert text in page.replace("\n", " ")
+    assert (days.LEAST_DAYS, days.LEAST_CASES, sequels.LEAST_DISTRACTORS, sequels.ANALOGUES) == (
+        5,
+        30,
+        20,
+        10,
+    )
+    assert (pixels.COLD_CLOUD_K, pixels.ECHO_TOP_DBZ, pixels.CORE_DBZ) == (220.0, 18.5, 40.0)
+    assert days.SHARES == (0.6, 0.2, 0.2)
