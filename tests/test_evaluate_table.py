@@ -76,9 +76,10 @@ def test_estimate_is_the_mean_with_an_interval_of_days():
 def test_estimate_of_few_cases_or_days_says_so():
     few = days.estimate(days.mean_of(np.ones(20)), times_of(20, hours=24), seed=0, noun="queries")
     assert few.value is None
-    assert few.words == "too few queries: 20 of 20 convective days, of at least 30 of 5"
+    assert few.words == "too few queries: 20, of at least 30"
     same_day = days.estimate(days.mean_of(np.ones(90)), np.repeat(times_of(3, hours=1), 30), seed=0)
     assert same_day.value is None
+    assert same_day.words == "too few days: 90 cases of 1 convective day, of at least 5"
     steady = days.estimate(
         days.r_squared(np.ones(60), np.zeros(60)), times_of(60, hours=24), seed=0, noun="samples"
     )

@@ -36,10 +36,15 @@ def parts_of(time: np.ndarray, *, gap: int = 1) -> tuple[np.ndarray, str]:
     if found[FIT] >= LEAST_DAYS and found[TEST] >= LEAST_DAYS:
         return part, ""
     words = (
-        f"too few days: of {days} convective day{'s' * (days != 1)}, {found[FIT]} fit, {found[CHOOSE]} choose and "
+        f"too few days: of {count_days(days)}, {found[FIT]} fit, {found[CHOOSE]} choose and "
         f"{found[TEST]} test; at least {LEAST_DAYS} must fit and {LEAST_DAYS} test"
     )
     return np.full(time.shape, -1), words
+
+
+def count_days(count: int) -> str:
+    """In words."""
+    return f"{count} convective day{'s' * (count != 1)}"
 
 
 def estimate(statistic: Statistic, time: np.ndarray, *, seed: int, noun: str = "cases") -> Cell:
@@ -52,12 +57,13 @@ def estimate(statistic: Statistic, time: np.ndarray, *, seed: int, noun: str = "
     """
     cases = len(time)
     days, which = np.unique(convective_day(time), return_inverse=True)
-    if cases < LEAST_CASES or len(days) < LEAST_DAYS:
-        return Cell(
-            cases=cases,
-            days=len(days),
-            words=f"too few {noun}: {cases} of {len(days)} convective days, of at least {LEAST_CASES} of {LEAST_DAYS}",
-        )
+    words = ""
+    if cases < LEAST_CASES:
+        words = f"too few {noun}: {cases}, of at least {LEAST_CASES}"
+    elif len(days) < LEAST_DAYS:
+        words = f"too few days: {cases} {noun} of {count_days(len(days))}, of at least {LEAST_DAYS}"
+    if words:
+        return Cell(cases=cases, days=len(days), words=words)
     value = float(statistic(np.ones((1, cases)))[0])
     if not np.isfinite(value):
         return Cell(cases=cases, days=len(days), words=f"the {noun} do not vary")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.evaluate import questions
-from gridrad_cube.evaluate.days import CHOOSE, FIT, TEST
+from gridrad_cube.evaluate.days import CHOOSE, FIT, TEST, count_days
 from gridrad_cube.evaluate.material import Material, prepare
 from gridrad_cube.evaluate.pixels import ATTRIBUTES
 from gridrad_cube.evaluate.result import Evaluation
@@ -101,7 +101,7 @@ def _about(m: Material) -> dict[str, Any]:
         "channel": m.stores.label,
         "samples": f"{len(m.pool.rows)} of {int(m.stores.mask.sum())} clean samples",
         "time": f"{time.min()} to {time.max()} UTC",
-        "days": f"{len(np.unique(days))} convective days: {m.lacking or divided}",
+        "days": m.lacking or f"{count_days(len(np.unique(days)))}: {divided}",
         "seed": m.seed,
     }
 

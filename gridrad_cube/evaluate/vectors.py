@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+#: Rows that are projected at once.
+_ROWS = 4096
+
+
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """Rows of length one, float64; rows of zeros stay."""
     out = np.asarray(vectors, np.float64)
@@ -41,7 +45,11 @@ class Axes:
 
     def project(self, values: np.ndarray) -> np.ndarray:
         """Rows in the new coordinates, float32 (rows, axes)."""
-        return np.asarray((values.astype(np.float64) - self.mean) @ self.axes, np.float32)
+        out = np.empty((len(values), self.axes.shape[1]), np.float32)
+        for start in range(0, len(values), _ROWS):
+            part = slice(start, start + _ROWS)
+            out[part] = (values[part].astype(np.float64) - self.mean) @ self.axes
+        return out
 
 
 def principal_axes(values: np.ndarray, count: int) -> Axes:

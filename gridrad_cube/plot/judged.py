@@ -82,7 +82,7 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     panels = _panels(found["rows"])
     if not panels:
         raise SchemaError("plot: the evaluation has no rows to draw")
-    names = list(dict.fromkeys(n for p in panels for _, r in p.rows for n in r["cells"]))
+    names = list(dict.fromkeys(n for p in panels for _, r in p.rows for n in _known(r)))
     looks = _looks(names)
     tall = [sum(_height(r) for _, r in p.rows) for p in panels]
     columns = _share_out([t + _BETWEEN for t in tall])
@@ -238,6 +238,8 @@ def _write(
                label=name)
         for name, (colour, marker, filled) in looks.items()
     ]  # fmt: skip
+    if not handles:
+        return
     figure.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(0.15 / size[0], 0.08 / size[1]), ncols=5, frameon=False,
         fontsize=9, borderaxespad=0.0,
