@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 #: Rows that are projected at once.
 _ROWS = 4096
 
