@@ -102,9 +102,20 @@ def test_running_scheduler_is_found_by_its_file_and_left_running(tmp_path):
         scheduler.wait()
 
 
-def test_dashboard_of_our_own_cluster_is_on_loopback():
+@pytest.mark.timeout(120)
+def test_cluster_of_our_own_listens_on_loopback_alone(monkeypatch):
+    import distributed
+
+    made = []
+
+    class Recording(distributed.LocalCluster):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append((self.scheduler_address, self.dashboard_link))
+
+    monkeypatch.setattr(distributed, "LocalCluster", Recording)
     with executor(None, 2, None) as run:
         assert dict(run(square, [(2,), (3,)])) == {0: 4, 1: 9}
-        links = [c.dashboard_link for c in __import__("distributed").LocalCluster._instances]
-    assert links
-    assert all(link.startswith("http://127.0.0.1:") for link in links)
+    ((address, dashboard),) = made
+    assert address.startswith("tcp://127.0.0.1:")
+    assert dashboard.startswith("http://127.0.0.1:")

@@ -144,8 +144,10 @@ def _layout(
             channels[name] = _channel_layout(name, scene[name])
     shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile, headers[s.name].lattice) for s in order]
     coordinates = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
-    if any(headers[s.name].format == "larc_goes" for s in order):
-        coordinates += ["observation_time", "satellite_zenith_angle"]
+    if any(headers[s.name].has_scan_times for s in order):
+        coordinates.append("observation_time")
+    if any(headers[s.name].satellite_longitude is not None for s in order):
+        coordinates.append("satellite_zenith_angle")
     layout = store.CubeLayout(
         channels={n: channels[n] for n in names},
         crop=(max(s[0] for s in shapes), max(s[1] for s in shapes)),

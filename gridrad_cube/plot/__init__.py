@@ -7,6 +7,7 @@ picture, so that pictures compare. matplotlib comes with the extra ``plot`` and 
 
 from gridrad_cube.plot.badges import flags
 from gridrad_cube.plot.canvas import packing_of
+from gridrad_cube.plot.fields import source
 from gridrad_cube.plot.likeness import answers, neighbours
 from gridrad_cube.plot.principal import components
 from gridrad_cube.plot.scenes import scene
@@ -21,5 +22,6 @@ __all__ = [
     "packing_of",
     "read_metrics",
     "scene",
+    "source",
     "statistics",
 ]

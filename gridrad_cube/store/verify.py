@@ -6,6 +6,7 @@ import os
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import zarr
 
 from gridrad_cube.schema import SchemaError
@@ -41,19 +42,18 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
     build = Build(store)
     if build.layout is None:
         raise SchemaError(f"{store}: no build log in it; nothing to verify against")
+    owner = {row: entry.source for entry in build.entries for row in entry.rows}
     damages = []
-    for entry in build.entries:
-        for row in entry.rows:
-            for column, name in enumerate(build.layout.channels):
-                size = int(build.shard_bytes[row, column])
-                if size < 0:
-                    continue
-                spec = build.layout.pixels(name, build.rows)
-                key = spec.key((row, *(0 for _ in spec.dims[1:])))
-                what = _damage(build, key, size, int(build.shard_crc[row, column]))
-                if what:
-                    damages.append(Damage(entry.source, row, key, what))
-    return damages + _damaged_rest(build)
+    for column, name in enumerate(build.layout.channels):
+        spec, there = build.layout.pixels(name, build.rows), build.files.sizes(name)
+        for row in np.flatnonzero(build.shard_bytes[:, column] >= 0).tolist():
+            key = spec.key((row, *(0 for _ in spec.dims[1:])))
+            found = there.get(key.rsplit("/", 1)[1])
+            size, crc = int(build.shard_bytes[row, column]), int(build.shard_crc[row, column])
+            what = _damage(build, key, found, size, crc)
+            if what:
+                damages.append(Damage(owner[row], row, key, what))
+    return sorted(damages, key=lambda d: d.row) + _damaged_rest(build)
 
 
 def _damaged_rest(build: Build) -> list[Damage]:
@@ -81,8 +81,7 @@ def _damaged_rest(build: Build) -> list[Damage]:
     return damages
 
 
-def _damage(build: Build, key: str, size: int, crc: int) -> str | None:
-    found = build.files.size(key)
+def _damage(build: Build, key: str, found: int | None, size: int, crc: int) -> str | None:
     if found is None:
         return "missing"
     if found != size:
