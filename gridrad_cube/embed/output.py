@@ -128,8 +128,11 @@ class Output:
 
     def _check_place(self) -> None:
         """Refuse a place that holds anything but embeddings, or the beginnings of them."""
-        begun = set(self.files.names(BUILD)) if not self._is_file() else {""}
-        if self._is_file() or (not begun and self.files.names()) or begun - {"embed.json", "blocks"}:
+        # In this order: whoever wrote anything else had claimed the place before.
+        others = set() if self._is_file() else set(self.files.names()) - {BUILD}
+        begun = set() if self._is_file() else set(self.files.names(BUILD))
+        foreign = others and "embed.json" not in begun
+        if self._is_file() or foreign or begun - {"embed.json", "blocks"}:
             raise SchemaError(
                 f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
                 "Pass another --out."
