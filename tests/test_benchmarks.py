@@ -56,7 +56,12 @@ def test_scale_measures_every_step(tmp_path):
 
 def test_query_compares_with_others(tmp_path):
     text = run("query", "--samples", 4096, "--repeats", 1, out=tmp_path / "report.md")
-    for side in ("`.gridrad.search`, resident", "`similarity.nearest`", "numpy", "`.gridrad.search`, from Zarr"):
+    for side in (
+        "`.gridrad.search`, resident",
+        "`similarity.nearest`",
+        "numpy",
+        "`.gridrad.search`, from Zarr",
+    ):
         one, many, agree = map(float, cells(text, side))
         assert one + many > 0
         assert agree > 0.999
