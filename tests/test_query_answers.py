@@ -101,6 +101,21 @@ def test_pixels_of_other_answers_and_of_crops(folder, tmp_path):
         np.testing.assert_array_equal(back.gridrad.pixels()[IR], saved.gridrad.pixels()[IR])
 
 
+def test_pixels_of_overlapping_windows(folder):
+    """Windows at half a patch cross the borders of patches: their pixels are those of the window all the same."""
+    embeddings = open_embeddings(folder / "embeddings.zarr")
+    info = embeddings.attrs["gridrad_cube"] | {"stride": 16}
+    answer = embeddings.assign_attrs(gridrad_cube=info).gridrad.search(
+        (0, 1, 3, IR), 4, exclude=None, reject=()
+    )
+    pictures = answer.gridrad.pixels()
+    cube = open_cube(folder / "patches.zarr")
+    for i in range(4):
+        crop, row, col = (int(answer[d][i]) for d in ("crop", "row", "col"))
+        expected = cube[IR].values[crop, 16 * row : 16 * row + 32, 16 * col : 16 * col + 32]
+        np.testing.assert_array_equal(pictures[IR][i], expected)
+
+
 def test_pixels_of_a_cube_that_has_moved_or_is_another(folder, tmp_path):
     shutil.copytree(folder / "embeddings.zarr", tmp_path / "embeddings.zarr")
     answer = open_embeddings(tmp_path / "embeddings.zarr").gridrad.search(
