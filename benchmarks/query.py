@@ -295,9 +295,9 @@ def lines(results: dict[str, dict[str, Any]], size: int, options: argparse.Names
         f"From Zarr, the first search in a new process: {zarr['first']:.2f} s; peak memory {zarr['peak_mb']:.0f} MB, "
         f"with {MANY} queries {zarr['peak_many_mb']:.0f} MB.",
         "",
-        f"The nearest patch to {POINTS:,} places and times: {1000 * places['find']:.1f} ms ({1000 * places['worked']:.1f}), "
-        f"once the tree is built ({places['built']:.2f} s). Looking at the one crop of each point by hand {1000 * places['loop']:.0f} ms, at "
-        f"all samples for each point {places['every']:.0f} s.",
+        f"The nearest patch to {POINTS:,} places and times: {1000 * places['find']:.1f} ms "
+        f"({1000 * places['worked']:.1f}), once the tree is built ({places['built']:.2f} s). Looking at the one crop "
+        f"of each point by hand {1000 * places['loop']:.0f} ms, at all samples for each point {places['every']:.0f} s.",
     ]
     if "index" in results:
         index = results["index"]
