@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube import readers, store
-from gridrad_cube.schema import CHANNELS
+from gridrad_cube.schema import CHANNELS, SchemaError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def inspect_target(target: str | os.PathLike[str]) -> Summary:
     FileNotFoundError
         If there is nothing at this place.
     SchemaError
-        If it is neither a store of ours nor a scene that a reader knows.
+        If it is neither a store of ours nor a netCDF file.
     """
     path = Path(os.fspath(target))
     if path.is_file():
@@ -57,19 +57,38 @@ def inspect_target(target: str | os.PathLike[str]) -> Summary:
 
 
 def _file(path: Path) -> Summary:
-    header = readers.inspect(path)
-    facts = {
-        "format": header.format,
-        "time": str(header.time),
-        "shape": f"{header.shape[0]} x {header.shape[1]} pixels",
-        "channels": ", ".join(header.channels),
-        "grid": header.grid_id,
-        "product": header.product,
-    }
-    further = (*header.companions, *header.further)
-    if further:
-        facts["further variables (--companion)"] = ", ".join(further)
+    attributes, variables = readers.list_contents(path)
+    try:
+        header = readers.inspect(path)
+    except SchemaError as error:  # any netCDF file can be looked into
+        facts: dict[str, Any] = {"format": f"no scene that a reader knows: {error}"}
+    else:
+        facts = {
+            "format": header.format,
+            "time": str(header.time),
+            "shape": f"{header.shape[0]} x {header.shape[1]} pixels",
+            "channels": ", ".join(header.channels),
+            "grid": header.grid_id,
+            "product": header.product,
+        }
+        further = (*header.companions, *header.further)
+        if further:
+            facts["further variables (--companion)"] = ", ".join(further)
+    facts["variables"] = {name: _variable(variable) for name, variable in variables.items()}
+    facts["attributes"] = {name: _one_line(value) for name, value in attributes.items()}
     return Summary(str(path), "source file", facts)
+
+
+def _variable(variable: Any) -> str:
+    dims = ", ".join(f"{d} {n}" for d, n in zip(variable.dims, variable.shape, strict=True))
+    units, name = (variable.attributes.get(k) for k in ("units", "long_name"))
+    words = [_one_line(word) for word in (name, units and f"[{units}]") if word]
+    return f"{variable.dtype.name} ({dims})" + (f"  {' '.join(words)}" if words else "")
+
+
+def _one_line(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _span(times: np.ndarray) -> str:

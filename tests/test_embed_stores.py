@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from click.testing import CliRunner
 from test_embed import (
     IR,
     PATCH,
@@ -25,7 +26,7 @@ from test_embed import (
     write_scenes,
 )
 
-from gridrad_cube import query, store
+from gridrad_cube import cli, query, store
 from gridrad_cube.datasets import GridDataset
 from gridrad_cube.embed import NO_PIXELS, Network, attention, embed, output
 from gridrad_cube.embed.output import quantize
@@ -371,3 +372,28 @@ def test_attention_of_a_crop_an_answer_and_of_grids(folder, tmp_path):
     ):
         with pytest.raises(SchemaError, match=message):
             attention(cube, checkpoint, samples)
+
+
+# the command line
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli.cli, ["embed", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_command_line_of_both_levels_and_attention(folder, tmp_path):
+    cube, low, high = folder / "patches.zarr", folder / "256.pth", folder / "2k.pth"
+    both = ("--store", cube, "--checkpoint", low, "--checkpoint-2k", high)
+    code, text = run(*both, "--out", tmp_path / "e.zarr", "--dtype", "int8")
+    assert code == 0, text
+    assert store.store_info(tmp_path / "e.zarr")["level"] == "2k"
+    assert store.open_embeddings(tmp_path / "e.zarr")["embedding"].dtype == np.float32
+    code, text = run(
+        *both[:4], "--out", tmp_path / "a.zarr", "--attention", "0,1,2", "--attention", "1,0,0", "-c", IR
+    )
+    assert code == 0, text
+    assert json.loads(text.splitlines()[-1])["sample"] == 2
+    assert xr.open_zarr(tmp_path / "a.zarr", chunks=None)["crop"].values.tolist() == [0, 1]
+    code, text = run(*both[:4], "--out", tmp_path / "b.zarr", "--attention", "0,1")
+    assert (code != 0, "expected CROP,ROW,COL" in text) == (True, True)

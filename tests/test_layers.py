@@ -13,20 +13,21 @@ import gridrad_cube
 
 PACKAGE = Path(gridrad_cube.__file__).parent
 LAYERS = {
-    0: {"schema", "geometry"},
+    0: {"schema", "geometry", "versions"},
     1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluate", "plot", "info"},
-    3: {"train", "embed", "testing"},
+    3: {"train", "embed", "convert", "testing"},
     4: {"cli", "demo", "__main__"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 #: Package -> modules that may import it, at any depth.
 ONLY_IN = {
-    "torch": {"models", "datasets", "evaluate", "train", "embed", "demo"},
+    "torch": {"models", "datasets", "evaluate", "train", "embed", "convert", "demo"},
     "distributed": {"pipeline", "embed"},
     "dask": {"pipeline", "embed"},
     "netCDF4": {"readers", "synthetic"},
     "h5py": {"readers"},
+    "deflate": {"readers"},
     "tensorstore": {"store"},
     "fsspec": {"store"},
     "obstore": {"store"},

@@ -898,6 +898,7 @@ def test_every_picture_has_a_command(larc_store: Path, tmp_path: Path) -> None:
     attention_maps(cube, (0, 1, 2), (4, 4), IR).to_zarr(maps, zarr_format=3)
     judgement.write_text(json.dumps(judged()))
     commands = {
+        "source": [next((larc_store.parent / "sources").rglob("*.nc"))],
         "scene": [larc_store, "--crop", 1], "crops": [larc_store], "flags": [larc_store, "--channel", IR],
         "statistics": [larc_store], "curves": [run], "embeddings": [embeddings, "--cube", larc_store],
         "query": [embeddings, "--like", "0,1,1", "-k", 3, "--separate", "1h", "50km"],

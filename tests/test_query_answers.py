@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 import struct
@@ -99,6 +101,21 @@ def test_pixels_of_other_answers_and_of_crops(folder, tmp_path):
         np.testing.assert_array_equal(back.gridrad.pixels()[IR], saved.gridrad.pixels()[IR])
 
 
+def test_pixels_of_overlapping_windows(folder):
+    """Windows at half a patch cross the borders of patches: their pixels are those of the window all the same."""
+    embeddings = open_embeddings(folder / "embeddings.zarr")
+    info = embeddings.attrs["gridrad_cube"] | {"stride": 16}
+    answer = embeddings.assign_attrs(gridrad_cube=info).gridrad.search(
+        (0, 1, 3, IR), 4, exclude=None, reject=()
+    )
+    pictures = answer.gridrad.pixels()
+    cube = open_cube(folder / "patches.zarr")
+    for i in range(4):
+        crop, row, col = (int(answer[d][i]) for d in ("crop", "row", "col"))
+        expected = cube[IR].values[crop, 16 * row : 16 * row + 32, 16 * col : 16 * col + 32]
+        np.testing.assert_array_equal(pictures[IR][i], expected)
+
+
 def test_pixels_of_a_cube_that_has_moved_or_is_another(folder, tmp_path):
     shutil.copytree(folder / "embeddings.zarr", tmp_path / "embeddings.zarr")
     answer = open_embeddings(tmp_path / "embeddings.zarr").gridrad.search(
@@ -127,6 +144,79 @@ def test_pixels_of_a_cube_that_has_moved_or_is_another(folder, tmp_path):
     batch = EMB.gridrad.search(np.eye(FEATURES)[:2], 2)
     with pytest.raises(SchemaError, match=r"Take one: answer.isel\(query=0\)"):
         batch.gridrad.pixels(cube)
+
+
+# text
+
+
+def test_format_answer_table():
+    lines = query.format_answer(EMB.gridrad.search((6, 1, 2, 0), 12)).splitlines()
+    assert lines[0].split() == [
+        "rank",
+        "score",
+        "time",
+        "latitude",
+        "longitude",
+        "channel",
+        "source",
+        "window",
+    ]
+    assert len(lines) == 13
+    assert lines[10].startswith("  10  ")
+    assert "ir_brightness_temperature" in lines[1]
+    assert lines[1].split()[2].endswith("Z")
+    column = lines[0].index("source")
+    assert {line[column : column + 6] for line in lines[1:]} == {"a/file"}
+    first = EMB.gridrad.search((6, 1, 2, 0), 1).isel(rank=0)
+    window = f"y {int(first.y_start)}:{int(first.y_stop)} x {int(first.x_start)}:{int(first.x_stop)}"
+    assert lines[1].endswith(window)
+
+
+def test_format_answer_json_and_csv_hold_the_same_records():
+    answer = EMB.gridrad.search((6, 1, 2, 0), 3)
+    rows = json.loads(query.format_answer(answer, "json"))
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert rows[0]["score"] == pytest.approx(float(answer.score[0]), abs=1e-6)
+    assert rows[0]["time"] == np.datetime_as_string(answer.time.values[0], "s") + "Z"
+    assert {"crop", "row", "col", "channel", "source", "scene", "y_start", "x_stop", "flags"} <= set(rows[0])
+    lines = list(csv.DictReader(io.StringIO(query.format_answer(answer, "csv"))))
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == lines
+
+
+def test_format_answer_of_other_answers():
+    one = EMB.gridrad.at("2024-05-20T02:10", 39.2, -98.1)
+    assert json.loads(query.format_answer(one, "json"))[0]["time_difference"] == -600
+    assert query.format_answer(one).splitlines()[0].split()[0] == "distance"
+    assert len(query.format_answer(EMB.gridrad.track(39, -98)).splitlines()) == 9
+    flat = EMB.gridrad.within((-180, 30, 0, 50), "2024-05-20T02", channel=0)
+    assert len(json.loads(query.format_answer(flat, "json"))) == 12
+    level_2k = make_embeddings(level="2k").gridrad.search((6, 0), 2)
+    assert len(query.format_answer(level_2k).splitlines()) == 3
+
+
+def test_format_answer_writes_missing_numbers_and_strange_names():
+    answer = EMB.gridrad.search((6, 1, 2, 0), 1)
+    answer = answer.assign_coords(
+        latitude=("rank", [np.nan]),
+        source=("rank", ['a\x1b[31m\nb,"c".nc']),
+        time=("rank", [np.datetime64("NaT", "ns")]),
+    )
+    row = json.loads(query.format_answer(answer, "json"))[0]
+    assert row["latitude"] is None
+    assert row["time"] is None
+    assert row["source"] == 'a\x1b[31m\nb,"c".nc'
+    table = query.format_answer(answer)
+    assert len(table.splitlines()) == 2
+    assert "\x1b" not in table
+    assert next(csv.DictReader(io.StringIO(query.format_answer(answer, "csv"))))["latitude"] == ""
+
+
+def test_format_answer_refuses():
+    answer = EMB.gridrad.search((6, 1, 2, 0), 1)
+    with pytest.raises(SchemaError, match="style: got 'xml'; expected table, json, csv or geojson"):
+        query.format_answer(answer, "xml")
+    with pytest.raises(SchemaError, match="expected an answer of"):
+        query.format_answer(EMB)
 
 
 # files

@@ -287,6 +287,11 @@ def test_at_takes_many_points_at_once():
         dataset.gridrad.at(
             times, np.where(np.arange(100) == 70, 20, lat), np.where(np.arange(100) == 70, 0, lon)
         )
+    for wrong in (91.0, np.nan):
+        with pytest.raises(SchemaError, match=f"place: got latitude {wrong}"):
+            dataset.gridrad.at(times, np.where(np.arange(100) == 70, wrong, lat), lon)
+    with pytest.raises(SchemaError, match="no crop that was written has a position"):
+        query.Places(dataset.assign_coords(latitude=dataset.latitude * np.nan))
     dataset["status"][:] = 2
     with pytest.raises(SchemaError, match="no crop was written"):
         dataset.gridrad.at(times, lat, lon)

@@ -219,6 +219,13 @@ def test_an_index_answers_the_same_call_and_says_its_recall(tmp_path):
     assert "recall" in repr(index)
     some = query.build_index(dataset, lists=20, probes=1)
     assert some.recall < index.recall
+    narrow = {
+        "bbox": (-101, 39.5, -99.5, 40.5),
+        "time": "2024-05-20T06",
+        "channel": IR,
+    }  # one sample, in one list
+    far = -dataset.embedding.values[18, 0, 0, 0].astype(float)
+    assert found(dataset.gridrad.search(far, 4, index=some, **narrow)) == [(18, 0, 0, 0)]
     batch = dataset.gridrad.search(np.eye(6)[:3], 4, index=index)
     assert found(batch.isel(query=2)) == found(dataset.gridrad.search(np.eye(6)[2], 4))
 

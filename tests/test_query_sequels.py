@@ -266,3 +266,24 @@ def test_frequency_refuses(options, message):
     dataset["embedding"][:] = np.nan
     with pytest.raises(SchemaError, match=r"none of the \d+ samples of the selection has an embedding"):
         dataset.gridrad.frequency(np.ones(FEATURES), 0.5)
+
+
+def test_frequency_of_what_never_occurs_is_zero_where_it_was_observed():
+    found = make_embeddings().gridrad.frequency(np.ones(FEATURES), 1.1)
+    assert found["count"].values.sum() == found.days.values.sum() == 0
+    assert (found.frequency.values[:8] == 0).all()
+    assert np.isnan(found.frequency.values[8:]).all()
+
+
+def test_level_2k_answers_analogues_and_frequencies():
+    dataset = make_embeddings(times=24 * 6, level="2k", seed=3)
+    found = dataset.gridrad.analogues((3 * 70 + 1, IR), ["1h", "3h"], k=6)
+    assert found.sequel.dims == ("rank", "lead", "feature")
+    later = found.crop.values + 9
+    np.testing.assert_array_equal(found.sequel_crop[:, 1], np.where(later < dataset.sizes["crop"], later, -1))
+    assert np.isfinite(found.likeness).all()
+    values = np.arange(dataset.sizes["crop"], dtype=float)
+    found = dataset.gridrad.analogues((3 * 70 + 1, IR), "1h", k=6, of=xr.DataArray(values, dims="crop"))
+    np.testing.assert_array_equal(found.sequel[:, 0] - found.now, 3)
+    daily = dataset.gridrad.frequency((3 * 70 + 1, IR), 0.2)
+    assert int(daily.observed.sum()) == dataset.gridrad.within(channel=IR).sizes["patch"]

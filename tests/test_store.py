@@ -441,3 +441,18 @@ def test_packing_of_every_channel_survives_attributes():
     for channel in CHANNELS.values():
         attributes = json.loads(json.dumps(channel.packing.to_attributes()))
         assert Packing.from_attributes(attributes, channel.packing.dtype) == channel.packing
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
+def test_created_object_appears_whole_and_once(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuses(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuses)
+    files = store.Files(tmp_path)
+    assert files.create("a/lease.json", b"mine")
+    assert not files.create("a/lease.json", b"yours")
+    assert files.read("a/lease.json") == b"mine"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["lease.json"]

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -119,22 +118,21 @@ class Output:
         self.files.write_json(claim, wanted)
 
     def _claimed(self, claim: str) -> dict[str, Any]:
-        """What is being embedded here; waits a moment where another process is just writing it."""
-        for wait in (0.1, 0.3, 1.0, None):
-            try:
-                return dict(self.files.read_json(claim))
-            except ValueError as error:
-                if wait is None:
-                    raise SchemaError(
-                        f"{self.files.root}: {claim} cannot be read ({error}). Remove the store, or pass another --out."
-                    ) from error
-                time.sleep(wait)
-        raise AssertionError("unreachable")
+        """What is being embedded here."""
+        try:
+            return dict(self.files.read_json(claim))
+        except ValueError as error:
+            raise SchemaError(
+                f"{self.files.root}: {claim} cannot be read ({error}). Remove the store, or pass another --out."
+            ) from error
 
     def _check_place(self) -> None:
         """Refuse a place that holds anything but embeddings, or the beginnings of them."""
-        begun = set(self.files.names(BUILD)) if not self._is_file() else {""}
-        if self._is_file() or (not begun and self.files.names()) or begun - {"embed.json", "blocks"}:
+        # In this order: whoever wrote anything else had claimed the place before.
+        others = set() if self._is_file() else set(self.files.names()) - {BUILD}
+        begun = set() if self._is_file() else set(self.files.names(BUILD))
+        foreign = others and "embed.json" not in begun
+        if self._is_file() or foreign or begun - {"embed.json", "blocks"}:
             raise SchemaError(
                 f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
                 "Pass another --out."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,25 @@ from gridrad_cube.pipeline.plan import check_unchanged, plan, under_known_names
 from gridrad_cube.pipeline.radar import quality_spec
 from gridrad_cube.pipeline.report import Outcome, Report, outcome_of, reason
 from gridrad_cube.pipeline.sources import Source, find_sources
-from gridrad_cube.pipeline.work import write_source
+from gridrad_cube.pipeline.work import write_crops, write_source
 from gridrad_cube.schema import Recipe, SchemaError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Outcome", "Report", "finalise", "find_sources", "preprocess", "reflag", "repair", "write_source"]
+__all__ = [
+    "Outcome",
+    "Report",
+    "finalise",
+    "find_sources",
+    "is_finished",
+    "preprocess",
+    "reflag",
+    "repair",
+    "write_crops",
+    "write_plan",
+    "write_source",
+]
 
 
 #: Errors of the place that is written to: no other file would fare better.
@@ -90,12 +102,12 @@ def preprocess(
         found = under_known_names(build, found)
         try:
             refused = plan(build, recipe, found, run, progress)
-            outcomes = _write(build, found, run, progress, retries)
+            outcomes = write_plan(build, found, run, progress, retries)
         finally:
             build.flush()
         if not build.entries:
             raise SchemaError(_nothing(store_path, refused))
-        if _committed(build) != build.state():
+        if not is_finished(build):
             finalise(build)
     return Report(os.fspath(store_path), (*outcomes, *refused))
 
@@ -109,12 +121,12 @@ def _open_build(path: str | os.PathLike[str]) -> store.Build:
     return build
 
 
-def _committed(build: store.Build) -> str | None:
-    """State of the log that the finished store was made from; None if there is none, or it cannot be read."""
+def is_finished(build: store.Build) -> bool:
+    """Whether the store is there and was made from all that the log says."""
     try:
-        return store.cube_info(build.files.root).get("build_state")
-    except (SchemaError, FileNotFoundError):
-        return None
+        return bool(store.cube_info(build.files.root).get("build_state") == build.state())
+    except (SchemaError, FileNotFoundError):  # there is none, or it cannot be read
+        return False
 
 
 def _recipe(build: store.Build, wanted: Recipe | None) -> Recipe:
@@ -140,10 +152,25 @@ def _nothing(path: str | os.PathLike[str], refused: Sequence[Outcome]) -> str:
     return f"{path}: no file can be used, so there is no store:\n{reasons}"
 
 
-def _write(
-    build: store.Build, found: Sequence[Source], run: Runner, progress: bool, retries: int
+def write_plan(
+    build: store.Build,
+    found: Sequence[Source],
+    run: Runner,
+    progress: bool,
+    retries: int,
+    *,
+    write: Callable[..., store.Record] | None = None,
+    title: str = "preprocess",
 ) -> list[Outcome]:
-    """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan."""
+    """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan.
+
+    Parameters
+    ----------
+    write
+        The unit of work, with the parameters of `write_source`, which it is if None.
+    title
+        Of the progress bar.
+    """
     paths = {s.name: s.path for s in found}
     damaged = build.damaged_rows()
     outcomes: dict[int, Outcome] = {}
@@ -162,6 +189,7 @@ def _write(
         tasks = [
             (
                 retries,
+                write or write_source,
                 build.files.root,
                 build.layout,
                 build.recipe,
@@ -170,19 +198,17 @@ def _write(
             )
             for n in todo
         ]
-        bar = tqdm(
-            run(_attempt, tasks), total=len(tasks), desc="preprocess", unit="file", disable=not progress
-        )
+        bar = tqdm(run(_attempt, tasks), total=len(tasks), desc=title, unit="file", disable=not progress)
         for i, result in bar:
             outcomes[todo[i]] = _account(build, todo[i], result)
     return [outcomes[n] for n in range(len(build.entries))]
 
 
-def _attempt(retries: int, *task: Any) -> store.Record:
+def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> store.Record:
     """Write a source, again after a fault of the disk or the network; what is wrong with a file stays wrong."""
     for attempt in range(retries + 1):
         try:
-            return write_source(*task)
+            return write(*task)
         except OSError as error:
             if attempt == retries or isinstance(error, FileNotFoundError) or error.errno in _FATAL:
                 raise

@@ -237,7 +237,8 @@ def _history(build: store.Build) -> str:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         old = build.files.read_json("zarr.json")["attributes"]["history"] + "\n"
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
-    return f"{old}{stamp} gridrad-cube preprocess: {build.written} sources, {build.rows} crops"
+    command = "convert" if build.recipe and build.recipe.format == "predecessor" else "preprocess"
+    return f"{old}{stamp} gridrad-cube {command}: {build.written} sources, {build.rows} crops"
 
 
 def _software() -> dict[str, str]:

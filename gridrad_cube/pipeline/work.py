@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -52,10 +54,40 @@ def write_source(
         )
     scene = scene.load()
     store.write_grid(files, entry.grid, scene["latitude"].values, scene["longitude"].values)
+    windows = (tiling.Window(y, x, *layout.crop) for y, x in entry.windows)
+    crops = (tiling.cut(scene, window, layout.patch) for window in windows)
+    record = write_crops(root, layout, recipe, entry, crops, path)
+    seconds = round(time.perf_counter() - start, 3)
+    return replace(record, size=found.st_size, mtime_ns=found.st_mtime_ns, seconds=seconds)
+
+
+def write_crops(
+    root: str,
+    layout: store.CubeLayout,
+    recipe: Recipe,
+    entry: store.Entry,
+    crops: Iterable[xr.Dataset],
+    path: str,
+) -> store.Record:
+    """Flag the crops of a source and write their shards; return its record for the build log.
+
+    Parameters
+    ----------
+    crops
+        One for each row of the entry, as `tiling.cut` gives them, with those of the layout's channels that it has.
+        A coordinate ``<channel>_unreadable (row, col)`` marks patches whose source is lost.
+    path
+        Of the source, for messages.
+
+    Raises
+    ------
+    SchemaError
+        If a channel is packed otherwise than in the store.
+    """
+    files = store.Files(root)
     rows = store.blank_rows(layout, len(entry.windows))
     shards: dict[str, list[tuple[int, int] | None]] = {name: [] for name in layout.channels}
-    for number, (row, (y, x)) in enumerate(zip(entry.rows, entry.windows, strict=True)):
-        crop = tiling.cut(scene, tiling.Window(y, x, *layout.crop), layout.patch)
+    for number, (row, crop) in enumerate(zip(entry.rows, crops, strict=True)):
         for name in layout.channels:
             if name in crop:
                 _check_packing(path, layout.channels[name], crop[name])
@@ -68,9 +100,8 @@ def write_source(
     return store.Record(
         source=entry.source,
         status="written",
-        size=found.st_size,
-        mtime_ns=found.st_mtime_ns,
-        seconds=round(time.perf_counter() - start, 3),
+        size=entry.size,
+        mtime_ns=entry.mtime_ns,
         shards=shards,
         values=store.pack_rows(rows),
     )
@@ -109,6 +140,9 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
         if name in crop and layout.channels[name].is_companion:
             continue
         if name in crop:
+            if f"{name}_unreadable" in crop.coords:
+                lost = crop[f"{name}_unreadable"].values
+                values[f"{name}_flags"][..., lost] |= np.uint16(Flag.unreadable)
             values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"])
             continue
         _, shape = layout.cell_dims(name)

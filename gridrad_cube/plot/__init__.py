@@ -8,6 +8,7 @@ picture, so that pictures compare. matplotlib comes with the extra ``plot`` and 
 from gridrad_cube.plot.attended import attention
 from gridrad_cube.plot.badges import flags
 from gridrad_cube.plot.canvas import packing_of
+from gridrad_cube.plot.fields import source
 from gridrad_cube.plot.judged import evaluation
 from gridrad_cube.plot.likeness import answers, neighbours
 from gridrad_cube.plot.mosaic import crops
@@ -27,5 +28,6 @@ __all__ = [
     "packing_of",
     "read_metrics",
     "scene",
+    "source",
     "statistics",
 ]

@@ -155,7 +155,8 @@ def select(
     if not 0 <= crop < cube.sizes["crop"]:
         raise SchemaError(f"plot: no crop, got {crop}; expected 0 to {cube.sizes['crop'] - 1}")
     one = cube.isel(crop=crop)
-    if np.isnat(one["time"].values) or ("status" in one.coords and int(one["status"]) != 0):
+    written = int(one["status"]) == 0 if "status" in one.coords else not np.isnat(one["time"].values)
+    if not written:
         raise SchemaError(f"plot: crop {crop} of {one['source'].values} was not written; it has no pixels")
     level = {}
     if "altitude" in one[name].dims:

@@ -48,7 +48,8 @@ def analogues(
     Parameters
     ----------
     query
-        As in `search`. Persistence and what really came need one with a place and time.
+        As in `search`. Persistence and what really came are known of a sample of the store, named or found by its
+        place and time.
     lead
         A length of time such as ``"60min"``, or a list of them.
     k
@@ -106,9 +107,10 @@ def analogues(
             f"{_minutes(time_step(dataset))} apart. Pass another lead=, or time_tolerance=."
         )
     truth = None
-    if asked.place is not None:
+    if asked.sample is not None and asked.place is not None:
         seconds, *point = (np.array([v]) for v in asked.place)
-        truth = places.at(seconds.astype("datetime64[s]"), point[0], point[1], _channel_of(dataset, asked))
+        own = np.array([asked.sample["channel"]]) if "channel" in asked.sample else None
+        truth = places.at(seconds.astype("datetime64[s]"), point[0], point[1], own)
     out = found.assign_coords(lead=("lead", _seconds(leads), {"long_name": "time after"}))
     if of is None:
         columns, used = _of_embeddings(dataset, asked, after, truth)
@@ -168,12 +170,6 @@ def _channels(dataset: xr.Dataset, found: xr.Dataset) -> np.ndarray | None:
     if "channel" not in sample_dims(dataset):
         return None
     return np.array([int(channel_positions(dataset, str(c))[0]) for c in found["channel"].values])
-
-
-def _channel_of(dataset: xr.Dataset, asked: Question) -> np.ndarray | None:
-    if "channel" not in sample_dims(dataset):
-        return None
-    return np.array([(asked.sample or {}).get("channel", 0)])
 
 
 class _Sequels:

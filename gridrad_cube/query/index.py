@@ -59,6 +59,8 @@ class Index:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """As `gridrad_cube.similarity.nearest` of a batch, but of the candidates of the index alone.
 
+        All that the mask leaves are compared where the index knows fewer than k of them.
+
         Raises
         ------
         SchemaError
@@ -81,9 +83,15 @@ class Index:
             asked = _ready(query[None], metric)
             _, found = self._lists.search(asked, min(_CANDIDATES * k, len(mask)), params=chosen)
             candidates = np.sort(found[found >= 0])
-            if len(candidates):
+            if len(candidates) < min(k, int(np.count_nonzero(allowed))):
+                # Few of the lists hold what the filters leave: then there is not much of it.
+                best, score = similarity.nearest(
+                    rows, query, k, metric=metric, mask=allowed, block=rows.block()
+                )
+                candidates = np.arange(len(allowed))
+            else:
                 best, score = similarity.nearest(rows.take(candidates), query, k, metric=metric)
-                out[i, : len(best)], scores[i, : len(best)] = candidates[best], score
+            out[i, : len(best)], scores[i, : len(best)] = candidates[best], score
         most = max(int((out >= 0).sum(axis=1).max()), 1)
         return out[:, :most], scores[:, :most]
 

@@ -12,7 +12,7 @@ import xarray as xr
 from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query.background import percentiles, random_pairs
-from gridrad_cube.query.questions import Place, Question, is_batch, place_of, question, questions
+from gridrad_cube.query.questions import Place, Question, is_batch, place_of, questions
 from gridrad_cube.query.samples import (
     collect,
     crop_blocks,
@@ -136,7 +136,7 @@ def search(
     require_embeddings(dataset, "search")
     batch = is_batch(query)
     channel = where.get("channel")
-    asked = questions(dataset, query, channel) if batch else [question(dataset, query, channel, metric)]
+    asked = questions(dataset, query if batch else [query], channel, metric)
     if channel is None:
         where["channel"] = common_channels(asked)
     rule, apart = as_neighbourhood(exclude, "exclude"), as_neighbourhood(separate, "separate")

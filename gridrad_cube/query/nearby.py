@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.geometry import great_circle_km, unit_vectors
-from gridrad_cube.query.places import half_diagonals, lookup, time_step
+from gridrad_cube.query.places import check_place, half_diagonals, lookup, time_step
 from gridrad_cube.query.samples import cell_dims, crop_blocks, positions, seconds_of, written
 from gridrad_cube.query.units import as_km, as_seconds
 from gridrad_cube.schema import SchemaError
@@ -38,7 +38,7 @@ class Places:
     Raises
     ------
     SchemaError
-        If no crop was written.
+        If no crop was written, or none has a position.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
@@ -60,6 +60,8 @@ class Places:
             place.append(np.stack([lat[known], lon[known]]))
         self._index = tuple(np.concatenate(part) for part in zip(*index, strict=True))
         self._place = np.concatenate(place, axis=1)
+        if not self._place.size:
+            raise SchemaError(".gridrad: no crop that was written has a position")
         self._frame = np.searchsorted(self._times, seconds[self._index[0]])
         self._reach = np.concatenate([half_diagonals(dataset, part[0], part[1:]) for part in self._parts()])
         points = np.column_stack([unit_vectors(*self._place), _APART * self._frame])
@@ -90,7 +92,14 @@ class Places:
         Returns
         -------
         Positions along each dim of samples but ``channel``; -1, and a distance of NaN, where nothing is near.
+
+        Raises
+        ------
+        SchemaError
+            If a latitude or longitude is none.
         """
+        for place in zip(latitude, longitude, strict=True):
+            check_place(*place)
         seconds = seconds_of(times)
         limit = self._step if time_tolerance is None else as_seconds(time_tolerance)
         found, km = np.full(len(seconds), -1), np.full(len(seconds), np.nan)

@@ -208,7 +208,7 @@ def _look(
 
     ``away`` is how far each crop is in time, NaN for those that do not count.
     """
-    _check_place(latitude, longitude)
+    check_place(latitude, longitude)
     order = np.argsort(away, kind="stable")[: np.count_nonzero(np.isfinite(away))]
     best: _Best = (np.inf, -1, ())
     start = 0
@@ -229,7 +229,8 @@ def _look(
     return None, best
 
 
-def _check_place(latitude: float, longitude: float) -> None:
+def check_place(latitude: float, longitude: float) -> None:
+    """Refuse what is no latitude and longitude in degrees."""
     if not (-90 <= latitude <= 90 and -360 <= longitude <= 360):
         raise SchemaError(f"place: got latitude {latitude}, longitude {longitude}; expected degrees")
 
@@ -321,7 +322,7 @@ def track(
     SchemaError
         If no patch is near enough at any time.
     """
-    _check_place(latitude, longitude)
+    check_place(latitude, longitude)
     keep = in_period(dataset, time)
     found: list[tuple[np.ndarray, ...]] = []
     best: _Best = (np.inf, -1, ())

@@ -86,13 +86,15 @@ def is_batch(query: Any) -> bool:
     return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
 
 
-def questions(dataset: xr.Dataset, queries: Any, channel: Any = None) -> list[Question]:
+def questions(
+    dataset: xr.Dataset, queries: Any, channel: Any = None, metric: Metric = "cosine"
+) -> list[Question]:
     """Make a batch of queries plain; see `is_batch`."""
     if isinstance(queries, xr.Dataset):
         queries = queries["embedding"]
     if not len(queries):
         raise SchemaError("query: got an empty batch; expected one query or more")
-    return [question(dataset, query, channel) for query in queries]
+    return [question(dataset, query, channel, metric) for query in queries]
 
 
 def question(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Metric = "cosine") -> Question:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 import xarray as xr
 
 from gridrad_cube.readers import cf, gridrad, larc_goes
 from gridrad_cube.readers.derived import at_altitudes, column_maximum, echo_top_height
-from gridrad_cube.readers.files import Source, open_source
+from gridrad_cube.readers.files import Source, Variable, open_source
 from gridrad_cube.readers.request import Request
 from gridrad_cube.readers.scenes import SceneHeader, make_scene
 from gridrad_cube.readers.volume import RadarVolume, densify, format_of, is_sparse, read_volume_grid
@@ -34,6 +35,8 @@ __all__ = [
     "detect_format",
     "echo_top_height",
     "inspect",
+    "list_contents",
+    "read_fields",
     "read_scene",
     "read_volume",
 ]
@@ -177,6 +180,26 @@ def read_scene(
         options = {"clean": clean} if reader is gridrad else {}
         fields = reader.read(source, description, request, **options)
     return make_scene(description, fields)
+
+
+def list_contents(path: Path) -> tuple[dict[str, Any], dict[str, Variable]]:
+    """Global attributes and variables of any netCDF file, from its header alone; raises as `detect_format`."""
+    with open_source(path) as source:
+        return source.attributes, source.variables
+
+
+def read_fields(path: Path) -> xr.Dataset:
+    """Read every 2-D field of a file on its scene's pixels, as `read_scene`: what is no channel as a companion.
+
+    Raises
+    ------
+    FileNotFoundError, SchemaError
+        As `read_scene`.
+    """
+    header = inspect(path)
+    _, variables = list_contents(path)
+    flat = [name for name in header.further if sum(n != 1 for n in variables[name].shape) == 2]
+    return read_scene(path, companions=flat)
 
 
 def read_volume(

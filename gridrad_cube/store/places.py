@@ -58,6 +58,27 @@ class Local:
             return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
 
     def write(self, key: str, data: bytes) -> None:
+        with self._written(key, data) as (temporary, target):
+            os.replace(temporary, target)
+
+    def create(self, key: str, data: bytes) -> bool:
+        # A link appears with its bytes in it; a file opened for exclusive creation could be left empty by a kill.
+        with self._written(key, data) as (temporary, target):
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            except PermissionError:  # a file system without links
+                try:
+                    target.open("xb").close()
+                except FileExistsError:
+                    return False
+                os.replace(temporary, target)
+        return True
+
+    @contextmanager
+    def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """Bytes on disk under a temporary name beside the key's own; gone afterwards, if it was not renamed."""
         target = Path(self.root, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
@@ -66,20 +87,9 @@ class Local:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
+            yield temporary, target
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
-
-    def create(self, key: str, data: bytes) -> bool:
-        target = Path(self.root, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(target, "xb") as file:
-                file.write(data)
-        except FileExistsError:
-            return False
-        return True
 
     def exists(self, key: str) -> bool:
         return Path(self.root, key).exists()
