@@ -697,7 +697,7 @@ def plot_source(file: str, out: Path) -> None:
 @_picture("scene", crop=True)
 @click.argument("cube")
 def plot_scene(cube: str, out: Path, crop: int, channel: str | None) -> None:
-    """A crop of CUBE with its patches, degrees along the edges, rows and columns numbered."""
+    """A crop of CUBE with its patches."""
     from gridrad_cube import plot as drawing
     from gridrad_cube import store as stores
 
@@ -707,7 +707,7 @@ def plot_scene(cube: str, out: Path, crop: int, channel: str | None) -> None:
 @_picture("crops", crop=True)
 @click.argument("cube")
 def plot_crops(cube: str, out: Path, crop: int, channel: str | None) -> None:
-    """The scene that a crop was cut from, with all of its crops and their patches."""
+    """The scene of a crop, with all of its crops and patches."""
     from gridrad_cube import plot as drawing
     from gridrad_cube import store as stores
 
@@ -727,7 +727,7 @@ def plot_flags(cube: str, out: Path, crop: int, channel: str | None) -> None:
 @_picture("statistics")
 @click.argument("cube")
 def plot_statistics(cube: str, out: Path) -> None:
-    """The distribution of each channel of CUBE over clean patches."""
+    """How the values of each channel of CUBE are distributed."""
     from gridrad_cube import plot as drawing
     from gridrad_cube import store as stores
 
@@ -737,7 +737,7 @@ def plot_statistics(cube: str, out: Path) -> None:
 @_picture("curves")
 @click.argument("runs", nargs=-1, required=True)
 def plot_curves(runs: Sequence[str], out: Path) -> None:
-    """The training curves of one run's folder, or of several for comparison."""
+    """The training curves of one run, or of several."""
     from gridrad_cube import plot as drawing
 
     _save(drawing.curves({Path(run).name if len(runs) == 1 else run: run for run in runs}), out)
@@ -747,7 +747,10 @@ def plot_curves(runs: Sequence[str], out: Path) -> None:
 @click.argument("embeddings")
 @click.option("--cube", default=None, help="Draw the field beside them, from here.")
 def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, cube: str | None) -> None:
-    """A crop's embeddings as colour: the first three principal components, a cell a patch."""
+    """A crop's embeddings as colour, a cell a patch.
+
+    Lightness is the first principal component, blue to yellow the second, green to magenta the third.
+    """
     from gridrad_cube import plot as drawing
     from gridrad_cube import store as stores
 
@@ -768,7 +771,7 @@ def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, 
 def plot_query(
     embeddings: str, out: Path, k: int, exclude: Any, separate: Any, cube: str | None, **options: Any
 ) -> None:
-    """A patch beside those most like it, and where and when they are."""
+    """A patch beside those most like it, on a map."""
     from gridrad_cube import plot as drawing
     from gridrad_cube import query as asking
     from gridrad_cube import store as stores
@@ -786,7 +789,7 @@ def plot_query(
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Which of the maps.")
 @click.option("--cube", default=None, help="Draw the field beside them, from here.")
 def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
-    """What each head looks at: MAPS is what embed --attention wrote."""
+    """What a network looks at: MAPS of embed --attention."""
     import xarray as xr
 
     from gridrad_cube import plot as drawing
