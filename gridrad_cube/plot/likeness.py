@@ -82,14 +82,16 @@ def neighbours(
         )
     shown = min(count, SHOWN)
     rows = -(-(shown + 1) // _COLUMNS)
-    figure, _ = new_figure(figsize=(12.5, 2.62 * rows + 4.4))
-    grid = figure.add_gridspec(2, 1, height_ratios=[2.62 * rows, 4.0])
+    tall = rows * (0.57 + float(np.clip(2.05 * query.shape[0] / query.shape[1], 0.8, 3.0)))
+    figure, _ = new_figure(figsize=(12.5, tall + 4.4))
+    grid = figure.add_gridspec(2, 1, height_ratios=[tall, 4.0])
     upper, lower = grid[0].subgridspec(rows, _COLUMNS), grid[1].subgridspec(1, 2)
     panels = [figure.add_subplot(upper[i // _COLUMNS, i % _COLUMNS]) for i in range(shown + 1)]
     flips = _flips(answer, dataset, shown)
+    digits = _digits(answer["score"].values[:shown].astype(np.float64))
     states: dict[str, Artist] = {}
     for i, ax in enumerate(panels):
-        pixels, text = (query, query_text) if i == 0 else (pictures[i - 1], _caption(answer, i - 1))
+        pixels, text = (query, query_text) if i == 0 else (pictures[i - 1], _caption(answer, i - 1, digits))
         colour = BLUE if i == 0 else ORANGE if marked[i - 1] else None
         image, handles = _panel(ax, pixels[::-1] if flips[i] else pixels, label, text, colour)
         states |= {str(h.get_label()): h for h in handles}
@@ -171,10 +173,16 @@ def _flips(answer: xr.Dataset, dataset: xr.Dataset | None, shown: int) -> list[b
     return [known[i] for i in where]
 
 
-def _caption(answer: xr.Dataset, i: int) -> str:
+def _caption(answer: xr.Dataset, i: int, digits: int) -> str:
     one = answer.isel(rank=i)
     place = f"{degrees(float(one['latitude']), 'NS')} {degrees(float(one['longitude']), 'EW')}"
-    return f"{i + 1}: score {float(one['score']):.3f}\n{stamp(one['time'].values)}\n{place}"
+    return f"{i + 1}: score {float(one['score']):.{digits}f}\n{stamp(one['time'].values)}\n{place}"
+
+
+def _digits(scores: np.ndarray) -> int:
+    """Decimals that tell scores apart, three at least; three where even six do not."""
+    apart = len(np.unique(scores))
+    return next((n for n in (3, 4, 5, 6) if len(np.unique(scores.round(n))) == apart), 3)
 
 
 def _points(
