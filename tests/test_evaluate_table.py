@@ -15,7 +15,8 @@ from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embe
 
 from gridrad_cube import evaluate, store, testing
 from gridrad_cube.cli import cli
-from gridrad_cube.evaluate import days, pixels, probes, samples, sequels
+from gridrad_cube.evaluate import days, pixels, probes, questions, samples, sequels, vectors
+from gridrad_cube.evaluate.material import prepare
 from gridrad_cube.evaluate.samples import Gathered
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query import convective_day
@@ -475,3 +476,89 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
     )
     assert (pixels.COLD_CLOUD_K, pixels.ECHO_TOP_DBZ, pixels.CORE_DBZ) == (220.0, 18.5, 40.0)
     assert days.SHARES == (0.6, 0.2, 0.2)
+
+
+# what an evaluation is made of
+
+
+@pytest.fixture(scope="module")
+def material(store_folder):
+    stores = samples.open_stores([str(store_folder / "plain.zarr")])
+    return prepare(stores, samples=8000, queries=400, leads=LEADS, gap=1, seed=0, block=None)
+
+
+def test_sequels_are_the_same_cells_of_the_next_frame(material):
+    crop, _, row, col = np.unravel_index(material.pool.rows, material.stores.mask.shape)
+    lead = material.leads[1]
+    found = {
+        tuple(s): r for s, r in zip(np.stack([crop, row, col], 1).tolist(), material.pool.rows, strict=True)
+    }
+    for i, (c, r, k) in enumerate(zip(crop, row, col, strict=True)):
+        expected = found[c + 1, r, k] if c % 2 == 0 else None  # frames come in pairs
+        at = lead.sequel[i]
+        assert (at < 0) == (expected is None)
+        if expected is not None:
+            assert material.later.rows[at] == expected
+    assert (material.leads[0].sequel == -1).all()
+
+
+def test_a_storm_s_sequel_is_the_strongest_of_the_cells_about_it(material):
+    mask = material.stores.mask
+    rows = material.pool.rows[[0, 4, 9]]
+    around = material.sequels.around(np.append(rows, -1))
+    assert around.shape == (4, 9)
+    assert (around[3] == -1).all()
+    for line, row in zip(around, rows, strict=False):
+        crop, channel, r, k = np.unravel_index(row, mask.shape)
+        expected = [
+            np.ravel_multi_index((crop, channel, r + dy, k + dx), mask.shape)
+            if 0 <= r + dy < 2 and 0 <= k + dx < 3 and mask[crop, channel, r + dy, k + dx]
+            else -1
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+        ]
+        assert line.tolist() == expected
+    (none, known) = questions.same_storm(material)
+    assert none.cells["embedding"].words.startswith("no pairs 10min apart")
+    cell = known.cells["embedding"]
+    stormy = material.pool.attributes["cold_cloud_share"] > 0
+    assert cell.value is not None or cell.words.startswith("too few")
+    assert cell.cases <= (stormy & (material.leads[1].sequel >= 0)).sum()
+
+
+def test_what_is_learned_without_labels_is_learned_on_the_fitting_days(material):
+    fit = material.part == days.FIT
+    assert 0 < fit.sum() < len(fit)
+    centred = material.axes["embedding, centred"]
+    np.testing.assert_allclose(centred.mean, material.pool.vectors["embedding"][fit].mean(axis=0), rtol=1e-5)
+    expected = vectors.principal_axes(material.pool.vectors["picture"][fit], 64)
+    np.testing.assert_array_equal(material.axes["PCA-64 of pixels"].axes, expected.axes)
+
+
+def test_principal_axes_are_those_of_the_svd():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((40, 9)) * np.geomspace(10, 0.1, 9) + 5
+    found = vectors.principal_axes(values, 4)
+    _, _, expected = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(found.axes.T @ expected[:4].T), np.eye(4), atol=1e-9)
+    flat = np.repeat(values[:1], 30, axis=0)
+    assert vectors.principal_axes(flat, 4).axes.shape == (9, 0)
+    assert vectors.standard_axes(flat).axes.shape == (9, 0)
+
+
+def test_feature_spread_is_one_if_even_and_nothing_if_alike():
+    assert vectors.feature_spread(np.random.default_rng(0).standard_normal((4000, 32))) == pytest.approx(
+        1, abs=0.02
+    )
+    assert vectors.feature_spread(np.ones((50, 8)) * np.arange(1, 51)[:, None]) == pytest.approx(0, abs=1e-7)
+
+
+def test_residuals_leave_nothing_of_what_the_clock_and_the_latitude_say():
+    rng = np.random.default_rng(7)
+    time = times_of(600, hours=7)
+    hour, latitude = rng.uniform(0, 24, 600), rng.uniform(25, 50, 600)
+    part, _ = days.parts_of(time)
+    y = 5 * np.sin(2 * np.pi * hour / 24) - 2 * np.cos(4 * np.pi * hour / 24) + 0.3 * latitude
+    left = y - probes.ridge(probes.nuisance(hour, latitude, time), y[:, None], part)[:, 0]
+    test = part == days.TEST
+    assert left[test].std() < 0.02 * y[test].std()

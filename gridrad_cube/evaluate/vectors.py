@@ -56,7 +56,8 @@ def principal_axes(values: np.ndarray, count: int) -> Axes:
     mean = values.mean(axis=0, dtype=np.float64)
     centred = values - mean
     weights, vectors = np.linalg.eigh(centred.T @ centred)
-    kept = np.flatnonzero(weights > 1e-10 * max(weights[-1], 1e-300))[::-1][:count]
+    least = max(1e-10 * weights[-1], 1e-20 * len(values) * float(mean @ mean), 1e-300)  # else it is rounding
+    kept = np.flatnonzero(weights > least)[::-1][:count]
     return Axes(mean, vectors[:, kept])
 
 
