@@ -358,6 +358,13 @@ def test_of_several_stores_one_is_chosen_on_the_third_part(store_folder):
     assert row_of(result, "probe", "minimum brightness temperature").cells["plain"].value > 0.99
 
 
+def test_stores_are_called_by_short_names_that_say_which():
+    assert samples._names(["a/one.zarr"]) == ["embedding"]
+    assert samples._names(["a/one.zarr", "b/two.zarr/"]) == ["one", "two"]
+    assert samples._names(["a/one.zarr", "b/one.zarr"]) == ["a/one.zarr", "b/one.zarr"]
+    assert samples._names(["a/one.zarr", "a/moments.zarr"]) == ["a/one.zarr", "a/moments.zarr"]
+
+
 def test_result_is_json_with_words_for_numbers_that_are_not_there(result):
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     rows = [r for r in data["rows"] if r["question"] == "same place after 10min"]

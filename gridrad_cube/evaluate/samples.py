@@ -28,6 +28,10 @@ from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.store import store_info as read_store_info
 
 
+#: Names that the result has for what is no store.
+_TAKEN = {"moments", "histogram", "picture", "mean of patches", "persistence", "mean", "chance"}
+
+
 @dataclass(frozen=True)
 class Stores:
     """What is evaluated: stores of embeddings of one cube, sample for sample, and the cube.
@@ -106,7 +110,8 @@ def _names(paths: Sequence[str]) -> list[str]:
     if len(set(paths)) < len(paths):
         raise SchemaError(f"evaluate: got {list(paths)}; expected each store once")
     short = [os.path.basename(p.rstrip("/")).removesuffix(".zarr") for p in paths]
-    return short if len(set(short)) == len(short) else list(paths)
+    plain = len(set(short)) == len(short) and not set(short) & _TAKEN
+    return short if plain else list(paths)
 
 
 def _check_alike(path: str, dataset: xr.Dataset, first: xr.Dataset) -> None:
