@@ -895,7 +895,10 @@ def test_every_picture_has_a_command(larc_store: Path, tmp_path: Path) -> None:
         write_run(tmp_path / "run", range(1, 4), 64),
         tmp_path / "e.json",
     )
-    attention_maps(cube, (0, 1, 2), (4, 4), IR).to_zarr(maps, zarr_format=3)
+    attended = attention_maps(cube, (0, 1, 2), (4, 4), IR)
+    attended.assign_coords(channel=attended["channel"].astype(np.dtypes.StringDType())).to_zarr(
+        maps, zarr_format=3
+    )
     judgement.write_text(json.dumps(judged()))
     commands = {
         "source": [next((larc_store.parent / "sources").rglob("*.nc"))],

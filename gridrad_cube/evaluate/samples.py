@@ -27,7 +27,6 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.store import store_info as read_store_info
 
-
 #: Names that the result has for what is no store.
 _TAKEN = {"moments", "histogram", "picture", "mean of patches", "persistence", "mean", "chance"}
 

@@ -13,8 +13,10 @@ from gridrad_cube.evaluate.vectors import unit_vectors
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query.calendar import hour_of
 
-#: Samples this near to what is looked for are no distractors: seconds, and half an hour of the day for all of them.
-NEAR_SECONDS, SAME_HOUR = 6 * 3600.0, 0.5
+#: Near a query or its sequel, and so no distractor: within so many seconds (and the edge of a sample).
+NEAR_SECONDS = 6 * 3600.0
+#: Hours of the day within which times are of the same hour.
+SAME_HOUR = 0.5
 #: Fewest distractors of a query.
 LEAST_DISTRACTORS = 20
 #: Analogues of a forecast.
