@@ -464,7 +464,7 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "evaluation.png").stat().st_size > 10_000
     assert space["best"].chosen == "epoch50"
     said = capsys.readouterr().out
-    assert "probe minimum brightness temperature embedding (" in said
+    assert "probe minimum brightness temperature 0.9" in said
     # What the page says of thresholds is what the code has.
     for text in (
         "under 5 days",
