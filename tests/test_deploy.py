@@ -343,7 +343,7 @@ def test_wheel_runs_from_another_folder(tmp_path):
     )
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     copy = shutil.copytree(PROJECT, tmp_path / "project", ignore=shutil.ignore_patterns(
-        ".git", ".venv", "build", "*.egg-info", "*cache*"
+        ".git", ".venv*", "build", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
     ))  # fmt: skip
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(copy)]
     subprocess.run(pip + build, check=True, capture_output=True, timeout=120)

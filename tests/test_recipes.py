@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import dask
 import netCDF4
 import numpy as np
 import pytest
@@ -253,7 +254,8 @@ def test_preset_of_the_predecessor_gives_way_to_what_is_said(sources, tmp_path):
 @pytest.mark.timeout(60)
 def test_what_does_not_fit_is_told_in_one_line(sources, tmp_path, options, message):
     arguments = ["preprocess", str(sources), "--store", str(tmp_path / "p"), "--patch", "32", *options]
-    result = CliRunner().invoke(cli, arguments)
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        result = CliRunner().invoke(cli, arguments)
     assert result.exit_code != 0
     assert message in result.output
     assert "Traceback" not in result.output
