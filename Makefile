@@ -6,13 +6,18 @@ STAMP := $(VENV)/.installed
 # Threads that wait asleep: spinning ones bring a busy machine to a crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check clean
+.PHONY: demo test docs check clean
 
 demo: $(STAMP)
 	$(BIN)/gridrad-cube demo demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The pages, with notebooks run and a reference from docstrings, in docs/_build/html; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
+	@echo docs/_build/html/index.html
 
 check: $(VENV)/.checked
 	$(BIN)/ruff check .
@@ -30,5 +35,9 @@ $(VENV)/.checked: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[check]'
 	touch $@
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/api/*.rst build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
