@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gridrad_cube.readers import read_scene
     from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
     from gridrad_cube.store import open_cube, open_embeddings, open_packed, verify
+    from gridrad_cube.versions import show_versions
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOMES = {
     "open_packed": "store",
     "preprocess": "pipeline",
     "read_scene": "readers",
+    "show_versions": "versions",
     "verify": "store",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "open_packed",
     "preprocess",
     "read_scene",
+    "show_versions",
     "verify",
 ]
 

@@ -96,7 +96,8 @@ def _parse(text: str) -> tuple[np.datetime64, np.datetime64]:
 def _span(value: np.datetime64) -> tuple[np.datetime64, np.datetime64]:
     if np.datetime_data(value)[0] not in ("Y", "M", "D", "h", "m"):
         value = value.astype("datetime64[s]")
-    return value.astype("datetime64[s]"), (value + 1).astype("datetime64[s]")
+    following = value + np.timedelta64(1, np.datetime_data(value)[0])
+    return value.astype("datetime64[s]"), following.astype("datetime64[s]")
 
 
 def as_period(time: Any) -> tuple[np.datetime64 | None, np.datetime64 | None]:
