@@ -24,7 +24,9 @@ def test_there_are_notebooks_and_the_page_lists_each():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_no_output_in_git(path):
-    assert [c["source"] for c in cells(path, "code") if c["outputs"] or c["execution_count"] is not None] == []
+    assert [
+        c["source"] for c in cells(path, "code") if c["outputs"] or c["execution_count"] is not None
+    ] == []
     assert all(not c["metadata"] for c in cells(path, "code") + cells(path, "markdown"))
     assert set(json.loads(path.read_text())["metadata"]) == {"kernelspec", "language_info"}
 
