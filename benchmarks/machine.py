@@ -11,7 +11,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-VERSIONS = ("numpy", "zarr", "numcodecs", "h5py", "netCDF4", "deflate", "xarray", "distributed", "torch")
+VERSIONS = (
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "h5py",
+    "netCDF4",
+    "deflate",
+    "xarray",
+    "tensorstore",
+    "distributed",
+    "torch",
+)
 
 
 def facts() -> list[str]:

@@ -46,6 +46,7 @@ def write_cube(
     packings: dict[str, Packing] | None = None,
     statistics: dict | None = None,
     patch: int = PATCH,
+    codec: str = "fast",
 ) -> Path:
     """A store with these codes, flags 0 and centres on a lattice, unless `small` says otherwise."""
     files = Files(path)
@@ -59,7 +60,7 @@ def write_cube(
     first = next(iter(pixels.values()))
     crops, (height, width) = len(first), first.shape[-2:]
     layout = CubeLayout(
-        channels=channels, crop=(height, width), patch=patch, codec="fast", coordinates=COORDINATES,
+        channels=channels, crop=(height, width), patch=patch, codec=codec, coordinates=COORDINATES,
         rows_per_chunk=4,
     )  # fmt: skip
     rows, cols = layout.cells

@@ -52,3 +52,13 @@ def test_killed_builds_end_as_undisturbed_ones(tmp_path):
 def test_scale_measures_every_step(tmp_path):
     text = run("scale", "--crops", 300, out=tmp_path / "report.md")
     assert float(cells(text, "open, select")[0]) > 0
+
+
+def test_loader_compares_every_way(tmp_path):
+    tiny = ("--scenes", 2, "--shape", 128, 192, "--patch", 32, "--batch", 8, "--repeats", 1, "--seconds", 0.02,
+            "--epochs", 3)  # fmt: skip
+    text = run("loader", *tiny, out=tmp_path / "report.md")
+    assert float(cells(text, "fast: PatchLoader ")[1]) > 0
+    assert float(cells(text, "small: PatchLoader, decode")[1]) > 0
+    assert float(cells(text, "decompress")[0]) > 0
+    assert "after epoch 3" in text

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -131,20 +132,6 @@ def test_dataloader_in_process_gives_whole_batches(cube):
     assert sampler.position == 0
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(("method", "workers"), [("spawn", 2), ("forkserver", 1)])
-def test_dataloader_workers_give_the_same_batches(cube, method, workers):
-    data = PatchDataset(cube)
-    data.__getitems__([0])  # an open reader in the parent must not reach the workers
-    sampler = EpochSampler(data.strata, batch_size=32, seed=5)
-    loader = DataLoader(
-        data, batch_size=32, sampler=sampler, num_workers=workers, multiprocessing_context=method
-    )
-    for batch, index in zip(loader, sampler.batches(), strict=False):
-        assert batch.index.tolist() == index.tolist()
-        assert torch.equal(batch.codes, data.__getitems__(index).codes)
-
-
 def _read_after_fork(data: PatchDataset, answers) -> None:
     try:
         data.__getitems__([0])
@@ -167,3 +154,31 @@ def test_dataset_read_before_a_fork_refuses_in_the_child(cube):
     assert "spawn" in answers.get(timeout=30)
     child.join(timeout=30)
     assert child.exitcode == 0
+
+
+def test_loader_keeps_no_more_batches_than_it_reads_ahead():
+    alive = weakref.WeakSet()
+
+    class Watched(FakeDataset):
+        def __getitems__(self, index):
+            batch = super().__getitems__(index)
+            alive.add(batch.codes)
+            return batch
+
+    most = 0
+    for _ in PatchLoader(Watched(2000), range(2000), 10, prefetch=3, threads=2):
+        most = max(most, len(alive))
+    assert most <= 3 + 1  # read ahead, and the caller's
+    assert len(alive) <= 1
+
+
+def test_loader_counts_the_time_that_its_caller_waits():
+    slow = PatchLoader(FakeDataset(60, seconds=0.02), [1] * 40, 10, prefetch=1)
+    started = time.perf_counter()
+    list(slow)
+    whole = time.perf_counter() - started
+    assert 0.5 * whole < slow.seconds_waiting <= whole
+    idle = PatchLoader(FakeDataset(100), range(100), 10, prefetch=10)
+    for _ in idle:
+        time.sleep(0.02)
+    assert idle.seconds_waiting < 0.1

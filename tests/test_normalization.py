@@ -16,7 +16,7 @@ from gridrad_cube.datasets import (
     decode,
     normalizations,
 )
-from gridrad_cube.datasets.normalization import _gather, _tables, _take
+from gridrad_cube.datasets.normalization import _Arithmetic, _gather, _masked, _tables, _take
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError, channel_label
 
 
@@ -301,3 +301,28 @@ def test_normalizations_of_a_checkpoint_take_the_packing_of_the_store(cube):
     assert (taken.mean, taken.std, taken.packing) == (250.0, 5.0, CHANNELS[IR].packing)
     with pytest.raises(SchemaError, match=r"'reflectivity@1.0km' was not trained on; the checkpoint knows"):
         normalizations(cube, [channel_label(Z, 1.0)], like={IR: other})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_decode_of_many_planes_of_many_channels_equals_numpy(dtype):
+    """Planes with and without special codes, of channels that arithmetic serves and of one that it does not."""
+    names = (IR, Z, "precipitation_rate", "echo_top_height", VIS)
+    norms = [norm_of(name) for name in names]
+    rng = np.random.default_rng(3)
+    channel = rng.integers(0, len(names), 40)
+    codes = np.stack([random_codes(names[c], (1, 8, 16), seed=i) for i, c in enumerate(channel)])
+    for i in range(0, 40, 3):  # nothing special in these
+        codes[i] = np.clip(codes[i], 16000, 17000)
+    values, valid = decode(torch.from_numpy(codes), torch.from_numpy(channel), norms, dtype=dtype)
+    assert values.dtype == dtype
+    for i, c in enumerate(channel):
+        expected, ok = norms[c].apply(codes[i])
+        assert torch.equal(values[i], torch.from_numpy(expected).to(dtype))
+        np.testing.assert_array_equal(valid[i], ok)
+
+
+def test_arithmetic_serves_the_channels_that_are_affine():
+    served = {name: _Arithmetic.of(norm_of(name), _masked(norm_of(name), np.arange(2**16, dtype=np.uint16), False))
+              for name in (IR, VIS, Z, "echo_top_height", "precipitation_rate")}  # fmt: skip
+    assert served.pop("precipitation_rate") is None  # a logarithm
+    assert all(arithmetic is not None for arithmetic in served.values())

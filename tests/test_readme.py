@@ -78,3 +78,18 @@ def test_quality_page_selects_by_flags(folder, monkeypatch, capsys):
     exec(code, names)
     assert "cold patches without an outlier" in capsys.readouterr().out
     assert names["outliers"].dims == ("crop", "row", "col")
+
+
+def test_loading_page_reads_resumes_and_caches(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    read, workers, resume, far = blocks("docs/loading.md")
+    names = {}
+    exec(read, names)
+    assert names["values"].shape == names["valid"].shape == (16, 1, 32, 32)
+    assert "s for data" in capsys.readouterr().out
+    exec(workers + "\nlengths = [len(batch) for batch in batches]", names)
+    assert names["lengths"] == [16] * names["sampler"].steps_per_epoch
+    exec(resume, names)
+    exec(far, names)
+    assert len(names["near"][0]) == 1
+    assert len(list((folder / "shards").iterdir())) == 1

@@ -210,6 +210,26 @@ def test_indexes_kept_stay_within_their_bytes(tmp_path):
         assert reader._indexes.bytes == 5 * 32
 
 
+def test_indexes_kept_are_counted_once_whoever_keeps_them(tmp_path):
+    """Threads of two batches at once read and keep the same indexes, again and again."""
+    files, chunks = write(tmp_path, grid=(12, 1, 1, 2))
+    reader, index = (
+        open_reader(files, threads=2, index_bytes=4 * 32),
+        np.indices((12, 1, 1, 2)).reshape(4, -1).T,
+    )
+
+    def work():
+        for _ in range(40):
+            np.testing.assert_array_equal(batch(reader, index)[0], chunks[tuple(index.T)])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reader._indexes.bytes == sum(kept.nbytes for _, kept in reader._indexes._kept.values()) == 4 * 32
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_descriptors_stay_few(tmp_path):
     files, _ = write(tmp_path, grid=(60, 1, 1, 2))

@@ -33,7 +33,17 @@ __all__ = [
 ]
 
 _OPTIONS = {
-    "patches": {"channels", "altitude", "reject", "time", "channel_mode", "bbox", "coarsen", "on_damage"},
+    "patches": {
+        "channels",
+        "altitude",
+        "reject",
+        "time",
+        "channel_mode",
+        "bbox",
+        "coarsen",
+        "on_damage",
+        "cache",
+    },
     "embeddings": {"channels", "reject", "time", "normalization", "in_memory"},
 }
 

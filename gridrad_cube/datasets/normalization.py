@@ -241,6 +241,8 @@ class _Tables:
         self.values = torch.from_numpy(np.stack(values)).to(device)
         self.fill = torch.tensor([0.0 if averaging else r.fill for r in distinct], device=device)
         self.row = torch.tensor([distinct.index(r) for r in rules], dtype=torch.int32, device=device)
+        #: What `_by_arithmetic` takes, (5, distinct normalisations).
+        self.numbers = np.array([_numbers(rule) for rule in distinct], np.float32).T
         #: The same by arithmetic, where that is quicker.
         self.arithmetic = [
             None if averaging else _Arithmetic.of(rule, table)
@@ -251,15 +253,15 @@ class _Tables:
 class _Arithmetic:
     """The numbers of a table by the arithmetic of its rule: on a CPU four times as fast as looking them up.
 
-    Codes for which that does not give the table's very bits (fill, no echo, out of range) are ``odd``: a few
-    runs of codes, looked for in each plane and looked up.
+    Codes for which that does not give the table's very bits (fill, no echo, out of range) lie in a few ``runs``
+    of neighbours that become the same number: first code, last code, number (NaN where not valid).
     """
 
-    _MOST_RUNS = 6
+    _MOST_RUNS = 8
 
     def __init__(self, rule: Normalization) -> None:
         self.rule, self.dtype = rule, np.dtype(rule.packing.dtype)
-        self.odd: list[tuple[int, int]] = []
+        self.runs: list[tuple[int, int, float]] = []
 
     @classmethod
     def of(cls, rule: Normalization, table: np.ndarray) -> Self | None:
@@ -269,33 +271,49 @@ class _Arithmetic:
             return None
         info = np.iinfo(out.dtype)
         codes = np.arange(info.min, info.max + 1)
-        values = np.empty(codes.shape, np.float32)
-        out.compute(codes.astype(out.dtype), values)
-        strange = np.concatenate([[0], values != table[codes & 0xFFFF], [0]])
-        starts, stops = np.flatnonzero(np.diff(strange) == 1), np.flatnonzero(np.diff(strange) == -1)
-        out.odd = [(int(codes[a]), int(codes[b - 1])) for a, b in zip(starts, stops, strict=True)]
-        return out if len(out.odd) <= cls._MOST_RUNS else None
+        values, right = np.empty(codes.shape, np.float32), table[codes & 0xFFFF]
+        out._compute(codes.astype(out.dtype), values)
+        odd = np.flatnonzero(values != right)
+        same = (right[odd[1:]] == right[odd[:-1]]) | (np.isnan(right[odd[1:]]) & np.isnan(right[odd[:-1]]))
+        for run in np.split(odd, np.flatnonzero((np.diff(odd) != 1) | ~same) + 1):
+            if len(run):
+                out.runs.append((int(codes[run[0]]), int(codes[run[-1]]), float(right[run[0]])))
+        return out if len(out.runs) <= cls._MOST_RUNS else None
 
-    def compute(self, codes: np.ndarray, out: np.ndarray) -> None:
-        """Values of a plane, right for all codes that are not odd; the steps of `Normalization.apply`."""
-        packing = self.rule.packing
+    def mend(self, codes: np.ndarray, fill: float, values: np.ndarray, valid: np.ndarray) -> None:
+        """Put right what the arithmetic gave for a plane of codes."""
+        low, high = int(codes.min()), int(codes.max())
+        for first, last, value in self.runs:
+            if first > high or last < low:
+                continue
+            here = codes <= last
+            if first > low:
+                here &= codes >= first
+            if math.isnan(value):
+                np.copyto(valid, False, where=here)
+            np.copyto(values, np.float32(fill if math.isnan(value) else value), where=here)
+
+    def _compute(self, codes: np.ndarray, out: np.ndarray) -> None:
         np.copyto(out, codes, casting="unsafe")
-        out *= np.float32(packing.scale_factor)
-        out += np.float32(packing.add_offset)
-        if self.rule.rule == "reflectivity":
-            np.maximum(out, np.float32(0), out=out)
-        out -= np.float32(self.rule.mean)
-        out /= np.float32(self.rule.std)
+        _by_arithmetic(out, np.array(_numbers(self.rule), np.float32))
 
-    def strange(self, codes: np.ndarray) -> np.ndarray | None:
-        """Where the codes of a plane are odd; None if nowhere."""
-        where, low = None, int(codes.min())
-        high = int(codes.max()) if any(last >= low for _, last in self.odd) else low
-        for first, last in self.odd:
-            if first <= high and last >= low:
-                here = codes == first if first == last else (codes >= first) & (codes <= last)
-                where = here if where is None else where | here
-        return where
+
+def _numbers(rule: Normalization) -> tuple[float, float, float, float, float]:
+    """What `_by_arithmetic` takes: scale, offset, least value, mean, standard deviation."""
+    floor = 0.0 if rule.rule == "reflectivity" else -math.inf
+    return rule.packing.scale_factor, rule.packing.add_offset, floor, rule.mean, rule.std
+
+
+def _by_arithmetic(values: np.ndarray, numbers: np.ndarray) -> None:
+    """The steps of `Normalization.apply`, one for one and in place; ``numbers`` (5, ...) fit the values."""
+    scale, offset, floor, mean, std = numbers
+    values *= scale
+    if offset.any():
+        values += offset
+    if (floor > -np.inf).any():
+        np.maximum(values, floor, out=values)
+    values -= mean
+    values /= std
 
 
 @functools.lru_cache(maxsize=16)
@@ -336,56 +354,56 @@ def _gather(codes: torch.Tensor, which: torch.Tensor, tables: _Tables) -> tuple[
     return torch.where(valid, values, tables.fill[row][:, :, None, None]), valid
 
 
+#: Pixels that are computed at a time: few enough for the cache, and enough that threads that read meanwhile do not
+#: fight over Python's lock, which every step takes anew.
+_TOGETHER = 2**19
+
+
 def _take(
     codes: torch.Tensor, which: torch.Tensor, tables: _Tables, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # On a CPU, numpy a plane at a time: it stays in cache, makes no index of four bytes a pixel, and lets go
-    # of Python's lock. numpy also takes large arrays in large pages, which torch does not.
-    packed, fill = codes.numpy(), tables.fill.numpy()
-    rows = tables.row[which].expand(codes.shape[:2]).numpy()
+    # numpy takes large arrays in large pages, which torch does not, and has no threads to wait for.
+    packed = codes.numpy().reshape(-1, *codes.shape[2:])
+    rows = tables.row[which].expand(codes.shape[:2]).reshape(-1).numpy()
     values, valid = np.empty(packed.shape, np.dtype(f"V{dtype.itemsize}")), np.empty(packed.shape, bool)
     out = torch.from_numpy(values.view(f"u{dtype.itemsize}")).view(dtype)
-    plane = np.empty(packed.shape[2:], np.float32)
-    for place in np.ndindex(rows.shape):
-        row = int(rows[place])
-        if dtype == torch.float32:
-            plane = values[place].view(np.float32)
-        if not _compute(packed[place], plane, valid[place], tables, row):
-            np.take(tables.values[row].numpy(), _unsigned(packed[place]), out=plane, mode="clip")
-            np.equal(plane, plane, out=valid[place])
-            if not valid[place].all():
-                np.copyto(plane, fill[row], where=~valid[place])
+    step = max(1, _TOGETHER // max(1, packed[:1].size))
+    scratch = np.empty((step, *packed.shape[1:]), np.float32)
+    for start in range(0, len(packed), step):
+        block = slice(start, start + step)
+        part = values[block].view(np.float32) if dtype == torch.float32 else scratch[: len(packed[block])]
+        _fill(packed[block], rows[block], tables, part, valid[block])
         if dtype != torch.float32:
-            _convert(torch.from_numpy(plane), out[place])
-    return out, torch.from_numpy(valid)
+            _convert(torch.from_numpy(part), out[block])
+    return out.reshape(codes.shape), torch.from_numpy(valid.reshape(codes.shape))
+
+
+def _fill(
+    codes: np.ndarray, rows: np.ndarray, tables: _Tables, values: np.ndarray, valid: np.ndarray
+) -> None:
+    """Values and valid pixels of some planes, each with its normalisation."""
+    quick = [t is not None and t.dtype == codes.dtype for t in tables.arithmetic]
+    if any(quick[row] for row in rows):
+        np.copyto(values, codes, casting="unsafe")
+        _by_arithmetic(values, tables.numbers[:, rows, None, None])
+        valid[...] = True
+        low, high = (f(codes.reshape(len(codes), -1), axis=1) for f in (np.min, np.max))
+    for i, row in enumerate(rows.tolist()):
+        arithmetic = tables.arithmetic[row]
+        if arithmetic is not None and quick[row]:
+            if any(first <= high[i] and last >= low[i] for first, last, _ in arithmetic.runs):
+                arithmetic.mend(codes[i], float(tables.fill[row]), values[i], valid[i])
+            continue
+        np.take(tables.values[row].numpy(), _unsigned(codes[i]), out=values[i], mode="clip")
+        np.equal(values[i], values[i], out=valid[i])
+        if not valid[i].all():
+            np.copyto(values[i], np.float32(tables.fill[row]), where=~valid[i])
 
 
 def _convert(values: torch.Tensor, out: torch.Tensor) -> None:
     # In pieces that torch does not give to its threads, which cost more here than they save.
     for piece, target in zip(values.view(-1).split(2**15), out.view(-1).split(2**15), strict=True):
         target.copy_(piece)
-
-
-def _compute(codes: np.ndarray, out: np.ndarray, valid: np.ndarray, tables: _Tables, row: int) -> bool:
-    """Values and valid pixels of a plane by arithmetic; False where looking up is the better way."""
-    arithmetic = tables.arithmetic[row]
-    if arithmetic is None or arithmetic.dtype != codes.dtype:
-        return False
-    strange = arithmetic.strange(codes)
-    valid[...] = True
-    if strange is None:
-        arithmetic.compute(codes, out)
-        return True
-    (places,) = np.nonzero(strange.reshape(-1))
-    if len(places) > codes.size // 4:
-        return False
-    arithmetic.compute(codes, out)
-    values = tables.values[row].numpy()[_unsigned(codes.reshape(-1)[places])]
-    missing = np.isnan(values)
-    values[missing] = tables.fill[row].item()
-    out.reshape(-1)[places] = values
-    valid.reshape(-1)[places] = ~missing
-    return True
 
 
 def _unsigned(codes: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import xarray as xr
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
@@ -26,7 +26,7 @@ from gridrad_cube.datasets.table import (
     masks_of,
 )
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.store import MissingChunkError, PatchReader, cube_info, open_packed
+from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
 OnDamage = Literal["raise", "skip"]
@@ -64,6 +64,8 @@ class PatchDataset(Dataset[Batch]):
         What to do where a patch is missing, truncated or altered: ``"raise"`` names it; ``"skip"`` leaves the
         sample out, so that the batch is shorter, and lists it in the batch's ``damaged``. Never fill. A disk
         or network that fails always raises.
+    cache
+        Where to keep shards that were read once, whole: for stores that are far away.
 
     Attributes
     ----------
@@ -91,6 +93,7 @@ class PatchDataset(Dataset[Batch]):
         bbox: Box | None = None,
         coarsen: int = 1,
         on_damage: OnDamage = "raise",
+        cache: ShardCache | None = None,
     ) -> None:
         _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
         _check_one_of("on_damage", on_damage, get_args(OnDamage))
@@ -100,6 +103,7 @@ class PatchDataset(Dataset[Batch]):
         self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
             raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {self.patch} px")
+        self._cache = cache
         self._reader: PatchReader | None = None
         self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
@@ -192,7 +196,9 @@ class PatchDataset(Dataset[Batch]):
     ) -> dict[int, MissingChunkError]:
         """Fill ``codes``; position in the batch -> error, for samples that cannot be read."""
         if self._reader is None:
-            self._reader = PatchReader(self.store)
+            # Worker processes of a DataLoader are as many as there are cores to use.
+            alone = get_worker_info() is None or not Files(self.store).local
+            self._reader = PatchReader(self.store, threads=None if alone else 1, cache=self._cache)
         table, damage = self.table, dict[int, MissingChunkError]()
         where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
         patches = codes.reshape(-1, self.patch, self.patch)

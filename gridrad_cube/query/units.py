@@ -94,9 +94,10 @@ def _parse(text: str) -> tuple[np.datetime64, np.datetime64]:
 
 
 def _span(value: np.datetime64) -> tuple[np.datetime64, np.datetime64]:
-    if np.datetime_data(value)[0] not in ("Y", "M", "D", "h", "m"):
-        value = value.astype("datetime64[s]")
-    following = value + np.timedelta64(1, np.datetime_data(value)[0])
+    unit: Any = np.datetime_data(value)[0]
+    if unit not in ("Y", "M", "D", "h", "m"):
+        unit, value = "s", value.astype("datetime64[s]")
+    following = value + np.timedelta64(1, unit)
     return value.astype("datetime64[s]"), following.astype("datetime64[s]")
 
 

@@ -5,6 +5,7 @@ This package alone knows how a store lies on disk. A store is a path or a URL.
 
 from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata, metadata, write_array
 from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
+from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.commit import (
     blank_rows,
     block_length,
@@ -49,6 +50,7 @@ __all__ = [
     "PatchReader",
     "Record",
     "RemoteError",
+    "ShardCache",
     "blank_rows",
     "block_length",
     "blocks",

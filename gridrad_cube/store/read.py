@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from gridrad_cube.schema import FORMAT_VERSION, Flag, Packing, SchemaError
+from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.shards import MISSING, Process, ShardLayout, ShardReader
 
@@ -225,6 +227,10 @@ def reader(root: str, crops: int) -> PatchReader:
     return _READERS[key]
 
 
+#: Where tensorstore was first used: in a fork of that process it aborts, whichever store is opened.
+_TENSORSTORE = Process()
+
+
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
@@ -238,17 +244,23 @@ class PatchReader:
     store
         Path or URL of a finished cube.
     threads
-        Threads that read and decompress; None takes one a core, and 16 for a remote store.
+        Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
     direct
         Whether to read shards directly: None does where it can, False leaves all to tensorstore.
+    cache
+        Where to keep shards that were read once, whole: for stores that are far away.
     """
 
     def __init__(
-        self, store: str | os.PathLike[str], *, threads: int | None = None, direct: bool | None = None
+        self,
+        store: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        direct: bool | None = None,
+        cache: ShardCache | None = None,
     ) -> None:
         self.files = Files(store)
-        self.threads, self.direct = threads, direct
-        self._process = Process()
+        self.threads, self.direct, self.cache = threads, direct, cache
         self._info: dict[str, Any] | None = None
         self._members: dict[str, Any] | None = None
         self._arrays: dict[str, Any] = {}
@@ -257,11 +269,10 @@ class PatchReader:
         self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "threads": self.threads, "direct": self.direct}
+        return {name: getattr(self, name) for name in ("files", "threads", "direct", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        files = state["files"]
-        self.__init__(files.root, threads=state["threads"], direct=state["direct"])  # type: ignore[misc]
+        self.__init__(state.pop("files").root, **state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"PatchReader({self.files.root!r})"
@@ -279,7 +290,7 @@ class PatchReader:
         return int(self.info["patch"])
 
     def _array(self, variable: str) -> Any:
-        self._process.check(self.files.root)
+        _TENSORSTORE.check(self.files.root)
         if variable not in self._arrays:
             spec = {
                 "driver": "zarr3",
@@ -303,8 +314,9 @@ class PatchReader:
                 layout = ShardLayout.from_metadata(variable, self._metadata(variable))
             if layout is not None and math.prod(layout.chunk_shape) != self.patch**2:
                 layout = None
-            reader = None if layout is None else ShardReader(self.files, layout, threads=self.threads)
-            self._shards[variable] = reader
+            self._shards[variable] = None if layout is None else ShardReader(
+                self.files, layout, threads=self.threads, cache=self.cache, state=json.dumps(self.info)
+            )  # fmt: skip
         return self._shards[variable]
 
     def _metadata(self, variable: str) -> dict[str, Any]:

@@ -7,27 +7,31 @@ random patch costs one read of its own bytes, one checksum and one decompression
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import struct
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
+from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
 
 #: Offset and length of a chunk that a shard does not have.
 ABSENT = 2**64 - 1
 #: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
 INDEX_BYTES = 64 * 2**20
+#: More threads than this wait for Python's lock: some 15 of the 80 microseconds of a patch hold it.
+LOCAL_THREADS = 8
 #: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
 REMOTE_THREADS = 16
 #: What `ShardReader.read` says of a patch that is not there; anything else says why it cannot be read.
@@ -149,8 +153,8 @@ class _IndexCache:
 
     def put(self, shard: int, stamp: Any, index: np.ndarray) -> None:
         """Keep an index."""
-        self.drop(shard)
         with self._lock:
+            self._drop(shard)
             self._kept[shard] = (stamp, index)
             self.bytes += index.nbytes
             while self.bytes > self.limit and len(self._kept) > 1:
@@ -159,19 +163,21 @@ class _IndexCache:
     def drop(self, shard: int) -> None:
         """Forget an index."""
         with self._lock:
-            found = self._kept.pop(shard, None)
-            if found is not None:
-                self.bytes -= found[1].nbytes
+            self._drop(shard)
+
+    def _drop(self, shard: int) -> None:
+        found = self._kept.pop(shard, None)
+        if found is not None:
+            self.bytes -= found[1].nbytes
 
 
-@dataclass(frozen=True)
-class _Unit:
+class _Unit(NamedTuple):
     """What one thread reads at a time: some patches of one shard."""
 
     shard: int
     #: Numbers of the chunks in the shard, and the places in the batch that they go to.
-    chunks: tuple[int, ...]
-    places: tuple[int, ...]
+    chunks: list[int]
+    places: list[int]
 
 
 class Process:
@@ -192,7 +198,7 @@ class Process:
 
 
 class ShardReader:
-    """Read chunks of one sharded array into a batch, by threads of its own.
+    """Read chunks of one sharded array into a batch, by the calling thread and others of its own.
 
     Refuses in a process forked from the one that it was first used in.
 
@@ -203,9 +209,14 @@ class ShardReader:
     layout
         How.
     threads
-        Threads that read and decompress; None takes one a core, and 16 for a remote store.
+        Threads that read and decompress, the caller's among them; None takes one a core, 8 at most, and 16 for
+        a remote store.
     index_bytes
         How much to keep of the shards' indexes.
+    cache
+        Where to keep whole shards; None reads them where they are.
+    state
+        Of the store; shards kept of another state are not used.
     """
 
     def __init__(
@@ -215,10 +226,11 @@ class ShardReader:
         *,
         threads: int | None = None,
         index_bytes: int = INDEX_BYTES,
+        cache: ShardCache | None = None,
+        state: str = "",
     ) -> None:
-        self.files, self.layout = files, layout
-        self.threads = threads or (cores() if files.local else REMOTE_THREADS)
-        self._source = _LocalShard if files.local else _RemoteShard
+        self.files, self.layout, self.cache, self.state = files, layout, cache, state
+        self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
         self._process = Process()
         self._indexes = _IndexCache(index_bytes)
         self._pool: ThreadPoolExecutor | None = None
@@ -254,23 +266,22 @@ class ShardReader:
         """
         self._process.check(self.files.root)
         targets = range(len(index)) if places is None else places
-        units = list(self._units(index))
-        failures: dict[int, str] = {}
-        jobs = iter(units)
-        taking = threading.Lock()
+        units, failures = deque(self._units(index)), dict[int, str]()
 
         def work() -> None:
             while True:
-                with taking:
-                    unit = next(jobs, None)
-                if unit is None:
+                try:
+                    unit = units.popleft()
+                except IndexError:  # all are taken
                     return
                 failures.update(self._read_unit(unit, out, targets))
 
-        threads = min(self.threads, len(units))
-        # Also for one thread: outside the main thread blosc uses no threads of its own and frees the lock.
-        futures = [self._executor().submit(work) for _ in range(threads)]
-        errors = [error for future in futures if (error := future.exception()) is not None]
+        helpers = min(self.threads, len(units)) - 1
+        futures = [self._executor().submit(work) for _ in range(helpers)]
+        try:
+            work()  # rather than wait: waking threads up takes as long as reading some patches
+        finally:
+            errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             raise errors[0]
         return failures
@@ -278,7 +289,7 @@ class ShardReader:
     def _executor(self) -> ThreadPoolExecutor:
         with self._starting:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ShardReader")
+                self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="ShardReader")
             return self._pool
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
@@ -298,20 +309,22 @@ class ShardReader:
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
                 part = slice(first, min(first + most, stop))
-                yield _Unit(int(shard[start]), tuple(chunk[part].tolist()), tuple(order[part].tolist()))
+                yield _Unit(int(shard[start]), chunk[part].tolist(), order[part].tolist())
 
     def _read_unit(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
             self._indexes.drop(unit.shard)
+            if self.cache is not None:
+                self.cache.drop(self.files, self.layout.key(unit.shard), self.state)
             failures = self._attempt(unit, out, targets)
         return failures
 
     def _attempt(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
         key = self.layout.key(unit.shard)
         try:
-            with self._source(self.files, key) as source:
+            with self._open(key) as source:
                 index = self._index(unit.shard, source)
                 return self._read_chunks(unit, index, source, out, targets)
         except FileNotFoundError:
@@ -321,6 +334,15 @@ class ShardReader:
         except OSError as error:
             error.add_note(f"while reading {self.files.path(key)}")
             raise
+
+    def _open(self, key: str) -> _LocalShard | _RemoteShard:
+        for _ in range(5 if self.cache is not None else 0):
+            path = self.cache.fetch(self.files, key, self.state)  # type: ignore[union-attr]
+            if path is None:
+                break
+            with contextlib.suppress(FileNotFoundError):  # removed since, by another process that needs room
+                return _LocalShard(path)
+        return _LocalShard(self.files.path(key)) if self.files.local else _RemoteShard(self.files, key)
 
     def _index(self, shard: int, source: _Source) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
@@ -338,7 +360,7 @@ class ShardReader:
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
-        for (offset, size), place in zip(index[list(unit.chunks)].tolist(), unit.places, strict=True):
+        for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places, strict=True):
             if offset == size == ABSENT:
                 failures[place] = MISSING
             else:
@@ -445,8 +467,8 @@ class _LocalShard:
 
     GAP, MOST = 0, 2**20
 
-    def __init__(self, files: Files, key: str) -> None:
-        self._descriptor = os.open(files.path(key), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         status = os.fstat(self._descriptor)
         self._size = status.st_size
         self.stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
