@@ -45,11 +45,13 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 
 # Notebooks have no output in git; they are run here, and again only when they change.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin bring a busy machine to a crawl
 nb_execution_mode = os.environ.get("GRIDRAD_CUBE_DOCS_EXECUTE", "cache")
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
-nb_execution_timeout = 120
+nb_execution_timeout = 240
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # logs of worker processes; the tests look for warnings
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 
 # Reference.
@@ -69,7 +71,9 @@ suppress_warnings = ["config.cache"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "gridrad-cube"
-html_baseurl = ""
+html_static_path = ["_static"]
+html_css_files = ["gridrad.css"]
+highlight_language = "none"  # of a block that names none
 html_copy_source = False
 html_show_sourcelink = False
 html_additional_pages = {"index": "start.html"}
@@ -82,16 +86,17 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+html_sidebars = {"docs/index": [], "docs/cube-format": []}
 html_context = {"default_mode": "auto"}
 
-_LINK = re.compile(r"\]\(([^)#:\s]+)\.(?:md|ipynb)\)")
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)#:\s]+)\.(?:md|ipynb)\)")
 
 
 def list_links(app: Any, page: str, text: list[str]) -> None:
     """Make the table of contents under ``<!-- toctree -->`` of the links above it, so that pages stay Markdown."""
     above, mark, below = text[0].partition("<!-- toctree -->")
     if mark:
-        entries = "\n".join(dict.fromkeys(_LINK.findall(above)))
+        entries = "\n".join(f"{title} <{target}>" for title, target in dict.fromkeys(_LINK.findall(above)))
         text[0] = f"{above}\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n{below}"
 
 

@@ -24,6 +24,7 @@ PAGES = [
     *sorted(PROJECT.glob("docs/**/*.md")),
     PROJECT / "notebooks" / "README.md",
 ]
+PAGES += sorted(PROJECT.glob("benchmarks/results/*.md"))
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 #: Pages that the documentation holds, by the links above ``<!-- toctree -->`` from docs/index.md on.
