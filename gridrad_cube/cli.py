@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -379,10 +380,18 @@ def train(arguments: Sequence[str]) -> None:
 @cli.command()
 @click.option("--store", required=True, help="Cube of patches, or level-256 embeddings for level 2k.")
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint-2k",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Of level 2k: from the cube straight to one embedding a crop, nothing stored between.",
+)
 @click.option("--out", required=True, help="Embedding store to write, or to continue.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True
+)
 @click.option(
     "--channels", "-c", multiple=True, help="Of those the network knows; all by default (repeatable)."
 )
@@ -405,20 +414,46 @@ def train(arguments: Sequence[str]) -> None:
     help="For checkpoints of the predecessor, which keep no statistics.",
 )
 @click.option(
-    "--part", type=int, nargs=2, default=(0, 1), metavar="I N", help="Make the i-th of n shares of the work."
+    "--part",
+    type=int,
+    nargs=2,
+    default=None,
+    metavar="I N",
+    help="Make the i-th of n shares of the work: for job arrays. torchrun gives each rank its own.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine."
+)
+@click.option(
+    "--scheduler", default=None, help="Address or scheduler file of a running Dask cluster instead."
 )
 @click.option("--resume/--no-resume", default=True, show_default=True)
-def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
+@click.option(
+    "--attention",
+    multiple=True,
+    metavar="CROP[,ROW,COL]",
+    help="Write attention maps of this patch or crop to OUT instead (repeatable).",
+)
+def embed(store: str, checkpoint: Path, out: str, attention: Sequence[str], **options: Any) -> None:
     """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
 
     \b
     gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
     gridrad-cube embed --store embeddings.zarr --checkpoint runs/2k/checkpoint.pth --out embeddings_2k.zarr
+    torchrun --nproc-per-node 4 -m gridrad_cube embed --store ... --checkpoint ... --out ...
+
+    An interrupted run continues when the same command is given again. Many processes may share a store: by --workers,
+    --scheduler, torchrun or --part.
     """
-    from gridrad_cube.embed import embed as embed_store
+    from gridrad_cube import embed as embedding
 
     options["channels"] = options["channels"] or None
-    summary = embed_store(store, checkpoint, out, progress=True, **options)
+    if attention:
+        kept = {name: options[name] for name in ("channels", "key", "device", "normalize")}
+        maps = embedding.attention(store, checkpoint, [_numbers(a) for a in attention], out, **kept)
+        click.echo(json.dumps({"out": out, **maps.sizes}))
+        return
+    summary = embedding.embed(store, checkpoint, out, progress="RANK" not in os.environ, **options)
     click.echo(json.dumps(summary))
 
 
@@ -428,13 +463,32 @@ def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
 @click.option("--latitude", type=float, default=None)
 @click.option("--longitude", type=float, default=None)
 @click.option(
-    "--like", default=None, metavar="CROP[,ROW,COL][,CHANNEL]", help="A patch of the store as the query."
+    "--like",
+    multiple=True,
+    metavar="CROP[,ROW,COL][,CHANNEL]",
+    help="A patch of the store as the query; several are examples of one thing (repeatable).",
+)
+@click.option(
+    "--unlike", multiple=True, metavar="CROP[,ROW,COL][,CHANNEL]", help="What it should not be (repeatable)."
+)
+@click.option(
+    "--vector", type=click.Path(exists=True, path_type=Path), help="File .npy with a vector as the query."
 )
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of answers.")
 @click.option("--bbox", type=float, nargs=4, default=None, help="West, south, east, north of the answers.")
+@click.option(
+    "--polygon", type=click.Path(exists=True, path_type=Path), help="GeoJSON file around the answers."
+)
 @click.option("--start", default=None, help="Answers not before this time.")
 @click.option("--stop", default=None, help="Answers before this time.")
+@click.option("--season", default=None, help="Months of the answers: JJA, AMJJAS, ...")
+@click.option("--hour", type=float, nargs=2, default=None, help="Hours of the day, UTC: 18 24, or 21 3.")
+@click.option("--solar-hour", type=float, nargs=2, default=None, help="The same in local mean solar time.")
+@click.option("--convective-day", multiple=True, help="Date on which it begins, at 12 UTC (repeatable).")
 @click.option("--channel", default=None)
+@click.option(
+    "--metric", type=click.Choice(["cosine", "euclidean", "dot"]), default="cosine", show_default=True
+)
 @click.option(
     "--exclude",
     nargs=2,
@@ -450,90 +504,308 @@ def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
     help="The same among the answers, such as 6h 200km: one answer an event.",
 )
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
-@click.option("--json", "style", flag_value="json", help="JSON, one record an answer.")
-@click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
-def query(embeddings: str, style: Any, **options: Any) -> None:
+@click.option("--percentile", is_flag=True, help="Also the rank among random pairs of the same hour.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json", "csv", "geojson", "geoparquet"]),
+    default=None,
+    help="[table; geoparquet for --out NAME.parquet]",
+)
+@click.option("--json", "style", flag_value="json", help="--format json: one record an answer.")
+@click.option("--csv", "style", flag_value="csv", help="--format csv.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), default=None, help="File for the answer.")
+def query(embeddings: str, style: Any, out: Path | None, **options: Any) -> None:
     """Find the places and times of EMBEDDINGS that look most like the query.
 
     \b
     gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5
-    gridrad-cube query embeddings.zarr --like 12,3,4 --json
+    gridrad-cube query embeddings.zarr --like 12,3,4 --like 40,2,2 --unlike 7,0,0 --season JJA --json
+    gridrad-cube query embeddings.zarr --like 12,3,4 -k 500 --separate 6h 200km -o storms.parquet
     """
+    style = style or ("geoparquet" if out is not None and out.suffix == ".parquet" else "table")
+    if style == "geoparquet" and out is None:
+        raise click.UsageError("--format geoparquet needs --out FILE")
     from gridrad_cube import query as asking
     from gridrad_cube import store as stores
 
-    dataset = stores.open_embeddings(embeddings)
-    span = (options["start"], options["stop"]) if options["start"] or options["stop"] else None
+    question, where = _question(options), _where(options)
     answer = asking.search(
-        dataset,
-        _question(options),
+        stores.open_embeddings(embeddings),
+        question,
         options["k"],
-        bbox=options["bbox"] or None,
-        time=span,
-        channel=options["channel"],
         exclude=None if options["no_exclude"] else options["exclude"],
         separate=options["separate"],
+        metric=options["metric"],
+        percentile=options["percentile"],
+        **where,
     )
-    click.echo(asking.format_answer(answer, style or "table"))
+    if style == "geoparquet" and out is not None:
+        asking.write_geoparquet(answer, out)
+    elif out is not None:
+        out.write_text(asking.format_answer(answer, style) + "\n")
+    click.echo(
+        asking.format_answer(answer, style) if out is None else f"{out}: {answer.sizes['rank']} answers"
+    )
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    """Rules of the selection that were given."""
+    span = (options["start"], options["stop"]) if options["start"] or options["stop"] else None
+    rules = {
+        "bbox": options["bbox"],
+        "time": span,
+        "polygon": options["polygon"] and options["polygon"].read_text(),
+        "convective_day": list(options["convective_day"]),
+    }
+    rules |= {name: options[name] for name in ("season", "hour", "solar_hour", "channel")}
+    return {name: rule for name, rule in rules.items() if rule}
 
 
 def _question(options: dict[str, Any]) -> Any:
     place = {
         k: options[o] for k, o in (("time", "time_"), ("latitude", "latitude"), ("longitude", "longitude"))
     }
-    if options["like"]:
-        if any(v is not None for v in place.values()):
-            raise click.UsageError("give either --like or a time and place, not both")
-        parts = [p.strip() for p in options["like"].split(",")]
-        channel = [] if parts[-1].isdigit() else [parts.pop()]
-        if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
-            raise click.UsageError(
-                f"--like {options['like']!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it "
-                "where the store has several"
-            )
-        return (*map(int, parts), *channel)
-    if any(v is None for v in place.values()):
+    at_place = any(v is not None for v in place.values())
+    if at_place + bool(options["like"]) + (options["vector"] is not None) > 1:
+        raise click.UsageError("give one of --like, --vector, or a time and place, not both")
+    if at_place and None in place.values():
+        raise click.UsageError("a place needs all of --time, --latitude and --longitude")
+    if options["vector"] is not None:
+        import numpy as np
+
+        asked: Any = np.load(options["vector"], allow_pickle=False)
+    elif at_place:
+        asked = place
+    else:
+        asked = [_sample(text) for text in options["like"]]
+    if not at_place and not len(asked):
         raise click.UsageError(
-            "a query needs --like CROP,ROW,COL, or all of --time, --latitude and --longitude"
+            "a query needs --like CROP,ROW,COL, --vector FILE, or all of --time, --latitude and --longitude"
         )
-    return place
+    several = asked if isinstance(asked, list) else [asked]
+    if len(several) == 1 and not options["unlike"]:
+        return several[0]
+    return {"positive": several, "negative": [_sample(text) for text in options["unlike"]]}
+
+
+def _sample(text: str) -> tuple[Any, ...]:
+    """``CROP,ROW,COL``, ``CROP`` alone at level 2k, and perhaps a channel after it."""
+    parts = [p.strip() for p in text.split(",")]
+    channel = [] if parts[-1].isdigit() else [parts.pop()]
+    return (*_numbers(",".join(parts), text), *channel)
+
+
+def _numbers(text: str, whole: str | None = None) -> tuple[int, ...]:
+    parts = [p.strip() for p in text.split(",")]
+    if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
+        raise click.UsageError(
+            f"{whole or text!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it where the store "
+            "has several"
+        )
+    return tuple(map(int, parts))
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["source", "scene", "flags", "statistics", "curves", "embeddings"]))
-@click.argument("target")
+@click.argument("embeddings", nargs=-1, required=True)
+@click.option("--cube", default=None, help="Where the cube is that they were made from, if it has moved.")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), default=None, help="PNG, PDF or SVG [KIND.png]."
+    "--patches", default=None, help="Level 2k: where the level-256 embeddings are, if they have moved."
 )
-@click.option("--crop", type=click.IntRange(0), default=0, show_default=True, help="Row of the crop.")
-@click.option("--channel", default=None, help="Name of the channel; the first by default.")
-def plot(kind: str, target: str, out: Path | None, crop: int, channel: str | None) -> None:
-    """Draw a picture of TARGET: a file, a cube, a run's folder (curves) or an embedding store (embeddings).
+@click.option("--channel", default=None, help="Label of the channel; the first by default.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=8000, show_default=True, help="Samples to draw at most."
+)
+@click.option("--lead", "leads", multiple=True, help="Time after, such as 30min (repeatable).")
+@click.option(
+    "--gap", type=click.IntRange(0), default=1, show_default=True, help="Convective days between parts."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of the table.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), default=None, help="Draw it too: PNG, PDF or SVG."
+)
+def evaluate(
+    embeddings: Sequence[str], leads: Sequence[str], as_json: bool, picture: Path | None, **options: Any
+) -> None:
+    """Judge EMBEDDINGS without labels, beside baselines that need no network.
+
+    Spread, retrieval of the same place later, analogue forecasts, linear probes of what the pixels hold, leaks of
+    hour and latitude, on convective days apart. Several stores of the same samples: one is chosen.
 
     \b
-    gridrad-cube plot source NASALARC_20210705_1750.nc   (every 2-D field at a glance)
+    gridrad-cube evaluate embeddings.zarr
+    gridrad-cube evaluate epoch20.zarr epoch50.zarr --json > evaluation.json
+    """
+    from gridrad_cube import evaluate as judging
+
+    result = judging.evaluate(embeddings, leads=leads or judging.LEADS, **options)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
+    if picture:
+        from gridrad_cube import plot as drawing
+
+        drawing.evaluation(result.to_dict()).savefig(picture, dpi=110)
+        click.echo(picture, err=as_json)
+
+
+@cli.group()
+def plot() -> None:
+    """Draw pictures: PNG, PDF or SVG by the name of --out.
+
+    \b
     gridrad-cube plot scene patches.zarr --crop 3 -o scene.png
-    gridrad-cube plot curves runs/256
+    gridrad-cube plot query embeddings.zarr --like 12,3,4 -o neighbours.png
+    gridrad-cube plot curves runs/256 runs/2k
+    """
+
+
+def _picture(name: str, *, crop: bool = False) -> Callable[..., Any]:
+    """A command of plot: its --out (NAME.png by default), and where it draws one crop, --crop and --channel."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        if crop:
+            command = click.option("--channel", default=None, help="Name or label; the first by default.")(
+                command
+            )
+            command = click.option(
+                "--crop", type=click.IntRange(0), default=0, show_default=True, help="Row of the crop."
+            )(command)
+        path = click.Path(path_type=Path)
+        command = click.option("--out", "-o", type=path, default=Path(f"{name}.png"), show_default=True)(
+            command
+        )
+        return plot.command(name)(command)
+
+    return decorate
+
+
+def _save(figure: Any, out: Path) -> None:
+    figure.savefig(out, dpi=110)
+    click.echo(out)
+
+
+@_picture("source")
+@click.argument("file")
+def plot_source(file: str, out: Path) -> None:
+    """Every 2-D field of a source FILE at a glance."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import readers
+
+    _save(drawing.source(readers.read_fields(file)), out)
+
+
+@_picture("scene", crop=True)
+@click.argument("cube")
+def plot_scene(cube: str, out: Path, crop: int, channel: str | None) -> None:
+    """A crop of CUBE with its patches."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    _save(drawing.scene(stores.open_cube(cube), crop, channel=channel), out)
+
+
+@_picture("crops", crop=True)
+@click.argument("cube")
+def plot_crops(cube: str, out: Path, crop: int, channel: str | None) -> None:
+    """The scene of a crop, with all of its crops and patches."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    _save(drawing.crops(stores.open_cube(cube), crop, channel=channel), out)
+
+
+@_picture("flags", crop=True)
+@click.argument("cube")
+def plot_flags(cube: str, out: Path, crop: int, channel: str | None) -> None:
+    """The flags of a crop's patches, on its pixels."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    _save(drawing.flags(stores.open_cube(cube), crop, channel=channel), out)
+
+
+@_picture("statistics")
+@click.argument("cube")
+def plot_statistics(cube: str, out: Path) -> None:
+    """How the values of each channel of CUBE are distributed."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    _save(drawing.statistics(stores.open_cube(cube)), out)
+
+
+@_picture("curves")
+@click.argument("runs", nargs=-1, required=True)
+def plot_curves(runs: Sequence[str], out: Path) -> None:
+    """The training curves of one run, or of several."""
+    from gridrad_cube import plot as drawing
+
+    _save(drawing.curves({Path(run).name if len(runs) == 1 else run: run for run in runs}), out)
+
+
+@_picture("embeddings", crop=True)
+@click.argument("embeddings")
+@click.option("--cube", default=None, help="Draw the field beside them, from here.")
+def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, cube: str | None) -> None:
+    """A crop's embeddings as colour, a cell a patch.
+
+    Lightness is the first principal component, blue to yellow the second, green to magenta the third.
     """
     from gridrad_cube import plot as drawing
     from gridrad_cube import store as stores
 
-    if kind == "source":
-        from gridrad_cube import readers
+    field = stores.open_cube(cube) if cube else None
+    _save(drawing.components(stores.open_embeddings(embeddings), crop, channel=channel or 0, cube=field), out)
 
-        figure = drawing.source(readers.read_fields(target))
-    elif kind == "curves":
-        figure = drawing.curves(target)
-    elif kind == "embeddings":
-        figure = drawing.components(stores.open_embeddings(target), crop, channel=channel or 0)
-    elif kind == "statistics":
-        figure = drawing.statistics(stores.open_cube(target))
-    else:
-        draw = drawing.scene if kind == "scene" else drawing.flags
-        figure = draw(stores.open_cube(target), crop, channel=channel)
-    path = out or Path(f"{kind}.png")
-    figure.savefig(path, dpi=110)
-    click.echo(path)
+
+@_picture("query")
+@click.argument("embeddings")
+@click.option("--like", multiple=True, metavar="CROP[,ROW,COL][,CHANNEL]", help="As of query (repeatable).")
+@click.option("--time", "time_", default=None, help="Time of the query, UTC.")
+@click.option("--latitude", type=float, default=None)
+@click.option("--longitude", type=float, default=None)
+@click.option("-k", type=click.IntRange(1, 9), default=9, show_default=True, help="Number of answers.")
+@click.option("--exclude", nargs=2, default=("6h", "200km"), show_default=True, help="As of query.")
+@click.option("--separate", nargs=2, default=None, metavar="TIME DISTANCE", help="As of query.")
+@click.option("--cube", default=None, help="Where the cube is that they were made from, if it has moved.")
+def plot_query(
+    embeddings: str, out: Path, k: int, exclude: Any, separate: Any, cube: str | None, **options: Any
+) -> None:
+    """A patch beside those most like it, on a map."""
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import query as asking
+    from gridrad_cube import store as stores
+    from gridrad_cube.evaluate.samples import sources_of
+
+    question = _question(options | {"vector": None, "unlike": ()})
+    dataset = stores.open_embeddings(embeddings)
+    answer = asking.search(dataset, question, k, exclude=exclude, separate=separate)
+    place, _ = sources_of(embeddings, cube)
+    _save(drawing.answers(stores.open_cube(place), answer), out)
+
+
+@_picture("attention")
+@click.argument("maps")
+@click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Which of the maps.")
+@click.option("--cube", default=None, help="Draw the field beside them, from here.")
+def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
+    """What a network looks at: MAPS of embed --attention."""
+    import xarray as xr
+
+    from gridrad_cube import plot as drawing
+    from gridrad_cube import store as stores
+
+    field = stores.open_cube(cube) if cube else None
+    _save(drawing.attention(xr.open_zarr(maps, chunks=None), sample, cube=field), out)
+
+
+@_picture("evaluation")
+@click.argument("result", type=click.Path(exists=True, path_type=Path))
+def plot_evaluation(result: Path, out: Path) -> None:
+    """What evaluate --json wrote, with intervals."""
+    from gridrad_cube import plot as drawing
+
+    _save(drawing.evaluation(result), out)
 
 
 @cli.command()

@@ -7,14 +7,16 @@ asked at once, or how a matrix product rounds.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube.schema import SchemaError
 
-Metric = Literal["cosine", "euclidean"]
+#: How two vectors are compared: the cosine of their angle, their distance, or their inner product.
+Metric = Literal["cosine", "euclidean", "dot"]
 
 #: Rows that one read takes, unless told otherwise.
 BLOCK = 65536
@@ -50,6 +52,7 @@ def nearest(
     *,
     metric: Metric = "cosine",
     mask: npt.ArrayLike | None = None,
+    drop: Sequence[npt.NDArray[np.int64]] | None = None,
     block: int = BLOCK,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Find the k rows nearest to a query, best first; of equal scores the lower row comes first.
@@ -69,16 +72,19 @@ def nearest(
         How many rows to return.
     metric
         ``"cosine"``: the score is the cosine of the angle, largest first. ``"euclidean"``: the score is the
-        distance, smallest first.
+        distance, smallest first. ``"dot"``: the score is the inner product, largest first: what a linear
+        probe gives whose weights are the query.
     mask
         Rows that may be returned, booleans of shape (N,).
+    drop
+        For each query of a batch, rows that it may not have: sorted, without repeats.
     block
         Rows in one read.
 
     Returns
     -------
     Rows and their scores (float32), each of shape (K,) or (Q, K): K is k, or less where fewer rows may be
-    returned.
+    returned. A query of a batch that has fewer than others ends in row -1 and score NaN.
 
     Raises
     ------
@@ -88,7 +94,11 @@ def nearest(
     """
     queries = _check(vectors, query, k, metric, block)
     allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
-    groups = [_Best(queries[i : i + QUERIES], k, metric) for i in range(0, len(queries), QUERIES)]
+    drop = [np.empty(0, np.int64)] * len(queries) if drop is None else drop
+    groups = [
+        _Best(queries[i : i + QUERIES], k, metric, drop[i : i + QUERIES])
+        for i in range(0, len(queries), QUERIES)
+    ]
     for start in range(0, vectors.shape[0], block):
         inside = (
             np.ones(min(block, vectors.shape[0] - start), bool)
@@ -103,16 +113,59 @@ def nearest(
         for tile in range(first, last, TILE):
             here = slice(tile, min(tile + TILE, last))
             _compare(rows[here.start - first : here.stop - first], inside[here], start + tile, groups)
-    indices = np.concatenate([np.stack(group.rows) for group in groups])
-    scores = np.concatenate([np.stack(group.scores) for group in groups])
-    return (indices[0], scores[0]) if np.ndim(query) == 1 else (indices, scores)
+    indices = _stacked([rows for group in groups for rows in group.rows], -1)
+    found = _stacked([scores for group in groups for scores in group.scores], np.float32(np.nan))
+    return (indices[0], found[0]) if np.ndim(query) == 1 else (indices, found)
+
+
+def _stacked(parts: Sequence[np.ndarray], fill: Any) -> np.ndarray:
+    out = np.full((len(parts), max(map(len, parts))), fill, parts[0].dtype)
+    for line, part in zip(out, parts, strict=True):
+        line[: len(part)] = part
+    return out
+
+
+def scores(
+    vectors: Rows,
+    query: npt.ArrayLike,
+    *,
+    metric: Metric = "cosine",
+    mask: npt.ArrayLike | None = None,
+    block: int = BLOCK,
+) -> npt.NDArray[np.float32]:
+    """The score of every row for one query: the very numbers that `nearest` gives. NaN where it gives none.
+
+    Parameters
+    ----------
+    query
+        Shape (D,). The rest is as in `nearest`; blocks that the mask rules out are not read.
+
+    Returns
+    -------
+    float32, shape (N,).
+    """
+    best = _Best(_check(vectors, np.asarray(query).reshape(-1), 1, metric, block), 1, metric, [])
+    allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
+    out = np.full(vectors.shape[0], np.nan, np.float32)
+    for start in range(0, vectors.shape[0], block):
+        stop = min(start + block, vectors.shape[0])
+        if allowed is not None and not allowed[start:stop].any():
+            continue
+        rows = np.asarray(vectors[start:stop])
+        for tile in range(0, len(rows), TILE):
+            raw, here = rows[tile : tile + TILE], slice(start + tile, start + min(tile + TILE, len(rows)))
+            usable = _usable(_squares(raw)[1], metric)
+            if allowed is not None:
+                usable &= allowed[here]
+            out[here][usable] = best.exact(raw[usable], 0)
+    return out
 
 
 class _Best:
     """The best rows so far for each query of a group."""
 
-    def __init__(self, queries: np.ndarray, k: int, metric: Metric) -> None:
-        self.queries, self.k, self.metric = queries, k, metric
+    def __init__(self, queries: np.ndarray, k: int, metric: Metric, drop: Sequence[np.ndarray]) -> None:
+        self.queries, self.k, self.metric, self.drop = queries, k, metric, drop
         self.scores = [np.empty(0, np.float32) for _ in queries]
         self.rows = [np.empty(0, np.int64) for _ in queries]
         self.limit = np.full(len(queries), np.inf)  # cost of the k-th best so far
@@ -130,6 +183,9 @@ class _Best:
             products = part @ self.matrix.T
         if self.metric == "cosine":
             return products / -np.sqrt(squares)[:, None], np.full((1, 1), bound, np.float32)
+        if self.metric == "dot":
+            lengths = np.sqrt(squares)[:, None] * self.length.astype(np.float32)
+            return -products, bound * lengths + np.finfo(np.float32).tiny
         sums = squares[:, None] + (self.length**2).astype(np.float32)
         return sums - 2 * products, bound * sums + np.finfo(np.float32).tiny
 
@@ -140,6 +196,8 @@ class _Best:
         if self.metric == "euclidean":
             part -= vector
             return np.sqrt(np.einsum("ij,ij->i", part, part)).astype(np.float32)
+        if self.metric == "dot":
+            return np.einsum("ij,j->i", part, vector).astype(np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", part, part)) * self.length[query]
         return np.clip(np.einsum("ij,j->i", part, vector) / lengths, -1.0, 1.0).astype(np.float32)
 
@@ -147,11 +205,18 @@ class _Best:
         """Merge rows into the best of a query."""
         rows = np.concatenate([self.rows[query], rows])
         scores = np.concatenate([self.scores[query], scores])
-        order = np.lexsort((rows, -scores if self.metric == "cosine" else scores))[: self.k]
+        order = np.lexsort((rows, scores if self.metric == "euclidean" else -scores))[: self.k]
         self.rows[query], self.scores[query] = rows[order], scores[order]
         if len(order) == self.k:
             worst = float(scores[order[-1]])
-            self.limit[query] = -worst if self.metric == "cosine" else worst**2
+            self.limit[query] = worst**2 if self.metric == "euclidean" else -worst
+
+    def kept(self, query: int, rows: np.ndarray) -> np.ndarray:
+        """Which rows (ascending) a query may have."""
+        drop = self.drop[query]
+        if not len(drop):
+            return np.ones(len(rows), bool)
+        return drop[np.minimum(np.searchsorted(drop, rows), len(drop) - 1)] != rows
 
 
 def _compare(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best]) -> None:
@@ -162,18 +227,15 @@ def _compare(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best
     rows = np.arange(start, start + len(raw))
     if 2 * count < len(raw):  # else a product with some rows too many is cheaper than a copy
         raw, rows, inside = raw[inside], rows[inside], np.ones(count, bool)
-    with np.errstate(over="ignore", invalid="ignore"):
-        part = raw.astype(np.float32, copy=False)
-        squares = np.einsum("ij,ij->i", part, part)
-    usable = inside & (squares < LONGEST**2)
-    if groups[0].metric == "cosine":
-        usable &= squares > SHORTEST**2
+    part, squares = _squares(raw)
+    usable = inside & _usable(squares, groups[0].metric)
     for group in groups:
         with np.errstate(all="ignore"):  # of rows that are not usable
             costs, error = group.costs(part, squares)
             close = (costs - error <= group.limit) & usable[:, None]
         for query in np.flatnonzero(close.any(axis=0)).tolist():
             near = np.flatnonzero(close[:, query])
+            near = near[group.kept(query, rows[near])]
             if len(near) > group.k:  # a row whose least cost is above the k-th greatest cost is out
                 most = (costs + error)[near, query]
                 least = (costs - error)[near, query]
@@ -181,9 +243,24 @@ def _compare(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best
             group.add(query, rows[near], group.exact(raw[near], query))
 
 
+def _squares(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in float32, and their squared lengths."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        part = raw.astype(np.float32, copy=False)
+        return part, np.einsum("ij,ij->i", part, part)
+
+
+def _usable(squares: np.ndarray, metric: Metric) -> np.ndarray:
+    """Which rows have a score."""
+    usable = squares < LONGEST**2
+    if metric == "cosine":
+        usable &= squares > SHORTEST**2
+    return usable
+
+
 def _check(vectors: Rows, query: npt.ArrayLike, k: int, metric: str, block: int) -> np.ndarray:
-    if metric not in ("cosine", "euclidean"):
-        raise SchemaError(f"metric: got {metric!r}; expected 'cosine' or 'euclidean'")
+    if metric not in get_args(Metric):
+        raise SchemaError(f"metric: got {metric!r}; expected one of {', '.join(get_args(Metric))}")
     if k < 1 or block < 1:
         raise SchemaError(f"k and block: got {k} and {block}; expected at least 1 of each")
     if len(vectors.shape) != 2:

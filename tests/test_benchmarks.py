@@ -62,3 +62,24 @@ def test_loader_compares_every_way(tmp_path):
     assert float(cells(text, "small: PatchLoader, decode")[1]) > 0
     assert float(cells(text, "decompress")[0]) > 0
     assert "after epoch 3" in text
+
+
+def test_query_compares_with_others(tmp_path):
+    text = run("query", "--samples", 4096, "--repeats", 1, out=tmp_path / "report.md")
+    for side in (
+        "`.gridrad.search`, resident",
+        "`similarity.nearest`",
+        "numpy",
+        "`.gridrad.search`, from Zarr",
+    ):
+        one, many, agree = cells(text, side)
+        assert float(one.split()[0]) + float(many.split()[0]) > 0
+        assert float(agree) > 0.999
+    assert "The nearest patch to 1,000 places and times" in text
+
+
+def test_embed_compares_with_the_bare_network(tmp_path):
+    tiny = ("--arch", "vit_tiny", "--scenes", 1, "--shape", 256, 512, "--repeats", 1)
+    text = run("embed", *tiny, out=tmp_path / "report.md")
+    assert float(cells(text, "1 ")[2]) > 0
+    assert "Median share of the bare forward pass" in text

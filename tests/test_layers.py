@@ -31,6 +31,8 @@ ONLY_IN = {
     "tensorstore": {"store"},
     "fsspec": {"store"},
     "obstore": {"store"},
+    "faiss": {"query"},
+    "pyarrow": {"query"},
     "matplotlib": {"plot"},
     "click": {"cli"},
 }

@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
+from evaluation_stores import write_embeddings
 from matplotlib.collections import PatchCollection, PolyCollection
 from matplotlib.colors import LogNorm, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
 
-from gridrad_cube import plot, query, store
+from gridrad_cube import pipeline, plot, query, store
+from gridrad_cube.cli import cli
 from gridrad_cube.plot import canvas, lattice, maps
 from gridrad_cube.plot.badges import BADGES
 from gridrad_cube.plot.principal import lab_to_rgb
 from gridrad_cube.plot.scenes import PADDING
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, default_reject
-from gridrad_cube.testing import make_store
+from gridrad_cube.schema import CHANNELS, Flag, Recipe, SchemaError, TileSpec, default_reject
+from gridrad_cube.testing import make_store, write_sources
 
 IR, VIS, RADAR = "ir_brightness_temperature", "visible_reflectance", "reflectivity_column_maximum"
 #: Pixels of the scenes: their last row and column of patches of 32 are cut.
@@ -178,6 +181,46 @@ def test_scene_hatches_exactly_what_lies_outside_the_source(
         hatched[top : top + height, left : left + width] += 1
     np.testing.assert_array_equal(hatched, outside)
     assert "padding, outside the scene" in legend_texts(figure)
+
+
+@pytest.mark.parametrize("format", ["larc-goes", "gridrad-v4.2"])
+def test_crops_puts_every_crop_of_a_scene_in_its_place(tmp_path: Path, format: str) -> None:
+    write_sources(tmp_path / "sources", scenes=1, shape=(100, 150), format=format)
+    channel = IR if format == "larc-goes" else RADAR
+    tile = TileSpec(crop=(64, 64), patch=32, placement="tiles")
+    pipeline.preprocess(
+        tmp_path / "sources", tmp_path / "c.zarr", recipe=Recipe(channels=(channel,), tile=tile)
+    )
+    cube = store.open_cube(tmp_path / "c.zarr")
+    figure = plot.crops(cube, 1)
+    axes = figure.axes[0]
+    images = axes.images[1::2]
+    assert len(images) == cube.sizes["crop"]
+    for crop, image in enumerate(images):
+        y, x = (int(cube[f"{a}_origin"][crop]) for a in "yx")
+        assert image.get_extent() == [x, x + 64, y + 64, y]
+        values = cube[channel].values[crop]
+        known = values[values > -90]
+        np.testing.assert_array_equal(image.get_array().compressed(), known)
+    outlines = [p for p in axes.patches if not p.get_fill()]
+    assert outlines[-1].get_edgecolor() == to_rgba(canvas.BLUE)
+    assert outlines[-1].get_xy() == (int(cube["x_origin"][1]), int(cube["y_origin"][1]))
+    assert sorted(t.get_text() for t in axes.texts) == sorted(str(i) for i in range(cube.sizes["crop"]))
+    latitude, longitude = pixel_axes(tmp_path / "c.zarr")
+    for axis, pixels, letters in ((axes.yaxis, latitude, "NS"), (axes.xaxis, longitude, "EW")):
+        for place, text in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True):
+            size, letter = text.get_text().split("°")
+            degree = float(size) * (1 if letter == letters[0] else -1)
+            assert place == pytest.approx((degree - pixels[0]) / (pixels[1] - pixels[0]) + 0.5, abs=0.02)
+    assert (axes.get_ylim()[0] < axes.get_ylim()[1]) == (latitude[0] < latitude[1])
+    png(figure)
+
+
+def test_crops_needs_the_store_of_the_dataset(larc: xr.Dataset) -> None:
+    loose = larc.copy()
+    loose.encoding = {}
+    with pytest.raises(SchemaError, match="does not know its store"):
+        plot.crops(loose)
 
 
 def test_scene_without_missing_pixels_does_not_explain_them() -> None:
@@ -577,8 +620,26 @@ def test_answers_refuses_a_search_by_vector(
     radar: xr.Dataset, searched: tuple[xr.Dataset, xr.Dataset]
 ) -> None:
     answer = query.search(searched[0], np.ones(16), 2, reject=())
-    with pytest.raises(SchemaError, match="expected a search of a level-256 store for one of its patches"):
+    with pytest.raises(SchemaError, match="the query of this answer is no sample of the store"):
         plot.answers(radar, answer)
+
+
+def test_answers_of_whole_crops_and_of_examples(larc: xr.Dataset) -> None:
+    patches = embed(larc, IR)
+    crops = patches.assign(embedding=patches["embedding"].isel(row=0, col=0))
+    crops.attrs["gridrad_cube"] = crops.attrs["gridrad_cube"] | {"level": "2k"}
+    answer = query.search(crops, (0,), 2, exclude=None, reject=())
+    found = panels_of(plot.answers(larc, answer))
+    for pixels, crop in zip(found, [0, *answer["crop"].values], strict=True):
+        values = larc[IR].values[crop]
+        np.testing.assert_array_equal(pixels.compressed(), values[np.isfinite(values)])
+    examples = {"positive": [(1, 0, 2), (0, 1, 1)], "negative": []}
+    several = query.search(patches, examples, 2, exclude=None, reject=())
+    figure = plot.answers(larc, several)
+    assert figure.axes[0].get_title().startswith("query: first of 2 examples")
+    np.testing.assert_array_equal(
+        panels_of(figure)[0].filled(0), np.nan_to_num(larc[IR].values[1, :PATCH, 64:96])
+    )
 
 
 @pytest.mark.parametrize("which", ["larc_store", "radar_store"])
@@ -697,6 +758,165 @@ def test_lab_colours_match_known_ones() -> None:
     blue, yellow = lab_to_rgb(np.array([[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]]))
     assert blue[2] > blue[0] + 0.2
     assert yellow[0] > yellow[2] + 0.2
+
+
+# attention
+
+
+def attention_maps(
+    cube: xr.Dataset, sample: tuple[int, ...], shape: tuple[int, int], channel: str
+) -> xr.Dataset:
+    """Maps of one sample as `gridrad_cube.embed.attention` gives them."""
+    values = np.random.default_rng(0).random((1, 3, *shape)).astype(np.float32)
+    dims = ("token_y", "token_x") if len(sample) == 3 else ("row", "col")
+    names = ("crop", "row", "col")[: len(sample)]
+    coords = {n: ("sample", [i]) for n, i in zip(names, sample, strict=True)}
+    coords |= {"channel": ("sample", [channel]), "time": ("sample", cube["time"].values[[sample[0]]])}
+    return xr.Dataset({"attention": (("sample", "head", *dims), values / values.sum() / 2)}, coords=coords)
+
+
+@pytest.mark.parametrize("which", ["larc", "radar"])
+def test_attention_draws_field_mean_and_heads_on_one_scale(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    cube = request.getfixturevalue(which)
+    channel = IR if which == "larc" else RADAR
+    figure = plot.attention(attention_maps(cube, (0, 1, 2), (4, 4), channel), cube=cube)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert {"mean of the heads", "head 0", "head 1", "head 2"} <= set(titles)
+    drawn = [ax.images[0] for ax in figure.axes if ax.get_title(loc="left").startswith(("head", "mean"))]
+    assert len({i.get_clim() for i in drawn}) == 1
+    assert all(i.get_array().mean() == pytest.approx(1, abs=0.3) for i in drawn[1:])
+    field = figure.axes[0]
+    values = cube[channel].values[0, PATCH : 2 * PATCH, 2 * PATCH : 3 * PATCH]
+    np.testing.assert_array_equal(field.images[-1].get_array().compressed(), values[values > -90])
+    south_first = which == "radar"
+    assert (field.get_ylim()[0] < field.get_ylim()[1]) == south_first
+    # Ticks of the patch stand where those of the pixels are.
+    pixels = pixel_axes(request.getfixturevalue(f"{which}_store"))[0]
+    origin = int(cube["y_origin"][0]) + PATCH
+    for place, text in zip(field.get_yticks(), field.get_yticklabels(), strict=True):
+        degree = float(text.get_text().split("°")[0])
+        expected = (degree - pixels[0]) / (pixels[1] - pixels[0]) + 0.5 - origin
+        assert place * PATCH / 4 == pytest.approx(expected, abs=0.5)
+    assert field.get_yticks().size
+    png(figure)
+
+
+def test_attention_of_a_crop_and_without_a_cube(larc: xr.Dataset) -> None:
+    figure = plot.attention(attention_maps(larc, (1,), (3, 5), IR), cube=larc)
+    values = larc[IR].values[1]
+    np.testing.assert_array_equal(
+        figure.axes[0].images[-1].get_array().compressed(), values[np.isfinite(values)]
+    )
+    assert figure.axes[0].get_xticks().size
+    png(plot.attention(attention_maps(larc, (1,), (3, 5), IR)))
+
+
+def test_attention_refuses_what_has_no_maps(larc: xr.Dataset) -> None:
+    maps = attention_maps(larc, (0, 1, 2), (4, 4), IR)
+    with pytest.raises(SchemaError, match="these are no attention maps"):
+        plot.attention(larc)
+    with pytest.raises(SchemaError, match="no sample, got 1; expected 0 to 0"):
+        plot.attention(maps, 1)
+    with pytest.raises(SchemaError, match="had nothing to look at"):
+        plot.attention(maps * np.nan)
+
+
+# evaluations
+
+
+def judged() -> dict[str, object]:
+    """An evaluation as JSON holds it: numbers of a retrieval and of a forecast, words of a probe."""
+
+    def cell(
+        value: float | None, low: float | None = None, high: float | None = None, words: str = ""
+    ) -> dict[str, object]:
+        return {"value": value, "low": low, "high": high, "cases": 50, "days": 9, "words": words, "more": {}}
+
+    def row(section: str, question: str, units: str, cells: dict[str, object]) -> dict[str, object]:
+        return {"section": section, "question": question, "measure": "m", "units": units, "better": "higher",
+                "cells": cells, "gain": None, "baseline": ""}  # fmt: skip
+
+    return {
+        "about": {"stores": ["a/e.zarr"], "channel": IR, "level": "256", "samples": "9", "days": "9"},
+        "chosen": "", "notes": [],
+        "rows": [
+            row("retrieval", "same place after 30min", "1",
+                {"embedding": cell(0.5, 0.4, 0.6), "moments": cell(0.2, 0.1, 0.3)}),
+            row("probe", "minimum", "K", {"embedding": cell(None, words="too few days")}),
+            row("probe", "maximum", "K", {"embedding": cell(-3.0, -5.0, 0.4), "moments": cell(0.9, 0.8, 0.95)}),
+            row("forecast", "minimum after 30min", "K",
+                {"embedding": cell(12.0, 10.0, 14.0), "persistence": cell(9.0, 8.0, 10.0)}),
+        ],
+    }  # fmt: skip
+
+
+def test_evaluation_draws_numbers_with_intervals_and_words(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps(judged()))
+    figure = plot.evaluation(path)
+    panels = {ax.get_title(loc="left"): ax for ax in figure.axes}
+    retrieval = next(ax for t, ax in panels.items() if t.startswith("Found again"))
+    lines = [line.get_xdata() for line in retrieval.get_lines()]
+    assert [0.4, 0.6] in [list(x) for x in lines]
+    assert [0.5] in [list(x) for x in lines]
+    probe = next(ax for t, ax in panels.items() if t.startswith("Told by a linear probe"))
+    assert "too few days" in [t.get_text() for t in probe.texts]
+    assert retrieval.get_xlim() == probe.get_xlim()  # all shares are on one scale
+    assert probe.get_xlim()[0] > -0.6  # however bad a probe is
+    assert any(list(line.get_xdata()) == [-0.5] and line.get_marker() == "<" for line in probe.get_lines())
+    forecast = panels["Told by analogues: error of the minimum"]
+    assert forecast.get_xlabel() == "mean absolute error (K), less is better"
+    assert legend_texts(figure) == ["embedding", "moments", "persistence"]
+    png(figure)
+
+
+def test_evaluation_refuses_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    path.write_text("{}")
+    with pytest.raises(SchemaError, match="this is no evaluation"):
+        plot.evaluation(path)
+    path.write_text("nothing")
+    with pytest.raises(SchemaError, match="no JSON"):
+        plot.evaluation(path)
+
+
+# the command line
+
+
+def test_every_picture_has_a_command(larc_store: Path, tmp_path: Path) -> None:
+    cube = store.open_cube(larc_store)
+    embeddings = tmp_path / "embeddings.zarr"
+    vectors = np.nan_to_num(embed(cube, IR)["embedding"].values[:, 0])
+    write_embeddings(embeddings, larc_store, vectors, source=str(larc_store))
+    maps, run, judgement = (
+        tmp_path / "maps.zarr",
+        write_run(tmp_path / "run", range(1, 4), 64),
+        tmp_path / "e.json",
+    )
+    attended = attention_maps(cube, (0, 1, 2), (4, 4), IR)
+    attended.assign_coords(channel=attended["channel"].astype(np.dtypes.StringDType())).to_zarr(
+        maps, zarr_format=3
+    )
+    judgement.write_text(json.dumps(judged()))
+    commands = {
+        "source": [next((larc_store.parent / "sources").rglob("*.nc"))],
+        "scene": [larc_store, "--crop", 1], "crops": [larc_store], "flags": [larc_store, "--channel", IR],
+        "statistics": [larc_store], "curves": [run], "embeddings": [embeddings, "--cube", larc_store],
+        "query": [embeddings, "--like", "0,1,1", "-k", 3, "--separate", "1h", "50km"],
+        "attention": [maps, "--cube", larc_store], "evaluation": [judgement],
+    }  # fmt: skip
+    for name, arguments in commands.items():
+        out = tmp_path / f"{name}.png"
+        done = CliRunner().invoke(cli, ["plot", name, *map(str, arguments), "-o", str(out)])
+        assert done.exit_code == 0, (name, done.output)
+        assert done.output.strip().endswith(str(out))
+        assert out.read_bytes().startswith(b"\x89PNG")
+    assert set(commands) == set(cli.commands["plot"].commands)
+    refused = CliRunner().invoke(cli, ["plot", "scene", str(larc_store), "--crop", "99"])
+    assert refused.exit_code == 1
+    assert "no crop, got 99" in refused.output
 
 
 # words

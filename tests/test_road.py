@@ -235,7 +235,9 @@ def test_bad_input_gives_one_line_and_a_status(road, tmp_path):
 
 
 def test_usage_errors_say_what_to_give(road):
-    assert "--like CROP,ROW,COL, or all of" in command("query", road / "embeddings.zarr", status=2)
+    assert "--like CROP,ROW,COL, --vector FILE, or all of" in command(
+        "query", road / "embeddings.zarr", status=2
+    )
     assert "needs the size of a crop" in command(
         "preprocess", road / "data", "--store", "x", "--placement", "random", status=2
     )

@@ -20,11 +20,13 @@ def brute(vectors, query, k, metric="cosine", mask=None):
         if metric == "cosine":
             score = np.array([np.dot(row, q) / (np.linalg.norm(row) * np.linalg.norm(q)) for row in v])
             score = np.clip(score, -1, 1)
+        elif metric == "dot":
+            score = np.array([np.dot(row, q) for row in v])
         else:
             score = np.array([np.linalg.norm(row - q) for row in v])
     score = score.astype(np.float32)
     rows = [i for i in range(len(v)) if np.isfinite(score[i]) and (mask is None or mask[i])]
-    rows.sort(key=lambda i: (-score[i] if metric == "cosine" else score[i], i))
+    rows.sort(key=lambda i: (score[i] if metric == "euclidean" else -score[i], i))
     return np.array(rows[:k], int), score[rows[:k]]
 
 
@@ -40,7 +42,7 @@ class Counting:
         return self.values[rows]
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8"])
 def test_nearest_equals_brute_force(metric, dtype):
     rng = np.random.default_rng(0)
@@ -50,7 +52,7 @@ def test_nearest_equals_brute_force(metric, dtype):
         expected, expected_scores = brute(vectors, vectors[row], 25, metric)
         np.testing.assert_array_equal(rows, expected)
         np.testing.assert_allclose(scores, expected_scores, rtol=2e-7, atol=1e-7)
-        assert rows[0] == row
+        assert rows[0] == row or metric == "dot"
         assert scores.dtype == np.float32
         assert rows.dtype == np.int64
 
@@ -142,7 +144,7 @@ def test_nearest_equals_brute_force_on_small_whole_numbers(data):
     numbers = st.integers(-2, 2)
     vectors = np.array(data.draw(st.lists(st.lists(numbers, min_size=d, max_size=d), min_size=n, max_size=n)))
     query = np.array(data.draw(st.lists(numbers, min_size=d, max_size=d).filter(any)))
-    metric = data.draw(st.sampled_from(["cosine", "euclidean"]))
+    metric = data.draw(st.sampled_from(["cosine", "euclidean", "dot"]))
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     k, block = data.draw(st.integers(1, 50)), data.draw(st.integers(1, 50))
     rows, scores = nearest(vectors, query, k, metric=metric, mask=mask, block=block)
@@ -170,7 +172,7 @@ def test_nearest_scores_euclidean_distance_and_cosine():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "dot"}, "metric: got 'dot'; expected 'cosine' or 'euclidean'"),
+        ({"metric": "taxicab"}, "metric: got 'taxicab'; expected one of cosine, euclidean, dot"),
         ({"k": 0}, "k and block: got 0 and 65536"),
         ({"block": 0}, "k and block: got 1 and 0"),
         ({"query": np.ones(3)}, r"query: got shape \(3,\); expected \(4,\)"),
@@ -187,3 +189,35 @@ def test_nearest_refuses(change, message):
     arguments = {"vectors": np.ones((5, 4)), "query": np.ones(4), "k": 1} | change
     with pytest.raises(SchemaError, match=message):
         nearest(**arguments)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+def test_each_query_of_a_batch_may_lack_rows_of_its_own(metric):
+    rng = np.random.default_rng(3)
+    vectors = rng.integers(-3, 4, (300, 5)).astype("float16")
+    queries = rng.standard_normal((6, 5))
+    drop = [np.sort(rng.choice(300, n, replace=False)) for n in (0, 1, 40, 295, 300, 150)]
+    rows, scores = nearest(vectors, queries, 12, metric=metric, drop=drop, block=70)
+    assert rows.shape == (6, 12)
+    for query, gone, found, score in zip(queries, drop, rows, scores, strict=True):
+        expected, expected_scores = brute(vectors, query, 12, metric, ~np.isin(np.arange(300), gone))
+        np.testing.assert_array_equal(found[: len(expected)], expected)
+        np.testing.assert_allclose(score[: len(expected)], expected_scores, rtol=2e-7, atol=1e-7)
+        assert (found[len(expected) :] == -1).all()
+        assert np.isnan(score[len(expected) :]).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+def test_scores_are_those_of_nearest(metric):
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((500, 7)).astype("float32")
+    vectors[20] = np.nan
+    vectors[30] = 0
+    mask = rng.random(500) < 0.6
+    mask[20] = mask[30] = True
+    query = rng.standard_normal(7)
+    rows, scores = nearest(vectors, query, 500, metric=metric, mask=mask)
+    every = similarity.scores(vectors, query, metric=metric, mask=mask, block=90)
+    np.testing.assert_array_equal(every[rows], scores)
+    assert np.isnan(np.delete(every, rows)).all()
+    assert set(np.flatnonzero(mask)) - set(rows) == ({20, 30} if metric == "cosine" else {20})

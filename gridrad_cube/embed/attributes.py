@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gridrad_cube.embed.grids import GridInput
+from gridrad_cube.embed.grids import GridInput, GridsOfPatches
 from gridrad_cube.embed.network import Network
-from gridrad_cube.embed.output import Output
+from gridrad_cube.embed.output import SCALE, Output
 from gridrad_cube.embed.patches import PatchInput
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.store import Files
@@ -74,9 +74,15 @@ def describe(
         "source_identity": info.get("identity"),
         "thresholds": thresholds,
         "thresholds_hash": _hash(thresholds),
-        "embedded_from": {name: info.get(name) for name in _OF_LEVEL_256} if source.level == "2k" else None,
+        "embedded_from": _level_256(source, output.files) if source.level == "2k" else None,
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
     }
+
+
+def _level_256(source: PatchInput | GridInput, out: Files) -> dict[str, Any]:
+    """What the patch embeddings were made from, stored or not."""
+    found = {name: source.info.get(name) for name in _OF_LEVEL_256}
+    return found if found["source"] else found | {"source": _reference(source.store, out)}
 
 
 def _hash(value: Any) -> str:
@@ -93,6 +99,8 @@ def _reference(store: str, out: Files) -> str:
 
 def spacing_km(source: PatchInput | GridInput, network: Network) -> float | None:
     """Distance of neighbouring pixels in the first crops, km; warns where training had another."""
+    if isinstance(source, GridsOfPatches):
+        return spacing_km(source.patches, source.patches.network)
     if not isinstance(source, PatchInput):
         return source.info.get("pixel_spacing_km")
     place = [source.dataset[n][:16].values for n in ("latitude", "longitude")]
@@ -127,6 +135,11 @@ def geoemb(
         "geoemb:model": f"urn:gridrad-cube:checkpoint:{network.fingerprint}",
         "geoemb:source_data": [f"urn:gridrad-cube:store:{source.info.get('identity')}"],
         "geoemb:data_type": dtype,
+        **(
+            {"geoemb:quantization": {"method": "linear", "scale": {"array": SCALE}}}
+            if dtype == "int8"
+            else {}
+        ),
         "geoemb:chip_layout": layout,
         "geoemb:build_version": importlib.metadata.version("gridrad-cube"),
         **({"geoemb:gsd": round(1000 * spacing_km, 3)} if spacing_km else {}),

@@ -147,15 +147,36 @@ class Network:
         float32, (B, features).
         """
         with torch.inference_mode():
-            packed = torch.from_numpy(codes).to(self.device)
-            which = torch.from_numpy(np.asarray(channel, np.int64)).to(self.device)
-            values, valid = decode(packed, which, rules, coarsen=self.coarsen)
-            values, seen = self._as_seen(values, valid, which, rules)
-            tokens = token_coverage(seen, self.backbone.patch_size) >= 0.5
-            hidden = None if self.backbone.mask_token is None else ~tokens
+            values, tokens, hidden = self._field(codes, channel, rules)
             with self._autocast():
                 out = self.backbone.forward_tokens(values, token_mask=hidden)
             return self._pooled(out.float(), tokens)
+
+    def patch_attention(
+        self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]
+    ) -> np.ndarray:
+        """What the class token of the last block attends to in packed patches, as `patches` takes them.
+
+        Returns
+        -------
+        float32, (B, heads, tokens down, tokens across).
+        """
+        with torch.inference_mode():
+            values, _, hidden = self._field(codes, channel, rules)
+            weights = self.backbone.get_last_selfattention(values, token_mask=hidden)
+            rows, cols = (edge // self.backbone.patch_size for edge in values.shape[-2:])
+            return np.asarray(weights[:, :, 0, 1:].unflatten(2, (rows, cols)).float().cpu().numpy())
+
+    def _field(
+        self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Packed patches as the network reads them, which tokens hold data, and which are hidden."""
+        packed = torch.from_numpy(codes).to(self.device)
+        which = torch.from_numpy(np.asarray(channel, np.int64)).to(self.device)
+        values, valid = decode(packed, which, rules, coarsen=self.coarsen)
+        values, seen = self._as_seen(values, valid, which, rules)
+        tokens = token_coverage(seen, self.backbone.patch_size) >= 0.5
+        return values, tokens, None if self.backbone.mask_token is None else ~tokens
 
     def grids(self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]) -> np.ndarray:
         """Embed grids of embeddings.
@@ -179,6 +200,16 @@ class Network:
             with self._autocast():
                 out = self.backbone.forward_tokens(values, attention_mask=kept)
             return self._pooled(out.float(), kept.flatten(1))
+
+    def grid_attention(
+        self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]
+    ) -> np.ndarray:
+        """What the class token of the last block attends to in grids, as `grids` takes them: (B, heads, rows, cols)."""
+        with torch.inference_mode():
+            grid = torch.from_numpy(codes).to(self.device).permute(0, 3, 1, 2)
+            values, kept = decode_grids(grid, torch.from_numpy(cells).to(self.device), normalization)
+            weights = self.backbone.get_last_selfattention(values, attention_mask=kept)
+            return np.asarray(weights[:, :, 0, 1:].unflatten(2, cells.shape[1:]).float().cpu().numpy())
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type != "cuda":

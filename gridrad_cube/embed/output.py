@@ -39,9 +39,16 @@ BLOCK_CROPS = {"256": 64, "2k": 1024}
 #: Crops of a chunk of the small arrays; a multiple of every block.
 ROWS = 1024
 
+#: Variable with the factor of each embedding in a store of int8.
+SCALE = "embedding_scale"
+
 _CELL_ATTRIBUTES: dict[str, dict[str, Any]] = {
     "flags": flag_attributes() | {"long_name": "flags of the patch that was embedded"},
     "valid_fraction": {"long_name": "observed share of the patch", "units": "1"},
+    SCALE: {
+        "long_name": "what the codes of embedding are multiplied by; NaN where there is none",
+        "units": "1",
+    },
 }
 
 
@@ -65,7 +72,8 @@ class Output:
     shape
         Of the embeddings of one crop.
     dtype
-        As they are stored.
+        As they are stored. ``"int8"``: codes from -127 to 127 and a factor for each embedding, in a variable of
+        its own; what has no embedding has the factor NaN.
     """
 
     def __init__(
@@ -78,7 +86,8 @@ class Output:
         together = _power_of_two(self.block, bytes_each // shape[0], CHUNK_BYTES)
         self.spec = ArraySpec(
             name="embedding", dims=("crop", *dims), shape=(crops, *shape), dtype=dtype,
-            chunks=(together, 1, *shape[1:]), shards=(self.block, *shape), codec="fast", fill_value=float("nan"),
+            chunks=(together, 1, *shape[1:]), shards=(self.block, *shape), codec="fast",
+            fill_value=0 if dtype == "int8" else float("nan"),
         )  # fmt: skip
 
     @property
@@ -95,27 +104,39 @@ class Output:
             If there is something else, or the embeddings of another request; says what differs.
         """
         wanted = json.loads(json.dumps({**request, "block": self.block}))
-        found = self._request()
-        if found is not None and resume:
+        self._check_place()
+        claim = f"{BUILD}/embed.json"
+        if self.files.create(claim, json.dumps(wanted).encode()):
+            return
+        found = self._claimed(claim)
+        if resume:
             _check_same(found, wanted, self.files.root)
             return
-        if found is not None:
-            self.files.remove("zarr.json")
-            for name in self.files.names(f"{BUILD}/blocks"):
-                self.files.remove(f"{BUILD}/blocks/{name}")
-        self.files.write_json(f"{BUILD}/embed.json", wanted)
+        self.files.remove("zarr.json")
+        for name in self.files.names(f"{BUILD}/blocks"):
+            self.files.remove(f"{BUILD}/blocks/{name}")
+        self.files.write_json(claim, wanted)
 
-    def _request(self) -> dict[str, Any] | None:
+    def _claimed(self, claim: str) -> dict[str, Any]:
+        """What is being embedded here."""
         try:
-            return dict(self.files.read_json(f"{BUILD}/embed.json"))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        if self._is_file() or self.files.names():
+            return dict(self.files.read_json(claim))
+        except ValueError as error:
+            raise SchemaError(
+                f"{self.files.root}: {claim} cannot be read ({error}). Remove the store, or pass another --out."
+            ) from error
+
+    def _check_place(self) -> None:
+        """Refuse a place that holds anything but embeddings, or the beginnings of them."""
+        # In this order: whoever wrote anything else had claimed the place before.
+        others = set() if self._is_file() else set(self.files.names()) - {BUILD}
+        begun = set() if self._is_file() else set(self.files.names(BUILD))
+        foreign = others and "embed.json" not in begun
+        if self._is_file() or foreign or begun - {"embed.json", "blocks"}:
             raise SchemaError(
                 f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
                 "Pass another --out."
             )
-        return None
 
     def _is_file(self) -> bool:
         return self.files.local and os.path.isfile(self.files.root)
@@ -140,11 +161,15 @@ class Output:
         SchemaError
             If a vector has values too large for the dtype.
         """
-        shard = np.full(self.spec.shards or (), np.nan, self.dtype)
-        with np.errstate(over="ignore"):
-            shard[: len(vectors)] = vectors
-        bad = np.isinf(shard[: len(vectors)])
-        if bad.any():
+        shard = np.full(self.spec.shards or (), self.spec.fill_value, self.dtype)
+        values = dict(record.get("values", {}))
+        if self.dtype == "int8":
+            shard[: len(vectors)], scale = quantize(vectors)
+            values |= pack_values({SCALE: scale})
+        else:
+            with np.errstate(over="ignore"):
+                shard[: len(vectors)] = vectors
+        if (bad := np.isinf(shard[: len(vectors)])).any():
             where = tuple(int(i) for i in np.argwhere(bad)[0][:-1])
             crop = record["first"] + where[0]
             raise SchemaError(
@@ -155,7 +180,8 @@ class Output:
         key = self.spec.key((number, *(0 for _ in self.spec.dims[1:])))
         self.files.write(key, data)
         embedded = int(np.isfinite(vectors).all(axis=-1).sum())
-        full = {**record, "embedded": embedded, "shards": {key: [len(data), zlib.crc32(data)]}}
+        kept = {"values": values} if values else {}
+        full = {**record, **kept, "embedded": embedded, "shards": {key: [len(data), zlib.crc32(data)]}}
         self.files.write_json(self._key(number), full)
         return full
 
@@ -209,6 +235,8 @@ class Output:
         cells = [name for name in _CELL_ATTRIBUTES if name in specs]
         attributes = {
             "long_name": "embedding; NaN where there was nothing to embed", "units": "1",
+            **({"comment": f"codes: multiply each by its {SCALE}; gridrad_cube.open_embeddings does"}
+               if self.dtype == "int8" else {}),
             "coordinates": " ".join(n for n in specs if n not in cells and n != "channel"),
             "ancillary_variables": " ".join(cells),
         }  # fmt: skip
@@ -217,8 +245,20 @@ class Output:
     def gather(self, records: Mapping[int, Mapping[str, Any]], rows: range) -> dict[str, np.ndarray]:
         """Values that the records of some blocks keep, one after the other."""
         numbers = range(rows.start // self.block, -(-rows.stop // self.block))
-        parts = [unpack_values(records[n]["values"]) for n in numbers]
+        parts = [unpack_values(records[n].get("values", {})) for n in numbers]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors as codes from -127 to 127 (int8) and the factor of each (float32): codes * factor is near them.
+
+    Within half a factor, which is 1/254 of a vector's largest value. The factor of a vector that is not finite is NaN.
+    """
+    largest = np.abs(vectors).max(axis=-1)
+    scale = np.where(np.isfinite(largest), largest / 127, np.nan).astype(np.float32)
+    divisor = np.where(scale > 0, scale, 1.0)[..., None]
+    codes = np.rint(np.where(np.isfinite(scale)[..., None], vectors, 0.0) / divisor)
+    return np.clip(codes, -127, 127).astype(np.int8), scale
 
 
 def pack_values(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -248,7 +288,8 @@ def _small_spec(name: str, array: np.ndarray, crops: int) -> ArraySpec:
     if name in COORDINATES:
         dims, dtype, attributes = COORDINATES[name]
     else:
-        dims, dtype, attributes = ("crop", "channel", "row", "col"), array.dtype.name, _CELL_ATTRIBUTES[name]
+        dims = ("crop", "channel", "row", "col")[: array.ndim]
+        dtype, attributes = array.dtype.name, _CELL_ATTRIBUTES[name]
     fill: Any = attributes.get("_FillValue", {"f": np.nan, "s": ""}.get(dtype[0], 0))
     return ArraySpec(
         name=name, dims=dims, shape=(crops, *array.shape[1:]), dtype=dtype, chunks=(ROWS, *array.shape[1:]),

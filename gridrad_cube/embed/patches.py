@@ -178,6 +178,13 @@ class PatchInput:
             tick(len(part))
         return out
 
+    def codes(self, crop: int, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Packed patches of one crop at (label, row, col) that have pixels, and which of them do."""
+        usable = (self._members(range(crop, crop + 1))[0] & int(NO_PIXELS)) == 0
+        some = usable.any(axis=1, keepdims=True) if self.stacked else usable
+        there = some[0][tuple(where.T)]
+        return self._read(crop, np.insert(where[there], 0, 0, axis=1), usable), there
+
     def _read(self, first: int, where: np.ndarray, usable: np.ndarray) -> np.ndarray:
         """Packed patches (B, planes, patch, patch) at (crop, label, row, col), crops counted from ``first``."""
         planes = len(self.members) if self.stacked else 1

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
 from gridrad_cube.embed.attributes import describe, geoemb, label_arrays, spacing_km
-from gridrad_cube.embed.grids import GridInput
-from gridrad_cube.embed.network import Network, Pool
-from gridrad_cube.embed.output import Output, pack_values, row_groups
+from gridrad_cube.embed.network import Pool
+from gridrad_cube.embed.output import Output, row_groups
 from gridrad_cube.embed.patches import Normalize, PatchInput
+from gridrad_cube.embed.work import Blocks, Dtype, Source, Work, make_share, overlaps
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import COORDINATES, Files, store_info
+from gridrad_cube.store import COORDINATES, Files
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Shares of the work for each process here, so that none waits long for another; and on a cluster.
+SHARES, REMOTE_SHARES = 2, 64
 
 
 def embed(
@@ -29,19 +35,24 @@ def embed(
     device: str = "auto",
     batch_size: int = 64,
     channels: str | Sequence[str] | None = None,
-    dtype: Literal["float16", "float32"] = "float16",
+    checkpoint_2k: str | os.PathLike[str] | None = None,
+    dtype: Dtype = "float16",
     key: str = "teacher",
     pool: Pool = "class",
     stride: int | None = None,
     normalize: Normalize = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    client: Client | None = None,
     progress: bool = False,
     resume: bool = True,
 ) -> dict[str, Any]:
     """Embed every patch of a cube, or every grid of an embedding store of level 256.
 
-    The kind of the store says the level, and the checkpoint must be of it. Inputs are decoded, normalised,
-    coarsened, magnified and masked as the checkpoint says training did. Nothing is rejected: patches with
+    The kind of the store says the level, and the checkpoint must be of it. From a cube straight to level 2k: give
+    both checkpoints; the result is that of embedding twice, and nothing is stored between. Inputs are decoded,
+    normalised, coarsened, magnified and masked as the checkpoint says training did. Nothing is rejected: patches with
     rejecting flags are embedded too, and every patch keeps its row and its flags. Only where there are no
     pixels (flags ``padding``, ``all_missing``, ``channel_absent``, ``unreadable``) is the embedding NaN.
 
@@ -62,8 +73,13 @@ def embed(
         Patches, or grids, that go through the network at once. It changes speed and memory only.
     channels
         Labels, or names of variables, of those that the network knows; None takes all of them.
+    checkpoint_2k
+        Of level 2k: embed the grids that ``checkpoint`` makes of the patches of a cube. ``stride`` and
+        ``pool`` are then those of the patches; grids give their class token.
     dtype
-        Of the stored embeddings.
+        Of the stored embeddings. ``"int8"`` stores a factor for each vector beside its codes, which
+        `open_embeddings` decodes; it takes half the space of float16 and is off by up to 1/254 of a vector's
+        largest value.
     key
         Which network of the checkpoint: ``"teacher"`` or ``"student"``.
     pool
@@ -77,7 +93,11 @@ def embed(
         ``"store"`` the store's; ``"none"`` physical values as they are, as the predecessor embedded.
     part
         ``(i, n)`` makes blocks i, i + n, ... only, for n processes side by side. Whichever ends last finishes
-        the store.
+        the store. None: all of it, or under ``torchrun`` the share of this rank, on the GPU of its local rank.
+    workers, scheduler, client
+        Share the work among so many processes here, or the workers of a Dask cluster (its address or scheduler
+        file, or a client), which must all see ``store`` and ``out``. A share that is lost with its worker
+        starts again elsewhere and keeps what it had made.
     progress
         Whether to show a bar on stderr.
     resume
@@ -97,36 +117,82 @@ def embed(
         or ``out`` holds something else.
     """
     started = time.monotonic()
-    _check_options(store, out, dtype=dtype, batch_size=batch_size, part=part, resume=resume)
-    level = _level_above(store)
-    network = Network(checkpoint, key=key, pool=pool, device=device)
-    _check_level(store, level, network)
-    source: PatchInput | GridInput
-    if level == "256":
-        source = PatchInput(store, network, channels=channels, stride=stride, normalize=normalize)
-    else:
-        if stride is not None:
-            raise SchemaError(
-                f"stride: got {stride}; grids are whole crops. Pass it when embedding the patches."
-            )
-        source = GridInput(store, network, channels=channels, normalize=normalize)
-    dims = ("channel", "row", "col", "feature") if level == "256" else ("channel", "feature")
-    output = Output(out, level=level, crops=source.crops, dims=dims, shape=source.shape, dtype=dtype)
-    request = _request(source, network, dtype)
+    together = scheduler is not None or client is not None or workers > 1
+    if together and part is not None:
+        raise SchemaError(f"part: got {part} together with workers; expected one or the other")
+    share, device = (part, device) if part is not None or together else _rank(device)
+    share = share or (0, 1)
+    _check_options(store, out, dtype=dtype, batch_size=batch_size, part=share, resume=resume)
+    work = Work(
+        store=os.fspath(store), checkpoint=os.fspath(checkpoint), out=os.fspath(out), device=device,
+        checkpoint_2k=None if checkpoint_2k is None else os.fspath(checkpoint_2k), batch_size=batch_size,
+        channels=channels, dtype=dtype, key=key, pool=pool, stride=stride, normalize=normalize,
+    )  # fmt: skip
+    source, output = work.open()
+    request = _request(source, dtype)
     output.begin(request, resume=resume)
-    kept = _Job(source, output, batch_size).run(part, progress=progress)
-    records = {n: output.record(n) for n in range(len(output.blocks))}
-    done = {n: r for n, r in records.items() if r is not None and r["rows"] == len(output.blocks[n])}
-    finished = len(done) == len(records)
+    there = None
+    if together:
+        there = sum(output.record(number) is not None for number in range(len(output.blocks)))
+        _make_elsewhere(work, len(output.blocks), workers, scheduler, client)
+    kept = Blocks(source, output, batch_size).make(share, progress=progress and not together)
+    kept = kept if there is None else there
+    done = _done(source, output, share)
+    finished = len(done) == len(output.blocks)
     if finished:
-        _finish(source, network, output, request, done)
+        _finish(source, output, request, done)
     return {
-        "out": output.files.root, "level": level, "checkpoint": network.fingerprint, "crops": source.crops,
-        "channels": list(source.labels), "features": network.features,
+        "out": output.files.root, "level": source.level, "checkpoint": source.network.fingerprint,
+        "crops": source.crops, "channels": list(source.labels), "features": source.network.features,
         "patches": int(np.prod((source.crops, *source.shape[:-1]))),
-        "embedded": sum(r["embedded"] for r in done.values()), "blocks": len(records), "blocks_kept": kept,
+        "embedded": sum(r["embedded"] for r in done.values()), "blocks": len(output.blocks), "blocks_kept": kept,
         "finished": finished, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
+
+
+def _rank(device: str) -> tuple[tuple[int, int] | None, str]:
+    """The share and the device of this process under ``torchrun``; no share elsewhere."""
+    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        return None, device
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
+    return (rank, world), device
+
+
+def _make_elsewhere(
+    work: Work, blocks: int, workers: int, scheduler: str | None, client: Client | None
+) -> None:
+    """Make all blocks by other processes, some shares for each."""
+    from gridrad_cube.pipeline.execution import executor
+
+    here = client is None and scheduler is None
+    threads = max(1, (os.cpu_count() or 1) // workers) if here else None
+    shares = min(blocks, SHARES * workers if here else REMOTE_SHARES)
+    work = replace(
+        work, store=Files(work.store).root, out=Files(work.out).root
+    )  # workers may stand elsewhere
+    above = work.checkpoint_2k and os.path.abspath(work.checkpoint_2k)
+    work = replace(work, checkpoint=os.path.abspath(work.checkpoint), checkpoint_2k=above)
+    with executor(client, workers, scheduler) as run:
+        results = [r for _, r in run(make_share, [(work, (i, shares), threads) for i in range(shares)])]
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _done(source: Source, output: Output, share: tuple[int, int]) -> dict[int, dict[str, Any]]:
+    """Records of the blocks that are there as they should be; those of others are looked at too."""
+    out = {}
+    for number, rows in enumerate(output.blocks):
+        record = output.record(number)
+        if record is None or record["rows"] != len(rows):
+            continue
+        mine = number % share[1] == share[0]
+        # Another process may not have come yet to a block of the time before the cube changed.
+        if mine or record["content"] == source.content(rows):
+            out[number] = record
+    return out
 
 
 def _check_options(
@@ -138,8 +204,8 @@ def _check_options(
     part: tuple[int, int],
     resume: bool,
 ) -> None:
-    if dtype not in ("float16", "float32"):
-        raise SchemaError(f"dtype: got {dtype!r}; expected 'float16' or 'float32'")
+    if dtype not in get_args(Dtype):
+        raise SchemaError(f"dtype: got {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
     if batch_size < 1:
         raise SchemaError(f"batch_size: got {batch_size}; expected at least 1")
     if not 0 <= part[0] < part[1]:
@@ -150,105 +216,9 @@ def _check_options(
         raise SchemaError(f"{out}: is the store that is to be embedded. Pass another --out.")
 
 
-def _level_above(store: str | os.PathLike[str]) -> str:
-    """The level that embedding this store makes."""
-    info = store_info(store)
-    if info.get("kind") == "patches":
-        return "256"
-    if info.get("level") == "256":
-        return "2k"
-    raise SchemaError(
-        f"{store}: holds embeddings of level {info.get('level')!r}, above which there is none; expected a cube of "
-        "patches, or embeddings of level '256'"
-    )
-
-
-def _check_level(store: str | os.PathLike[str], level: str, network: Network) -> None:
-    if network.level == level:
-        return
-    if level == "256":
-        raise SchemaError(
-            f"{network.path}: a network of level 2k, which reads embeddings, but {store} is a cube of patches. "
-            "Embed the cube with a checkpoint of level 256 first, then pass that embedding store."
-        )
-    raise SchemaError(
-        f"{network.path}: a network of level 256, which reads patches, but {store} holds embeddings. Pass the cube "
-        f"that they were made from ({store_info(store).get('source')}), or a checkpoint of level 2k."
-    )
-
-
-class _Job:
-    """The blocks of one call."""
-
-    def __init__(self, source: PatchInput | GridInput, output: Output, batch_size: int) -> None:
-        self.source, self.output, self.batch_size = source, output, batch_size
-
-    def run(self, part: tuple[int, int], *, progress: bool) -> int:
-        """Make the missing blocks of a part; return how many were there."""
-        each = int(np.prod(self.source.shape[:-1]))
-        mine = list(enumerate(self.output.blocks))[part[0] :: part[1]]
-        kept = 0
-        unit = "patch" if self.source.level == "256" else "grid"
-        total = each * sum(len(rows) for _, rows in mine)
-        with tqdm(total=total, desc="embed", unit=unit, disable=not progress) as bar:
-            for number, rows in mine:
-                if self._kept(number, rows):
-                    kept += 1
-                    bar.update(each * len(rows))
-                else:
-                    self._make(number, rows, bar.update)
-        return kept
-
-    def _kept(self, number: int, rows: range) -> bool:
-        """Whether a block is there, whole, and of these very crops.
-
-        Raises
-        ------
-        SchemaError
-            If it is of other crops.
-        """
-        record = self.output.record(number)
-        if record is None:
-            return False
-        old = range(rows.start, rows.start + record["rows"])
-        if record["rows"] > len(rows) or record["crops"] != self._crops(old):
-            raise SchemaError(
-                f"{self.output.files.root}: holds embeddings of another store: rows {old.start} to {old.stop - 1} "
-                f"are not those of {self.source.store}. Pass another --out, or resume=False to make it anew."
-            )
-        return record["rows"] == len(rows) and record["content"] == self.source.content(rows)
-
-    def _make(self, number: int, rows: range, tick: Callable[[int], Any]) -> None:
-        vectors = self.source.vectors(rows, self.batch_size, tick)
-        record: dict[str, Any] = {
-            "first": rows.start, "rows": len(rows), "crops": self._crops(rows), "content": self.source.content(rows)
-        }  # fmt: skip
-        if _overlaps(self.source):
-            values = self.source.small(rows)
-            record["values"] = pack_values({name: values[name] for name in _window_names(self.source)})
-        self.output.write(number, vectors, record)
-
-    def _crops(self, rows: range) -> str:
-        """Hash of which crops these are."""
-        block = self.source.dataset.isel(crop=slice(rows.start, rows.stop))
-        names = ("scene", "source", "grid", "y_origin", "x_origin")
-        seconds = block["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
-        text = json.dumps([seconds, *(block[name].values.tolist() for name in names)])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _overlaps(source: PatchInput | GridInput) -> bool:
-    """Whether flags and places were worked out from pixels, which is not done twice."""
-    return isinstance(source, PatchInput) and source.lattice.stride != source.patch
-
-
-def _window_names(source: PatchInput | GridInput) -> list[str]:
-    """What was worked out window by window."""
-    return [n for n in source.coordinates if COORDINATES[n][0] != ("crop",)] + ["flags", "valid_fraction"]
-
-
-def _request(source: PatchInput | GridInput, network: Network, dtype: str) -> dict[str, Any]:
+def _request(source: Source, dtype: str) -> dict[str, Any]:
     """What must be the same for a run to go on with what another left."""
+    network = source.network
     return {
         "format_version": FORMAT_VERSION,
         "level": source.level,
@@ -268,13 +238,13 @@ def _request(source: PatchInput | GridInput, network: Network, dtype: str) -> di
 
 
 def _finish(
-    source: PatchInput | GridInput,
-    network: Network,
+    source: Source,
     output: Output,
     request: Mapping[str, Any],
     records: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """Commit the store, unless it is there as it would be."""
+    network = source.network
     spacing = spacing_km(source, network)
     ours = describe(source, network, output, request) | {
         "pixel_spacing_km": spacing, "identity": output.identity(request, records)
@@ -283,10 +253,13 @@ def _finish(
     if old.get("gridrad_cube") == json.loads(json.dumps(ours)):
         return
 
-    def recorded(rows: range) -> dict[str, np.ndarray]:
+    def small(rows: range) -> dict[str, np.ndarray]:
+        kept = output.gather(records, rows)
+        if not overlaps(source):
+            return source.small(rows) | kept
         assert isinstance(source, PatchInput)
         plain = [name for name in source.coordinates if COORDINATES[name][0] == ("crop",)]
-        return source.lattice.coordinates(rows, plain) | output.gather(records, rows)
+        return source.lattice.coordinates(rows, plain) | kept
 
     before = old.get("history") or _attributes(Files(source.store)).get("history")
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
@@ -300,8 +273,7 @@ def _finish(
         "gridrad_cube": ours,
         **geoemb(source, network, dtype=output.dtype, spacing_km=spacing),
     }
-    small = row_groups(source.crops, recorded if _overlaps(source) else source.small)
-    output.commit(label_arrays(source), small, attributes)
+    output.commit(label_arrays(source), row_groups(source.crops, small), attributes)
 
 
 def _attributes(files: Files) -> dict[str, Any]:

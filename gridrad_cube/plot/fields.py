@@ -17,6 +17,7 @@ from gridrad_cube.plot.canvas import (
     title_of,
     write_units,
 )
+from gridrad_cube.plot.lattice import mark_degrees
 from gridrad_cube.schema import CHANNELS, SchemaError, channel_in
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def source(scene: xr.Dataset) -> Figure:
         raise SchemaError("plot: no 2-D field in this scene; expected one of read_fields")
     cols = math.ceil(math.sqrt(len(names)))
     rows = math.ceil(len(names) / cols)
-    figure, axes = new_figure(rows, cols, figsize=(max(6.5, 4.6 * cols), 0.5 + 3.6 * rows))
+    tall, wide = scene[names[0]].shape
+    each = float(np.clip(3.5 * tall / wide, 1.2, 5.0)) + 0.7
+    figure, axes = new_figure(rows, cols, figsize=(max(6.5, 4.6 * cols), 0.5 + each * rows))
     figure.suptitle(f"{scene.attrs.get('product', 'scene')}, {stamp(scene['time'].values)}", fontsize=13)
     for number, ax in enumerate(axes.flat):
         if number < len(names):
@@ -61,15 +64,9 @@ def _draw(axes: Axes, scene: xr.Dataset, name: str) -> None:
     codes = variable.values[::step, ::step]
     channel = channel_in(name, variable.attrs, variable.dtype)
     latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
-    south_first = (
-        latitude[0] < latitude[-1]
-        if latitude.ndim == 1
-        else np.nanmean(latitude[0]) < np.nanmean(latitude[-1])
-    )
-    values = channel.packing.decode(codes[::-1] if south_first else codes)
-    extent = (0.0, float(variable.shape[1]), float(variable.shape[0]), 0.0)
-    if latitude.ndim == 1:
-        extent = (float(longitude[0]), float(longitude[-1]), float(latitude.min()), float(latitude.max()))
+    values = channel.packing.decode(codes)
+    rows, cols = variable.shape
+    extent = (0.0, float(cols), float(rows), 0.0)
     if name in CHANNELS:
         image, _ = draw_field(axes, values, name, channel=channel, extent=extent)
         axes.set_title(title_of(name), fontsize=9)
@@ -84,5 +81,7 @@ def _draw(axes: Axes, scene: xr.Dataset, name: str) -> None:
         assert figure is not None
         figure.colorbar(image, ax=axes, label="" if units == "1" else write_units(units))
         axes.set_title(name, fontsize=9)
-    axes.set_aspect("auto")
+    first, last = (np.nanmean(latitude[i]) for i in (0, -1))
+    axes.set_ylim((0, rows) if first < last else (rows, 0))
+    mark_degrees(axes, latitude, longitude)
     axes.tick_params(labelsize=7)

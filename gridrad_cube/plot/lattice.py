@@ -57,6 +57,29 @@ def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "whit
     _number(axes, rows, cols, edge)
 
 
+def mark_degrees(axes: Axes, latitude: np.ndarray, longitude: np.ndarray) -> None:
+    """Ticks at round degrees of axes whose unit is a pixel; lines across them where latitudes are not straight.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Of pixels from (0, 0) on: axes, or both on ``(y, x)``.
+    """
+    if latitude.ndim == 1:
+        for axis, values, letters in (
+            (axes.yaxis, latitude, "NS"),
+            (axes.xaxis, np.unwrap(longitude, period=360), "EW"),
+        ):
+            where, degree = ticks(values, 1.0, most=8)
+            digits = next(
+                n for n in (0, 1, 2) if n == 2 or np.allclose(degree, np.round(degree, n), atol=1e-6)
+            )
+            axis.set_ticks(where, labels=[degrees(d, letters, digits) for d in degree])
+        return
+    step = max(1, max(latitude.shape) // 200)
+    _graticule(axes, latitude[::step, ::step], longitude[::step, ::step], float(step), "0.2")
+
+
 def _number(axes: Axes, rows: int, cols: int, edge: float) -> None:
     """Row and column of patches on the right and above: what ``--like CROP,ROW,COL`` asks for."""
     style: dict[str, Any] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -81,14 +82,16 @@ def neighbours(
         )
     shown = min(count, SHOWN)
     rows = -(-(shown + 1) // _COLUMNS)
-    figure, _ = new_figure(figsize=(12.5, 2.62 * rows + 4.4))
-    grid = figure.add_gridspec(2, 1, height_ratios=[2.62 * rows, 4.0])
+    tall = rows * (0.57 + float(np.clip(2.05 * query.shape[0] / query.shape[1], 0.8, 3.0)))
+    figure, _ = new_figure(figsize=(12.5, tall + 4.4))
+    grid = figure.add_gridspec(2, 1, height_ratios=[tall, 4.0])
     upper, lower = grid[0].subgridspec(rows, _COLUMNS), grid[1].subgridspec(1, 2)
     panels = [figure.add_subplot(upper[i // _COLUMNS, i % _COLUMNS]) for i in range(shown + 1)]
     flips = _flips(answer, dataset, shown)
+    digits = _digits(answer["score"].values[:shown].astype(np.float64))
     states: dict[str, Artist] = {}
     for i, ax in enumerate(panels):
-        pixels, text = (query, query_text) if i == 0 else (pictures[i - 1], _caption(answer, i - 1))
+        pixels, text = (query, query_text) if i == 0 else (pictures[i - 1], _caption(answer, i - 1, digits))
         colour = BLUE if i == 0 else ORANGE if marked[i - 1] else None
         image, handles = _panel(ax, pixels[::-1] if flips[i] else pixels, label, text, colour)
         states |= {str(h.get_label()): h for h in handles}
@@ -170,10 +173,16 @@ def _flips(answer: xr.Dataset, dataset: xr.Dataset | None, shown: int) -> list[b
     return [known[i] for i in where]
 
 
-def _caption(answer: xr.Dataset, i: int) -> str:
+def _caption(answer: xr.Dataset, i: int, digits: int) -> str:
     one = answer.isel(rank=i)
     place = f"{degrees(float(one['latitude']), 'NS')} {degrees(float(one['longitude']), 'EW')}"
-    return f"{i + 1}: score {float(one['score']):.3f}\n{stamp(one['time'].values)}\n{place}"
+    return f"{i + 1}: score {float(one['score']):.{digits}f}\n{stamp(one['time'].values)}\n{place}"
+
+
+def _digits(scores: np.ndarray) -> int:
+    """Decimals that tell scores apart, three at least; three where even six do not."""
+    apart = len(np.unique(scores))
+    return next((n for n in (3, 4, 5, 6) if len(np.unique(scores.round(n))) == apart), 3)
 
 
 def _points(
@@ -194,41 +203,57 @@ def _points(
 def answers(
     cube: xr.Dataset, answer: xr.Dataset, *, marks: Sequence[bool] | None = None, marks_text: str = "marked"
 ) -> Figure:
-    """Draw the answer of a search in a level-256 store, with pixels read from its cube; see `neighbours`.
+    """Draw the answer of a search, with pixels read from its cube; see `neighbours`.
 
     Parameters
     ----------
     cube
-        From `gridrad_cube.open_cube`: the source of the embeddings that were searched.
+        From `gridrad_cube.open_cube`: what the embeddings that were searched come from. At level 2k the pictures
+        are whole crops.
     answer
-        From ``.gridrad.search``, with a sample of the store as the query.
+        From ``.gridrad.search``, with a sample of the store, or examples, as the query.
 
     Raises
     ------
     SchemaError
-        If the query is not a patch of the store, or the answers are no patches.
+        If the query is no sample of the store.
     """
-    if "row" not in answer.coords or "query_row" not in answer.attrs:
-        raise SchemaError(
-            "plot: got an answer without patches; expected a search of a level-256 store for one of its patches. "
-            "Pass query=(crop, row, col), or use plot.neighbours."
-        )
-    label = field_label(cube, str(answer.attrs.get("query_channel", answer["channel"].values[0])), answer)
-    stride = _stride(cube, answer)
-    asked = {d: int(answer.attrs[f"query_{d}"]) for d in ("crop", "row", "col")}
-    query = _patch(cube, asked["crop"], (asked["row"] * stride, asked["col"] * stride), label)
+    asked, text = _asked(answer)
+    size = cube.sizes["y"] // cube.sizes["row"]
+    shape = (size, size) if "row" in answer.coords else (cube.sizes["y"], cube.sizes["x"])
+    stride = int(answer.attrs.get("stride") or size)
+    label = field_label(cube, str(asked.get("query_channel", answer["channel"].values[0])), answer)
+    start = tuple(int(asked.get(f"query_{d}", 0)) * stride for d in ("row", "col"))
+    query = _pixels(cube, int(asked["query_crop"]), (start[0], start[1]), shape, label)
     pictures = [query] * answer.sizes["rank"]
     for i in range(min(answer.sizes["rank"], SHOWN)):
         crop = int(answer["crop"][i])
         offset = [int(answer[f"{a}_start"][i]) - int(cube[f"{a}_origin"][crop]) for a in "yx"]
-        pictures[i] = _patch(cube, crop, (offset[0], offset[1]), label)
-    place = tuple(float(answer.attrs[f"query_{n}"]) for n in ("latitude", "longitude"))
-    when = stamp(np.datetime64(answer.attrs["query_time"].removesuffix("Z")))
-    text = f"query\n{when}\n{degrees(place[0], 'NS')} {degrees(place[1], 'EW')}"
+        pictures[i] = _pixels(cube, crop, (offset[0], offset[1]), shape, label)
+    place = tuple(float(asked[f"query_{n}"]) for n in ("latitude", "longitude"))
+    when = stamp(np.datetime64(asked["query_time"].removesuffix("Z")))
+    text = f"{text}\n{when}\n{degrees(place[0], 'NS')} {degrees(place[1], 'EW')}"
+    shown = answer.assign_attrs({n: asked[n] for n in ("query_time", "query_crop")})
     return neighbours(
-        pictures, answer, query, label, query_place=(place[0], place[1]), query_text=text, marks=marks,
+        pictures, shown, query, label, query_place=(place[0], place[1]), query_text=text, marks=marks,
         marks_text=marks_text, dataset=cube,
     )  # fmt: skip
+
+
+def _asked(answer: xr.Dataset) -> tuple[Mapping[str, Any], str]:
+    """What an answer says of the sample that was asked for, and what to call it; of several examples the first."""
+    asked: Mapping[str, Any] = answer.attrs
+    text = "query"
+    if "query_examples" in asked:
+        examples = json.loads(asked["query_examples"])
+        asked, text = examples[0], f"query: first of {len(examples)} examples"
+    missing = {"query_crop", "query_time", "query_latitude"} - set(asked)
+    if missing or ("row" in answer.coords) != ("query_row" in asked):
+        raise SchemaError(
+            "plot: the query of this answer is no sample of the store, so there is nothing to draw for it; expected a "
+            "search for (crop, row, col), or for a place and time. For a vector use plot.neighbours."
+        )
+    return asked, text
 
 
 def field_label(cube: xr.Dataset, label: str, about: xr.Dataset) -> str:
@@ -239,21 +264,10 @@ def field_label(cube: xr.Dataset, label: str, about: xr.Dataset) -> str:
     return str(variable).split("+")[0]
 
 
-def _stride(cube: xr.Dataset, answer: xr.Dataset) -> int:
-    """Pixels from one embedded patch to the next, as the windows of the answers tell."""
-    for axis, cell in (("y", "row"), ("x", "col")):
-        found = np.flatnonzero(answer[cell].values > 0)
-        if len(found):
-            one = answer.isel(rank=found[0])
-            return (int(one[f"{axis}_start"]) - int(cube[f"{axis}_origin"][int(one["crop"])])) // int(
-                one[cell]
-            )
-    return int(cube.sizes["y"] // cube.sizes["row"])
-
-
-def _patch(cube: xr.Dataset, crop: int, start: tuple[int, int], label: str) -> np.ndarray:
-    """Pixels of a window of patch size, physical units."""
-    size = int(cube.sizes["y"] // cube.sizes["row"])
+def _pixels(
+    cube: xr.Dataset, crop: int, start: tuple[int, int], shape: tuple[int, int], label: str
+) -> np.ndarray:
+    """Pixels of a window, physical units."""
     one, channel, level = select(cube, crop, label, 0)
-    window = {a: slice(s, s + size) for a, s in zip("yx", start, strict=True)}
+    window = {a: slice(s, s + n) for a, s, n in zip("yx", start, shape, strict=True)}
     return decoded(one[channel.name].isel({**level, **window}), channel.packing)

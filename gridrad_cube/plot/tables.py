@@ -173,7 +173,12 @@ def _distribution(ax: Axes, label: str, numbers: Mapping[str, Any]) -> None:
     ax.axvline(mean, color=BLUE, linewidth=1.4, label=f"mean {mean:.4g}{units}")
     ax.axvspan(mean - std, mean + std, color=BLUE, alpha=0.12, linewidth=0, label=f"± std {std:.3g}{units}")
     ax.plot([], [], " ", label=f"range {numbers['minimum']:.4g} to {numbers['maximum']:.4g}{units}")
+    low, high = ax.get_ylim()
     if channel.kind == "rain":
         ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** 0.4)
+    else:
+        ax.set_ylim(low, 1.35 * high)  # room for the legend
     ax.set_ylabel("echo pixels a bin (%)" if channel.has_echo else "pixels a bin (%)", fontsize=9)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="upper right")

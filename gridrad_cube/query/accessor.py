@@ -1,17 +1,41 @@
-"""The accessor ``.gridrad`` of stores opened with xarray: each method is one call of a function."""
+"""The accessor ``.gridrad`` of stores opened with xarray: each method is a function with the dataset first."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from gridrad_cube.query import following, likeness, pixels, places, selection
-from gridrad_cube.query.selection import Reject
-from gridrad_cube.query.units import Box
-from gridrad_cube.similarity import Metric
+from gridrad_cube.query import pixels as cube_pixels
+from gridrad_cube.query import summary
+from gridrad_cube.query.analogs import analogues
+from gridrad_cube.query.following import follow
+from gridrad_cube.query.frequencies import frequency
+from gridrad_cube.query.likeness import search
+from gridrad_cube.query.places import at, track
+from gridrad_cube.query.selection import grid, within
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _method(
+    function: Callable[Concatenate[xr.Dataset, P], R],
+) -> Callable[Concatenate[GridradAccessor, P], R]:
+    """A function of a dataset as a method of the accessor, with its documentation and the rest of its parameters."""
+
+    def method(self: GridradAccessor, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self._dataset, *args, **kwargs)
+
+    signature = inspect.signature(function)
+    first, *rest = signature.parameters.values()
+    own: Any = method
+    own.__signature__ = signature.replace(parameters=[first.replace(name="self"), *rest])
+    own.__name__, own.__doc__ = function.__name__, function.__doc__
+    own.__qualname__ = f"GridradAccessor.{function.__name__}"
+    return method
 
 
 @xr.register_dataset_accessor("gridrad")
@@ -21,78 +45,23 @@ class GridradAccessor:
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
 
-    def at(
-        self,
-        time: Any = None,
-        latitude: npt.ArrayLike | None = None,
-        longitude: npt.ArrayLike | None = None,
-        tolerance: Any = None,
-        time_tolerance: Any = None,
-    ) -> xr.Dataset:
-        """What stands at a place and time; see `gridrad_cube.query.at`."""
-        return self._dataset.pipe(
-            places.at, time, latitude, longitude, tolerance=tolerance, time_tolerance=time_tolerance
-        )
+    at = _method(at)
+    within = _method(within)
+    track = _method(track)
+    follow = _method(follow)
+    grid = _method(grid)
+    search = _method(search)
+    analogues = _method(analogues)
+    frequency = _method(frequency)
+    pixels = _method(cube_pixels.pixels)
+    crop = _method(cube_pixels.crop)
+    patch = _method(cube_pixels.patch)
+    patches = _method(cube_pixels.patches)
+    reflectivity = _method(cube_pixels.reflectivity)
+    describe = _method(summary.describe)
 
-    def within(
-        self, bbox: Box | None = None, time: Any = None, *, channel: Any = None, reject: Reject = None
-    ) -> xr.Dataset:
-        """Every sample in a box and a period; see `gridrad_cube.query.within`."""
-        return self._dataset.pipe(selection.within, bbox, time, channel=channel, reject=reject)
+    def __repr__(self) -> str:
+        return summary.as_text(self.describe())
 
-    def track(
-        self, latitude: float, longitude: float, *, time: Any = None, tolerance: Any = None
-    ) -> xr.Dataset:
-        """One place through time; see `gridrad_cube.query.track`."""
-        return self._dataset.pipe(places.track, latitude, longitude, time=time, tolerance=tolerance)
-
-    def search(
-        self,
-        query: Any,
-        k: int = 10,
-        *,
-        bbox: Box | None = None,
-        time: Any = None,
-        channel: Any = None,
-        reject: Reject = None,
-        exclude: Any = likeness.EXCLUDE,
-        separate: Any = None,
-        metric: Metric = "cosine",
-    ) -> xr.Dataset:
-        """The samples most like a query; see `gridrad_cube.query.search`."""
-        return self._dataset.pipe(
-            likeness.search, query, k, bbox=bbox, time=time, channel=channel, reject=reject, exclude=exclude,
-            separate=separate, metric=metric,
-        )  # fmt: skip
-
-    def follow(
-        self, query: Any, *, steps: int | None = None, channel: Any = None, time_tolerance: Any = None
-    ) -> xr.Dataset:
-        """A pattern from frame to frame; see `gridrad_cube.query.follow`."""
-        return self._dataset.pipe(
-            following.follow, query, steps=steps, channel=channel, time_tolerance=time_tolerance
-        )
-
-    def grid(self, time: Any = None) -> xr.Dataset:
-        """Crops that lie on one another as a field in time; see `gridrad_cube.query.grid`."""
-        return self._dataset.pipe(selection.grid, time)
-
-    def crop(self, crop: int) -> xr.Dataset:
-        """One crop with exact pixel positions; see `gridrad_cube.query.crop`."""
-        return self._dataset.pipe(pixels.crop, crop)
-
-    def patch(self, crop: int, row: int, col: int) -> xr.Dataset:
-        """One patch with exact pixel positions; see `gridrad_cube.query.patch`."""
-        return self._dataset.pipe(pixels.patch, crop, row, col)
-
-    def patches(self, *, channel: Any = None, reject: Reject = ()) -> xr.Dataset:
-        """Every patch on one dim, lazily; see `gridrad_cube.query.patches`."""
-        return self._dataset.pipe(pixels.patches, channel=channel, reject=reject)
-
-    def reflectivity(
-        self, no_echo: float = np.nan, low_confidence: float = np.nan, *, channel: str | None = None
-    ) -> xr.DataArray:
-        """Radar values with what is no echo replaced; see `gridrad_cube.query.reflectivity`."""
-        return self._dataset.pipe(
-            pixels.reflectivity, no_echo=no_echo, low_confidence=low_confidence, channel=channel
-        )
+    def _repr_html_(self) -> str:
+        return summary.as_html(self.describe())

@@ -1,4 +1,4 @@
-"""Answers as text: a table to read, JSON and CSV to go on with."""
+"""Answers as text and files: a table to read; JSON, CSV, GeoJSON and GeoParquet to go on with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import struct
 from typing import Any, Literal
 
 import numpy as np
@@ -13,15 +15,29 @@ import xarray as xr
 
 from gridrad_cube.schema import SchemaError
 
-Style = Literal["table", "json", "csv"]
+Style = Literal["table", "json", "csv", "geojson"]
 
 #: Columns of records, as far as an answer has them, in this order.
 FIELDS = (
-    "rank", "score", "distance", "time_difference", "time", "latitude", "longitude", "channel", "crop", "row", "col",
-    "source", "scene", "y_start", "y_stop", "x_start", "x_stop", "flags",
+    "query", "rank", "score", "percentile", "event", "distance", "time_difference", "time", "latitude", "longitude",
+    "channel", "crop", "row", "col", "source", "scene", "y_start", "y_stop", "x_start", "x_stop", "flags",
 )  # fmt: skip
-_TABLE = ("rank", "score", "distance", "time", "latitude", "longitude", "channel", "source", "window")
-_DECIMALS = {"score": 4, "distance": 1, "latitude": 3, "longitude": 3}
+#: Dims of answers.
+_LINES = (("rank",), ("query", "rank"), ("patch",), ("time",), ("point",))
+_TABLE = (
+    "query",
+    "rank",
+    "score",
+    "percentile",
+    "distance",
+    "time",
+    "latitude",
+    "longitude",
+    "channel",
+    "source",
+    "window",
+)
+_DECIMALS = {"score": 4, "percentile": 1, "distance": 1, "latitude": 3, "longitude": 3}
 
 
 def format_answer(answer: xr.Dataset, style: Style = "table") -> str:
@@ -32,7 +48,8 @@ def format_answer(answer: xr.Dataset, style: Style = "table") -> str:
     style
         ``"table"``: rank, score, time, latitude, longitude, channel, source and pixel window, aligned.
         ``"json"``: a list of records. ``"csv"``: the records with a line of names first. Records hold all
-        coordinates; times are UTC with a Z; a number that is missing is null, or empty in CSV.
+        coordinates; times are UTC with a Z; a number that is missing is null, or empty in CSV. ``"geojson"``: a
+        collection of points, the records as their properties.
 
     Raises
     ------
@@ -48,9 +65,63 @@ def format_answer(answer: xr.Dataset, style: Style = "table") -> str:
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().rstrip("\n")
+    if style == "geojson":
+        return json.dumps(_features(rows), indent=1, allow_nan=False, ensure_ascii=False)
     if style == "table":
         return _table(rows)
-    raise SchemaError(f"style: got {style!r}; expected table, json or csv")
+    raise SchemaError(f"style: got {style!r}; expected table, json, csv or geojson")
+
+
+def _features(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Records as GeoJSON (RFC 7946): patch centres in degrees of WGS 84, longitude first."""
+    features = []
+    for row in rows:
+        point = [row["longitude"], row["latitude"]]
+        geometry = None if None in point else {"type": "Point", "coordinates": point}
+        properties = {name: value for name, value in row.items() if name not in ("longitude", "latitude")}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return {"type": "FeatureCollection", "features": features}
+
+
+def write_geoparquet(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
+    """Write an answer as GeoParquet 1.1: the records as columns, patch centres as points. Needs the extra ``geo``.
+
+    Attributes of the answer (query, store, checkpoint) are kept in the file's metadata as ``gridrad_cube``.
+
+    Raises
+    ------
+    SchemaError
+        If pyarrow is not installed, or this is no answer.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise SchemaError(
+            "geoparquet: pyarrow is not installed. Run pip install 'gridrad-cube[geo]', or take another format."
+        ) from error
+    rows = records(answer)
+    points = [(row["longitude"], row["latitude"]) for row in rows]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    if "time" in columns:
+        seconds = [
+            t and int(np.datetime64(t.removesuffix("Z"), "s").astype(np.int64)) for t in columns["time"]
+        ]
+        columns["time"] = pyarrow.array(seconds, pyarrow.int64()).cast(pyarrow.timestamp("s", tz="UTC"))
+    # Well-known binary of a point: byte order, kind 1, x, y.
+    columns["geometry"] = [None if None in p else struct.pack("<BIdd", 1, 1, *p) for p in points]
+    known = [p for p in points if None not in p]
+    geometry: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Point"]}
+    if known:
+        (west, south), (east, north) = np.min(known, axis=0).tolist(), np.max(known, axis=0).tolist()
+        geometry["bbox"] = [west, south, east, north]
+    said = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+    origin = {
+        name: value for name, value in answer.attrs.items() if isinstance(value, (str, int, float, list))
+    }
+    metadata = {"geo": json.dumps(said), "gridrad_cube": json.dumps(origin)}
+    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, path, compression="zstd")
 
 
 def records(answer: xr.Dataset) -> list[dict[str, Any]]:
@@ -61,19 +132,23 @@ def records(answer: xr.Dataset) -> list[dict[str, Any]]:
     SchemaError
         If this is no answer, or one with several samples side by side.
     """
-    if "y_start" not in answer.variables or answer["y_start"].ndim > 1:
+    if "y_start" not in answer.variables or answer["y_start"].dims not in ((), *_LINES):
         raise SchemaError(
-            "format_answer: expected an answer of search, within, track, follow or at (with a place)"
+            "format_answer: expected an answer of search, analogues, within, track, follow or at (with a place)"
         )
     dims = answer["y_start"].dims
+    if "query" in dims and "query" not in answer.variables:
+        answer = answer.assign_coords(query=np.arange(answer.sizes["query"]))
     columns = {}
     for name in FIELDS:
-        if name in answer.variables and answer[name].dims in (dims, ()):
-            columns[name] = np.broadcast_to(answer[name].values, [answer.sizes[d] for d in dims]).reshape(-1)
-    return [
+        if name in answer.variables and set(answer[name].dims) <= set(dims):
+            column = answer[name].broadcast_like(answer["y_start"]).transpose(*dims)
+            columns[name] = column.values.reshape(-1)
+    out = [
         {name: _plain(name, value) for name, value in zip(columns, row, strict=True)}
         for row in zip(*columns.values(), strict=True)
     ]
+    return [row for row in out if row.get("crop", 0) >= 0]  # a query of a batch may have fewer answers
 
 
 def _plain(name: str, value: Any) -> Any:

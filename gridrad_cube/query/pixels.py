@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -11,10 +12,17 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from gridrad_cube.geometry import wrap_longitude
-from gridrad_cube.query.samples import check_pixels, collect, is_embeddings, labels, patch_and_stride
+from gridrad_cube.query.samples import (
+    Windows,
+    check_pixels,
+    collect,
+    is_embeddings,
+    labels,
+    patch_and_stride,
+)
 from gridrad_cube.query.selection import Reject, select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
-from gridrad_cube.store import open_grid, open_packed
+from gridrad_cube.store import open_cube, open_grid, open_packed
 
 
 def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
@@ -140,6 +148,102 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) ->
         gone = [n for n in dataset.data_vars if _owner(str(n), owners) not in keep]
         dataset = dataset.drop_vars(gone)
     return collect(dataset, index, "patch")
+
+
+def pixels(
+    dataset: xr.Dataset, cube: xr.Dataset | str | os.PathLike[str] | None = None, *, channel: Any = None
+) -> xr.Dataset:
+    """The pictures of an answer: the pixels of its samples, from the cube that was embedded.
+
+    Parameters
+    ----------
+    dataset
+        An answer of `search`, `within`, `track`, `follow` or `at` (with a place) on a store of embeddings.
+    cube
+        The cube, opened or its path; None takes the one that the embeddings say they were made from.
+    channel
+        Names of channels; None for all.
+
+    Returns
+    -------
+    Channels of the cube on ``(..., [altitude,] y, x)`` in place of the answer's variables, with the answer's
+    coordinates: for a store of level 2k whole crops. Read when asked for.
+
+    Raises
+    ------
+    SchemaError
+        If this is no answer, or the cube is not there or not the one that was embedded.
+    """
+    if not {"crop", "y_start", "y_stop", "x_start", "scene"} <= set(dataset.variables):
+        raise SchemaError("pixels: expected an answer of search, within, track, follow or at (with a place)")
+    if dataset["y_start"].ndim > 1:
+        raise SchemaError("pixels: the answer is of several queries. Take one: answer.isel(query=0).")
+    opened = cube if isinstance(cube, xr.Dataset) else _open_source(dataset, cube)
+    dim = dataset["y_start"].dims[0] if dataset["y_start"].ndim else "sample"
+    start, stop, crop = (
+        {n: np.atleast_1d(dataset[n].values) for n in names}
+        for names in (("y_start", "x_start"), ("y_stop", "x_stop"), ("crop",))
+    )
+    rows = _rows_of(dataset, opened, np.broadcast_to(crop["crop"], start["y_start"].shape))
+    y, x = (start[f"{a}_start"] - opened[f"{a}_origin"].values[rows].astype(np.int64) for a in "yx")
+    shape = (int((stop["y_stop"] - start["y_start"])[0]), int((stop["x_stop"] - start["x_start"])[0]))
+    names = [str(n) for n, v in opened.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
+    asked = names if channel is None else [channel] if isinstance(channel, str) else list(channel)
+    if not set(asked) <= set(names):
+        raise SchemaError(
+            f"channel: the cube has none called {sorted(set(asked) - set(names))}; expected some of {names}"
+        )
+    pictures = {}
+    for name in asked:
+        variable = opened[name].variable
+        lazy = Windows(variable, rows, y, x, shape)
+        data = indexing.LazilyIndexedArray(lazy)
+        pictures[name] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
+    found = xr.Dataset(pictures)
+    if "altitude" in found.dims:
+        found = found.assign_coords(altitude=opened["altitude"])
+    found = found if dataset["y_start"].ndim else found.isel(sample=0)
+    return dataset.drop_vars(list(dataset.data_vars)).merge(found, compat="override")
+
+
+def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.Dataset:
+    """The cube at a path, or the one that the answer's store names, relative to itself."""
+    if cube is None:
+        info = answer.attrs.get("gridrad_cube") or {}
+        name = answer.attrs.get("cube") or info.get("source")
+        store = answer.attrs.get("store") or answer.encoding.get("source") or ""
+        if not name:
+            raise SchemaError("pixels: the answer does not say which cube it comes from. Pass cube=PATH.")
+        beside = store and "://" not in store and "://" not in name
+        cube = os.path.normpath(os.path.join(os.path.dirname(store), name)) if beside else name
+    try:
+        return open_cube(cube)
+    except FileNotFoundError as error:
+        raise SchemaError(
+            f"pixels: no cube at {os.fspath(cube)}; has it moved? Pass its path: .gridrad.pixels(cube=PATH)."
+        ) from error
+
+
+def _rows_of(answer: xr.Dataset, cube: xr.Dataset, crop: np.ndarray) -> np.ndarray:
+    """Positions of crops in a cube, checked to be those of the answer's samples."""
+    if is_embeddings(cube):
+        raise SchemaError("pixels: got a store of embeddings as cube=; expected the cube they were made from")
+    names = labels(cube, "crop")
+    at = np.searchsorted(names, crop)
+    there = at < len(names)
+    if not (there.all() and (names[np.minimum(at, len(names) - 1)] == crop).all()):
+        raise SchemaError(
+            f"pixels: the cube has crops {names[0]} to {names[-1]}, not all that the answer names. Pass the whole cube."
+        )
+    scenes = np.broadcast_to(np.atleast_1d(answer["scene"].values), crop.shape)
+    differ = np.flatnonzero(cube["scene"].values[at] != scenes)
+    if len(differ):
+        i = differ[0]
+        raise SchemaError(
+            f"pixels: this is not the cube that was embedded: its crop {crop[i]} is of scene "
+            f"{cube['scene'].values[at[i]]}, in the answer of {scenes[i]}. Pass cube= with the right one."
+        )
+    return np.asarray(at)
 
 
 def _owner(variable: str, fields: list[str]) -> str:

@@ -30,6 +30,11 @@ TIME_TOLERANCE = 3600.0
 _CORNER = 1.05
 #: Crops whose distances to a point are taken together, nearest in time first.
 _CROPS_NEAR = 256
+#: So many points and more are looked up in a tree of all places.
+_MANY = 64
+
+#: Distance, crop and cell of the nearest patch so far.
+_Best = tuple[float, int, tuple[int, ...]]
 
 
 def at(
@@ -37,7 +42,6 @@ def at(
     time: Any = None,
     latitude: npt.ArrayLike | None = None,
     longitude: npt.ArrayLike | None = None,
-    *,
     tolerance: Any = None,
     time_tolerance: Any = None,
 ) -> xr.Dataset:
@@ -83,14 +87,24 @@ def at(
             raise SchemaError("at: an array of places needs time=; expected one time, or one a place")
         return track(dataset, float(np.asarray(latitude)), float(np.asarray(longitude)), tolerance=tolerance)
     times, lats, lons, scalar = _points(time, latitude, longitude)
-    found = [
-        find(dataset, t, y, x, tolerance=tolerance, time_tolerance=time_tolerance)
-        for t, y, x in zip(times, lats, lons, strict=True)
-    ]
-    index = {d: np.array([f[0][d] for f in found]) for d in found[0][0]}
+    if len(times) >= _MANY:
+        from gridrad_cube.query.nearby import Places
+
+        tree = Places(dataset)
+        index, km = tree.find(times, lats, lons, tolerance=tolerance, time_tolerance=time_tolerance)
+        if (lost := np.flatnonzero(index["crop"] < 0)).size:  # says what is nearest
+            i = int(lost[0])
+            find(dataset, times[i], lats[i], lons[i], tolerance=tolerance, time_tolerance=time_tolerance)
+    else:
+        found = [
+            find(dataset, t, y, x, tolerance=tolerance, time_tolerance=time_tolerance)
+            for t, y, x in zip(times, lats, lons, strict=True)
+        ]
+        index = {d: np.array([f[0][d] for f in found]) for d in found[0][0]}
+        km = np.array([f[1] for f in found])
     out = collect(dataset, index, "point")
-    km = {"units": "km", "long_name": "great-circle distance from the place asked for"}
-    out.coords["distance"] = ("point", np.array([f[1] for f in found]), km)
+    said = {"units": "km", "long_name": "great-circle distance from the place asked for"}
+    out.coords["distance"] = ("point", km, said)
     difference = out["time"].values.astype("datetime64[s]") - times
     out.coords["time_difference"] = (
         "point",
@@ -122,7 +136,9 @@ def _at_time(dataset: xr.Dataset, time: np.datetime64, time_tolerance: Any) -> x
     return dataset.isel(crop=np.flatnonzero(away == np.nanmin(away)))
 
 
-def _seconds_away(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> np.ndarray:
+def _seconds_away(
+    dataset: xr.Dataset, time: np.datetime64, tolerance: Any, *, strict: bool = True
+) -> np.ndarray:
     """Seconds from each crop to a time; NaN beyond the tolerance and where nothing was written."""
     keep = written(dataset)
     times = seconds_of(dataset["time"].values)
@@ -131,7 +147,7 @@ def _seconds_away(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> n
     away = np.where(keep, np.abs(times - seconds_of(time)).astype(np.float64), np.nan)
     limit = as_seconds(tolerance) if tolerance is not None else time_step(dataset)
     nearest = int(np.nanargmin(away))
-    if away[nearest] > limit:
+    if away[nearest] > limit and strict:
         stamp = np.datetime_as_string(dataset["time"].values[nearest], "s")
         raise SchemaError(
             f"at: nothing within {_span(limit)} of {time}; the nearest time is {stamp}, {_span(away[nearest])} away. "
@@ -164,10 +180,37 @@ def find(
     time_tolerance: Any = None,
 ) -> tuple[dict[str, int], float]:
     """Positions of the patch at a place and time, and its distance in km; see `at`."""
-    _check_place(latitude, longitude)
     away = _seconds_away(dataset, time, time_tolerance)
+    found, best = _look(dataset, away, latitude, longitude, tolerance)
+    if found is None:
+        raise SchemaError(_too_far(dataset, best, (latitude, longitude), tolerance, f" near {time}"))
+    return found
+
+
+def lookup(
+    dataset: xr.Dataset,
+    time: np.datetime64,
+    latitude: float,
+    longitude: float,
+    *,
+    tolerance: Any = None,
+    time_tolerance: Any = None,
+) -> tuple[dict[str, int], float] | None:
+    """What `find` finds; None where nothing is near enough."""
+    away = _seconds_away(dataset, time, time_tolerance, strict=False)
+    return _look(dataset, away, latitude, longitude, tolerance)[0]
+
+
+def _look(
+    dataset: xr.Dataset, away: np.ndarray, latitude: float, longitude: float, tolerance: Any
+) -> tuple[tuple[dict[str, int], float] | None, _Best]:
+    """The patch that `at` takes, if one is near enough; and the nearest that is not, where none is.
+
+    ``away`` is how far each crop is in time, NaN for those that do not count.
+    """
+    check_place(latitude, longitude)
     order = np.argsort(away, kind="stable")[: np.count_nonzero(np.isfinite(away))]
-    best: tuple[float, int, tuple[int, ...]] = (np.inf, -1, ())
+    best: _Best = (np.inf, -1, ())
     start = 0
     while start < len(order):
         stop = min(start + _CROPS_NEAR, len(order))
@@ -178,15 +221,16 @@ def find(
         if len(near):
             i = near[np.lexsort((km[near], away[crops[near]]))[0]]
             where = dict(zip(cell_dims(dataset), (int(c[i]) for c in cells), strict=True))
-            return {"crop": int(crops[i])} | where, float(km[i])
+            return ({"crop": int(crops[i])} | where, float(km[i])), best
         i = int(np.argmin(km))
         if km[i] < best[0]:
             best = (float(km[i]), int(crops[i]), tuple(int(c[i]) for c in cells))
         start = stop
-    raise SchemaError(_too_far(dataset, best, (latitude, longitude), tolerance, f" near {time}"))
+    return None, best
 
 
-def _check_place(latitude: float, longitude: float) -> None:
+def check_place(latitude: float, longitude: float) -> None:
+    """Refuse what is no latitude and longitude in degrees."""
     if not (-90 <= latitude <= 90 and -360 <= longitude <= 360):
         raise SchemaError(f"place: got latitude {latitude}, longitude {longitude}; expected degrees")
 
@@ -201,16 +245,16 @@ def _nearest_cells(
     flat = np.argmin(km, axis=1)
     cells = np.unravel_index(flat, lat.shape[1:]) if lat.ndim > 1 else ()
     limits = (
-        _half_diagonals(dataset, crops, cells) if tolerance is None else np.full(len(crops), as_km(tolerance))
+        half_diagonals(dataset, crops, cells) if tolerance is None else np.full(len(crops), as_km(tolerance))
     )
     return km[np.arange(len(crops)), flat], tuple(cells), limits
 
 
-def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
+def half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
     """Half the diagonal of one patch of each crop (at level 2k of the crop), km, from the patches beside it."""
-    lat, lon = (dataset[n].variable.isel(crop=crops).values for n in ("latitude", "longitude"))
-    n, rows, cols = lat.shape
-    at = np.arange(n)
+    some, at = np.unique(crops, return_inverse=True)
+    lat, lon = (dataset[n].variable.isel(crop=some).values for n in ("latitude", "longitude"))
+    n, (rows, cols) = len(crops), lat.shape[1:]
     row, col = cells if len(cells) else (np.full(n, rows // 2), np.full(n, cols // 2))
     steps = []
     for dy, dx in ((1, 0), (0, 1)):
@@ -233,7 +277,7 @@ def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.n
 
 def _too_far(
     dataset: xr.Dataset,
-    best: tuple[float, int, tuple[int, ...]],
+    best: _Best,
     place: tuple[float, float],
     tolerance: Any,
     when: str,
@@ -244,9 +288,7 @@ def _too_far(
         return f"at: no patch with a position{when}; the store has none near {point}"
     lat, lon = (p[(0, *cell)] for p in positions(dataset, np.array([crop])))
     cells = tuple(np.array([c]) for c in cell)
-    limit = (
-        as_km(tolerance) if tolerance is not None else _half_diagonals(dataset, np.array([crop]), cells)[0]
-    )
+    limit = as_km(tolerance) if tolerance is not None else half_diagonals(dataset, np.array([crop]), cells)[0]
     stamp = np.datetime_as_string(dataset["time"].values[crop], "s")
     nearest = (
         f"the nearest is centred at latitude {lat:.4f}, longitude {lon:.4f} (time {stamp}), {km:.1f} km away"
@@ -280,10 +322,10 @@ def track(
     SchemaError
         If no patch is near enough at any time.
     """
-    _check_place(latitude, longitude)
+    check_place(latitude, longitude)
     keep = in_period(dataset, time)
     found: list[tuple[np.ndarray, ...]] = []
-    best: tuple[float, int, tuple[int, ...]] = (np.inf, -1, ())
+    best: _Best = (np.inf, -1, ())
     for block in crop_blocks(keep):
         crops = np.arange(block.start, block.stop)[keep[block]]
         km, cells, limits = _nearest_cells(dataset, crops, latitude, longitude, tolerance)

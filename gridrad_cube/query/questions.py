@@ -1,8 +1,9 @@
-"""What a query is: a sample of the store, a place and time, or a vector."""
+"""What a query is: a sample of the store, a place and time, a vector, or several examples of these."""
 
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from gridrad_cube.query.samples import (
 from gridrad_cube.query.selection import channel_positions
 from gridrad_cube.query.units import as_time
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.similarity import Metric
 
 Place = tuple[float, float, float]
 
@@ -35,9 +37,18 @@ class Question:
     vector: np.ndarray
     place: Place | None = None  # seconds since 1970, latitude, longitude
     sample: Mapping[str, int] | None = None
+    examples: tuple[Question, ...] = ()  # what the vector was made from
+    negatives: int = 0  # how many of the examples, the last ones, are what is not looked for
 
     def attributes(self, dataset: xr.Dataset) -> dict[str, Any]:
         """What an answer says about its query."""
+        if self.examples:
+            return {
+                "query": "examples",
+                "query_positives": len(self.examples) - self.negatives,
+                "query_negatives": self.negatives,
+                "query_examples": json.dumps([e.attributes(dataset) for e in self.examples]),
+            }
         out: dict[str, Any] = {"query": "vector" if self.sample is None else "sample"}
         for dim, at in (self.sample or {}).items():
             name = labels(dataset, dim)[at]
@@ -46,6 +57,16 @@ class Question:
             out["query_time"] = str(np.datetime64(int(self.place[0]), "s")) + "Z"
             out["query_latitude"], out["query_longitude"] = self.place[1:]
         return out
+
+    @property
+    def parts(self) -> tuple[Question, ...]:
+        """What it is made of: its examples, or itself."""
+        return self.examples or (self,)
+
+    def channels(self) -> list[int] | None:
+        """Positions of the channels of the samples it is made of; None where none of them is one."""
+        found = {p.sample["channel"] for p in self.parts if p.sample is not None and "channel" in p.sample}
+        return sorted(found) or None
 
 
 def place_of(dataset: xr.Dataset, sample: Mapping[str, int]) -> Place:
@@ -56,7 +77,27 @@ def place_of(dataset: xr.Dataset, sample: Mapping[str, int]) -> Place:
     return float(seconds_of(dataset["time"].values[crop])), lat, lon
 
 
-def question(dataset: xr.Dataset, query: Any, channel: Any = None) -> Question:
+def is_batch(query: Any) -> bool:
+    """Whether these are several queries to be answered each for itself: a 2-D array, or a list of queries."""
+    if isinstance(query, xr.Dataset):
+        query = query.get("embedding", query)
+    if isinstance(query, (np.ndarray, xr.DataArray)):
+        return query.ndim == 2
+    return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
+
+
+def questions(
+    dataset: xr.Dataset, queries: Any, channel: Any = None, metric: Metric = "cosine"
+) -> list[Question]:
+    """Make a batch of queries plain; see `is_batch`."""
+    if isinstance(queries, xr.Dataset):
+        queries = queries["embedding"]
+    if not len(queries):
+        raise SchemaError("query: got an empty batch; expected one query or more")
+    return [question(dataset, query, channel, metric) for query in queries]
+
+
+def question(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Metric = "cosine") -> Question:
     """Make a query plain: see `search`.
 
     Raises
@@ -64,6 +105,8 @@ def question(dataset: xr.Dataset, query: Any, channel: Any = None) -> Question:
     SchemaError
         If it is no query, does not fit the store, or has no embedding.
     """
+    if isinstance(query, Mapping) and "positive" in query:
+        return _of_examples(dataset, query, channel, metric)
     if isinstance(query, Mapping) and not isinstance(query, xr.Dataset):
         return _at_place(dataset, dict(query), channel)
     if (
@@ -79,6 +122,32 @@ def question(dataset: xr.Dataset, query: Any, channel: Any = None) -> Question:
     if isinstance(query, tuple) and query and isinstance(query[0], (int, np.integer)):
         return _of_sample(dataset, query, channel)
     return _of_vector(dataset, query)
+
+
+def _of_examples(dataset: xr.Dataset, query: Mapping[str, Any], channel: Any, metric: Metric) -> Question:
+    """The mean of the positive examples less that of the negative ones."""
+    unknown = sorted(set(query) - {"positive", "negative"})
+    several = {name: query.get(name, []) for name in ("positive", "negative")}
+    good = all(is_batch(v) or isinstance(v, list) for v in several.values())
+    if unknown or not good or not len(several["positive"]):
+        raise SchemaError(
+            f"query: got {unknown or dict(query)!r:.120}; expected lists of queries, {{'positive': [...], "
+            "'negative': [...]}, with one positive or more"
+        )
+    positive, negative = (
+        [question(dataset, one, channel) for one in several[name]] for name in ("positive", "negative")
+    )
+    if metric == "euclidean" and negative:
+        raise SchemaError("query: a distance knows no negative examples. Pass metric='cosine'.")
+
+    def mean(examples: list[Question]) -> np.ndarray:
+        vectors = np.stack([e.vector for e in examples])
+        if metric == "cosine":  # each counts by its direction alone
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+        return np.asarray(vectors.mean(axis=0))
+
+    vector = mean(positive) - mean(negative) if negative else mean(positive)
+    return Question(vector, examples=(*positive, *negative), negatives=len(negative))
 
 
 def _at_place(dataset: xr.Dataset, query: dict[str, Any], channel: Any) -> Question:

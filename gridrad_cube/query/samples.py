@@ -215,22 +215,34 @@ def check_pixels(dataset: xr.Dataset) -> None:
             )
 
 
-class _Windows(_Points):
-    """Pixels of patches, ``(sample, [altitude,] y, x)``, read a patch at a time when asked for."""
+class Windows(_Points):
+    """Pixels of windows of crops, ``(sample, [altitude,] y, x)``, read a window at a time when asked for.
 
-    def __init__(self, variable: xr.Variable, index: Index, patch: int) -> None:
-        super().__init__(variable, index)
-        self.index = {d: np.asarray(index[d]) for d in ("crop", "row", "col")}
-        self.patch = patch
-        sizes: dict[Any, int] = dict(variable.sizes) | {"y": patch, "x": patch}
+    Parameters
+    ----------
+    variable
+        Pixels of a cube, ``(crop, [altitude,] y, x)``.
+    crop, y, x
+        Position of the crop, and first pixel, of each window.
+    shape
+        Of a window, pixels.
+    """
+
+    def __init__(
+        self, variable: xr.Variable, crop: np.ndarray, y: np.ndarray, x: np.ndarray, shape: tuple[int, int]
+    ) -> None:
+        super().__init__(variable, {"crop": crop})
+        self.index |= {"first_y": y, "first_x": x}
+        self.window = shape
+        sizes: dict[Any, int] = dict(variable.sizes) | dict(zip(("y", "x"), shape, strict=True))
         self.shape = (self.shape[0], *(sizes[d] for d in self.dims))
 
     def _values(self, index: Index, rest: dict[str, Any]) -> np.ndarray:
         keys = {d: k for d, k in rest.items() if d not in ("y", "x")}
         inner = tuple(rest.get(d, slice(None)) for d in ("y", "x"))
         out = []
-        for crop, row, col in zip(index["crop"], index["row"], index["col"], strict=True):
-            y, x = (slice(int(i) * self.patch, (int(i) + 1) * self.patch) for i in (row, col))
+        for crop, *first in zip(index["crop"], index["first_y"], index["first_x"], strict=True):
+            y, x = (slice(int(f), int(f) + n) for f, n in zip(first, self.window, strict=True))
             out.append(self.variable.isel(crop=int(crop), y=y, x=x, **keys).values[(..., *inner)])
         if out:
             return np.stack(out)
@@ -257,7 +269,9 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
         if level_2k and dims & {"row", "col"}:  # of single patches: their mean comes below
             continue
         if {"crop", "y", "x"} <= dims:
-            lazy: _Points = _Windows(variable, index, patch_and_stride(dataset)[0])
+            size, _ = patch_and_stride(dataset)
+            crop, y, x = (np.asarray(index[d]) * n for d, n in (("crop", 1), ("row", size), ("col", size)))
+            lazy: _Points = Windows(variable, crop, y, x, (size, size))
         elif dims & set(index) and name in dataset.data_vars:
             lazy = _Points(variable, index)
         elif dims & set(index):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
 
+from gridrad_cube.query import calendar
+from gridrad_cube.query.polygons import as_rings, in_polygon
 from gridrad_cube.query.samples import (
+    cell_dims,
     collect,
     crop_blocks,
     is_embeddings,
@@ -24,10 +27,38 @@ from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, reject_
 
 #: Flags that rule a sample out: names, a mask, ``()`` for none; None for the default of each channel.
 Reject = int | Flag | str | Iterable[str] | None
+#: Degrees by which latitudes along a row may differ and still be one axis.
+_STRAIGHT = 1e-6
 
 
-def in_period(dataset: xr.Dataset, time: Any) -> np.ndarray:
-    """Which crops were written and lie in a period. Bool, (crop,).
+class Elsewhere(TypedDict, total=False):
+    """Rules of a selection beside its box and period; see `within`."""
+
+    polygon: Any
+    season: Any
+    hour: Any
+    solar_hour: Any
+    convective_day: Any
+    channel: Any
+    reject: Reject
+
+
+class Where(Elsewhere, total=False):
+    """Rules of a selection; see `within`."""
+
+    bbox: Box | None
+    time: Any
+
+
+def in_period(
+    dataset: xr.Dataset,
+    time: Any = None,
+    *,
+    season: Any = None,
+    hour: Any = None,
+    convective_day: Any = None,
+) -> np.ndarray:
+    """Which crops were written and lie in a period, a season, hours of the day and convective days. Bool, (crop,).
 
     Raises
     ------
@@ -43,9 +74,19 @@ def in_period(dataset: xr.Dataset, time: Any) -> np.ndarray:
         keep &= times >= start
     if stop is not None:
         keep &= times < stop
+    if season is not None:
+        keep &= np.isin(calendar.month_of(times), calendar.as_months(season))
+    if hour is not None:
+        keep &= calendar.in_hours(calendar.hour_of(times), hour, "hour")
+    if convective_day is not None:
+        keep &= np.isin(calendar.convective_day(times), calendar.as_days(convective_day))
     if not keep.any():
         has = f"from {known.min()} to {known.max()}" if len(known) else "none: no crop was written"
-        raise SchemaError(f"time: no crop in the time asked for, got {time!r}; the store has times {has}")
+        rules = {"season": season, "hour": hour, "convective_day": convective_day}
+        others = "".join(f", {name}={rule!r}" for name, rule in rules.items() if rule is not None)
+        raise SchemaError(
+            f"time: no crop in the time asked for, got {time!r}{others}; the store has times {has}"
+        )
     return keep
 
 
@@ -86,18 +127,29 @@ def select(
     *,
     bbox: Box | None = None,
     time: Any = None,
+    polygon: Any = None,
+    season: Any = None,
+    hour: Any = None,
+    solar_hour: Any = None,
+    convective_day: Any = None,
     channel: Any = None,
     reject: Reject = None,
 ) -> np.ndarray:
     """Which samples a selection takes: booleans on the sample dims, at least one of them true; see `within`."""
-    keep = in_period(dataset, time)
+    keep = in_period(dataset, time, season=season, hour=hour, convective_day=convective_day)
     dims, box = sample_dims(dataset), None if bbox is None else check_box(bbox)
+    rings = None if polygon is None else as_rings(polygon)
     mask = np.zeros(tuple(dataset.sizes[d] for d in dims), bool)
     placed = 0
     for crops in crop_blocks(keep):
         lat, lon = positions(dataset, crops)
         cells = np.isfinite(lat) if box is None else in_box(lat, lon, box)
         cells &= keep[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
+        if rings is not None:
+            cells &= in_polygon(lat, lon, rings)
+        if solar_hour is not None:
+            times = dataset["time"].values[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
+            cells &= calendar.in_hours(calendar.solar_hour_of(times, lon), solar_hour, "solar_hour")
         placed += int(np.count_nonzero(cells))
         if not cells.any():
             continue
@@ -107,7 +159,8 @@ def select(
             mask[crops] = _clean_patches(dataset, crops, channel, reject)
         mask[crops] &= cells[:, None] if "channel" in dims else cells
     if not mask.any():
-        raise SchemaError(_nothing(dataset, keep, placed, bbox, reject))
+        asked = {"bbox": bbox, "polygon": polygon, "solar_hour": solar_hour}
+        raise SchemaError(_nothing(dataset, keep, placed, asked, reject))
     return mask
 
 
@@ -162,7 +215,9 @@ def _clean_patches(dataset: xr.Dataset, crops: slice, channel: Any, reject: Reje
     return out
 
 
-def _nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, bbox: Box | None, reject: Reject) -> str:
+def _nothing(
+    dataset: xr.Dataset, keep: np.ndarray, placed: int, asked: Mapping[str, Any], reject: Reject
+) -> str:
     crops = f"{np.count_nonzero(keep)} of {len(keep)} crops lie in the time asked for"
     if placed:
         return (
@@ -174,18 +229,23 @@ def _nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, bbox: Box | Non
         return f"within: {crops}, but no patch of them has a position"
     extent = f"latitudes {np.nanmin(lats):.2f} to {np.nanmax(lats):.2f}, "
     extent += f"longitudes {np.nanmin(lons):.2f} to {np.nanmax(lons):.2f}"
-    return f"within: no patch centre in bbox {tuple(bbox or ())}; {crops}, and their patches lie at {extent}"
+    rules = " and ".join(f"{name} {_short(rule)}" for name, rule in asked.items() if rule is not None)
+    return f"within: no patch centre in {rules}; {crops}, and their patches lie at {extent}"
+
+
+def _short(value: Any) -> str:
+    text = repr(
+        tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)) else value
+    )
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def within(
-    dataset: xr.Dataset,
-    bbox: Box | None = None,
-    time: Any = None,
-    *,
-    channel: Any = None,
-    reject: Reject = None,
+    dataset: xr.Dataset, bbox: Box | None = None, time: Any = None, **where: Unpack[Elsewhere]
 ) -> xr.Dataset:
-    """Every sample whose centre lies in a box and whose crop lies in a period.
+    """Every sample whose centre lies in an area and whose crop lies in a period.
+
+    Every rule that is given must hold. The same rules narrow `search`, `analogues` and `frequency`.
 
     Parameters
     ----------
@@ -196,6 +256,17 @@ def within(
     time
         A pair ``(start, stop)``, stop not included; a ``slice``, both ends included; or one value, which
         takes all that it names (``"2024-05-20"`` the whole day). UTC.
+    polygon
+        Corners ``[(longitude, latitude), ...]``, GeoJSON (dict or text), or a shape of shapely. Edges run
+        straight in longitude and latitude; they may cross the date line or go around a pole.
+    season
+        Initials of months, ``"JJA"`` or ``"AMJJAS"``; or months by number, ``6`` or ``[6, 7]``.
+    hour
+        ``(start, stop)`` in hours UTC, stop not included, ``(21, 3)`` across midnight; or one whole hour.
+    solar_hour
+        The same in local mean solar time at the sample, UTC + longitude / 15.
+    convective_day
+        A date or several: ``"2024-05-20"`` is from that day 12 UTC to the next day 12 UTC.
     channel
         Labels, or names of variables for all their altitudes; None for all. In a cube: a patch is taken if
         one of these channels is clean; None leaves companion fields out of that.
@@ -212,29 +283,35 @@ def within(
     SchemaError
         If nothing is left; says what ruled it out.
     """
-    mask = select(dataset, bbox=bbox, time=time, channel=channel, reject=reject)
+    mask = select(dataset, bbox=bbox, time=time, **where)
     index = dict(zip(sample_dims(dataset), np.nonzero(mask), strict=True))
     return collect(dataset, index, "patch")
 
 
-def grid(dataset: xr.Dataset, time: Any = None) -> xr.Dataset:
+def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"] = "cell") -> xr.Dataset:
     """The crops of one window of one grid as a field in time: ``(time, [channel,] row, col[, feature])``.
 
     Parameters
     ----------
     time
         A period; see `within`.
+    by
+        ``"cell"`` keeps ``row`` and ``col``. ``"degree"`` names them ``latitude`` and ``longitude``, so that
+        ``sel(latitude=..., longitude=..., method="nearest")`` works; only where every row has one latitude and
+        every column one longitude. Across the date line longitudes go on beyond 180.
 
     Returns
     -------
     The dataset on dim ``time``, ascending, in place of ``crop``; ``latitude`` and ``longitude`` on
-    ``(row, col)``. Lazy.
+    ``(row, col)``, or as axes. Lazy.
 
     Raises
     ------
     SchemaError
-        If the crops do not lie on one another, or two share a time.
+        If the crops do not lie on one another, two share a time, or there are no such axes.
     """
+    if by not in ("cell", "degree"):
+        raise SchemaError(f"grid: by={by!r}; expected 'cell' or 'degree'")
     crops = np.flatnonzero(in_period(dataset, time))
     lat, lon = (dataset[n].variable.isel(crop=crops).values for n in ("latitude", "longitude"))
     for name, values in (("latitude", lat), ("longitude", lon)):
@@ -248,6 +325,20 @@ def grid(dataset: xr.Dataset, time: Any = None) -> xr.Dataset:
     if len(np.unique(times)) < len(times):
         raise SchemaError("grid: several crops share a time. Select one of each first, or a shorter period.")
     out = dataset.isel(crop=crops[np.argsort(times)])
-    out = out.assign_coords(latitude=(("row", "col"), lat[0], dataset["latitude"].attrs),
-                            longitude=(("row", "col"), lon[0], dataset["longitude"].attrs))  # fmt: skip
-    return out.swap_dims(crop="time")
+    centres = {"latitude": (("row", "col"), lat[0], dataset["latitude"].attrs),
+              "longitude": (("row", "col"), lon[0], dataset["longitude"].attrs)}  # fmt: skip
+    if by == "cell":
+        return out.assign_coords(centres).swap_dims(crop="time")
+    if not cell_dims(dataset):
+        raise SchemaError("grid: by='degree' needs patches; at level 2k a crop is one place")
+    axes = {"latitude": lat[0][:, 0], "longitude": np.unwrap(lon[0][0], period=360)}
+    spread = max(np.ptp(lat[0], axis=1).max(), np.ptp(lon[0], axis=0).max())
+    if not spread < _STRAIGHT:  # NaN of padding included
+        raise SchemaError(
+            f"grid: by='degree', but latitudes along a row or longitudes along a column differ by {spread:.3g} degrees "
+            "(NaN: patches of padding have no position). Use by='cell', or leave out rows and columns with isel."
+        )
+    out = out.drop_vars(["latitude", "longitude", "row", "col"], errors="ignore").swap_dims(crop="time")
+    return out.rename(row="latitude", col="longitude").assign_coords(
+        {name: (name, values, dataset[name].attrs) for name, values in axes.items()}
+    )

@@ -41,7 +41,7 @@ def as_time(value: Any) -> np.datetime64:
     ----------
     value
         ISO 8601 text, ``datetime``, ``numpy.datetime64`` or a scalar array of them. Times with a zone are
-        converted; times without one are UTC.
+        converted. Text and ``datetime64`` without one are UTC; a ``datetime`` without one is refused.
 
     Raises
     ------
@@ -60,6 +60,11 @@ def as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
     if isinstance(value, dt.datetime):
         if value.tzinfo is not None:
             value = value.astimezone(dt.UTC).replace(tzinfo=None)
+        elif not hasattr(value, "asm8"):  # pandas' times without a zone are numpy's, which are UTC here
+            raise SchemaError(
+                f"time: got {value!r}, a datetime without a zone, which Python takes for local time. Pass "
+                "tzinfo=datetime.UTC, text in UTC, or numpy.datetime64."
+            )
         value = np.datetime64(value, "s")
     elif isinstance(value, dt.date):
         return _span(np.datetime64(value, "D"))

@@ -35,7 +35,7 @@ class EmbeddingReader:
         return f"EmbeddingReader({self.files.root!r})"
 
     def read(self, crop: np.ndarray, channel: np.ndarray) -> np.ndarray:
-        """Embeddings as stored, shape (N, [row, col,] feature).
+        """Embeddings as `open_embeddings` gives them, shape (N, [row, col,] feature).
 
         Parameters
         ----------
@@ -50,7 +50,8 @@ class EmbeddingReader:
         if self._shards is None and self._array is None:
             metadata = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
             layout = ShardLayout.from_metadata("embedding", metadata)
-            if layout is None or layout.chunk_shape[1:] != (1, *metadata["shape"][2:]):
+            plain = layout is not None and layout.chunk_shape[1:] == (1, *metadata["shape"][2:])
+            if not plain or layout is None or layout.dtype == np.int8:  # int8: codes with factors elsewhere
                 self._array = open_embeddings(self.files.root)["embedding"].variable
             else:
                 self._shards = ShardReader(self.files, layout, threads=self.threads)

@@ -125,32 +125,3 @@ def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     usable = np.isfinite(length) & (length > 0)
     return np.where(usable, vectors, 0.0) / np.where(usable, length, 1.0), usable[:, 0]
-
-
-def principal_components(values: np.ndarray, count: int) -> np.ndarray:
-    """Project rows on the principal components of all rows: shape (rows, count), float32.
-
-    The baseline that a network has to beat: it needs no training and no choice but the count.
-    """
-    from scipy.linalg import eigh
-
-    centred = values.astype(np.float32) - values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rows, columns = centred.shape
-    few = min(rows, columns)
-    products = centred @ centred.T if rows < columns else centred.T @ centred
-    weights, vectors = eigh(products, subset_by_index=(max(few - count, 0), few - 1), check_finite=False)
-    weights, vectors = weights[::-1], vectors[:, ::-1]
-    if rows < columns:
-        return np.asarray(vectors * np.sqrt(np.maximum(weights, 0)))
-    return np.asarray(centred @ vectors)
-
-
-def rank_me(vectors: np.ndarray) -> float:
-    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885).
-
-    From 1 to the number of features; 1 if all vectors are zero. Vectors that are not finite do not count.
-    """
-    values = np.linalg.svd(vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64), compute_uv=False)
-    share = values / max(values.sum(), 1e-300)
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))

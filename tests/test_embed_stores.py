@@ -1,0 +1,399 @@
+"""Embedding stores in other ways: int8, both levels at once, many processes; the grid's orientation; attention maps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from click.testing import CliRunner
+from test_embed import (
+    IR,
+    PATCH,
+    VIS,
+    assert_same_store,
+    checkpoint_2k,
+    checkpoint_of,
+    preprocess,
+    scene_of,
+    values_of,
+    write_scenes,
+)
+
+from gridrad_cube import cli, query, store
+from gridrad_cube.datasets import GridDataset
+from gridrad_cube.embed import NO_PIXELS, Network, attention, embed, output
+from gridrad_cube.embed.output import quantize
+from gridrad_cube.models import load_backbone
+from gridrad_cube.schema import SchemaError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost more than they give for networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A cube of five crops, its checkpoint, embeddings (float16) and a checkpoint of level 2k."""
+    folder = tmp_path_factory.mktemp("stores")
+    write_scenes(folder / "sources", range(5))
+    cube = preprocess(folder / "sources", folder / "patches.zarr")
+    checkpoint_of(folder / "256.pth", cube)
+    embed(cube, folder / "256.pth", folder / "embeddings.zarr")
+    checkpoint_2k(folder / "2k.pth", folder / "embeddings.zarr")
+    return folder
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """One crop a block."""
+    monkeypatch.setattr(output, "BLOCK_CROPS", {"256": 1, "2k": 1})
+
+
+# int8
+
+
+def test_int8_is_within_half_a_code_of_single(folder, tmp_path):
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    embed(cube, checkpoint, tmp_path / "f.zarr", dtype="float32")
+    embed(cube, checkpoint, tmp_path / "i.zarr", dtype="int8")
+    exact, found = values_of(tmp_path / "f.zarr"), values_of(tmp_path / "i.zarr")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
+    largest = np.nanmax(np.abs(exact), axis=-1, keepdims=True)
+    good = np.isfinite(exact)
+    assert (np.abs(found - exact)[good] <= np.broadcast_to(largest / 254 * 1.001, exact.shape)[good]).all()
+    assert np.abs(found - exact)[good].max() > 0
+    plain = xr.open_zarr(tmp_path / "i.zarr", chunks=None)
+    assert plain["embedding"].dtype == np.int8
+    np.testing.assert_array_equal(plain["embedding"] * plain["embedding_scale"], found)
+    attributes = json.loads((tmp_path / "i.zarr" / "zarr.json").read_text())["attributes"]
+    assert attributes["geoemb:data_type"] == "int8"
+    assert attributes["geoemb:quantization"]["scale"] == {"array": "embedding_scale"}
+
+
+def test_int8_answers_and_trains_as_others_do(folder, tmp_path):
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    embed(cube, checkpoint, tmp_path / "i.zarr", dtype="int8", batch_size=7)
+    dataset = store.open_embeddings(tmp_path / "i.zarr")
+    values = dataset["embedding"].values
+    np.testing.assert_array_equal(
+        dataset["embedding"][1:4, 0, 2, [3, 1], 5].values, values[1:4, 0, 2][:, [3, 1], 5]
+    )
+    np.testing.assert_array_equal(dataset["embedding"][2, :, 1].values, values[2, :, 1])
+    answer = query.search(dataset, (0, 1, 1, IR), 5)
+    exact = query.search(dataset.load(), (0, 1, 1, IR), 5)
+    xr.testing.assert_identical(answer.drop_attrs(), exact.drop_attrs())
+    grids = GridDataset(tmp_path / "i.zarr")
+    assert np.isfinite(grids.normalization["mean"]).all()
+    checkpoint_2k(tmp_path / "2k.pth", tmp_path / "i.zarr")
+    summary = embed(tmp_path / "i.zarr", tmp_path / "2k.pth", tmp_path / "i2k.zarr", dtype="int8")
+    above = store.open_embeddings(tmp_path / "i2k.zarr")["embedding"]
+    assert above.dims == ("crop", "channel", "feature")
+    assert np.isfinite(above.values).all(axis=-1).sum() == summary["embedded"]
+
+
+def test_int8_resumes_and_overlaps(folder, tmp_path, small_blocks):
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    for name in ("a", "b"):
+        embed(cube, checkpoint, tmp_path / f"{name}.zarr", dtype="int8", stride=8, channels=IR)
+    (tmp_path / "b.zarr" / "_build" / "blocks" / "000002.json").unlink()
+    assert (
+        embed(cube, checkpoint, tmp_path / "b.zarr", dtype="int8", stride=8, channels=IR)["blocks_kept"] == 4
+    )
+    assert_same_store(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    with pytest.raises(SchemaError, match=r"dtype \"int8\" there, \"float16\" here"):
+        embed(cube, checkpoint, tmp_path / "b.zarr", stride=8, channels=IR)
+    with pytest.raises(SchemaError, match="dtype: got 'float8'; expected one of float16, float32, int8"):
+        embed(cube, checkpoint, tmp_path / "c.zarr", dtype="float8")
+
+
+def test_quantize_keeps_zeros_and_marks_what_is_not_finite():
+    vectors = np.array([[0, 0], [1, -0.5], [np.nan, 1], [np.inf, 0], [1e-40, 0]], np.float32)
+    codes, scale = quantize(vectors)
+    assert codes.tolist()[:4] == [[0, 0], [127, -64], [0, 0], [0, 0]]
+    assert np.isnan(scale).tolist() == [False, False, True, True, False]
+    assert codes.dtype == np.int8
+    np.testing.assert_allclose(codes[1] * scale[1], [1, -0.5], atol=1 / 254)
+
+
+# both levels in one go
+
+
+def test_both_checkpoints_give_what_embedding_twice_gives(folder, tmp_path):
+    cube = folder / "patches.zarr"
+    embed(folder / "embeddings.zarr", folder / "2k.pth", tmp_path / "twice.zarr", dtype="float32")
+    summary = embed(
+        cube,
+        folder / "256.pth",
+        tmp_path / "once.zarr",
+        checkpoint_2k=folder / "2k.pth",
+        dtype="float32",
+        batch_size=64,
+    )
+    assert summary["finished"]
+    assert summary["level"] == "2k"
+    once, twice = (store.open_embeddings(tmp_path / f"{n}.zarr") for n in ("once", "twice"))
+    assert set(once.variables) == set(twice.variables)
+    for name in once.variables:
+        np.testing.assert_array_equal(once[name].values, twice[name].values, err_msg=name)
+    info = once.attrs["gridrad_cube"]
+    assert info["embedded_from"]["checkpoint"] == twice.attrs["gridrad_cube"]["embedded_from"]["checkpoint"]
+    assert info["embedded_from"]["source_identity"] == store.cube_info(cube)["identity"]
+    assert info["pixel_spacing_km"] == twice.attrs["gridrad_cube"]["pixel_spacing_km"]
+    assert not (tmp_path / "embeddings.zarr").exists()
+
+
+def test_both_checkpoints_resume_and_take_some_channels(folder, tmp_path, small_blocks):
+    cube, both = folder / "patches.zarr", {"checkpoint_2k": folder / "2k.pth"}
+    embed(cube, folder / "256.pth", tmp_path / "a.zarr", channels=VIS, **both)
+    (tmp_path / "a.zarr" / "_build" / "blocks" / "000001.json").unlink()
+    before = values_of(tmp_path / "a.zarr")
+    assert embed(cube, folder / "256.pth", tmp_path / "a.zarr", channels=VIS, **both)["blocks_kept"] == 4
+    np.testing.assert_array_equal(values_of(tmp_path / "a.zarr"), before)
+    assert store.open_embeddings(tmp_path / "a.zarr")["channel"].values.tolist() == [VIS]
+
+
+def test_wrong_pairs_of_checkpoints_are_refused(folder, tmp_path):
+    cube, low, high = folder / "patches.zarr", folder / "256.pth", folder / "2k.pth"
+    with pytest.raises(SchemaError, match="a network of level 256, but checkpoint_2k= takes one of 2k"):
+        embed(cube, low, tmp_path / "e.zarr", checkpoint_2k=low)
+    with pytest.raises(SchemaError, match="one checkpoint of level 2k is enough"):
+        embed(folder / "embeddings.zarr", high, tmp_path / "e.zarr", checkpoint_2k=high)
+    other = checkpoint_of(tmp_path / "other.pth", cube, seed=9)
+    with pytest.raises(SchemaError, match=r"was trained on those of .*; they mean different things"):
+        embed(cube, other, tmp_path / "e.zarr", checkpoint_2k=high)
+    with pytest.raises(SchemaError, match="there is no store of embeddings to take the statistics from"):
+        embed(cube, low, tmp_path / "e.zarr", checkpoint_2k=high, normalize="store")
+
+
+# N in, N out, whatever the number of crops, processes and their order
+
+
+@pytest.mark.parametrize("crops", [1, 2, 5])
+def test_every_patch_has_a_row_for_any_number_of_ranks(tmp_path, monkeypatch, small_blocks, crops):
+    write_scenes(tmp_path / "sources", [i if i < 3 else i + 5 for i in range(crops)])
+    cube = preprocess(tmp_path / "sources", tmp_path / "patches.zarr")
+    checkpoint = checkpoint_of(tmp_path / "256.pth", cube)
+    for ranks in (1, 2, 3, 7):
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        out = tmp_path / f"{ranks}.zarr"
+        for rank in reversed(range(ranks)):  # the first block comes last
+            monkeypatch.setenv("RANK", str(rank))
+            assert embed(cube, checkpoint, out)["finished"] is (rank == 0)
+        dataset = store.open_embeddings(out)
+        assert dataset["embedding"].shape == (crops, 2, 5, 7, 24)
+        there = (dataset["flags"].values & int(NO_PIXELS)) == 0
+        np.testing.assert_array_equal(np.isfinite(dataset["embedding"].values).all(axis=-1), there)
+        np.testing.assert_array_equal(dataset["embedding"].values, values_of(tmp_path / "1.zarr"))
+
+
+def test_processes_that_start_at_once_make_one_store(folder, tmp_path):
+    """Real processes, as torchrun or a job array starts them: none refuses the other's beginnings."""
+    code = (
+        "import sys; from gridrad_cube.embed import embed, output; import torch; torch.set_num_threads(1);"
+        "output.BLOCK_CROPS = {'256': 1, '2k': 1};"
+        "print(embed(sys.argv[1], sys.argv[2], sys.argv[3])['finished'])"
+    )
+    out = tmp_path / "e.zarr"
+    command = [sys.executable, "-c", code, str(folder / "patches.zarr"), str(folder / "256.pth"), str(out)]
+    ranks = [
+        subprocess.Popen(
+            command, env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2"}, stdout=subprocess.PIPE, text=True
+        )
+        for r in range(2)
+    ]
+    said = [rank.communicate(timeout=200)[0].strip() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "True" in said
+    np.testing.assert_array_equal(values_of(out), values_of(folder / "embeddings.zarr"))
+
+
+def test_a_place_is_claimed_by_one_request(folder, tmp_path):
+    """Of many that begin at once with the same request none fails; one of another is refused."""
+    barrier, errors = threading.Barrier(8), []
+
+    def begin(dtype):
+        made = output.Output(tmp_path / "e.zarr", level="256", crops=5, dims=("channel", "row", "col", "feature"),
+                             shape=(2, 5, 7, 24), dtype=dtype)  # fmt: skip
+        barrier.wait()
+        try:
+            made.begin({"dtype": dtype}, resume=True)
+        except SchemaError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=begin, args=("float16" if i % 2 else "float32",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(errors) == 4
+    assert all("embeddings made otherwise" in error for error in errors)
+
+
+def test_a_part_does_not_finish_over_another_parts_old_blocks(folder, tmp_path, small_blocks):
+    sources = tmp_path / "sources"
+    write_scenes(sources, range(5))
+    cube = preprocess(sources, tmp_path / "patches.zarr")  # the fourth scene failed
+    embed(cube, folder / "256.pth", tmp_path / "e.zarr")
+    from gridrad_cube import pipeline
+
+    pipeline.preprocess(sources, cube)  # now it is there: its block belongs to the second part
+    assert not embed(cube, folder / "256.pth", tmp_path / "e.zarr", part=(0, 2))["finished"]
+    assert embed(cube, folder / "256.pth", tmp_path / "e.zarr", part=(1, 2))["finished"]
+    assert store.open_embeddings(tmp_path / "e.zarr")["status"].values.tolist() == [0] * 5
+
+
+def test_workers_of_dask_make_the_same_store(folder, tmp_path, small_blocks):
+    from distributed import Client
+
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    embed(cube, checkpoint, tmp_path / "a.zarr")
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        summary = embed(cube, checkpoint, tmp_path / "w.zarr", client=client)
+        assert (summary["finished"], summary["blocks"], summary["blocks_kept"]) == (True, 5, 0)
+        (tmp_path / "w.zarr" / "_build" / "blocks" / "000002.json").unlink()
+        assert embed(cube, checkpoint, tmp_path / "w.zarr", client=client)["blocks_kept"] == 4
+        with pytest.raises(FileNotFoundError, match="no such"):
+            embed(cube, tmp_path / "gone.pth", tmp_path / "v.zarr", client=client)
+    assert_same_store(tmp_path / "a.zarr", tmp_path / "w.zarr")
+    with pytest.raises(SchemaError, match="together with workers"):
+        embed(cube, checkpoint, tmp_path / "w.zarr", workers=2, part=(0, 2))
+
+
+# orientation
+
+
+@pytest.mark.parametrize("north_first", [True, False])
+def test_a_planted_gradient_keeps_its_direction(tmp_path, monkeypatch, north_first):
+    """A field warmer to the north and east: its embeddings rise with latitude and longitude, not with row and col."""
+    (tmp_path / "sources").mkdir()
+    for number in range(2):
+        scene = scene_of(0, shape=(80, 112))[[IR]]
+        scene = scene.assign_coords(time=scene["time"] + np.timedelta64(number, "h"))
+        scene[IR] = (
+            20000 + 400 * (scene.latitude - scene.latitude.min()) + 100 * (scene.longitude - scene.longitude.min())
+        ).astype(scene[IR].dtype).assign_attrs(scene[IR].attrs).transpose("y", "x")  # fmt: skip
+        scene = scene if north_first else scene.isel(y=slice(None, None, -1))
+        scene.to_netcdf(tmp_path / "sources" / f"s{number}.nc")
+    from gridrad_cube import pipeline
+    from gridrad_cube.schema import Recipe, TileSpec
+
+    cube = tmp_path / "patches.zarr"
+    pipeline.preprocess(
+        tmp_path / "sources", cube, recipe=Recipe(format="cf", channels=(IR,), tile=TileSpec(patch=PATCH))
+    )
+    checkpoint = checkpoint_of(tmp_path / "256.pth", cube, channels=(IR,))
+
+    def mean(self, codes, channel, rules):
+        values = codes.astype(np.float64).mean(axis=(1, 2, 3))
+        return np.repeat(values[:, None], 24, axis=1).astype(np.float32)
+
+    monkeypatch.setattr(Network, "patches", mean)
+    embed(cube, checkpoint, tmp_path / "e.zarr", dtype="float32")
+    field = store.open_embeddings(tmp_path / "e.zarr").gridrad.grid(by="degree")
+    assert field["embedding"].dims == ("time", "channel", "latitude", "longitude", "feature")
+    assert (np.diff(field.latitude) < 0).all() == north_first
+    warm = field["embedding"].isel(time=0, channel=0, feature=0)
+    for name, slope in (("latitude", 400), ("longitude", 100)):
+        rise = warm.differentiate(name)
+        np.testing.assert_allclose(rise, slope, rtol=0.02)
+    one = store.open_embeddings(tmp_path / "e.zarr").gridrad.at(
+        "2021-07-05T18:50:17", float(field.latitude.max()), float(field.longitude.max())
+    )
+    assert float(one["embedding"][0, 0]) == float(field["embedding"].max())
+
+
+# attention
+
+
+def test_attention_of_patches_is_that_of_the_network(folder, tmp_path):
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    found = attention(cube, checkpoint, [(0, 1, 2), (4, 2, 2)], tmp_path / "a.zarr")
+    assert found["attention"].dims == ("sample", "head", "token_y", "token_x")
+    assert found["attention"].shape == (4, 2, 2, 2)
+    assert found["channel"].values.tolist() == [IR, VIS, IR, VIS]
+    assert found["crop"].values.tolist() == [0, 0, 4, 4]
+    assert found["y_start"].values.tolist() == [16, 16, 32, 32]
+    shares = found["attention"].values.sum(axis=(2, 3))
+    assert ((shares > 0) & (shares < 1)).all()
+    state = torch.load(checkpoint, weights_only=True)
+    packed = store.open_packed(cube)
+    net = load_backbone(state)
+    from gridrad_cube.datasets import Normalization
+
+    codes = packed[IR][0, 16:32, 32:48].values
+    values, valid = Normalization.from_dict(state["normalization"][IR]).apply(codes)
+    assert valid.all()
+    with torch.inference_mode():
+        hidden = torch.zeros(1, 4, dtype=torch.bool)
+        expected = net.get_last_selfattention(torch.from_numpy(values)[None, None], hidden)[0, :, 0, 1:]
+    np.testing.assert_allclose(found["attention"][0], expected.reshape(2, 2, 2), atol=1e-5)
+    np.testing.assert_array_equal(found["latitude"][::2], packed["latitude"].values[[0, 4], [1, 2], [2, 2]])
+    plain = xr.open_zarr(tmp_path / "a.zarr", chunks=None)
+    np.testing.assert_array_equal(plain["attention"], found["attention"])
+    assert plain["source"].values.tolist() == found["source"].values.tolist()
+    with pytest.raises(SchemaError, match="is there already"):
+        attention(cube, checkpoint, [(0, 1, 2)], tmp_path / "a.zarr")
+
+
+def test_attention_of_a_crop_an_answer_and_of_grids(folder, tmp_path):
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    whole = attention(cube, checkpoint, [2], channels=[IR, VIS])
+    assert whole.sizes["sample"] == 5 * 7 * 2
+    gone = (store.open_packed(cube)[f"{VIS}_flags"][2].values & int(NO_PIXELS)) != 0
+    np.testing.assert_array_equal(np.isnan(whole["attention"][1::2]).all(axis=(1, 2, 3)), gone.ravel())
+    answer = query.search(store.open_embeddings(folder / "embeddings.zarr"), (0, 1, 1, IR), 3, channel=IR)
+    some = attention(cube, checkpoint, answer, channels=IR)
+    assert some["row"].values.tolist() == answer["row"].values.tolist()
+    grids = attention(folder / "embeddings.zarr", folder / "2k.pth", [0, 1])
+    assert grids["attention"].dims == ("sample", "head", "row", "col")
+    assert grids["attention"].shape == (4, 2, 5, 7)
+    assert grids["crop"].values.tolist() == [0, 0, 1, 1]
+    flags = store.open_embeddings(folder / "embeddings.zarr")["flags"].values[0, 0]
+    assert (
+        grids["attention"].values[0][:, (flags & int(NO_PIXELS)) != 0] == 0
+    ).all()  # masked cells get none
+    for samples, message in (
+        ([(0, 9, 0)], r"no sample \(0, 9, 0\) in .*; it has crop 0 to 4, row 0 to 4, col 0 to 6"),
+        ([], "no samples; expected"),
+        (answer.drop_vars("row"), r"the answer has no \['row'\]"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            attention(cube, checkpoint, samples)
+
+
+# the command line
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli.cli, ["embed", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_command_line_of_both_levels_and_attention(folder, tmp_path):
+    cube, low, high = folder / "patches.zarr", folder / "256.pth", folder / "2k.pth"
+    both = ("--store", cube, "--checkpoint", low, "--checkpoint-2k", high)
+    code, text = run(*both, "--out", tmp_path / "e.zarr", "--dtype", "int8")
+    assert code == 0, text
+    assert store.store_info(tmp_path / "e.zarr")["level"] == "2k"
+    assert store.open_embeddings(tmp_path / "e.zarr")["embedding"].dtype == np.float32
+    code, text = run(
+        *both[:4], "--out", tmp_path / "a.zarr", "--attention", "0,1,2", "--attention", "1,0,0", "-c", IR
+    )
+    assert code == 0, text
+    assert json.loads(text.splitlines()[-1])["sample"] == 2
+    assert xr.open_zarr(tmp_path / "a.zarr", chunks=None)["crop"].values.tolist() == [0, 1]
+    code, text = run(*both[:4], "--out", tmp_path / "b.zarr", "--attention", "0,1")
+    assert (code != 0, "expected CROP,ROW,COL" in text) == (True, True)

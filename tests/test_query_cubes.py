@@ -1,0 +1,162 @@
+"""Cubes of patches: pixels with their exact places, the flat view, states of radar bins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from query_stores import found, make_embeddings
+
+from gridrad_cube import testing
+from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube.store import PatchReader, open_cube, open_packed
+
+_SHARED = make_embeddings()
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    return testing.make_store(tmp_path_factory.mktemp("cube"), scenes=3, shape=(90, 150))
+
+
+def test_crop_has_exact_pixel_positions(cube):
+    dataset = open_cube(cube)
+    one = dataset.gridrad.crop(1)
+    grid = xr.open_zarr(cube, group=f"grids/{dataset.grid.values[1]!s}", chunks=None, consolidated=False)
+    assert one.ir_brightness_temperature.dims == ("y", "x")
+    np.testing.assert_array_equal(one.latitude[:90], grid.latitude)
+    np.testing.assert_array_equal(one.longitude[:150], grid.longitude)
+    assert np.isnan(one.latitude[90:]).all()  # padding: 96 x 160 pixels of whole patches
+    assert np.isnan(one.longitude[150:]).all()
+    assert one.latitude.sizes == {"y": 96}
+    np.testing.assert_array_equal(one.ir_brightness_temperature, dataset.ir_brightness_temperature[1])
+    np.testing.assert_array_equal(one.patch_latitude, dataset.latitude[1])
+    assert one.scene_y.values.tolist() == list(range(96))
+
+
+def test_patch_is_part_of_its_crop(cube):
+    dataset = open_cube(cube)
+    crop, patch = dataset.gridrad.crop(2), dataset.gridrad.patch(2, 1, 3)
+    part = crop.isel(y=slice(32, 64), x=slice(96, 128))
+    np.testing.assert_array_equal(patch.visible_reflectance, part.visible_reflectance)
+    np.testing.assert_array_equal(patch.latitude, part.latitude)
+    np.testing.assert_array_equal(patch.longitude, part.longitude)
+    np.testing.assert_allclose(float(patch.patch_latitude), float(patch.latitude.mean()))
+    np.testing.assert_allclose(float(patch.patch_longitude), float(patch.longitude.mean()))
+    assert (int(patch.crop), int(patch.row), int(patch.col)) == (2, 1, 3)
+    np.testing.assert_allclose(
+        float(patch.ir_brightness_temperature_mean), patch.ir_brightness_temperature.mean(), rtol=1e-6
+    )
+
+
+def test_patches_is_the_flat_lazy_view(cube):
+    dataset = open_cube(cube)
+    flat = dataset.gridrad.patches()
+    assert flat.ir_brightness_temperature.dims == ("patch", "y", "x")
+    assert flat.sizes == {"patch": 3 * 3 * 5, "y": 32, "x": 32}
+    assert not isinstance(flat.ir_brightness_temperature.variable._data, np.ndarray)
+    whole = dataset.ir_brightness_temperature.values
+    for i in (0, 17, 44):
+        c, r, q = (int(flat[d][i]) for d in ("crop", "row", "col"))
+        expected = whole[c, 32 * r : 32 * r + 32, 32 * q : 32 * q + 32]
+        np.testing.assert_array_equal(flat.ir_brightness_temperature[i], expected)
+        np.testing.assert_array_equal(
+            flat.ir_brightness_temperature[i, 4:9, [1, 5]], expected[4:9][:, [1, 5]]
+        )
+        assert float(flat.ir_brightness_temperature_mean[i]) == float(
+            dataset.ir_brightness_temperature_mean[c, r, q]
+        )
+        assert int(flat.y_start[i]) == 32 * r
+    some = flat.isel(patch=[44, 3])
+    assert some.ir_brightness_temperature.values.shape == (2, 32, 32)
+    assert flat.ir_brightness_temperature[0:0].shape == (0, 32, 32)
+    one = dataset.gridrad.patches(channel="visible_reflectance", reject=None)
+    assert "ir_brightness_temperature" not in one
+    assert "visible_reflectance_mean" in one
+
+
+def test_patches_reads_only_what_is_asked_for(cube, monkeypatch):
+    dataset = open_cube(cube)
+    flat = dataset.gridrad.patches()
+    calls = []
+    read = PatchReader.read_window
+    monkeypatch.setattr(PatchReader, "read_window", lambda self, v, k: calls.append(k) or read(self, v, k))
+    flat.ir_brightness_temperature[7].load()
+    assert calls == [(0, slice(32, 64, 1), slice(64, 96, 1))]
+
+
+def test_cube_answers_at_and_within(cube):
+    dataset = open_cube(cube)
+    lat, lon = float(dataset.latitude[1, 1, 2]), float(dataset.longitude[1, 1, 2])
+    one = dataset.gridrad.at(dataset.time.values[1], lat + 0.05, lon)
+    assert (int(one.crop), int(one.row), int(one.col)) == (1, 1, 2)
+    assert one.ir_brightness_temperature.shape == (32, 32)
+    box = dataset.gridrad.within((lon - 0.1, lat - 0.1, lon + 0.1, lat + 0.1), reject=())
+    assert found(box, ("crop", "row", "col")) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+    with pytest.raises(SchemaError, match="a cube of patches has no embeddings"):
+        dataset.gridrad.search((0, 0, 0))
+    with pytest.raises(SchemaError, match="the cube has none called"):
+        dataset.gridrad.patches(channel="rain")
+
+
+def test_crop_refuses(cube):
+    dataset = open_cube(cube)
+    with pytest.raises(SchemaError, match="no crop 3; the cube has 0 to 2"):
+        dataset.gridrad.crop(3)
+    with pytest.raises(SchemaError, match="no row 9"):
+        dataset.gridrad.patch(0, 9, 0)
+    with pytest.raises(SchemaError, match="embeddings have no pixels"):
+        _SHARED.gridrad.crop(0)
+    lost = dataset.copy()
+    lost.encoding = {}
+    with pytest.raises(SchemaError, match="does not know its store"):
+        lost.gridrad.crop(0)
+    strange = dataset.assign_coords(grid=("crop", np.array(["../x"] * 3)))
+    with pytest.raises(SchemaError, match="is no name of a grid"):
+        strange.gridrad.crop(0)
+    with pytest.raises(SchemaError, match="no grid 'gone' under grids/"):
+        dataset.assign_coords(grid=("crop", np.array(["gone"] * 3))).gridrad.crop(0)
+
+
+def make_radar(codes):
+    """A cube of one radar channel in memory, packed as a store holds it."""
+    channel = CHANNELS["reflectivity"]
+    attributes = channel.attributes() | channel.packing.to_attributes()
+    return xr.Dataset(
+        {"reflectivity": (("crop", "altitude", "y", "x"), codes, attributes)},
+        coords={"altitude": ("altitude", np.arange(codes.shape[1], dtype=float))},
+    )
+
+
+def test_reflectivity_masks_what_is_no_echo():
+    codes = np.array([0, 1, 2, 3, 16, 14900], np.uint16).reshape(1, 1, 1, 6)
+    packed = make_radar(codes)
+    for dataset in (packed, xr.decode_cf(packed)):
+        plain = dataset.gridrad.reflectivity()
+        assert np.isnan(plain.values.ravel()).tolist() == [True, True, True, True, False, False]
+        np.testing.assert_allclose(plain.values.ravel()[4:], [-98.85, 49.99], atol=1e-4)
+        filled = dataset.gridrad.reflectivity(no_echo=-30, low_confidence=-40)
+        np.testing.assert_array_equal(
+            filled.values.ravel()[:4], np.array([np.nan, -30, -40, -40], np.float32)
+        )
+        assert filled.dtype == np.float32
+        assert filled.dims == ("crop", "altitude", "y", "x")
+        np.testing.assert_array_equal(filled[0, 0, 0, 1:3], [-30, -40])
+        assert "no_echo_code" not in filled.attrs
+    with pytest.raises(SchemaError, match="the dataset has no rain; expected some of"):
+        packed.gridrad.reflectivity(channel="rain")
+
+
+def test_reflectivity_of_a_store_equals_its_codes(tmp_path):
+    store = testing.make_store(tmp_path, scenes=1, shape=(64, 64), format="gridrad-v4.2")
+    dataset, packed = open_cube(store), open_packed(store)
+    name = next(n for n in ("reflectivity", "reflectivity_column_maximum") if n in dataset)
+    values = dataset.gridrad.reflectivity(no_echo=-30, low_confidence=-40)
+    assert values.name == name
+    codes = packed[name].values
+    assert (codes == 1).any()
+    assert (values.values[codes == 1] == -30).all()
+    assert np.isnan(values.values[codes == 0]).all()
+    assert (values.values[(codes == 2) | (codes == 3)] == -40).all()
+    np.testing.assert_array_equal(values.values[codes >= 16], dataset[name].values[codes >= 16])
+    assert "altitude" not in values.dims or values.dims[1] == "altitude"
