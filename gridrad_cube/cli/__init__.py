@@ -1,0 +1,84 @@
+"""The command line: results on stdout, progress and logs on stderr, one readable line for an error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gridrad_cube import __version__
+from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
+from gridrad_cube.cli.networks import embed, train
+from gridrad_cube.cli.pictures import plot
+from gridrad_cube.cli.predecessor import convert
+from gridrad_cube.cli.questions import evaluate, query
+
+__all__ = ["cli", "main"]
+
+#: Errors that are about what was asked for; anything else is a fault of the program and shows its traceback.
+EXPECTED = (ValueError, OSError, ImportError)
+
+
+class _Commands(click.Group):
+    """A group that turns expected errors into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EXPECTED as error:
+            if ctx.params.get("debug"):
+                raise
+            raise click.ClickException(_one_line(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, package_name="gridrad-cube")
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+def cli(debug: bool) -> None:
+    """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
+
+    \b
+    The road:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
+    See it run on synthetic storms:  gridrad-cube demo
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+def demo(out: Path, seed: int, workers: int) -> None:
+    """Run the whole road on synthetic storms, on CPU, and leave stores and pictures in OUT."""
+    from gridrad_cube import demo as demonstration
+
+    demonstration.run(out, seed=seed, workers=workers, say=click.echo)
+
+
+for _command in (
+    synthesize, preprocess, info, verify, reflag, train, embed, query, evaluate, plot, convert, demo
+):  # fmt: skip
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

@@ -1,0 +1,205 @@
+"""The predecessor's files, both ways: ``gridrad-cube convert ...``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def convert() -> None:
+    """The predecessor's files to stores and checkpoints, and back (docs/coming-from-the-predecessor.md).
+
+    \b
+    gridrad-cube convert from-npz output_npz/ patches.zarr --source-root netcdf/
+    gridrad-cube convert from-features output_features.pt embeddings.zarr --cube patches.zarr
+
+    The name says which files are meant, since old folders hold several copies of the same pixels.
+    """
+
+
+_VISIBLE_UNITS = click.option(
+    "--visible-units",
+    type=click.Choice(["percent", "1"]),
+    default="percent",
+    show_default=True,
+    help="Of the reflectance in the old files.",
+)
+_PROGRESS: dict[str, Any] = {"progress": True}
+
+
+def _from_pixels(command: Any) -> Any:
+    """Options of from-npz and from-pt."""
+    options = (
+        click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path)),
+        click.argument("store"),
+        click.option(
+            "--source-root",
+            type=click.Path(path_type=Path),
+            help="Folder of the netCDF files: crops find their exact place in them by their pixels.",
+        ),
+        click.option(
+            "--visible-units", type=click.Choice(["auto", "percent", "1"]), default="auto", show_default=True
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["uint16", "float32"]),
+            default="uint16",
+            show_default=True,
+            help="Packed in steps of 0.01 K and 0.0001, or as they are.",
+        ),
+        click.option(
+            "--patch", type=int, default=None, help="Edge of a patch [that of those found, or 256]."
+        ),
+        click.option(
+            "--codec", type=click.Choice(["fast", "small", "raw"]), default="fast", show_default=True
+        ),
+        click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _report(report: Any) -> None:
+    click.echo(report)
+    if report.failed:
+        raise SystemExit(1)
+
+
+@convert.command("from-npz")
+@_from_pixels
+def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
+    """BASE.npz files (and folders of them) to a cube. The same command goes on with an interrupted one.
+
+    \b
+    gridrad-cube convert from-npz /data/output_npz patches.zarr --workers 4
+    """
+    from gridrad_cube import convert as converting
+
+    _report(converting.from_npz(sources, store, **options, **_PROGRESS))
+
+
+@convert.command("from-pt")
+@_from_pixels
+def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
+    """Crops and patches of any version (crops/, patches/, crops_K.pt, patch_K_N.pt, ...) to a cube.
+
+    \b
+    gridrad-cube convert from-pt output_folder/ patches.zarr
+    gridrad-cube convert from-pt output_folder/patches patches.zarr   (patches alone: deleted ones are flagged)
+    """
+    from gridrad_cube import convert as converting
+
+    _report(converting.from_pt(sources, store, **options, **_PROGRESS))
+
+
+@convert.command("from-features")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("store")
+@click.option("--cube", default=None, help="Cube of the same crops: places, times and flags come from it.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The network that made them.")
+@click.option(
+    "--channel", "channels", multiple=True, help="What suffix 0, 1, ... of the names is (repeatable)."
+)
+@click.option("--grid", type=int, nargs=2, default=None, help="Rows and columns, where they are not as many.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float32", show_default=True)
+def from_features(source: Path, store: str, **options: Any) -> None:
+    """output_features.pt (or _2k, or a folder such as input_2k/) to an embedding store.
+
+    \b
+    gridrad-cube convert from-features output_features.pt embeddings.zarr --cube patches.zarr
+    """
+    from gridrad_cube import convert as converting
+
+    given = {name: value for name, value in options.items() if value}
+    click.echo(json.dumps(converting.from_features(source, store, **given, **_PROGRESS)))
+
+
+@convert.command("from-checkpoint")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--inputs",
+    type=click.Choice(["embedding", "training"]),
+    default="embedding",
+    show_default=True,
+    help="Values as they are, as it embedded, or (x - 0.5) / 0.5, as it trained.",
+)
+@click.option("--channel", "channels", multiple=True, help="That it was trained on (repeatable) [both].")
+@_VISIBLE_UNITS
+def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
+    """checkpoint.pth of the predecessor to one of ours, of either level.
+
+    \b
+    gridrad-cube convert from-checkpoint Checkpoints_1/checkpoint.pth old_256.pth
+    gridrad-cube embed --store patches.zarr --checkpoint old_256.pth --out embeddings.zarr
+    """
+    from gridrad_cube import convert as converting
+
+    given = {name: value for name, value in options.items() if value}
+    click.echo(json.dumps(converting.from_checkpoint(source, out, **given)))
+
+
+_CHANNELS = click.option(
+    "--channels", "-c", multiple=True, help="In this order; all by default (repeatable)."
+)
+_FILL = click.option(
+    "--fill", type=float, default=float("nan"), show_default=True, help="For missing pixels."
+)
+
+
+@convert.command("to-npz")
+@click.argument("store")
+@click.argument("out", type=click.Path(path_type=Path))
+@_CHANNELS
+@_VISIBLE_UNITS
+@_FILL
+def to_npz(store: str, out: Path, **options: Any) -> None:
+    """A cube to SCENE.npz files with crop and patches."""
+    from gridrad_cube import convert as converting
+
+    click.echo(json.dumps(converting.to_npz(store, out, **options, **_PROGRESS)))
+
+
+@convert.command("to-pt")
+@click.argument("store")
+@click.argument("out", type=click.Path(path_type=Path))
+@_CHANNELS
+@_VISIBLE_UNITS
+@_FILL
+@click.option("--what", type=click.Choice(["both", "crops", "patches"]), default="both", show_default=True)
+@click.option("--clean", is_flag=True, help="Leave out patches that training would reject.")
+def to_pt(store: str, out: Path, **options: Any) -> None:
+    """A cube to crops/SCENE_crop_C.pt and patches/SCENE_patch_I_J_C.pt."""
+    from gridrad_cube import convert as converting
+
+    click.echo(json.dumps(converting.to_pt(store, out, **options, **_PROGRESS)))
+
+
+@convert.command("to-features")
+@click.argument("store")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--fill", type=float, default=None, help="For cells without an embedding [such crops are left out]."
+)
+def to_features(store: str, out: Path, fill: float | None) -> None:
+    """Embeddings to output_features.pt (OUT ends in .pt) or to a folder of one file a crop (input_2k/)."""
+    from gridrad_cube import convert as converting
+
+    click.echo(json.dumps(converting.to_features(store, out, fill=fill, **_PROGRESS)))
+
+
+@convert.command("to-checkpoint")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--channel", default=None, help="Level 256: put its normalisation into the first layer.")
+@_VISIBLE_UNITS
+def to_checkpoint(source: Path, out: Path, **options: Any) -> None:
+    """A checkpoint of ours to one that the predecessor's scripts load (--pretrained_weights)."""
+    from gridrad_cube import convert as converting
+
+    click.echo(json.dumps(converting.to_checkpoint(source, out, **options)))
