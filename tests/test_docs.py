@@ -167,22 +167,10 @@ def test_flags_are_computed_from_what_is_stored_as_the_page_says(cube):
 def test_pages_build_without_a_warning(tmp_path):
     """Without running the notebooks: `tests/test_notebooks.py` does."""
     pytest.importorskip("myst_nb", reason="pip install -e '.[docs]'")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-d",
-        str(tmp_path / "trees"),
-        "-c",
-        "docs",
-        ".",
-    ]
+    options = ["-Wq", "--keep-going", "-c", "docs", "-d", str(tmp_path / "trees")]
     done = subprocess.run(
-        [*command, ".", str(tmp_path / "html")], cwd=PROJECT, capture_output=True, text=True, timeout=280,
-        env={**os.environ, "GRIDRAD_CUBE_DOCS_EXECUTE": "off"},
+        [sys.executable, "-m", "sphinx", *options, ".", str(tmp_path / "html")], cwd=PROJECT, capture_output=True,
+        text=True, timeout=280, env={**os.environ, "GRIDRAD_CUBE_DOCS_EXECUTE": "off"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "html" / "docs" / "api" / "gridrad_cube.pipeline.html").read_text()
