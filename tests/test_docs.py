@@ -15,7 +15,7 @@ from test_readme import blocks
 
 from gridrad_cube import store, testing
 from gridrad_cube.cli import cli
-from gridrad_cube.schema import Flag
+from gridrad_cube.schema import CHANNELS, Flag
 from gridrad_cube.train.config import ALIASES, FIELDS
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -122,6 +122,25 @@ def test_a_patch_is_read_by_hand_as_the_page_says(cube, monkeypatch):
     exec(compile(code, "docs/cube-format.md", "exec"), names)
     ours = store.open_cube(cube).ir_brightness_temperature[1, 64:96, 96:128].values
     np.testing.assert_allclose(names["kelvin"], ours, atol=1e-4)
+
+
+def test_the_table_of_packings_is_that_of_the_program():
+    page = (PROJECT / "docs" / "cube-format.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|(.*)\|$", page, re.MULTILINE)
+    rows = [row for row in rows if row[0] in CHANNELS]
+    assert [row[0] for row in rows] == list(CHANNELS)
+    for name, units, scale, offset, rest in rows:
+        packing, said = CHANNELS[name].packing, [cell.strip() for cell in rest.split("|")]
+        codes = (
+            packing.fill_value, packing.no_echo, packing.low_confidence, packing.clutter, packing.out_of_range,
+            packing.non_finite, packing.echo_minimum,
+        )  # fmt: skip
+        valid = (packing.valid_minimum, packing.valid_maximum)
+        assert units == CHANNELS[name].units
+        assert (float(scale), float(offset)) == pytest.approx((packing.scale_factor, packing.add_offset))
+        assert said[:7] == ["" if code is None else f"{code:g}" for code in codes]
+        assert said[7] == ("" if None in valid else "{:g} to {:g}".format(*valid))
+        assert packing.dtype == "uint16"
 
 
 def test_flags_are_computed_from_what_is_stored_as_the_page_says(cube):
