@@ -19,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 # The pages, with notebooks run and a reference from docstrings, in docs/_build/html; a warning is an error.
-docs: $(VENV)/.docs
+docs: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
 	@echo docs/_build/html/index.html
 
@@ -72,10 +72,6 @@ $(STAMP): pyproject.toml requirements.lock
 
 $(VENV)/.checked: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[check]'
-	touch $@
-
-$(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
 	touch $@
 
 # Without the package itself: its linters need none of its dependencies.
