@@ -67,6 +67,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
 default_role = "autolink"
+toc_object_entries_show_parents = "hide"
 suppress_warnings = ["config.cache"]
 
 html_theme = "pydata_sphinx_theme"
