@@ -10,13 +10,18 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CONTAINER ?= docker
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gridrad_cube/__init__.py)
 
-.PHONY: demo test test-minimum test-latest check lint-deploy try-wheel image image-cuda clean
+.PHONY: demo test docs test-minimum test-latest check lint-deploy try-wheel image image-cuda clean
 
 demo: $(STAMP)
 	$(BIN)/gridrad-cube demo demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The pages, with notebooks run and a reference from docstrings, in docs/_build/html; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build/html
+	@echo docs/_build/html/index.html
 
 check: $(VENV)/.checked
 	$(BIN)/ruff check .
@@ -77,4 +82,4 @@ $(VENV)/.lint-deploy: pyproject.toml requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-minimum .venv-latest .venv-wheel demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-minimum .venv-latest .venv-wheel demo docs/_build docs/api/*.rst build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

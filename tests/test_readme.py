@@ -52,11 +52,23 @@ def test_readme_in_the_cube(folder, monkeypatch):
 
 def test_format_page_with_plain_xarray(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    (code,) = blocks("docs/cube-format.md")
+    code = blocks("docs/cube-format.md")[-1]
     names = {}
     exec(code.replace("256", "32"), names)
     assert names["patch"].shape == (32, 32)
     assert names["latitude"].mean() == pytest.approx(float(names["one"].latitude[3, 5]))
+
+
+def test_first_steps(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    look, learn = blocks("docs/first-steps.md")
+    names = {}
+    exec(compile(look, "docs/first-steps.md", "exec"), names)
+    assert names["storm"].sizes["y"] == 32
+    small = 'preset="demo", steps=1, coarsen=1, batch_size_per_gpu=16, global_size=32, local_size=16, image_size=32'
+    exec(compile(learn.replace('preset="demo"', small), "docs/first-steps.md", "exec"), names)
+    assert names["answer"].sizes["rank"] == 5
+    assert "source" in capsys.readouterr().out
 
 
 def test_quality_page_selects_by_flags(folder, monkeypatch, capsys):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gridrad_cube.train.distributed import World
 
@@ -28,6 +27,9 @@ def reporter(
     if not progress or not world.is_main:
         yield None
         return
+    # Importing it warns in notebooks without ipywidgets, where no bar may be asked for.
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     with logging_redirect_tqdm(), tqdm(
         total=steps, initial=step, desc=f"train {level}", unit="step", dynamic_ncols=True
     ) as bar:  # fmt: skip
