@@ -212,7 +212,7 @@ def rows_of(found: dict[str, dict[str, Any]], scenes: int) -> list[list[object]]
     """One row of the table for each side."""
     return [
         [
-            SIDES[side][0], f"{f["whole"]:.2f}", f"{f["seconds"]:.2f}", f"{f['seconds'] / scenes:.3f}",
+            SIDES[side][0], f"{f['whole']:.2f}", f"{f['seconds']:.2f}", f"{f['seconds'] / scenes:.3f}",
             f"{f['bytes'] / 1e6:.0f}", f["files"], f"{f['peak']:.0f}",
         ]
         for side, f in found.items()
