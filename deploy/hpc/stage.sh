@@ -11,6 +11,8 @@ free=$(df -Pk "$2" | awk 'NR == 2 { print $4 }')
 rm -rf "$copy"
 partial=$(mktemp -d "$2/partial.XXXXXX")
 trap 'rm -rf "$partial"' EXIT
+# The folders first, by one: several copies that make the same one get in each other's way.
+(cd "$store" && find . -type d -not -path './_build*' -print0 | xargs -0 -I{} mkdir -p "$partial/{}")
 # Eight at a time: one reader alone does not fill a parallel file system.
 (cd "$store" && find . -type f -not -path './_build/*' -print0 | xargs -0 -n 32 -P 8 cp --parents -t "$partial")
 # It appears whole or not at all; another job of this node may have been faster.
