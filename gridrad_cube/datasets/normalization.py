@@ -365,7 +365,7 @@ def _take(
     values, valid = np.empty(packed.shape, np.dtype(f"V{dtype.itemsize}")), np.empty(packed.shape, bool)
     out = torch.from_numpy(values.view(f"u{dtype.itemsize}")).view(dtype)
     step = max(1, _TOGETHER // max(1, packed[:1].size))
-    scratch = np.empty((step, *packed.shape[1:]), np.float32)
+    scratch = np.empty((0 if dtype == torch.float32 else step, *packed.shape[1:]), np.float32)
     for start in range(0, len(packed), step):
         block = slice(start, start + step)
         part = values[block].view(np.float32) if dtype == torch.float32 else scratch[: len(packed[block])]
