@@ -13,8 +13,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gridrad_cube.machine import cores
 from gridrad_cube.store import ArraySpec, Files, encode, metadata, shards
-from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader, cores, merge
+from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader, merge
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns

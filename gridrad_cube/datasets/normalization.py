@@ -82,7 +82,9 @@ class Normalization:
                 values = np.log10(np.maximum(values, np.float32(RAIN_FLOOR)))
             else:
                 least = 0.0 if self.rule == "reflectivity" else -np.inf
-                values = (np.maximum(values, np.float32(least)) - np.float32(self.mean)) / np.float32(self.std)
+                values = (np.maximum(values, np.float32(least)) - np.float32(self.mean)) / np.float32(
+                    self.std
+                )
         values[~echo] = self.no_echo
         values[~valid] = self.fill
         return values, valid

@@ -27,6 +27,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
+from gridrad_cube.machine import cores
 from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
 
@@ -573,11 +574,3 @@ def merge(wanted: Iterable[tuple[int, int, int]], *, gap: int, most: int) -> lis
                 continue
         out.append((offset, offset + size, [(0, size, place)]))
     return out
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        return os.cpu_count() or 1
