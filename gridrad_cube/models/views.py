@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridrad_cube.models.seeded import check_seeds, uniforms
+from gridrad_cube.models.seeded import check_seeds, constants, uniforms
 
 View = tuple[Tensor, Tensor]
 
@@ -223,7 +223,7 @@ def _side_weight(spec: ViewSpec, blur: Tensor, sigma: Tensor, *, is_global: bool
     chances = [first] + [further] * (blur.shape[1] - 1) if is_global else [local] * blur.shape[1]
     low, high = spec.blur_sigma
     side = torch.exp(-0.5 / (low + (high - low) * sigma).square())
-    return torch.where(blur < torch.tensor(chances, device=blur.device), side / (1 + 2 * side), 0.0)
+    return torch.where(blur < constants(tuple(chances), blur.device), side / (1 + 2 * side), 0.0)
 
 
 def _blur(matrix: Tensor, side: Tensor) -> Tensor:
@@ -241,7 +241,8 @@ def _resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
     """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
-    gain = torch.tensor(spec.gain, dtype=torch.float32, device=values.device).reshape(-1, 1, 1)
+    gains = spec.gain if isinstance(spec.gain, tuple) else (spec.gain,)
+    gain = constants(gains, values.device)[:, None, None]
     offset = gain * (2 * number - 1)
     if spec.gain_floor is not None:
         # |offset| <= gain, so a value above the floor can sink to it but never below.

@@ -52,6 +52,14 @@ class Config:
     coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
     limit: int | None = _option(None, "data", "use the first samples only, for a quick look", unit="samples")
     num_workers: int = _option(1, "data", "batches read at a time; each decompresses on all cores", unit="batches")
+    shuffle_block: int = _option(
+        1, "data", "shuffle neighbouring samples in blocks, 16 at most: fewer reads where the store is far away",
+        unit="samples")
+    cache: str | None = _option(
+        None, "data", "folder on a fast disk for what was read once, for a store that is far away", level="256")
+    cache_gib: float = _option(50.0, "data", "how much --cache may hold", unit="GiB", level="256")
+    on_damage: Literal["raise", "skip"] = _option(
+        "raise", "data", "stop at a patch that is missing or altered in the store, or leave it out", level="256")
 
     # network
     arch: str = _option("auto", "network", "vit_tiny, vit_small, vit_base, vit_demo; vit2k_xs, vit4k_xs for "
@@ -81,6 +89,8 @@ class Config:
                                          "the number of samples")
     warmup_teacher_temp_epochs: float | Auto = _option(
         30, "objective", "length of that warm-up; auto: 37,500 steps, 30 % of the run at most", unit="epochs")
+    teacher_temp_by: Literal["step", "epoch"] = _option(
+        "step", "objective", "whether it rises at each step, or each epoch as in DINO, which small sets have few of")
     center_momentum: float = _option(0.9, "objective", "share of the old centre kept at each step")
     coding_distortion: float = _option(0.05, "objective", "coding rate: squared precision; smaller spreads more")
     coding_weight: float = _option(1.0, "objective", "coding rate: weight of the expansion")
@@ -89,6 +99,8 @@ class Config:
     epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
     steps: int | None = _option(None, "optimiser", "length of the run in optimiser steps", unit="steps")
     batch_size_per_gpu: int = _option(64, "optimiser", "samples a step and process", unit="samples")
+    accumulate: int = _option(
+        1, "optimiser", "batches that make one step: for a larger step than fits into memory", unit="batches")
     optimizer: Literal["adamw", "sgd"] = _option("adamw", "optimiser", "adamw, or sgd with momentum 0.9")
     lr: float = _option(5e-4, "optimiser", "peak learning rate for a batch of 256; scaled with the batch")
     warmup_epochs: float | Auto = _option(
@@ -137,6 +149,8 @@ class Config:
     # run
     seed: int = _option(0, "run", "of weights, order and views")
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "run", "auto takes a GPU where there is one")
+    compile: bool = _option(
+        False, "run", "compile the networks: some minutes at the start, faster steps on a GPU")
     resume: str = _option("auto", "run", "auto: go on with the run in --out, if any; a checkpoint's path; never")
     init_from: str | None = _option(None, "run", "start from the weights of this checkpoint, as a new run")
     saveckp_freq: int = _option(20, "run", "keep a checkpoint for good every so many epochs; 0 is never", unit="epochs")
@@ -399,7 +413,7 @@ def _store_in(file: str | os.PathLike[str] | None) -> str:
 
 _RANGES = ("zoom", "global_crops_scale", "local_crops_scale")
 _POSITIVE = (
-    "coarsen", "batch_size_per_gpu", "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
+    "coarsen", "batch_size_per_gpu", "accumulate", "shuffle_block", "cache_gib", "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
     "magnification", "student_temp", "keep_checkpoints",
 )  # fmt: skip
 

@@ -152,11 +152,13 @@ def _make_head(width: int, options: Mapping[str, Any]) -> nn.Module:
 def _make_loss(config: Config, plan: Plan, views: int) -> nn.Module:
     if config.objective == "coding-rate":
         return CodingRateLoss(views, config.coding_distortion, config.coding_weight)
-    # One temperature a step, not an epoch: small data sets have few, short epochs.
-    return DINOLoss(
-        plan.out_dim, views, plan.warmup_teacher_temp, plan.teacher_temp, plan.temp_warmup_steps, plan.steps,
-        student_temp=config.student_temp, center_momentum=config.center_momentum,
+    unit = plan.steps_per_epoch if config.teacher_temp_by == "epoch" else 1
+    loss = DINOLoss(
+        plan.out_dim, views, plan.warmup_teacher_temp, plan.teacher_temp, plan.temp_warmup_steps // unit,
+        -(-plan.steps // unit), student_temp=config.student_temp, center_momentum=config.center_momentum,
     )  # fmt: skip
+    loss.teacher_temps = loss.teacher_temps.repeat(unit)[: plan.steps]  # one a step
+    return loss
 
 
 def make_optimizer(config: Config, student: nn.Module, device: torch.device) -> torch.optim.Optimizer:
@@ -165,6 +167,32 @@ def make_optimizer(config: Config, student: nn.Module, device: torch.device) -> 
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     return torch.optim.AdamW(groups, lr=0.0, fused=device.type == "cuda")
+
+
+def compile_networks(networks: Networks, device: torch.device) -> None:
+    """Compile the forward passes of student and teacher; state dicts stay as they are.
+
+    Raises
+    ------
+    SchemaError
+        If torch cannot compile here.
+    """
+    try:
+        torch.compile(_probe, dynamic=False)(torch.zeros(8, device=device))
+    except (ImportError, RuntimeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SchemaError(
+            f"--compile: torch cannot compile for {device.type} here ({reason.rstrip('.')}). Install a C++ "
+            "compiler (for a GPU Triton too), or leave --compile out."
+        ) from error
+    for network in (networks.student, networks.teacher):
+        # Views have two shapes: two static graphs are faster than one that takes any.
+        network.backbone.compile(dynamic=False)
+        network.head.compile(dynamic=False)
+
+
+def _probe(x: Tensor) -> Tensor:
+    return x.sin() + x.cos()
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

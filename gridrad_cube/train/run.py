@@ -19,7 +19,7 @@ CHECKPOINT_FORMAT = 1
 #: Options that may differ when a run goes on: where and how it runs, not what it computes. The batch of a
 #: process may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
-    "store", "out", "num_workers", "device", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
+    "store", "out", "num_workers", "cache", "cache_gib", "on_damage", "device", "compile", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
     "save_minutes", "keep_checkpoints", "log_steps", "batch_size_per_gpu",
 ))  # fmt: skip
 
@@ -168,14 +168,16 @@ def check_same_run(
             f"{where}: a run of level {checkpoint['level']}, but {config.store} trains level {level}. "
             "Each level has its own --out."
         )
-    old, new = checkpoint["config"], config.to_dict()
+    old, new = Config().to_dict() | checkpoint["config"], config.to_dict()  # options newer than the checkpoint
+    # How DINO's loss is added up makes no difference; the coding rate is that of each batch.
+    free = _FREE | {"accumulate"} if config.objective == "dino" else _FREE
     differing = [
-        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in _FREE and old.get(k) != new[k]
+        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in free and old.get(k) != new[k]
     ]
     if checkpoint["plan"]["global_batch"] != batch:
         differing.append(
             f"{checkpoint['plan']['global_batch']} samples a step there, {batch} here (processes x "
-            "--batch-size-per-gpu)"
+            "--batch-size-per-gpu x --accumulate)"
         )
     if differing:
         raise SchemaError(f"{where}: a run of another configuration: {'; '.join(differing)}. {remedy}")

@@ -21,7 +21,7 @@ from gridrad_cube.models.seeded import sample_seeds
 from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
-from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.store import ShardCache, open_packed, store_info
 from gridrad_cube.train.config import Config, Level, named_refusals, store_level
 
 #: Largest random offset of a channel of each kind, in its units: `Config.gain` multiplies it.
@@ -102,6 +102,16 @@ def _selection(config: Config) -> dict[str, Any]:
     }
 
 
+def _cache(config: Config) -> ShardCache | None:
+    return None if config.cache is None else ShardCache(config.cache, int(config.cache_gib * 2**30))
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def _number(strata: int | np.ndarray) -> int:
     return strata if isinstance(strata, int) else len(strata)
 
@@ -140,7 +150,7 @@ class PatchSource:
         options = _selection(config)
         self.dataset = PatchDataset(
             config.store, **options, channel_mode=self._mode(options["channels"]), coarsen=config.coarsen,
-            bbox=tuple(config.bbox) or None,  # type: ignore[arg-type]
+            bbox=tuple(config.bbox) or None, on_damage=config.on_damage, cache=_cache(config),  # type: ignore[arg-type]
         )  # fmt: skip
         if normalization is not None:
             self.dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
@@ -218,7 +228,7 @@ class PatchSource:
         of = np.array([kinds.index(spec) for spec in self._specs])[self.dataset.table.channel[index]]
         out: list[tuple[Tensor, Tensor]] = []
         for number in np.unique(of).tolist():
-            rows = torch.from_numpy(np.flatnonzero(of == number)).to(values.device)
+            rows = _to_device(np.flatnonzero(of == number), values.device)
             part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows])
             if not out:
                 out = [tuple(t.new_zeros((len(values), *t.shape[1:])) for t in view) for view in part]  # type: ignore[misc]
