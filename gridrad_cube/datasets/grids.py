@@ -261,8 +261,7 @@ def decode_grids(
     """
     values = codes.to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (
-        constants(tuple(normalization[name]), codes.device)[:, None, None]
-        for name in ("mean", "std")
+        constants(tuple(normalization[name]), codes.device)[:, None, None] for name in ("mean", "std")
     )
     if len(mean) != codes.shape[1]:
         raise SchemaError(f"decode_grids: embeddings have {codes.shape[1]} features; expected {len(mean)}")

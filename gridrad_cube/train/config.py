@@ -150,7 +150,7 @@ class Config:
     seed: int = _option(0, "run", "of weights, order and views")
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "run", "auto takes a GPU where there is one")
     compile: bool = _option(
-        False, "run", "compile the networks: some minutes at the start, faster steps on a GPU")
+        False, "run", "compile the networks: needs a C++ compiler and a minute or more at the start")
     resume: str = _option("auto", "run", "auto: go on with the run in --out, if any; a checkpoint's path; never")
     init_from: str | None = _option(None, "run", "start from the weights of this checkpoint, as a new run")
     saveckp_freq: int = _option(20, "run", "keep a checkpoint for good every so many epochs; 0 is never", unit="epochs")
@@ -187,11 +187,18 @@ ALIASES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "use_fp16": ("precision", lambda value: "bf16" if coerce("use_fp16", value, bool) else "fp32"),
 }
 
-#: Options of the predecessor that are gone, and why.
-REMOVED: dict[str, str] = {
-    "save_best": "the lowest training loss is not the best network; numbered checkpoints are kept, probe them",
+#: Other names of networks, kept from the predecessor.
+_ARCH_ALIASES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
+
+#: Options of the predecessor that do nothing any more, and what does instead.
+IDLE: dict[str, str] = {
+    "save_best": "numbered checkpoints are kept instead, as the lowest training loss is not the best network",
     "dist_url": "processes find each other by what torchrun, srun or mpiexec set",
-    "local_rank": "start many processes with torchrun, srun or mpiexec; the rank is read from the environment",
+    "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
+}
+
+#: Options of the predecessor's other programs, and where they went.
+REMOVED: dict[str, str] = {
     "arch2k": "the network of level 2k is --arch when --store holds embeddings",
 }
 
@@ -292,6 +299,8 @@ def canonical(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in ALIASES:
             name, convert = ALIASES[name]
             value = convert(value)
+        if name == "arch":
+            value = _ARCH_ALIASES.get(value, value)
         if name not in FIELDS:
             raise SchemaError(f"{where}: {unknown_option(name)}")
         out[name] = value
@@ -413,7 +422,8 @@ def _store_in(file: str | os.PathLike[str] | None) -> str:
 
 _RANGES = ("zoom", "global_crops_scale", "local_crops_scale")
 _POSITIVE = (
-    "coarsen", "batch_size_per_gpu", "accumulate", "shuffle_block", "cache_gib", "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
+    "coarsen", "batch_size_per_gpu", "accumulate", "shuffle_block", "cache_gib",
+    "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
     "magnification", "student_temp", "keep_checkpoints",
 )  # fmt: skip
 

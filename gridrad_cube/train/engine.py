@@ -113,7 +113,7 @@ class _Run:
         self.networks.to(device)
         if config.compile:
             compile_networks(self.networks, device)
-        self.optimizer = make_optimizer(config, self.networks.student, device)
+        self.optimizer = make_optimizer(config, self.networks.student)
         self.bf16 = use_bf16(config.precision, device)
         self.schedules = make_schedules(config, self.plan)
         self.sampler = EpochSampler(

@@ -161,12 +161,14 @@ def _make_loss(config: Config, plan: Plan, views: int) -> nn.Module:
     return loss
 
 
-def make_optimizer(config: Config, student: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of the student; its two groups get rate and decay at each step."""
     groups = parameter_groups(student)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=0.0, fused=device.type == "cuda")
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=0.0, fused=True
+    )  # on a CPU a tenth of the loop that is torch's default
 
 
 def compile_networks(networks: Networks, device: torch.device) -> None:
@@ -180,7 +182,9 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
     try:
         torch.compile(_probe, dynamic=False)(torch.zeros(8, device=device))
     except (ImportError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise SchemaError(
             f"--compile: torch cannot compile for {device.type} here ({reason.rstrip('.')}). Install a C++ "
             "compiler (for a GPU Triton too), or leave --compile out."

@@ -103,8 +103,7 @@ def _check_batch(config: Config, level: Level, samples: int, batch: int, world_s
             else "scenes"
         )
         raise SchemaError(
-            f"{config.store}: {samples} {what}, fewer than one step of {batch} "
-            f"({counted}). {smaller} {more}."
+            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). {smaller} {more}."
         )
 
 

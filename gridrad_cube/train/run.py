@@ -19,7 +19,8 @@ CHECKPOINT_FORMAT = 1
 #: Options that may differ when a run goes on: where and how it runs, not what it computes. The batch of a
 #: process may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
-    "store", "out", "num_workers", "cache", "cache_gib", "on_damage", "device", "compile", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
+    "store", "out", "num_workers", "cache", "cache_gib", "on_damage", "device",
+    "compile", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
     "save_minutes", "keep_checkpoints", "log_steps", "batch_size_per_gpu",
 ))  # fmt: skip
 
@@ -168,7 +169,10 @@ def check_same_run(
             f"{where}: a run of level {checkpoint['level']}, but {config.store} trains level {level}. "
             "Each level has its own --out."
         )
-    old, new = Config().to_dict() | checkpoint["config"], config.to_dict()  # options newer than the checkpoint
+    old, new = (
+        Config().to_dict() | checkpoint["config"],
+        config.to_dict(),
+    )  # options newer than the checkpoint
     # How DINO's loss is added up makes no difference; the coding rate is that of each batch.
     free = _FREE | {"accumulate"} if config.objective == "dino" else _FREE
     differing = [

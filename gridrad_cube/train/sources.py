@@ -125,7 +125,10 @@ def _first(strata: int | np.ndarray, limit: int | None) -> int | np.ndarray:
 def _arch(config: Config, level: Level, default: str) -> str:
     name = default if config.arch == "auto" else config.arch
     if name not in ARCHITECTURES:
-        raise SchemaError(f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}")
+        raise SchemaError(
+            f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}. Networks of torchvision and torch.hub "
+            "(xcit) are not built here: attention and masked tokens need a transformer of this list."
+        )
     if ARCHITECTURES[name].cells != (level == "2k"):
         fitting = sorted(n for n, a in ARCHITECTURES.items() if a.cells == (level == "2k"))
         what = "embeddings, level 2k" if level == "2k" else "patches, level 256"
