@@ -29,6 +29,7 @@ from gridrad_cube.models.dino import (
 )
 from gridrad_cube.models.seeded import sample_seeds
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.store import MissingChunkError
 from gridrad_cube.train.config import Config, store_level
 from gridrad_cube.train.distributed import (
     World,
@@ -87,7 +88,12 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
         with reporter(
             progress, steps=run.plan.steps, step=run.step, level=run.source.level, world=world
         ) as report:
-            summary = run.fit(received, report)
+            try:
+                summary = run.fit(received, report)
+            except MissingChunkError as error:
+                if run.source.level == "256":
+                    raise type(error)(f"{error} Or leave such patches out: --on-damage skip.") from error
+                raise
     if "SIGINT" in received:
         raise KeyboardInterrupt
     return summary

@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train")
         status = 1
         summary = train(config, progress=sys.stderr.isatty())
     except (SchemaError, OSError, TrainingError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.strerror and error.filename
+        print(f"Error: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
         return status
     except KeyboardInterrupt:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)

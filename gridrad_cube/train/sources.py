@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,7 +104,10 @@ def _selection(config: Config) -> dict[str, Any]:
 
 
 def _cache(config: Config) -> ShardCache | None:
-    return None if config.cache is None else ShardCache(config.cache, int(config.cache_gib * 2**30))
+    if config.cache is None:
+        return None
+    Path(config.cache).mkdir(parents=True, exist_ok=True)  # refused now, not at the first read
+    return ShardCache(config.cache, int(config.cache_gib * 2**30))
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
