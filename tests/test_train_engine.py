@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridrad_cube import testing
 from gridrad_cube.datasets import Batch, PatchDataset, normalization
-from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
+from gridrad_cube.models.checkpoints import load_checkpoint
 from gridrad_cube.models.dino import CodingRateLoss, DINOLoss
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.train import TrainingError, distributed, load_config, main, train

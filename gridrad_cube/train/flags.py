@@ -193,6 +193,12 @@ def parse_config(argv: Sequence[str], prog: str = "gridrad-cube train") -> Confi
     return config
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train") -> int:
     """Run the training command; the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -207,8 +213,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train")
         status = 1
         summary = train(config, progress=sys.stderr.isatty())
     except (SchemaError, OSError, TrainingError) as error:
-        named = isinstance(error, OSError) and error.strerror and error.filename
-        print(f"Error: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
+        print(f"Error: {_one_line(error)}", file=sys.stderr)
         return status
     except KeyboardInterrupt:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)
