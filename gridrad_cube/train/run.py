@@ -168,7 +168,10 @@ def check_same_run(
             f"{where}: a run of level {checkpoint['level']}, but {config.store} trains level {level}. "
             "Each level has its own --out."
         )
-    old, new = checkpoint["config"], config.to_dict()
+    old, new = (
+        Config().to_dict() | checkpoint["config"],
+        config.to_dict(),
+    )  # options newer than the checkpoint
     differing = [
         f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in _FREE and old.get(k) != new[k]
     ]
