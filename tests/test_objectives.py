@@ -12,7 +12,7 @@ import torch
 from cubes import COLS, IR, PATCH, ROWS, random_codes, write_cube
 
 from gridrad_cube.datasets import PairDataset, PatchDataset, followers
-from gridrad_cube.models import GridViewSpec, ViewSpec, draw_grid_views, draw_views
+from gridrad_cube.models import GridViewSpec, ViewSpec, draw_grid_views, draw_views, koleo_loss
 from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.train import Config, load_config, train
@@ -123,6 +123,22 @@ def test_pairs_are_samples_then_their_partners(cube):
     assert (len(pairs), pairs.describe(3)) == (len(data), data.describe(3))
 
 
+def test_pairs_of_a_damaged_store_stay_pairs(tmp_path):
+    codes = random_codes(IR, (2, ROWS * PATCH, COLS * PATCH))
+    store = write_cube(tmp_path / "s.zarr", {IR: codes})
+    shard = store / IR / "c.1.0.0"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1  # in the first patch of the later crop
+    shard.write_bytes(data)
+    dataset = PatchDataset(store, on_damage="skip")
+    assert (dataset.table.row[0], dataset.table.col[0]) == (0, 0)
+    partners = followers(dataset, 60)
+    batch = PairDataset(dataset, partners).__getitems__([3, 0, int(partners[0])])
+    assert batch.index.tolist() == [3, 0, partners[3], 0]
+    assert batch.damaged.tolist() == [partners[0]]
+    assert torch.equal(batch.codes[1], batch.codes[3])
+
+
 def test_later_global_views_are_drawn_from_the_partner():
     generator = torch.Generator().manual_seed(0)
     x, other = torch.randn(2, 3, 1, 16, 16, generator=generator)
@@ -171,6 +187,7 @@ def test_share_of_samples_takes_partners_by_seed_and_epoch_alone(cube, tmp_path,
 
 EXTRAS = {
     "temporal": {"temporal_positives": 5, "temporal_share": 0.7},
+    "koleo": {"koleo": 0.1},
 }
 
 
@@ -194,10 +211,62 @@ def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objectiv
 def test_checkpoint_from_before_an_option_goes_on(cube, tmp_path):
     path = Path(train(config_for(cube, tmp_path, steps=2, save_steps=1))["checkpoint"])
     old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
-    for name in ("temporal_positives", "temporal_share"):
+    for name in ("temporal_positives", "temporal_share", "koleo"):
         del old["config"][name]
     (tmp_path / "old").mkdir()
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
     assert train(config_for(cube, tmp_path / "old", steps=2))["step"] == 2
     with pytest.raises(SchemaError, match=r"--temporal-positives 0.0 there, 5.0 here"):
         train(config_for(cube, tmp_path / "old", steps=2, temporal_positives=5))
+
+
+# spread features
+
+
+def brute_koleo(features: np.ndarray) -> float:
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    return -float(np.mean(np.log(nearest)))
+
+
+def test_koleo_is_the_mean_logarithm_of_nearest_distances():
+    features = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    expected = np.mean([brute_koleo(part.numpy()) for part in features.chunk(2)])
+    assert float(koleo_loss(features, 2)) == pytest.approx(expected, rel=1e-4)
+    assert float(koleo_loss(7 * features, 2)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_koleo_is_float32_under_autocast_and_pushes_neighbours_apart():
+    features = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = koleo_loss(features, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = koleo_loss(features, 1)
+    assert torch.equal(plain, rounded)
+    assert plain.dtype == torch.float32
+    plain.backward()
+    with torch.no_grad():
+        assert koleo_loss(features - 1e-2 * features.grad, 1) < plain
+
+
+def test_koleo_leaves_duplicates_alone():
+    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    features[1] = features[0]
+    features.requires_grad_()
+    loss = koleo_loss(features, 1)
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad.isfinite().all()
+    assert features.grad[1].abs().max() < 1e-6  # no sample but its double is its neighbour
+
+
+def test_koleo_of_one_sample_is_refused():
+    with pytest.raises(ValueError, match="a batch of one sample has no neighbours"):
+        koleo_loss(torch.ones(2, 4), 2)
+
+
+def test_terms_of_the_loss_are_told_apart(cube, tmp_path):
+    train(config_for(cube, tmp_path, steps=2, koleo=0.5))
+    for record in metrics_of(tmp_path):
+        total = record["loss_views"] + 0.5 * record["loss_koleo"]
+        assert record["train_loss"] == pytest.approx(total, rel=1e-5)
+        assert record["headroom"] == pytest.approx(np.log(64) - record["loss_views"], rel=1e-5)

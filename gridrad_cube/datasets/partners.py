@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.batches import Batch
@@ -21,8 +23,9 @@ SAME_PLACE = 1e-3
 class PairDataset(Dataset[Batch]):
     """Samples of a data set together with their partners, twice as many rows a batch.
 
-    Rows ``[:B]`` of a batch are the samples asked for, rows ``[B:]`` their partners in the same order: as many
-    reads, and the same ones for any number of ranks and workers, since partners are a fixed table.
+    Rows ``[:B]`` of a batch are the samples asked for, rows ``[B:]`` their partners in the same order, whatever
+    the number of ranks and workers: partners are a fixed table. A sample that is damaged in the store is left out
+    with its partner (where the data set does so at all); one whose partner is damaged is its own.
 
     Parameters
     ----------
@@ -46,7 +49,15 @@ class PairDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Read samples and partners; see `PatchDataset.__getitems__`."""
         index = np.asarray(indices, np.int64)
-        return self.dataset.__getitems__(np.concatenate([index, self.partners[index]]))
+        read = np.unique(np.concatenate([index, self.partners[index]]))  # each of them once
+        batch = self.dataset.__getitems__(read)
+        lost = np.isin(index, batch.damaged) if batch.damaged is not None else np.zeros(len(index), bool)
+        kept = batch.index.numpy()
+        own = index[~lost]
+        other = np.where(np.isin(self.partners[own], kept), self.partners[own], own)
+        rows = torch.from_numpy(np.searchsorted(kept, np.concatenate([own, other])))
+        pairs = replace(batch, damaged=None)._map(lambda tensor: tensor[rows])
+        return replace(pairs, damaged=torch.from_numpy(index[lost]) if lost.any() else None)
 
     def describe(self, index: int) -> dict[str, Any]:
         """Where a sample comes from."""

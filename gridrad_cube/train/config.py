@@ -85,6 +85,10 @@ class Config:
     coding_distortion: float = _option(0.05, "objective", "coding rate: squared precision; smaller spreads more")
     coding_weight: float = _option(1.0, "objective", "coding rate: weight of the expansion")
 
+    koleo: float = _option(
+        0.0, "objective", "weight of a term that keeps samples apart: the mean logarithm of the distance of each "
+        "feature of a global view to its nearest neighbour in the batch of a process; 0 is off, 0.1 usual")
+
     # optimiser
     epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
     steps: int | None = _option(None, "optimiser", "length of the run in optimiser steps", unit="steps")
@@ -418,7 +422,7 @@ def _check(config: Config) -> None:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
     if not 0 <= config.temporal_share <= 1:
         raise SchemaError(f"--temporal-share: got {config.temporal_share}; expected between 0 and 1")
-    for name, least in (("steps", 0), ("limit", 1), ("temporal_positives", 0)):
+    for name, least in (("steps", 0), ("limit", 1), ("temporal_positives", 0), ("koleo", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")

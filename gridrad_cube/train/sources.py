@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import open_packed, store_info
 from gridrad_cube.train.config import Config, Level, named_refusals, store_level
+
+logger = logging.getLogger(__name__)
 
 #: Largest random offset of a channel of each kind, in its units: `Config.gain` multiplies it.
 GAIN = {"infrared": 1.0, "visible": 0.02}
@@ -122,7 +125,10 @@ def _with_partners(dataset: Any, config: Config, samples: int) -> Any:
     if not config.temporal_positives:
         return dataset
     first = None if config.limit is None else samples
-    return PairDataset(dataset, followers(dataset, config.temporal_positives, first=first))
+    partners = followers(dataset, config.temporal_positives, first=first)
+    share = np.mean(partners != np.arange(len(partners)))
+    logger.info("%.0f %% of the samples have a partner %g min later", 100 * share, config.temporal_positives)
+    return PairDataset(dataset, partners)
 
 
 def _split(
