@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds, uniforms
+from gridrad_cube.models.tokens import HiddenTokens, hide_tokens
 from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
@@ -33,8 +34,9 @@ GAIN = {"infrared": 1.0, "visible": 0.02}
 GAIN_DBZ = 2.0
 GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
 
-#: Of random numbers: whether the second global view of a sample comes from its partner. Views have those below.
-_PARTNER_STREAM = 2**20
+#: Streams of random numbers beyond those of views: whether the second global view of a sample comes from its
+#: partner, and from here on which tokens of a view are hidden.
+_PARTNER_STREAM, _HIDDEN_STREAM = 2**20, 2**20 + 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class DrawnView:
     x: Tensor
     token_mask: Tensor | None
     attention_mask: Tensor | None
+    #: What the student does not see of it, to tell as the teacher does.
+    hidden: HiddenTokens | None = None
 
 
 class Source(Protocol):
@@ -147,6 +151,17 @@ def _split(
     return values[:half], valid[:half], seeds, (chosen(values), chosen(valid))
 
 
+def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds: Tensor) -> list[DrawnView]:
+    """Hide tokens of the first views, where those observed (B, rows, columns) are given."""
+    if not config.token_weight:
+        return views
+    hidden = [
+        replace(view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number))
+        for number, (view, seen) in enumerate(zip(views, observed, strict=False))
+    ]
+    return hidden + views[len(hidden) :]
+
+
 def _arch(config: Config, level: Level, default: str) -> str:
     name = default if config.arch == "auto" else config.arch
     if name not in ARCHITECTURES:
@@ -235,12 +250,18 @@ class PatchSource:
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Decode, draw and mask: see `Source.draw`."""
         values, valid = self.dataset.decode(batch)
-        views = self._draw(*_split(values, valid, batch, self.config, epoch), index)
-        masks = [
-            token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
-            for _, seen in views
+        values, valid, seeds, partner = _split(values, valid, batch, self.config, epoch)
+        views = self._draw(values, valid, seeds, partner, index)
+        missing = [token_coverage(seen, self.patch_size) < 0.5 for _, seen in views]
+        drawn = [
+            DrawnView(x, mask if self.config.mask_tokens else None, None)
+            for (x, _), mask in zip(views, missing, strict=True)
         ]
-        return [DrawnView(x, mask, None) for (x, _), mask in zip(views, masks, strict=True)]
+        observed = [
+            ~mask.unflatten(1, (-1, self.config.global_size // self.patch_size))
+            for mask in missing[: self.global_views]
+        ]
+        return _hide(drawn, observed, self.config, seeds)
 
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
@@ -308,7 +329,8 @@ class GridSource:
         """Standardise and draw; cells that do not count are masked in attention. See `Source.draw`."""
         values, cells, seeds, partner = _split(*self.dataset.decode(batch), batch, self.config, epoch)
         views = draw_grid_views(values, cells, self._spec, seeds, partner)
-        return [DrawnView(x, None, kept) for x, kept in views]
+        drawn = [DrawnView(x, None, kept) for x, kept in views]
+        return _hide(drawn, [kept for _, kept in views[: self.global_views]], self.config, seeds)
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
