@@ -1,4 +1,4 @@
-"""What training may add to its objective: partners in time, spread features, targets for single tokens."""
+"""What training may add to its objective: partners in time, spread features, targets for tokens; and mirrors."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from gridrad_cube.models import (
     koleo_loss,
 )
 from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.train import Config, load_config, train
 from gridrad_cube.train.networks import make_networks
 from gridrad_cube.train.plan import make_plan
-from gridrad_cube.train.sources import PatchSource
+from gridrad_cube.train.sources import PatchSource, is_handed
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: A network and views for the 16 px patches of `cubes`.
@@ -436,3 +436,22 @@ def test_student_answers_at_hidden_tokens_and_the_teacher_sees_them(cube, tmp_pa
     torch.testing.assert_close(again.tokens, learnt.tokens)
     torch.testing.assert_close(again.heads, learnt.heads)
     assert not torch.allclose(networks.teacher([spoiled]).tokens, taught.tokens[: len(torch.cat(own))])
+
+
+# mirrors
+
+
+def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
+    shape = (2, ROWS * PATCH, COLS * PATCH)
+    names = ("azimuthal_shear", "divergence", "reflectivity_column_maximum")
+    store = write_cube(
+        tmp_path / "s.zarr", {name: random_codes(name, shape) for name in names},
+        statistics={name: {"mean": 0.0, "std": 1.0} for name in names},
+    )  # fmt: skip
+    source = PatchSource(config_for(store, tmp_path, flips="d4", channels=names))
+    assert [spec.flips for spec in source._specs] == ["none", "d4", "d4"]
+    assert "views of azimuthal_shear are not mirrored" in caplog.text
+    stacked = PatchSource(config_for(store, tmp_path, flips="h", channels=names, channel_mode="stack"))
+    assert {spec.flips for spec in stacked._specs} == {"none"}
+    assert is_handed("eastward_wind")
+    assert not any(is_handed(name) for name in CHANNELS if name != "azimuthal_shear")

@@ -131,7 +131,8 @@ class Config:
     local_crops_scale: tuple[float, ...] = _option(
         (0.05, 0.4), "views", "with --views area: share of the field a local view covers", unit="LOW HIGH", level="256")
     flips: Literal["none", "h", "d4"] = _option(
-        "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k)")
+        "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k); "
+        "never those of wind and shear")
     gain: float = _option(
         1.0, "views", "random offset of values, times 2 dB, 1 K or 0.02 of reflectance; 0 is off", level="256")
     blur: tuple[float, ...] = _option(

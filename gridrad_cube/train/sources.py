@@ -34,6 +34,9 @@ GAIN = {"infrared": 1.0, "visible": 0.02}
 GAIN_DBZ = 2.0
 GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
 
+#: Parts of the names of fields with a sense of direction or rotation.
+_HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
+
 #: Streams of random numbers beyond those of views: whether the second global view of a sample comes from its
 #: partner, and from here on which tokens of a view are hidden.
 _PARTNER_STREAM, _HIDDEN_STREAM = 2**20, 2**20 + 1
@@ -243,9 +246,23 @@ class PatchSource:
             global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
             magnification=c.magnification, zoom=_pair(c.zoom), global_area=_pair(c.global_crops_scale),
             local_area=_pair(c.local_crops_scale), gain=gains if len(gains) > 1 else gains[0],
-            gain_floor=min(floors, default=None), flips=c.flips, blur=(c.blur[0], c.blur[1], c.blur[2]),
+            gain_floor=min(floors, default=None), flips=self._flips(labels), blur=(c.blur[0], c.blur[1], c.blur[2]),
             solarize=c.solarize, row_dropout=c.row_dropout, fill=rules[labels[0]].fill,
         )  # fmt: skip
+
+    def _flips(self, labels: list[str]) -> Any:
+        """As configured, but mirrored wind is another wind: its sign says which way it blows or turns."""
+        if self.config.flips == "none":
+            return "none"
+        stored = open_packed(self.config.store)
+        variables = sorted({label.split("@")[0] for label in labels})
+        names = {name: (name, str(stored[name].attrs.get("standard_name"))) for name in variables}
+        handed = [name for name in variables if any(is_handed(text) for text in names[name])]
+        if handed:
+            logger.warning(
+                "--flips: views of %s are not mirrored, that would turn them about", ", ".join(handed)
+            )
+        return "none" if handed else self.config.flips
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Decode, draw and mask: see `Source.draw`."""
@@ -345,6 +362,11 @@ class GridSource:
 
 def _pair(values: tuple[float, ...]) -> tuple[float, float]:
     return values[0], values[1]
+
+
+def is_handed(name: str) -> bool:
+    """Whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear, rotation."""
+    return any(word in name.lower() for word in _HANDED)
 
 
 def gain_of(label: str, rule: Normalization) -> float:
