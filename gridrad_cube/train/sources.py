@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -159,7 +159,9 @@ def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds:
     if not config.token_weight:
         return views
     hidden = [
-        replace(view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number))
+        dataclasses.replace(
+            view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number)
+        )
         for number, (view, seen) in enumerate(zip(views, observed, strict=False))
     ]
     return hidden + views[len(hidden) :]
