@@ -121,7 +121,7 @@ def test_coding_rate_of_a_step_is_the_mean_of_its_batches(cube, tmp_path):
     index, expected = next(order.batches()), []
     for rows in (index[:4], index[4:]):
         views = source.draw(source.dataset.__getitems__(rows), rows, epoch=0)
-        student, teacher = networks.student(views)[0], networks.teacher(views[:2])[0]
+        student, teacher = networks.student(views).heads, networks.teacher(views[:2]).heads
         expected.append(CodingRateLoss(4)(student, teacher).item())
     assert run["train_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 

@@ -41,7 +41,7 @@ from gridrad_cube.train.distributed import (
     world_from_environment,
 )
 from gridrad_cube.train.monitors import Monitor
-from gridrad_cube.train.networks import compile_networks, make_networks, make_optimizer, use_bf16
+from gridrad_cube.train.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
 from gridrad_cube.train.plan import make_plan, make_schedules
 from gridrad_cube.train.reporting import Progress, caught_signals, reporter
 from gridrad_cube.train.run import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
@@ -127,7 +127,7 @@ class _Run:
             rank=world.rank, world_size=world.size, block=config.shuffle_block,
         )  # fmt: skip
         self.loader = PatchLoader(
-            self.source.dataset, self.sampler, self.sampler.batch_size, threads=max(1, config.num_workers),
+            self.source.loaded, self.sampler, self.sampler.batch_size, threads=max(1, config.num_workers),
             device=device if device.type == "cuda" else None,
         )  # fmt: skip
         self.monitor = Monitor(self.networks.student.backbone.embed_dim, device=device)
@@ -241,16 +241,16 @@ class _Run:
         for rows, part in zip(np.array_split(index, len(parts)), parts, strict=True):
             last = len(seen) == len(parts) - 1
             share = len(rows) / len(index)
-            part_loss, targets, features, own = self._add_gradients(part, rows, epoch, share=share, last=last)
+            part_loss, taught, own = self._add_gradients(part, rows, epoch, share=share, last=last)
             loss += part_loss
             seen.append(own)
-            self.monitor.add(features, self.source.global_views)
+            self.monitor.add(taught.features, self.source.global_views)
         if step < self.plan.freeze_steps and isinstance(networks.student.head, DINOHead):
             networks.student.head.last_layer.zero_grad(set_to_none=True)
         norm = self._clip()
         self.optimizer.step()
         update_teacher_(networks.student, networks.teacher, float(self.schedules["momentum"][step]))
-        self._latest = (targets, features, norm)
+        self._latest = (taught.heads, taught.features, norm)
         self.step += 1
         late = time.monotonic() - self._saved_at > 60 * self.config.save_minutes > 0
         flags = (bool(self._received), late and self.world.is_main)
@@ -258,12 +258,12 @@ class _Run:
 
     def _add_gradients(
         self, batch: Batch, index: np.ndarray, epoch: int, *, share: float, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Outputs, Tensor]:
         """Add a batch's share to the gradients of a step.
 
         Returns
         -------
-        Its share of the loss, outputs and features of the teacher, features of the student.
+        Its share of the loss, what the teacher gave, features of the student.
         """
         networks, views = self.networks, self.source.draw(batch, index, epoch)
         with contextlib.ExitStack() as stack:
@@ -271,11 +271,11 @@ class _Run:
                 stack.enter_context(self.model.no_sync())  # the last one averages over processes for all
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 with torch.no_grad():
-                    targets, features = networks.teacher(views[: self.source.global_views])
-                outputs, seen = self.model(views)
-            loss = share * networks.loss(outputs, targets, self.step, last=last)
+                    taught = networks.teacher(views[: self.source.global_views])
+                learnt = self.model(views)
+            loss = share * networks.total_loss(learnt, taught, views, self.step, last=last)
             loss.backward()
-        return loss.detach(), targets, features, seen.detach()
+        return loss.detach(), taught, learnt.features.detach()
 
     def _clip(self) -> Tensor:
         parameters = list(self.networks.student.parameters())
@@ -335,11 +335,14 @@ class _Run:
             "momentum_teacher": float(self.schedules["momentum"][step - 1]), "grad_norm": float(norm),
         }  # fmt: skip
         record |= self.monitor.describe(features, views)
+        terms = {name: float(term) for name, term in self.networks.terms.items()}  # of the last step
+        record |= {f"loss_{name}": term for name, term in terms.items()}
         loss = self.networks.loss
         if isinstance(loss, DINOLoss):
             temperature = float(loss.teacher_temps[step - 1])
             record |= {"teacher_temp": temperature}
-            record |= self.monitor.describe_targets(targets, loss.center, temperature, record["train_loss"])
+            of_views = terms.get("views", record["train_loss"])
+            record |= self.monitor.describe_targets(targets, loss.center, temperature, of_views)
         samples = self.plan.global_batch * (step - self._clock.step)
         record["images_per_second"] = samples / max(now - self._clock.at, 1e-9)
         record["seconds_waiting"] = self.loader.seconds_waiting - self._clock.waited

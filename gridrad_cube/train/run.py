@@ -169,12 +169,11 @@ def check_same_run(
             f"{where}: a run of level {checkpoint['level']}, but {config.store} trains level {level}. "
             "Each level has its own --out."
         )
-    old, new = (
-        Config().to_dict() | checkpoint["config"],
-        config.to_dict(),
-    )  # options newer than the checkpoint
-    # How DINO's loss is added up makes no difference; the coding rate is that of each batch.
-    free = _FREE | {"accumulate"} if config.objective == "dino" else _FREE
+    # Options newer than the checkpoint count as their defaults there.
+    old, new = Config().to_dict() | checkpoint["config"], config.to_dict()
+    # How DINO's loss is added up makes no difference; other terms are those of each batch.
+    by_sample = config.objective == "dino" and not config.koleo and not config.token_weight
+    free = _FREE | {"accumulate"} if by_sample else _FREE
     differing = [
         f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in free and old.get(k) != new[k]
     ]
