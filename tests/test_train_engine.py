@@ -68,8 +68,9 @@ def command(store: Path, out: Path, **options) -> list[str]:
 # steps of several batches
 
 
-def test_step_of_two_batches_follows_the_curve_of_one_large_batch(cube, tmp_path):
-    options = {"steps": 5, "drop_path_rate": 0.0, "limit": 24}  # three steps an epoch
+@pytest.mark.parametrize("more", [{}, {"temporal_positives": 10}])  # pairs: twice as many rows a batch
+def test_step_of_two_batches_follows_the_curve_of_one_large_batch(cube, tmp_path, more):
+    options = {"steps": 5, "drop_path_rate": 0.0, "limit": 24, **more}  # three steps an epoch
     whole = train(config_for(cube, tmp_path / "whole", **WHOLE, **options))
     halves = train(config_for(cube, tmp_path / "halves", **HALVES, **options))
     assert losses_of(tmp_path / "halves") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-5)
@@ -238,14 +239,15 @@ def open_run(config, device: str = "cpu") -> tuple[_Run, np.ndarray, Batch]:
 
 @pytest.mark.parametrize("level", ["256", "2k"])
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
-def test_step_waits_for_no_number_on_the_device(cube, grids, tmp_path, monkeypatch, level, objective):
+@pytest.mark.parametrize("more", [{}, {"koleo": 0.1, "token_weight": 0.5}])
+def test_step_waits_for_no_number_on_the_device(cube, grids, tmp_path, monkeypatch, level, objective, more):
     # Decoding as on a GPU: on a CPU numpy does it.
     monkeypatch.setattr(
         normalization,
         "_take",
         lambda codes, which, tables, dtype: normalization._gather(codes, which, tables),
     )
-    options = {"objective": objective, "steps": 5, "blur": (1.0, 0.5, 0.5), "row_dropout": 0.1}
+    options = {"objective": objective, "steps": 5, "blur": (1.0, 0.5, 0.5), "row_dropout": 0.1, **more}
     config = config_for(cube, tmp_path, channels=(IR, VISIBLE), flips="d4", **options)
     if level == "2k":
         config = grid_config(grids, tmp_path, flips="h", **options)
@@ -272,7 +274,7 @@ def test_what_makes_a_host_wait_is_noticed():
 @pytest.mark.parametrize("level", ["256", "2k"])
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
 def test_step_never_waits_for_the_gpu(cube, grids, tmp_path, level, objective):
-    options = {"objective": objective, "steps": 5, "precision": "auto", **HALVES}
+    options = {"objective": objective, "steps": 5, "precision": "auto", "koleo": 0.1, "token_weight": 0.5, **HALVES}
     config = config_for(cube, tmp_path, channels=(IR, VISIBLE), **options)
     if level == "2k":
         config = grid_config(grids, tmp_path, objective=objective, steps=5, precision="auto")
