@@ -18,7 +18,7 @@ from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds
-from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage, whole_view
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import open_packed, store_info
@@ -59,6 +59,10 @@ class Source(Protocol):
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
+        ...
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """Whole samples as one view, nothing about it random: what the network will embed."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -207,6 +211,18 @@ class PatchSource:
         ]
         return [DrawnView(x, mask, None) for (x, _), mask in zip(views, masks, strict=True)]
 
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, valid = self.dataset.decode(batch)
+        rules = list(self.dataset.normalizations.values())
+        fill: float | Tensor = rules[0].fill
+        if self.in_channels == 1:
+            fill = torch.tensor([rule.fill for rule in rules], device=values.device)[batch.channel]
+        magnification = self.config.magnification if self.config.views == "zoom" else 1.0
+        x, seen = whole_view(values, valid, magnification, fill)
+        hidden = token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
+        return DrawnView(x, hidden, None)
+
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, index: np.ndarray
     ) -> list[tuple[Tensor, Tensor]]:
@@ -272,6 +288,11 @@ class GridSource:
         values, cells = self.dataset.decode(batch)
         seeds = sample_seeds(self.config.seed, epoch, batch.index)
         return [DrawnView(x, None, kept) for x, kept in draw_grid_views(values, cells, self._spec, seeds)]
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, cells = self.dataset.decode(batch)
+        return DrawnView(values, None, cells)
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
