@@ -144,6 +144,11 @@ class Config:
     save_minutes: float = _option(2.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
     keep_checkpoints: int = _option(3, "run", "how many of the latest numbered checkpoints stay")
     log_steps: int = _option(20, "run", "write metrics every so many steps", unit="steps")
+    tensorboard: bool = _option(
+        False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
+    probe_steps: int | Auto = _option(
+        "auto", "run", "embed some samples every so many steps and score how well a place finds itself an hour later; "
+        "the best one's checkpoint is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -411,7 +416,7 @@ def _check(config: Config) -> None:
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
-    for name, least in (("steps", 0), ("limit", 1)):
+    for name, least in (("steps", 0), ("limit", 1), ("probe_steps", 0)):
         value = getattr(config, name)
-        if value is not None and value < least:
+        if isinstance(value, int) and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")
