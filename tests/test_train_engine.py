@@ -274,7 +274,14 @@ def test_what_makes_a_host_wait_is_noticed():
 @pytest.mark.parametrize("level", ["256", "2k"])
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
 def test_step_never_waits_for_the_gpu(cube, grids, tmp_path, level, objective):
-    options = {"objective": objective, "steps": 5, "precision": "auto", "koleo": 0.1, "token_weight": 0.5, **HALVES}
+    options = {
+        "objective": objective,
+        "steps": 5,
+        "precision": "auto",
+        "koleo": 0.1,
+        "token_weight": 0.5,
+        **HALVES,
+    }
     config = config_for(cube, tmp_path, channels=(IR, VISIBLE), **options)
     if level == "2k":
         config = grid_config(grids, tmp_path, objective=objective, steps=5, precision="auto")
