@@ -133,6 +133,36 @@ def draw_views(
     return views
 
 
+@torch.no_grad()
+def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float | Tensor = 0.0) -> View:
+    """A field as one view, nothing about it random: what a network embeds.
+
+    Parameters
+    ----------
+    x, mask
+        Normalised fields, and where they were observed, both (B, C, H, W).
+    magnification
+        View pixels per field pixel.
+    fill
+        Value of view pixels of which less than half was observed: one number, or with C = 1 one a sample, (B,).
+
+    Returns
+    -------
+    The view (B, C, h, w), and where it was observed (in any channel), bool (B, 1, h, w).
+    """
+    if magnification == 1.0:
+        missing = fill[:, None, None, None] if isinstance(fill, Tensor) else fill
+        return torch.where(mask, x, missing), mask.any(1, keepdim=True)
+    size = round(x.shape[-1] * magnification)
+    spec = ViewSpec(
+        global_size=size, global_views=1, local_views=0, magnification=size / x.shape[-1], zoom=(1.0, 1.0),
+        fill=0.0 if isinstance(fill, Tensor) else fill,
+    )  # fmt: skip
+    seeds = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    ((view, seen),) = draw_views(x, mask, spec, seeds)
+    return torch.where(seen, view, fill[:, None, None, None]) if isinstance(fill, Tensor) else view, seen
+
+
 def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
     """Share of observed pixels of each token, (B, N), from a mask (B, 1, h, w) or (B, h, w).
 

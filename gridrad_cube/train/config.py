@@ -173,6 +173,11 @@ class Config:
     save_minutes: float = _option(2.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
     keep_checkpoints: int = _option(3, "run", "how many of the latest numbered checkpoints stay")
     log_steps: int = _option(20, "run", "write metrics every so many steps", unit="steps")
+    tensorboard: bool = _option(
+        False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
+    probe_steps: int | Auto = _option(
+        "auto", "run", "embed some samples every so many steps and score how well a place finds itself an hour later; "
+        "the best one's checkpoint is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -463,7 +468,8 @@ def _check(config: Config) -> None:
         ("temporal_positives", 0),
         ("koleo", 0),
         ("token_weight", 0),
+        ("probe_steps", 0),
     ):
         value = getattr(config, name)
-        if value is not None and value < least:
+        if isinstance(value, int) and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")

@@ -40,9 +40,11 @@ from gridrad_cube.train.distributed import (
     process_group,
     world_from_environment,
 )
+from gridrad_cube.train.flops import peak_flops, training_flops
 from gridrad_cube.train.monitors import Monitor
 from gridrad_cube.train.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
 from gridrad_cube.train.plan import make_plan, make_schedules
+from gridrad_cube.train.probe import Scores, make_probe
 from gridrad_cube.train.reporting import Progress, caught_signals, reporter
 from gridrad_cube.train.run import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
 from gridrad_cube.train.sources import Source, open_source, store_identity, store_state
@@ -67,8 +69,9 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
 
     Returns
     -------
-    ``checkpoint`` (path of the latest), ``level``, ``step`` of ``steps``, ``epoch``, ``train_loss`` and
-    ``images_per_second`` of the last record, ``seconds``, ``stopped`` (``"SIGTERM"``, or None).
+    ``checkpoint`` (path of the latest), ``best`` (path of the best by probe, or None), ``level``, ``step`` of
+    ``steps``, ``epoch``, ``train_loss`` and ``images_per_second`` of the last record, ``seconds``, ``stopped``
+    (``"SIGTERM"``, or None).
 
     Raises
     ------
@@ -85,9 +88,8 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
     with process_group(world, device), torch.random.fork_rng(devices=cuda), caught_signals() as received:
         run = _Run(config, world, device)
         run.announce()
-        with reporter(
-            progress, steps=run.plan.steps, step=run.step, level=run.source.level, world=world
-        ) as report:
+        bar = reporter(progress, steps=run.plan.steps, step=run.step, level=run.source.level, world=world)
+        with contextlib.closing(run.folder), bar as report:
             try:
                 summary = run.fit(received, report)
             except MissingChunkError as error:
@@ -104,7 +106,7 @@ class _Run:
 
     def __init__(self, config: Config, world: World, device: torch.device) -> None:
         self.config, self.world, self.device = config, world, device
-        self.folder = RunFolder(config.out, keep=config.keep_checkpoints)
+        self.folder = RunFolder(config.out, keep=config.keep_checkpoints, tensorboard=config.tensorboard)
         path = self.folder.find(config.resume)
         barrier(world)
         checkpoint = self._read(path) if path is not None else None
@@ -136,11 +138,18 @@ class _Run:
         #: Losses since the last record of metrics; saved, so that a resumed run writes the same records.
         self.window: list[float] = []
         self.record: dict[str, Any] = {}
+        self.probe, self.scores = (
+            make_probe(config, self.source, self.plan.steps, device, self.bf16),
+            Scores(),
+        )
+        self._peak = peak_flops(device, bf16=self.bf16)
         if checkpoint is not None:
             self._restore(checkpoint)
             logger.info("going on with %s from step %d of %d", path, self.step, self.plan.steps)
         if world.is_main:
-            self.folder.begin(config, self.step)
+            self.folder.begin(config, self.step if checkpoint is not None else None)
+            if path is not None and self.scores.best_step == self.step:
+                self.folder.mark_best(path)  # it was killed before it could
         self.model: nn.Module = self.networks.student
         if world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -160,6 +169,7 @@ class _Run:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.sampler.load_state_dict(checkpoint["sampler"])
         self.step, self.window = checkpoint["step"], list(checkpoint["loss_window"])
+        self.scores = Scores(**checkpoint.get("scores", {}))
 
     def announce(self) -> None:
         """Say what is about to happen."""
@@ -178,7 +188,9 @@ class _Run:
     def fit(self, received: list[str], progress: Progress | None) -> dict[str, Any]:
         """Train to the end, or until a signal; see `train`."""
         started = time.monotonic()
-        self._clock = _Clock(started, self.step, self.loader.seconds_waiting)
+        if self.step == 0 and self.scores.start is None and (found := self._measure()):
+            self.folder.log({"step": 0, "epoch": 0} | found)
+        self._clock = _Clock(time.monotonic(), self.step, self.loader.seconds_waiting)
         self._received, self._pending, self._has_bar = received, deque[_Outcome](), progress is not None
         self._saved_step, self._saved_at, self._due = (
             self.step if self.folder.latest.exists() else -1,
@@ -194,6 +206,7 @@ class _Run:
             "checkpoint": str(self.folder.latest), "level": self.source.level, "step": self.step,
             "steps": self.plan.steps, "epoch": self.sampler.epoch, "samples": self.source.samples,
             "train_loss": self.record.get("train_loss"), "images_per_second": self.record.get("images_per_second"),
+            "best": str(self.folder.best) if self.folder.best.exists() else None,
             "seconds": time.monotonic() - started, "stopped": self.stopped,
         }  # fmt: skip
 
@@ -275,6 +288,7 @@ class _Run:
                 learnt = self.model(views)
             loss = share * networks.total_loss(learnt, taught, views, self.step, last=last)
             loss.backward()
+        self._shapes = [(v.x.shape[2], v.x.shape[3]) for v in views]
         return loss.detach(), taught, learnt.features.detach()
 
     def _clip(self) -> Tensor:
@@ -289,11 +303,12 @@ class _Run:
         c, step, last = self.config, self.step, self.step == self.plan.steps
         epochs, within = divmod(step, self.plan.steps_per_epoch)
         for_good = not within and c.saveckp_freq > 0 and epochs % c.saveckp_freq == 0
-        recording = step % c.log_steps == 0 or last
-        saving = for_good or (c.save_steps > 0 and step % c.save_steps == 0)
+        probing = self.probe is not None and self.probe.due(step)
+        recording = step % c.log_steps == 0 or last or probing
+        saving = for_good or (c.save_steps > 0 and step % c.save_steps == 0) or probing
         self._settle(leave=0 if recording or saving else 1)
         if recording:
-            self._write_record(epoch)
+            self._write_record(epoch, probing=probing)
         # Every process has read the same flags by now, and so does the same.
         if saving or self._due or self.stopped is not None:
             self._settle(leave=0)
@@ -325,7 +340,7 @@ class _Run:
             "--clip-grad, pass --precision fp32, or leave these patches out by --reject."
         )
 
-    def _write_record(self, epoch: int) -> None:
+    def _write_record(self, epoch: int, *, probing: bool) -> None:
         """One line of metrics, with what the last step's teacher says about collapse."""
         targets, features, norm = self._latest
         now, step, views = time.monotonic(), self.step, self.source.global_views
@@ -343,11 +358,15 @@ class _Run:
             record |= {"teacher_temp": temperature}
             of_views = terms.get("views", record["train_loss"])
             record |= self.monitor.describe_targets(targets, loss.center, temperature, of_views)
-        samples = self.plan.global_batch * (step - self._clock.step)
-        record["images_per_second"] = samples / max(now - self._clock.at, 1e-9)
-        record["seconds_waiting"] = self.loader.seconds_waiting - self._clock.waited
+        seconds = max(now - self._clock.at, 1e-9)
+        speed = self.plan.global_batch * (step - self._clock.step) / seconds
+        waiting = self.loader.seconds_waiting - self._clock.waited
+        record |= {"images_per_second": speed, "seconds_waiting": waiting, "share_waiting": waiting / seconds,
+                   "mfu": self._utilisation(speed)}  # fmt: skip
+        if probing:
+            record |= self._measure()
         self.window, self.record = [], record
-        self._clock = _Clock(now, step, self.loader.seconds_waiting)
+        self._clock = _Clock(time.monotonic(), step, self.loader.seconds_waiting)
         if self.world.is_main:
             self.folder.log(record)
             if step > self.plan.warmup_steps:
@@ -359,9 +378,26 @@ class _Run:
                 record["seconds_waiting"],
             )  # fmt: skip
 
+    def _utilisation(self, speed: float) -> float | None:
+        """Share of the peak of all devices that so many samples a second take; None where that is not known."""
+        if self._peak is None:
+            return None
+        student = self.networks.student
+        sample = training_flops(
+            student.backbone, student.head, self._shapes, teacher_views=self.source.global_views
+        )
+        return speed * sample / (self._peak * self.world.size)
+
+    def _measure(self) -> dict[str, Any]:
+        """Probe the teacher, in the main process: the others meet it at the next step."""
+        if self.probe is None or not self.world.is_main:
+            return {}
+        self.scores, found = self.probe.run(self.networks.teacher.backbone, self.step, self.scores)
+        return found
+
     def _save(self, for_good: int | None = None) -> None:
         if self.world.is_main:
-            self.folder.save(self.state(), for_good=for_good)
+            self.folder.save(self.state(), for_good=for_good, best=self.scores.best_step == self.step)
         self._saved_step, self._saved_at, self._due = self.step, time.monotonic(), False
 
     def state(self) -> dict[str, Any]:
@@ -376,6 +412,7 @@ class _Run:
             "sampler": self.sampler.state_dict(),
             "random": {"seed": self.config.seed, "rule": "torch.manual_seed by (seed, step, rank)"},
             "loss_window": list(self.window),
+            "scores": dataclasses.asdict(self.scores),
             "config": self.config.to_dict(),
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),

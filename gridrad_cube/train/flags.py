@@ -62,7 +62,8 @@ examples:
   the old recipe by its old flags
     {prog} --preset predecessor --data_path patches.zarr --output_dir runs/old --batch_size_per_gpu 16
 
-A run that was cut short goes on by the same command. Precedence: default < --preset < --config < flag.
+A run that was cut short goes on by the same command. A loss that is not finite stops the run, names the
+samples and saves nothing: what was saved before is good. Precedence: default < --preset < --config < flag.
 Flags take dashes or underscores. The path of the checkpoint goes to stdout, all else to stderr.
 """
 

@@ -21,7 +21,7 @@ from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds, uniforms
 from gridrad_cube.models.tokens import HiddenTokens, hide_tokens
-from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage, whole_view
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import ShardCache, open_packed, store_info
@@ -75,6 +75,10 @@ class Source(Protocol):
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
+        ...
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """Whole samples as one view, nothing about it random: what the network will embed."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -299,6 +303,18 @@ class PatchSource:
         ]
         return _hide(drawn, observed, self.config, seeds)
 
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, valid = self.dataset.decode(batch)
+        rules = list(self.dataset.normalizations.values())
+        fill: float | Tensor = rules[0].fill
+        if self.in_channels == 1:
+            fill = torch.tensor([rule.fill for rule in rules], device=values.device)[batch.channel]
+        magnification = self.config.magnification if self.config.views == "zoom" else 1.0
+        x, seen = whole_view(values, valid, magnification, fill)
+        hidden = token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
+        return DrawnView(x, hidden, None)
+
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
     ) -> list[View]:
@@ -367,6 +383,11 @@ class GridSource:
         views = draw_grid_views(values, cells, self._spec, seeds, partner)
         drawn = [DrawnView(x, None, kept) for x, kept in views]
         return _hide(drawn, [kept for _, kept in views[: self.global_views]], self.config, seeds)
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, cells = self.dataset.decode(batch)
+        return DrawnView(values, None, cells)
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
