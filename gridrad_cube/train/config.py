@@ -471,5 +471,5 @@ def _check(config: Config) -> None:
         ("probe_steps", 0),
     ):
         value = getattr(config, name)
-        if isinstance(value, int) and value < least:
+        if isinstance(value, int | float) and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")
