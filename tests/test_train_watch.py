@@ -388,7 +388,7 @@ def test_best_is_the_highest_score_of_a_trained_network():
         (3_200, 64, 169),
         (100_000, 64, 2_000),
         (1_000, 16, 0),
-        (100_000, 8, 1_429),
+        (20_000, 8, 1_429),
     ],
 )
 def test_probes_take_a_share_of_the_samples_by_default(steps, batch, every):
