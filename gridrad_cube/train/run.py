@@ -20,7 +20,8 @@ CHECKPOINT_FORMAT = 1
 #: Options that may differ when a run goes on: where and how it runs, not what it computes. The batch of a
 #: process may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
-    "store", "out", "num_workers", "device", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
+    "store", "out", "num_workers", "cache", "cache_gib", "on_damage", "device",
+    "compile", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
     "save_minutes", "keep_checkpoints", "log_steps", "batch_size_per_gpu", "tensorboard", "probe_steps",
 ))  # fmt: skip
 
@@ -199,14 +200,18 @@ def check_same_run(
             f"{where}: a run of level {checkpoint['level']}, but {config.store} trains level {level}. "
             "Each level has its own --out."
         )
-    old, new = checkpoint["config"], config.to_dict()
+    # Options newer than the checkpoint count as their defaults there.
+    old, new = Config().to_dict() | checkpoint["config"], config.to_dict()
+    # How DINO's loss is added up makes no difference; other terms are those of each batch.
+    by_sample = config.objective == "dino" and not config.koleo and not config.token_weight
+    free = _FREE | {"accumulate"} if by_sample else _FREE
     differing = [
-        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in _FREE and old.get(k) != new[k]
+        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in free and old.get(k) != new[k]
     ]
     if checkpoint["plan"]["global_batch"] != batch:
         differing.append(
             f"{checkpoint['plan']['global_batch']} samples a step there, {batch} here (processes x "
-            "--batch-size-per-gpu)"
+            "--batch-size-per-gpu x --accumulate)"
         )
     if differing:
         raise SchemaError(f"{where}: a run of another configuration: {'; '.join(differing)}. {remedy}")
