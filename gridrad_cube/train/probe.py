@@ -20,6 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from gridrad_cube.datasets import Stratum
+from gridrad_cube.datasets.partners import nearest_later
 from gridrad_cube.models.vit import VisionTransformer
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.train.config import Config
@@ -125,7 +126,7 @@ def draw_pairs(source: Source, seed: int) -> Pairs | None:
     for minutes in LEADS:
         rng = np.random.default_rng((seed, minutes))
         later = np.arange(len(time))
-        later[crops] = crops[_nearest_later(place[crops], time[crops], 60 * minutes)]
+        later[crops] = crops[nearest_later(place[crops], time[crops], 60 * minutes)]
         query = np.flatnonzero(usable & (later[crop] != crop))
         if len(query) > _CANDIDATES:
             query = np.sort(rng.choice(query, _CANDIDATES, replace=False))
@@ -165,20 +166,6 @@ def _places(stored: xr.Dataset) -> npt.NDArray[np.int64]:
             values = np.unique(stored[name].values, return_inverse=True)[1]
             out = np.unique(out * (int(values.max()) + 1) + values, return_inverse=True)[1]
     return out
-
-
-def _nearest_later(
-    place: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], lead: int
-) -> npt.NDArray[np.int64]:
-    """Position of the nearest to ``lead`` later at the same place, within half of it, or its own."""
-    # One axis on which places lie further apart than any lead reaches, so that one search serves them all.
-    line = place * (int(np.ptp(seconds)) + 2 * lead + 2) + (seconds - seconds.min())
-    order = np.argsort(line, kind="stable")
-    ordered, target = line[order], line + lead
-    after = np.searchsorted(ordered, target).clip(max=len(order) - 1)
-    before = (after - 1).clip(min=0)
-    chosen = np.where(np.abs(ordered[before] - target) <= np.abs(ordered[after] - target), before, after)
-    return np.where(np.abs(ordered[chosen] - target) <= lead / 2, order[chosen], np.arange(len(place)))
 
 
 def _groups(
