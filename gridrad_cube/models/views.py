@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -197,13 +196,10 @@ def _draw_kind(
     if spec.row_dropout:
         lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], height) < spec.row_dropout
         rows = rows.masked_fill(lost[:, :, None], 0.0)
-    bounds = [0, 1, rows.shape[1]] if len(fields) > 1 else [0, rows.shape[1]]
-    parts = [
-        [_resample(plane, rows[:, a:b], columns[:, a:b]) for plane in field]
-        for field, (a, b) in zip(fields, pairwise(bounds), strict=True)
-    ]
-    total, weight = (torch.cat(planes, 1) for planes in zip(*parts, strict=True))
-    values = total / weight.clamp(min=0.5)  # (B, V, C, size, size)
+    total, weight = (
+        _resample(list(planes), rows, columns) for planes in zip(*fields, strict=True)
+    )  # (B, V, C or 1, size, size)
+    values = total / weight.clamp(min=0.5)
 
     turn, gain, solar = numbers[..., 8:, None, None, None].unbind(2)
     values = _apply_gain(values, spec, gain)
@@ -280,9 +276,13 @@ def _blur(matrix: Tensor, side: Tensor) -> Tensor:
     return (1 - 2 * side) * matrix + side * (before + after)
 
 
-def _resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, V, C, size, size)."""
-    partly = torch.einsum("bchw,bvxw->bvchx", x, columns)
+def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """One or two (B, C, H, W) to (B, V, C, size, size); of two the first is that of the first view alone."""
+    if len(planes) == 1:
+        partly = torch.einsum("bchw,bvxw->bvchx", planes[0], columns)
+    else:
+        shares = zip(planes, columns.split([1, columns.shape[1] - 1], dim=1), strict=True)
+        partly = torch.cat([torch.einsum("bchw,bvxw->bvchx", x, share) for x, share in shares], dim=1)
     return torch.einsum("bvyh,bvchx->bvcyx", rows, partly)
 
 

@@ -455,6 +455,10 @@ def _check(config: Config) -> None:
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
+    if config.koleo and config.batch_size_per_gpu < 2:
+        raise SchemaError(
+            "--koleo: a batch of one sample has no neighbours; pass --batch-size-per-gpu 2 or more"
+        )
     for name in ("temporal_share", "token_share"):
         if not 0 <= getattr(config, name) <= 1:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected between 0 and 1")
