@@ -393,8 +393,8 @@ def parse() -> argparse.Namespace:
         "--preset", choices=["cpu", "gpu"], default="cpu", help="what the sizes below are, if not given"
     )
     parser.add_argument("--arch", default="vit_small")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=6, help="steps of a turn that count")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn that count")
     parser.add_argument("--global-size", type=int, default=96)
     parser.add_argument("--local-size", type=int, default=48)
     parser.add_argument("--local-views", type=int, default=8)
