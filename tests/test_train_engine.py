@@ -26,6 +26,7 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.train import TrainingError, distributed, load_config, main, train
 from gridrad_cube.train.distributed import World
 from gridrad_cube.train.engine import _Run
+from gridrad_cube.train.networks import _make_loss as make_loss
 from gridrad_cube.train.networks import make_networks
 from gridrad_cube.train.plan import make_plan
 from gridrad_cube.train.sources import open_source
@@ -140,6 +141,18 @@ def test_plan_counts_all_batches_of_a_step():
         SchemaError, match=r"--accumulate: .* make 8 grids for one coding rate; level 2k needs at"
     ):
         make_plan(spread, level="2k", samples=100)
+
+
+def test_predecessors_temperature_rises_epoch_by_epoch_and_small_ones_step_by_step():
+    old = load_config(level="256", preset="predecessor")  # 16 a step, 20 epochs, 19 of them warm-up
+    plan = make_plan(old, level="256", samples=170)
+    expected = np.concatenate([np.linspace(4e-5, 8e-5, 19), [8e-5]]).repeat(10)
+    np.testing.assert_allclose(make_loss(old, plan, 10).teacher_temps, expected)
+    by_step = dataclasses.replace(old, teacher_temp_by="step")
+    expected = np.concatenate([np.linspace(4e-5, 8e-5, 190), np.full(10, 8e-5)])
+    np.testing.assert_allclose(make_loss(by_step, plan, 10).teacher_temps, expected)
+    cut = dataclasses.replace(old, steps=195)
+    assert len(make_loss(cut, make_plan(cut, level="256", samples=170), 10).teacher_temps) == 195
 
 
 def test_batches_of_a_step_may_change_when_a_run_goes_on_with_dino_alone(cube, tmp_path):

@@ -53,7 +53,7 @@ class Config:
     limit: int | None = _option(None, "data", "use the first samples only, for a quick look", unit="samples")
     num_workers: int = _option(1, "data", "batches read at a time; each decompresses on all cores", unit="batches")
     shuffle_block: int = _option(
-        1, "data", "shuffle neighbouring samples in blocks, 16 at most: fewer reads where the store is far away",
+        1, "data", "shuffle neighbouring samples as blocks of so many, 16 at most: fewer reads of a far store",
         unit="samples")
     cache: str | None = _option(
         None, "data", "folder on a fast disk for what was read once, for a store that is far away", level="256")

@@ -40,7 +40,7 @@ _GROUPS = {
     "network": "What learns. A checkpoint keeps all of this, so that embedding needs none of it.",
     "objective": "What is learned: that views of one patch belong together. A teacher, the average of past "
     "students, says what a student has to answer for another view.",
-    "optimiser": "How fast and for how long. Lengths in epochs may be fractions.",
+    "optimiser": "How fast and for how long. Warm-ups may last a fraction of an epoch.",
     "views": "What two views of a patch differ in is what the network learns to ignore.",
     "run": "Where it runs, and what it leaves.",
 }

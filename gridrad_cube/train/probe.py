@@ -60,7 +60,7 @@ def probe_interval(config: Config, steps: int) -> int:
     """
     if config.probe_steps != "auto":
         return config.probe_steps
-    affordable = int(SHARE * steps * config.batch_size_per_gpu / (2 * PAIRS))
+    affordable = int(SHARE * steps * config.batch_size_per_gpu * config.accumulate / (2 * PAIRS))
     return math.ceil(steps / min(affordable - 1, MOST_PROBES)) if affordable >= 2 else 0
 
 
