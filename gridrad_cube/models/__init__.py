@@ -18,12 +18,14 @@ from gridrad_cube.models.dino import (
     clip_per_tensor_,
     cosine_schedule,
     cosine_steps,
+    koleo_loss,
     parameter_groups,
     update_teacher_,
 )
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds
-from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.tokens import HiddenTokens, TokenCodingRateLoss, TokenDINOLoss, hide_tokens
+from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage, whole_view
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 
 __all__ = [
@@ -32,7 +34,10 @@ __all__ = [
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
+    "HiddenTokens",
     "ProjectionHead",
+    "TokenCodingRateLoss",
+    "TokenDINOLoss",
     "ViewSpec",
     "VisionTransformer",
     "backbone_state",
@@ -45,6 +50,8 @@ __all__ = [
     "draw_views",
     "fingerprint",
     "head_state",
+    "hide_tokens",
+    "koleo_loss",
     "load_backbone",
     "load_checkpoint",
     "newest_checkpoint",
@@ -53,4 +60,5 @@ __all__ = [
     "save_checkpoint",
     "token_coverage",
     "update_teacher_",
+    "whole_view",
 ]

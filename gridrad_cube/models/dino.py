@@ -151,8 +151,10 @@ class DINOLoss(nn.Module):
         self.teacher_temps = np.full(epochs, teacher_temp, dtype=np.float64)
         self.teacher_temps[:warmup_epochs] = np.linspace(warmup_teacher_temp, teacher_temp, warmup_epochs)
         self.register_buffer("center", torch.zeros(1, out_dim))
+        #: The teacher's logits of the step so far: their sum, and how many.
+        self._seen: tuple[Tensor | float, int] = (0.0, 0)
 
-    def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, epoch: int, *, last: bool = True) -> Tensor:
         """The loss of one batch; then moves the centre.
 
         Parameters
@@ -163,6 +165,9 @@ class DINOLoss(nn.Module):
             Logits (teacher views * B, K), view by view; no gradient flows through them.
         epoch
             From 0.
+        last
+            Whether this is the last of the batches that make up a step. The centre moves once a step, after
+            its last batch, by the mean over all of them.
         """
         teacher = teacher.detach().float()
         # Autocast would round the products to bf16, which a temperature of 0.04 or less makes visible.
@@ -173,12 +178,16 @@ class DINOLoss(nn.Module):
             # CE(q, v) = logsumexp(v) - q.v: one logsumexp a view serves all of its pairs.
             cross_entropy = logits.logsumexp(-1) - torch.einsum("tbk,sbk->tsb", targets, logits)
             loss = _mean_of_pairs(cross_entropy)
-        self._move_center(teacher)
+        total, rows = self._seen
+        self._seen = (total + teacher.sum(0, keepdim=True), rows + len(teacher))
+        if last:
+            self._move_center()
         return loss
 
     @torch.no_grad()
-    def _move_center(self, teacher: Tensor) -> None:
-        mean = _mean_over_ranks(teacher.mean(0, keepdim=True))
+    def _move_center(self) -> None:
+        (total, rows), self._seen = self._seen, (0.0, 0)
+        mean = _mean_over_ranks(total / rows)  # type: ignore[arg-type]
         moved = self.center * self.center_momentum + mean * (1 - self.center_momentum)
         # One overflow must not poison every later step.
         self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
@@ -193,7 +202,8 @@ class CodingRateLoss(nn.Module):
         expansion = mean over s in T of 1/2 logdet(I + d / (n distortion) sum over samples of z_s z_s')
         loss = alignment - weight (n + d) / (n d) expansion
 
-    The factor (n + d) / (n d) keeps both terms of one size whatever the batch.
+    The factor (n + d) / (n d) keeps both terms of one size whatever the batch. The spread is that of the
+    samples of one call: a step made of several batches spreads each of them by itself.
 
     Parameters
     ----------
@@ -211,7 +221,7 @@ class CodingRateLoss(nn.Module):
         self.distortion = distortion
         self.weight = weight
 
-    def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0, *, last: bool = True) -> Tensor:
         """The loss of one batch.
 
         Parameters
@@ -220,7 +230,7 @@ class CodingRateLoss(nn.Module):
             Unit vectors (views * B, d), view by view, as `ProjectionHead` gives them.
         teacher
             Unit vectors (teacher views * B, d); no gradient flows through them.
-        epoch
+        epoch, last
             Not used: both losses are called alike.
         """
         with torch.autocast(student.device.type, enabled=False):
@@ -228,12 +238,46 @@ class CodingRateLoss(nn.Module):
             targets = _by_view(teacher.detach().float(), len(teacher) // z.shape[1])
             alignment = _mean_of_pairs(1 - torch.einsum("tbd,sbd->tsb", targets, z))
             n, d = z.shape[1] * _world_size(), z.shape[2]
-            scatter = _sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
-            identity = torch.eye(d, device=z.device)
-            # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
-            factor, _ = torch.linalg.cholesky_ex(identity + d / (n * self.distortion) * scatter)
-            expansion = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mean()
+            scatter = sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
+            expansion = coding_rate(scatter, n, self.distortion).mean()
         return alignment - self.weight * (n + d) / (n * d) * expansion
+
+
+def coding_rate(scatter: Tensor, n: int | Tensor, distortion: float) -> Tensor:
+    """``1/2 logdet(I + d / (n distortion) scatter)`` of the scatter (..., d, d) of ``n`` unit vectors."""
+    d = scatter.shape[-1]
+    identity = torch.eye(d, device=scatter.device)
+    # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
+    factor, _ = torch.linalg.cholesky_ex(identity + d / (n * distortion) * scatter)
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+#: Features of samples nearer to each other than this are left alone by `koleo_loss`: duplicates.
+_DUPLICATES = 1e-3
+
+
+def koleo_loss(features: Tensor, views: int) -> Tensor:
+    """How close the nearest neighbours of a batch are: the Kozachenko-Leonenko estimate of (minus) its entropy.
+
+    ``-mean over samples of ln d``, ``d`` the distance of a sample's unit feature to the nearest other one
+    (Sablayrolles et al. 2019, arXiv 1806.03198; in DINO since Oquab et al. 2023, arXiv 2304.07193), each view by
+    itself and then their mean. Neighbours are looked for in this batch of this process alone. In float32, also
+    under autocast; ``d`` is softened at 0.001, so that duplicates do not tear the rest apart.
+
+    Parameters
+    ----------
+    features
+        (views * B, D), view by view, B at least 2; their length does not matter.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        unit = F.normalize(_by_view(features.float(), views), dim=-1)
+        if unit.shape[1] < 2:
+            raise ValueError("koleo_loss: a batch of one sample has no neighbours; expected at least 2")
+        with torch.no_grad():
+            own = torch.eye(unit.shape[1], dtype=torch.bool, device=unit.device)
+            nearest = (unit @ unit.mT).masked_fill(own, -2.0).argmax(-1)
+        other = unit.gather(1, nearest[..., None].expand_as(unit))
+        return -0.5 * ((unit - other).square().sum(-1) + _DUPLICATES**2).log().mean()
 
 
 def _by_view(x: Tensor, views: int) -> Tensor:
@@ -263,7 +307,7 @@ def _mean_over_ranks(x: Tensor) -> Tensor:
     return x / world
 
 
-def _sum_over_ranks(x: Tensor) -> Tensor:
+def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum over ranks whose gradient is right once DDP has averaged it over the ranks."""
     world = _world_size()
     if world == 1:

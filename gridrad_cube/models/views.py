@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridrad_cube.models.seeded import check_seeds, uniforms
+from gridrad_cube.models.seeded import check_seeds, constants, uniforms
 
 View = tuple[Tensor, Tensor]
 
@@ -91,7 +91,9 @@ class ViewSpec:
 
 
 @torch.no_grad()
-def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[View]:
+def draw_views(
+    x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor, partner: View | None = None
+) -> list[View]:
     """Draw every view of a batch of fields.
 
     Parameters
@@ -105,6 +107,8 @@ def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[V
         What to draw.
     seeds
         Of the samples (B,), int64; see `sample_seeds`.
+    partner
+        Fields and mask of the same shapes, of which all global views but the first are drawn.
 
     Returns
     -------
@@ -116,21 +120,47 @@ def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[V
     ValueError
         If the shapes do not go together.
     """
-    if mask.ndim == 3:
-        mask = mask[:, None]
-    _check_fields(x, mask, spec, seeds)
-    finite = x.isfinite()
-    mask = mask & (finite if mask.shape[1] == x.shape[1] else finite.all(1, keepdim=True))
     views: list[View] = []
     # Matrix products in bf16 would round every pixel to three digits.
     with torch.autocast(x.device.type, enabled=False):
-        observed = mask.float()
-        x = torch.where(mask, x.float(), 0.0)
+        fields = [
+            _observed_fields(*field, spec, seeds) for field in ((x, mask), partner) if field is not None
+        ]
         numbers = uniforms(seeds, 0, spec.global_views + spec.local_views, _PARAMETERS)
-        views += _draw_kind(x, observed, spec, seeds, numbers[:, : spec.global_views], is_global=True)
+        views += _draw_kind(fields, spec, seeds, numbers[:, : spec.global_views], is_global=True)
         if spec.local_views:
-            views += _draw_kind(x, observed, spec, seeds, numbers[:, spec.global_views :], is_global=False)
+            views += _draw_kind(fields[:1], spec, seeds, numbers[:, spec.global_views :], is_global=False)
     return views
+
+
+@torch.no_grad()
+def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float | Tensor = 0.0) -> View:
+    """A field as one view, nothing about it random: what a network embeds.
+
+    Parameters
+    ----------
+    x, mask
+        Normalised fields, and where they were observed, both (B, C, H, W).
+    magnification
+        View pixels per field pixel.
+    fill
+        Value of view pixels of which less than half was observed: one number, or with C = 1 one a sample, (B,).
+
+    Returns
+    -------
+    The view (B, C, h, w), and where it was observed (in any channel), bool (B, 1, h, w).
+    """
+    if magnification == 1.0:
+        missing = fill[:, None, None, None] if isinstance(fill, Tensor) else fill
+        return torch.where(mask, x, missing), mask.any(1, keepdim=True)
+    size = round(x.shape[-1] * magnification)
+    spec = ViewSpec(
+        global_size=size, global_views=1, local_views=0, magnification=size / x.shape[-1], zoom=(1.0, 1.0),
+        fill=0.0 if isinstance(fill, Tensor) else fill,
+    )  # fmt: skip
+    seeds = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    ((view, seen),) = draw_views(x, mask, spec, seeds)
+    return torch.where(seen, view, fill[:, None, None, None]) if isinstance(fill, Tensor) else view, seen
 
 
 def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
@@ -147,16 +177,29 @@ def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
 _PARAMETERS = 11
 
 
+def _observed_fields(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> View:
+    """Fields with zero where nothing was observed, and where something was, both float32."""
+    if mask.ndim == 3:
+        mask = mask[:, None]
+    _check_fields(x, mask, spec, seeds)
+    finite = x.isfinite()
+    mask = mask & (finite if mask.shape[1] == x.shape[1] else finite.all(1, keepdim=True))
+    return torch.where(mask, x.float(), 0.0), mask.float()
+
+
 def _draw_kind(
-    x: Tensor, observed: Tensor, spec: ViewSpec, seeds: Tensor, numbers: Tensor, *, is_global: bool
+    fields: list[View], spec: ViewSpec, seeds: Tensor, numbers: Tensor, *, is_global: bool
 ) -> list[View]:
-    """All views of one resolution; ``numbers`` (B, V, parameters)."""
-    rows, columns = _matrices(spec, numbers[..., :8], (x.shape[2], x.shape[3]), is_global=is_global)
+    """All views of one resolution; ``numbers`` (B, V, parameters). A second field is that of later views."""
+    height, width = fields[0][0].shape[2:]
+    rows, columns = _matrices(spec, numbers[..., :8], (height, width), is_global=is_global)
     if spec.row_dropout:
-        lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], x.shape[2]) < spec.row_dropout
+        lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], height) < spec.row_dropout
         rows = rows.masked_fill(lost[:, :, None], 0.0)
-    weight = _resample(observed, rows, columns)  # (B, V, C or 1, size, size)
-    values = _resample(x, rows, columns) / weight.clamp(min=0.5)
+    total, weight = (
+        _resample(list(planes), rows, columns) for planes in zip(*fields, strict=True)
+    )  # (B, V, C or 1, size, size)
+    values = total / weight.clamp(min=0.5)
 
     turn, gain, solar = numbers[..., 8:, None, None, None].unbind(2)
     values = _apply_gain(values, spec, gain)
@@ -223,7 +266,7 @@ def _side_weight(spec: ViewSpec, blur: Tensor, sigma: Tensor, *, is_global: bool
     chances = [first] + [further] * (blur.shape[1] - 1) if is_global else [local] * blur.shape[1]
     low, high = spec.blur_sigma
     side = torch.exp(-0.5 / (low + (high - low) * sigma).square())
-    return torch.where(blur < torch.tensor(chances, device=blur.device), side / (1 + 2 * side), 0.0)
+    return torch.where(blur < constants(tuple(chances), blur.device), side / (1 + 2 * side), 0.0)
 
 
 def _blur(matrix: Tensor, side: Tensor) -> Tensor:
@@ -233,15 +276,20 @@ def _blur(matrix: Tensor, side: Tensor) -> Tensor:
     return (1 - 2 * side) * matrix + side * (before + after)
 
 
-def _resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, V, C, size, size)."""
-    partly = torch.einsum("bchw,bvxw->bvchx", x, columns)
+def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """One or two (B, C, H, W) to (B, V, C, size, size); of two the first is that of the first view alone."""
+    if len(planes) == 1:
+        partly = torch.einsum("bchw,bvxw->bvchx", planes[0], columns)
+    else:
+        shares = zip(planes, columns.split([1, columns.shape[1] - 1], dim=1), strict=True)
+        partly = torch.cat([torch.einsum("bchw,bvxw->bvchx", x, share) for x, share in shares], dim=1)
     return torch.einsum("bvyh,bvchx->bvcyx", rows, partly)
 
 
 def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
     """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
-    gain = torch.tensor(spec.gain, dtype=torch.float32, device=values.device).reshape(-1, 1, 1)
+    gains = spec.gain if isinstance(spec.gain, tuple) else (spec.gain,)
+    gain = constants(gains, values.device)[:, None, None]
     offset = gain * (2 * number - 1)
     if spec.gain_floor is not None:
         # |offset| <= gain, so a value above the floor can sink to it but never below.

@@ -5,30 +5,42 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gridrad_cube.datasets import Batch, GridDataset, Normalization, PatchDataset
+from gridrad_cube.datasets import Batch, GridDataset, Normalization, PairDataset, PatchDataset, followers
 from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
-from gridrad_cube.models.seeded import sample_seeds
-from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.seeded import sample_seeds, uniforms
+from gridrad_cube.models.tokens import HiddenTokens, hide_tokens
+from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage, whole_view
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
-from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.store import ShardCache, open_packed, store_info
 from gridrad_cube.train.config import Config, Level, named_refusals, store_level
+
+logger = logging.getLogger(__name__)
 
 #: Largest random offset of a channel of each kind, in its units: `Config.gain` multiplies it.
 GAIN = {"infrared": 1.0, "visible": 0.02}
 #: The same for dBZ, and for log10 of mm/h by Z = 200 R^1.6 (Marshall and Palmer 1948).
 GAIN_DBZ = 2.0
 GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
+
+#: Parts of the names of fields with a sense of direction or rotation.
+_HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
+
+#: Streams of random numbers beyond those of views: whether the second global view of a sample comes from its
+#: partner, and from here on which tokens of a view are hidden.
+_PARTNER_STREAM, _HIDDEN_STREAM = 2**20, 2**20 + 1
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,17 @@ class DrawnView:
     x: Tensor
     token_mask: Tensor | None
     attention_mask: Tensor | None
+    #: What the student does not see of it, to tell as the teacher does.
+    hidden: HiddenTokens | None = None
 
 
 class Source(Protocol):
     """Samples of one store and the drawing of their views."""
 
     level: Level
+    #: What the samples are, and what the loader reads: the same, or pairs in time.
     dataset: Any
+    loaded: Any
     strata: int | np.ndarray
     #: Values a pixel or cell has, edge for which positions are learned, edge of a token.
     in_channels: int
@@ -59,6 +75,10 @@ class Source(Protocol):
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
+        ...
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """Whole samples as one view, nothing about it random: what the network will embed."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -102,6 +122,19 @@ def _selection(config: Config) -> dict[str, Any]:
     }
 
 
+def _cache(config: Config) -> ShardCache | None:
+    if config.cache is None:
+        return None
+    Path(config.cache).mkdir(parents=True, exist_ok=True)  # refused now, not at the first read
+    return ShardCache(config.cache, int(config.cache_gib * 2**30))
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def _number(strata: int | np.ndarray) -> int:
     return strata if isinstance(strata, int) else len(strata)
 
@@ -112,10 +145,53 @@ def _first(strata: int | np.ndarray, limit: int | None) -> int | np.ndarray:
     return min(strata, limit) if isinstance(strata, int) else strata[:limit]
 
 
+def _with_partners(dataset: Any, config: Config, samples: int) -> Any:
+    """The data set, or pairs of its samples in time."""
+    if not config.temporal_positives:
+        return dataset
+    first = None if config.limit is None else samples
+    partners = followers(dataset, config.temporal_positives, first=first)
+    share = np.mean(partners != np.arange(len(partners)))
+    logger.info("%.0f %% of the samples have a partner %g min later", 100 * share, config.temporal_positives)
+    return PairDataset(dataset, partners)
+
+
+def _split(
+    values: Tensor, valid: Tensor, batch: Batch, config: Config, epoch: int
+) -> tuple[Tensor, Tensor, Tensor, View | None]:
+    """Samples of a batch, their mask and seeds, and what their second global view is drawn from, if not them."""
+    if not config.temporal_positives:
+        return values, valid, sample_seeds(config.seed, epoch, batch.index), None
+    half = len(values) // 2
+    seeds = sample_seeds(config.seed, epoch, batch.index[:half])
+    taken = uniforms(seeds, _PARTNER_STREAM, 1)[:, 0] < config.temporal_share
+
+    def chosen(both: Tensor) -> Tensor:
+        return torch.where(taken.view(-1, *[1] * (both.ndim - 1)), both[half:], both[:half])
+
+    return values[:half], valid[:half], seeds, (chosen(values), chosen(valid))
+
+
+def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds: Tensor) -> list[DrawnView]:
+    """Hide tokens of the first views, where those observed (B, rows, columns) are given."""
+    if not config.token_weight:
+        return views
+    hidden = [
+        dataclasses.replace(
+            view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number)
+        )
+        for number, (view, seen) in enumerate(zip(views, observed, strict=False))
+    ]
+    return hidden + views[len(hidden) :]
+
+
 def _arch(config: Config, level: Level, default: str) -> str:
     name = default if config.arch == "auto" else config.arch
     if name not in ARCHITECTURES:
-        raise SchemaError(f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}")
+        raise SchemaError(
+            f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}. Networks of torchvision and torch.hub "
+            "(xcit) are not built here: attention and masked tokens need a transformer of this list."
+        )
     if ARCHITECTURES[name].cells != (level == "2k"):
         fitting = sorted(n for n, a in ARCHITECTURES.items() if a.cells == (level == "2k"))
         what = "embeddings, level 2k" if level == "2k" else "patches, level 256"
@@ -140,7 +216,7 @@ class PatchSource:
         options = _selection(config)
         self.dataset = PatchDataset(
             config.store, **options, channel_mode=self._mode(options["channels"]), coarsen=config.coarsen,
-            bbox=tuple(config.bbox) or None,  # type: ignore[arg-type]
+            bbox=tuple(config.bbox) or None, on_damage=config.on_damage, cache=_cache(config),  # type: ignore[arg-type]
         )  # fmt: skip
         if normalization is not None:
             self.dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
@@ -150,6 +226,7 @@ class PatchSource:
         self.field = self.dataset.patch // config.coarsen
         self.global_views, self.views = 2, 2 + config.local_crops_number
         self._check_sizes()
+        self.loaded = _with_partners(self.dataset, config, self.samples)
         self._specs = [self._spec(label) for label in self.dataset.labels]
 
     def _mode(self, channels: Any) -> Any:
@@ -192,34 +269,66 @@ class PatchSource:
             global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
             magnification=c.magnification, zoom=_pair(c.zoom), global_area=_pair(c.global_crops_scale),
             local_area=_pair(c.local_crops_scale), gain=gains if len(gains) > 1 else gains[0],
-            gain_floor=min(floors, default=None), flips=c.flips, blur=(c.blur[0], c.blur[1], c.blur[2]),
+            gain_floor=min(floors, default=None), flips=self._flips(labels), blur=(c.blur[0], c.blur[1], c.blur[2]),
             solarize=c.solarize, row_dropout=c.row_dropout, fill=rules[labels[0]].fill,
         )  # fmt: skip
+
+    def _flips(self, labels: list[str]) -> Any:
+        """As configured, but mirrored wind is another wind: its sign says which way it blows or turns."""
+        if self.config.flips == "none":
+            return "none"
+        stored = open_packed(self.config.store)
+        variables = sorted({label.split("@")[0] for label in labels})
+        names = {name: (name, str(stored[name].attrs.get("standard_name"))) for name in variables}
+        handed = [name for name in variables if any(is_handed(text) for text in names[name])]
+        if handed:
+            logger.warning(
+                "--flips: views of %s are not mirrored, that would turn them about", ", ".join(handed)
+            )
+        return "none" if handed else self.config.flips
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Decode, draw and mask: see `Source.draw`."""
         values, valid = self.dataset.decode(batch)
-        seeds = sample_seeds(self.config.seed, epoch, batch.index)
-        views = self._draw(values, valid, seeds, index)
-        masks = [
-            token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
-            for _, seen in views
+        values, valid, seeds, partner = _split(values, valid, batch, self.config, epoch)
+        views = self._draw(values, valid, seeds, partner, index)
+        missing = [token_coverage(seen, self.patch_size) < 0.5 for _, seen in views]
+        drawn = [
+            DrawnView(x, mask if self.config.mask_tokens else None, None)
+            for (x, _), mask in zip(views, missing, strict=True)
         ]
-        return [DrawnView(x, mask, None) for (x, _), mask in zip(views, masks, strict=True)]
+        observed = [
+            ~mask.unflatten(1, (-1, self.config.global_size // self.patch_size))
+            for mask in missing[: self.global_views]
+        ]
+        return _hide(drawn, observed, self.config, seeds)
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, valid = self.dataset.decode(batch)
+        rules = list(self.dataset.normalizations.values())
+        fill: float | Tensor = rules[0].fill
+        if self.in_channels == 1:
+            fill = torch.tensor([rule.fill for rule in rules], device=values.device)[batch.channel]
+        magnification = self.config.magnification if self.config.views == "zoom" else 1.0
+        x, seen = whole_view(values, valid, magnification, fill)
+        hides = self.config.mask_tokens or self.config.token_weight > 0  # it has a mask token
+        return DrawnView(x, token_coverage(seen, self.patch_size) < 0.5 if hides else None, None)
 
     def _draw(
-        self, values: Tensor, valid: Tensor, seeds: Tensor, index: np.ndarray
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
+    ) -> list[View]:
         kinds = list(dict.fromkeys(self._specs))
         if len(kinds) == 1 or self.in_channels > 1:
-            return draw_views(values, valid, kinds[0], seeds)
+            return draw_views(values, valid, kinds[0], seeds, partner)
         # Channels of one batch differ in gain and fill; the seeds are the samples', so parts draw what the
         # whole would.
         of = np.array([kinds.index(spec) for spec in self._specs])[self.dataset.table.channel[index]]
-        out: list[tuple[Tensor, Tensor]] = []
+        out: list[View] = []
         for number in np.unique(of).tolist():
-            rows = torch.from_numpy(np.flatnonzero(of == number)).to(values.device)
-            part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows])
+            rows = _to_device(np.flatnonzero(of == number), values.device)
+            other = None if partner is None else (partner[0][rows], partner[1][rows])
+            part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows], other)
             if not out:
                 out = [tuple(t.new_zeros((len(values), *t.shape[1:])) for t in view) for view in part]  # type: ignore[misc]
             for whole, view in zip(out, part, strict=True):
@@ -257,6 +366,7 @@ class GridSource:
         self.samples = _number(self.strata)
         self.in_channels = self.dataset.shape[0]
         self.image_size = max(self.dataset.shape[1:]) if config.image_size == "auto" else config.image_size
+        self.loaded = _with_partners(self.dataset, config, self.samples)
         self.global_views, self.views = 2, 2 + config.local_crops_number
         if config.flips == "d4":
             raise SchemaError(
@@ -269,9 +379,15 @@ class GridSource:
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Standardise and draw; cells that do not count are masked in attention. See `Source.draw`."""
+        values, cells, seeds, partner = _split(*self.dataset.decode(batch), batch, self.config, epoch)
+        views = draw_grid_views(values, cells, self._spec, seeds, partner)
+        drawn = [DrawnView(x, None, kept) for x, kept in views]
+        return _hide(drawn, [kept for _, kept in views[: self.global_views]], self.config, seeds)
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
         values, cells = self.dataset.decode(batch)
-        seeds = sample_seeds(self.config.seed, epoch, batch.index)
-        return [DrawnView(x, None, kept) for x, kept in draw_grid_views(values, cells, self._spec, seeds)]
+        return DrawnView(values, None, cells)
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
@@ -286,6 +402,11 @@ class GridSource:
 
 def _pair(values: tuple[float, ...]) -> tuple[float, float]:
     return values[0], values[1]
+
+
+def is_handed(name: str) -> bool:
+    """Whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear, rotation."""
+    return any(word in name.lower() for word in _HANDED)
 
 
 def gain_of(label: str, rule: Normalization) -> float:

@@ -1,0 +1,497 @@
+"""What training may add to its objective: partners in time, spread features, targets for tokens; and mirrors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cubes import COLS, IR, PATCH, ROWS, VIS, random_codes, write_cube
+from query_stores import make_embeddings, write
+
+from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
+from gridrad_cube.models import (
+    GridViewSpec,
+    TokenCodingRateLoss,
+    TokenDINOLoss,
+    ViewSpec,
+    draw_grid_views,
+    draw_views,
+    hide_tokens,
+    koleo_loss,
+)
+from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError
+from gridrad_cube.train import Config, load_config, presets, train
+from gridrad_cube.train.networks import make_networks
+from gridrad_cube.train.plan import make_plan
+from gridrad_cube.train.sources import PatchSource, is_handed
+
+PROJECT = Path(__file__).resolve().parents[1]
+#: A network and views for the 16 px patches of `cubes`.
+TINY = {
+    "preset": "none", "arch": "vit_demo", "patch_size": 4, "global_size": 12, "local_size": 8,
+    "local_crops_number": 2, "head_hidden_dim": 32, "out_dim": 64, "batch_size_per_gpu": 8, "warmup_epochs": 0,
+    "warmup_teacher_temp_epochs": 0, "freeze_last_layer": 0, "precision": "fp32", "lr": 0.01, "log_steps": 1,
+}  # fmt: skip
+CROPS = 6
+#: Of the crops, in minutes: 5 min apart, then a gap, then two sources at nearly one time.
+MINUTES = np.array([0, 5, 10, 60, 64, 66])
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory) -> Path:
+    """Six crops of one place and two channels, the last first; one infrared patch is all missing."""
+    flags = np.zeros((CROPS, ROWS, COLS), np.uint16)
+    flags[1, 0, 0] = Flag.all_missing
+    start = np.datetime64("2024-05-01", "s").astype(np.int64)
+    small = {"time": start + 60 * MINUTES[::-1], f"{IR}_flags": flags}
+    shape = (CROPS, ROWS * PATCH, COLS * PATCH)
+    return write_cube(
+        tmp_path_factory.mktemp("cube") / "patches.zarr",
+        {name: random_codes(name, shape) for name in (IR, VIS)},
+        small=small,
+        statistics={IR: {"mean": 270.0, "std": 20.0}, VIS: {"mean": 0.4, "std": 0.2}},
+    )
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory) -> Path:
+    """Embeddings of three windows in turn, hourly; see `make_embeddings` for what is missing."""
+    path = tmp_path_factory.mktemp("grids") / "embeddings.zarr"
+    write(make_embeddings(rows=4, cols=5), path)
+    return path
+
+
+def config_for(store: Path, out: Path, **options) -> Config:
+    return load_config(store=str(store), out=str(out), **TINY | options)
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# partners in time
+
+
+def brute_followers(data: PatchDataset, minutes: float) -> list[int]:
+    table, time = data.table, data._dataset["time"].values.astype("datetime64[s]").astype(np.int64)
+    out = []
+    for i in range(len(table)):
+        same = [
+            j for j in range(len(table))
+            if all(getattr(table, n)[i] == getattr(table, n)[j] for n in ("row", "col", "channel"))
+        ]  # fmt: skip
+        away = {j: abs(time[table.crop[j]] - time[table.crop[i]] - 60 * minutes) for j in same}
+        near = [j for j in same if away[j] <= 30 * minutes]
+        out.append(min(near, key=lambda j: (away[j], time[table.crop[j]])) if near else i)
+    return out
+
+
+@pytest.mark.parametrize("minutes", [1.5, 3, 5, 6.5, 50, 60])
+def test_follower_is_the_nearest_to_the_lead_at_the_same_place(cube, minutes):
+    data = PatchDataset(cube)
+    assert followers(data, minutes).tolist() == brute_followers(data, minutes)
+
+
+def test_follower_is_clean_and_of_the_same_channel_and_place(cube):
+    data = PatchDataset(cube)
+    table, partner = data.table, followers(data, 5)
+    has = partner != np.arange(len(data))
+    assert 0 < has.sum() < len(data)
+    for name in ("row", "col", "channel"):
+        assert (getattr(table, name)[partner] == getattr(table, name)).all()
+    missing = [
+        getattr(table, name)[partner] == n
+        for name, n in (("crop", 1), ("row", 0), ("col", 0), ("channel", 0))
+    ]
+    assert not np.logical_and.reduce(missing).any()
+    assert (followers(data, 5, first=119) < np.maximum(119, np.arange(len(data)) + 1)).all()
+
+
+def test_places_are_matched_by_position_not_by_row_and_column(tmp_path):
+    """The second crop's window lies one patch further south and across the date line."""
+    latitude = np.stack([40.0 - np.arange(ROWS), 39.0 - np.arange(ROWS)])[:, :, None]
+    longitude = np.stack([178.0 + np.arange(COLS), 178.0 + np.arange(COLS)])[:, None]
+    longitude[1] = (longitude[1] + 180) % 360 - 180
+    shape = (2, ROWS, COLS)
+    small = {"latitude": np.broadcast_to(latitude, shape), "longitude": np.broadcast_to(longitude, shape)}
+    store = write_cube(
+        tmp_path / "s.zarr", {IR: random_codes(IR, (2, ROWS * PATCH, COLS * PATCH))}, small=small
+    )
+    data = PatchDataset(store)
+    partner = followers(data, 60)
+    table = data.table
+    for i in range(len(data)):
+        if table.crop[i] == 0 and table.row[i] > 0:
+            j = partner[i]
+            assert (table.crop[j], table.row[j], table.col[j]) == (1, table.row[i] - 1, table.col[i])
+        else:
+            assert partner[i] == i
+
+
+def test_lead_that_no_sample_has_is_refused(cube):
+    with pytest.raises(
+        SchemaError, match=r"no sample has a partner 600 min later .* a place are 5 min apart"
+    ):
+        followers(PatchDataset(cube), 600)
+    with pytest.raises(SchemaError, match="no place comes at two times"):
+        followers(PatchDataset(cube, time=("2024-05-01", "2024-05-01T00:01")), 5)
+
+
+def test_pairs_are_samples_then_their_partners(cube):
+    data = PatchDataset(cube)
+    partner = followers(data, 5)
+    pairs = PairDataset(data, partner)
+    index = np.array([7, 3, 60])
+    batch = pairs.__getitems__(index)
+    assert batch.index.tolist() == [*index, *partner[index]]
+    assert torch.equal(batch.codes, data.__getitems__([*index, *partner[index]]).codes)
+    assert (len(pairs), pairs.describe(3)) == (len(data), data.describe(3))
+
+
+def test_pairs_of_a_damaged_store_stay_pairs(tmp_path):
+    codes = random_codes(IR, (2, ROWS * PATCH, COLS * PATCH))
+    store = write_cube(tmp_path / "s.zarr", {IR: codes})
+    shard = store / IR / "c.1.0.0"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1  # in the first patch of the later crop
+    shard.write_bytes(data)
+    dataset = PatchDataset(store, on_damage="skip")
+    assert (dataset.table.row[0], dataset.table.col[0]) == (0, 0)
+    partners = followers(dataset, 60)
+    batch = PairDataset(dataset, partners).__getitems__([3, 0, int(partners[0])])
+    assert batch.index.tolist() == [3, 0, partners[3], 0]
+    assert batch.damaged.tolist() == [partners[0]]
+    assert torch.equal(batch.codes[1], batch.codes[3])
+
+
+def test_followers_of_grids_are_those_of_the_same_window_and_channel(grids):
+    data = GridDataset(grids, reject=())
+    partner = followers(data, 60)
+    for i, j in enumerate(partner):
+        assert data.channel[i] == data.channel[j]
+        # Crop 0 lacks a cell that its window has later, and crop 5 was not written.
+        alone = data.crop[i] in (0, 2) or data.crop[i] >= 21
+        assert data.crop[j] - data.crop[i] == (0 if alone else 3)
+
+
+def test_later_global_views_are_drawn_from_the_partner():
+    generator = torch.Generator().manual_seed(0)
+    x, other = torch.randn(2, 3, 1, 16, 16, generator=generator)
+    mask, other_mask = torch.rand(2, 3, 1, 16, 16, generator=generator) > 0.1
+    spec = ViewSpec(
+        global_size=12, local_size=8, local_views=2, blur=(0.5, 0.5, 0.5), row_dropout=0.1, flips="d4"
+    )
+    seeds = torch.arange(3)
+    first, second = (draw_views(*field, spec, seeds) for field in ((x, mask), (other, other_mask)))
+    both = draw_views(x, mask, spec, seeds, (other, other_mask))
+    for got, expected in zip(both, [first[0], second[1], *first[2:]], strict=True):
+        torch.testing.assert_close(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+
+
+def test_later_global_views_of_grids_are_drawn_from_the_partner():
+    generator = torch.Generator().manual_seed(0)
+    x, other = torch.randn(2, 3, 6, 5, 5, generator=generator)
+    cells, other_cells = torch.rand(2, 3, 5, 5, generator=generator) > 0.2
+    spec, seeds = GridViewSpec(local_views=2, flips="h"), torch.arange(3)
+    first, second = (draw_grid_views(*grid, spec, seeds) for grid in ((x, cells), (other, other_cells)))
+    both = draw_grid_views(x, cells, spec, seeds, (other, other_cells))
+    for got, expected in zip(both, [first[0], second[1], *first[2:]], strict=True):
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_share_of_samples_takes_partners_by_seed_and_epoch_alone(cube, tmp_path, share):
+    options = {"temporal_positives": 5, "flips": "none", "gain": 0.0}
+    paired = PatchSource(config_for(cube, tmp_path, temporal_share=share, **options))
+    alone = PatchSource(config_for(cube, tmp_path))
+    partner = paired.loaded.partners
+    index = np.flatnonzero(partner != np.arange(len(partner)))[:32]
+    views = paired.draw(paired.loaded.__getitems__(index), index, epoch=1)
+    own = PatchSource(dataclasses.replace(alone.config, gain=0.0)).draw(
+        alone.dataset.__getitems__(index), index, epoch=1
+    )
+    assert torch.equal(views[0].x, own[0].x)
+    same = (views[1].x == own[1].x).flatten(1).all(1)
+    assert {0.0: same.all(), 0.5: same.any() and not same.all(), 1.0: not same.any()}[share]
+    assert len(set(paired.dataset.table.channel[index])) == 2
+    for i in index[:4]:
+        one = paired.draw(paired.loaded.__getitems__([i]), np.array([i]), epoch=1)
+        torch.testing.assert_close(one[1].x[0], views[1].x[index == i][0], rtol=1e-4, atol=1e-5)
+
+
+#: All at once.
+EXTRAS = {"temporal_positives": 5, "temporal_share": 0.7, "koleo": 0.1, "token_weight": 0.5}
+
+
+@pytest.mark.parametrize("objective", ["dino", "coding-rate"])
+def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objective):
+    options = {"objective": objective, "steps": 3, "save_steps": 1, **EXTRAS}
+    whole = train(config_for(cube, tmp_path / "a", **options))
+    train(
+        config_for(cube, tmp_path / "b", **options, resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
+    )
+    assert [r["train_loss"] for r in metrics_of(tmp_path / "a")][1:] == [
+        r["train_loss"] for r in metrics_of(tmp_path / "b")
+    ]
+    a, b = load_checkpoint(whole["checkpoint"]), load_checkpoint(tmp_path / "b" / "checkpoint.pth")
+    for key in {"student", "teacher", "dino_loss", "token_loss"} & a.keys():
+        for name, value in a[key].items():
+            assert torch.equal(value, b[key][name]), name
+
+
+def test_level_2k_trains_with_all_extras_and_goes_on(grids, tmp_path):
+    extras = EXTRAS | {
+        "temporal_positives": 60,
+        "preset": "none",
+        "batch_size_per_gpu": 16,
+        "head_hidden_dim": 32,
+    }
+    common = {"out_dim": 64, "steps": 3, "save_steps": 1, "log_steps": 1, "warmup_epochs": 0} | extras
+    common |= {"warmup_teacher_temp_epochs": 0, "precision": "fp32", "local_crops_number": 2}
+
+    def run(out: str, **options) -> list[dict]:
+        train(load_config(store=str(grids), out=str(tmp_path / out), **common | options))
+        return metrics_of(tmp_path / out)
+
+    whole = run("a")
+    assert {"loss_views", "loss_koleo", "loss_tokens"} <= whole[0].keys()
+    again = run("b", resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
+    assert [r["train_loss"] for r in again] == [r["train_loss"] for r in whole[1:]]
+    assert load_checkpoint(tmp_path / "b" / "checkpoint.pth")["model"]["mask_token"]
+
+
+def test_two_processes_follow_the_curve_of_one_with_extras(cube, tmp_path):
+    extras = {"temporal_positives": 5, "temporal_share": 0.7, "token_weight": 0.5, "mask_tokens": False}
+    common = TINY | extras | {"steps": 3, "drop_path_rate": 0.0}
+    train(load_config(store=str(cube), out=str(tmp_path / "one"), **common))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(cube), "--out", str(tmp_path / "two")]
+    argv += [w for k, v in (common | {"batch_size_per_gpu": 4}).items() for w in ("--" + k, str(v))]
+    world = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+    }
+    ranks = [
+        subprocess.Popen(argv, env=world | {"RANK": str(r)}, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    for mine, other in zip(*(metrics_of(tmp_path / name) for name in ("two", "one")), strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=5e-4)
+
+
+def test_checkpoint_from_before_an_option_goes_on(cube, tmp_path):
+    path = Path(train(config_for(cube, tmp_path, steps=2, save_steps=1))["checkpoint"])
+    old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
+    for name in ("temporal_positives", "temporal_share", "koleo", "token_weight", "token_share"):
+        del old["config"][name]
+    (tmp_path / "old").mkdir()
+    save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
+    assert train(config_for(cube, tmp_path / "old", steps=2))["step"] == 2
+    with pytest.raises(SchemaError, match=r"--temporal-positives 0.0 there, 5.0 here"):
+        train(config_for(cube, tmp_path / "old", steps=2, temporal_positives=5))
+
+
+# spread features
+
+
+def brute_koleo(features: np.ndarray) -> float:
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    return -float(np.mean(np.log(nearest)))
+
+
+def test_koleo_is_the_mean_logarithm_of_nearest_distances():
+    features = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    expected = np.mean([brute_koleo(part.numpy()) for part in features.chunk(2)])
+    assert float(koleo_loss(features, 2)) == pytest.approx(expected, rel=1e-4)
+    assert float(koleo_loss(7 * features, 2)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_koleo_is_float32_under_autocast_and_pushes_neighbours_apart():
+    features = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = koleo_loss(features, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = koleo_loss(features, 1)
+    assert torch.equal(plain, rounded)
+    assert plain.dtype == torch.float32
+    plain.backward()
+    with torch.no_grad():
+        assert koleo_loss(features - 1e-2 * features.grad, 1) < plain
+
+
+def test_koleo_leaves_duplicates_alone():
+    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    features[1] = features[0]
+    features.requires_grad_()
+    loss = koleo_loss(features, 1)
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad.isfinite().all()
+    assert features.grad[1].abs().max() < 1e-6  # no sample but its double is its neighbour
+
+
+def test_koleo_of_one_sample_is_refused():
+    with pytest.raises(ValueError, match="a batch of one sample has no neighbours"):
+        koleo_loss(torch.ones(2, 4), 2)
+
+
+def test_terms_of_the_loss_are_told_apart(cube, tmp_path):
+    train(config_for(cube, tmp_path, steps=2, koleo=0.5))
+    for record in metrics_of(tmp_path):
+        total = record["loss_views"] + 0.5 * record["loss_koleo"]
+        assert record["train_loss"] == pytest.approx(total, rel=1e-5)
+        assert record["headroom"] == pytest.approx(np.log(64) - record["loss_views"], rel=1e-5)
+
+
+# targets for single tokens
+
+
+def test_hidden_tokens_are_blobs_of_a_share_of_the_observed_ones():
+    observed = torch.rand(200, 6, 7, generator=torch.Generator().manual_seed(0)) > 0.2
+    hidden = hide_tokens(observed, 0.3, torch.arange(200), 5)
+    assert hidden.mask.sum(1).tolist() == [13] * 200  # of 42
+    assert hidden.counts.all()
+    assert not (hidden.mask & ~observed.flatten(1)).any()
+    everywhere = hide_tokens(torch.ones(2000, 6, 7, dtype=torch.bool), 0.3, torch.arange(2000), 5).mask
+    share = everywhere.float().mean(0)
+    assert (share - 13 / 42).abs().max() < 0.05  # no token more often than others
+    grid = everywhere.unflatten(1, (6, 7))
+    together = (grid[:, :, 1:] & grid[:, :, :-1]).float().mean() / share.mean()
+    assert together > 0.55  # a neighbour of a hidden token is hidden too, twice as often as by chance
+    again = hide_tokens(observed[3:4], 0.3, torch.tensor([3]), 5)
+    assert torch.equal(again.index[0], hidden.index[3])
+    assert not torch.equal(hide_tokens(observed, 0.3, torch.arange(200), 6).index, hidden.index)
+
+
+def test_tokens_that_were_not_observed_never_count():
+    observed = torch.zeros(2, 4, 4, dtype=torch.bool)
+    observed[1, 0, 0] = True
+    hidden = hide_tokens(observed, 0.5, torch.arange(2), 0)
+    assert hidden.counts.sum(1).tolist() == [0, 1]
+    assert hidden.index[1][hidden.counts[1]].tolist() == [0]
+
+
+def test_token_loss_is_cross_entropy_of_the_tokens_that_count():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 10, 6, generator=generator)
+    counts = torch.rand(10, generator=generator) > 0.4
+    loss = TokenDINOLoss(6, [0.05, 0.04], 0.1, 0.9)
+    loss.center += 0.1
+    expected, seen = [], []
+    for s, t, count in zip(student.double(), teacher.double(), counts, strict=True):
+        if count:
+            seen.append(t)
+            target = torch.softmax((t - 0.1) / 0.04, 0)
+            expected.append(-(target * torch.log_softmax(s / 0.1, 0)).sum())
+    got = loss(student, teacher, counts, 1)
+    assert float(got) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
+    center = 0.9 * 0.1 + 0.1 * torch.stack(seen).mean(0)
+    torch.testing.assert_close(loss.center[0], center.float(), rtol=1e-4, atol=1e-5)
+    before = loss.center.clone()
+    assert float(loss(student, teacher, torch.zeros(10, dtype=torch.bool), 0)) == 0.0
+    assert torch.equal(loss.center, before)
+    parts = [loss(a, b, c, 1, last=k == 1) for k, (a, b, c) in enumerate(
+        zip(student.split(5), teacher.split(5), counts.split(5), strict=True)
+    )]  # fmt: skip
+    assert len(parts) == 2
+    torch.testing.assert_close(loss.center, 0.9 * before + 0.1 * torch.stack(seen).mean(0).float()[None])
+
+
+def test_token_loss_without_prototypes_is_the_coding_rate_of_the_tokens_that_count():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.nn.functional.normalize(torch.randn(2, 40, 5, generator=generator), dim=-1)
+    counts = torch.rand(40, generator=generator) > 0.4
+    loss = TokenCodingRateLoss(0.5, 2.0)
+    z, t = student[counts].double(), teacher[counts].double()
+    n, d = z.shape
+    expansion = 0.5 * torch.logdet(torch.eye(d) + d / (n * 0.5) * z.T @ z)
+    expected = (1 - (z * t).sum(1)).mean() - 2.0 * (n + d) / (n * d) * expansion
+    assert float(loss(student, teacher, counts)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("all_seen", [True, False])
+def test_student_answers_at_hidden_tokens_and_the_teacher_sees_them(cube, tmp_path, all_seen):
+    config = config_for(cube, tmp_path, token_weight=1.0, drop_path_rate=0.0, mask_tokens=not all_seen)
+    source = PatchSource(config)
+    networks = make_networks(config, make_plan(config, level="256", samples=source.samples), source)
+    index = np.arange(8)
+    views = source.draw(source.dataset.__getitems__(index), index, epoch=0)
+    assert [view.hidden is not None for view in views] == [True, True, False, False]
+    taught, learnt = networks.teacher(views[:2]), networks.student(views)
+    view = views[0]
+    whole = networks.teacher.backbone.forward_tokens(view.x, view.token_mask)[:, 1:]
+    own = [networks.teacher.head(whole[b, view.hidden.index[b]]) for b in range(8)]
+    torch.testing.assert_close(taught.tokens[: 8 * view.hidden.index.shape[1]], torch.cat(own))
+    # What lies under hidden tokens makes no difference to the student.
+    pixels = view.hidden.mask.unflatten(1, (3, 3)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    spoiled = dataclasses.replace(view, x=torch.where(pixels[:, None], 9.0, view.x))
+    again = networks.student([spoiled, *views[1:]])
+    torch.testing.assert_close(again.tokens, learnt.tokens)
+    torch.testing.assert_close(again.heads, learnt.heads)
+    assert not torch.allclose(networks.teacher([spoiled]).tokens, taught.tokens[: len(torch.cat(own))])
+
+
+# mirrors
+
+
+def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
+    shape = (2, ROWS * PATCH, COLS * PATCH)
+    names = ("azimuthal_shear", "divergence", "reflectivity_column_maximum")
+    store = write_cube(
+        tmp_path / "s.zarr", {name: random_codes(name, shape) for name in names},
+        statistics={name: {"mean": 0.0, "std": 1.0} for name in names},
+    )  # fmt: skip
+    source = PatchSource(config_for(store, tmp_path, flips="d4", channels=names))
+    assert [spec.flips for spec in source._specs] == ["none", "d4", "d4"]
+    assert "views of azimuthal_shear are not mirrored" in caplog.text
+    stacked = PatchSource(config_for(store, tmp_path, flips="h", channels=names, channel_mode="stack"))
+    assert {spec.flips for spec in stacked._specs} == {"none"}
+    assert is_handed("eastward_wind")
+    assert not any(is_handed(name) for name in CHANNELS if name != "azimuthal_shear")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temporal_share": 2}, r"--temporal-share: got 2.0; expected between 0 and 1"),
+        ({"token_share": -1}, r"--token-share: got -1.0; expected between 0 and 1"),
+        ({"temporal_positives": -5}, r"--temporal-positives: got -5.0; expected at least 0"),
+        ({"koleo": 0.1, "batch_size_per_gpu": 1}, r"--koleo: a batch of one sample has no neighbours"),
+        ({"temporal_positives": 600}, r"no sample has a partner 600 min later"),
+    ],
+)
+def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
+    with pytest.raises(SchemaError, match=message):
+        train(config_for(cube, tmp_path / "run", steps=1, **options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(preset):
+    config = load_config(level="256", preset=preset)
+    physical = {
+        "views": config.views == "zoom",
+        "zoom": 0.8 <= config.zoom[0] <= config.zoom[1] <= 1.25,
+        "gain": 0 < config.gain <= 1,  # times 2 dB or 1 K
+        "solarize": config.solarize == 0,
+        "blur": not any(config.blur),
+    }
+    wrong = [name for name, holds in physical.items() if not holds]
+    assert wrong == (["views", "gain", "solarize", "blur"] if preset == "predecessor" else [])
