@@ -202,6 +202,26 @@ def test_a_shard_replaced_just_now_is_read_whole_as_it_was(tmp_path, monkeypatch
     np.testing.assert_array_equal(batch(reader, index)[0], changed[0, 1, 1])
 
 
+@pytest.mark.parametrize("codec", ["small", "raw"])
+def test_a_shard_rewritten_in_place_just_now_is_read_as_it_is_or_refused(tmp_path, monkeypatch, codec):
+    """Nobody has looked at the file since it was opened: the old index does not fit, or the size differs."""
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    files, _ = write(tmp_path / "a", codec)
+    other, changed = write(tmp_path / "b", codec, seed=5)
+    reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
+    batch(reader, index)
+    with open(shard(other), "rb") as file:
+        data = file.read()
+    with open(shard(files), "wb") as file:
+        file.write(data)
+    out, failures = batch(reader, index)
+    assert not failures
+    np.testing.assert_array_equal(out, changed[0, 1, 1])
+    with open(shard(files), "wb") as file:
+        file.write(data[: len(data) // 2])
+    assert batch(reader, index)[1].keys() == {0, 1, 2}
+
+
 def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
     files, _ = write(tmp_path / "a", "small")
     other, changed = write(tmp_path / "b", "small", seed=5)

@@ -205,6 +205,11 @@ class _OpenShards:
                 self._kept.popitem(last=False)
         return opened
 
+    def drop(self, shard: int) -> None:
+        """Open it anew the next time."""
+        with self._lock:
+            self._kept.pop(shard, None)
+
 
 class _Unit(NamedTuple):
     """What one thread reads at a time: some patches of one shard."""
@@ -352,6 +357,7 @@ class ShardReader:
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
             self._indexes.drop(unit.shard)
+            self._open.drop(unit.shard)
             if self.cache is not None:
                 self.cache.drop(self.files, self.layout.key(unit.shard), self.state)
             failures = self._attempt(unit, out, targets)
