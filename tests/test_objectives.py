@@ -29,7 +29,7 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
-from gridrad_cube.train import Config, load_config, train
+from gridrad_cube.train import Config, load_config, presets, train
 from gridrad_cube.train.networks import make_networks
 from gridrad_cube.train.plan import make_plan
 from gridrad_cube.train.sources import PatchSource, is_handed
@@ -481,3 +481,17 @@ def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
     with pytest.raises(SchemaError, match=message):
         train(config_for(cube, tmp_path / "run", steps=1, **options))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(preset):
+    config = load_config(level="256", preset=preset)
+    physical = {
+        "views": config.views == "zoom",
+        "zoom": 0.8 <= config.zoom[0] <= config.zoom[1] <= 1.25,
+        "gain": 0 < config.gain <= 1,  # times 2 dB or 1 K
+        "solarize": config.solarize == 0,
+        "blur": not any(config.blur),
+    }
+    wrong = [name for name, holds in physical.items() if not holds]
+    assert wrong == (["views", "gain", "solarize", "blur"] if preset == "predecessor" else [])

@@ -174,7 +174,7 @@ def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, ca
     expected = load_config(preset="predecessor", level=level, store=str(store), out="o", num_workers=10)
     assert dataclasses.replace(config, arch="auto") == expected
     (record,) = [r for r in caplog.records if r.name == "gridrad_cube.train.flags"]
-    assert record.getMessage().startswith("no effect any more: --save-best (numbered checkpoints are kept")
+    assert record.getMessage().startswith("no effect any more: --save-best (checkpoint_best.pth is kept")
     assert "--dist-url (processes find each other" in record.getMessage()
     assert "--local-rank (the rank is read" in record.getMessage()
     plain = parse_config(argv)  # under the default preset too its flags mean what they say

@@ -212,7 +212,7 @@ _ARCH_ALIASES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
 
 #: Options of the predecessor that do nothing any more, and what does instead.
 IDLE: dict[str, str] = {
-    "save_best": "numbered checkpoints are kept instead, as the lowest training loss is not the best network",
+    "save_best": "checkpoint_best.pth is kept in any case, the best by probe (--probe-steps), not by training loss",
     "dist_url": "processes find each other by what torchrun, srun or mpiexec set",
     "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
 }
@@ -471,5 +471,5 @@ def _check(config: Config) -> None:
         ("probe_steps", 0),
     ):
         value = getattr(config, name)
-        if isinstance(value, int) and value < least:
+        if isinstance(value, int | float) and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")

@@ -170,6 +170,8 @@ class _Run:
         self.sampler.load_state_dict(checkpoint["sampler"])
         self.step, self.window = checkpoint["step"], list(checkpoint["loss_window"])
         self.scores = Scores(**checkpoint.get("scores", {}))
+        if "monitor" in checkpoint:
+            self.monitor.load_state_dict(checkpoint["monitor"])
 
     def announce(self) -> None:
         """Say what is about to happen."""
@@ -413,6 +415,7 @@ class _Run:
             "random": {"seed": self.config.seed, "rule": "torch.manual_seed by (seed, step, rank)"},
             "loss_window": list(self.window),
             "scores": dataclasses.asdict(self.scores),
+            "monitor": self.monitor.state_dict(),
             "config": self.config.to_dict(),
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),

@@ -20,6 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from gridrad_cube.datasets import Stratum
+from gridrad_cube.datasets.partners import nearest_later
 from gridrad_cube.models.vit import VisionTransformer
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.train.config import Config
@@ -48,7 +49,7 @@ _CANDIDATES = 2**16
 #: Bins of the histogram, over normalised values up to this size.
 _BINS, _SPAN = 32, 3.0
 #: Cosines this close are equal: those of equal vectors differ by rounding.
-_EQUAL = 1e-6
+_EQUAL = 1e-9
 
 
 def probe_interval(config: Config, steps: int) -> int:
@@ -106,7 +107,7 @@ class Scores:
         """After one more probe; that of step 0 is no candidate for the best."""
         if step == 0:
             return replace(self, start=score)
-        if self.best is None or score > self.best:
+        if math.isfinite(score) and (self.best is None or score > self.best):
             return replace(self, best=score, best_step=step)
         return self
 
@@ -119,16 +120,17 @@ def draw_pairs(source: Source, seed: int) -> Pairs | None:
     stored, crop, cell, channel, usable = _samples(source)
     time = stored["time"].values.astype("datetime64[s]").astype(np.int64)
     place = _places(stored)
-    crops, number = np.unique(crop, return_inverse=True)
+    crops = np.flatnonzero(np.bincount(crop))
     cells, channels = int(cell.max()) + 1, int(channel.max()) + 1
     identity = (crop * cells + cell) * channels + channel  # ascending, as samples are in order
     for minutes in LEADS:
         rng = np.random.default_rng((seed, minutes))
-        later = crops[_nearest_later(place[crops], time[crops], 60 * minutes)][number]
-        query = np.flatnonzero(usable & (later != crop))
+        later = np.arange(len(time))
+        later[crops] = crops[nearest_later(place[crops], time[crops], 60 * minutes)]
+        query = np.flatnonzero(usable & (later[crop] != crop))
         if len(query) > _CANDIDATES:
             query = np.sort(rng.choice(query, _CANDIDATES, replace=False))
-        wanted = (later[query] * cells + cell[query]) * channels + channel[query]
+        wanted = (later[crop[query]] * cells + cell[query]) * channels + channel[query]
         sequel = np.searchsorted(identity, wanted).clip(max=len(identity) - 1)
         there = (identity[sequel] == wanted) & usable[sequel]
         query, sequel = query[there], sequel[there]
@@ -164,20 +166,6 @@ def _places(stored: xr.Dataset) -> npt.NDArray[np.int64]:
             values = np.unique(stored[name].values, return_inverse=True)[1]
             out = np.unique(out * (int(values.max()) + 1) + values, return_inverse=True)[1]
     return out
-
-
-def _nearest_later(
-    place: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], lead: int
-) -> npt.NDArray[np.int64]:
-    """Position of the nearest to ``lead`` later at the same place, within half of it, or its own."""
-    # One axis on which places lie further apart than any lead reaches, so that one search serves them all.
-    line = place * (int(np.ptp(seconds)) + 2 * lead + 2) + (seconds - seconds.min())
-    order = np.argsort(line, kind="stable")
-    ordered, target = line[order], line + lead
-    after = np.searchsorted(ordered, target).clip(max=len(order) - 1)
-    before = (after - 1).clip(min=0)
-    chosen = np.where(np.abs(ordered[before] - target) <= np.abs(ordered[after] - target), before, after)
-    return np.where(np.abs(ordered[chosen] - target) <= lead / 2, order[chosen], np.arange(len(place)))
 
 
 def _groups(

@@ -312,8 +312,8 @@ class PatchSource:
             fill = torch.tensor([rule.fill for rule in rules], device=values.device)[batch.channel]
         magnification = self.config.magnification if self.config.views == "zoom" else 1.0
         x, seen = whole_view(values, valid, magnification, fill)
-        hidden = token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
-        return DrawnView(x, hidden, None)
+        hides = self.config.mask_tokens or self.config.token_weight > 0  # it has a mask token
+        return DrawnView(x, token_coverage(seen, self.patch_size) < 0.5 if hides else None, None)
 
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
