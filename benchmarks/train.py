@@ -6,7 +6,8 @@
 
 Synthetic satellite scenes are built into a store; its clean infrared patches are written as one float32 ``.pt`` file
 each, too. Every way of training then takes some steps, in turns: all of them once, then all again, so that a busy
-machine slows all alike. Rates are medians over the turns, ratios are taken within each turn, then their median.
+machine slows all alike. Rates are medians over the turns, ratios are taken within each turn, then their median: by
+the clock and, since a machine may be busy with other things, by the processor time of this process and its workers.
 
 - **ready**: the project's own loop, but each step is given the same batch, read once and lying on the device.
 - **store**: the project's own loop, `gridrad_cube.train.train`.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -39,6 +41,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the Makefile has it; b
 
 import machine
 import numpy as np
+import psutil  # comes with distributed
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +70,7 @@ def build_store(folder: Path, options: argparse.Namespace) -> Path:
     synthetic.write_scenes(folder / "sources", scenes=options.scenes, shape=tuple(options.shape))
     store = folder / "patches.zarr"
     recipe = Recipe(channels=(CHANNEL,), tile=TileSpec(patch=options.patch))
-    pipeline.preprocess(folder / "sources", store, recipe=recipe, workers=options.workers)
+    pipeline.preprocess(folder / "sources", store, recipe=recipe)
     data = PatchDataset(store)
     packing = data.normalizations[CHANNEL].packing
     (folder / "pt").mkdir()
@@ -79,22 +82,37 @@ def build_store(folder: Path, options: argparse.Namespace) -> Path:
 # the project's way
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds: by the clock, waiting for data, and of processors."""
+
+    wall: float
+    waiting: float
+    cpu: float
+
+
+def cpu_seconds() -> float:
+    """Processor time so far of this process and of the workers that it has."""
+    workers = (psutil.Process(child.pid).cpu_times() for child in multiprocessing.active_children())
+    return time.process_time() + sum(worker.user + worker.system for worker in workers)
+
+
 class Clock:
-    """Notes when the steps that count began and ended, and the waiting until then."""
+    """Notes when the steps that count began and ended, and what had been spent until then."""
 
     def __init__(self, waited: Callable[[], float]) -> None:
-        self.waited, self.at = waited, list[tuple[float, float]]()
+        self.waited, self.at = waited, list[Spent]()
 
     def __call__(self, step: int, steps: int, record: Any) -> None:
         """After a step."""
         # The last step writes a record, for which the others need not wait.
         if step in (WARM_UP, steps - 1):
-            self.at.append((time.perf_counter(), self.waited()))
+            self.at.append(Spent(time.perf_counter(), self.waited(), cpu_seconds()))
 
-    def measured(self) -> tuple[float, float]:
-        """Seconds, and of these spent waiting for data."""
-        (start, before), (end, after) = self.at
-        return end - start, after - before
+    def measured(self) -> Spent:
+        """What the steps that count took."""
+        start, end = self.at
+        return Spent(end.wall - start.wall, end.waiting - start.waiting, end.cpu - start.cpu)
 
 
 class Known(PatchLoader):
@@ -119,8 +137,8 @@ class Ready(Known):
             yield batch
 
 
-def project(config: Config, loader: type[Known]) -> tuple[float, float]:
-    """Train some steps; seconds of the counted ones, and of these spent waiting."""
+def project(config: Config, loader: type[Known]) -> Spent:
+    """Train some steps; what the counted ones took."""
     clock = Clock(lambda: Known.latest.seconds_waiting if Known.latest else 0.0)
     with tempfile.TemporaryDirectory(dir=Path(config.store).parent) as out, \
             mock.patch.object(engine, "PatchLoader", loader):  # fmt: skip
@@ -241,9 +259,7 @@ class Predecessor:
         return torch.stack(terms).sum() / len(terms)
 
 
-def predecessor(
-    config: Config, folder: Path, out_dim: int, workers: int, device: torch.device
-) -> tuple[float, float]:
+def predecessor(config: Config, folder: Path, out_dim: int, workers: int, device: torch.device) -> Spent:
     """As `project`."""
     length = len(list(folder.glob("*.pt")))
     data = LooseViews(folder, length, (config.global_size, config.local_size), config.local_crops_number)
@@ -291,6 +307,7 @@ def compare_packing(
     """Rows: batch, milliseconds there and back by size and packed, and the median ratio."""
     network = build(config.arch, 1, image_size=config.global_size).to(device)
     bf16, rows = use_bf16(config.precision, device), list[list[object]]()
+    now = time.process_time if device.type == "cpu" else time.perf_counter
     for batch in batches:
         groups = [
             torch.randn(count * batch, 1, size, size, device=device)
@@ -306,17 +323,16 @@ def compare_packing(
         with torch.no_grad():
             torch.testing.assert_close(together(), grouped(), rtol=1e-3, atol=1e-3)
         times: dict[str, list[float]] = {"grouped": [], "packed": []}
-        for turn in range(repeats + 1):
+        for turn in range(2 * repeats + 1):
             for name, way in (("grouped", grouped), ("packed", together)):
-                started = time.perf_counter()
-                for _ in range(3):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        out = way()
-                    out.float().square().mean().backward()
+                started = now()
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    out = way()
+                out.float().square().mean().backward()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 if turn:
-                    times[name].append((time.perf_counter() - started) / 3)
+                    times[name].append(now() - started)
         ratio = statistics.median(g / p for g, p in zip(times["grouped"], times["packed"], strict=True))
         rows.append([batch, *(f"{1e3 * statistics.median(t):.1f}" for t in times.values()), f"{ratio:.2f}"])
     return rows
@@ -330,15 +346,12 @@ class Way:
     """A way of training, and what was measured of it in each turn."""
 
     name: str
-    run: Callable[[], tuple[float, float]]
-    rates: list[float] = field(default_factory=list)
-    waiting: list[float] = field(default_factory=list)
+    run: Callable[[], Spent]
+    spent: list[Spent] = field(default_factory=list)
 
-    def measure(self, samples: int) -> None:
+    def measure(self) -> None:
         """Train once."""
-        seconds, waited = self.run()
-        self.rates.append(samples / seconds)
-        self.waiting.append(waited / seconds)
+        self.spent.append(self.run())
 
 
 def ways_of(
@@ -364,23 +377,30 @@ def ways_of(
     return ways, flops, use_bf16(config.precision, device)
 
 
-def rows_of(ways: Sequence[Way], flops: float, device: torch.device, bf16: bool) -> list[list[object]]:
-    """One row a way."""
+def rows_of(
+    ways: Sequence[Way], samples: int, flops: float, device: torch.device, bf16: bool
+) -> list[list[object]]:
+    """One row a way, which saw so many samples in each turn."""
     rows: list[list[object]] = []
     for way in ways:
         fast = bf16 and way.name != "predecessor"
-        rate, peak = statistics.median(way.rates), peak_flops(device, bf16=fast)
+        rate, peak = samples / statistics.median(s.wall for s in way.spent), peak_flops(device, bf16=fast)
+        cpu = statistics.median(s.cpu for s in way.spent) / samples
+        waiting = statistics.median(s.waiting / s.wall for s in way.spent)
         rows.append([
             way.name, "bf16" if fast else "fp32", f"{rate:.1f}", f"{rate * flops / 1e12:.3g}",
-            "not known" if peak is None else f"{rate * flops / peak:.1%}", f"{statistics.median(way.waiting):.1%}",
+            "not known" if peak is None else f"{rate * flops / peak:.1%}", f"{waiting:.1%}", f"{cpu:.3g}",
         ])  # fmt: skip
     return rows
 
 
 def ratio(of: Way, to: Way) -> str:
-    """Median of the ratios within turns, and their range."""
-    ratios = [a / b for a, b in zip(of.rates, to.rates, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    """How many times as fast: median of the ratios within turns and their range, by the clock and by processor time."""
+    texts = []
+    for name in ("wall", "cpu"):
+        ratios = [getattr(b, name) / getattr(a, name) for a, b in zip(of.spent, to.spent, strict=True)]
+        texts.append(f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})")
+    return f"{texts[0]} as fast by the clock, {texts[1]} by processor time"
 
 
 def parse() -> argparse.Namespace:
@@ -394,7 +414,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--arch", default="vit_small")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="steps of a turn that count")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a turn that count")
     parser.add_argument("--global-size", type=int, default=96)
     parser.add_argument("--local-size", type=int, default=48)
     parser.add_argument("--local-views", type=int, default=8)
@@ -407,7 +427,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", help="of the project's way")
     parser.add_argument("--compile", action="store_true", help="the store's way with compiled networks too")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument(
         "--folder", type=Path, default=None, help="scratch folder; a temporary one by default"
     )
@@ -434,24 +454,33 @@ def main() -> None:
         ways, flops, bf16 = ways_of(options, store, config, device)
         for _ in range(options.repeats):
             for way in ways:
-                way.measure(options.batch * options.steps)
+                way.measure()
         by_name = {way.name: way for way in ways}
-        header = ["way", "precision", "images/s", "TFLOP/s", "of the peak (MFU)", "waiting for data"]
+        header = [
+            "way",
+            "precision",
+            "images/s",
+            "TFLOP/s",
+            "of the peak (MFU)",
+            "waiting for data",
+            "processor s an image",
+        ]
         place = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         lines = [
             f"{options.arch} on {place}: batches of {options.batch}, 2 views of {options.global_size} px and "
             f"{options.local_views} of {options.local_size} px of patches of {options.patch} px, {options.out_dim:,} "
             f"prototypes, {flops / 1e9:.1f} GFLOP an image; {options.repeats} turns of {options.steps} steps.",
             "",
-            *machine.table(header, rows_of(ways, flops, device, bf16)),
+            *machine.table(header, rows_of(ways, options.batch * options.steps, flops, device, bf16)),
             "",
-            f"The store against ready tensors: {ratio(by_name['store'], by_name['ready'])} times as fast (median and "
-            "range of the turns).",
-            f"The store against the predecessor's way: {ratio(by_name['store'], by_name['predecessor'])} times.",
+            f"The store against ready tensors: {ratio(by_name['store'], by_name['ready'])} (median and range of the "
+            "turns).",
+            "",
+            f"The store against the predecessor's way: {ratio(by_name['store'], by_name['predecessor'])}.",
             "",
             "## Views of two sizes: each by itself, or packed",
             "",
-            f"Forward and backward pass of the network alone, {'bf16' if bf16 else 'fp32'}.",
+            f"Forward and backward pass of the network alone, {'bf16' if bf16 else 'fp32'}; on a CPU processor time.",
             "",
             *machine.table(
                 ["batch", "each size, ms", "packed, ms", "each / packed"],
