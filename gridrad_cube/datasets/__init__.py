@@ -9,6 +9,7 @@ from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.grids import GridDataset, decode_grids
 from gridrad_cube.datasets.loader import PatchLoader
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
+from gridrad_cube.datasets.partners import PairDataset, followers
 from gridrad_cube.datasets.patches import PatchDataset
 from gridrad_cube.datasets.sampling import SHARES, EpochSampler, Stratum, permute
 from gridrad_cube.datasets.table import SampleTable
@@ -21,12 +22,14 @@ __all__ = [
     "EpochSampler",
     "GridDataset",
     "Normalization",
+    "PairDataset",
     "PatchDataset",
     "PatchLoader",
     "SampleTable",
     "Stratum",
     "decode",
     "decode_grids",
+    "followers",
     "normalizations",
     "open_dataset",
     "permute",

@@ -18,6 +18,7 @@ from gridrad_cube.models.dino import (
     clip_per_tensor_,
     cosine_schedule,
     cosine_steps,
+    koleo_loss,
     parameter_groups,
     update_teacher_,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "draw_views",
     "fingerprint",
     "head_state",
+    "koleo_loss",
     "load_backbone",
     "load_checkpoint",
     "newest_checkpoint",

@@ -43,7 +43,9 @@ class GridViewSpec:
 
 
 @torch.no_grad()
-def draw_grid_views(x: Tensor, cell_valid: Tensor, spec: GridViewSpec, seeds: Tensor) -> list[View]:
+def draw_grid_views(
+    x: Tensor, cell_valid: Tensor, spec: GridViewSpec, seeds: Tensor, partner: View | None = None
+) -> list[View]:
     """Draw every view of a batch of grids of embeddings.
 
     Windows lie evenly among those that hold at least half as many valid cells as the fullest one, so a view
@@ -59,6 +61,8 @@ def draw_grid_views(x: Tensor, cell_valid: Tensor, spec: GridViewSpec, seeds: Te
         What to draw.
     seeds
         Of the samples (B,), int64; see `sample_seeds`.
+    partner
+        Grids and valid cells of the same shapes, of which all global views but the first are drawn.
 
     Returns
     -------
@@ -72,8 +76,10 @@ def draw_grid_views(x: Tensor, cell_valid: Tensor, spec: GridViewSpec, seeds: Te
     ValueError
         If the shapes do not go together.
     """
-    rows, columns = _check_grids(x, cell_valid, seeds)
-    x = torch.where(cell_valid[:, None], x, 0.0)
+    grids = [(x, cell_valid)] if partner is None else [(x, cell_valid), partner]
+    for grid in grids:
+        rows, columns = _check_grids(*grid, seeds)
+    grids = [(torch.where(valid[:, None], values, 0.0), valid) for values, valid in grids]
     views: list[View] = []
     for view in range(spec.global_views + spec.local_views):
         is_global = view < spec.global_views
@@ -81,7 +87,8 @@ def draw_grid_views(x: Tensor, cell_valid: Tensor, spec: GridViewSpec, seeds: Te
         if not is_global:
             shape = _local_window(rows, columns, spec.local_fraction)
         streams = (3 * view + 1, 3 * view + 2, 3 * view + 3)
-        window, valid = _cut_window(x, cell_valid, shape, seeds, streams[0])
+        grid = grids[-1] if is_global and view else grids[0]
+        window, valid = _cut_window(*grid, shape, seeds, streams[0])
         if spec.flips == "h":
             flip = uniforms(seeds, streams[1], 1)[:, 0] < 0.5
             window = torch.where(flip[:, None, None, None], window.flip(-1), window)

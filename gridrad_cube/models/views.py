@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -91,7 +92,9 @@ class ViewSpec:
 
 
 @torch.no_grad()
-def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[View]:
+def draw_views(
+    x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor, partner: View | None = None
+) -> list[View]:
     """Draw every view of a batch of fields.
 
     Parameters
@@ -105,6 +108,8 @@ def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[V
         What to draw.
     seeds
         Of the samples (B,), int64; see `sample_seeds`.
+    partner
+        Fields and mask of the same shapes, of which all global views but the first are drawn.
 
     Returns
     -------
@@ -116,20 +121,16 @@ def draw_views(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> list[V
     ValueError
         If the shapes do not go together.
     """
-    if mask.ndim == 3:
-        mask = mask[:, None]
-    _check_fields(x, mask, spec, seeds)
-    finite = x.isfinite()
-    mask = mask & (finite if mask.shape[1] == x.shape[1] else finite.all(1, keepdim=True))
     views: list[View] = []
     # Matrix products in bf16 would round every pixel to three digits.
     with torch.autocast(x.device.type, enabled=False):
-        observed = mask.float()
-        x = torch.where(mask, x.float(), 0.0)
+        fields = [
+            _observed_fields(*field, spec, seeds) for field in ((x, mask), partner) if field is not None
+        ]
         numbers = uniforms(seeds, 0, spec.global_views + spec.local_views, _PARAMETERS)
-        views += _draw_kind(x, observed, spec, seeds, numbers[:, : spec.global_views], is_global=True)
+        views += _draw_kind(fields, spec, seeds, numbers[:, : spec.global_views], is_global=True)
         if spec.local_views:
-            views += _draw_kind(x, observed, spec, seeds, numbers[:, spec.global_views :], is_global=False)
+            views += _draw_kind(fields[:1], spec, seeds, numbers[:, spec.global_views :], is_global=False)
     return views
 
 
@@ -147,16 +148,32 @@ def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
 _PARAMETERS = 11
 
 
+def _observed_fields(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> View:
+    """Fields with zero where nothing was observed, and where something was, both float32."""
+    if mask.ndim == 3:
+        mask = mask[:, None]
+    _check_fields(x, mask, spec, seeds)
+    finite = x.isfinite()
+    mask = mask & (finite if mask.shape[1] == x.shape[1] else finite.all(1, keepdim=True))
+    return torch.where(mask, x.float(), 0.0), mask.float()
+
+
 def _draw_kind(
-    x: Tensor, observed: Tensor, spec: ViewSpec, seeds: Tensor, numbers: Tensor, *, is_global: bool
+    fields: list[View], spec: ViewSpec, seeds: Tensor, numbers: Tensor, *, is_global: bool
 ) -> list[View]:
-    """All views of one resolution; ``numbers`` (B, V, parameters)."""
-    rows, columns = _matrices(spec, numbers[..., :8], (x.shape[2], x.shape[3]), is_global=is_global)
+    """All views of one resolution; ``numbers`` (B, V, parameters). A second field is that of later views."""
+    height, width = fields[0][0].shape[2:]
+    rows, columns = _matrices(spec, numbers[..., :8], (height, width), is_global=is_global)
     if spec.row_dropout:
-        lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], x.shape[2]) < spec.row_dropout
+        lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], height) < spec.row_dropout
         rows = rows.masked_fill(lost[:, :, None], 0.0)
-    weight = _resample(observed, rows, columns)  # (B, V, C or 1, size, size)
-    values = _resample(x, rows, columns) / weight.clamp(min=0.5)
+    bounds = [0, 1, rows.shape[1]] if len(fields) > 1 else [0, rows.shape[1]]
+    parts = [
+        [_resample(plane, rows[:, a:b], columns[:, a:b]) for plane in field]
+        for field, (a, b) in zip(fields, pairwise(bounds), strict=True)
+    ]
+    total, weight = (torch.cat(planes, 1) for planes in zip(*parts, strict=True))
+    values = total / weight.clamp(min=0.5)  # (B, V, C, size, size)
 
     turn, gain, solar = numbers[..., 8:, None, None, None].unbind(2)
     values = _apply_gain(values, spec, gain)

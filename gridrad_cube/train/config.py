@@ -85,6 +85,10 @@ class Config:
     coding_distortion: float = _option(0.05, "objective", "coding rate: squared precision; smaller spreads more")
     coding_weight: float = _option(1.0, "objective", "coding rate: weight of the expansion")
 
+    koleo: float = _option(
+        0.0, "objective", "weight of a term that keeps samples apart: the mean logarithm of the distance of each "
+        "feature of a global view to its nearest neighbour in the batch of a process; 0 is off, 0.1 usual")
+
     # optimiser
     epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
     steps: int | None = _option(None, "optimiser", "length of the run in optimiser steps", unit="steps")
@@ -133,6 +137,11 @@ class Config:
     global_fraction: float = _option(0.75, "views", "share of the cells that a global view holds", level="2k")
     local_fraction: float = _option(0.25, "views", "share of the cells that a local view holds", level="2k")
     token_dropout: float = _option(0.25, "views", "share of cells left out of a global view", level="2k")
+    temporal_positives: float = _option(
+        0.0, "views", "draw the second global view from the same place so much later (the nearest time within half "
+        "of that; samples without one use themselves); 0 is off", unit="minutes")
+    temporal_share: float = _option(
+        1.0, "views", "with --temporal-positives: share of samples that do so, drawn anew each epoch")
 
     # run
     seed: int = _option(0, "run", "of weights, order and views")
@@ -411,7 +420,9 @@ def _check(config: Config) -> None:
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
-    for name, least in (("steps", 0), ("limit", 1)):
+    if not 0 <= config.temporal_share <= 1:
+        raise SchemaError(f"--temporal-share: got {config.temporal_share}; expected between 0 and 1")
+    for name, least in (("steps", 0), ("limit", 1), ("temporal_positives", 0), ("koleo", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")

@@ -119,7 +119,7 @@ class _Run:
             rank=world.rank, world_size=world.size,
         )  # fmt: skip
         self.loader = PatchLoader(
-            self.source.dataset, self.sampler, config.batch_size_per_gpu, threads=max(1, config.num_workers),
+            self.source.loaded, self.sampler, config.batch_size_per_gpu, threads=max(1, config.num_workers),
             device=device if device.type == "cuda" else None,
         )  # fmt: skip
         self.monitor = Monitor(self.networks.student.backbone.embed_dim, device=device)
@@ -208,9 +208,10 @@ class _Run:
         views = self.source.draw(batch, index, epoch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
-                targets, features = networks.teacher(views[: self.source.global_views])
-            outputs, seen = self.model(views)
-        loss = networks.loss(outputs, targets, step)
+                taught = networks.teacher(views[: self.source.global_views])
+            learnt = self.model(views)
+        (targets, features), seen = taught, learnt[1]
+        loss = networks.total_loss(learnt, taught, self.source.global_views, step)
         for group, decay in zip(
             self.optimizer.param_groups, (self.schedules["decay"][step], 0.0), strict=True
         ):
@@ -288,11 +289,14 @@ class _Run:
             "momentum_teacher": float(self.schedules["momentum"][step - 1]), "grad_norm": float(norm),
         }  # fmt: skip
         record |= self.monitor.describe(features, views)
+        terms = {name: float(term) for name, term in self.networks.terms.items()}  # of the last step
+        record |= {f"loss_{name}": term for name, term in terms.items()}
         loss = self.networks.loss
         if isinstance(loss, DINOLoss):
             temperature = float(loss.teacher_temps[step - 1])
             record |= {"teacher_temp": temperature}
-            record |= self.monitor.describe_targets(targets, loss.center, temperature, record["train_loss"])
+            of_views = terms.get("views", record["train_loss"])
+            record |= self.monitor.describe_targets(targets, loss.center, temperature, of_views)
         samples = self.plan.global_batch * (step - self._clock.step)
         record["images_per_second"] = samples / max(now - self._clock.at, 1e-9)
         record["seconds_waiting"] = self.loader.seconds_waiting - self._clock.waited

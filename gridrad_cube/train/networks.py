@@ -5,14 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gridrad_cube.models.checkpoints import head_state, load_backbone, load_checkpoint
-from gridrad_cube.models.dino import CodingRateLoss, DINOHead, DINOLoss, ProjectionHead, parameter_groups
+from gridrad_cube.models.dino import (
+    CodingRateLoss,
+    DINOHead,
+    DINOLoss,
+    ProjectionHead,
+    koleo_loss,
+    parameter_groups,
+)
 from gridrad_cube.models.vit import VisionTransformer, build
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.train.config import Config, named_refusals
@@ -57,6 +64,22 @@ class Networks:
     teacher: MultiView
     loss: nn.Module
     head: dict[str, Any]
+    #: Weight of `koleo_loss`.
+    koleo: float = 0.0
+    #: Terms of the latest loss by name, where there are several.
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+    def total_loss(
+        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], global_views: int, step: int
+    ) -> Tensor:
+        """The loss of one batch, all terms of it; what `MultiView` gave of all views and of the global ones."""
+        (outputs, features), (targets, _) = student, teacher
+        terms = {"views": self.loss(outputs, targets, step)}
+        if self.koleo:
+            terms["koleo"] = koleo_loss(features[: len(targets)], global_views)
+        self.terms = {name: term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
+        weights = {"views": 1.0, "koleo": self.koleo}
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
     def to(self, device: torch.device) -> None:
         """Move all of them to a device."""
@@ -131,6 +154,7 @@ def make_networks(config: Config, plan: Plan, source: Source) -> Networks:
         MultiView(teacher, _make_head(student.embed_dim, head)),
         _make_loss(config, plan, source.views),
         head,
+        config.koleo,
     )
     networks.teacher.load_state_dict(networks.student.state_dict())
     networks.teacher.requires_grad_(False)

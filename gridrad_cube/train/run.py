@@ -168,7 +168,8 @@ def check_same_run(
             f"{where}: a run of level {checkpoint['level']}, but {config.store} trains level {level}. "
             "Each level has its own --out."
         )
-    old, new = checkpoint["config"], config.to_dict()
+    # Options newer than the checkpoint count as their defaults there.
+    old, new = Config().to_dict() | checkpoint["config"], config.to_dict()
     differing = [
         f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in _FREE and old.get(k) != new[k]
     ]

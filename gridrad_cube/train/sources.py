@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,22 +14,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gridrad_cube.datasets import Batch, GridDataset, Normalization, PatchDataset
+from gridrad_cube.datasets import Batch, GridDataset, Normalization, PairDataset, PatchDataset, followers
 from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
-from gridrad_cube.models.seeded import sample_seeds
-from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.seeded import sample_seeds, uniforms
+from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import open_packed, store_info
 from gridrad_cube.train.config import Config, Level, named_refusals, store_level
+
+logger = logging.getLogger(__name__)
 
 #: Largest random offset of a channel of each kind, in its units: `Config.gain` multiplies it.
 GAIN = {"infrared": 1.0, "visible": 0.02}
 #: The same for dBZ, and for log10 of mm/h by Z = 200 R^1.6 (Marshall and Palmer 1948).
 GAIN_DBZ = 2.0
 GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
+
+#: Of random numbers: whether the second global view of a sample comes from its partner. Views have those below.
+_PARTNER_STREAM = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class Source(Protocol):
     """Samples of one store and the drawing of their views."""
 
     level: Level
+    #: What the samples are, and what the loader reads: the same, or pairs in time.
     dataset: Any
+    loaded: Any
     strata: int | np.ndarray
     #: Values a pixel or cell has, edge for which positions are learned, edge of a token.
     in_channels: int
@@ -112,6 +120,33 @@ def _first(strata: int | np.ndarray, limit: int | None) -> int | np.ndarray:
     return min(strata, limit) if isinstance(strata, int) else strata[:limit]
 
 
+def _with_partners(dataset: Any, config: Config, samples: int) -> Any:
+    """The data set, or pairs of its samples in time."""
+    if not config.temporal_positives:
+        return dataset
+    first = None if config.limit is None else samples
+    partners = followers(dataset, config.temporal_positives, first=first)
+    share = np.mean(partners != np.arange(len(partners)))
+    logger.info("%.0f %% of the samples have a partner %g min later", 100 * share, config.temporal_positives)
+    return PairDataset(dataset, partners)
+
+
+def _split(
+    values: Tensor, valid: Tensor, batch: Batch, config: Config, epoch: int
+) -> tuple[Tensor, Tensor, Tensor, View | None]:
+    """Samples of a batch, their mask and seeds, and what their second global view is drawn from, if not them."""
+    if not config.temporal_positives:
+        return values, valid, sample_seeds(config.seed, epoch, batch.index), None
+    half = len(values) // 2
+    seeds = sample_seeds(config.seed, epoch, batch.index[:half])
+    taken = uniforms(seeds, _PARTNER_STREAM, 1)[:, 0] < config.temporal_share
+
+    def chosen(both: Tensor) -> Tensor:
+        return torch.where(taken.view(-1, *[1] * (both.ndim - 1)), both[half:], both[:half])
+
+    return values[:half], valid[:half], seeds, (chosen(values), chosen(valid))
+
+
 def _arch(config: Config, level: Level, default: str) -> str:
     name = default if config.arch == "auto" else config.arch
     if name not in ARCHITECTURES:
@@ -150,6 +185,7 @@ class PatchSource:
         self.field = self.dataset.patch // config.coarsen
         self.global_views, self.views = 2, 2 + config.local_crops_number
         self._check_sizes()
+        self.loaded = _with_partners(self.dataset, config, self.samples)
         self._specs = [self._spec(label) for label in self.dataset.labels]
 
     def _mode(self, channels: Any) -> Any:
@@ -199,8 +235,7 @@ class PatchSource:
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Decode, draw and mask: see `Source.draw`."""
         values, valid = self.dataset.decode(batch)
-        seeds = sample_seeds(self.config.seed, epoch, batch.index)
-        views = self._draw(values, valid, seeds, index)
+        views = self._draw(*_split(values, valid, batch, self.config, epoch), index)
         masks = [
             token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
             for _, seen in views
@@ -208,18 +243,19 @@ class PatchSource:
         return [DrawnView(x, mask, None) for (x, _), mask in zip(views, masks, strict=True)]
 
     def _draw(
-        self, values: Tensor, valid: Tensor, seeds: Tensor, index: np.ndarray
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
+    ) -> list[View]:
         kinds = list(dict.fromkeys(self._specs))
         if len(kinds) == 1 or self.in_channels > 1:
-            return draw_views(values, valid, kinds[0], seeds)
+            return draw_views(values, valid, kinds[0], seeds, partner)
         # Channels of one batch differ in gain and fill; the seeds are the samples', so parts draw what the
         # whole would.
         of = np.array([kinds.index(spec) for spec in self._specs])[self.dataset.table.channel[index]]
-        out: list[tuple[Tensor, Tensor]] = []
+        out: list[View] = []
         for number in np.unique(of).tolist():
             rows = torch.from_numpy(np.flatnonzero(of == number)).to(values.device)
-            part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows])
+            other = None if partner is None else (partner[0][rows], partner[1][rows])
+            part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows], other)
             if not out:
                 out = [tuple(t.new_zeros((len(values), *t.shape[1:])) for t in view) for view in part]  # type: ignore[misc]
             for whole, view in zip(out, part, strict=True):
@@ -257,6 +293,7 @@ class GridSource:
         self.samples = _number(self.strata)
         self.in_channels = self.dataset.shape[0]
         self.image_size = max(self.dataset.shape[1:]) if config.image_size == "auto" else config.image_size
+        self.loaded = _with_partners(self.dataset, config, self.samples)
         self.global_views, self.views = 2, 2 + config.local_crops_number
         if config.flips == "d4":
             raise SchemaError(
@@ -269,9 +306,9 @@ class GridSource:
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Standardise and draw; cells that do not count are masked in attention. See `Source.draw`."""
-        values, cells = self.dataset.decode(batch)
-        seeds = sample_seeds(self.config.seed, epoch, batch.index)
-        return [DrawnView(x, None, kept) for x, kept in draw_grid_views(values, cells, self._spec, seeds)]
+        values, cells, seeds, partner = _split(*self.dataset.decode(batch), batch, self.config, epoch)
+        views = draw_grid_views(values, cells, self._spec, seeds, partner)
+        return [DrawnView(x, None, kept) for x, kept in views]
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
