@@ -2,8 +2,8 @@
 
 A system has its own kind, size, strength, cell scale and direction, drawn once. Its convective pulses live for about
 half an hour and the pattern of its texture for an hour, so after 60 minutes little of the picture is the same; what
-stays is what the system is like. Frames are 20 minutes apart; in each, the system lies up to 40 pixels off the middle of
-its patch, at random, among stray cells that belong to no system, under noise of 0.8 dB a pixel and a calibration
+stays is what the system is like. Frames are 20 minutes apart; in each, the system lies up to 40 pixels off the middle
+of its patch, at random, among stray cells that belong to no system, under noise of 0.8 dB a pixel and a calibration
 error of 1 dB (standard deviations) a frame.
 
 A scene is a mosaic of 4 x 4 patches, one system in each, on the lattice of GridRad V4.2; every mosaic has a day of its
@@ -54,7 +54,11 @@ def draw_system(seed: int, number: int) -> System:
     line = rng.random() < 0.35
     along = rng.uniform(50, 130) if line else np.exp(rng.uniform(np.log(15), np.log(65)))
     across = rng.uniform(4, 10) if line else along * rng.uniform(0.3, 1.0)
-    core, anvil, strength = np.exp(rng.uniform(np.log(4), np.log(10))), rng.uniform(12, 30), rng.uniform(0.55, 1.25)
+    core, anvil, strength = (
+        np.exp(rng.uniform(np.log(4), np.log(10))),
+        rng.uniform(12, 30),
+        rng.uniform(0.55, 1.25),
+    )
     kind = Kind(
         name="line" if line else "cluster", share=0.0, life_minutes=(480, 720),
         pulses_per_hour=rng.uniform(16, 40) if line else rng.uniform(8, 32), along_km=(along, along),
@@ -64,7 +68,14 @@ def draw_system(seed: int, number: int) -> System:
     life, direction = rng.uniform(*kind.life_minutes), rng.uniform(-np.pi, np.pi)
     wind = (12 * np.cos(direction), 12 * np.sin(direction))
     storm = draw_storm(
-        seed, number, kind=kind, life=life, birth=0.0, place=(38.0, 0.0), wind=wind, jet=rng.uniform(-np.pi, np.pi)
+        seed,
+        number,
+        kind=kind,
+        life=life,
+        birth=0.0,
+        place=(38.0, 0.0),
+        wind=wind,
+        jet=rng.uniform(-np.pi, np.pi),
     )
     last = MINUTES * (FRAMES - 1)
     return System(storm, rng.uniform(0.25 * life, 0.75 * life - last), int(rng.integers(len(WAVELENGTHS))))
@@ -74,9 +85,8 @@ def draw_system(seed: int, number: int) -> System:
 def _tiles(number: int) -> tuple[np.ndarray, np.ndarray]:
     """Two textures of one wavelength."""
     length = float(WAVELENGTHS[number])
-    one, other = (
-        spectral_tile([7, number, k], (512, 512), slope=0.0, longest=1.5 * length, shortest=length / 2.5) for k in (0, 1)
-    )
+    band = {"slope": 0.0, "longest": 1.5 * length, "shortest": length / 2.5}
+    one, other = (spectral_tile([7, number, k], (512, 512), **band) for k in (0, 1))
     return one, other
 
 
@@ -98,9 +108,8 @@ def draw_frame(seed: int, number: int, frame: int) -> tuple[np.ndarray, np.ndarr
     truth = _attributes(system, minutes, echo)
     for _ in range(rng.poisson(STRAYS)):
         life = rng.uniform(*KINDS[0].life_minutes)
-        cell = draw_storm(
-            seed, int(rng.integers(1 << 62)), kind=KINDS[0], life=life, birth=0.0, place=(38.0, 0.0), wind=(8.0, 0.0), jet=0.0
-        )
+        where = {"birth": 0.0, "place": (38.0, 0.0), "wind": (8.0, 0.0), "jet": 0.0}
+        cell = draw_storm(seed, int(rng.integers(1 << 62)), kind=KINDS[0], life=life, **where)
         stray = System(cell, 0.0, int(rng.integers(len(WAVELENGTHS))))
         place = rng.integers(-PATCH // 2, PATCH // 2, 2)
         echo = np.maximum(echo, _echo(stray, life * rng.uniform(0.2, 0.8), place))

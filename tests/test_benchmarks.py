@@ -83,3 +83,13 @@ def test_embed_compares_with_the_bare_network(tmp_path):
     text = run("embed", *tiny, out=tmp_path / "report.md")
     assert float(cells(text, "1 ")[2]) > 0
     assert "Median share of the bare forward pass" in text
+
+
+def test_learn_compares_networks_and_pixels(tmp_path):
+    text = run("learn", "--quick", out=tmp_path / "report.md")
+    assert "Retrieval by chance: 0.062" in text
+    retrieval, _, size, area = (float(cell.split()[0]) for cell in cells(text, "histogram ")[:4])
+    assert 0.0625 < retrieval <= 1
+    assert size > 0.3  # a histogram knows how much rain there is
+    assert area > 0.8
+    assert "+0." in cells(text, "histogram + ")[0] or "-0." in cells(text, "histogram + ")[0]
