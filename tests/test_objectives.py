@@ -1,23 +1,40 @@
-"""What training may add to its objective: partners in time, spread features, targets for single tokens."""
+"""What training may add to its objective: partners in time, spread features, targets for tokens; and mirrors."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cubes import COLS, IR, PATCH, ROWS, random_codes, write_cube
+from query_stores import make_embeddings, write
 
-from gridrad_cube.datasets import PairDataset, PatchDataset, followers
-from gridrad_cube.models import GridViewSpec, ViewSpec, draw_grid_views, draw_views, koleo_loss
+from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
+from gridrad_cube.models import (
+    GridViewSpec,
+    TokenCodingRateLoss,
+    TokenDINOLoss,
+    ViewSpec,
+    draw_grid_views,
+    draw_views,
+    hide_tokens,
+    koleo_loss,
+)
 from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.train import Config, load_config, train
-from gridrad_cube.train.sources import PatchSource
+from gridrad_cube.train.networks import make_networks
+from gridrad_cube.train.plan import make_plan
+from gridrad_cube.train.sources import PatchSource, is_handed
 
+PROJECT = Path(__file__).resolve().parents[1]
 #: A network and views for the 16 px patches of `cubes`.
 TINY = {
     "preset": "none", "arch": "vit_demo", "patch_size": 4, "global_size": 12, "local_size": 8,
@@ -38,6 +55,14 @@ def cube(tmp_path_factory) -> Path:
     small = {"time": start + 60 * MINUTES[::-1], f"{IR}_flags": flags}
     codes = random_codes(IR, (CROPS, ROWS * PATCH, COLS * PATCH))
     return write_cube(tmp_path_factory.mktemp("cube") / "patches.zarr", {IR: codes}, small=small)
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory) -> Path:
+    """Embeddings of three windows in turn, hourly; see `make_embeddings` for what is missing."""
+    path = tmp_path_factory.mktemp("grids") / "embeddings.zarr"
+    write(make_embeddings(rows=4, cols=5), path)
+    return path
 
 
 def config_for(store: Path, out: Path, **options) -> Config:
@@ -139,6 +164,16 @@ def test_pairs_of_a_damaged_store_stay_pairs(tmp_path):
     assert torch.equal(batch.codes[1], batch.codes[3])
 
 
+def test_followers_of_grids_are_those_of_the_same_window_and_channel(grids):
+    data = GridDataset(grids, reject=())
+    partner = followers(data, 60)
+    for i, j in enumerate(partner):
+        assert data.channel[i] == data.channel[j]
+        # Crop 0 lacks a cell that its window has later, and crop 5 was not written.
+        alone = data.crop[i] in (0, 2) or data.crop[i] >= 21
+        assert data.crop[j] - data.crop[i] == (0 if alone else 3)
+
+
 def test_later_global_views_are_drawn_from_the_partner():
     generator = torch.Generator().manual_seed(0)
     x, other = torch.randn(2, 3, 1, 16, 16, generator=generator)
@@ -188,6 +223,7 @@ def test_share_of_samples_takes_partners_by_seed_and_epoch_alone(cube, tmp_path,
 EXTRAS = {
     "temporal": {"temporal_positives": 5, "temporal_share": 0.7},
     "koleo": {"koleo": 0.1},
+    "tokens": {"token_weight": 0.5, "temporal_positives": 5},
 }
 
 
@@ -203,15 +239,57 @@ def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objectiv
         r["train_loss"] for r in metrics_of(tmp_path / "b")
     ]
     a, b = load_checkpoint(whole["checkpoint"]), load_checkpoint(tmp_path / "b" / "checkpoint.pth")
-    for key in ("student", "teacher", "dino_loss"):
+    for key in {"student", "teacher", "dino_loss", "token_loss"} & a.keys():
         for name, value in a[key].items():
             assert torch.equal(value, b[key][name]), name
+
+
+def test_level_2k_trains_with_all_extras_and_goes_on(grids, tmp_path):
+    extras = {name: value for options in EXTRAS.values() for name, value in options.items()}
+    extras |= {"temporal_positives": 60, "preset": "none", "batch_size_per_gpu": 16, "head_hidden_dim": 32}
+    common = {"out_dim": 64, "steps": 3, "save_steps": 1, "log_steps": 1, "warmup_epochs": 0} | extras
+    common |= {"warmup_teacher_temp_epochs": 0, "precision": "fp32", "local_crops_number": 2}
+
+    def run(out: str, **options) -> list[dict]:
+        train(load_config(store=str(grids), out=str(tmp_path / out), **common | options))
+        return metrics_of(tmp_path / out)
+
+    whole = run("a")
+    assert {"loss_views", "loss_koleo", "loss_tokens"} <= whole[0].keys()
+    again = run("b", resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
+    assert [r["train_loss"] for r in again] == [r["train_loss"] for r in whole[1:]]
+    assert load_checkpoint(tmp_path / "b" / "checkpoint.pth")["model"]["mask_token"]
+
+
+def test_two_processes_follow_the_curve_of_one_with_extras(cube, tmp_path):
+    extras = {"temporal_positives": 5, "temporal_share": 0.7, "token_weight": 0.5, "mask_tokens": False}
+    common = TINY | extras | {"steps": 3, "drop_path_rate": 0.0}
+    train(load_config(store=str(cube), out=str(tmp_path / "one"), **common))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(cube), "--out", str(tmp_path / "two")]
+    argv += [w for k, v in (common | {"batch_size_per_gpu": 4}).items() for w in ("--" + k, str(v))]
+    world = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+    }
+    ranks = [
+        subprocess.Popen(argv, env=world | {"RANK": str(r)}, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    for mine, other in zip(*(metrics_of(tmp_path / name) for name in ("two", "one")), strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=5e-4)
 
 
 def test_checkpoint_from_before_an_option_goes_on(cube, tmp_path):
     path = Path(train(config_for(cube, tmp_path, steps=2, save_steps=1))["checkpoint"])
     old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
-    for name in ("temporal_positives", "temporal_share", "koleo"):
+    for name in ("temporal_positives", "temporal_share", "koleo", "token_weight", "token_share"):
         del old["config"][name]
     (tmp_path / "old").mkdir()
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
@@ -270,3 +348,110 @@ def test_terms_of_the_loss_are_told_apart(cube, tmp_path):
         total = record["loss_views"] + 0.5 * record["loss_koleo"]
         assert record["train_loss"] == pytest.approx(total, rel=1e-5)
         assert record["headroom"] == pytest.approx(np.log(64) - record["loss_views"], rel=1e-5)
+
+
+# targets for single tokens
+
+
+def test_hidden_tokens_are_blobs_of_a_share_of_the_observed_ones():
+    observed = torch.rand(200, 6, 7, generator=torch.Generator().manual_seed(0)) > 0.2
+    hidden = hide_tokens(observed, 0.3, torch.arange(200), 5)
+    assert hidden.mask.sum(1).tolist() == [13] * 200  # of 42
+    assert hidden.counts.all()
+    assert not (hidden.mask & ~observed.flatten(1)).any()
+    everywhere = hide_tokens(torch.ones(2000, 6, 7, dtype=torch.bool), 0.3, torch.arange(2000), 5).mask
+    share = everywhere.float().mean(0)
+    assert (share - 13 / 42).abs().max() < 0.05  # no token more often than others
+    grid = everywhere.unflatten(1, (6, 7))
+    together = (grid[:, :, 1:] & grid[:, :, :-1]).float().mean() / share.mean()
+    assert together > 0.55  # a neighbour of a hidden token is hidden too, twice as often as by chance
+    again = hide_tokens(observed[3:4], 0.3, torch.tensor([3]), 5)
+    assert torch.equal(again.index[0], hidden.index[3])
+    assert not torch.equal(hide_tokens(observed, 0.3, torch.arange(200), 6).index, hidden.index)
+
+
+def test_tokens_that_were_not_observed_never_count():
+    observed = torch.zeros(2, 4, 4, dtype=torch.bool)
+    observed[1, 0, 0] = True
+    hidden = hide_tokens(observed, 0.5, torch.arange(2), 0)
+    assert hidden.counts.sum(1).tolist() == [0, 1]
+    assert hidden.index[1][hidden.counts[1]].tolist() == [0]
+
+
+def test_token_loss_is_cross_entropy_of_the_tokens_that_count():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 10, 6, generator=generator)
+    counts = torch.rand(10, generator=generator) > 0.4
+    loss = TokenDINOLoss(6, [0.05, 0.04], 0.1, 0.9)
+    loss.center += 0.1
+    expected, seen = [], []
+    for s, t, count in zip(student.double(), teacher.double(), counts, strict=True):
+        if count:
+            seen.append(t)
+            target = torch.softmax((t - 0.1) / 0.04, 0)
+            expected.append(-(target * torch.log_softmax(s / 0.1, 0)).sum())
+    got = loss(student, teacher, counts, 1)
+    assert float(got) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
+    center = 0.9 * 0.1 + 0.1 * torch.stack(seen).mean(0)
+    torch.testing.assert_close(loss.center[0], center.float(), rtol=1e-4, atol=1e-5)
+    before = loss.center.clone()
+    assert float(loss(student, teacher, torch.zeros(10, dtype=torch.bool), 0)) == 0.0
+    assert torch.equal(loss.center, before)
+    parts = [loss(a, b, c, 1, last=k == 1) for k, (a, b, c) in enumerate(
+        zip(student.split(5), teacher.split(5), counts.split(5), strict=True)
+    )]  # fmt: skip
+    assert len(parts) == 2
+    torch.testing.assert_close(loss.center, 0.9 * before + 0.1 * torch.stack(seen).mean(0).float()[None])
+
+
+def test_token_loss_without_prototypes_is_the_coding_rate_of_the_tokens_that_count():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.nn.functional.normalize(torch.randn(2, 40, 5, generator=generator), dim=-1)
+    counts = torch.rand(40, generator=generator) > 0.4
+    loss = TokenCodingRateLoss(0.5, 2.0)
+    z, t = student[counts].double(), teacher[counts].double()
+    n, d = z.shape
+    expansion = 0.5 * torch.logdet(torch.eye(d) + d / (n * 0.5) * z.T @ z)
+    expected = (1 - (z * t).sum(1)).mean() - 2.0 * (n + d) / (n * d) * expansion
+    assert float(loss(student, teacher, counts)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("all_seen", [True, False])
+def test_student_answers_at_hidden_tokens_and_the_teacher_sees_them(cube, tmp_path, all_seen):
+    config = config_for(cube, tmp_path, token_weight=1.0, drop_path_rate=0.0, mask_tokens=not all_seen)
+    source = PatchSource(config)
+    networks = make_networks(config, make_plan(config, level="256", samples=source.samples), source)
+    index = np.arange(8)
+    views = source.draw(source.dataset.__getitems__(index), index, epoch=0)
+    assert [view.hidden is not None for view in views] == [True, True, False, False]
+    taught, learnt = networks.teacher(views[:2]), networks.student(views)
+    view = views[0]
+    whole = networks.teacher.backbone.forward_tokens(view.x, view.token_mask)[:, 1:]
+    own = [networks.teacher.head(whole[b, view.hidden.index[b]]) for b in range(8)]
+    torch.testing.assert_close(taught.tokens[: 8 * view.hidden.index.shape[1]], torch.cat(own))
+    # What lies under hidden tokens makes no difference to the student.
+    pixels = view.hidden.mask.unflatten(1, (3, 3)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    spoiled = dataclasses.replace(view, x=torch.where(pixels[:, None], 9.0, view.x))
+    again = networks.student([spoiled, *views[1:]])
+    torch.testing.assert_close(again.tokens, learnt.tokens)
+    torch.testing.assert_close(again.heads, learnt.heads)
+    assert not torch.allclose(networks.teacher([spoiled]).tokens, taught.tokens[: len(torch.cat(own))])
+
+
+# mirrors
+
+
+def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
+    shape = (2, ROWS * PATCH, COLS * PATCH)
+    names = ("azimuthal_shear", "divergence", "reflectivity_column_maximum")
+    store = write_cube(
+        tmp_path / "s.zarr", {name: random_codes(name, shape) for name in names},
+        statistics={name: {"mean": 0.0, "std": 1.0} for name in names},
+    )  # fmt: skip
+    source = PatchSource(config_for(store, tmp_path, flips="d4", channels=names))
+    assert [spec.flips for spec in source._specs] == ["none", "d4", "d4"]
+    assert "views of azimuthal_shear are not mirrored" in caplog.text
+    stacked = PatchSource(config_for(store, tmp_path, flips="h", channels=names, channel_mode="stack"))
+    assert {spec.flips for spec in stacked._specs} == {"none"}
+    assert is_handed("eastward_wind")
+    assert not any(is_handed(name) for name in CHANNELS if name != "azimuthal_shear")

@@ -24,6 +24,7 @@ from gridrad_cube.models.dino import (
 )
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds
+from gridrad_cube.models.tokens import HiddenTokens, TokenCodingRateLoss, TokenDINOLoss, hide_tokens
 from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 
@@ -33,7 +34,10 @@ __all__ = [
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
+    "HiddenTokens",
     "ProjectionHead",
+    "TokenCodingRateLoss",
+    "TokenDINOLoss",
     "ViewSpec",
     "VisionTransformer",
     "backbone_state",
@@ -46,6 +50,7 @@ __all__ = [
     "draw_views",
     "fingerprint",
     "head_state",
+    "hide_tokens",
     "koleo_loss",
     "load_backbone",
     "load_checkpoint",

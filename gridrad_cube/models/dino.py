@@ -228,12 +228,18 @@ class CodingRateLoss(nn.Module):
             targets = _by_view(teacher.detach().float(), len(teacher) // z.shape[1])
             alignment = _mean_of_pairs(1 - torch.einsum("tbd,sbd->tsb", targets, z))
             n, d = z.shape[1] * _world_size(), z.shape[2]
-            scatter = _sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
-            identity = torch.eye(d, device=z.device)
-            # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
-            factor, _ = torch.linalg.cholesky_ex(identity + d / (n * self.distortion) * scatter)
-            expansion = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mean()
+            scatter = sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
+            expansion = coding_rate(scatter, n, self.distortion).mean()
         return alignment - self.weight * (n + d) / (n * d) * expansion
+
+
+def coding_rate(scatter: Tensor, n: int | Tensor, distortion: float) -> Tensor:
+    """``1/2 logdet(I + d / (n distortion) scatter)`` of the scatter (..., d, d) of ``n`` unit vectors."""
+    d = scatter.shape[-1]
+    identity = torch.eye(d, device=scatter.device)
+    # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
+    factor, _ = torch.linalg.cholesky_ex(identity + d / (n * distortion) * scatter)
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 #: Features of samples nearer to each other than this are left alone by `koleo_loss`: duplicates.
@@ -291,7 +297,7 @@ def _mean_over_ranks(x: Tensor) -> Tensor:
     return x / world
 
 
-def _sum_over_ranks(x: Tensor) -> Tensor:
+def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum over ranks whose gradient is right once DDP has averaged it over the ranks."""
     world = _world_size()
     if world == 1:

@@ -88,6 +88,11 @@ class Config:
     koleo: float = _option(
         0.0, "objective", "weight of a term that keeps samples apart: the mean logarithm of the distance of each "
         "feature of a global view to its nearest neighbour in the batch of a process; 0 is off, 0.1 usual")
+    token_weight: float = _option(
+        0.0, "objective", "weight of targets for single tokens: the student's answers at tokens hidden from it are "
+        "to match the teacher's, who sees them; 0 is off")
+    token_share: float = _option(
+        0.3, "objective", "with --token-weight: share of the tokens of a global view that are hidden")
 
     # optimiser
     epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
@@ -126,7 +131,8 @@ class Config:
     local_crops_scale: tuple[float, ...] = _option(
         (0.05, 0.4), "views", "with --views area: share of the field a local view covers", unit="LOW HIGH", level="256")
     flips: Literal["none", "h", "d4"] = _option(
-        "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k)")
+        "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k); "
+        "never those of wind and shear")
     gain: float = _option(
         1.0, "views", "random offset of values, times 2 dB, 1 K or 0.02 of reflectance; 0 is off", level="256")
     blur: tuple[float, ...] = _option(
@@ -420,9 +426,16 @@ def _check(config: Config) -> None:
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
-    if not 0 <= config.temporal_share <= 1:
-        raise SchemaError(f"--temporal-share: got {config.temporal_share}; expected between 0 and 1")
-    for name, least in (("steps", 0), ("limit", 1), ("temporal_positives", 0), ("koleo", 0)):
+    for name in ("temporal_share", "token_share"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected between 0 and 1")
+    for name, least in (
+        ("steps", 0),
+        ("limit", 1),
+        ("temporal_positives", 0),
+        ("koleo", 0),
+        ("token_weight", 0),
+    ):
         value = getattr(config, name)
         if value is not None and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")

@@ -210,8 +210,8 @@ class _Run:
             with torch.no_grad():
                 taught = networks.teacher(views[: self.source.global_views])
             learnt = self.model(views)
-        (targets, features), seen = taught, learnt[1]
-        loss = networks.total_loss(learnt, taught, self.source.global_views, step)
+        targets, features, seen = taught.heads, taught.features, learnt.features
+        loss = networks.total_loss(learnt, taught, views, step)
         for group, decay in zip(
             self.optimizer.param_groups, (self.schedules["decay"][step], 0.0), strict=True
         ):

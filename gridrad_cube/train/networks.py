@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from gridrad_cube.models.dino import (
     koleo_loss,
     parameter_groups,
 )
+from gridrad_cube.models.tokens import TokenCodingRateLoss, TokenDINOLoss
 from gridrad_cube.models.vit import VisionTransformer, build
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.train.config import Config, named_refusals
@@ -29,31 +30,62 @@ from gridrad_cube.train.sources import DrawnView, Source
 logger = logging.getLogger(__name__)
 
 
-class MultiView(nn.Module):
-    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as DINO's."""
+class Outputs(NamedTuple):
+    """What a network gives of views, view by view.
 
-    def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
+    Attributes
+    ----------
+    heads
+        Of the head at class tokens, (views * B, K).
+    features
+        Class tokens, (views * B, D).
+    tokens
+        Of the head at tokens hidden from the student, (N, K); None where there are none.
+    """
+
+    heads: Tensor
+    features: Tensor
+    tokens: Tensor | None
+
+
+class MultiView(nn.Module):
+    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as DINO's.
+
+    ``hides`` tells whether tokens that a view hides are hidden from it: from the student, not the teacher.
+    """
+
+    def __init__(self, backbone: VisionTransformer, head: nn.Module, *, hides: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.hides = hides
 
-    def forward(self, views: Sequence[DrawnView]) -> tuple[Tensor, Tensor]:
-        """Head outputs (views * B, K) and class tokens (views * B, D), view by view.
-
-        Neighbouring views of one shape go through the backbone together.
-        """
-        parts = []
+    def forward(self, views: Sequence[DrawnView]) -> Outputs:
+        """Neighbouring views of one shape go through the backbone together."""
+        parts, picked = [], []
         for _, group in itertools.groupby(views, key=lambda view: view.x.shape):
             same = list(group)
-            masks = (_joined([v.token_mask for v in same]), _joined([v.attention_mask for v in same]))
-            parts.append(self.backbone(torch.cat([v.x for v in same]), *masks))
+            masks = (_joined([self._token_mask(v) for v in same]), _joined([v.attention_mask for v in same]))
+            hides = any(v.hidden for v in same)
+            out = self.backbone(torch.cat([v.x for v in same]), *masks, all_tokens=hides)
+            if hides:
+                by_view = zip(same, out[:, 1:].chunk(len(same)), strict=True)
+                picked += [view.hidden.pick(tokens) for view, tokens in by_view if view.hidden]
+            parts.append(out[:, 0] if hides else out)
         features = torch.cat(parts)
-        return self.head(features), features
+        return Outputs(self.head(features), features, self.head(torch.cat(picked)) if picked else None)
+
+    def _token_mask(self, view: DrawnView) -> Tensor | None:
+        if view.hidden is None or not self.hides:
+            return view.token_mask
+        return view.hidden.mask if view.token_mask is None else view.token_mask | view.hidden.mask
 
 
 def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
-    return torch.cat(given) if given else None
+    if not given:
+        return None
+    return torch.cat([torch.zeros_like(given[0]) if mask is None else mask for mask in masks])
 
 
 @dataclass
@@ -64,36 +96,42 @@ class Networks:
     teacher: MultiView
     loss: nn.Module
     head: dict[str, Any]
-    #: Weight of `koleo_loss`.
-    koleo: float = 0.0
+    #: Weights of further terms: `koleo_loss`, and the loss at hidden tokens.
+    weights: Mapping[str, float] = field(default_factory=dict)
+    token_loss: nn.Module | None = None
     #: Terms of the latest loss by name, where there are several.
     terms: dict[str, Tensor] = field(default_factory=dict)
 
-    def total_loss(
-        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], global_views: int, step: int
-    ) -> Tensor:
-        """The loss of one batch, all terms of it; what `MultiView` gave of all views and of the global ones."""
-        (outputs, features), (targets, _) = student, teacher
-        terms = {"views": self.loss(outputs, targets, step)}
-        if self.koleo:
-            terms["koleo"] = koleo_loss(features[: len(targets)], global_views)
+    def total_loss(self, student: Outputs, teacher: Outputs, views: Sequence[DrawnView], step: int) -> Tensor:
+        """The loss of one batch, all terms of it, from what the student gave of its views and the teacher of the
+        global ones.
+        """
+        terms = {"views": self.loss(student.heads, teacher.heads, step)}
+        if self.weights.get("koleo"):
+            seen = len(teacher.features)
+            terms["koleo"] = koleo_loss(student.features[:seen], seen // len(views[0].x))
+        if self.token_loss is not None:
+            counts = torch.cat([view.hidden.counts.flatten() for view in views if view.hidden])
+            terms["tokens"] = self.token_loss(student.tokens, teacher.tokens, counts, step)
         self.terms = {name: term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
-        weights = {"views": 1.0, "koleo": self.koleo}
-        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        return torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
 
     def to(self, device: torch.device) -> None:
         """Move all of them to a device."""
-        for module in (self.student, self.teacher, self.loss):
-            module.to(device)
+        for module in (self.student, self.teacher, self.loss, self.token_loss):
+            if module is not None:
+                module.to(device)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of them."""
+        tokens = {} if self.token_loss is None else {"token_loss": self.token_loss.state_dict()}
         return {
             "model": self.student.backbone.config(),
             "head": self.head,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "dino_loss": self.loss.state_dict(),
+            **tokens,
         }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
@@ -113,6 +151,8 @@ class Networks:
         self.student.load_state_dict(checkpoint["student"])
         self.teacher.load_state_dict(checkpoint["teacher"])
         self.loss.load_state_dict(checkpoint["dino_loss"])
+        if self.token_loss is not None:
+            self.token_loss.load_state_dict(checkpoint["token_loss"])
 
     def load_weights(self, path: str) -> None:
         """Start from the teacher of any checkpoint of this architecture; from its head too if that fits.
@@ -143,18 +183,20 @@ def make_networks(config: Config, plan: Plan, source: Source) -> Networks:
         "patch_size": source.patch_size,
         "image_size": source.image_size,
         "position": config.position,
-        "mask_token": config.mask_tokens and source.level == "256",
+        "mask_token": (config.mask_tokens and source.level == "256") or config.token_weight > 0,
     }
     with named_refusals():
         student = build(source.arch, drop_path_rate=config.drop_path_rate, **sizes)
         teacher = build(source.arch, **sizes)
     head = _head_options(config, plan)
+    loss = _make_loss(config, plan, source.views)
     networks = Networks(
-        MultiView(student, _make_head(student.embed_dim, head)),
-        MultiView(teacher, _make_head(student.embed_dim, head)),
-        _make_loss(config, plan, source.views),
+        MultiView(student, _make_head(student.embed_dim, head), hides=True),
+        MultiView(teacher, _make_head(student.embed_dim, head), hides=False),
+        loss,
         head,
-        config.koleo,
+        {"koleo": config.koleo, "tokens": config.token_weight},
+        _make_token_loss(config, loss) if config.token_weight else None,
     )
     networks.teacher.load_state_dict(networks.student.state_dict())
     networks.teacher.requires_grad_(False)
@@ -181,6 +223,13 @@ def _make_loss(config: Config, plan: Plan, views: int) -> nn.Module:
         plan.out_dim, views, plan.warmup_teacher_temp, plan.teacher_temp, plan.temp_warmup_steps, plan.steps,
         student_temp=config.student_temp, center_momentum=config.center_momentum,
     )  # fmt: skip
+
+
+def _make_token_loss(config: Config, loss: nn.Module) -> nn.Module:
+    if not isinstance(loss, DINOLoss):
+        return TokenCodingRateLoss(config.coding_distortion, config.coding_weight)
+    out_dim = loss.center.shape[1]
+    return TokenDINOLoss(out_dim, loss.teacher_temps, config.student_temp, config.center_momentum)
 
 
 def make_optimizer(config: Config, student: nn.Module, device: torch.device) -> torch.optim.Optimizer:

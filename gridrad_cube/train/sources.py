@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds, uniforms
+from gridrad_cube.models.tokens import HiddenTokens, hide_tokens
 from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
@@ -33,8 +34,12 @@ GAIN = {"infrared": 1.0, "visible": 0.02}
 GAIN_DBZ = 2.0
 GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
 
-#: Of random numbers: whether the second global view of a sample comes from its partner. Views have those below.
-_PARTNER_STREAM = 2**20
+#: Parts of the names of fields with a sense of direction or rotation.
+_HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
+
+#: Streams of random numbers beyond those of views: whether the second global view of a sample comes from its
+#: partner, and from here on which tokens of a view are hidden.
+_PARTNER_STREAM, _HIDDEN_STREAM = 2**20, 2**20 + 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class DrawnView:
     x: Tensor
     token_mask: Tensor | None
     attention_mask: Tensor | None
+    #: What the student does not see of it, to tell as the teacher does.
+    hidden: HiddenTokens | None = None
 
 
 class Source(Protocol):
@@ -147,6 +154,17 @@ def _split(
     return values[:half], valid[:half], seeds, (chosen(values), chosen(valid))
 
 
+def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds: Tensor) -> list[DrawnView]:
+    """Hide tokens of the first views, where those observed (B, rows, columns) are given."""
+    if not config.token_weight:
+        return views
+    hidden = [
+        replace(view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number))
+        for number, (view, seen) in enumerate(zip(views, observed, strict=False))
+    ]
+    return hidden + views[len(hidden) :]
+
+
 def _arch(config: Config, level: Level, default: str) -> str:
     name = default if config.arch == "auto" else config.arch
     if name not in ARCHITECTURES:
@@ -228,19 +246,39 @@ class PatchSource:
             global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
             magnification=c.magnification, zoom=_pair(c.zoom), global_area=_pair(c.global_crops_scale),
             local_area=_pair(c.local_crops_scale), gain=gains if len(gains) > 1 else gains[0],
-            gain_floor=min(floors, default=None), flips=c.flips, blur=(c.blur[0], c.blur[1], c.blur[2]),
+            gain_floor=min(floors, default=None), flips=self._flips(labels), blur=(c.blur[0], c.blur[1], c.blur[2]),
             solarize=c.solarize, row_dropout=c.row_dropout, fill=rules[labels[0]].fill,
         )  # fmt: skip
+
+    def _flips(self, labels: list[str]) -> Any:
+        """As configured, but mirrored wind is another wind: its sign says which way it blows or turns."""
+        if self.config.flips == "none":
+            return "none"
+        stored = open_packed(self.config.store)
+        variables = sorted({label.split("@")[0] for label in labels})
+        names = {name: (name, str(stored[name].attrs.get("standard_name"))) for name in variables}
+        handed = [name for name in variables if any(is_handed(text) for text in names[name])]
+        if handed:
+            logger.warning(
+                "--flips: views of %s are not mirrored, that would turn them about", ", ".join(handed)
+            )
+        return "none" if handed else self.config.flips
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Decode, draw and mask: see `Source.draw`."""
         values, valid = self.dataset.decode(batch)
-        views = self._draw(*_split(values, valid, batch, self.config, epoch), index)
-        masks = [
-            token_coverage(seen, self.patch_size) < 0.5 if self.config.mask_tokens else None
-            for _, seen in views
+        values, valid, seeds, partner = _split(values, valid, batch, self.config, epoch)
+        views = self._draw(values, valid, seeds, partner, index)
+        missing = [token_coverage(seen, self.patch_size) < 0.5 for _, seen in views]
+        drawn = [
+            DrawnView(x, mask if self.config.mask_tokens else None, None)
+            for (x, _), mask in zip(views, missing, strict=True)
         ]
-        return [DrawnView(x, mask, None) for (x, _), mask in zip(views, masks, strict=True)]
+        observed = [
+            ~mask.unflatten(1, (-1, self.config.global_size // self.patch_size))
+            for mask in missing[: self.global_views]
+        ]
+        return _hide(drawn, observed, self.config, seeds)
 
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
@@ -308,7 +346,8 @@ class GridSource:
         """Standardise and draw; cells that do not count are masked in attention. See `Source.draw`."""
         values, cells, seeds, partner = _split(*self.dataset.decode(batch), batch, self.config, epoch)
         views = draw_grid_views(values, cells, self._spec, seeds, partner)
-        return [DrawnView(x, None, kept) for x, kept in views]
+        drawn = [DrawnView(x, None, kept) for x, kept in views]
+        return _hide(drawn, [kept for _, kept in views[: self.global_views]], self.config, seeds)
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
@@ -323,6 +362,11 @@ class GridSource:
 
 def _pair(values: tuple[float, ...]) -> tuple[float, float]:
     return values[0], values[1]
+
+
+def is_handed(name: str) -> bool:
+    """Whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear, rotation."""
+    return any(word in name.lower() for word in _HANDED)
 
 
 def gain_of(label: str, rule: Normalization) -> float:
