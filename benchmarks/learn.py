@@ -343,7 +343,7 @@ def tried(data: Data, found: Mapping[str, np.ndarray]) -> list[str]:
     ]
     return [
         "## Trials of one seed", "",
-        "A is `--preset demo` with the options of the first row; runs with tokens of 16 px took 8/3 of the steps, in the "
+        "A is `--preset demo` with the first row's options; those with tokens of 16 px took 8/3 of the steps, in the "
         "same time.", "", *machine.table(["options", "vector", *COLUMNS], rows), "",
     ]  # fmt: skip
 
