@@ -30,8 +30,9 @@ def facts() -> list[str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    places = [i for i, a in enumerate(sys.argv) if a in ("--folder", "--out")]  # say nothing of this machine
-    given = [a for i, a in enumerate(sys.argv[1:], 1) if i not in places and i - 1 not in places]
+    own = ("--folder", "--out")  # say nothing of this machine
+    pairs = zip(sys.argv, sys.argv[1:], strict=False)
+    given = ["FOLDER" if b == "--mrms" else a for b, a in pairs if a not in own and b not in own]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
     return [
         f"Command: `{command}`",

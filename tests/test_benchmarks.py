@@ -94,3 +94,13 @@ def test_train_compares_every_way(tmp_path):
         assert float(cells(text, way)[1]) > 0
     assert float(cells(text, "2 ")[2]) > 0
     assert "The store against the predecessor's way" in text
+
+
+def test_learn_compares_networks_and_pixels(tmp_path):
+    text = run("learn", "--quick", out=tmp_path / "report.md")
+    assert "Retrieval by chance: 0.062" in text
+    retrieval, *_, size, area = (float(cell.split()[0]) for cell in cells(text, "histogram ")[:5])
+    assert 0.0625 < retrieval <= 1
+    assert size > 0.3  # a histogram knows how much rain there is
+    assert area > 0.8
+    assert "+0." in cells(text, "histogram + ")[0] or "-0." in cells(text, "histogram + ")[0]

@@ -277,6 +277,32 @@ def _add_storm(
     spacing = (step, step * storm.stretch)
     rough = storm_texture(weather.textures.rough, storm, x, y, spacing)
     cells = storm_texture(weather.textures.cumulus, storm, x, y, spacing)
+    convective, stratiform, aloft, top = storm_columns(storm, seconds, (y, x), rough, cells)
+    for image, part in (
+        (maps.convective, convective), (maps.stratiform, stratiform), (maps.anvil, aloft), (maps.top, top),
+    ):  # fmt: skip
+        np.maximum(image[rows, columns], part, out=image[rows, columns])
+
+
+def storm_columns(
+    storm: Storm, seconds: float, axes: tuple[Float, Float], rough: Float32, cells: Float32
+) -> tuple[Float32, Float32, Float32, Float32]:
+    """What one storm puts into the columns of a grid, each of shape (y, x).
+
+    Parameters
+    ----------
+    seconds
+        When, since 1970.
+    axes
+        1-D, km north and east of the storm's centre.
+    rough, cells
+        Noise of unit deviation on the grid: of its rain and cloud, and of its cores.
+
+    Returns
+    -------
+    dBZ of convection, stratiform rain and anvil, 0 where there is none, and the echo top in km.
+    """
+    y, x = axes
     cores, rain, cloud = (
         blobs.field(x, y) if blobs.weight.size else np.zeros(rough.shape, np.float32)
         for blobs in (storm.cores(seconds), storm.stratiform(seconds), storm.anvil(seconds))
@@ -288,10 +314,7 @@ def _add_storm(
     depth = anvil_depth(cloud) * np.exp(0.3 * rough)
     aloft = np.where(depth > 0.5, 4.0 + 5.0 * np.minimum(depth, 3.0), 0.0)
     top = 7.5 + 9.5 * np.minimum(cores, 1.2) ** 0.6
-    for image, part in (
-        (maps.convective, convective), (maps.stratiform, stratiform), (maps.anvil, aloft), (maps.top, top),
-    ):  # fmt: skip
-        np.maximum(image[rows, columns], part, out=image[rows, columns])
+    return convective, stratiform, aloft, top
 
 
 def _vertical(
