@@ -8,11 +8,13 @@ asked at once, or how a matrix product rounds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from gridrad_cube.machine import cores
 from gridrad_cube.schema import SchemaError
 
 #: How two vectors are compared: the cosine of their angle, their distance, or their inner product.
@@ -24,8 +26,8 @@ BLOCK = 65536
 TILE = 4096
 #: Queries of one matrix product.
 QUERIES = 256
-#: Up to so many queries are multiplied one by one: a product with a vector waits for memory, not for cores,
-#: and threads that meet after every tile cost more than they give where cores are shared.
+#: Up to so many queries are multiplied one by one, tiles shared out to threads that meet after every block: those
+#: of a matrix product meet after every tile, which costs more than they give where there is little to multiply.
 FEW = 4
 
 #: Lengths of vectors whose square float32 holds with its full precision.
@@ -95,10 +97,29 @@ def nearest(
     queries = _check(vectors, query, k, metric, block)
     allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
     drop = [np.empty(0, np.int64)] * len(queries) if drop is None else drop
-    groups = [
-        _Best(queries[i : i + QUERIES], k, metric, drop[i : i + QUERIES])
-        for i in range(0, len(queries), QUERIES)
-    ]
+    # Products of matrices have threads of their own.
+    threads = min(cores(), 16) if len(queries) <= FEW and vectors.shape[0] > 4 * TILE else 1
+    each = [_groups(queries, k, metric, drop) for _ in range(threads)]
+    with ThreadPoolExecutor(threads, thread_name_prefix="nearest") as pool:
+        _search(vectors, block, allowed, each, pool)
+    groups = each[0]
+    for others in each[1:]:
+        for group, other in zip(groups, others, strict=True):
+            group.merge(other)
+    indices = _stacked([rows for group in groups for rows in group.rows], -1)
+    found = _stacked([scores for group in groups for scores in group.scores], np.float32(np.nan))
+    return (indices[0], found[0]) if np.ndim(query) == 1 else (indices, found)
+
+
+def _groups(queries: np.ndarray, k: int, metric: Metric, drop: Sequence[np.ndarray]) -> list[_Best]:
+    starts = range(0, len(queries), QUERIES)
+    return [_Best(queries[i : i + QUERIES], k, metric, drop[i : i + QUERIES]) for i in starts]
+
+
+def _search(
+    vectors: Rows, block: int, allowed: np.ndarray | None, each: list[list[_Best]], pool: ThreadPoolExecutor
+) -> None:
+    """Read block by block; the tiles of a block go round the threads, of which each has its own best so far."""
     for start in range(0, vectors.shape[0], block):
         inside = (
             np.ones(min(block, vectors.shape[0] - start), bool)
@@ -110,12 +131,16 @@ def nearest(
             continue
         first, last = int(wanted[0]), int(wanted[-1]) + 1
         rows = np.asarray(vectors[start + first : start + last])
-        for tile in range(first, last, TILE):
-            here = slice(tile, min(tile + TILE, last))
-            _compare(rows[here.start - first : here.stop - first], inside[here], start + tile, groups)
-    indices = _stacked([rows for group in groups for rows in group.rows], -1)
-    found = _stacked([scores for group in groups for scores in group.scores], np.float32(np.nan))
-    return (indices[0], found[0]) if np.ndim(query) == 1 else (indices, found)
+        tiles, arguments = range(0, last - first, TILE), (rows, inside[first:last], start + first)
+        if len(each) == 1:
+            _compare(*arguments, tiles, each[0])
+        else:
+            works = [
+                pool.submit(_compare, *arguments, tiles[i :: len(each)], groups)
+                for i, groups in enumerate(each)
+            ]
+            for work in works:
+                work.result()
 
 
 def _stacked(parts: Sequence[np.ndarray], fill: Any) -> np.ndarray:
@@ -211,6 +236,11 @@ class _Best:
             worst = float(scores[order[-1]])
             self.limit[query] = worst**2 if self.metric == "euclidean" else -worst
 
+    def merge(self, other: _Best) -> None:
+        """Take in what another one found for the same queries."""
+        for query in range(len(self.queries)):
+            self.add(query, other.rows[query], other.scores[query])
+
     def kept(self, query: int, rows: np.ndarray) -> np.ndarray:
         """Which rows (ascending) a query may have."""
         drop = self.drop[query]
@@ -219,8 +249,14 @@ class _Best:
         return drop[np.minimum(np.searchsorted(drop, rows), len(drop) - 1)] != rows
 
 
-def _compare(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best]) -> None:
-    """Compare the rows of a tile that lie inside a mask with the best so far."""
+def _compare(rows: np.ndarray, inside: np.ndarray, start: int, tiles: range, groups: list[_Best]) -> None:
+    """Compare the rows of some tiles that lie inside a mask with the best so far."""
+    for tile in tiles:
+        here = slice(tile, tile + TILE)
+        _compare_tile(rows[here], inside[here], start + tile, groups)
+
+
+def _compare_tile(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best]) -> None:
     count = np.count_nonzero(inside)
     if not count:
         return

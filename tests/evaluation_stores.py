@@ -53,13 +53,14 @@ def write_embeddings(path, cube_path, vectors, *, source="patches.zarr", level="
             "embedding": (("crop", "channel", *cells, "feature"), vectors[:, None].astype(np.float32)),
             "flags": (("crop", "channel", "row", "col"), cube[f"{IR}_flags"].values[:, None]),
         },
-        coords={n: v for n, v in cube.coords.items() if n not in ("altitude", "crs")} | {"channel": [IR]},
+        coords={n: v for n, v in cube.coords.items() if n not in ("altitude", "crs")}
+        | {"channel": [IR], "variable": ("channel", [IR])},
         attrs={"gridrad_cube": {
             "format_version": 1, "kind": "embeddings", "level": level, "patch": about["patch"], "checkpoint": "abc",
             "channels": {IR: [IR]}, "source": source, "source_identity": about["identity"], **info,
         }},
     ).drop_encoding()  # fmt: skip
-    for name in ("grid", "scene", "source", "channel"):
+    for name in ("grid", "scene", "source", "channel", "variable"):
         out[name] = out[name].astype(np.dtypes.StringDType())
     times = {"units": schema.TIME_UNITS, "dtype": "int64", "_FillValue": schema.TIME_FILL}
     encoding = {n: times for n in ("time", "observation_time") if n in out.variables}

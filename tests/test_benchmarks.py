@@ -85,6 +85,17 @@ def test_embed_compares_with_the_bare_network(tmp_path):
     assert "Median share of the bare forward pass" in text
 
 
+def test_train_compares_every_way(tmp_path):
+    tiny = ("--arch", "vit_demo", "--batch", 2, "--steps", 1, "--repeats", 1, "--scenes", 2, "--shape", 128, 192,
+            "--patch", 64, "--global-size", 48, "--local-size", 32, "--local-views", 2, "--out-dim", 64,
+            "--workers", 1)  # fmt: skip
+    text = run("train", *tiny, out=tmp_path / "report.md")
+    for way in ("ready", "store", "predecessor"):
+        assert float(cells(text, way)[1]) > 0
+    assert float(cells(text, "2 ")[2]) > 0
+    assert "The store against the predecessor's way" in text
+
+
 def test_learn_compares_networks_and_pixels(tmp_path):
     text = run("learn", "--quick", out=tmp_path / "report.md")
     assert "Retrieval by chance: 0.062" in text

@@ -215,7 +215,7 @@ def test_a_backbone_alone_has_no_head(network: VisionTransformer) -> None:
 
 
 def test_a_missing_file_is_one_readable_line(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^.*nothing\.pth: no such checkpoint\. Check the path"):
+    with pytest.raises(FileNotFoundError, match=r"^.*nothing\.pth: no such checkpoint\. Check its path"):
         load_backbone(tmp_path / "nothing.pth")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cubes import COLS, IR, PATCH, ROWS, random_codes, write_cube
+from cubes import COLS, IR, PATCH, ROWS, VIS, random_codes, write_cube
 from query_stores import make_embeddings, write
 
 from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
@@ -29,7 +29,7 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
-from gridrad_cube.train import Config, load_config, train
+from gridrad_cube.train import Config, load_config, presets, train
 from gridrad_cube.train.networks import make_networks
 from gridrad_cube.train.plan import make_plan
 from gridrad_cube.train.sources import PatchSource, is_handed
@@ -48,13 +48,18 @@ MINUTES = np.array([0, 5, 10, 60, 64, 66])
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory) -> Path:
-    """Six crops of one place out of order in time; one patch of the second is all missing."""
+    """Six crops of one place and two channels, the last first; one infrared patch is all missing."""
     flags = np.zeros((CROPS, ROWS, COLS), np.uint16)
     flags[1, 0, 0] = Flag.all_missing
     start = np.datetime64("2024-05-01", "s").astype(np.int64)
     small = {"time": start + 60 * MINUTES[::-1], f"{IR}_flags": flags}
-    codes = random_codes(IR, (CROPS, ROWS * PATCH, COLS * PATCH))
-    return write_cube(tmp_path_factory.mktemp("cube") / "patches.zarr", {IR: codes}, small=small)
+    shape = (CROPS, ROWS * PATCH, COLS * PATCH)
+    return write_cube(
+        tmp_path_factory.mktemp("cube") / "patches.zarr",
+        {name: random_codes(name, shape) for name in (IR, VIS)},
+        small=small,
+        statistics={IR: {"mean": 270.0, "std": 20.0}, VIS: {"mean": 0.4, "std": 0.2}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +108,12 @@ def test_follower_is_clean_and_of_the_same_channel_and_place(cube):
     assert 0 < has.sum() < len(data)
     for name in ("row", "col", "channel"):
         assert (getattr(table, name)[partner] == getattr(table, name)).all()
-    assert not ((table.crop[partner] == 1) & (table.row[partner] == 0) & (table.col[partner] == 0)).any()
-    assert (followers(data, 5, first=40) < np.maximum(40, np.arange(len(data)) + 1)).all()
+    missing = [
+        getattr(table, name)[partner] == n
+        for name, n in (("crop", 1), ("row", 0), ("col", 0), ("channel", 0))
+    ]
+    assert not np.logical_and.reduce(missing).any()
+    assert (followers(data, 5, first=119) < np.maximum(119, np.arange(len(data)) + 1)).all()
 
 
 def test_places_are_matched_by_position_not_by_row_and_column(tmp_path):
@@ -215,22 +224,19 @@ def test_share_of_samples_takes_partners_by_seed_and_epoch_alone(cube, tmp_path,
     assert torch.equal(views[0].x, own[0].x)
     same = (views[1].x == own[1].x).flatten(1).all(1)
     assert {0.0: same.all(), 0.5: same.any() and not same.all(), 1.0: not same.any()}[share]
+    assert len(set(paired.dataset.table.channel[index])) == 2
     for i in index[:4]:
         one = paired.draw(paired.loaded.__getitems__([i]), np.array([i]), epoch=1)
-        torch.testing.assert_close(one[1].x[0], views[1].x[index == i][0])
+        torch.testing.assert_close(one[1].x[0], views[1].x[index == i][0], rtol=1e-4, atol=1e-5)
 
 
-EXTRAS = {
-    "temporal": {"temporal_positives": 5, "temporal_share": 0.7},
-    "koleo": {"koleo": 0.1},
-    "tokens": {"token_weight": 0.5, "temporal_positives": 5},
-}
+#: All at once.
+EXTRAS = {"temporal_positives": 5, "temporal_share": 0.7, "koleo": 0.1, "token_weight": 0.5}
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
-def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objective, extra):
-    options = {"objective": objective, "steps": 3, "save_steps": 1, **EXTRAS[extra]}
+def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objective):
+    options = {"objective": objective, "steps": 3, "save_steps": 1, **EXTRAS}
     whole = train(config_for(cube, tmp_path / "a", **options))
     train(
         config_for(cube, tmp_path / "b", **options, resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
@@ -245,8 +251,12 @@ def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objectiv
 
 
 def test_level_2k_trains_with_all_extras_and_goes_on(grids, tmp_path):
-    extras = {name: value for options in EXTRAS.values() for name, value in options.items()}
-    extras |= {"temporal_positives": 60, "preset": "none", "batch_size_per_gpu": 16, "head_hidden_dim": 32}
+    extras = EXTRAS | {
+        "temporal_positives": 60,
+        "preset": "none",
+        "batch_size_per_gpu": 16,
+        "head_hidden_dim": 32,
+    }
     common = {"out_dim": 64, "steps": 3, "save_steps": 1, "log_steps": 1, "warmup_epochs": 0} | extras
     common |= {"warmup_teacher_temp_epochs": 0, "precision": "fp32", "local_crops_number": 2}
 
@@ -455,3 +465,33 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
     assert {spec.flips for spec in stacked._specs} == {"none"}
     assert is_handed("eastward_wind")
     assert not any(is_handed(name) for name in CHANNELS if name != "azimuthal_shear")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temporal_share": 2}, r"--temporal-share: got 2.0; expected between 0 and 1"),
+        ({"token_share": -1}, r"--token-share: got -1.0; expected between 0 and 1"),
+        ({"temporal_positives": -5}, r"--temporal-positives: got -5.0; expected at least 0"),
+        ({"koleo": 0.1, "batch_size_per_gpu": 1}, r"--koleo: a batch of one sample has no neighbours"),
+        ({"temporal_positives": 600}, r"no sample has a partner 600 min later"),
+    ],
+)
+def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
+    with pytest.raises(SchemaError, match=message):
+        train(config_for(cube, tmp_path / "run", steps=1, **options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(preset):
+    config = load_config(level="256", preset=preset)
+    physical = {
+        "views": config.views == "zoom",
+        "zoom": 0.8 <= config.zoom[0] <= config.zoom[1] <= 1.25,
+        "gain": 0 < config.gain <= 1,  # times 2 dB or 1 K
+        "solarize": config.solarize == 0,
+        "blur": not any(config.blur),
+    }
+    wrong = [name for name, holds in physical.items() if not holds]
+    assert wrong == (["views", "gain", "solarize", "blur"] if preset == "predecessor" else [])

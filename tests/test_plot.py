@@ -477,7 +477,8 @@ def write_run(folder: Path, steps: range, prototypes: float, **more: float) -> P
     folder.mkdir()
     records = [
         {"step": s, "train_loss": 5 - s / 10, "train_lr": 1e-3, "teacher_entropy": 3.0, "feature_std": 0.7,
-         "teacher_kl_to_uniform": np.log(prototypes) - 3.0, "rankme": 10.0, "images_per_second": 50.0, **more}
+         "teacher_kl_to_uniform": np.log(prototypes) - 3.0, "rankme": 10.0, "images_per_second": 50.0,
+         "probe_retrieval": 0.3 + s / 100, "probe_baseline": 0.6, **more}
         for s in steps
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -490,7 +491,8 @@ def test_curves_draws_every_record_of_every_run(tmp_path: Path) -> None:
         "two": write_run(tmp_path / "b", range(2, 9), 256),
     }
     figure = plot.curves(runs)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == list(plot.tables.CURVES.values())
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in shown] == list(plot.tables.CURVES.values())
     loss = figure.axes[0]
     lines = {line.get_label(): line for line in loss.get_lines()}
     np.testing.assert_array_equal(lines["one"].get_xdata(), [1, 2, 3, 4, 5])
@@ -499,7 +501,9 @@ def test_curves_draws_every_record_of_every_run(tmp_path: Path) -> None:
     assert lines["two: ln K = 5.55"].get_ydata()[0] == pytest.approx(np.log(256))
     assert legend_texts(figure) == ["one", "one: ln K = 6.93", "two", "two: ln K = 5.55"]
     assert figure.axes[3].get_ylim()[0] == 0
-    assert all(ax.get_xlabel() == "step" for ax in figure.axes)
+    probe = figure.axes[list(plot.tables.CURVES).index("probe_retrieval")]
+    assert [line.get_ydata()[0] for line in probe.get_lines()] == pytest.approx([0.31, 0.6, 0.32, 0.6])
+    assert all(ax.get_xlabel() == "step" for ax in shown)
 
 
 def test_curves_of_one_run_need_no_name_at_ln_k(tmp_path: Path) -> None:

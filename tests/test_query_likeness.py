@@ -273,3 +273,29 @@ def test_an_answer_keeps_its_provenance():
     assert answer.attrs["cube"] == "patches.zarr"
     assert answer.attrs["checkpoint"] == "abc"
     assert isinstance(answer, xr.Dataset)
+
+
+# stores without positions
+
+
+@pytest.mark.parametrize("level", ["256", "2k"])
+def test_a_store_whose_places_are_unknown_is_searched_all_the_same(tmp_path, level):
+    known = make_embeddings(times=5, level=level)
+    unknown = known.copy()
+    for name in ("latitude", "longitude"):
+        unknown[name] = known[name] * np.nan
+    sample = (2, 0, 1, 0) if level == "256" else (2, 0)
+    answer = unknown.gridrad.search(sample, 1000, exclude=None, channel=IR, reject=())
+    vectors = known.embedding.values[:, 0].reshape(-1, FEATURES)
+    assert answer.sizes["rank"] == np.isfinite(vectors).all(axis=1).sum() - 1
+    assert np.isnan(answer.latitude).all()
+    with pytest.raises(
+        SchemaError, match=r"no position is known of a sample that others are to be 500 km away"
+    ):
+        unknown.gridrad.search(sample, 3, exclude=("3h", "500km"))
+    with pytest.raises(SchemaError, match=r"no position is known"):
+        unknown.gridrad.search(sample, 3, exclude=None, separate=("3h", "500km"))
+    in_time = unknown.gridrad.search(sample, 1000, exclude=("90min", None), channel=IR, reject=())
+    assert (np.abs(in_time.time - unknown.time[2]) >= np.timedelta64(90, "m")).all()
+    with pytest.raises(SchemaError, match="no patch of them has a position"):
+        unknown.gridrad.search(sample, 3, exclude=None, bbox=(-180, -90, 180, 90))

@@ -13,8 +13,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridrad_cube.store import ArraySpec, Files, encode, metadata
-from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader, cores, merge
+from gridrad_cube.machine import cores
+from gridrad_cube.store import ArraySpec, Files, encode, metadata, shards
+from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader, merge
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
@@ -132,8 +133,14 @@ def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
         np.testing.assert_array_equal(out[row], chunks[index[row]])
 
 
+@pytest.fixture
+def looking(monkeypatch):
+    """Open shards are looked at before each use, not once a second."""
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
+
+
 @pytest.mark.parametrize("codec", ["fast", "small", "raw"])
-def test_no_flipped_byte_passes(tmp_path, codec):
+def test_no_flipped_byte_passes(tmp_path, codec, looking):
     files, chunks = write(tmp_path, codec, grid=(1, 1, 1, 2))
     with open(shard(files), "rb") as file:
         whole = file.read()
@@ -150,7 +157,7 @@ def test_no_flipped_byte_passes(tmp_path, codec):
 
 
 @pytest.mark.parametrize("codec", ["fast", "raw"])
-def test_no_truncated_shard_passes(tmp_path, codec):
+def test_no_truncated_shard_passes(tmp_path, codec, looking):
     files, _ = write(tmp_path, codec, grid=(1, 1, 1, 2))
     with open(shard(files), "rb") as file:
         whole = file.read()
@@ -162,7 +169,7 @@ def test_no_truncated_shard_passes(tmp_path, codec):
         assert batch(reader, [(0, 0, 0, 0)])[1].keys() == {0}, size
 
 
-def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path):
+def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path, looking):
     files, before = write(tmp_path / "a", "small")
     again, after = write(tmp_path / "b", "raw", seed=1)
     index = np.indices(GRID).reshape(4, -1).T
@@ -181,6 +188,40 @@ def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path):
     assert after.shape == before.shape
 
 
+def test_a_shard_replaced_just_now_is_read_whole_as_it_was(tmp_path, monkeypatch):
+    files, before = write(tmp_path / "a")
+    other, changed = write(tmp_path / "b", seed=1)
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
+    batch(reader, index)
+    os.replace(shard(other), shard(files))
+    out, failures = batch(reader, index)
+    assert not failures
+    np.testing.assert_array_equal(out, before[0, 1, 1])
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
+    np.testing.assert_array_equal(batch(reader, index)[0], changed[0, 1, 1])
+
+
+@pytest.mark.parametrize("codec", ["small", "raw"])
+def test_a_shard_rewritten_in_place_just_now_is_read_as_it_is_or_refused(tmp_path, monkeypatch, codec):
+    """Nobody has looked at the file since it was opened: the old index does not fit, or the size differs."""
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    files, _ = write(tmp_path / "a", codec)
+    other, changed = write(tmp_path / "b", codec, seed=5)
+    reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
+    batch(reader, index)
+    with open(shard(other), "rb") as file:
+        data = file.read()
+    with open(shard(files), "wb") as file:
+        file.write(data)
+    out, failures = batch(reader, index)
+    assert not failures
+    np.testing.assert_array_equal(out, changed[0, 1, 1])
+    with open(shard(files), "wb") as file:
+        file.write(data[: len(data) // 2])
+    assert batch(reader, index)[1].keys() == {0, 1, 2}
+
+
 def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
     files, _ = write(tmp_path / "a", "small")
     other, changed = write(tmp_path / "b", "small", seed=5)
@@ -194,7 +235,7 @@ def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     # As if the sizes were equal too: the old index under the new file's mark.
     (old,) = reader._indexes._kept.values()
-    reader._indexes._kept[0] = ((status.st_ino, len(data), status.st_mtime_ns), old[1])
+    reader._indexes._kept[0] = ((status.st_dev, status.st_ino, len(data), status.st_mtime_ns), old[1])
     out, failures = batch(reader, index)
     assert not failures
     np.testing.assert_array_equal(out, changed[0, 1, 1])
@@ -231,12 +272,15 @@ def test_indexes_kept_are_counted_once_whoever_keeps_them(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-def test_descriptors_stay_few(tmp_path):
+def test_descriptors_stay_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 5)
     files, _ = write(tmp_path, grid=(60, 1, 1, 2))
+    at_first = len(os.listdir("/proc/self/fd"))
     reader, most, stop = open_reader(files, threads=3), 0, threading.Event()
     index = np.indices((60, 1, 1, 2)).reshape(4, -1).T
     batch(reader, index)
     before = len(os.listdir("/proc/self/fd"))
+    assert before == at_first + 5
 
     def watch():
         nonlocal most
@@ -249,8 +293,10 @@ def test_descriptors_stay_few(tmp_path):
         batch(reader, index)
     stop.set()
     watcher.join()
-    assert before <= most <= before + 4  # one a thread, and the watcher's own
+    assert before <= most <= before + 7  # two a thread, and the watcher's own
     assert len(os.listdir("/proc/self/fd")) == before
+    del reader
+    assert len(os.listdir("/proc/self/fd")) == at_first
 
 
 def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, monkeypatch):

@@ -221,3 +221,18 @@ def test_scores_are_those_of_nearest(metric):
     np.testing.assert_array_equal(every[rows], scores)
     assert np.isnan(np.delete(every, rows)).all()
     assert set(np.flatnonzero(mask)) - set(rows) == ({20, 30} if metric == "cosine" else {20})
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+def test_threads_that_share_the_tiles_out_change_nothing(monkeypatch, metric):
+    rng = np.random.default_rng(5)
+    vectors = rng.integers(-2, 3, (3000, 6)).astype(np.float16)  # many of equal score, some without direction
+    queries = rng.standard_normal((3, 6))
+    mask, drop = rng.random(3000) < 0.8, [np.arange(k, 3000, 7) for k in range(3)]
+    alone = nearest(vectors, queries, 40, metric=metric, mask=mask, drop=drop)
+    monkeypatch.setattr("gridrad_cube.similarity.TILE", 64)
+    for number in (1, 2, 5):
+        monkeypatch.setattr("gridrad_cube.similarity.cores", lambda number=number: number)
+        shared = nearest(vectors, queries, 40, metric=metric, mask=mask, drop=drop, block=1000)
+        for a, b in zip(alone, shared, strict=True):
+            np.testing.assert_array_equal(a, b)

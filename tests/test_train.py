@@ -44,12 +44,19 @@ from gridrad_cube.train.sources import PatchSource, open_source
 
 PROJECT = Path(__file__).resolve().parents[1]
 IR, VISIBLE = "ir_brightness_temperature", "visible_reflectance"
-PREDECESSORS_FLAGS = """
-    arch patch_size out_dim norm_last_layer momentum_teacher use_bn_in_head warmup_teacher_temp teacher_temp
-    warmup_teacher_temp_epochs use_fp16 weight_decay weight_decay_end clip_grad batch_size_per_gpu epochs
-    freeze_last_layer lr warmup_epochs min_lr optimizer drop_path_rate global_crops_scale local_crops_number
-    local_crops_scale data_path output_dir saveckp_freq seed num_workers
-""".split()  # noqa: SIM905
+#: Every flag of the predecessor's two training scripts: a value as it was typed, and what it means now.
+PREDECESSORS_FLAGS = {
+    "arch": ("vit_tiny", "vit_tiny"), "patch_size": ("8", 8), "out_dim": ("65536", 65536),
+    "norm_last_layer": ("False", False), "momentum_teacher": ("0.996", 0.996), "use_bn_in_head": ("True", True),
+    "warmup_teacher_temp": ("4e-5", 4e-5), "teacher_temp": ("8e-5", 8e-5), "warmup_teacher_temp_epochs": ("19", 19),
+    "use_fp16": ("False", "fp32"), "weight_decay": ("0.05", 0.05), "weight_decay_end": ("0.3", 0.3),
+    "clip_grad": ("0", 0.0), "batch_size_per_gpu": ("16", 16), "epochs": ("20", 20), "freeze_last_layer": ("2", 2),
+    "lr": ("2e-4", 2e-4), "warmup_epochs": ("0", 0), "min_lr": ("1e-6", 1e-6), "optimizer": ("sgd", "sgd"),
+    "drop_path_rate": ("0.2", 0.2), "global_crops_scale": ("0.3 1.0", (0.3, 1.0)), "local_crops_number": ("6", 6),
+    "local_crops_scale": ("0.05 0.3", (0.05, 0.3)), "output_dir": ("runs", "runs"), "saveckp_freq": ("5", 5),
+    "seed": ("7", 7), "num_workers": ("10", 10), "save_best": ("True", None), "dist_url": ("env://", None),
+    "local_rank": ("0", None), "local-rank": ("0", None),
+}  # fmt: skip
 #: A network and views that 32 px patches and a busy machine can bear.
 TINY = {
     "preset": "none", "arch": "vit_demo", "global_size": 24, "local_size": 16, "local_crops_number": 2,
@@ -139,11 +146,50 @@ def test_flags_take_dashes_and_underscores_and_the_predecessors_names(cube):
     assert old.global_crops_scale == (0.3, 1.0)
 
 
-@pytest.mark.parametrize("name", PREDECESSORS_FLAGS)
-def test_every_flag_of_the_predecessor_is_known(name):
-    parser = make_parser()
-    parser.add_argument("--use-fp16")
-    assert f"--{name.replace('_', '-')}" in parser._option_string_actions
+def test_every_flag_of_the_predecessor_is_taken_by_its_name(cube):
+    names = {"use_fp16": "precision", "output_dir": "out"}
+    for name, (typed, expected) in PREDECESSORS_FLAGS.items():
+        words = ["--data_path", str(cube), "--output_dir", "o", f"--{name}", *typed.split()]
+        config = parse_config(words)
+        assert config.store == str(cube)
+        if expected is not None:
+            assert getattr(config, names.get(name, name)) == expected, name
+
+
+#: The commands of its README, the launcher apart, which sets the environment and passes the rank.
+LEVEL_1 = """--local-rank=0 --arch vit_small --epochs 20 --batch_size_per_gpu 16 --use_fp16 False
+    --norm_last_layer False --teacher_temp 8e-5 --warmup_teacher_temp 4e-5 --lr 2e-4 --warmup_epochs 0
+    --warmup_teacher_temp_epochs 19
+    --num_workers 10 --dist_url env:// --save_best True"""
+LEVEL_2K = """--local-rank=0 --arch vit2k_xs --epochs 200 --batch_size_per_gpu 16 --use_fp16 False
+    --norm_last_layer False --teacher_temp 8e-5 --warmup_teacher_temp 4e-5 --lr 2e-4 --warmup_epochs 10
+    --warmup_teacher_temp_epochs 199 --num_workers 10 --dist_url env:// --save_best True"""
+
+
+@pytest.mark.parametrize(("level", "line"), [("256", LEVEL_1), ("2k", LEVEL_2K)])
+def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, caplog, level, line):
+    store = {"256": cube, "2k": grids}[level]
+    argv = ["--data_path", str(store), "--output_dir", "o", *line.split()]
+    config = parse_config([*argv, "--preset", "predecessor"])
+    expected = load_config(preset="predecessor", level=level, store=str(store), out="o", num_workers=10)
+    assert dataclasses.replace(config, arch="auto") == expected
+    (record,) = [r for r in caplog.records if r.name == "gridrad_cube.train.flags"]
+    assert record.getMessage().startswith("no effect any more: --save-best (checkpoint_best.pth is kept")
+    assert "--dist-url (processes find each other" in record.getMessage()
+    assert "--local-rank (the rank is read" in record.getMessage()
+    plain = parse_config(argv)  # under the default preset too its flags mean what they say
+    for name in (
+        "epochs",
+        "batch_size_per_gpu",
+        "norm_last_layer",
+        "teacher_temp",
+        "warmup_teacher_temp_epochs",
+    ):
+        assert getattr(plain, name) == getattr(expected, name), name
+
+
+def test_deit_is_vit_as_it_was_for_the_predecessor(cube):
+    assert parse_config(["--store", str(cube), "--out", "o", "--arch", "deit_small"]).arch == "vit_small"
 
 
 def test_flags_read_lists_numbers_and_words(cube):
@@ -198,11 +244,8 @@ def test_config_survives_json():
         (["--epoch", "3"], r"unknown option --epoch; did you mean --epochs"),
         (["--teacher_tmp=3"], r"unknown option --teacher-tmp; did you mean --teacher-temp"),
         (["--zzzz"], r"unknown option --zzzz; see --help"),
-        (
-            ["--save_best", "True"],
-            r"no option --save-best any more: the lowest training loss is not the best",
-        ),
-        (["--local_rank=0"], r"no option --local-rank any more: start many processes with torchrun"),
+        (["--arch2k", "vit2k_xs"], r"no option --arch2k any more: the network of level 2k is --arch when"),
+        (["--optimizer", "lars"], r"--optimizer: got 'lars'; expected adamw or sgd"),
         (["--lr", "fast"], r"--lr: got 'fast'; expected a number"),
         (["--objective", "mae"], r"--objective: got 'mae'; expected dino or coding-rate"),
         (["--out-dim", "many"], r"--out-dim: got 'many'; expected a whole number or auto"),
@@ -245,7 +288,7 @@ def test_help_names_every_option_with_its_default():
     for name in FIELDS:
         assert f"--{name.replace('_', '-')}" in text
     assert "torchrun --nproc-per-node 4 training/dino.py" in text
-    assert "samples a step and process (in samples; default: 64, level 2k: 16)" in text
+    assert "--batch-size-per-gpu SAMPLES samples a step and process (default: 64, level 2k: 16)" in text
 
 
 def test_flag_of_another_level_is_told_to_have_no_effect(grids, caplog):
@@ -662,6 +705,10 @@ def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
             r"--arch: vit2k_xs is not for .*, which holds patches, level 256; expected one of",
         ),
         ({"arch": "vit_huge"}, r"--arch: got 'vit_huge'; expected one of"),
+        (
+            {"arch": "resnet50"},
+            r"--arch: got 'resnet50'; .* Networks of torchvision and torch.hub \(xcit\) are not",
+        ),
         ({"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500"),
         ({"time": ("2001-01-01", "2001-02-01")}, r"no crop in the time asked for"),
         ({"bbox": (0, 0, 1, 1)}, r"no clean patch of"),

@@ -47,6 +47,24 @@ class Batch:
         start = item % len(self)
         return replace(self, damaged=None)._map(lambda tensor: tensor[start : start + 1])
 
+    def split(self, parts: int, runs: int = 1) -> list[Batch]:
+        """The batch in parts of nearly equal length, in order, without what is listed as damaged.
+
+        Parameters
+        ----------
+        runs
+            Of how many runs of equal length the batch is made; each part has its share of each.
+        """
+        if parts == 1:
+            return [self]
+
+        def pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
+            cut = [run.tensor_split(parts) for run in tensor.tensor_split(runs)]
+            return [same[0] if runs == 1 else torch.cat(same) for same in zip(*cut, strict=True)]
+
+        columns = {name: pieces(tensor) for name, tensor in replace(self, damaged=None)._tensors().items()}
+        return [Batch(**{name: part[k] for name, part in columns.items()}) for k in range(parts)]
+
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return Batch(**{name: function(tensor) for name, tensor in self._tensors().items()})
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.table import Label, TimeRange, choose_labels, chosen_crops, kind_of, masks_of
+from gridrad_cube.models.seeded import constants
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 
@@ -238,7 +239,7 @@ class GridDataset(Dataset[Batch]):
 def decode_grids(
     codes: torch.Tensor,
     valid: torch.Tensor,
-    normalization: Mapping[str, Any],
+    normalization: Mapping[str, Sequence[float]],
     *,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,7 +252,7 @@ def decode_grids(
     valid
         Cells that count, bool, (B, rows, cols).
     normalization
-        ``mean`` and ``std`` of the D features: lists or tensors.
+        ``mean`` and ``std`` of the D features.
 
     Returns
     -------
@@ -260,8 +261,7 @@ def decode_grids(
     """
     values = codes.to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (
-        torch.as_tensor(normalization[name], dtype=torch.float32, device=codes.device)[:, None, None]
-        for name in ("mean", "std")
+        constants(tuple(normalization[name]), codes.device)[:, None, None] for name in ("mean", "std")
     )
     if len(mean) != codes.shape[1]:
         raise SchemaError(f"decode_grids: embeddings have {codes.shape[1]} features; expected {len(mean)}")

@@ -72,18 +72,29 @@ class Normalization:
     def apply(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Normalised float32 values and the mask of valid pixels, in numpy; `decode` gives the same."""
         codes = codes.astype(self.packing.dtype, copy=False)
-        values = self.packing.decode(codes)
         echo, valid = self.packing.echo(codes), self.packing.observed(codes)
-        values[~echo] = 0.0
-        if self.rule == "reflectivity":
-            values = np.maximum(values, np.float32(0))
-        if self.rule == "rain":
-            values = np.log10(np.maximum(values, np.float32(RAIN_FLOOR)))
+        values = np.empty(codes.shape, np.float32)
+        if self.rule != "rain" and codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
+            _linear(codes, values, np.array(self.line, np.float32))
         else:
-            values = (values - np.float32(self.mean)) / np.float32(self.std)
+            values[...] = np.where(echo, self.packing.decode(codes), 0.0)
+            if self.rule == "rain":
+                values = np.log10(np.maximum(values, np.float32(RAIN_FLOOR)))
+            else:
+                least = 0.0 if self.rule == "reflectivity" else -np.inf
+                values = (np.maximum(values, np.float32(least)) - np.float32(self.mean)) / np.float32(
+                    self.std
+                )
         values[~echo] = self.no_echo
         values[~valid] = self.fill
         return values, valid
+
+    @property
+    def line(self) -> tuple[float, float, float]:
+        """Slope, offset and least number of the rules that are linear in the code: two steps a pixel, not four."""
+        slope = self.packing.scale_factor / self.std
+        offset = (self.packing.add_offset - self.mean) / self.std
+        return slope, offset, (0.0 - self.mean) / self.std if self.rule == "reflectivity" else -math.inf
 
     def amounts(self, codes: np.ndarray) -> np.ndarray:
         """What may be averaged (linear Z for dBZ), float32; NaN where not observed, infinite without echo."""
@@ -241,8 +252,8 @@ class _Tables:
         self.values = torch.from_numpy(np.stack(values)).to(device)
         self.fill = torch.tensor([0.0 if averaging else r.fill for r in distinct], device=device)
         self.row = torch.tensor([distinct.index(r) for r in rules], dtype=torch.int32, device=device)
-        #: What `_by_arithmetic` takes, (5, distinct normalisations).
-        self.numbers = np.array([_numbers(rule) for rule in distinct], np.float32).T
+        #: What `_linear` takes, (3, distinct normalisations).
+        self.lines = np.array([rule.line for rule in distinct], np.float32).T
         #: The same by arithmetic, where that is quicker.
         self.arithmetic = [
             None if averaging else _Arithmetic.of(rule, table)
@@ -272,7 +283,7 @@ class _Arithmetic:
         info = np.iinfo(out.dtype)
         codes = np.arange(info.min, info.max + 1)
         values, right = np.empty(codes.shape, np.float32), table[codes & 0xFFFF]
-        out._compute(codes.astype(out.dtype), values)
+        _linear(codes.astype(out.dtype), values, np.array(rule.line, np.float32))
         odd = np.flatnonzero(values != right)
         same = (right[odd[1:]] == right[odd[:-1]]) | (np.isnan(right[odd[1:]]) & np.isnan(right[odd[:-1]]))
         for run in np.split(odd, np.flatnonzero((np.diff(odd) != 1) | ~same) + 1):
@@ -293,27 +304,15 @@ class _Arithmetic:
                 np.copyto(valid, False, where=here)
             np.copyto(values, np.float32(fill if math.isnan(value) else value), where=here)
 
-    def _compute(self, codes: np.ndarray, out: np.ndarray) -> None:
-        np.copyto(out, codes, casting="unsafe")
-        _by_arithmetic(out, np.array(_numbers(self.rule), np.float32))
 
-
-def _numbers(rule: Normalization) -> tuple[float, float, float, float, float]:
-    """What `_by_arithmetic` takes: scale, offset, least value, mean, standard deviation."""
-    floor = 0.0 if rule.rule == "reflectivity" else -math.inf
-    return rule.packing.scale_factor, rule.packing.add_offset, floor, rule.mean, rule.std
-
-
-def _by_arithmetic(values: np.ndarray, numbers: np.ndarray) -> None:
-    """The steps of `Normalization.apply`, one for one and in place; ``numbers`` (5, ...) fit the values."""
-    scale, offset, floor, mean, std = numbers
-    values *= scale
-    if offset.any():
-        values += offset
-    if (floor > -np.inf).any():
-        np.maximum(values, floor, out=values)
-    values -= mean
-    values /= std
+def _linear(codes: np.ndarray, out: np.ndarray, line: np.ndarray) -> None:
+    """``max(codes * slope + offset, least)`` in float32; ``line`` (3, ...) fits the codes."""
+    slope, offset, least = line
+    np.copyto(out, codes, casting="unsafe")
+    out *= slope
+    out += offset
+    if (least > -np.inf).any():
+        np.maximum(out, least, out=out)
 
 
 @functools.lru_cache(maxsize=16)
@@ -368,7 +367,7 @@ def _take(
     values, valid = np.empty(packed.shape, np.dtype(f"V{dtype.itemsize}")), np.empty(packed.shape, bool)
     out = torch.from_numpy(values.view(f"u{dtype.itemsize}")).view(dtype)
     step = max(1, _TOGETHER // max(1, packed[:1].size))
-    scratch = np.empty((step, *packed.shape[1:]), np.float32)
+    scratch = np.empty((0 if dtype == torch.float32 else step, *packed.shape[1:]), np.float32)
     for start in range(0, len(packed), step):
         block = slice(start, start + step)
         part = values[block].view(np.float32) if dtype == torch.float32 else scratch[: len(packed[block])]
@@ -384,8 +383,8 @@ def _fill(
     """Values and valid pixels of some planes, each with its normalisation."""
     quick = [t is not None and t.dtype == codes.dtype for t in tables.arithmetic]
     if any(quick[row] for row in rows):
-        np.copyto(values, codes, casting="unsafe")
-        _by_arithmetic(values, tables.numbers[:, rows, None, None])
+        alike = (rows == rows[0]).all()  # one number is quicker than one for each plane
+        _linear(codes, values, tables.lines[:, rows[0]] if alike else tables.lines[:, rows, None, None])
         valid[...] = True
         low, high = (f(codes.reshape(len(codes), -1), axis=1) for f in (np.min, np.max))
     for i, row in enumerate(rows.tolist()):

@@ -91,7 +91,7 @@ def followers(dataset: PatchDataset | GridDataset, minutes: float, *, first: int
     place, seconds = _places(dataset)
     out = np.arange(len(place))
     known = np.flatnonzero((place >= 0) & (out < (len(out) if first is None else first)))
-    found = _nearest_later(place[known], seconds[known], minutes * 60)
+    found = nearest_later(place[known], seconds[known], minutes * 60)
     out[known] = known[found]
     if (out == np.arange(len(out))).all():
         raise SchemaError(
@@ -130,7 +130,7 @@ def _mean_of_cells(centres: np.ndarray) -> npt.NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _nearest_later(
+def nearest_later(
     place: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], lead: float
 ) -> npt.NDArray[np.int64]:
     """Position of the nearest to ``lead`` later at the same place, within half of it, or its own."""

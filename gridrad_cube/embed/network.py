@@ -13,12 +13,11 @@ from torch import Tensor
 
 from gridrad_cube.datasets import Normalization, decode, decode_grids
 from gridrad_cube.models import (
-    ViewSpec,
-    draw_views,
     fingerprint,
     load_backbone,
     load_checkpoint,
     token_coverage,
+    whole_view,
 )
 from gridrad_cube.schema import SchemaError
 
@@ -220,21 +219,10 @@ class Network:
         self, values: Tensor, valid: Tensor, which: Tensor, rules: Sequence[Normalization]
     ) -> tuple[Tensor, Tensor]:
         """The whole field as one view without anything random, and where it was observed (B, 1, h, w)."""
-        stacked = values.shape[1] > 1
-        fill = float(self.view.get("fill", rules[0].fill))  # of all channels of a stack, as in training
-        if self.magnification == 1.0:
-            return torch.where(valid, values, fill) if stacked else values, valid.any(1, keepdim=True)
-        size = round(values.shape[-1] * self.magnification)
-        whole = ViewSpec(
-            global_size=size, global_views=1, local_views=0, magnification=size / values.shape[-1],
-            zoom=(1.0, 1.0), fill=fill,
-        )  # fmt: skip
-        seeds = torch.zeros(len(values), dtype=torch.int64, device=values.device)
-        ((view, seen),) = draw_views(values, valid, whole, seeds)
-        if not stacked:
-            own = torch.tensor([rule.fill for rule in rules], device=view.device)[which]
-            view = torch.where(seen, view, own[:, None, None, None])
-        return view, seen
+        if values.shape[1] > 1:  # one for all channels of a stack, as in training
+            return whole_view(values, valid, self.magnification, float(self.view.get("fill", rules[0].fill)))
+        own = torch.tensor([rule.fill for rule in rules], device=values.device)[which]
+        return whole_view(values, valid, self.magnification, own)
 
     def _pooled(self, tokens: Tensor, used: Tensor) -> np.ndarray:
         """The embedding from all tokens (B, 1 + N, D) and those that hold data (B, N)."""

@@ -25,7 +25,7 @@ from gridrad_cube.models.dino import (
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds
 from gridrad_cube.models.tokens import HiddenTokens, TokenCodingRateLoss, TokenDINOLoss, hide_tokens
-from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage, whole_view
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 
 __all__ = [
@@ -60,4 +60,5 @@ __all__ = [
     "save_checkpoint",
     "token_coverage",
     "update_teacher_",
+    "whole_view",
 ]

@@ -103,7 +103,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint. Check the path of --checkpoint.")
+        raise FileNotFoundError(f"{path}: no such checkpoint. Check its path.")
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -330,7 +330,7 @@ def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], wher
         listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise SchemaError(
             f"{where} does not fit {name}: {listed}. Nothing was loaded. Pass the architecture "
-            "that wrote the checkpoint, or another --checkpoint_key."
+            "that wrote the checkpoint, or another checkpoint key."
         )
 
 

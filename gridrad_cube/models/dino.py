@@ -151,8 +151,10 @@ class DINOLoss(nn.Module):
         self.teacher_temps = np.full(epochs, teacher_temp, dtype=np.float64)
         self.teacher_temps[:warmup_epochs] = np.linspace(warmup_teacher_temp, teacher_temp, warmup_epochs)
         self.register_buffer("center", torch.zeros(1, out_dim))
+        #: The teacher's logits of the step so far: their sum, and how many.
+        self._seen: tuple[Tensor | float, int] = (0.0, 0)
 
-    def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, epoch: int, *, last: bool = True) -> Tensor:
         """The loss of one batch; then moves the centre.
 
         Parameters
@@ -163,6 +165,9 @@ class DINOLoss(nn.Module):
             Logits (teacher views * B, K), view by view; no gradient flows through them.
         epoch
             From 0.
+        last
+            Whether this is the last of the batches that make up a step. The centre moves once a step, after
+            its last batch, by the mean over all of them.
         """
         teacher = teacher.detach().float()
         # Autocast would round the products to bf16, which a temperature of 0.04 or less makes visible.
@@ -173,12 +178,16 @@ class DINOLoss(nn.Module):
             # CE(q, v) = logsumexp(v) - q.v: one logsumexp a view serves all of its pairs.
             cross_entropy = logits.logsumexp(-1) - torch.einsum("tbk,sbk->tsb", targets, logits)
             loss = _mean_of_pairs(cross_entropy)
-        self._move_center(teacher)
+        total, rows = self._seen
+        self._seen = (total + teacher.sum(0, keepdim=True), rows + len(teacher))
+        if last:
+            self._move_center()
         return loss
 
     @torch.no_grad()
-    def _move_center(self, teacher: Tensor) -> None:
-        mean = _mean_over_ranks(teacher.mean(0, keepdim=True))
+    def _move_center(self) -> None:
+        (total, rows), self._seen = self._seen, (0.0, 0)
+        mean = _mean_over_ranks(total / rows)  # type: ignore[arg-type]
         moved = self.center * self.center_momentum + mean * (1 - self.center_momentum)
         # One overflow must not poison every later step.
         self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
@@ -193,7 +202,8 @@ class CodingRateLoss(nn.Module):
         expansion = mean over s in T of 1/2 logdet(I + d / (n distortion) sum over samples of z_s z_s')
         loss = alignment - weight (n + d) / (n d) expansion
 
-    The factor (n + d) / (n d) keeps both terms of one size whatever the batch.
+    The factor (n + d) / (n d) keeps both terms of one size whatever the batch. The spread is that of the
+    samples of one call: a step made of several batches spreads each of them by itself.
 
     Parameters
     ----------
@@ -211,7 +221,7 @@ class CodingRateLoss(nn.Module):
         self.distortion = distortion
         self.weight = weight
 
-    def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0, *, last: bool = True) -> Tensor:
         """The loss of one batch.
 
         Parameters
@@ -220,7 +230,7 @@ class CodingRateLoss(nn.Module):
             Unit vectors (views * B, d), view by view, as `ProjectionHead` gives them.
         teacher
             Unit vectors (teacher views * B, d); no gradient flows through them.
-        epoch
+        epoch, last
             Not used: both losses are called alike.
         """
         with torch.autocast(student.device.type, enabled=False):

@@ -7,6 +7,7 @@ is, resumed in the middle of an epoch, and redrawn one by one.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ def uniforms(seeds: Tensor, stream: int, *shape: int) -> Tensor:
     return (((hashed >> 40) & 0xFFFFFF).float() * 2**-24).unflatten(1, shape)
 
 
+@lru_cache(maxsize=64)
+def constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a float32 vector on a device, copied there once: every such copy makes a GPU wait."""
+    with torch.inference_mode(False):  # whoever asks first
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+
 def sample_seeds(seed: int, epoch: int, index: Tensor) -> Tensor:
     """The seed of each sample of an epoch, for `draw_views`.
 
@@ -51,7 +59,7 @@ def sample_seeds(seed: int, epoch: int, index: Tensor) -> Tensor:
     index
         Identities of the samples (B,), int64.
     """
-    run = _mix(torch.tensor([seed], device=index.device))
+    run = _mix(torch.full((1,), seed, device=index.device))  # a number on the host would make a GPU wait
     return _mix(_mix(run + epoch) + index)
 
 

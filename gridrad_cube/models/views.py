@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridrad_cube.models.seeded import check_seeds, uniforms
+from gridrad_cube.models.seeded import check_seeds, constants, uniforms
 
 View = tuple[Tensor, Tensor]
 
@@ -134,6 +133,36 @@ def draw_views(
     return views
 
 
+@torch.no_grad()
+def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float | Tensor = 0.0) -> View:
+    """A field as one view, nothing about it random: what a network embeds.
+
+    Parameters
+    ----------
+    x, mask
+        Normalised fields, and where they were observed, both (B, C, H, W).
+    magnification
+        View pixels per field pixel.
+    fill
+        Value of view pixels of which less than half was observed: one number, or with C = 1 one a sample, (B,).
+
+    Returns
+    -------
+    The view (B, C, h, w), and where it was observed (in any channel), bool (B, 1, h, w).
+    """
+    if magnification == 1.0:
+        missing = fill[:, None, None, None] if isinstance(fill, Tensor) else fill
+        return torch.where(mask, x, missing), mask.any(1, keepdim=True)
+    size = round(x.shape[-1] * magnification)
+    spec = ViewSpec(
+        global_size=size, global_views=1, local_views=0, magnification=size / x.shape[-1], zoom=(1.0, 1.0),
+        fill=0.0 if isinstance(fill, Tensor) else fill,
+    )  # fmt: skip
+    seeds = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    ((view, seen),) = draw_views(x, mask, spec, seeds)
+    return torch.where(seen, view, fill[:, None, None, None]) if isinstance(fill, Tensor) else view, seen
+
+
 def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
     """Share of observed pixels of each token, (B, N), from a mask (B, 1, h, w) or (B, h, w).
 
@@ -167,13 +196,10 @@ def _draw_kind(
     if spec.row_dropout:
         lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], height) < spec.row_dropout
         rows = rows.masked_fill(lost[:, :, None], 0.0)
-    bounds = [0, 1, rows.shape[1]] if len(fields) > 1 else [0, rows.shape[1]]
-    parts = [
-        [_resample(plane, rows[:, a:b], columns[:, a:b]) for plane in field]
-        for field, (a, b) in zip(fields, pairwise(bounds), strict=True)
-    ]
-    total, weight = (torch.cat(planes, 1) for planes in zip(*parts, strict=True))
-    values = total / weight.clamp(min=0.5)  # (B, V, C, size, size)
+    total, weight = (
+        _resample(list(planes), rows, columns) for planes in zip(*fields, strict=True)
+    )  # (B, V, C or 1, size, size)
+    values = total / weight.clamp(min=0.5)
 
     turn, gain, solar = numbers[..., 8:, None, None, None].unbind(2)
     values = _apply_gain(values, spec, gain)
@@ -240,7 +266,7 @@ def _side_weight(spec: ViewSpec, blur: Tensor, sigma: Tensor, *, is_global: bool
     chances = [first] + [further] * (blur.shape[1] - 1) if is_global else [local] * blur.shape[1]
     low, high = spec.blur_sigma
     side = torch.exp(-0.5 / (low + (high - low) * sigma).square())
-    return torch.where(blur < torch.tensor(chances, device=blur.device), side / (1 + 2 * side), 0.0)
+    return torch.where(blur < constants(tuple(chances), blur.device), side / (1 + 2 * side), 0.0)
 
 
 def _blur(matrix: Tensor, side: Tensor) -> Tensor:
@@ -250,15 +276,20 @@ def _blur(matrix: Tensor, side: Tensor) -> Tensor:
     return (1 - 2 * side) * matrix + side * (before + after)
 
 
-def _resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, V, C, size, size)."""
-    partly = torch.einsum("bchw,bvxw->bvchx", x, columns)
+def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """One or two (B, C, H, W) to (B, V, C, size, size); of two the first is that of the first view alone."""
+    if len(planes) == 1:
+        partly = torch.einsum("bchw,bvxw->bvchx", planes[0], columns)
+    else:
+        shares = zip(planes, columns.split([1, columns.shape[1] - 1], dim=1), strict=True)
+        partly = torch.cat([torch.einsum("bchw,bvxw->bvchx", x, share) for x, share in shares], dim=1)
     return torch.einsum("bvyh,bvchx->bvcyx", rows, partly)
 
 
 def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
     """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
-    gain = torch.tensor(spec.gain, dtype=torch.float32, device=values.device).reshape(-1, 1, 1)
+    gains = spec.gain if isinstance(spec.gain, tuple) else (spec.gain,)
+    gain = constants(gains, values.device)[:, None, None]
     offset = gain * (2 * number - 1)
     if spec.gain_floor is not None:
         # |offset| <= gain, so a value above the floor can sink to it but never below.

@@ -25,6 +25,7 @@ CURVES = {
     "teacher_entropy": "Entropy of the teacher's targets (nats)",
     "feature_std": "Spread of features (1: even, 0: collapsed)",
     "rankme": "RankMe (effective dimensions)",
+    "probe_retrieval": "Probe: retrieval (dashed: baseline)",
     "images_per_second": "Samples per second",
 }
 _STYLES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "-"), (PURPLE, "-"), ("0.35", "-"))
@@ -33,7 +34,8 @@ _STYLES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "-"), (PURPLE, "-"), ("0.35", "-"
 def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) -> Figure:
     """Draw the training curves of one run, or of several for comparison.
 
-    Dashed at ln K, the loss and the entropy of K prototypes that tell nothing apart.
+    Dashed at ln K, the loss and the entropy of K prototypes that tell nothing apart, and at the probe's score of
+    what needs no network.
 
     Parameters
     ----------
@@ -81,10 +83,15 @@ def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]
         who = f"{label}: " if len(records) > 1 else ""
         if key in ("train_loss", "teacher_entropy") and bound is not None:
             ax.axhline(bound, color=colour, linestyle="--", linewidth=1, label=f"{who}ln K = {bound:.2f}")
+        baseline = next((b for r in reversed(rows) if (b := r.get("probe_baseline")) is not None), None)
+        if key == "probe_retrieval" and baseline is not None:
+            ax.axhline(baseline, color=colour, linestyle="--", linewidth=1)
     ax.set_title(CURVES[key], fontsize=10, loc="left")
     ax.set_xlabel("step", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if key == "probe_retrieval":
+        ax.set_ylim(0, 1)
     if key in ("feature_std", "images_per_second", "train_lr"):
         top = np.nanmax([v for line in ax.get_lines() for v in np.asarray(line.get_ydata(), float)])
         ax.set_ylim(0, max(1.08 * top, 1.05 if key == "feature_std" else 1e-12))

@@ -324,6 +324,11 @@ def excluded(dataset: xr.Dataset, asked: Question, rule: tuple[float, float] | N
 def neighbours(dataset: xr.Dataset, place: Place, rule: tuple[float, float]) -> npt.NDArray[np.int64]:
     """Rows of samples that lie within both a time and a distance of a place, ascending."""
     seconds, km = rule
+    if km < np.inf and np.isnan(place[1]):
+        raise SchemaError(
+            f"search: no position is known of a sample that others are to be {km:g} km away from. Pass "
+            "exclude=None and separate=None, or a time alone, such as ('3h', None)."
+        )
     shape = tuple(dataset.sizes[d] for d in sample_dims(dataset))
     per_crop = int(np.prod(shape[1:]))
     near = written(dataset) & (np.abs(seconds_of(dataset["time"].values) - place[0]) < seconds)

@@ -140,10 +140,10 @@ def select(
     dims, box = sample_dims(dataset), None if bbox is None else check_box(bbox)
     rings = None if polygon is None else as_rings(polygon)
     mask = np.zeros(tuple(dataset.sizes[d] for d in dims), bool)
-    placed = 0
+    placed, anywhere = 0, box is None and rings is None and solar_hour is None
     for crops in crop_blocks(keep):
         lat, lon = positions(dataset, crops)
-        cells = np.isfinite(lat) if box is None else in_box(lat, lon, box)
+        cells = _placed(lat, anywhere) if box is None else in_box(lat, lon, box)
         cells &= keep[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
         if rings is not None:
             cells &= in_polygon(lat, lon, rings)
@@ -162,6 +162,14 @@ def select(
         asked = {"bbox": bbox, "polygon": polygon, "solar_hour": solar_hour}
         raise SchemaError(_nothing(dataset, keep, placed, asked, reject))
     return mask
+
+
+def _placed(latitude: np.ndarray, anywhere: bool) -> np.ndarray:
+    """Samples with a position, so none of padding; where no place is asked for, all of a crop without any, too."""
+    known = np.isfinite(latitude)
+    if anywhere:
+        known |= ~known.any(axis=tuple(range(1, known.ndim)), keepdims=True)
+    return known
 
 
 def _masks(reject: Reject, kinds: Iterable[str]) -> list[int]:

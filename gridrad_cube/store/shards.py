@@ -3,6 +3,9 @@
 A shard of Zarr v3 is its chunks one after the other and, at the end, an index: offset and length of every chunk
 (16 bytes each), then a CRC-32C. General readers fetch that index for every patch. Here it is kept, so that a
 random patch costs one read of its own bytes, one checksum and one decompression into the batch it belongs to.
+
+Threads share Python's lock: each system call and each decompression gives it up and has to get it back. So local
+shards stay open, and what is done for every patch is short.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import math
 import os
 import struct
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +27,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
+from gridrad_cube.machine import cores
 from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
 
@@ -30,7 +35,11 @@ from gridrad_cube.store.files import Files
 ABSENT = 2**64 - 1
 #: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
 INDEX_BYTES = 64 * 2**20
-#: More threads than this wait for Python's lock: some 15 of the 80 microseconds of a patch hold it.
+#: Shards of one array that stay open, and the share of all files that a process may open.
+OPEN_SHARDS, OPEN_SHARE = 256, 1 / 16
+#: How long an open shard is taken for the one at its path without looking.
+RECHECK_SECONDS = 1.0
+#: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a patch.
 LOCAL_THREADS = 8
 #: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
 REMOTE_THREADS = 16
@@ -38,6 +47,7 @@ REMOTE_THREADS = 16
 MISSING = "missing"
 
 _CHECKSUM = 4
+_UINT32 = struct.Struct("<I")
 
 
 class _Damaged(Exception):
@@ -171,6 +181,36 @@ class _IndexCache:
             self.bytes -= found[1].nbytes
 
 
+class _OpenShards:
+    """Local shards that stay open, the least recently used closed first (once nobody reads it any more)."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[int, _LocalShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: int, path: str) -> _LocalShard:
+        """The shard, opened anew if its file is another one, or was written to, since."""
+        with self._lock:
+            found = self._kept.get(shard)
+            if found is not None:
+                self._kept.move_to_end(shard)
+        if found is not None and found.is_current():
+            return found
+        opened = _LocalShard(path)
+        with self._lock:
+            self._kept[shard] = opened
+            self._kept.move_to_end(shard)
+            if len(self._kept) > self.limit:
+                self._kept.popitem(last=False)
+        return opened
+
+    def drop(self, shard: int) -> None:
+        """Open it anew the next time."""
+        with self._lock:
+            self._kept.pop(shard, None)
+
+
 class _Unit(NamedTuple):
     """What one thread reads at a time: some patches of one shard."""
 
@@ -233,6 +273,7 @@ class ShardReader:
         self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
         self._process = Process()
         self._indexes = _IndexCache(index_bytes)
+        self._open = _OpenShards(min(OPEN_SHARDS, int(_most_files() * OPEN_SHARE)))
         self._pool: ThreadPoolExecutor | None = None
         self._scratch = threading.local()
         self._starting = threading.Lock()
@@ -316,39 +357,42 @@ class ShardReader:
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
             self._indexes.drop(unit.shard)
+            self._open.drop(unit.shard)
             if self.cache is not None:
                 self.cache.drop(self.files, self.layout.key(unit.shard), self.state)
             failures = self._attempt(unit, out, targets)
         return failures
 
     def _attempt(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
-        key = self.layout.key(unit.shard)
         try:
-            with self._open(key) as source:
-                index = self._index(unit.shard, source)
-                return self._read_chunks(unit, index, source, out, targets)
+            source = self._source(unit.shard)
+            index = self._index(unit.shard, source)
+            return self._read_chunks(unit, index, source, out, targets)
         except FileNotFoundError:
             return dict.fromkeys(unit.places, MISSING)
         except _Damaged as error:
             return dict.fromkeys(unit.places, str(error))
         except OSError as error:
-            error.add_note(f"while reading {self.files.path(key)}")
+            error.add_note(f"while reading {self.files.path(self.layout.key(unit.shard))}")
             raise
 
-    def _open(self, key: str) -> _LocalShard | _RemoteShard:
+    def _source(self, shard: int) -> _LocalShard | _RemoteShard:
+        key = self.layout.key(shard)
         for _ in range(5 if self.cache is not None else 0):
             path = self.cache.fetch(self.files, key, self.state)  # type: ignore[union-attr]
             if path is None:
                 break
             with contextlib.suppress(FileNotFoundError):  # removed since, by another process that needs room
                 return _LocalShard(path)
-        return _LocalShard(self.files.path(key)) if self.files.local else _RemoteShard(self.files, key)
+        if self.files.local:
+            return self._open.get(shard, self.files.path(key))
+        return _RemoteShard(self.files, key)
 
     def _index(self, shard: int, source: _Source) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
         if kept is None:
             data = source.tail(self.layout.index_bytes)
-            body, (checksum,) = data[:-_CHECKSUM], struct.unpack("<I", data[-_CHECKSUM:])
+            body, (checksum,) = data[:-_CHECKSUM], _UINT32.unpack(data[-_CHECKSUM:])
             if google_crc32c.value(body) != checksum:
                 raise _Damaged("the checksum of the shard's index differs")
             kept = np.frombuffer(body, "<u8").reshape(-1, 2)
@@ -365,58 +409,50 @@ class ShardReader:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size, place))
-        for data, parts in source.read(merge(wanted, gap=source.GAP, most=source.MOST), self._buffer):
-            for first, size, place in parts:
-                try:
-                    if len(data) < first + size:
-                        raise _Damaged("the shard is truncated")
-                    self._decode(data[first : first + size], out[targets[place]])
-                except _Damaged as error:
-                    failures[place] = str(error)
+        for data, place in source.read(wanted, self._buffer):
+            wrong = "the shard is truncated" if data is None else self._decode(data, out[targets[place]])
+            if wrong:
+                failures[place] = wrong
         return failures
 
-    def _buffer(self, size: int) -> np.ndarray:
+    def _buffer(self, size: int) -> Any:
         """Bytes that this thread may use until it asks again."""
         kept = getattr(self._scratch, "bytes", None)
         if kept is None or len(kept) < size:
             kept = self._scratch.bytes = np.empty(max(size, 2**18), np.uint8)
         return kept[:size]
 
-    def _decode(self, data: np.ndarray, out: np.ndarray) -> None:
+    def _decode(self, data: Any, out: np.ndarray) -> str | None:
+        """Decode a chunk; what is wrong with it, or None."""
         layout = self.layout
         if layout.checksum:
-            if len(data) < _CHECKSUM:
-                raise _Damaged("the chunk is truncated")
-            data, tail = data[:-_CHECKSUM], data[-_CHECKSUM:]
-            if google_crc32c.value(data) != int.from_bytes(tail.tobytes(), "little"):
-                raise _Damaged("its checksum differs")
-        if layout.compressor is None:
-            self._check_size(len(data))
-            out.reshape(-1).view(np.uint8)[:] = data
-            return
+            data, whole = data[:-_CHECKSUM], data
+            if len(whole) < _CHECKSUM:
+                return "the chunk is truncated"
+            if google_crc32c.value(data) != _UINT32.unpack_from(whole, len(data))[0]:
+                return "its checksum differs"
         try:
             if layout.compressor == "blosc":
                 # Fewer bytes than expected would leave a part of the batch as it was.
-                self._check_size(int.from_bytes(data[4:8].tobytes(), "little"))
-                blosc.decompress(data, out)
+                size = _UINT32.unpack_from(data, 4)[0]
+                if size == layout.chunk_bytes:
+                    blosc.decompress(data, out)
+                    return None
             else:
-                whole = np.frombuffer(zstd.decompress(data), np.uint8)
-                self._check_size(len(whole))
-                out.reshape(-1).view(np.uint8)[:] = whole
-        except (RuntimeError, ValueError) as error:
-            raise _Damaged(f"it cannot be decompressed: {error}") from error
-
-    def _check_size(self, size: int) -> None:
-        if size != self.layout.chunk_bytes:
-            raise _Damaged(f"it holds {size} bytes; expected {self.layout.chunk_bytes}")
+                if layout.compressor is not None:
+                    data = np.frombuffer(zstd.decompress(data), np.uint8)
+                size = len(data)
+                if size == layout.chunk_bytes:
+                    out.reshape(-1).view(np.uint8)[:] = data
+                    return None
+        except (RuntimeError, ValueError, struct.error) as error:
+            return f"it cannot be decompressed: {error}"
+        return f"it holds {size} bytes; expected {layout.chunk_bytes}"
 
 
 class _Source(Protocol):
     """Bytes of one shard."""
 
-    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
-    GAP: int
-    MOST: int
     #: Another one means another file, or other bytes.
     stamp: Any
 
@@ -425,26 +461,21 @@ class _Source(Protocol):
         ...
 
     def read(
-        self, ranges: Sequence[_Range], buffer: Callable[[int], np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int, int]]]]:
-        """Bytes of each range (fewer at the end of the shard), good until the next is asked for; its parts."""
+        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, int]]:
+        """Bytes of each (offset, size, place), good until the next are asked for (None past the end); its place."""
         ...
 
 
 class _RemoteShard:
     """A shard anywhere else. Its index is believed until a checksum differs."""
 
+    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
     GAP, MOST = 2**20, 2**24
     stamp = None
 
     def __init__(self, files: Files, key: str) -> None:
         self._files, self._key = files, key
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def tail(self, size: int) -> bytes:
         """See `_Source`."""
@@ -454,30 +485,40 @@ class _RemoteShard:
         return data
 
     def read(
-        self, ranges: Sequence[_Range], buffer: Callable[[int], np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int, int]]]]:
+        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, int]]:
         """See `_Source`."""
+        ranges = merge(wanted, gap=self.GAP, most=self.MOST)
         blocks = self._files.read_ranges(self._key, [(start, stop) for start, stop, _ in ranges])
-        for data, (_, _, parts) in zip(blocks, ranges, strict=True):
-            yield np.frombuffer(data, np.uint8), parts
+        for block, (_, _, parts) in zip(blocks, ranges, strict=True):
+            data = np.frombuffer(block, np.uint8)
+            for first, size, place in parts:
+                yield data[first : first + size] if first + size <= len(data) else None, place
 
 
 class _LocalShard:
-    """An open shard on a local disk. Opened for each use: few descriptors, and never an old file's bytes."""
-
-    GAP, MOST = 0, 2**20
+    """An open shard on a local disk; closed when nothing refers to it any more."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         status = os.fstat(self._descriptor)
         self._size = status.st_size
-        self.stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        self.stamp = _stamp(status)
+        self._seen = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
-    def __exit__(self, *error: object) -> None:
-        os.close(self._descriptor)
+    def is_current(self) -> bool:
+        """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
+        now = time.monotonic()
+        if now - self._seen >= RECHECK_SECONDS:
+            if _stamp(os.stat(self._path)) != self.stamp:
+                return False
+            self._seen = now
+        return True
 
     def tail(self, size: int) -> bytes:
         """See `_Source`."""
@@ -489,17 +530,29 @@ class _LocalShard:
         return data
 
     def read(
-        self, ranges: Sequence[_Range], buffer: Callable[[int], np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int, int]]]]:
+        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, int]]:
         """See `_Source`."""
-        for start, stop, parts in ranges:
-            if stop > self._size:
-                raise _Damaged("the shard is truncated")
-            data = buffer(stop - start)
-            view, done = data.data, 0
-            while done < len(data) and (more := os.preadv(self._descriptor, [view[done:]], start + done)):
+        for offset, size, place in wanted:
+            data = buffer(size)
+            done = os.preadv(self._descriptor, [data], offset)
+            while 0 < done < size and (more := os.preadv(self._descriptor, [data[done:]], offset + done)):
                 done += more
-            yield data[:done], parts
+            yield data if done == size else None, place
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _most_files() -> int:
+    """Files that this process may have open."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 512
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if most == resource.RLIM_INFINITY else most
 
 
 #: First byte, byte after the last, and the patches in it: offset from the first, size, place.
@@ -527,11 +580,3 @@ def merge(wanted: Iterable[tuple[int, int, int]], *, gap: int, most: int) -> lis
                 continue
         out.append((offset, offset + size, [(0, size, place)]))
     return out
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        return os.cpu_count() or 1

@@ -52,6 +52,14 @@ class Config:
     coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
     limit: int | None = _option(None, "data", "use the first samples only, for a quick look", unit="samples")
     num_workers: int = _option(1, "data", "batches read at a time; each decompresses on all cores", unit="batches")
+    shuffle_block: int = _option(
+        1, "data", "shuffle neighbouring samples as blocks of so many, 16 at most: fewer reads of a far store",
+        unit="samples")
+    cache: str | None = _option(
+        None, "data", "folder on a fast disk for what was read once, for a store that is far away", level="256")
+    cache_gib: float = _option(50.0, "data", "how much --cache may hold", unit="GiB", level="256")
+    on_damage: Literal["raise", "skip"] = _option(
+        "raise", "data", "stop at a patch that is missing or altered in the store, or leave it out", level="256")
 
     # network
     arch: str = _option("auto", "network", "vit_tiny, vit_small, vit_base, vit_demo; vit2k_xs, vit4k_xs for "
@@ -81,6 +89,8 @@ class Config:
                                          "the number of samples")
     warmup_teacher_temp_epochs: float | Auto = _option(
         30, "objective", "length of that warm-up; auto: 37,500 steps, 30 % of the run at most", unit="epochs")
+    teacher_temp_by: Literal["step", "epoch"] = _option(
+        "step", "objective", "whether it rises at each step, or each epoch as in DINO, which small sets have few of")
     center_momentum: float = _option(0.9, "objective", "share of the old centre kept at each step")
     coding_distortion: float = _option(0.05, "objective", "coding rate: squared precision; smaller spreads more")
     coding_weight: float = _option(1.0, "objective", "coding rate: weight of the expansion")
@@ -98,6 +108,8 @@ class Config:
     epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
     steps: int | None = _option(None, "optimiser", "length of the run in optimiser steps", unit="steps")
     batch_size_per_gpu: int = _option(64, "optimiser", "samples a step and process", unit="samples")
+    accumulate: int = _option(
+        1, "optimiser", "batches that make one step: for a larger step than fits into memory", unit="batches")
     optimizer: Literal["adamw", "sgd"] = _option("adamw", "optimiser", "adamw, or sgd with momentum 0.9")
     lr: float = _option(5e-4, "optimiser", "peak learning rate for a batch of 256; scaled with the batch")
     warmup_epochs: float | Auto = _option(
@@ -152,6 +164,8 @@ class Config:
     # run
     seed: int = _option(0, "run", "of weights, order and views")
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "run", "auto takes a GPU where there is one")
+    compile: bool = _option(
+        False, "run", "compile the networks: needs a C++ compiler and a minute or more at the start")
     resume: str = _option("auto", "run", "auto: go on with the run in --out, if any; a checkpoint's path; never")
     init_from: str | None = _option(None, "run", "start from the weights of this checkpoint, as a new run")
     saveckp_freq: int = _option(20, "run", "keep a checkpoint for good every so many epochs; 0 is never", unit="epochs")
@@ -159,6 +173,11 @@ class Config:
     save_minutes: float = _option(2.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
     keep_checkpoints: int = _option(3, "run", "how many of the latest numbered checkpoints stay")
     log_steps: int = _option(20, "run", "write metrics every so many steps", unit="steps")
+    tensorboard: bool = _option(
+        False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
+    probe_steps: int | Auto = _option(
+        "auto", "run", "embed some samples every so many steps and score how well a place finds itself an hour later; "
+        "the best one's checkpoint is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -188,11 +207,18 @@ ALIASES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "use_fp16": ("precision", lambda value: "bf16" if coerce("use_fp16", value, bool) else "fp32"),
 }
 
-#: Options of the predecessor that are gone, and why.
-REMOVED: dict[str, str] = {
-    "save_best": "the lowest training loss is not the best network; numbered checkpoints are kept, probe them",
+#: Other names of networks, kept from the predecessor.
+_ARCH_ALIASES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
+
+#: Options of the predecessor that do nothing any more, and what does instead.
+IDLE: dict[str, str] = {
+    "save_best": "checkpoint_best.pth is kept in any case, the best by probe (--probe-steps), not by training loss",
     "dist_url": "processes find each other by what torchrun, srun or mpiexec set",
-    "local_rank": "start many processes with torchrun, srun or mpiexec; the rank is read from the environment",
+    "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
+}
+
+#: Options of the predecessor's other programs, and where they went.
+REMOVED: dict[str, str] = {
     "arch2k": "the network of level 2k is --arch when --store holds embeddings",
 }
 
@@ -293,6 +319,8 @@ def canonical(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in ALIASES:
             name, convert = ALIASES[name]
             value = convert(value)
+        if name == "arch":
+            value = _ARCH_ALIASES.get(value, value)
         if name not in FIELDS:
             raise SchemaError(f"{where}: {unknown_option(name)}")
         out[name] = value
@@ -414,7 +442,8 @@ def _store_in(file: str | os.PathLike[str] | None) -> str:
 
 _RANGES = ("zoom", "global_crops_scale", "local_crops_scale")
 _POSITIVE = (
-    "coarsen", "batch_size_per_gpu", "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
+    "coarsen", "batch_size_per_gpu", "accumulate", "shuffle_block", "cache_gib",
+    "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
     "magnification", "student_temp", "keep_checkpoints",
 )  # fmt: skip
 
@@ -426,6 +455,10 @@ def _check(config: Config) -> None:
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
+    if config.koleo and config.batch_size_per_gpu < 2:
+        raise SchemaError(
+            "--koleo: a batch of one sample has no neighbours; pass --batch-size-per-gpu 2 or more"
+        )
     for name in ("temporal_share", "token_share"):
         if not 0 <= getattr(config, name) <= 1:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected between 0 and 1")
@@ -435,7 +468,8 @@ def _check(config: Config) -> None:
         ("temporal_positives", 0),
         ("koleo", 0),
         ("token_weight", 0),
+        ("probe_steps", 0),
     ):
         value = getattr(config, name)
-        if value is not None and value < least:
+        if isinstance(value, int | float) and value < least:
             raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")

@@ -12,6 +12,7 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.train.config import (
     FIELDS,
     HINTS,
+    IDLE,
     REMOVED,
     Config,
     canonical,
@@ -27,7 +28,22 @@ from gridrad_cube.train.engine import TrainingError, train
 _DESCRIPTION = """\
 Train a vision transformer without labels, straight from a store. The store says which level: a cube of
 patches trains level 256, an embedding store (gridrad-cube embed) trains level 2k.
+
+Only --store and --out are needed. A first change is mostly to --channels, --epochs and --batch-size-per-gpu
+(as much as fits into memory); whether it learns is in metrics.jsonl (see docs/training.md).
 """
+
+#: What the groups of options are about.
+_GROUPS = {
+    "recipe": "Where the numbers come from that are not given; the defaults below are those of --preset small.",
+    "data": "What to learn from, and how it is read.",
+    "network": "What learns. A checkpoint keeps all of this, so that embedding needs none of it.",
+    "objective": "What is learned: that views of one patch belong together. A teacher, the average of past "
+    "students, says what a student has to answer for another view.",
+    "optimiser": "How fast and for how long. Warm-ups may last a fraction of an epoch.",
+    "views": "What two views of a patch differ in is what the network learns to ignore.",
+    "run": "Where it runs, and what it leaves.",
+}
 
 _EPILOG = """\
 examples:
@@ -38,12 +54,16 @@ examples:
     {prog} --store embeddings.zarr --out runs/2k
   four GPUs of one machine
     torchrun --nproc-per-node 4 {script} --store patches.zarr --out runs/256
+  two machines of four GPUs under PBS, or under Slurm
+    mpiexec -n 8 --ppn 4 {prog} --store patches.zarr --out runs/256
+    srun --ntasks 8 --ntasks-per-node 4 {prog} --store patches.zarr --out runs/256
   a look in a minute on a laptop, infrared alone
     {prog} --store patches.zarr --out runs/look --preset demo --channels ir_brightness_temperature --steps 50
   the old recipe by its old flags
     {prog} --preset predecessor --data_path patches.zarr --output_dir runs/old --batch_size_per_gpu 16
 
-A run that was cut short goes on by the same command. Precedence: default < --preset < --config < flag.
+A run that was cut short goes on by the same command. A loss that is not finite stops the run, names the
+samples and saves nothing: what was saved before is good. Precedence: default < --preset < --config < flag.
 Flags take dashes or underscores. The path of the checkpoint goes to stdout, all else to stderr.
 """
 
@@ -55,7 +75,7 @@ def make_parser(prog: str = "gridrad-cube train") -> argparse.ArgumentParser:
         prog=prog, usage=f"{prog} --store STORE --out DIR [options]", description=_DESCRIPTION, allow_abbrev=False,
         epilog=_EPILOG.format(prog=prog, script=script), formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    common = parser.add_argument_group("recipe")
+    common = parser.add_argument_group("recipe", _GROUPS["recipe"])
     common.add_argument(
         "--preset",
         default="small",
@@ -68,7 +88,7 @@ def make_parser(prog: str = "gridrad-cube train") -> argparse.ArgumentParser:
     for name, field in FIELDS.items():
         title = field.metadata["group"]
         if title not in groups:
-            groups[title] = parser.add_argument_group(title)
+            groups[title] = parser.add_argument_group(title, _GROUPS[title])
         groups[title].add_argument(*_names(name), **_settings(name), help=_help(name, defaults))
     return parser
 
@@ -98,16 +118,18 @@ def _settings(name: str) -> dict[str, Any]:
 def _metavar(name: str, annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "{" + ",".join(get_args(annotation)) + "}"
-    words = {"store": "STORE", "out": "DIR", "channels": "NAME", "reject": "FLAG", "init_from": "FILE",
+    words = {"store": "STORE", "out": "DIR", "channels": "NAME", "reject": "FLAG", "init_from": "FILE", "cache": "DIR",
              "resume": "auto|FILE|never", "arch": "NAME"}  # fmt: skip
-    return words.get(name, "BOOL" if annotation is bool else "X" if "float" in str(annotation) else "N")
+    if name in words or annotation is bool:
+        return words.get(name, "BOOL")
+    unit = FIELDS[name].metadata["unit"].split(" ")[0]
+    return unit.upper() if unit and unit != "share" else "X" if "float" in str(annotation) else "N"
 
 
 def _help(name: str, defaults: Sequence[Mapping[str, Any]]) -> str:
     field = FIELDS[name]
-    level, unit = field.metadata["level"], field.metadata["unit"]
-    notes = [f"in {unit}"] if unit and not unit.isupper() and "WEST" not in unit else []
-    notes += [f"level {level} only"] if level else []
+    level = field.metadata["level"]
+    notes = [f"level {level} only"] if level else []
     shown = [_show(d[name]) for d in defaults]
     if shown[0] or shown[1]:
         both = shown[0] == shown[1] or level is not None
@@ -143,8 +165,10 @@ def parse_config(argv: Sequence[str], prog: str = "gridrad-cube train") -> Confi
         If a flag or a value is unknown, or the store cannot be trained from.
     """
     parser = make_parser(prog)
-    parser.add_argument("--use-fp16", dest="use_fp16", nargs="?", const=True, default=argparse.SUPPRESS,
-                        help=argparse.SUPPRESS)  # fmt: skip
+    for name in ("use_fp16", *IDLE):
+        parser.add_argument(
+            flag(name), dest=name, nargs="?", const=True, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     words = _spelled(argv)
     for word in words:
         if word.startswith("--") and word[2:].split("=")[0].replace("-", "_") in REMOVED:
@@ -156,6 +180,9 @@ def parse_config(argv: Sequence[str], prog: str = "gridrad-cube train") -> Confi
         raise SchemaError(f"unexpected argument {word!r}; every option is a flag, see --help")
     options = vars(values)
     preset, file = options.pop("preset"), options.pop("config")
+    idle = [f"{flag(name)} ({why})" for name, why in IDLE.items() if options.pop(name, None) is not None]
+    if idle:
+        logging.getLogger(__name__).warning("no effect any more: %s", "; ".join(idle))
     options = canonical(options, "flags")
     config = load_config(preset=preset, file=file, **options)
     if not config.out:
@@ -165,6 +192,12 @@ def parse_config(argv: Sequence[str], prog: str = "gridrad-cube train") -> Confi
         if FIELDS[name].metadata["level"] not in (None, level):
             logging.getLogger(__name__).warning("%s has no effect at level %s", flag(name), level)
     return config
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train") -> int:
@@ -180,8 +213,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train")
         config = parse_config(argv, prog)
         status = 1
         summary = train(config, progress=sys.stderr.isatty())
-    except (SchemaError, FileNotFoundError, TrainingError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except (SchemaError, OSError, TrainingError) as error:
+        print(f"Error: {_one_line(error)}", file=sys.stderr)
         return status
     except KeyboardInterrupt:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,19 @@ class Monitor:
         self._queue[place] = first
         self._next = end % len(self._queue)
         self._filled = min(len(self._queue), max(self._filled, end))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The features kept, and what was warned of: so that a resumed run says the same."""
+        return {
+            "features": self._queue[: self._filled].clone(), "next": self._next,
+            "suspected": sorted(self._suspected), "warned": sorted(self._warned),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._filled, self._next = len(state["features"]), int(state["next"])
+        self._queue[: self._filled] = state["features"].to(self._queue.device)
+        self._suspected, self._warned = set(state["suspected"]), set(state["warned"])
 
     @torch.no_grad()
     def describe(self, features: Tensor, views: int) -> dict[str, float]:

@@ -54,7 +54,7 @@ def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1
     SchemaError
         If there are too few samples for a step, or a warm-up is longer than the run.
     """
-    batch = config.batch_size_per_gpu * world_size
+    batch = config.batch_size_per_gpu * world_size * config.accumulate
     _check_batch(config, level, samples, batch, world_size)
     per_epoch = samples // batch
     steps = config.epochs * per_epoch if config.steps is None else config.steps
@@ -79,23 +79,31 @@ def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1
 
 def _check_batch(config: Config, level: Level, samples: int, batch: int, world_size: int) -> None:
     what = "grids (crops x channels)" if level == "2k" else "clean patches (of all channels)"
+    counted = f"{config.batch_size_per_gpu} x {world_size} processes"
+    counted += f" x {config.accumulate} accumulated" if config.accumulate > 1 else ""
     if level == "2k" and batch < SMALLEST_STEP_2K:
         raise SchemaError(
-            f"--batch-size-per-gpu: {config.batch_size_per_gpu} x {world_size} processes make {batch} grids a step; "
-            f"level 2k needs at least {SMALLEST_STEP_2K}. Raise it, or start more processes."
+            f"--batch-size-per-gpu: {counted} make {batch} grids a step; level 2k needs at least "
+            f"{SMALLEST_STEP_2K}. Raise it, or start more processes."
+        )
+    # The coding rate spreads the samples of one batch, not of the step.
+    if level == "2k" and config.objective == "coding-rate" and batch // config.accumulate < SMALLEST_STEP_2K:
+        raise SchemaError(
+            f"--accumulate: {counted} make {batch // config.accumulate} grids for one coding rate; level 2k needs "
+            f"at least {SMALLEST_STEP_2K}. Lower it and raise --batch-size-per-gpu, or pass --objective dino."
         )
     if samples < batch:
         least = SMALLEST_STEP_2K if level == "2k" else 1
-        smaller = f"Pass --batch-size-per-gpu {max(samples // world_size, 1)} or less, or add" if (
-            samples >= max(least, world_size)) else "Add"  # fmt: skip
+        share = samples // (world_size * config.accumulate)
+        smaller = f"Pass --batch-size-per-gpu {max(share, 1)} or less, or add" if (
+            samples >= max(least, world_size * config.accumulate)) else "Add"  # fmt: skip
         more = (
             "scenes or channels to the cube, or cut smaller crops (preprocess --crop)"
             if level == "2k"
             else "scenes"
         )
         raise SchemaError(
-            f"{config.store}: {samples} {what}, fewer than one step of {batch} "
-            f"({config.batch_size_per_gpu} x {world_size} processes). {smaller} {more}."
+            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). {smaller} {more}."
         )
 
 

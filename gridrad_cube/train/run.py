@@ -11,6 +11,7 @@ from typing import Any
 
 from gridrad_cube.models.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.train.board import Board, need_tensorboard
 from gridrad_cube.train.config import Config, flag
 
 #: Version of the checkpoint's layout; another one is refused.
@@ -19,22 +20,29 @@ CHECKPOINT_FORMAT = 1
 #: Options that may differ when a run goes on: where and how it runs, not what it computes. The batch of a
 #: process may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
-    "store", "out", "num_workers", "device", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
-    "save_minutes", "keep_checkpoints", "log_steps", "batch_size_per_gpu",
+    "store", "out", "num_workers", "cache", "cache_gib", "on_damage", "device",
+    "compile", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
+    "save_minutes", "keep_checkpoints", "log_steps", "batch_size_per_gpu", "tensorboard", "probe_steps",
 ))  # fmt: skip
 
 
 class RunFolder:
-    """Checkpoints and metrics of one run.
+    """Checkpoints and metrics of one run; those for TensorBoard too, if ``tensorboard``.
 
     ``checkpoint.pth`` is the latest; ``checkpoint_step0001234.pth`` the last few; ``checkpoint0020.pth`` those
-    kept for good, by epochs done. Files are replaced whole.
+    kept for good, by epochs done; ``checkpoint_best.pth`` the one that scored best in a probe. Files are replaced
+    whole.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, keep: int = 3) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, keep: int = 3, tensorboard: bool = False) -> None:
+        if tensorboard:
+            need_tensorboard()
         self.path = Path(path)
         self.keep = keep
+        self._tensorboard = tensorboard
+        self._board: Board | None = None
         self.latest = self.path / "checkpoint.pth"
+        self.best = self.path / "checkpoint_best.pth"
         self.metrics = self.path / "metrics.jsonl"
 
     def find(self, resume: str) -> Path | None:
@@ -74,10 +82,18 @@ class RunFolder:
             )
         return chosen
 
-    def begin(self, config: Config, step: int) -> None:
-        """Make the folder, write ``config.json`` and drop metrics of steps that will be done again."""
+    def begin(self, config: Config, step: int | None) -> None:
+        """Make the folder, write ``config.json`` and drop metrics of steps that will be done again.
+
+        Parameters
+        ----------
+        step
+            That the run goes on from; None for a new one.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         _replace(self.path / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        if self._tensorboard:
+            self._board = Board(self.path / "tensorboard", step)
         if not self.metrics.exists():
             return
         kept = []
@@ -86,7 +102,7 @@ class RunFolder:
                 record = json.loads(line)
             except ValueError:
                 continue  # half a line of a killed process
-            if record["step"] <= step:
+            if step is not None and record["step"] <= step:
                 kept.append(line + "\n")
         _replace(self.metrics, "".join(kept))
 
@@ -94,23 +110,39 @@ class RunFolder:
         """Append one record to ``metrics.jsonl``."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
+        if self._board is not None:
+            self._board.log(metrics)
 
-    def save(self, state: Mapping[str, Any], *, for_good: int | None = None) -> Path:
+    def close(self) -> None:
+        """Nothing will be logged any more."""
+        if self._board is not None:
+            self._board.close()
+
+    def save(self, state: Mapping[str, Any], *, for_good: int | None = None, best: bool = False) -> Path:
         """Write the numbered checkpoint of a step, make it the latest, and drop those past the last few.
 
         Parameters
         ----------
         for_good
             Epochs done, if this checkpoint is to stay.
+        best
+            Whether it is the best so far.
         """
         numbered = self.path / f"checkpoint_step{state['step']:07d}.pth"
         save_checkpoint(state, numbered)
         _link(numbered, self.latest)
         if for_good is not None:
             _link(numbered, self.path / f"checkpoint{for_good:04d}.pth")
+        if best:
+            self.mark_best(numbered)
         for old in sorted(self.path.glob("checkpoint_step*.pth"))[: -self.keep]:
             old.unlink()
         return self.latest
+
+    def mark_best(self, path: Path) -> None:
+        """Give a checkpoint the name of the best."""
+        if path.resolve() != self.best.resolve():
+            _link(path, self.best)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -170,13 +202,16 @@ def check_same_run(
         )
     # Options newer than the checkpoint count as their defaults there.
     old, new = Config().to_dict() | checkpoint["config"], config.to_dict()
+    # How DINO's loss is added up makes no difference; other terms are those of each batch.
+    by_sample = config.objective == "dino" and not config.koleo and not config.token_weight
+    free = _FREE | {"accumulate"} if by_sample else _FREE
     differing = [
-        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in _FREE and old.get(k) != new[k]
+        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in free and old.get(k) != new[k]
     ]
     if checkpoint["plan"]["global_batch"] != batch:
         differing.append(
             f"{checkpoint['plan']['global_batch']} samples a step there, {batch} here (processes x "
-            "--batch-size-per-gpu)"
+            "--batch-size-per-gpu x --accumulate)"
         )
     if differing:
         raise SchemaError(f"{where}: a run of another configuration: {'; '.join(differing)}. {remedy}")

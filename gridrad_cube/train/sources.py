@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,10 @@ from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.seeded import sample_seeds, uniforms
 from gridrad_cube.models.tokens import HiddenTokens, hide_tokens
-from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage
+from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage, whole_view
 from gridrad_cube.models.vit import ARCHITECTURES
 from gridrad_cube.schema import CHANNELS, SchemaError
-from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.store import ShardCache, open_packed, store_info
 from gridrad_cube.train.config import Config, Level, named_refusals, store_level
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class Source(Protocol):
         """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
         ...
 
+    def whole(self, batch: Batch) -> DrawnView:
+        """Whole samples as one view, nothing about it random: what the network will embed."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the source: all that embedding needs to treat its inputs alike."""
         ...
@@ -115,6 +120,19 @@ def _selection(config: Config) -> dict[str, Any]:
         "reject": config.reject,
         "time": tuple(config.time) or None,
     }
+
+
+def _cache(config: Config) -> ShardCache | None:
+    if config.cache is None:
+        return None
+    Path(config.cache).mkdir(parents=True, exist_ok=True)  # refused now, not at the first read
+    return ShardCache(config.cache, int(config.cache_gib * 2**30))
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _number(strata: int | np.ndarray) -> int:
@@ -159,7 +177,9 @@ def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds:
     if not config.token_weight:
         return views
     hidden = [
-        replace(view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number))
+        dataclasses.replace(
+            view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number)
+        )
         for number, (view, seen) in enumerate(zip(views, observed, strict=False))
     ]
     return hidden + views[len(hidden) :]
@@ -168,7 +188,10 @@ def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds:
 def _arch(config: Config, level: Level, default: str) -> str:
     name = default if config.arch == "auto" else config.arch
     if name not in ARCHITECTURES:
-        raise SchemaError(f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}")
+        raise SchemaError(
+            f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}. Networks of torchvision and torch.hub "
+            "(xcit) are not built here: attention and masked tokens need a transformer of this list."
+        )
     if ARCHITECTURES[name].cells != (level == "2k"):
         fitting = sorted(n for n, a in ARCHITECTURES.items() if a.cells == (level == "2k"))
         what = "embeddings, level 2k" if level == "2k" else "patches, level 256"
@@ -193,7 +216,7 @@ class PatchSource:
         options = _selection(config)
         self.dataset = PatchDataset(
             config.store, **options, channel_mode=self._mode(options["channels"]), coarsen=config.coarsen,
-            bbox=tuple(config.bbox) or None,  # type: ignore[arg-type]
+            bbox=tuple(config.bbox) or None, on_damage=config.on_damage, cache=_cache(config),  # type: ignore[arg-type]
         )  # fmt: skip
         if normalization is not None:
             self.dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
@@ -280,6 +303,18 @@ class PatchSource:
         ]
         return _hide(drawn, observed, self.config, seeds)
 
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, valid = self.dataset.decode(batch)
+        rules = list(self.dataset.normalizations.values())
+        fill: float | Tensor = rules[0].fill
+        if self.in_channels == 1:
+            fill = torch.tensor([rule.fill for rule in rules], device=values.device)[batch.channel]
+        magnification = self.config.magnification if self.config.views == "zoom" else 1.0
+        x, seen = whole_view(values, valid, magnification, fill)
+        hides = self.config.mask_tokens or self.config.token_weight > 0  # it has a mask token
+        return DrawnView(x, token_coverage(seen, self.patch_size) < 0.5 if hides else None, None)
+
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
     ) -> list[View]:
@@ -291,7 +326,7 @@ class PatchSource:
         of = np.array([kinds.index(spec) for spec in self._specs])[self.dataset.table.channel[index]]
         out: list[View] = []
         for number in np.unique(of).tolist():
-            rows = torch.from_numpy(np.flatnonzero(of == number)).to(values.device)
+            rows = _to_device(np.flatnonzero(of == number), values.device)
             other = None if partner is None else (partner[0][rows], partner[1][rows])
             part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows], other)
             if not out:
@@ -348,6 +383,11 @@ class GridSource:
         views = draw_grid_views(values, cells, self._spec, seeds, partner)
         drawn = [DrawnView(x, None, kept) for x, kept in views]
         return _hide(drawn, [kept for _, kept in views[: self.global_views]], self.config, seeds)
+
+    def whole(self, batch: Batch) -> DrawnView:
+        """See `Source.whole`; `gridrad_cube.embed` does the same."""
+        values, cells = self.dataset.decode(batch)
+        return DrawnView(values, None, cells)
 
     def state(self) -> dict[str, Any]:
         """See `Source.state`."""
