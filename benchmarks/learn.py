@@ -312,10 +312,7 @@ def report(data: Data, pixels: Mapping[str, np.ndarray], runs: Mapping[str, list
     }
     draws = {key: measure(vectors, data) for key, vectors in halves.items()}
     found = {key: m.draws(truth) for key, m in draws.items()}
-    rows = [
-        [f"{RUNS[n].words}: {pool}", *cells(d), f"{draws[n, pool].rank:.0f}"]
-        for (n, pool), d in found.items()
-    ]
+    rows = [[f"{n}: {pool}", *cells(d), f"{draws[n, pool].rank:.0f}"] for (n, pool), d in found.items()]
     words = {
         "pca": f"PCA of pixels, {COMPONENTS}",
         "histogram": "histogram",
@@ -325,7 +322,7 @@ def report(data: Data, pixels: Mapping[str, np.ndarray], runs: Mapping[str, list
     rows += [[words[n], *cells(m.draws(truth)), f"{m.rank:.0f}"] for n, m in plain.items()]
     lines = ["## Held-out systems", "", *machine.table(["vector", *COLUMNS, "rank"], rows), ""]
     rows = [
-        [f"{RUNS[n].words}: {pool}", *cells(d - found["untrained", pool], signed=True)]
+        [f"{n}: {pool}", *cells(d - found["untrained", pool], signed=True)]
         for (n, pool), d in found.items()
         if n != "untrained"
     ]
@@ -336,7 +333,7 @@ def report(data: Data, pixels: Mapping[str, np.ndarray], runs: Mapping[str, list
         for (name, pool), vectors in halves.items():
             both = measure(together(vectors, pixels[other], fit), data)
             gain = cells(both.draws(truth) - alone, signed=True)
-            rows.append([f"{other} + {RUNS[name].words}: {pool}", *gain[1:]])
+            rows.append([f"{other} + {name}: {pool}", *gain[1:]])
     lines += [
         "## Gain of both together over moments, or the histogram, alone", "",
         *machine.table(["vectors", *COLUMNS[1:]], rows), "",
@@ -424,7 +421,7 @@ def evaluate(folder: Path, options: argparse.Namespace) -> list[str]:
         found = {n: run(data, folder / f"{n}-{steps}-0", trial, 0, steps) for n, trial in TRIALS.items()}
         lines += tried(data, found)
     if options.mrms:
-        lines += smoke(folder, options.mrms, steps)
+        lines += smoke(folder, options.mrms, min(steps, 60))
     return lines
 
 
@@ -434,6 +431,8 @@ def intro(data: Data, parts: Sequence[int], steps: int, seeds: int) -> list[str]
     return [
         f"{fit} systems to fit, {choose} to choose, {test} to test, {storms.FRAMES} frames each, {storms.MINUTES} "
         f"minutes apart; {steps} steps of 64, {seeds} seed{'s' * (seeds > 1)}. Retrieval by chance: {1 / test:.3f}.",
+        "",
+        *(f"- {name}: {trial.words}" for name, trial in RUNS.items()),
         "",
     ]
 
