@@ -1,7 +1,7 @@
 """Does training learn? Storm systems with known attributes, held out by system: trained, untrained, and no network.
 
     python benchmarks/learn.py --quick                                                      (a minute: does it run)
-    python benchmarks/learn.py --folder SCRATCH --out benchmarks/results/learn.md           (an hour on 2 cores)
+    python benchmarks/learn.py --folder SCRATCH --out benchmarks/results/learn.md           (90 minutes on 2 cores)
     python benchmarks/learn.py --folder SCRATCH --trials --out benchmarks/results/learn.md  (and one seed of each trial)
 
 Writes storm systems as GridRad files (`storms.py` says what they are), makes a cube of them with
