@@ -313,7 +313,7 @@ def storm_columns(
     stratiform = np.where(rain > 0.15, 40.0 * (1.0 - np.exp(-1.1 * rain)) + 2.0 * cells, 0.0)
     depth = anvil_depth(cloud) * np.exp(0.3 * rough)
     aloft = np.where(depth > 0.5, 4.0 + 5.0 * np.minimum(depth, 3.0), 0.0)
-    top = 7.5 + 9.5 * np.minimum(cores, 1.2) ** 0.6
+    top = (7.5 + 9.5 * np.minimum(cores, 1.2) ** 0.6).astype(np.float32, copy=False)
     return convective, stratiform, aloft, top
 
 
