@@ -444,7 +444,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         "",
         f"Decompression bounds reading: {share:.0%} of it for `fast`. Of {options.patch**2 * 2} bytes a patch, a core "
         f"decompresses {options.patch**2 * 2e-3 / steps[0][3]:.1f} GB/s. Decoding adds {steps[0][5] / steps[0][0]:.0%} "
-        "of reading: some eight passes over a patch in the cache, which a GPU does instead in training.",
+        "of reading: some six passes over a patch in the cache, which a GPU does instead in training.",
         "",
         memory(stores["fast"], options),
     ]
