@@ -95,6 +95,8 @@ TRIALS = {
         "A --global-size 56 --local-crops-number 0", {**_PAIRS, "global_size": 56, "local_crops_number": 0}
     ),
     "dino_t60": Trial("A --objective dino --lr 2e-3", {**_PAIRS, "objective": "dino", "lr": 2e-3}),
+    "cr_t60_blur": Trial("A --blur 0.5 0.5 0.5", {**_PAIRS, "blur": (0.5, 0.5, 0.5)}),
+    "cr_t60_tokens": Trial("A --token-weight 1", {**_PAIRS, "token_weight": 1.0}),
     "long": Trial("--preset demo, 3 x the steps", {"objective": "coding-rate"}, length=3.0),
     "p16_cr_t60": Trial("A --patch-size 16", {**_PAIRS, "patch_size": 16}, length=8 / 3),
     "p16_cr_t60_lr1e3": Trial(

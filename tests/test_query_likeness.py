@@ -12,6 +12,7 @@ from query_stores import FEATURES, brute_search, found, make_embeddings, near, p
 
 from gridrad_cube import query, similarity
 from gridrad_cube.query import background
+from gridrad_cube.query.samples import positions
 from gridrad_cube.schema import SchemaError
 
 IR = "ir_brightness_temperature"
@@ -299,3 +300,9 @@ def test_a_store_whose_places_are_unknown_is_searched_all_the_same(tmp_path, lev
     assert (np.abs(in_time.time - unknown.time[2]) >= np.timedelta64(90, "m")).all()
     with pytest.raises(SchemaError, match="no patch of them has a position"):
         unknown.gridrad.search(sample, 3, exclude=None, bbox=(-180, -90, 180, 90))
+
+
+@pytest.mark.parametrize("level", ["256", "2k"])
+def test_positions_of_no_crops_are_none(level):
+    latitude, longitude = positions(make_embeddings(times=2, level=level), np.empty(0, np.int64))
+    assert len(latitude) == len(longitude) == 0
