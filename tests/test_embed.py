@@ -512,7 +512,7 @@ def test_wrong_options_are_refused(cube, checkpoint, embeddings, tmp_path):
         with pytest.raises(SchemaError, match=message):
             embed(cube, checkpoint, tmp_path / "e.zarr", **options)
     with pytest.raises(SchemaError, match="grids are whole crops"):
-        embed(embeddings, embeddings.parent / "checkpoint_2k.pth", tmp_path / "e.zarr", stride=8)
+        embed(embeddings, checkpoint_2k(tmp_path / "2k.pth", embeddings), tmp_path / "e.zarr", stride=8)
 
 
 def test_vectors_that_do_not_fit_the_dtype_are_refused(cube, checkpoint, tmp_path, monkeypatch):
