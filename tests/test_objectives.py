@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ import pytest
 import torch
 from cubes import COLS, IR, PATCH, ROWS, VIS, random_codes, write_cube
 from query_stores import make_embeddings, write
+from ranks import train_by_two
 
 from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
 from gridrad_cube.models import (
@@ -275,23 +272,7 @@ def test_two_processes_follow_the_curve_of_one_with_extras(cube, tmp_path):
     extras = {"temporal_positives": 5, "temporal_share": 0.7, "token_weight": 0.5, "mask_tokens": False}
     common = TINY | extras | {"steps": 3, "drop_path_rate": 0.0}
     train(load_config(store=str(cube), out=str(tmp_path / "one"), **common))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(cube), "--out", str(tmp_path / "two")]
-    argv += [w for k, v in (common | {"batch_size_per_gpu": 4}).items() for w in ("--" + k, str(v))]
-    world = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-    }
-    ranks = [
-        subprocess.Popen(argv, env=world | {"RANK": str(r)}, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    train_by_two(cube, tmp_path / "two", **common | {"batch_size_per_gpu": 4})
     for mine, other in zip(*(metrics_of(tmp_path / name) for name in ("two", "one")), strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=5e-4)
 

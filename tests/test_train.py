@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import train_by_two
 
 from gridrad_cube import evaluate, testing
 from gridrad_cube.datasets import PatchDataset
@@ -805,29 +805,12 @@ def test_monitor_finds_nothing_wrong_with_healthy_features():
 # programs
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_two_processes_follow_the_curve_of_one_with_their_batch(cube, tmp_path):
     options = {"steps": 3, "drop_path_rate": 0.0, "channels": (IR,)}
     one = train(config_for(cube, tmp_path / "one", **options))
     words = TINY | {"batch_size_per_gpu": 4, "steps": 3, "drop_path_rate": 0.0, "channels": IR}
-    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(cube), "--out", str(tmp_path / "two")]
-    argv += [w for k, v in words.items() for w in ("--" + k, str(v))]
-    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            argv, env=base | {"RANK": str(r), "WORLD_SIZE": "2"}, cwd=PROJECT, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )
-        for r in range(2)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert [out.strip() for out, _ in outputs] == [str(tmp_path / "two" / "checkpoint.pth"), ""]
+    outputs = train_by_two(cube, tmp_path / "two", **words)
+    assert [out.strip() for out in outputs] == [str(tmp_path / "two" / "checkpoint.pth"), ""]
     ours, theirs = (metrics_of(tmp_path / name) for name in ("two", "one"))
     assert [r["step"] for r in ours] == [1, 2, 3]
     for mine, other in zip(ours, theirs, strict=True):

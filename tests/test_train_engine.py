@@ -8,14 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
-from test_train import IR, PROJECT, TINY, VISIBLE, config_for, free_port, grid_config, metrics_of, write_grids
+from test_train import IR, PROJECT, TINY, VISIBLE, config_for, grid_config, metrics_of, write_grids
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridrad_cube import testing
@@ -61,9 +61,7 @@ def assert_same_weights(a: str, b: str, **tolerance) -> None:
 
 def command(store: Path, out: Path, **options) -> list[str]:
     """The command line of a small run."""
-    words = TINY | {"channels": IR} | options
-    flags = [w for k, v in words.items() for w in ("--" + k, str(v))]
-    return [sys.executable, "-m", "gridrad_cube.train", "--store", str(store), "--out", str(out), *flags]
+    return ranks.command(store, out, **TINY | {"channels": IR} | options)
 
 
 # steps of several batches
@@ -375,7 +373,11 @@ def start_two(folder: Path, argv: list[str]) -> list[subprocess.Popen]:
         for k, v in os.environ.items()
         if not k.startswith(("PBS_", "SLURM_", "PMI_", "OMPI_", "MASTER_"))
     }
-    base |= {"OMP_NUM_THREADS": "1", "PBS_NODEFILE": f"{folder}/nodes", "PBS_JOBID": f"{free_port()}.pbs"}
+    base |= {
+        "OMP_NUM_THREADS": "1",
+        "PBS_NODEFILE": f"{folder}/nodes",
+        "PBS_JOBID": f"{ranks.free_port()}.pbs",
+    }
     return [
         subprocess.Popen(
             argv, env=base | {"PMI_RANK": str(rank), "PMI_SIZE": "2", "PALS_LOCAL_RANKID": str(rank)}, cwd=PROJECT,
@@ -402,17 +404,17 @@ def test_terminated_run_of_two_processes_goes_on_with_one(cube, tmp_path):
     """SIGTERM reaches one of two processes in the middle of an epoch; both save and exit 0; one goes on."""
     options = {"steps": 40, "drop_path_rate": 0.0, "batch_size_per_gpu": 2, "accumulate": 2}  # 8 a step
     options |= {"local_crops_number": 1}
-    ranks = start_two(tmp_path, command(cube, tmp_path / "run", **options))
+    started = start_two(tmp_path, command(cube, tmp_path / "run", **options))
     deadline, metrics = time.monotonic() + 100, tmp_path / "run" / "metrics.jsonl"
     try:
-        while not metrics.exists() and time.monotonic() < deadline and all(r.poll() is None for r in ranks):
+        while not metrics.exists() and time.monotonic() < deadline and all(r.poll() is None for r in started):
             time.sleep(0.02)
-        ranks[1].send_signal(signal.SIGTERM)
-        outputs = [rank.communicate(timeout=100) for rank in ranks]
+        started[1].send_signal(signal.SIGTERM)
+        outputs = [rank.communicate(timeout=100) for rank in started]
     finally:
-        for rank in ranks:
+        for rank in started:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert [rank.returncode for rank in started] == [0, 0], outputs
     assert [out.strip() for out, _ in outputs] == [str(tmp_path / "run" / "checkpoint.pth"), ""]
     stopped = load_checkpoint(tmp_path / "run" / "checkpoint.pth")
     assert 0 < stopped["step"] < 40

@@ -8,15 +8,13 @@ import json
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from evaluation_stores import write_embeddings
+from ranks import train_by_two
 from torch.utils.flop_counter import FlopCounterMode
 
 from gridrad_cube import pipeline, testing
@@ -513,28 +511,10 @@ def test_store_that_is_too_small_for_probes_says_so_and_is_trained_from(tmp_path
     assert [r["step"] for r in metrics_of(tmp_path / "run")] == [1, 2]
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def test_two_processes_probe_as_one(cube, tmp_path):
     options = {"steps": 3, "probe_steps": 2}
     train(config_for(cube, tmp_path / "one", **options))
-    words = TINY | {"batch_size_per_gpu": 8} | options
-    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(cube), "--out", str(tmp_path / "two")]
-    argv += [w for k, v in words.items() for w in (f"--{k}", str(v))]
-    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            argv, env=base | {"RANK": str(r), "WORLD_SIZE": "2"}, cwd=PROJECT, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )
-        for r in range(2)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=240) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    train_by_two(cube, tmp_path / "two", **TINY | {"batch_size_per_gpu": 8} | options)
     ours, theirs = (metrics_of(tmp_path / name) for name in ("two", "one"))
     assert [r["step"] for r in ours] == [0, 1, 2, 3]
     assert [r["probe_retrieval"] for r in ours if "probe_retrieval" in r] == pytest.approx(
