@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridrad_cube.machine import cores
-from gridrad_cube.store import ArraySpec, Files, encode, metadata, shards
-from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader, merge
+from gridrad_cube.store import ArraySpec, Files, encode, metadata, shard_files
+from gridrad_cube.store.shard_files import merge
+from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
@@ -136,7 +137,7 @@ def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
 @pytest.fixture
 def looking(monkeypatch):
     """Open shards are looked at before each use, not once a second."""
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("codec", ["fast", "small", "raw"])
@@ -191,21 +192,21 @@ def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path, looking):
 def test_a_shard_replaced_just_now_is_read_whole_as_it_was(tmp_path, monkeypatch):
     files, before = write(tmp_path / "a")
     other, changed = write(tmp_path / "b", seed=1)
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 1e9)
     reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
     batch(reader, index)
     os.replace(shard(other), shard(files))
     out, failures = batch(reader, index)
     assert not failures
     np.testing.assert_array_equal(out, before[0, 1, 1])
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 0.0)
     np.testing.assert_array_equal(batch(reader, index)[0], changed[0, 1, 1])
 
 
 @pytest.mark.parametrize("codec", ["small", "raw"])
 def test_a_shard_rewritten_in_place_just_now_is_read_as_it_is_or_refused(tmp_path, monkeypatch, codec):
     """Nobody has looked at the file since it was opened: the old index does not fit, or the size differs."""
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 1e9)
     files, _ = write(tmp_path / "a", codec)
     other, changed = write(tmp_path / "b", codec, seed=5)
     reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
@@ -273,7 +274,7 @@ def test_indexes_kept_are_counted_once_whoever_keeps_them(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_descriptors_stay_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 5)
+    monkeypatch.setattr(shard_files, "OPEN_SHARDS", 5)
     files, _ = write(tmp_path, grid=(60, 1, 1, 2))
     at_first = len(os.listdir("/proc/self/fd"))
     reader, most, stop = open_reader(files, threads=3), 0, threading.Event()

@@ -81,10 +81,9 @@ class Normalization:
             if self.rule == "rain":
                 values = np.log10(np.maximum(values, np.float32(RAIN_FLOOR)))
             else:
-                least = 0.0 if self.rule == "reflectivity" else -np.inf
-                values = (np.maximum(values, np.float32(least)) - np.float32(self.mean)) / np.float32(
-                    self.std
-                )
+                if self.rule == "reflectivity":
+                    values = np.maximum(values, np.float32(0))
+                values = (values - np.float32(self.mean)) / np.float32(self.std)
         values[~echo] = self.no_echo
         values[~valid] = self.fill
         return values, valid

@@ -5,7 +5,7 @@ A shard of Zarr v3 is its chunks one after the other and, at the end, an index: 
 random patch costs one read of its own bytes, one checksum and one decompression into the batch it belongs to.
 
 Threads share Python's lock: each system call and each decompression gives it up and has to get it back. So local
-shards stay open, and what is done for every patch is short.
+shards stay open (`shard_files`), and what is done for every patch is short.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import math
 import os
 import struct
 import threading
-import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import google_crc32c
 import numpy as np
@@ -30,15 +29,12 @@ from numcodecs import blosc, zstd
 from gridrad_cube.machine import cores
 from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
+from gridrad_cube.store.shard_files import DamagedShard, LocalShard, OpenShards, RemoteShard, ShardSource
 
 #: Offset and length of a chunk that a shard does not have.
 ABSENT = 2**64 - 1
 #: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
 INDEX_BYTES = 64 * 2**20
-#: Shards of one array that stay open, and the share of all files that a process may open.
-OPEN_SHARDS, OPEN_SHARE = 256, 1 / 16
-#: How long an open shard is taken for the one at its path without looking.
-RECHECK_SECONDS = 1.0
 #: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a patch.
 LOCAL_THREADS = 8
 #: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
@@ -48,10 +44,6 @@ MISSING = "missing"
 
 _CHECKSUM = 4
 _UINT32 = struct.Struct("<I")
-
-
-class _Damaged(Exception):
-    """Bytes that are not what was written; says what is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -181,36 +173,6 @@ class _IndexCache:
             self.bytes -= found[1].nbytes
 
 
-class _OpenShards:
-    """Local shards that stay open, the least recently used closed first (once nobody reads it any more)."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._kept: OrderedDict[int, _LocalShard] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, shard: int, path: str) -> _LocalShard:
-        """The shard, opened anew if its file is another one, or was written to, since."""
-        with self._lock:
-            found = self._kept.get(shard)
-            if found is not None:
-                self._kept.move_to_end(shard)
-        if found is not None and found.is_current():
-            return found
-        opened = _LocalShard(path)
-        with self._lock:
-            self._kept[shard] = opened
-            self._kept.move_to_end(shard)
-            if len(self._kept) > self.limit:
-                self._kept.popitem(last=False)
-        return opened
-
-    def drop(self, shard: int) -> None:
-        """Open it anew the next time."""
-        with self._lock:
-            self._kept.pop(shard, None)
-
-
 class _Unit(NamedTuple):
     """What one thread reads at a time: some patches of one shard."""
 
@@ -273,7 +235,7 @@ class ShardReader:
         self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
         self._process = Process()
         self._indexes = _IndexCache(index_bytes)
-        self._open = _OpenShards(min(OPEN_SHARDS, int(_most_files() * OPEN_SHARE)))
+        self._open = OpenShards()
         self._pool: ThreadPoolExecutor | None = None
         self._scratch = threading.local()
         self._starting = threading.Lock()
@@ -370,37 +332,37 @@ class ShardReader:
             return self._read_chunks(unit, index, source, out, targets)
         except FileNotFoundError:
             return dict.fromkeys(unit.places, MISSING)
-        except _Damaged as error:
+        except DamagedShard as error:
             return dict.fromkeys(unit.places, str(error))
         except OSError as error:
             error.add_note(f"while reading {self.files.path(self.layout.key(unit.shard))}")
             raise
 
-    def _source(self, shard: int) -> _LocalShard | _RemoteShard:
+    def _source(self, shard: int) -> LocalShard | RemoteShard:
         key = self.layout.key(shard)
         for _ in range(5 if self.cache is not None else 0):
             path = self.cache.fetch(self.files, key, self.state)  # type: ignore[union-attr]
             if path is None:
                 break
             with contextlib.suppress(FileNotFoundError):  # removed since, by another process that needs room
-                return _LocalShard(path)
+                return LocalShard(path)
         if self.files.local:
             return self._open.get(shard, self.files.path(key))
-        return _RemoteShard(self.files, key)
+        return RemoteShard(self.files, key)
 
-    def _index(self, shard: int, source: _Source) -> np.ndarray:
+    def _index(self, shard: int, source: ShardSource) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
         if kept is None:
             data = source.tail(self.layout.index_bytes)
             body, (checksum,) = data[:-_CHECKSUM], _UINT32.unpack(data[-_CHECKSUM:])
             if google_crc32c.value(body) != checksum:
-                raise _Damaged("the checksum of the shard's index differs")
+                raise DamagedShard("the checksum of the shard's index differs")
             kept = np.frombuffer(body, "<u8").reshape(-1, 2)
             self._indexes.put(shard, source.stamp, kept)
         return kept
 
     def _read_chunks(
-        self, unit: _Unit, index: np.ndarray, source: _Source, out: np.ndarray, targets: Sequence[int]
+        self, unit: _Unit, index: np.ndarray, source: ShardSource, out: np.ndarray, targets: Sequence[int]
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
@@ -448,135 +410,3 @@ class ShardReader:
         except (RuntimeError, ValueError, struct.error) as error:
             return f"it cannot be decompressed: {error}"
         return f"it holds {size} bytes; expected {layout.chunk_bytes}"
-
-
-class _Source(Protocol):
-    """Bytes of one shard."""
-
-    #: Another one means another file, or other bytes.
-    stamp: Any
-
-    def tail(self, size: int) -> bytes:
-        """The last bytes."""
-        ...
-
-    def read(
-        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
-    ) -> Iterator[tuple[Any, int]]:
-        """Bytes of each (offset, size, place), good until the next are asked for (None past the end); its place."""
-        ...
-
-
-class _RemoteShard:
-    """A shard anywhere else. Its index is believed until a checksum differs."""
-
-    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
-    GAP, MOST = 2**20, 2**24
-    stamp = None
-
-    def __init__(self, files: Files, key: str) -> None:
-        self._files, self._key = files, key
-
-    def tail(self, size: int) -> bytes:
-        """See `_Source`."""
-        data = self._files.read_range(self._key, -size)
-        if len(data) != size:
-            raise _Damaged(f"the shard is truncated to {len(data)} bytes")
-        return data
-
-    def read(
-        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
-    ) -> Iterator[tuple[Any, int]]:
-        """See `_Source`."""
-        ranges = merge(wanted, gap=self.GAP, most=self.MOST)
-        blocks = self._files.read_ranges(self._key, [(start, stop) for start, stop, _ in ranges])
-        for block, (_, _, parts) in zip(blocks, ranges, strict=True):
-            data = np.frombuffer(block, np.uint8)
-            for first, size, place in parts:
-                yield data[first : first + size] if first + size <= len(data) else None, place
-
-
-class _LocalShard:
-    """An open shard on a local disk; closed when nothing refers to it any more."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        status = os.fstat(self._descriptor)
-        self._size = status.st_size
-        self.stamp = _stamp(status)
-        self._seen = time.monotonic()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    def is_current(self) -> bool:
-        """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
-        now = time.monotonic()
-        if now - self._seen >= RECHECK_SECONDS:
-            if _stamp(os.stat(self._path)) != self.stamp:
-                return False
-            self._seen = now
-        return True
-
-    def tail(self, size: int) -> bytes:
-        """See `_Source`."""
-        if self._size < size:
-            raise _Damaged(f"the shard is truncated to {self._size} bytes")
-        data = os.pread(self._descriptor, size, self._size - size)
-        if len(data) != size:
-            raise _Damaged("the shard is truncated")
-        return data
-
-    def read(
-        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
-    ) -> Iterator[tuple[Any, int]]:
-        """See `_Source`."""
-        for offset, size, place in wanted:
-            data = buffer(size)
-            done = os.preadv(self._descriptor, [data], offset)
-            while 0 < done < size and (more := os.preadv(self._descriptor, [data[done:]], offset + done)):
-                done += more
-            yield data if done == size else None, place
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _most_files() -> int:
-    """Files that this process may have open."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 512
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 2**20 if most == resource.RLIM_INFINITY else most
-
-
-#: First byte, byte after the last, and the patches in it: offset from the first, size, place.
-_Range = tuple[int, int, list[tuple[int, int, int]]]
-
-
-def merge(wanted: Iterable[tuple[int, int, int]], *, gap: int, most: int) -> list[_Range]:
-    """Put (offset, size, place) that lie near each other into ranges of at most so many bytes.
-
-    Parameters
-    ----------
-    gap
-        Bytes between two that are read along rather than left out.
-    most
-        Bytes of a range, unless one alone has more.
-    """
-    out: list[_Range] = []
-    for offset, size, place in sorted(wanted):
-        if out:
-            start, stop, parts = out[-1]
-            end = max(stop, offset + size)
-            if offset <= stop + gap and end - start <= most:
-                parts.append((offset - start, size, place))
-                out[-1] = (start, end, parts)
-                continue
-        out.append((offset, offset + size, [(0, size, place)]))
-    return out

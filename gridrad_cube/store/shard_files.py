@@ -1,0 +1,185 @@
+"""The files that shards lie in: local ones that stay open, and remote ones that are asked for ranges."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gridrad_cube.store.files import Files
+
+#: Shards of one array that stay open, and the share of all files that a process may open.
+OPEN_SHARDS, OPEN_SHARE = 256, 1 / 16
+#: How long an open shard is taken for the one at its path without looking.
+RECHECK_SECONDS = 1.0
+
+
+class DamagedShard(Exception):
+    """Bytes that are not what was written; says what is wrong with them."""
+
+
+class ShardSource(Protocol):
+    """Bytes of one shard."""
+
+    #: Another one means another file, or other bytes.
+    stamp: Any
+
+    def tail(self, size: int) -> bytes:
+        """The last bytes."""
+        ...
+
+    def read(
+        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, int]]:
+        """Bytes of each (offset, size, place), good until the next are asked for (None past the end); its place."""
+        ...
+
+
+class RemoteShard:
+    """A shard anywhere else. Its index is believed until a checksum differs."""
+
+    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
+    GAP, MOST = 2**20, 2**24
+    stamp = None
+
+    def __init__(self, files: Files, key: str) -> None:
+        self._files, self._key = files, key
+
+    def tail(self, size: int) -> bytes:
+        """See `ShardSource`."""
+        data = self._files.read_range(self._key, -size)
+        if len(data) != size:
+            raise DamagedShard(f"the shard is truncated to {len(data)} bytes")
+        return data
+
+    def read(
+        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, int]]:
+        """See `ShardSource`."""
+        ranges = merge(wanted, gap=self.GAP, most=self.MOST)
+        blocks = self._files.read_ranges(self._key, [(start, stop) for start, stop, _ in ranges])
+        for block, (_, _, parts) in zip(blocks, ranges, strict=True):
+            data = np.frombuffer(block, np.uint8)
+            for first, size, place in parts:
+                yield data[first : first + size] if first + size <= len(data) else None, place
+
+
+class LocalShard:
+    """An open shard on a local disk; closed when nothing refers to it any more."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        status = os.fstat(self._descriptor)
+        self._size = status.st_size
+        self.stamp = _stamp(status)
+        self._seen = time.monotonic()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
+        now = time.monotonic()
+        if now - self._seen >= RECHECK_SECONDS:
+            if _stamp(os.stat(self._path)) != self.stamp:
+                return False
+            self._seen = now
+        return True
+
+    def tail(self, size: int) -> bytes:
+        """See `ShardSource`."""
+        if self._size < size:
+            raise DamagedShard(f"the shard is truncated to {self._size} bytes")
+        data = os.pread(self._descriptor, size, self._size - size)
+        if len(data) != size:
+            raise DamagedShard("the shard is truncated")
+        return data
+
+    def read(
+        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, int]]:
+        """See `ShardSource`."""
+        for offset, size, place in wanted:
+            data = buffer(size)
+            done = os.preadv(self._descriptor, [data], offset)
+            while 0 < done < size and (more := os.preadv(self._descriptor, [data[done:]], offset + done)):
+                done += more
+            yield data if done == size else None, place
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _most_files() -> int:
+    """Files that this process may have open."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 512
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if most == resource.RLIM_INFINITY else most
+
+
+#: First byte, byte after the last, and the patches in it: offset from the first, size, place.
+_Range = tuple[int, int, list[tuple[int, int, int]]]
+
+
+def merge(wanted: Iterable[tuple[int, int, int]], *, gap: int, most: int) -> list[_Range]:
+    """Put (offset, size, place) that lie near each other into ranges of at most so many bytes.
+
+    Parameters
+    ----------
+    gap
+        Bytes between two that are read along rather than left out.
+    most
+        Bytes of a range, unless one alone has more.
+    """
+    out: list[_Range] = []
+    for offset, size, place in sorted(wanted):
+        if out:
+            start, stop, parts = out[-1]
+            end = max(stop, offset + size)
+            if offset <= stop + gap and end - start <= most:
+                parts.append((offset - start, size, place))
+                out[-1] = (start, end, parts)
+                continue
+        out.append((offset, offset + size, [(0, size, place)]))
+    return out
+
+
+class OpenShards:
+    """Local shards that stay open, the least recently used closed first (once nobody reads it any more)."""
+
+    def __init__(self) -> None:
+        self.limit = min(OPEN_SHARDS, int(_most_files() * OPEN_SHARE))
+        self._kept: OrderedDict[int, LocalShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: int, path: str) -> LocalShard:
+        """The shard, opened anew if its file is another one, or was written to, since."""
+        with self._lock:
+            found = self._kept.get(shard)
+            if found is not None:
+                self._kept.move_to_end(shard)
+        if found is not None and found.is_current():
+            return found
+        opened = LocalShard(path)
+        with self._lock:
+            self._kept[shard] = opened
+            self._kept.move_to_end(shard)
+            if len(self._kept) > self.limit:
+                self._kept.popitem(last=False)
+        return opened
+
+    def drop(self, shard: int) -> None:
+        """Open it anew the next time."""
+        with self._lock:
+            self._kept.pop(shard, None)
