@@ -16,7 +16,6 @@ from gridrad_cube.train.config import (
     REMOVED,
     Config,
     canonical,
-    flag,
     load_config,
     presets,
     store_level,
@@ -24,6 +23,7 @@ from gridrad_cube.train.config import (
 )
 from gridrad_cube.train.distributed import world_from_environment
 from gridrad_cube.train.engine import TrainingError, train
+from gridrad_cube.train.values import flag
 
 _DESCRIPTION = """\
 Train a vision transformer without labels, straight from a store. The store says which level: a cube of

@@ -12,7 +12,8 @@ from typing import Any
 from gridrad_cube.models.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.train.board import Board, need_tensorboard
-from gridrad_cube.train.config import Config, flag
+from gridrad_cube.train.config import Config
+from gridrad_cube.train.values import flag
 
 #: Version of the checkpoint's layout; another one is refused.
 CHECKPOINT_FORMAT = 1
