@@ -188,9 +188,14 @@ class DINOLoss(nn.Module):
     def _move_center(self) -> None:
         (total, rows), self._seen = self._seen, (0.0, 0)
         mean = _mean_over_ranks(total / rows)  # type: ignore[arg-type]
-        moved = self.center * self.center_momentum + mean * (1 - self.center_momentum)
-        # One overflow must not poison every later step.
-        self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
+        move_center_(self.center, mean, self.center_momentum)
+
+
+@torch.no_grad()
+def move_center_(center: Tensor, mean: Tensor, momentum: float) -> None:
+    """Move a centre towards a mean, but where that is not finite: one overflow must not poison every later step."""
+    moved = center * momentum + mean * (1 - momentum)
+    center.copy_(torch.where(moved.isfinite(), moved, center))
 
 
 class CodingRateLoss(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gridrad_cube.models.dino import coding_rate, sum_over_ranks
+from gridrad_cube.models.dino import coding_rate, move_center_, sum_over_ranks
 from gridrad_cube.models.seeded import uniforms
 
 
@@ -130,9 +130,9 @@ class TokenDINOLoss(nn.Module):
     def _move_center(self) -> None:
         total = sum_over_ranks(torch.stack(self._seen).sum(0))
         self._seen = []
-        moved = self.center * self.center_momentum + total[:-1] / total[-1] * (1 - self.center_momentum)
-        # Neither an overflow nor a step without tokens that count may poison every later step.
-        self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
+        move_center_(
+            self.center, total[:-1] / total[-1], self.center_momentum
+        )  # no tokens, no mean: it stays
 
 
 class TokenCodingRateLoss(nn.Module):
