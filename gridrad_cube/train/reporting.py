@@ -24,7 +24,7 @@ def reporter(
     if not isinstance(progress, bool):
         yield progress
         return
-    if not progress or not world.is_main:
+    if not progress or not world.is_main or step >= steps:  # a bar without steps says nothing
         yield None
         return
     # Importing it warns in notebooks without ipywidgets, where no bar may be asked for.
