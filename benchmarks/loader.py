@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import multiprocessing
 import os
 import resource
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the Makefile has it; before torch reads it
 
@@ -38,7 +40,8 @@ from numcodecs import blosc
 from torch.utils.data import DataLoader, Dataset
 
 from gridrad_cube import pipeline, synthetic
-from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader
+from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader, decoding
+from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.schema import Recipe, TileSpec
 from gridrad_cube.store import PatchReader
 
@@ -255,16 +258,30 @@ def decoded_ways(stores: dict[str, Path], folder: Path, batch: int, dtype: torch
             yield out.sub_(float(mean)).div_(float(std)).to(dtype)
 
     ways = [Way("memmap, numpy", with_numpy), Way("memmap, torch on all cores", with_torch)]
-    return ways + [
-        Way(f"{codec}: PatchLoader, decode", _decoding(PatchDataset(path), batches, dtype))
-        for codec, path in stores.items()
-    ]
+    for codec, path in stores.items():
+        for decoder, name in _decoders().items():
+            opened = _decoding(PatchDataset(path), batches, dtype, decoder)
+            ways.append(Way(f"{codec}: PatchLoader, decode {name}", opened))
+    return ways
 
 
-def _decoding(data: PatchDataset, batches: Shuffled, dtype: torch.dtype) -> Callable[[], Iterator[Any]]:
+def _decoders() -> dict[Any, str]:
+    """The ways to decode on a CPU that are installed, and their names."""
+    return (
+        {compiled_decoder(): "with numba", None: "without numba"}
+        if compiled_decoder()
+        else {None: "without numba"}
+    )
+
+
+def _decoding(
+    data: PatchDataset, batches: Shuffled, dtype: torch.dtype, decoder: Any
+) -> Callable[[], Iterator[Any]]:
     def stream() -> Iterator[torch.Tensor]:
         for batch in PatchLoader(data, batches.singles(), batches.batch):
-            yield data.decode(batch, dtype=dtype)[0]
+            with mock.patch.object(decoding, "compiled_decoder", return_value=decoder):
+                values = data.decode(batch, dtype=dtype)[0]
+            yield values
 
     return stream
 
@@ -299,7 +316,7 @@ def rows_of(ways: list[Way]) -> list[list[object]]:
 
 
 STEPS = ("all of reading packed", "open, pread from the page cache", "CRC-32C", "decompress", "Python and the rest",
-         "decode and normalise to float32", "bytes in the store")  # fmt: skip
+         "bytes in the store", *(f"decode to float32 {name}" for name in _decoders().values()))  # fmt: skip
 
 
 def where_time_goes(path: Path, batch: int) -> list[float]:
@@ -331,16 +348,17 @@ def where_time_goes(path: Path, batch: int) -> list[float]:
             os.pread(descriptor, size, offset)
             os.close(descriptor)
 
-    def decode() -> None:
-        for _ in places:
-            data.decode(codes)
+    def decode(decoder: Any) -> None:
+        with mock.patch.object(decoding, "compiled_decoder", return_value=decoder):
+            for _ in places:
+                data.decode(codes)
 
     steps: list[Callable[[], Any]] = [
         lambda: [reader.read(CHANNEL, place) for place in places],
         read,
         lambda: [google_crc32c.value(chunk) for chunk in chunks],
         lambda: [blosc.decompress(chunk, out) for chunk in chunks],
-        decode,
+        *(functools.partial(decode, decoder) for decoder in _decoders()),
     ]
     times = []
     for step in steps:
@@ -351,8 +369,8 @@ def where_time_goes(path: Path, batch: int) -> list[float]:
             step()
             spent.append(time.process_time() - started)
         times.append(1e6 * min(spent) / len(chunks))
-    whole, *parts, decoding = times
-    return [whole, *parts, whole - sum(parts), decoding, sum(size for _, _, size in ranges) / len(ranges)]
+    whole, *parts = times[:4]
+    return [whole, *parts, whole - sum(parts), sum(size for _, _, size in ranges) / len(ranges), *times[4:]]
 
 
 def _memory(path: str, batch: int, epochs: int, answers: Any) -> None:
@@ -434,7 +452,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         ]
     steps = [where_time_goes(path, options.batch) for path in stores.values()]
     rows = [[name, *(f"{of[i]:.1f}" for of in steps)] for i, name in enumerate(STEPS)]
-    share = steps[0][3] / steps[0][0]
+    share, names = steps[0][3] / steps[0][0], list(_decoders().values())
     return [
         *lines,
         "",
@@ -443,8 +461,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         *machine.table(["step", *CODECS], rows),
         "",
         f"Decompression bounds reading: {share:.0%} of it for `fast`. Of {options.patch**2 * 2} bytes a patch, a core "
-        f"decompresses {options.patch**2 * 2e-3 / steps[0][3]:.1f} GB/s. Decoding adds {steps[0][5] / steps[0][0]:.0%} "
-        "of reading: some six passes over a patch in the cache, which a GPU does instead in training.",
+        f"decompresses {options.patch**2 * 2e-3 / steps[0][3]:.1f} GB/s. Decoding adds {steps[0][6] / steps[0][0]:.0%} "
+        f"of reading {names[0]}, {steps[0][-1] / steps[0][0]:.0%} {names[-1]}; in training a GPU does it.",
         "",
         memory(stores["fast"], options),
     ]

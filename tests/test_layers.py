@@ -32,6 +32,7 @@ ONLY_IN = {
     "fsspec": {"store"},
     "obstore": {"store"},
     "faiss": {"query"},
+    "numba": {"datasets"},
     "pyarrow": {"query"},
     "matplotlib": {"plot"},
     "click": {"cli"},

@@ -14,10 +14,20 @@ from gridrad_cube.datasets import (
     Normalization,
     PatchDataset,
     decode,
+    decoding,
     normalizations,
 )
-from gridrad_cube.datasets.normalization import _Arithmetic, _gather, _masked, _tables, _take
+from gridrad_cube.datasets.decoding import _gather, _masked, _span, _tables, _take
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError, channel_label
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def decoder(request, monkeypatch):
+    """Both ways of decoding on a CPU."""
+    if request.param == "numpy":
+        monkeypatch.setattr(decoding, "compiled_decoder", lambda: None)
+    elif decoding.compiled_decoder() is None:
+        pytest.skip("numba is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +339,13 @@ def test_decode_of_many_planes_of_many_channels_equals_numpy(dtype):
 
 
 def test_arithmetic_serves_the_channels_that_are_affine():
-    served = {name: _Arithmetic.of(norm_of(name), _masked(norm_of(name), np.arange(2**16, dtype=np.uint16), False))
-              for name in (IR, VIS, Z, "echo_top_height", "precipitation_rate")}  # fmt: skip
-    assert served.pop("precipitation_rate") is None  # a logarithm
-    assert all(arithmetic is not None for arithmetic in served.values())
+    codes = np.arange(2**16, dtype=np.uint16)
+    spans = {name: _span(norm_of(name), _masked(norm_of(name), codes, False))
+             for name in (IR, VIS, Z, "echo_top_height", "precipitation_rate")}  # fmt: skip
+    assert spans.pop("precipitation_rate") == (1, 0)  # a logarithm
+    assert all(last - first > 2000 for first, last in spans.values()), spans
+    packing = Packing(
+        dtype="uint16", scale_factor=0.01, fill_value=65535, valid_minimum=15000, valid_maximum=35000
+    )
+    narrow = norm_of(IR, packing=packing)
+    assert _span(narrow, _masked(narrow, codes, False)) == (15000, 35000)

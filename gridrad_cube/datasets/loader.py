@@ -36,7 +36,7 @@ class PatchLoader:
     prefetch
         Batches read ahead.
     threads
-        Batches read at a time. Decompression has threads of its own, so that more rarely helps.
+        Batches read at a time. They share the threads that a reader has, so that more rarely helps.
     device
         Where to put batches; on a GPU by page-locked memory and a stream of its own.
     drop_last
@@ -62,7 +62,7 @@ class PatchLoader:
         batch_size: int,
         *,
         prefetch: int = 4,
-        threads: int = 1,
+        threads: int = 2,
         device: torch.device | str | None = None,
         drop_last: bool = True,
     ) -> None:

@@ -1,9 +1,8 @@
-"""Codes to the numbers that networks see: fixed per channel, kept in checkpoints, the same when embedding."""
+"""What the codes of a channel become for a network: fixed per channel, kept in checkpoints, the same when embedding."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
-import torch
 import xarray as xr
-from torch.nn.functional import avg_pool2d
 
 from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import cube_info, open_packed
@@ -75,7 +72,7 @@ class Normalization:
         echo, valid = self.packing.echo(codes), self.packing.observed(codes)
         values = np.empty(codes.shape, np.float32)
         if self.rule != "rain" and codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
-            _linear(codes, values, np.array(self.line, np.float32))
+            linear(codes, values, np.array(self.line, np.float32))
         else:
             values[...] = np.where(echo, self.packing.decode(codes), 0.0)
             if self.rule == "rain":
@@ -175,136 +172,7 @@ def _fit(
     return Normalization(rule="standard", mean=mean, std=std, fill=0.0, no_echo=no_echo, packing=packing)
 
 
-def decode(
-    codes: torch.Tensor,
-    channel: torch.Tensor,
-    normalizations: Mapping[str, Normalization] | Sequence[Normalization],
-    *,
-    coarsen: int = 1,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn packed codes into normalised values, on the device where they are.
-
-    Codes of up to 16 bits go through tables of all 65,536 of them, made once per device from
-    `Normalization.apply`: the values are those of numpy, bit for bit. Wider codes (int32, float32) take a
-    detour over the host. Coarsening averages before it normalises: dBZ in linear Z over observed pixels with
-    no echo as zero, rain over observed pixels, everything else over pixels that have a value.
-
-    Parameters
-    ----------
-    codes
-        Shape (B, C, H, W).
-    channel
-        Shape (B,): with C = 1, which of ``normalizations`` each sample takes. Where C is their number, each
-        takes its own.
-    normalizations
-        One per label, in the order of the data set's labels.
-    coarsen
-        Edge in pixels of the blocks that are averaged; a divisor of H and W.
-    dtype
-        Of the values.
-
-    Returns
-    -------
-    ``values`` (B, C, H / coarsen, W / coarsen), free of NaN, and ``valid``, bool, of the same shape: False
-    where a pixel (or a whole block) has nothing observed and the value is the fill.
-
-    Raises
-    ------
-    SchemaError
-        If C fits neither 1 nor the number of normalisations, or ``coarsen`` does not divide the patch.
-    """
-    rules = tuple(normalizations.values()) if isinstance(normalizations, Mapping) else tuple(normalizations)
-    which = _which(codes, channel, len(rules))
-    if coarsen == 1:
-        values, valid = _look_up(codes, which, rules, dtype=dtype)
-    elif coarsen < 1 or codes.shape[2] % coarsen or codes.shape[3] % coarsen:
-        raise SchemaError(
-            f"coarsen: got {coarsen}; expected a divisor of the patch, {tuple(codes.shape[2:])}"
-        )
-    else:
-        amounts, observed = _look_up(codes, which, rules, averaging=True)
-        values, valid = _average(amounts, observed, which, rules, coarsen)
-    return values.to(dtype), valid
-
-
-def _which(codes: torch.Tensor, channel: torch.Tensor, labels: int) -> torch.Tensor:
-    """Index of each plane's normalisation, (B, 1) or (1, C)."""
-    planes = codes.shape[1]
-    if planes == labels and labels > 1:
-        return torch.arange(labels, device=codes.device)[None]
-    if planes != 1:
-        raise SchemaError(
-            f"decode: codes have {planes} channels; expected 1, or one for each of {labels} labels"
-        )
-    return channel.to(codes.device)[:, None]
-
-
-class _Tables:
-    """Per distinct normalisation, what every 16-bit code becomes; and which label uses which."""
-
-    def __init__(self, rules: tuple[Normalization, ...], averaging: bool, device: torch.device) -> None:
-        distinct = list(dict.fromkeys(rules))
-        codes = np.arange(2**16, dtype=np.uint16)
-        values = [_masked(rule, codes, averaging) for rule in distinct]
-        #: NaN where a code is not valid, (distinct normalisations, 65536).
-        self.values = torch.from_numpy(np.stack(values)).to(device)
-        self.fill = torch.tensor([0.0 if averaging else r.fill for r in distinct], device=device)
-        self.row = torch.tensor([distinct.index(r) for r in rules], dtype=torch.int32, device=device)
-        #: What `_linear` takes, (3, distinct normalisations).
-        self.lines = np.array([rule.line for rule in distinct], np.float32).T
-        #: The same by arithmetic, where that is quicker.
-        self.arithmetic = [
-            None if averaging else _Arithmetic.of(rule, table)
-            for rule, table in zip(distinct, values, strict=True)
-        ]
-
-
-class _Arithmetic:
-    """The numbers of a table by the arithmetic of its rule: on a CPU four times as fast as looking them up.
-
-    Codes for which that does not give the table's very bits (fill, no echo, out of range) lie in a few ``runs``
-    of neighbours that become the same number: first code, last code, number (NaN where not valid).
-    """
-
-    _MOST_RUNS = 8
-
-    def __init__(self, rule: Normalization) -> None:
-        self.rule, self.dtype = rule, np.dtype(rule.packing.dtype)
-        self.runs: list[tuple[int, int, float]] = []
-
-    @classmethod
-    def of(cls, rule: Normalization, table: np.ndarray) -> Self | None:
-        """For a rule and its table of all 65,536 codes; None where it does not pay."""
-        out = cls(rule)
-        if rule.rule == "rain" or out.dtype.kind not in "iu":
-            return None
-        info = np.iinfo(out.dtype)
-        codes = np.arange(info.min, info.max + 1)
-        values, right = np.empty(codes.shape, np.float32), table[codes & 0xFFFF]
-        _linear(codes.astype(out.dtype), values, np.array(rule.line, np.float32))
-        odd = np.flatnonzero(values != right)
-        same = (right[odd[1:]] == right[odd[:-1]]) | (np.isnan(right[odd[1:]]) & np.isnan(right[odd[:-1]]))
-        for run in np.split(odd, np.flatnonzero((np.diff(odd) != 1) | ~same) + 1):
-            if len(run):
-                out.runs.append((int(codes[run[0]]), int(codes[run[-1]]), float(right[run[0]])))
-        return out if len(out.runs) <= cls._MOST_RUNS else None
-
-    def mend(self, codes: np.ndarray, fill: float, values: np.ndarray, valid: np.ndarray) -> None:
-        """Put right what the arithmetic gave for a plane of codes."""
-        low, high = int(codes.min()), int(codes.max())
-        for first, last, value in self.runs:
-            if first > high or last < low:
-                continue
-            here = codes <= last
-            if first > low:
-                here &= codes >= first
-            if math.isnan(value):
-                np.copyto(valid, False, where=here)
-            np.copyto(values, np.float32(fill if math.isnan(value) else value), where=here)
-
-
-def _linear(codes: np.ndarray, out: np.ndarray, line: np.ndarray) -> None:
+def linear(codes: np.ndarray, out: np.ndarray, line: np.ndarray) -> None:
     """``max(codes * slope + offset, least)`` in float32; ``line`` (3, ...) fits the codes."""
     slope, offset, least = line
     np.copyto(out, codes, casting="unsafe")
@@ -312,152 +180,3 @@ def _linear(codes: np.ndarray, out: np.ndarray, line: np.ndarray) -> None:
     out += offset
     if (least > -np.inf).any():
         np.maximum(out, least, out=out)
-
-
-@functools.lru_cache(maxsize=16)
-def _tables(rules: tuple[Normalization, ...], averaging: bool, device: torch.device) -> _Tables:
-    with torch.inference_mode(False):
-        return _Tables(rules, averaging, device)
-
-
-def _masked(rule: Normalization, codes: np.ndarray, averaging: bool) -> np.ndarray:
-    if averaging:
-        return rule.amounts(codes)
-    values, valid = rule.apply(codes)
-    return np.where(valid, values, np.float32("nan"))
-
-
-def _look_up(
-    codes: torch.Tensor, which: torch.Tensor, rules: tuple[Normalization, ...], *, averaging: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Values with the fill where not valid (0 for amounts), and the mask of valid pixels."""
-    if any(np.dtype(rule.packing.dtype).itemsize > 2 for rule in rules):
-        return _on_host(codes, which, rules, averaging=averaging)
-    tables = _tables(rules, averaging, codes.device)
-    if codes.device.type == "cpu":
-        return _take(codes.contiguous(), which, tables, dtype)
-    return _gather(codes, which, tables)
-
-
-def _gather(codes: torch.Tensor, which: torch.Tensor, tables: _Tables) -> tuple[torch.Tensor, torch.Tensor]:
-    index = codes.to(torch.int32)
-    if codes.dtype not in (torch.uint8, torch.uint16):
-        index = index & 0xFFFF
-    row = tables.row[which]
-    if len(tables.values) > 1:
-        index = index + (row << 16)[:, :, None, None]
-    values = tables.values.view(-1).index_select(0, index.reshape(-1)).reshape(codes.shape)
-    valid = ~torch.isnan(values)
-    return torch.where(valid, values, tables.fill[row][:, :, None, None]), valid
-
-
-#: Pixels that are computed at a time: few enough for the cache, and enough that threads that read meanwhile do not
-#: fight over Python's lock, which every step takes anew.
-_TOGETHER = 2**19
-
-
-def _take(
-    codes: torch.Tensor, which: torch.Tensor, tables: _Tables, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # numpy takes large arrays in large pages, which torch does not, and has no threads to wait for.
-    packed = codes.numpy().reshape(-1, *codes.shape[2:])
-    rows = tables.row[which].expand(codes.shape[:2]).reshape(-1).numpy()
-    values, valid = np.empty(packed.shape, np.dtype(f"V{dtype.itemsize}")), np.empty(packed.shape, bool)
-    out = torch.from_numpy(values.view(f"u{dtype.itemsize}")).view(dtype)
-    step = max(1, _TOGETHER // max(1, packed[:1].size))
-    scratch = np.empty((0 if dtype == torch.float32 else step, *packed.shape[1:]), np.float32)
-    for start in range(0, len(packed), step):
-        block = slice(start, start + step)
-        part = values[block].view(np.float32) if dtype == torch.float32 else scratch[: len(packed[block])]
-        _fill(packed[block], rows[block], tables, part, valid[block])
-        if dtype != torch.float32:
-            _convert(torch.from_numpy(part), out[block])
-    return out.reshape(codes.shape), torch.from_numpy(valid.reshape(codes.shape))
-
-
-def _fill(
-    codes: np.ndarray, rows: np.ndarray, tables: _Tables, values: np.ndarray, valid: np.ndarray
-) -> None:
-    """Values and valid pixels of some planes, each with its normalisation."""
-    quick = [t is not None and t.dtype == codes.dtype for t in tables.arithmetic]
-    if any(quick[row] for row in rows):
-        alike = (rows == rows[0]).all()  # one number is quicker than one for each plane
-        _linear(codes, values, tables.lines[:, rows[0]] if alike else tables.lines[:, rows, None, None])
-        valid[...] = True
-        low, high = (f(codes.reshape(len(codes), -1), axis=1) for f in (np.min, np.max))
-    for i, row in enumerate(rows.tolist()):
-        arithmetic = tables.arithmetic[row]
-        if arithmetic is not None and quick[row]:
-            if any(first <= high[i] and last >= low[i] for first, last, _ in arithmetic.runs):
-                arithmetic.mend(codes[i], float(tables.fill[row]), values[i], valid[i])
-            continue
-        np.take(tables.values[row].numpy(), _unsigned(codes[i]), out=values[i], mode="clip")
-        np.equal(values[i], values[i], out=valid[i])
-        if not valid[i].all():
-            np.copyto(values[i], np.float32(tables.fill[row]), where=~valid[i])
-
-
-def _convert(values: torch.Tensor, out: torch.Tensor) -> None:
-    # In pieces that torch does not give to its threads, which cost more here than they save.
-    for piece, target in zip(values.view(-1).split(2**15), out.view(-1).split(2**15), strict=True):
-        target.copy_(piece)
-
-
-def _unsigned(codes: np.ndarray) -> np.ndarray:
-    """Places of codes in a table of 65,536."""
-    if codes.dtype == np.int16:
-        return codes.view(np.uint16)
-    return codes.astype(np.int32) & 0xFFFF if codes.dtype.kind == "i" else codes
-
-
-def _on_host(
-    codes: torch.Tensor, which: torch.Tensor, rules: tuple[Normalization, ...], *, averaging: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    packed = codes.cpu().numpy()
-    labels = which.expand(codes.shape[:2]).cpu().numpy()
-    values = np.empty(packed.shape, np.float32)
-    for label in np.unique(labels):
-        chosen, rule = labels == label, rules[label]
-        values[chosen] = _masked(rule, packed[chosen], averaging)
-    valid = ~np.isnan(values)
-    fill = np.array([0.0 if averaging else rule.fill for rule in rules], np.float32)
-    values = np.where(valid, values, fill[labels][:, :, None, None])
-    return torch.from_numpy(values).to(codes.device), torch.from_numpy(valid).to(codes.device)
-
-
-@functools.lru_cache(maxsize=16)
-def _parameters(rules: tuple[Normalization, ...], device: torch.device) -> dict[str, torch.Tensor]:
-    """One number per label: its parameters, and the number of its rule."""
-    with torch.inference_mode(False):
-        out = {
-            name: torch.tensor([getattr(rule, name) for rule in rules], dtype=torch.float32, device=device)
-            for name in ("mean", "std", "fill", "no_echo")
-        }
-        return out | {
-            "rule": torch.tensor([get_args(Rule).index(rule.rule) for rule in rules], device=device)
-        }
-
-
-def _average(
-    amounts: torch.Tensor,
-    observed: torch.Tensor,
-    which: torch.Tensor,
-    rules: tuple[Normalization, ...],
-    edge: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    def total(x: torch.Tensor) -> torch.Tensor:
-        return avg_pool2d(x.to(torch.float32), edge, divisor_override=1)
-
-    each = {name: p[which][:, :, None, None] for name, p in _parameters(rules, amounts.device).items()}
-    rule = {name: each["rule"] == number for number, name in enumerate(get_args(Rule))}
-    echo = observed & torch.isfinite(amounts)
-    looked, seen = total(observed), total(echo)
-    # Where a field has no value (no echo), it says nothing about the mean; radar and rain count it as zero.
-    counted = torch.where(rule["standard"], seen, looked)
-    mean = total(torch.where(echo, amounts, 0.0)) / counted.clamp(min=1)
-    decibels = (10.0 * torch.log10(mean)).clamp(min=0.0)
-    values = (torch.where(rule["reflectivity"], decibels, mean) - each["mean"]) / each["std"]
-    values = torch.where(rule["rain"], torch.log10(mean.clamp(min=RAIN_FLOOR)), values)
-    values = torch.where(seen > 0, values, each["no_echo"])
-    return torch.where(looked > 0, values, each["fill"]), looked > 0

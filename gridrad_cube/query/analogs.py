@@ -127,7 +127,7 @@ def analogues(
     )
     out["sequel_crop"] = (("rank", "lead"), np.where(used, _names(dataset, after["crop"]), -1))
     came = dataset["time"].values[np.maximum(after["crop"], 0)]
-    out["sequel_time"] = (("rank", "lead"), np.where(used, came, np.datetime64("NaT")))
+    out["sequel_time"] = (("rank", "lead"), np.where(used, came, np.array("NaT", came.dtype)))
     said = "sequels that the lead's numbers are made of"
     out["members"] = ("lead", used.sum(axis=0), {"long_name": said, "units": "1"})
     for name, group in (("events", events), ("days", days)):

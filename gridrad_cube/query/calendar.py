@@ -72,7 +72,8 @@ def split_by_day(
     part_of = np.repeat(np.arange(len(shares)), np.diff(edges))
     for edge in edges[1:-1]:
         if edge < len(days):  # the later part gives up the days that lie too near the earlier one
-            part_of[(days >= days[edge]) & (days < days[max(edge - 1, 0)] + 1 + gap)] = -1
+            free_from = days[max(edge - 1, 0)] + np.timedelta64(1 + gap, "D")
+            part_of[(days >= days[edge]) & (days < free_from)] = -1
     missing = sorted(set(range(len(shares))) - set(part_of.tolist()))
     if missing:
         raise SchemaError(

@@ -222,7 +222,7 @@ def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
     """A variable of samples, in order, on (query, rank), with what stands for none elsewhere."""
     values = variable.values
     kind = values.dtype.kind
-    fill: Any = {"f": np.nan, "i": -1, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(kind, 0)
+    fill: Any = np.array("NaT", values.dtype) if kind in "Mm" else {"f": np.nan, "i": -1}.get(kind, 0)
     out = np.full((*there.shape, *values.shape[1:]), "" if kind in "OTU" else fill, values.dtype)
     out[there] = values
     return xr.Variable(("query", *variable.dims), out, variable.attrs)

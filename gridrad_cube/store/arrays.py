@@ -22,7 +22,7 @@ Codec = Literal["fast", "small", "raw"]
 
 #: Bytes to bytes codecs of a chunk, by name of the recipe's codec; a checksum always comes last.
 CODECS: dict[str, list[Any]] = {
-    "fast": [{"cname": "lz4", "clevel": 5, "shuffle": "shuffle"}],
+    "fast": [{"cname": "lz4hc", "clevel": 2, "shuffle": "shuffle"}],
     "small": [{"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}],
     "raw": [],
 }

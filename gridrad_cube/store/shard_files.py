@@ -34,7 +34,7 @@ class ShardSource(Protocol):
         ...
 
     def read(
-        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+        self, wanted: Sequence[tuple[int, int, int]], scratch: Callable[[int], Any]
     ) -> Iterator[tuple[Any, int]]:
         """Bytes of each (offset, size, place), good until the next are asked for (None past the end); its place."""
         ...
@@ -58,7 +58,7 @@ class RemoteShard:
         return data
 
     def read(
-        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+        self, wanted: Sequence[tuple[int, int, int]], scratch: Callable[[int], Any]
     ) -> Iterator[tuple[Any, int]]:
         """See `ShardSource`."""
         ranges = merge(wanted, gap=self.GAP, most=self.MOST)
@@ -103,13 +103,15 @@ class LocalShard:
         return data
 
     def read(
-        self, wanted: Sequence[tuple[int, int, int]], buffer: Callable[[int], Any]
+        self, wanted: Sequence[tuple[int, int, int]], scratch: Callable[[int], Any]
     ) -> Iterator[tuple[Any, int]]:
         """See `ShardSource`."""
+        preadv, descriptor = os.preadv, self._descriptor
+        buffer = scratch(max((size for _, size, _ in wanted), default=0))
         for offset, size, place in wanted:
-            data = buffer(size)
-            done = os.preadv(self._descriptor, [data], offset)
-            while 0 < done < size and (more := os.preadv(self._descriptor, [data[done:]], offset + done)):
+            data = buffer[:size]
+            done = preadv(descriptor, [data], offset)
+            while 0 < done < size and (more := preadv(descriptor, [data[done:]], offset + done)):
                 done += more
             yield data if done == size else None, place
 

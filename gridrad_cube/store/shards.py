@@ -11,13 +11,14 @@ shards stay open (`shard_files`), and what is done for every patch is short.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
 import struct
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -106,7 +107,7 @@ class ShardLayout:
         """Bytes of a decoded chunk."""
         return math.prod(self.chunk_shape) * self.dtype.itemsize
 
-    @property
+    @functools.cached_property
     def index_bytes(self) -> int:
         """Bytes of a shard's index, its checksum included."""
         return 16 * math.prod(self.chunks) + _CHECKSUM
@@ -239,6 +240,8 @@ class ShardReader:
         self._pool: ThreadPoolExecutor | None = None
         self._scratch = threading.local()
         self._starting = threading.Lock()
+        self._callers = 0
+        self._decode = _decoder(layout)
 
     def __repr__(self) -> str:
         return f"ShardReader({self.files.root!r}, {self.layout.name!r})"
@@ -279,12 +282,16 @@ class ShardReader:
                     return
                 failures.update(self._read_unit(unit, out, targets))
 
-        helpers = min(self.threads, len(units)) - 1
+        with self._starting:
+            self._callers += 1
+            helpers = min(self.threads // self._callers, len(units)) - 1
         futures = [self._executor().submit(work) for _ in range(helpers)]
         try:
             work()  # rather than wait: waking threads up takes as long as reading some patches
         finally:
             errors = [error for future in futures if (error := future.exception()) is not None]
+            with self._starting:
+                self._callers -= 1
         if errors:
             raise errors[0]
         return failures
@@ -371,8 +378,9 @@ class ShardReader:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size, place))
+        decode = self._decode
         for data, place in source.read(wanted, self._buffer):
-            wrong = "the shard is truncated" if data is None else self._decode(data, out[targets[place]])
+            wrong = "the shard is truncated" if data is None else decode(data, out[targets[place]])
             if wrong:
                 failures[place] = wrong
         return failures
@@ -384,29 +392,36 @@ class ShardReader:
             kept = self._scratch.bytes = np.empty(max(size, 2**18), np.uint8)
         return kept[:size]
 
-    def _decode(self, data: Any, out: np.ndarray) -> str | None:
-        """Decode a chunk; what is wrong with it, or None."""
-        layout = self.layout
-        if layout.checksum:
-            data, whole = data[:-_CHECKSUM], data
-            if len(whole) < _CHECKSUM:
+
+def _decoder(layout: ShardLayout) -> Callable[[Any, np.ndarray], str | None]:
+    """Decodes one chunk, and says what is wrong with it, or None. What it looks up for each chunk is at hand."""
+    checked, compressor, expected = layout.checksum, layout.compressor, layout.chunk_bytes
+    checksum, number, decompress = google_crc32c.value, _UINT32.unpack_from, blosc.decompress
+
+    def decode(data: Any, out: np.ndarray) -> str | None:
+        if checked:
+            end = len(data) - _CHECKSUM
+            if end < 0:
                 return "the chunk is truncated"
-            if google_crc32c.value(data) != _UINT32.unpack_from(whole, len(data))[0]:
+            (right,), data = number(data, end), data[:end]
+            if checksum(data) != right:
                 return "its checksum differs"
         try:
-            if layout.compressor == "blosc":
+            if compressor == "blosc":
                 # Fewer bytes than expected would leave a part of the batch as it was.
-                size = _UINT32.unpack_from(data, 4)[0]
-                if size == layout.chunk_bytes:
-                    blosc.decompress(data, out)
+                (size,) = number(data, 4)
+                if size == expected:
+                    decompress(data, out)
                     return None
             else:
-                if layout.compressor is not None:
+                if compressor is not None:
                     data = np.frombuffer(zstd.decompress(data), np.uint8)
                 size = len(data)
-                if size == layout.chunk_bytes:
+                if size == expected:
                     out.reshape(-1).view(np.uint8)[:] = data
                     return None
         except (RuntimeError, ValueError, struct.error) as error:
             return f"it cannot be decompressed: {error}"
-        return f"it holds {size} bytes; expected {layout.chunk_bytes}"
+        return f"it holds {size} bytes; expected {expected}"
+
+    return decode

@@ -51,7 +51,7 @@ class Config:
         (), "data", "only patches with their centre inside", unit="WEST SOUTH EAST NORTH, degrees")
     coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
     limit: int | None = _option(None, "data", "use the first samples only, for a quick look", unit="samples")
-    num_workers: int = _option(1, "data", "batches read at a time; each decompresses on all cores", unit="batches")
+    num_workers: int = _option(1, "data", "batches read at a time, by all cores together", unit="batches")
     shuffle_block: int = _option(
         1, "data", "shuffle neighbouring samples as blocks of so many, 16 at most: fewer reads of a far store",
         unit="samples")
