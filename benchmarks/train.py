@@ -338,6 +338,24 @@ def compare_packing(
     return rows
 
 
+# where the time goes
+
+
+def profiled(config: Config, device: torch.device, most: int = 25) -> list[list[object]]:
+    """Rows: milliseconds a step and calls a step of what took longest; ready tensors, the checkpoint at the end too."""
+    cuda = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+    assert config.steps is not None
+    with torch.profiler.profile(activities=[activity]) as profile:
+        project(config, Ready)
+    spent = [(e.self_device_time_total if cuda else e.self_cpu_time_total, e) for e in profile.key_averages()]
+    spent.sort(key=lambda pair: -pair[0])
+    return [
+        [f"{1e-3 * time / config.steps:.2f}", f"{event.count / config.steps:.1f}", event.key[:100]]
+        for time, event in spent[:most]
+    ]
+
+
 # the report
 
 
@@ -426,6 +444,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="batches that the project reads at a time")
     parser.add_argument("--precision", default="auto", help="of the project's way")
     parser.add_argument("--compile", action="store_true", help="the store's way with compiled networks too")
+    parser.add_argument(
+        "--profile", action="store_true", help="also what takes the time of a step, kernel by kernel"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument(
@@ -489,6 +510,14 @@ def main() -> None:
             "",
             "Above 1, packing pays.",
         ]  # fmt: skip
+        if options.profile:
+            rows = profiled(Config.from_dict(config.to_dict() | {"compile": options.compile}), device)
+            lines += [
+                "",
+                "## Where the time of a step goes",
+                "",
+                *machine.table(["ms", "calls", "what"], rows),
+            ]
         machine.report("Training", lines, options.out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
