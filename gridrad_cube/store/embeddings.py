@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.store.files import Files
-from gridrad_cube.store.read import damage_error, open_embeddings
+from gridrad_cube.store.opening import open_embeddings
+from gridrad_cube.store.patches import damage_error
 from gridrad_cube.store.shards import ShardLayout, ShardReader
 
 

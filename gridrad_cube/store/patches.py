@@ -1,4 +1,4 @@
-"""Opening a store: lazily as xarray, and in batches of packed patches."""
+"""Reading packed patches of a cube in batches, whole chunks at a time."""
 
 from __future__ import annotations
 
@@ -11,245 +11,23 @@ from typing import Any
 
 import numpy as np
 import tensorstore
-import xarray as xr
 import zarr
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
-from gridrad_cube.schema import FORMAT_VERSION, Flag, Packing, SchemaError
+from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.store.attributes import cube_info
 from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.shards import MISSING, Process, ShardLayout, ShardReader
 
-
-class MissingChunkError(SchemaError):
-    """A chunk that should be there is missing, truncated or altered."""
-
-
-def store_info(store: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:
-    """The ``gridrad_cube`` attributes of a finished store.
-
-    Parameters
-    ----------
-    kind
-        ``"patches"`` or ``"embeddings"`` where the caller needs one of them.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing at this place.
-    SchemaError
-        If it is not a store of ours, is not finished, is newer than this program, or of another kind.
-    """
-    files = Files(store)
-    try:
-        attributes = files.read_json("zarr.json").get("attributes", {})
-    except (FileNotFoundError, NotADirectoryError):
-        if files.exists("_build"):
-            raise SchemaError(
-                f"{store}: the store is not finished. Run the command that builds it again: it continues."
-            ) from None
-        if not files.exists():
-            alone = "" if files.shared else " in this process, and others cannot see memory://"
-            raise FileNotFoundError(f"{store}: no such store{alone}") from None
-        raise SchemaError(f"{store}: not a Zarr v3 store (no zarr.json in it)") from None
-    except ValueError as error:
-        raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
-    info = attributes.get("gridrad_cube")
-    if not isinstance(info, Mapping):
-        raise SchemaError(
-            f"{store}: a Zarr store, but none that gridrad-cube wrote (no gridrad_cube attributes)"
-        )
-    if info.get("format_version", 0) > FORMAT_VERSION:
-        raise SchemaError(
-            f"{store}: written by a newer gridrad-cube (format {info['format_version']}, this one reads up to "
-            f"{FORMAT_VERSION}). Upgrade gridrad-cube."
-        )
-    if kind is not None and info.get("kind") != kind:
-        wanted = {
-            "patches": "a cube of patches (gridrad-cube preprocess)",
-            "embeddings": "an embedding store (gridrad-cube embed)",
-        }[kind]
-        raise SchemaError(f"{store}: holds {info.get('kind')}, but this needs {wanted}")
-    return dict(info)
-
-
-def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``gridrad_cube`` attributes of a finished cube of patches."""
-    return store_info(store, "patches")
-
-
-def _open(files: Files) -> xr.Dataset:
-    dataset = xr.open_zarr(
-        files.zarr(), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
-    )
-    # Times alone are decoded here: everything else keeps its codes for our own decoding.
-    for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
-        dataset[name] = xr.decode_cf(dataset[[name]])[name]
-    dataset.encoding["source"] = files.root
-    return dataset
-
-
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.
 WINDOW_PATCHES = 512
 
-_COORDINATES = frozenset(
-    [
-        "time",
-        "status",
-        "latitude",
-        "longitude",
-        "y_origin",
-        "x_origin",
-        "grid",
-        "scene",
-        "source",
-        "observation_time",
-        "solar_zenith_angle",
-        "satellite_zenith_angle",
-        "altitude",
-        "crs",
-        "channel",
-        "variable",
-        "altitude_km",
-    ]
-)
-
-
-def open_packed(store: str | os.PathLike[str]) -> xr.Dataset:
-    """Open a cube lazily with its packed codes as they are stored; see `open_cube`."""
-    cube_info(store)
-    files = Files(store)
-    dataset = _open(files)
-    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
-    for name in cube_info(store)["channels"]:
-        variable = dataset[name].variable
-        lazy = _PixelArray(files.root, name, tuple(variable.shape), variable.dtype, None)
-        dataset[name] = (variable.dims, indexing.LazilyIndexedArray(lazy), variable.attrs)
-    return dataset
-
-
-def open_cube(store: str | os.PathLike[str]) -> xr.Dataset:
-    """Open a cube of patches lazily, decoded to float32, with every coordinate attached.
-
-    Nothing is a dask array: select first, then ``.chunk()``. Pixels that were not observed, or lie outside
-    the valid range, are NaN; radar codes without echo decode to about -99 dBZ
-    (``.gridrad.reflectivity()`` masks them).
-
-    Parameters
-    ----------
-    store
-        Path or URL of a finished store.
-
-    Returns
-    -------
-    ``<channel>(crop, [altitude,] y, x)`` with flags, statistics and coordinates per patch on
-    ``(crop, [altitude,] row, col)``.
-
-    Raises
-    ------
-    SchemaError
-        If this is no finished cube. Reading a pixel whose chunk is missing or altered raises
-        `MissingChunkError`.
-    """
-    dataset = open_packed(store)
-    info = cube_info(store)
-    files = Files(store)
-    for name in info["channels"]:
-        variable = dataset[name].variable
-        packing = Packing.from_attributes(variable.attrs, variable.dtype)
-        lazy = _PixelArray(files.root, name, tuple(variable.shape), np.dtype("float32"), packing)
-        attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
-        dataset[name] = (variable.dims, indexing.LazilyIndexedArray(lazy), attributes)
-    return dataset
-
-
-def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
-    """Open an embedding store lazily, with every coordinate attached.
-
-    Returns
-    -------
-    ``embedding(crop, channel, row, col, feature)`` at level 256, ``embedding(crop, channel, feature)`` at
-    level 2k, as stored (float16, float32), or decoded to float32 (int8); NaN where there was nothing to embed.
-    No dask arrays.
-
-    Raises
-    ------
-    SchemaError
-        If this is no finished embedding store.
-    """
-    info = store_info(store, "embeddings")
-    dataset = _open(Files(store))
-    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
-    dataset.encoding["level"] = info.get("level")
-    if "embedding_scale" in dataset.variables:
-        codes, scale = dataset["embedding"].variable, dataset["embedding_scale"].variable
-        lazy = indexing.LazilyIndexedArray(_ScaledCodes(codes, scale))
-        decoded = xr.Variable(codes.dims, lazy, codes.attrs, codes.encoding)
-        dataset = dataset.drop_vars("embedding_scale").assign(embedding=decoded)
-    return dataset
-
-
-class _ScaledCodes(BackendArray):
-    """Vectors of int8 codes with a factor each, decoded to float32; NaN where the factor is."""
-
-    def __init__(self, codes: xr.Variable, scale: xr.Variable) -> None:
-        self.codes, self.scale, self.shape, self.dtype = codes, scale, codes.shape, np.dtype(np.float32)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
-
-    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        scale = self.scale[key[:-1]].values
-        factor = scale if isinstance(key[-1], (int, np.integer)) else scale[..., None]
-        return np.asarray(self.codes[key].values * factor, np.float32)
-
-
-def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
-    """Open the pixel axes of a source grid of a cube lazily: ``latitude``, ``longitude``, 1-D or 2-D.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the store has no such grid.
-    """
-    return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
-
-
-class _PixelArray(BackendArray):
-    """Pixels of one channel, decoded if a packing is given. Picklable."""
-
-    def __init__(
-        self, root: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], packing: Packing | None
-    ) -> None:
-        self.root, self.name, self.shape, self.dtype, self.packing = root, name, shape, dtype, packing
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
-
-    def _read(self, key: tuple[int | slice, ...]) -> np.ndarray:
-        # In the terms of this dataset's shape: the store may have grown since it was opened.
-        exact = tuple(
-            slice(*k.indices(n)) if isinstance(k, slice) else int(k)
-            for k, n in zip(key, self.shape, strict=True)
-        )
-        codes = reader(self.root, self.shape[0]).read_window(self.name, exact)
-        return codes if self.packing is None else self.packing.decode(codes)
-
-
-_READERS: dict[tuple[int, str, int], PatchReader] = {}
-
-
-def reader(root: str, crops: int) -> PatchReader:
-    """The process's reader of a store of so many crops, opened once."""
-    key = (os.getpid(), root, crops)
-    if key not in _READERS:
-        _READERS[key] = PatchReader(root)
-    return _READERS[key]
-
-
 #: Where tensorstore was first used: in a fork of that process it aborts, whichever store is opened.
 _TENSORSTORE = Process()
+
+
+class MissingChunkError(SchemaError):
+    """A chunk that should be there is missing, truncated or altered."""
 
 
 class PatchReader:
