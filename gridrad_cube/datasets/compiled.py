@@ -44,7 +44,7 @@ def decode_planes(
     Parameters
     ----------
     codes
-        Integers of up to 16 bits, shape (planes, pixels).
+        Integers, of which the low 16 bits are taken, shape (planes, pixels).
     rows
         Which of R normalisations each plane takes, shape (planes,).
     tables

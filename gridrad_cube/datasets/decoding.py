@@ -93,7 +93,7 @@ class _Tables:
         self.fill = torch.tensor([0.0 if averaging else r.fill for r in distinct], device=device)
         self.row = torch.tensor([distinct.index(r) for r in rules], dtype=torch.int32, device=device)
         #: The same by arithmetic, which on a CPU is quicker: what `linear` takes, (3, distinct normalisations), and
-        #: the codes of each dtype for which it gives the table's very bits, (2, distinct normalisations).
+        #: what `_span` says of each.
         self.lines = np.array([rule.line for rule in distinct], np.float32).T.copy()
         spans = [
             _NO_SPAN if averaging else _span(rule, table)
