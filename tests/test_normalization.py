@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cubes import COLS, IR, PATCH, ROWS, VIS, Z, clean_pixels, random_codes, write_cube
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gridrad_cube.datasets import (
     Normalization,
@@ -17,6 +20,7 @@ from gridrad_cube.datasets import (
     decoding,
     normalizations,
 )
+from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.datasets.decoding import _gather, _masked, _span, _tables, _take
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError, channel_label
 
@@ -106,12 +110,13 @@ def test_decode_of_signed_codes_equals_the_slow_reference(packing):
 
 def test_decode_of_float_and_wide_codes_equals_the_slow_reference():
     float_norm = norm_of(Z, packing=Packing(dtype="float32", valid_minimum=-40.0, valid_maximum=90.0))
+    half_norm = norm_of(Z, packing=Packing(dtype="float16", valid_minimum=-40.0, valid_maximum=90.0))
     wide_norm = norm_of(IR, packing=Packing(dtype="int32", scale_factor=0.001, fill_value=-1))
     rng = np.random.default_rng(0)
     floats = rng.uniform(-50, 100, (2, 1, 8, 8)).astype(np.float32)
     floats[0, 0, 0, :3] = [np.nan, np.inf, -np.inf]
     wide = rng.integers(-1, 300_000, (2, 1, 8, 8)).astype(np.int32)
-    for norm, codes in ((float_norm, floats), (wide_norm, wide)):
+    for norm, codes in ((float_norm, floats), (half_norm, floats.astype(np.float16)), (wide_norm, wide)):
         values, valid = decode(torch.from_numpy(codes), torch.zeros(2, dtype=torch.int64), [norm])
         expected = [slow_value(norm, code) for code in codes.reshape(-1)]
         assert_equal_but_for_rounding(values.reshape(-1), [e[0] for e in expected], norm)
@@ -342,10 +347,95 @@ def test_arithmetic_serves_the_channels_that_are_affine():
     codes = np.arange(2**16, dtype=np.uint16)
     spans = {name: _span(norm_of(name), _masked(norm_of(name), codes, False))
              for name in (IR, VIS, Z, "echo_top_height", "precipitation_rate")}  # fmt: skip
-    assert spans.pop("precipitation_rate") == (1, 0)  # a logarithm
-    assert all(last - first > 2000 for first, last in spans.values()), spans
+    assert spans.pop("precipitation_rate") == (1, 0, False)  # a logarithm
+    assert all(last - first > 2000 for first, last, _ in spans.values()), spans
+    # Codes of bins without echo are valid and lie outside of the span.
+    assert {name: alike for name, (_, _, alike) in spans.items()} == {
+        IR: True, VIS: True, Z: False, "echo_top_height": False
+    }  # fmt: skip
     packing = Packing(
         dtype="uint16", scale_factor=0.01, fill_value=65535, valid_minimum=15000, valid_maximum=35000
     )
     narrow = norm_of(IR, packing=packing)
-    assert _span(narrow, _masked(narrow, codes, False)) == (15000, 35000)
+    assert _span(narrow, _masked(narrow, codes, False)) == (15000, 35000, True)
+    bytes_ = norm_of(IR, packing=BYTES)
+    assert _span(bytes_, _masked(bytes_, codes, False)) == (-127, 127, True)
+
+
+CODES = ("uint8", "int8", "uint16", "int16")
+
+
+@st.composite
+def some_norms(draw) -> list[Normalization]:
+    """Normalisations of packings of one or several dtypes, with special codes anywhere."""
+
+    def norm(dtype: str) -> Normalization:
+        info = np.iinfo(dtype)
+        code = st.none() | st.integers(info.min, info.max) | st.sampled_from([0, 1, info.min, info.max])
+        names = ("fill_value", "valid_minimum", "valid_maximum", "no_echo", "low_confidence", "out_of_range",
+                 "non_finite", "echo_minimum")  # fmt: skip
+        packing = Packing(
+            dtype=dtype, scale_factor=draw(st.sampled_from([0.01, 1.0, -0.5, 3.3])),
+            add_offset=draw(st.sampled_from([0.0, -99.01, 273.15])), **{name: draw(code) for name in names},
+        )  # fmt: skip
+        return Normalization(
+            rule=draw(st.sampled_from(["reflectivity", "rain", "standard"])), packing=packing,
+            mean=draw(st.sampled_from([20.0, 0.0, -3.7])), std=draw(st.sampled_from([20.0, 1.0, 0.3])),
+            fill=draw(st.sampled_from([-1.0, 0.0])), no_echo=draw(st.sampled_from([-1.0, 0.25])),
+        )  # fmt: skip
+
+    dtypes = draw(st.sampled_from([[d] for d in CODES]) | st.just(CODES))
+    return [norm(draw(st.sampled_from(dtypes))) for _ in range(draw(st.integers(1, 3)))]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.data(),
+    norms=some_norms(),
+    planes=st.integers(0, 5),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+)
+def test_decode_equals_numpy_whatever_the_packing(data, norms, planes, dtype):
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    channel = rng.integers(0, len(norms), planes)
+    codes = np.empty((planes, 1, 4, 8), np.result_type(*(norm.packing.dtype for norm in norms)))
+    expected, valid = np.empty(codes.shape, np.float32), np.empty(codes.shape, bool)
+    for i, norm in enumerate(norms[c] for c in channel):
+        info = np.iinfo(norm.packing.dtype)
+        first, last, _ = _span(norm, _masked(norm, np.arange(2**16, dtype=np.uint16), False))
+        edges = np.array([first - 1, first, last, last + 1, norm.packing.fill_value or 0])
+        where = data.draw(st.sampled_from(["anywhere", "inside", "edges"]))
+        if where == "edges":
+            some = rng.choice(edges, (4, 8))
+        else:
+            ends = (first, last) if where == "inside" and first <= last else (info.min, info.max)
+            some = rng.integers(*ends, (4, 8), endpoint=True)
+        codes[i, 0] = np.clip(some, info.min, info.max)
+        expected[i], valid[i] = norm.apply(codes[i])
+    got, ok = decode(torch.from_numpy(codes), torch.from_numpy(channel), norms, dtype=dtype)
+    assert torch.equal(got, torch.from_numpy(expected).to(dtype))
+    np.testing.assert_array_equal(ok, valid)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("coarsen", [1, 2])
+def test_a_batch_of_damaged_samples_alone_decodes_to_nothing(tmp_path, dtype, coarsen):
+    store = write_cube(tmp_path / "s.zarr", {IR: random_codes(IR, (1, ROWS * PATCH, COLS * PATCH))})
+    (shard,) = (store / IR).glob("c.*")
+    shard.write_bytes(shard.read_bytes()[:100])
+    data = PatchDataset(store, on_damage="skip", coarsen=coarsen)
+    batch = data.__getitems__([0, 1])
+    assert batch.damaged.tolist() == [0, 1]
+    values, valid = data.decode(batch, dtype=dtype)
+    assert (values.shape, values.dtype) == ((0, 1, PATCH // coarsen, PATCH // coarsen), dtype)
+    assert (valid.shape, valid.dtype) == (values.shape, torch.bool)
+
+
+def test_numba_that_is_missing_is_no_matter_and_one_that_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert compiled_decoder.__wrapped__() is None
+    (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 2.4 or less")')
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"cannot be imported \(Numba needs NumPy 2.4 or less\)"):
+        assert compiled_decoder.__wrapped__() is None

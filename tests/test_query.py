@@ -152,7 +152,7 @@ def test_at_place_alone_is_a_track(emb):
         (("tomorrow", 40, -100), "time: cannot read 'tomorrow'; expected UTC such as '2024-05-20'"),
         (("20240520", 40, -100), "time: cannot read '20240520'"),
         (("2024-13-20", 40, -100), "time: cannot read '2024-13-20'"),
-        ((np.datetime64("NaT"), 40, -100), "time: got NaT"),
+        ((np.datetime64("NaT", "s"), 40, -100), "time: got NaT"),
         ((20240520, 40, -100), "time: got 20240520; expected text"),
         (("2024-05-20", 40, -100, "far"), "distance: got 'far'; expected kilometres"),
         (("2024-05-20", 40, -100, -5), "distance: got -5; expected kilometres"),

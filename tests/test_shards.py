@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
 import numpy as np
@@ -339,6 +340,44 @@ def test_an_error_of_the_disk_is_no_damage(tmp_path):
     with pytest.raises(IsADirectoryError) as caught:
         batch(open_reader(files), [(0, 0, 0, 0)])
     assert "c.0.0.0.0" in caught.value.__notes__[0]
+
+
+@pytest.mark.timeout(60)
+def test_callers_that_share_threads_neither_wait_for_each_other_nor_count_the_failed(tmp_path, monkeypatch):
+    files, chunks = write(tmp_path)
+    reader, go_on = open_reader(files, threads=4), threading.Event()
+    index = np.indices(GRID).reshape(4, -1).T
+    first, others = index[index[:, 0] == 0], index[index[:, 0] > 0]
+    started, read = threading.Barrier(5), shard_files.LocalShard.read
+
+    def wait(self, wanted, scratch):
+        if self._path == shard(files, 0):
+            started.wait(timeout=30)
+            assert go_on.wait(timeout=10)
+        return read(self, wanted, scratch)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor() as pool:
+        patch.setattr(shard_files.LocalShard, "read", wait)
+        slow = pool.submit(batch, reader, first)
+        started.wait(timeout=30)  # it and its helpers have all threads
+        try:
+            out, failures = batch(reader, others)
+        finally:
+            go_on.set()
+        assert not failures
+        np.testing.assert_array_equal(out, chunks[tuple(others.T)])
+        np.testing.assert_array_equal(slow.result()[0], chunks[tuple(first.T)])
+
+    def fail(*_):
+        raise OSError("disk gone")
+
+    for thing, name in ((shard_files.LocalShard, "read"), (reader._pool, "submit")):
+        with monkeypatch.context() as patch:
+            patch.setattr(thing, name, fail)
+            with pytest.raises(OSError, match="disk gone"):
+                batch(reader, index)
+    assert reader._callers == 0
+    assert not batch(reader, index)[1]
 
 
 def test_layouts_that_are_not_understood_are_left_to_others(tmp_path):

@@ -326,7 +326,7 @@ def test_positions_of_a_disk_ignore_pixels_off_the_earth():
 def test_observation_time_is_the_mean_of_the_lines():
     scene = make_scene((10, 8))
     lines = np.datetime64("2021-07-05T17:50:00", "s") + 4 * np.arange(10)
-    lines[5:8] = np.datetime64("NaT")
+    lines[5:8] = np.datetime64("NaT", "s")
     crop = tiling.cut(scene.assign_coords(observation_time=("y", lines)), Window(-4, 0, 16, 8), 4)
     expected = np.array(
         ["NaT", "2021-07-05T17:50:06", "2021-07-05T17:50:16", "2021-07-05T17:50:34"], "datetime64[s]"

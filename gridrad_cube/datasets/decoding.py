@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -25,8 +26,8 @@ def decode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn packed codes into normalised values, on the device where they are.
 
-    Codes of up to 16 bits go through tables of all 65,536 of them, made once per device from
-    `Normalization.apply`: the values are those of numpy, bit for bit. Wider codes (int32, float32) take a
+    Integers of up to 16 bits go through tables of all 65,536 of them, made once per device from
+    `Normalization.apply`: the values are those of numpy, bit for bit. Other codes (int32, float32) take a
     detour over the host. Coarsening averages before it normalises: dBZ in linear Z over observed pixels with
     no echo as zero, rain over observed pixels, everything else over pixels that have a value.
 
@@ -92,33 +93,35 @@ class _Tables:
         self.fill = torch.tensor([0.0 if averaging else r.fill for r in distinct], device=device)
         self.row = torch.tensor([distinct.index(r) for r in rules], dtype=torch.int32, device=device)
         #: The same by arithmetic, which on a CPU is quicker: what `linear` takes, (3, distinct normalisations), and
-        #: the codes of each dtype for which it gives the table's very bits, (2, distinct normalisations).
+        #: what `_span` says of each.
         self.lines = np.array([rule.line for rule in distinct], np.float32).T.copy()
-        self._spans = [
-            (1, 0) if averaging else _span(rule, table) for rule, table in zip(distinct, values, strict=True)
+        spans = [
+            _NO_SPAN if averaging else _span(rule, table)
+            for rule, table in zip(distinct, values, strict=True)
         ]
+        self._spans = np.array([span[:2] for span in spans], np.int32).T.copy()
+        self._alike = np.array([span[2] for span in spans])
         self._dtypes = [np.dtype(rule.packing.dtype) for rule in distinct]
-        self._known = dict[np.dtype[Any], tuple[np.ndarray, ...]]()
 
     def known(self, dtype: np.dtype[Any]) -> tuple[np.ndarray, ...]:
-        """What `decode_planes` takes of tables, for codes of a dtype."""
-        if dtype not in self._known:
-            values, own = self.values.numpy(), [d == dtype for d in self._dtypes]
-            spans = [span if mine else (1, 0) for span, mine in zip(self._spans, own, strict=True)]
-            codes = np.arange(2**16) if dtype.kind == "u" else np.arange(-(2**15), 2**15)
-            outside = [(codes < first) | (codes > last) for first, last in spans]
-            alike = [
-                np.isnan(table[codes[out] & 0xFFFF]).all() for table, out in zip(values, outside, strict=True)
-            ]
-            self._known[dtype] = values, self.lines, np.array(spans, np.int32).T.copy(), np.array(alike)
-        return *self._known[dtype], self.fill.numpy()
+        """What `decode_planes` takes of tables, for codes of a dtype: arithmetic is for a packing's own."""
+        own = np.array([d == dtype for d in self._dtypes])
+        spans = np.where(own, self._spans, np.array(_NO_SPAN[:2], np.int32)[:, None])
+        return self.values.numpy(), self.lines, spans, self._alike & own, self.fill.numpy()
 
 
-def _span(rule: Normalization, table: np.ndarray) -> tuple[int, int]:
-    """The longest run of codes whose arithmetic gives the very bits of the table of all 65,536 codes."""
+#: Of a normalisation that arithmetic does not serve; see `_span`.
+_NO_SPAN = 1, 0, False
+
+
+def _span(rule: Normalization, table: np.ndarray) -> tuple[int, int, bool]:
+    """First and last of the longest run of codes whose arithmetic gives the table's very bits.
+
+    Third, whether no other code is valid, so that all others become the fill.
+    """
     dtype = np.dtype(rule.packing.dtype)
-    if rule.rule == "rain" or dtype.kind not in "iu":
-        return 1, 0
+    if rule.rule == "rain":
+        return _NO_SPAN
     info = np.iinfo(dtype)
     codes = np.arange(info.min, info.max + 1)
     values = np.empty(codes.shape, np.float32)
@@ -126,9 +129,11 @@ def _span(rule: Normalization, table: np.ndarray) -> tuple[int, int]:
     same = np.concatenate([[False], values == table[codes & 0xFFFF], [False]])
     starts, stops = np.flatnonzero(np.diff(same)).reshape(-1, 2).T
     if not len(starts):
-        return 1, 0
+        return _NO_SPAN
     longest = int(np.argmax(stops - starts))
-    return int(codes[starts[longest]]), int(codes[stops[longest] - 1])
+    start, stop = int(starts[longest]), int(stops[longest])
+    others = table[np.delete(codes, slice(start, stop)) & 0xFFFF]
+    return int(codes[start]), int(codes[stop - 1]), bool(np.isnan(others).all())
 
 
 @functools.lru_cache(maxsize=16)
@@ -149,7 +154,8 @@ def _look_up(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values with the fill where not valid (0 for amounts), and the mask of valid pixels."""
-    if any(np.dtype(rule.packing.dtype).itemsize > 2 for rule in rules):
+    dtypes = [np.dtype(rule.packing.dtype) for rule in rules]
+    if any(dtype.kind not in "iu" or dtype.itemsize > 2 for dtype in dtypes):
         return _on_host(codes, which, rules, averaging=averaging)
     tables = _tables(rules, averaging, codes.device)
     if codes.device.type == "cpu":
@@ -178,20 +184,21 @@ def _take(
     codes: torch.Tensor, which: torch.Tensor, tables: _Tables, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # numpy takes large arrays in large pages, which torch does not, and has no threads to wait for.
-    packed = codes.numpy().reshape(codes.shape[0] * codes.shape[1], -1)
+    planes, pixels = math.prod(codes.shape[:2]), math.prod(codes.shape[2:])  # a batch may be empty
+    packed = codes.numpy().reshape(planes, pixels)
     rows = tables.row[which].expand(codes.shape[:2]).reshape(-1).numpy()
     values, valid = np.empty(packed.shape, f"u{dtype.itemsize}"), np.empty(packed.shape, bool)
     known = tables.known(packed.dtype)
-    planes: Callable[..., None] = compiled_decoder() or _with_numpy
+    decode_planes: Callable[..., None] = compiled_decoder() or _with_numpy
     if dtype == torch.float32:
-        planes(packed, rows, *known, values.view(np.float32), valid)
+        decode_planes(packed, rows, *known, values.view(np.float32), valid)
     else:
-        step = max(1, _TOGETHER // max(1, packed.shape[1]))
-        scratch, out = np.empty((step, packed.shape[1]), np.float32), torch.from_numpy(values).view(dtype)
-        for start in range(0, len(packed), step):
+        step = max(1, _TOGETHER // max(1, pixels))
+        scratch, out = np.empty((step, pixels), np.float32), torch.from_numpy(values).view(dtype)
+        for start in range(0, planes, step):
             block = slice(start, start + step)
             part = scratch[: len(packed[block])]
-            planes(packed[block], rows[block], *known, part, valid[block])
+            decode_planes(packed[block], rows[block], *known, part, valid[block])
             _convert(torch.from_numpy(part), out[block])
     shape = codes.shape
     return torch.from_numpy(values).view(dtype).reshape(shape), torch.from_numpy(valid).reshape(shape)
@@ -206,14 +213,20 @@ def _with_numpy(
     for start in range(0, len(codes), step):
         block = slice(start, start + step)
         part, which = codes[block], rows[block]
-        one = (which == which[0]).all()  # one number is quicker than one for each plane
-        linear(part, values[block], lines[:, which[0]] if one else lines[:, which, None])
-        valid[block] = True
         first, last = spans[:, which]
-        for i in start + np.flatnonzero((part.min(axis=1) < first) | (part.max(axis=1) > last)):
+        odd = (part.min(axis=1) < first) | (part.max(axis=1) > last)
+        if (~odd | alike[which]).any():
+            one = (which == which[0]).all()  # one number is quicker than one for each plane
+            linear(part, values[block], lines[:, which[0]] if one else lines[:, which, None])
+        valid[block] = True
+        for i in start + np.flatnonzero(odd):
             row = rows[i]
-            np.take(tables[row], _unsigned(codes[i]), out=values[i], mode="clip")
-            np.equal(values[i], values[i], out=valid[i])
+            if alike[row]:
+                np.less_equal(spans[0, row], codes[i], out=valid[i])
+                valid[i] &= codes[i] <= spans[1, row]
+            else:
+                np.take(tables[row], _unsigned(codes[i]), out=values[i], mode="clip")
+                np.equal(values[i], values[i], out=valid[i])
             np.copyto(values[i], fill[row], where=~valid[i])
 
 

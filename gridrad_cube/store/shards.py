@@ -19,7 +19,7 @@ import struct
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -285,13 +285,17 @@ class ShardReader:
         with self._starting:
             self._callers += 1
             helpers = min(self.threads // self._callers, len(units)) - 1
-        futures = [self._executor().submit(work) for _ in range(helpers)]
+        futures: list[Future[None]] = []
         try:
+            futures.extend(self._executor().submit(work) for _ in range(helpers))
             work()  # rather than wait: waking threads up takes as long as reading some patches
         finally:
-            errors = [error for future in futures if (error := future.exception()) is not None]
             with self._starting:
                 self._callers -= 1
+            # A helper that another caller has kept from starting is not waited for.
+            errors = [
+                e for future in futures if not future.cancel() and (e := future.exception()) is not None
+            ]
         if errors:
             raise errors[0]
         return failures
