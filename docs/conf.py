@@ -6,11 +6,17 @@ on a code host. ``GRIDRAD_CUBE_DOCS_EXECUTE=off`` leaves the notebooks as they a
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
+
+from sphinx.pycode import ModuleAnalyzer
+
+import gridrad_cube
 
 HERE = Path(__file__).resolve().parent
 
@@ -114,7 +120,23 @@ def _is_underline(line: str) -> bool:
     return len(line) > 2 and set(line) == {"-"}
 
 
+def lend_comments(app: Any) -> None:
+    """Give packages the ``#:`` comments of the constants that they pass on, which autodoc seeks in their own file."""
+    for found in pkgutil.iter_modules(gridrad_cube.__path__, "gridrad_cube."):
+        if found.ispkg:
+            package = importlib.import_module(found.name)
+            passed_on = vars(package).get("__all__", ())
+            own = ModuleAnalyzer.for_module(found.name)
+            own.analyze()
+            for inner in pkgutil.iter_modules(package.__path__, f"{found.name}."):
+                analyzer = ModuleAnalyzer.for_module(inner.name)
+                analyzer.analyze()
+                comments = analyzer.attr_docs.items()
+                own.attr_docs |= {key: text for key, text in comments if not key[0] and key[1] in passed_on}
+
+
 def setup(app: Any) -> None:
     """Register what this file adds."""
+    app.connect("builder-inited", lend_comments)
     app.connect("source-read", list_links)
     app.connect("autodoc-process-docstring", say_what_is_returned, priority=100)
