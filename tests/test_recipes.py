@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
@@ -254,6 +255,7 @@ def test_preset_of_the_predecessor_gives_way_to_what_is_said(sources, tmp_path):
 @pytest.mark.timeout(60)
 def test_what_does_not_fit_is_told_in_one_line(sources, tmp_path, options, message):
     arguments = ["preprocess", str(sources), "--store", str(tmp_path / "p"), "--patch", "32", *options]
+    importlib.import_module("distributed")  # else leaving the block takes away its other defaults too
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         result = CliRunner().invoke(cli, arguments)
     assert result.exit_code != 0
