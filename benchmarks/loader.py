@@ -267,11 +267,8 @@ def decoded_ways(stores: dict[str, Path], folder: Path, batch: int, dtype: torch
 
 def _decoders() -> dict[Any, str]:
     """The ways to decode on a CPU that are installed, and their names."""
-    return (
-        {compiled_decoder(): "with numba", None: "without numba"}
-        if compiled_decoder()
-        else {None: "without numba"}
-    )
+    named = {compiled_decoder(): "with numba"}
+    return named | {None: "without numba"}  # where numba is not installed the two are one
 
 
 def _decoding(
