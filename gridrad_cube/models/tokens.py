@@ -130,9 +130,8 @@ class TokenDINOLoss(nn.Module):
     def _move_center(self) -> None:
         total = sum_over_ranks(torch.stack(self._seen).sum(0))
         self._seen = []
-        move_center_(
-            self.center, total[:-1] / total[-1], self.center_momentum
-        )  # no tokens, no mean: it stays
+        mean = total[:-1] / total[-1]  # not finite where no token counts: then the centre stays
+        move_center_(self.center, mean, self.center_momentum)
 
 
 class TokenCodingRateLoss(nn.Module):

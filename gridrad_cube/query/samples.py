@@ -111,9 +111,8 @@ def positions(dataset: xr.Dataset, crops: slice | np.ndarray) -> tuple[np.ndarra
     if cell_dims(dataset):
         return latitude, longitude
     # Each crop about a meridian of its own: one for all would cut some crop in two.
-    flat = longitude.reshape(
-        len(longitude), int(np.prod(longitude.shape[1:]))
-    )  # -1 fails where there are none
+    cells = int(np.prod(longitude.shape[1:]))  # -1 in its place fails where there are no crops
+    flat = longitude.reshape(len(longitude), cells)
     first = np.argmax(np.isfinite(flat), axis=1) if flat.size else np.zeros(len(flat), int)
     base = np.nan_to_num(flat[np.arange(len(flat)), first])
     latitude, offset = mean_position(latitude, wrap_longitude(longitude - base[:, None, None]), (1, 2))

@@ -36,7 +36,10 @@ class ShardSource(Protocol):
     def read(
         self, wanted: Sequence[tuple[int, int, int]], scratch: Callable[[int], Any]
     ) -> Iterator[tuple[Any, int]]:
-        """Bytes of each (offset, size, place), good until the next are asked for (None past the end); its place."""
+        """Bytes of each (offset, size, place), good until the next are asked for (None past the end); its place.
+
+        ``scratch`` gives so many bytes to read into.
+        """
         ...
 
 
