@@ -13,7 +13,7 @@ import gridrad_cube
 
 PACKAGE = Path(gridrad_cube.__file__).parent
 LAYERS = {
-    0: {"schema", "geometry", "versions", "machine"},
+    0: {"schema", "geometry", "versions", "machine", "jit"},
     1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluate", "plot", "info"},
     3: {"train", "embed", "convert", "testing"},
@@ -32,7 +32,7 @@ ONLY_IN = {
     "fsspec": {"store"},
     "obstore": {"store"},
     "faiss": {"query"},
-    "numba": {"datasets"},
+    "numba": {"jit"},
     "pyarrow": {"query"},
     "matplotlib": {"plot"},
     "click": {"cli"},

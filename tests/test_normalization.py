@@ -20,8 +20,8 @@ from gridrad_cube.datasets import (
     decoding,
     normalizations,
 )
-from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.datasets.decoding import _gather, _masked, _span, _tables, _take
+from gridrad_cube.jit import find_numba
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError, channel_label
 
 
@@ -433,9 +433,9 @@ def test_a_batch_of_damaged_samples_alone_decodes_to_nothing(tmp_path, dtype, co
 
 def test_numba_that_is_missing_is_no_matter_and_one_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert compiled_decoder.__wrapped__() is None
+    assert find_numba.__wrapped__() is None
     (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 2.4 or less")')
     monkeypatch.delitem(sys.modules, "numba")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(RuntimeWarning, match=r"cannot be imported \(Numba needs NumPy 2.4 or less\)"):
-        assert compiled_decoder.__wrapped__() is None
+        assert find_numba.__wrapped__() is None

@@ -12,21 +12,22 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of a data set, still packed.
+    """Samples of a data set, still packed or already decoded.
 
     Which pixels of a patch are valid its codes themselves say: `PatchDataset.decode` gives the mask, on the
-    device. Cells of a grid need ``valid`` beside them.
+    device. Cells of a grid need ``valid`` beside them, and so do values.
 
     Attributes
     ----------
     codes
-        Patches: packed, (B, C, H, W). Grids of embeddings: float16, (B, D, rows, cols).
+        Patches: packed, or values where ``valid`` is given, (B, C, H, W). Grids of embeddings: float16,
+        (B, D, rows, cols).
     index
         Which samples of the data set these are, int64, (B,); ``dataset.describe(i)`` tells more.
     channel
         Index into ``dataset.labels``, int64, (B,); 0 where all channels are stacked.
     valid
-        Grids only: cells that count, bool, (B, rows, cols).
+        Grids: cells that count, bool, (B, rows, cols). Patches: valid pixels, bool, (B, C, H, W), once decoded.
     damaged
         Samples that were asked for and left out, since the store is damaged there, int64, (K,); None where
         there are none.

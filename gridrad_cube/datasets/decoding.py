@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.datasets.normalization import RAIN_FLOOR, Normalization, Rule, linear
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.store import Sink
 
 
 def decode(
@@ -69,6 +70,33 @@ def decode(
     return values.to(dtype), valid
 
 
+def decoder_into(
+    values: torch.Tensor,
+    valid: torch.Tensor,
+    channel: torch.Tensor,
+    normalizations: Mapping[str, Normalization],
+) -> Callable[[np.dtype[Any]], Sink] | None:
+    """Decode patches one by one into a batch, each while it is in the cache of the processor that has read it.
+
+    Parameters
+    ----------
+    values, valid
+        Where to, shape (B, C, H, W) and on the host; filled as `decode` would, bit for bit.
+    channel, normalizations
+        As for `decode`.
+
+    Returns
+    -------
+    For codes of a dtype, what takes a patch and its place among the B * C. None where batches are decoded at
+    once: without numba, into other dtypes than float32 and bfloat16, and from codes of over 16 bits.
+    """
+    rules, finish = tuple(normalizations.values()), _finish(values.dtype)
+    if finish is None or not _tabled(rules):
+        return None
+    which, tables = _which(values, channel, len(rules)), _tables(rules, False, values.device)
+    return lambda codes: Sink(finish, _arguments(tables, which, codes, values, valid))
+
+
 def _which(codes: torch.Tensor, channel: torch.Tensor, labels: int) -> torch.Tensor:
     """Index of each plane's normalisation, (B, 1) or (1, C)."""
     planes = codes.shape[1]
@@ -104,7 +132,7 @@ class _Tables:
         self._dtypes = [np.dtype(rule.packing.dtype) for rule in distinct]
 
     def known(self, dtype: np.dtype[Any]) -> tuple[np.ndarray, ...]:
-        """What `decode_planes` takes of tables, for codes of a dtype: arithmetic is for a packing's own."""
+        """What `CompiledDecoder` takes of them, for codes of a dtype: arithmetic is for a packing's own."""
         own = np.array([d == dtype for d in self._dtypes])
         spans = np.where(own, self._spans, np.array(_NO_SPAN[:2], np.int32)[:, None])
         return self.values.numpy(), self.lines, spans, self._alike & own, self.fill.numpy()
@@ -149,13 +177,18 @@ def _masked(rule: Normalization, codes: np.ndarray, averaging: bool) -> np.ndarr
     return np.where(valid, values, np.float32("nan"))
 
 
+def _tabled(rules: tuple[Normalization, ...]) -> bool:
+    """Whether all codes are integers of at most 16 bits."""
+    dtypes = [np.dtype(rule.packing.dtype) for rule in rules]
+    return all(dtype.kind in "iu" and dtype.itemsize <= 2 for dtype in dtypes)
+
+
 def _look_up(
     codes: torch.Tensor, which: torch.Tensor, rules: tuple[Normalization, ...], *, averaging: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values with the fill where not valid (0 for amounts), and the mask of valid pixels."""
-    dtypes = [np.dtype(rule.packing.dtype) for rule in rules]
-    if any(dtype.kind not in "iu" or dtype.itemsize > 2 for dtype in dtypes):
+    if not _tabled(rules):
         return _on_host(codes, which, rules, averaging=averaging)
     tables = _tables(rules, averaging, codes.device)
     if codes.device.type == "cpu":
@@ -183,51 +216,70 @@ _TOGETHER = 2**19
 def _take(
     codes: torch.Tensor, which: torch.Tensor, tables: _Tables, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # numpy takes large arrays in large pages, which torch does not, and has no threads to wait for.
+    values, valid = empty(codes.shape, dtype), empty(codes.shape, torch.bool)
     planes, pixels = math.prod(codes.shape[:2]), math.prod(codes.shape[2:])  # a batch may be empty
-    packed = codes.numpy().reshape(planes, pixels)
-    rows = tables.row[which].expand(codes.shape[:2]).reshape(-1).numpy()
-    values, valid = np.empty(packed.shape, f"u{dtype.itemsize}"), np.empty(packed.shape, bool)
-    known = tables.known(packed.dtype)
-    decode_planes: Callable[..., None] = compiled_decoder() or _with_numpy
-    if dtype == torch.float32:
-        decode_planes(packed, rows, *known, values.view(np.float32), valid)
-    else:
-        step = max(1, _TOGETHER // max(1, pixels))
-        scratch, out = np.empty((step, pixels), np.float32), torch.from_numpy(values).view(dtype)
-        for start in range(0, planes, step):
-            block = slice(start, start + step)
-            part = scratch[: len(packed[block])]
-            decode_planes(packed[block], rows[block], *known, part, valid[block])
+    packed, compiled, finish = codes.numpy().reshape(planes, pixels), compiled_decoder(), _finish(dtype)
+    arguments = _arguments(tables, which, packed.dtype, values, valid)
+    if compiled is not None and finish is not None:
+        compiled.planes(packed, finish, arguments)
+        return values, valid
+    rows, *known, _, mask = arguments
+    out = values.reshape(planes, pixels)
+    step = max(1, _TOGETHER // max(1, pixels))
+    scratch = np.empty((step, pixels), np.float32)
+    for start in range(0, planes, step):
+        block = slice(start, start + step)
+        part = out[block].numpy() if dtype == torch.float32 else scratch[: len(packed[block])]
+        _with_numpy(packed[block], rows[block], known, part, mask[block])
+        if dtype != torch.float32:
             _convert(torch.from_numpy(part), out[block])
-    shape = codes.shape
-    return torch.from_numpy(values).view(dtype).reshape(shape), torch.from_numpy(valid).reshape(shape)
+    return values, valid
+
+
+def _finish(dtype: torch.dtype) -> Callable[..., None] | None:
+    """The compiled function that decodes a plane to a dtype; None where there is none."""
+    compiled = compiled_decoder()
+    if compiled is None:
+        return None
+    return {torch.float32: compiled.into_float32, torch.bfloat16: compiled.into_bfloat16}.get(dtype)
+
+
+def _arguments(
+    tables: _Tables, which: torch.Tensor, codes: np.dtype[Any], values: torch.Tensor, valid: torch.Tensor
+) -> tuple[np.ndarray, ...]:
+    """As `CompiledDecoder` has them, for codes of this dtype."""
+    planes, pixels = math.prod(values.shape[:2]), math.prod(values.shape[2:])
+    rows = tables.row[which].expand(values.shape[:2]).reshape(-1).numpy()
+    plain = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
+    out = (x.reshape(planes, pixels).numpy() for x in (plain, valid))
+    return rows, *tables.known(codes), *out
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """As `torch.empty`, but in large pages where the system has them: numpy asks for them, torch does not."""
+    return torch.from_numpy(np.empty(tuple(shape), f"u{dtype.itemsize}")).view(dtype)
 
 
 def _with_numpy(
-    codes: np.ndarray, rows: np.ndarray, tables: np.ndarray, lines: np.ndarray, spans: np.ndarray, alike: np.ndarray,
-    fill: np.ndarray, values: np.ndarray, valid: np.ndarray,
-) -> None:  # fmt: skip
-    """As `compiled.decode_planes`."""
-    step = max(1, _TOGETHER // max(1, codes.shape[1]))
-    for start in range(0, len(codes), step):
-        block = slice(start, start + step)
-        part, which = codes[block], rows[block]
-        first, last = spans[:, which]
-        odd = (part.min(axis=1) < first) | (part.max(axis=1) > last)
-        if (~odd | alike[which]).any():
-            one = (which == which[0]).all()  # one number is quicker than one for each plane
-            linear(part, values[block], lines[:, which[0]] if one else lines[:, which, None])
-        valid[block] = True
-        for i in start + np.flatnonzero(odd):
-            row = rows[i]
-            if alike[row]:
-                np.less_equal(spans[0, row], codes[i], out=valid[i])
-                valid[i] &= codes[i] <= spans[1, row]
-            else:
-                np.take(tables[row], _unsigned(codes[i]), out=values[i], mode="clip")
-                np.equal(values[i], values[i], out=valid[i])
-            np.copyto(values[i], fill[row], where=~valid[i])
+    codes: np.ndarray, rows: np.ndarray, known: Sequence[np.ndarray], values: np.ndarray, valid: np.ndarray
+) -> None:
+    """Decode planes of codes; arguments as of `CompiledDecoder`, values float32."""
+    tables, lines, spans, alike, fill = known
+    first, last = spans[:, rows]
+    odd = (codes.min(axis=1) < first) | (codes.max(axis=1) > last)
+    if (~odd | alike[rows]).any():
+        one = (rows == rows[0]).all()  # one number is quicker than one for each plane
+        linear(codes, values, lines[:, rows[0]] if one else lines[:, rows, None])
+    valid[...] = True
+    for i in np.flatnonzero(odd):
+        row = rows[i]
+        if alike[row]:
+            np.less_equal(spans[0, row], codes[i], out=valid[i])
+            valid[i] &= codes[i] <= spans[1, row]
+        else:
+            np.take(tables[row], _unsigned(codes[i]), out=values[i], mode="clip")
+            np.equal(values[i], values[i], out=valid[i])
+        np.copyto(values[i], fill[row], where=~valid[i])
 
 
 def _convert(values: torch.Tensor, out: torch.Tensor) -> None:

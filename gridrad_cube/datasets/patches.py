@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ import xarray as xr
 from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.batches import Batch
-from gridrad_cube.datasets.decoding import decode
+from gridrad_cube.datasets.decoding import decode, decoder_into, empty
 from gridrad_cube.datasets.normalization import Normalization, normalizations
 from gridrad_cube.datasets.table import (
     Box,
@@ -27,7 +28,7 @@ from gridrad_cube.datasets.table import (
     masks_of,
 )
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
+from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, Sink, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
 OnDamage = Literal["raise", "skip"]
@@ -67,6 +68,9 @@ class PatchDataset(Dataset[Batch]):
         or network that fails always raises.
     cache
         Where to keep shards that were read once, whole: for stores that are far away.
+    decoded
+        Have batches decoded to this dtype as they are read, each patch while it is in the cache of its processor:
+        the quickest way to values on a CPU. None leaves them packed, for a GPU to decode: three fifths less memory.
 
     Attributes
     ----------
@@ -95,6 +99,7 @@ class PatchDataset(Dataset[Batch]):
         coarsen: int = 1,
         on_damage: OnDamage = "raise",
         cache: ShardCache | None = None,
+        decoded: torch.dtype | None = None,
     ) -> None:
         _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
         _check_one_of("on_damage", on_damage, get_args(OnDamage))
@@ -104,7 +109,7 @@ class PatchDataset(Dataset[Batch]):
         self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
             raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {self.patch} px")
-        self._cache = cache
+        self._cache, self.decoded = cache, decoded
         self._reader: PatchReader | None = None
         self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
@@ -165,13 +170,15 @@ class PatchDataset(Dataset[Batch]):
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised values and valid pixels of a batch, on its device; see `decode`."""
+        if batch.valid is not None:
+            return batch.codes.to(dtype), batch.valid
         return decode(batch.codes, batch.channel, self.normalizations, coarsen=self.coarsen, dtype=dtype)
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Read samples, packed.
+        """Read samples: packed, or values if the data set is to give them ``decoded``.
 
         Raises
         ------
@@ -181,28 +188,43 @@ class PatchDataset(Dataset[Batch]):
         index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
-        channel = self.table.channel[index].astype(np.int64)
-        codes = np.empty((len(index), self.planes, self.patch, self.patch), self._dtype)
-        damage = self._read(index, channel, codes)
+        batch, damage = self._read(index, torch.from_numpy(self.table.channel[index].astype(np.int64)))
         if not damage:
-            return _batch(codes, index, channel)
+            return batch
         if self.on_damage == "raise":
             raise damage[min(damage)]
         damaged = np.array(sorted(damage))
-        kept = np.delete(np.arange(len(index)), damaged)
-        return _batch(codes[kept], index[kept], channel[kept], damaged=index[damaged])
+        kept = torch.from_numpy(np.delete(np.arange(len(index)), damaged))
+        return replace(batch._map(lambda tensor: tensor[kept]), damaged=torch.from_numpy(index[damaged]))
 
-    def _read(
-        self, index: np.ndarray, channel: np.ndarray, codes: np.ndarray
+    def _read(self, index: np.ndarray, channel: torch.Tensor) -> tuple[Batch, dict[int, MissingChunkError]]:
+        """A batch, and position in it -> error, for samples that cannot be read."""
+        shape, number = (len(index), self.planes, self.patch, self.patch), torch.from_numpy(index)
+        if self.decoded is not None and self.coarsen == 1:
+            values, valid = empty(shape, self.decoded), empty(shape, torch.bool)
+            decoder = decoder_into(values, valid, channel, self.normalizations)
+            if decoder is not None:
+                damage = self._fill(index, channel.numpy(), decoder)
+                return Batch(values, number, channel, valid), damage
+        codes = np.empty(shape, self._dtype)
+        patches = codes.reshape(-1, self.patch, self.patch)
+        damage = self._fill(index, channel.numpy(), lambda _: patches)
+        batch = Batch(torch.from_numpy(codes), number, channel)
+        if self.decoded is not None:
+            values, valid = self.decode(batch, dtype=self.decoded)
+            batch = replace(batch, codes=values, valid=valid)
+        return batch, damage
+
+    def _fill(
+        self, index: np.ndarray, channel: np.ndarray, out: Callable[[np.dtype[Any]], np.ndarray | Sink]
     ) -> dict[int, MissingChunkError]:
-        """Fill ``codes``; position in the batch -> error, for samples that cannot be read."""
+        """Read patches to where ``out`` says, by dtype; position in the batch -> error, where that fails."""
         if self._reader is None:
             # Worker processes of a DataLoader are as many as there are cores to use.
             alone = get_worker_info() is None or not Files(self.store).local
             self._reader = PatchReader(self.store, threads=None if alone else 1, cache=self._cache)
         table, damage = self.table, dict[int, MissingChunkError]()
         where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
-        patches = codes.reshape(-1, self.patch, self.patch)
         for variable, numbers in self._variables().items():
             if self.channel_mode == "stack":
                 samples = np.repeat(np.arange(len(index)), len(numbers))
@@ -217,6 +239,7 @@ class PatchDataset(Dataset[Batch]):
             if self._labels[numbers[0]].altitude is not None:
                 heights = np.array([label.altitude or 0 for label in self._labels])[labels]
                 wanted = np.insert(wanted, 1, heights, axis=1)
+            patches = out(self._dataset[variable].dtype)
             failures = self._reader.read_undamaged(variable, wanted, patches, places=places)
             damage |= {int(samples[row]): error for row, error in failures.items()}
         return damage
@@ -249,11 +272,6 @@ class PatchDataset(Dataset[Batch]):
             "longitude": float(place["longitude"]),
             "source": str(here["source"].values),
         }
-
-
-def _batch(*arrays: np.ndarray, damaged: np.ndarray | None = None) -> Batch:
-    codes, index, channel = (torch.from_numpy(array) for array in arrays)
-    return Batch(codes, index, channel, damaged=None if damaged is None else torch.from_numpy(damaged))
 
 
 def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:

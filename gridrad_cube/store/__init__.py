@@ -18,6 +18,7 @@ from gridrad_cube.store.commit import (
     report_columns,
     write_block,
 )
+from gridrad_cube.store.compiled import Sink
 from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
@@ -44,6 +45,7 @@ __all__ = [
     "Record",
     "RemoteError",
     "ShardCache",
+    "Sink",
     "blank_rows",
     "block_length",
     "blocks",

@@ -10,7 +10,8 @@ import numpy as np
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.opening import open_embeddings
 from gridrad_cube.store.patches import damage_error
-from gridrad_cube.store.shards import ShardLayout, ShardReader
+from gridrad_cube.store.shard_layout import ShardLayout
+from gridrad_cube.store.shards import ShardReader
 
 
 class EmbeddingReader:

@@ -16,8 +16,10 @@ import zarr
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.store.attributes import cube_info
 from gridrad_cube.store.cache import ShardCache
+from gridrad_cube.store.compiled import Sink
 from gridrad_cube.store.files import Files
-from gridrad_cube.store.shards import MISSING, Process, ShardLayout, ShardReader
+from gridrad_cube.store.shard_layout import ShardLayout
+from gridrad_cube.store.shards import MISSING, Process, ShardReader
 
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.
 WINDOW_PATCHES = 512
@@ -166,11 +168,13 @@ class PatchReader:
         self,
         variable: str,
         index: np.ndarray,
-        out: np.ndarray,
+        out: np.ndarray | Sink,
         *,
         places: Sequence[int] | np.ndarray | None = None,
     ) -> dict[int, MissingChunkError]:
         """Read what can be read, and say for the rest what is wrong with it; parameters as for `read`.
+
+        ``out`` may also be what takes patches one by one.
 
         Returns
         -------
@@ -184,7 +188,9 @@ class PatchReader:
         shards = self._shard_reader(variable)
         if shards is None:
             return self._read_tensorstore(variable, index, out, targets)
-        if out.dtype == shards.layout.dtype and out[:1].flags.c_contiguous:
+        if not isinstance(out, np.ndarray) or (
+            out.dtype == shards.layout.dtype and out[:1].flags.c_contiguous
+        ):
             failures = shards.read(index, out, targets)
         else:
             patches = np.empty((len(index), *out.shape[1:]), shards.layout.dtype)
@@ -193,7 +199,7 @@ class PatchReader:
         return {row: self._error(variable, index[row], what) for row, what in failures.items()}
 
     def _read_tensorstore(
-        self, variable: str, index: np.ndarray, out: np.ndarray, targets: Sequence[int]
+        self, variable: str, index: np.ndarray, out: np.ndarray | Sink, targets: Sequence[int]
     ) -> dict[int, MissingChunkError]:
         array, size = self._array(variable), self.patch
         with tensorstore.Batch() as batch:
@@ -201,10 +207,15 @@ class PatchReader:
         failures: dict[int, MissingChunkError] = {}
         for row, (target, future) in enumerate(zip(targets, futures, strict=True)):
             try:
-                out[target] = future.result()
+                patch = future.result()
             except ValueError as error:
                 failures[row] = self._error(variable, index[row], _reason(error))
                 failures[row].__cause__ = error
+                continue
+            if isinstance(out, np.ndarray):
+                out[target] = patch
+            else:
+                out.take(np.ascontiguousarray(patch), target)
         return failures
 
     def read_crop(self, variable: str, crop: int) -> np.ndarray:

@@ -77,15 +77,15 @@ class LocalShard:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        status = os.fstat(self._descriptor)
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        status = os.fstat(self.descriptor)
         self._size = status.st_size
         self.stamp = _stamp(status)
         self._seen = time.monotonic()
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
     def is_current(self) -> bool:
         """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
@@ -100,7 +100,7 @@ class LocalShard:
         """See `ShardSource`."""
         if self._size < size:
             raise DamagedShard(f"the shard is truncated to {self._size} bytes")
-        data = os.pread(self._descriptor, size, self._size - size)
+        data = os.pread(self.descriptor, size, self._size - size)
         if len(data) != size:
             raise DamagedShard("the shard is truncated")
         return data
@@ -109,7 +109,7 @@ class LocalShard:
         self, wanted: Sequence[tuple[int, int, int]], scratch: Callable[[int], Any]
     ) -> Iterator[tuple[Any, int]]:
         """See `ShardSource`."""
-        preadv, descriptor = os.preadv, self._descriptor
+        preadv, descriptor = os.preadv, self.descriptor
         buffer = scratch(max((size for _, size, _ in wanted), default=0))
         for offset, size, place in wanted:
             data = buffer[:size]

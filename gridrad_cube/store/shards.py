@@ -5,136 +5,41 @@ A shard of Zarr v3 is its chunks one after the other and, at the end, an index: 
 random patch costs one read of its own bytes, one checksum and one decompression into the batch it belongs to.
 
 Threads share Python's lock: each system call and each decompression gives it up and has to get it back. So local
-shards stay open (`shard_files`), and what is done for every patch is short.
+shards stay open (`shard_files`), what is done for every patch is short, and where numba is installed a thread reads
+many patches in one call (`compiled`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import math
 import os
-import struct
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
-from numcodecs import blosc, zstd
 
 from gridrad_cube.machine import cores
+from gridrad_cube.store import compiled
 from gridrad_cube.store.cache import ShardCache
+from gridrad_cube.store.compiled import CompiledReader, Sink, compiled_reader
 from gridrad_cube.store.files import Files
 from gridrad_cube.store.shard_files import DamagedShard, LocalShard, OpenShards, RemoteShard, ShardSource
+from gridrad_cube.store.shard_layout import ABSENT, ShardLayout, chunk_decoder
 
-#: Offset and length of a chunk that a shard does not have.
-ABSENT = 2**64 - 1
 #: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
 INDEX_BYTES = 64 * 2**20
 #: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a patch.
 LOCAL_THREADS = 8
 #: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
 REMOTE_THREADS = 16
+#: Patches that a thread takes on at a time, at most: so many that it seldom asks, so few that all are busy to the end.
+TOGETHER = 16
 #: What `ShardReader.read` says of a patch that is not there; anything else says why it cannot be read.
 MISSING = "missing"
-
-_CHECKSUM = 4
-_UINT32 = struct.Struct("<I")
-
-
-@dataclass(frozen=True)
-class ShardLayout:
-    """How an array lies in its shards, as far as `ShardReader` understands it."""
-
-    name: str
-    dtype: np.dtype[Any]
-    #: Chunks and shards along each dimension of the array, and chunks along each dimension of a shard.
-    extent: tuple[int, ...]
-    shards: tuple[int, ...]
-    chunks: tuple[int, ...]
-    chunk_shape: tuple[int, ...]
-    separator: str
-    compressor: str | None
-    checksum: bool
-
-    @classmethod
-    def from_metadata(cls, name: str, metadata: Mapping[str, Any]) -> Self | None:
-        """Take the layout from an array's ``zarr.json``; None where another reader has to be used.
-
-        Understood are sharded arrays of little-endian numbers, compressed by blosc, zstd or
-        not at all, with or without a CRC-32C, whose index is at the end.
-        """
-        codecs, keys = metadata["codecs"], metadata["chunk_key_encoding"]
-        if [codec["name"] for codec in codecs] != ["sharding_indexed"] or keys["name"] != "default":
-            return None
-        sharding = codecs[0]["configuration"]
-        inner, (index, *checks) = _Codecs(sharding["codecs"]), sharding["index_codecs"]
-        shape, chunk = metadata["shape"], sharding["chunk_shape"]
-        shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-        understood = (
-            inner.understood
-            and metadata["chunk_grid"]["name"] == "regular"
-            and sharding.get("index_location", "end") == "end"
-            and _little(index)
-            and [check["name"] for check in checks] == ["crc32c"]
-            and isinstance(metadata["data_type"], str)
-        )
-        try:
-            dtype = np.dtype(metadata["data_type"])
-        except TypeError:
-            return None
-        if not understood or dtype.kind not in "iuf":
-            return None
-        return cls(
-            name=name,
-            dtype=dtype.newbyteorder("<"),
-            extent=tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True)),
-            shards=tuple(-(-n // s) for n, s in zip(shape, shard, strict=True)),
-            chunks=tuple(s // c for s, c in zip(shard, chunk, strict=True)),
-            chunk_shape=tuple(chunk),
-            separator=keys.get("configuration", {}).get("separator", "/"),
-            compressor=inner.compressor,
-            checksum=inner.checksum,
-        )
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a decoded chunk."""
-        return math.prod(self.chunk_shape) * self.dtype.itemsize
-
-    @functools.cached_property
-    def index_bytes(self) -> int:
-        """Bytes of a shard's index, its checksum included."""
-        return 16 * math.prod(self.chunks) + _CHECKSUM
-
-    def key(self, shard: int) -> str:
-        """Key of a shard by its number in C order."""
-        place = []
-        for count in reversed(self.shards):
-            shard, number = divmod(shard, count)
-            place.append(str(number))
-        return f"{self.name}/" + self.separator.join(["c", *reversed(place)])
-
-
-class _Codecs:
-    """The codecs of a chunk: array to bytes, then a compressor or none, then a checksum or none."""
-
-    def __init__(self, codecs: Sequence[Mapping[str, Any]]) -> None:
-        first, *rest = codecs
-        names = [codec["name"] for codec in rest]
-        self.checksum = names[-1:] == ["crc32c"]
-        names = names[: len(names) - self.checksum]
-        self.compressor = names[0] if names else None
-        self.understood = _little(first) and names in ([], ["blosc"], ["zstd"])
-
-
-def _little(codec: Mapping[str, Any]) -> bool:
-    return codec["name"] == "bytes" and codec.get("configuration", {}).get("endian", "little") == "little"
 
 
 class _IndexCache:
@@ -175,7 +80,7 @@ class _IndexCache:
 
 
 class _Unit(NamedTuple):
-    """What one thread reads at a time: some patches of one shard."""
+    """Some patches of one shard."""
 
     shard: int
     #: Numbers of the chunks in the shard, and the places in the batch that they go to.
@@ -241,12 +146,16 @@ class ShardReader:
         self._scratch = threading.local()
         self._starting = threading.Lock()
         self._callers = 0
-        self._decode = _decoder(layout)
+        self._decode = chunk_decoder(layout)
+        #: Chunks asked for so far; None where compiled code does not know how to read them.
+        self._asked = 0 if layout.compressor == "blosc" and layout.checksum else None
 
     def __repr__(self) -> str:
         return f"ShardReader({self.files.root!r}, {self.layout.name!r})"
 
-    def read(self, index: np.ndarray, out: np.ndarray, places: Sequence[int] | None = None) -> dict[int, str]:
+    def read(
+        self, index: np.ndarray, out: np.ndarray | Sink, places: Sequence[int] | None = None
+    ) -> dict[int, str]:
         """Read chunks at these places of the grid of chunks.
 
         Parameters
@@ -254,7 +163,7 @@ class ShardReader:
         index
             Integers, shape (N, dims).
         out
-            Where to put them, (M, ...): ``out[i]`` is contiguous and has a chunk's bytes.
+            Where to put them, (M, ...), contiguous: ``out[i]`` has a chunk's bytes. Or what takes each.
         places
             Which of ``out`` each chunk goes to; in order if None.
 
@@ -273,18 +182,17 @@ class ShardReader:
         self._process.check(self.files.root)
         targets = range(len(index)) if places is None else places
         units, failures = deque(self._units(index)), dict[int, str]()
+        reader, most = self._compiled(len(index), out), self._most(len(index))
 
         def work() -> None:
-            while True:
-                try:
-                    unit = units.popleft()
-                except IndexError:  # all are taken
-                    return
-                failures.update(self._read_unit(unit, out, targets))
+            while errand := list(self._errand(units, most)):
+                left = errand if reader is None else self._read_compiled(reader, errand, out, targets)
+                for unit in left:
+                    failures.update(self._read_unit(unit, out, targets))
 
         with self._starting:
             self._callers += 1
-            helpers = min(self.threads // self._callers, len(units)) - 1
+            helpers = min(self.threads // self._callers, len(units), -(-len(index) // most)) - 1
         futures: list[Future[None]] = []
         try:
             futures.extend(self._executor().submit(work) for _ in range(helpers))
@@ -306,6 +214,63 @@ class ShardReader:
                 self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="ShardReader")
             return self._pool
 
+    def _most(self, patches: int) -> int:
+        """Patches that a thread takes on at a time."""
+        return max(1, min(TOGETHER, -(-patches // self.threads)))
+
+    @staticmethod
+    def _errand(units: deque[_Unit], most: int) -> Iterator[_Unit]:
+        """Take units of so many patches together, one at least while there are any."""
+        taken = 0
+        while taken < most:
+            try:
+                unit = units.popleft()
+            except IndexError:  # other threads have taken them all
+                return
+            taken += len(unit.chunks)
+            yield unit
+
+    def _compiled(self, chunks: int, out: np.ndarray | Sink) -> CompiledReader | None:
+        """What reads chunks as machine code, if that is to be had, and so many more pay for compiling it."""
+        if self._asked is None or (isinstance(out, np.ndarray) and not out.flags.c_contiguous):
+            return None
+        self._asked += chunks
+        return compiled_reader() if self._asked > compiled.COMPILE_AFTER else None
+
+    def _read_compiled(
+        self, reader: CompiledReader, errand: Sequence[_Unit], out: np.ndarray | Sink, targets: Sequence[int]
+    ) -> list[_Unit]:
+        """Read units in one call; those of which anything is left to read."""
+        parts, left = list[tuple[_Unit, LocalShard, np.ndarray]](), list[_Unit]()
+        for unit in errand:
+            try:
+                source = self._source(unit.shard)
+                ranges = self._index(unit.shard, source)[unit.chunks]
+            except (OSError, DamagedShard):
+                left.append(unit)
+                continue
+            if isinstance(source, LocalShard) and (ranges != ABSENT).all():
+                parts.append((unit, source, ranges))
+            else:
+                left.append(unit)
+        if not parts:
+            return left
+        offsets, sizes = np.concatenate([ranges for _, _, ranges in parts]).astype(np.int64).T.copy()
+        descriptors = np.repeat([source.descriptor for _, source, _ in parts], [len(r) for _, _, r in parts])
+        places = np.array([targets[place] for unit, _, _ in parts for place in unit.places])
+        good, buffer = np.zeros(len(places), bool), self._buffer(int(sizes.max()))
+        if isinstance(out, np.ndarray):
+            rows = out.reshape(len(out), -1).view(np.uint8)
+            reader.into(descriptors, offsets, sizes, places, buffer, rows, good)
+        else:
+            chunk = self._chunk().reshape(-1)
+            reader.through(
+                descriptors, offsets, sizes, places, buffer, chunk, out.finish, out.arguments, good
+            )
+        stops = itertools.accumulate(len(ranges) for _, _, ranges in parts)
+        whole = (bool(good[stop - len(r) : stop].all()) for stop, (_, _, r) in zip(stops, parts, strict=True))
+        return left + [unit for (unit, _, _), is_whole in zip(parts, whole, strict=True) if not is_whole]
+
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
         """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
         layout = self.layout
@@ -318,14 +283,14 @@ class ShardReader:
         order = np.lexsort((chunk, shard))
         shard, chunk = shard[order], chunk[order]
         # A remote shard is asked once for all that is wanted of it.
-        most = max(1, min(16, -(-len(index) // self.threads))) if self.files.local else len(index)
+        most = self._most(len(index)) if self.files.local else len(index)
         starts = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
                 part = slice(first, min(first + most, stop))
                 yield _Unit(int(shard[start]), chunk[part].tolist(), order[part].tolist())
 
-    def _read_unit(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
+    def _read_unit(self, unit: _Unit, out: np.ndarray | Sink, targets: Sequence[int]) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
@@ -336,7 +301,7 @@ class ShardReader:
             failures = self._attempt(unit, out, targets)
         return failures
 
-    def _attempt(self, unit: _Unit, out: np.ndarray, targets: Sequence[int]) -> dict[int, str]:
+    def _attempt(self, unit: _Unit, out: np.ndarray | Sink, targets: Sequence[int]) -> dict[int, str]:
         try:
             source = self._source(unit.shard)
             index = self._index(unit.shard, source)
@@ -364,16 +329,17 @@ class ShardReader:
     def _index(self, shard: int, source: ShardSource) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
         if kept is None:
-            data = source.tail(self.layout.index_bytes)
-            body, (checksum,) = data[:-_CHECKSUM], _UINT32.unpack(data[-_CHECKSUM:])
-            if google_crc32c.value(body) != checksum:
-                raise DamagedShard("the checksum of the shard's index differs")
-            kept = np.frombuffer(body, "<u8").reshape(-1, 2)
+            kept = self.layout.index(source.tail(self.layout.index_bytes))
             self._indexes.put(shard, source.stamp, kept)
         return kept
 
     def _read_chunks(
-        self, unit: _Unit, index: np.ndarray, source: ShardSource, out: np.ndarray, targets: Sequence[int]
+        self,
+        unit: _Unit,
+        index: np.ndarray,
+        source: ShardSource,
+        out: np.ndarray | Sink,
+        targets: Sequence[int],
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
@@ -382,11 +348,14 @@ class ShardReader:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size, place))
-        decode = self._decode
+        decode, sink = self._decode, None if isinstance(out, np.ndarray) else out
         for data, place in source.read(wanted, self._buffer):
-            wrong = "the shard is truncated" if data is None else decode(data, out[targets[place]])
+            chunk = self._chunk() if isinstance(out, Sink) else out[targets[place]]
+            wrong = "the shard is truncated" if data is None else decode(data, chunk)
             if wrong:
                 failures[place] = wrong
+            elif sink is not None:
+                sink.take(chunk, targets[place])
         return failures
 
     def _buffer(self, size: int) -> Any:
@@ -396,36 +365,9 @@ class ShardReader:
             kept = self._scratch.bytes = np.empty(max(size, 2**18), np.uint8)
         return kept[:size]
 
-
-def _decoder(layout: ShardLayout) -> Callable[[Any, np.ndarray], str | None]:
-    """Decodes one chunk, and says what is wrong with it, or None. What it looks up for each chunk is at hand."""
-    checked, compressor, expected = layout.checksum, layout.compressor, layout.chunk_bytes
-    checksum, number, decompress = google_crc32c.value, _UINT32.unpack_from, blosc.decompress
-
-    def decode(data: Any, out: np.ndarray) -> str | None:
-        if checked:
-            end = len(data) - _CHECKSUM
-            if end < 0:
-                return "the chunk is truncated"
-            (right,), data = number(data, end), data[:end]
-            if checksum(data) != right:
-                return "its checksum differs"
-        try:
-            if compressor == "blosc":
-                # Fewer bytes than expected would leave a part of the batch as it was.
-                (size,) = number(data, 4)
-                if size == expected:
-                    decompress(data, out)
-                    return None
-            else:
-                if compressor is not None:
-                    data = np.frombuffer(zstd.decompress(data), np.uint8)
-                size = len(data)
-                if size == expected:
-                    out.reshape(-1).view(np.uint8)[:] = data
-                    return None
-        except (RuntimeError, ValueError, struct.error) as error:
-            return f"it cannot be decompressed: {error}"
-        return f"it holds {size} bytes; expected {expected}"
-
-    return decode
+    def _chunk(self) -> np.ndarray:
+        """A chunk that this thread may use until it asks again."""
+        kept: np.ndarray | None = getattr(self._scratch, "chunk", None)
+        if kept is None:
+            kept = self._scratch.chunk = np.empty(self.layout.chunk_shape, self.layout.dtype)
+        return kept

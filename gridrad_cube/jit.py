@@ -1,0 +1,30 @@
+"""numba, where it is installed (``pip install 'gridrad-cube[jit]'``): inner loops as machine code."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+
+@functools.cache
+def find_numba() -> Any | None:
+    """The package, or None without it.
+
+    Warns
+    -----
+    RuntimeWarning
+        If it is installed but cannot be imported, with its reason: it is older than numpy, say.
+    """
+    try:
+        import numba
+    except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            warnings.warn(
+                f"numba is installed but cannot be imported ({error}); patches are read and decoded without it, in "
+                "more time. Install versions of numba and numpy that fit.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return None
+    return numba
