@@ -44,6 +44,7 @@ from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader, decoding
 from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.schema import Recipe, TileSpec
 from gridrad_cube.store import PatchReader
+from gridrad_cube.store.compiled import COMPILE_AFTER
 
 CHANNEL = "ir_brightness_temperature"
 CODECS = ("fast", "small")
@@ -211,9 +212,14 @@ def _ways_of(path: Path, batches: Shuffled) -> dict[str, Callable[[], Iterator[A
             else:
                 yield reader.read(CHANNEL, where[batch])
 
-    def direct(threads: int) -> Iterator[Any]:
-        reader = PatchReader(path, threads=threads)
+    def direct(threads: int, numba: bool = True) -> Iterator[Any]:
+        reader = reader_of(path, threads=threads, numba=numba)
         return (reader.read(CHANNEL, where[batch]) for batch in batches)
+
+    def patch_loader(numba: bool = True) -> Iterator[Any]:
+        samples = PatchDataset(path)
+        samples._reader = reader_of(path, numba=numba)
+        return iter(PatchLoader(samples, batches.singles(), batches.batch))
 
     def direct_single() -> Iterator[Any]:
         reader = PatchReader(path, threads=1)
@@ -230,11 +236,23 @@ def _ways_of(path: Path, batches: Shuffled) -> dict[str, Callable[[], Iterator[A
         "direct, a patch at a time": direct_single,
         "direct, 1 thread": lambda: direct(1),
         "direct, 2 threads": lambda: direct(2),
+        "direct, 2 threads, without numba": lambda: direct(2, numba=False),
         "DataLoader of 2 workers, one at a time": lambda: loader(OneAtATime(data), batches, 2),
         "DataLoader of 2 workers, batched": lambda: loader(data, batches, 2),
         "DataLoader in process, batched": lambda: loader(data, batches, 0),
-        "PatchLoader": lambda: iter(PatchLoader(data, batches.singles(), batches.batch)),
+        "PatchLoader": patch_loader,
+        "PatchLoader, without numba": lambda: patch_loader(numba=False),
     }
+
+
+def reader_of(path: Path, *, threads: int | None = None, numba: bool = True) -> PatchReader:
+    """A reader, of which numba has no part if so wished."""
+    reader = PatchReader(path, threads=threads)
+    shards = reader._shard_reader(CHANNEL)
+    assert shards is not None
+    if not numba:
+        shards._asked = None
+    return reader
 
 
 def decoded_ways(stores: dict[str, Path], folder: Path, batch: int, dtype: torch.dtype) -> list[Way]:
@@ -259,9 +277,32 @@ def decoded_ways(stores: dict[str, Path], folder: Path, batch: int, dtype: torch
 
     ways = [Way("memmap, numpy", with_numpy), Way("memmap, torch on all cores", with_torch)]
     for codec, path in stores.items():
-        for decoder, name in _decoders().items():
-            opened = _decoding(PatchDataset(path), batches, dtype, decoder)
-            ways.append(Way(f"{codec}: PatchLoader, decode {name}", opened))
+        for name, opened in _decoding(path, batches, dtype).items():
+            ways.append(Way(f"{codec}: PatchLoader, {name}", opened))
+    return ways
+
+
+def _decoding(path: Path, batches: Shuffled, dtype: torch.dtype) -> dict[str, Callable[[], Iterator[Any]]]:
+    """Ways to values: decoded by the threads that read, or afterwards."""
+
+    def as_read() -> Iterator[torch.Tensor]:
+        data = PatchDataset(path, decoded=dtype)
+        return (
+            data.decode(batch, dtype=dtype)[0]
+            for batch in PatchLoader(data, batches.singles(), batches.batch)
+        )
+
+    def afterwards(decoder: Any) -> Iterator[torch.Tensor]:
+        data = PatchDataset(path)
+        data._reader = reader_of(path, numba=decoder is not None)
+        for batch in PatchLoader(data, batches.singles(), batches.batch):
+            with mock.patch.object(decoding, "compiled_decoder", return_value=decoder):
+                values = data.decode(batch, dtype=dtype)[0]
+            yield values
+
+    ways: dict[str, Callable[[], Iterator[Any]]] = {"decoded as read": as_read}
+    for decoder, name in _decoders().items():
+        ways[f"decoded afterwards, {name}"] = functools.partial(afterwards, decoder)
     return ways
 
 
@@ -269,18 +310,6 @@ def _decoders() -> dict[Any, str]:
     """The ways to decode on a CPU that are installed, and their names."""
     named = {compiled_decoder(): "with numba"}
     return named | {None: "without numba"}  # where numba is not installed the two are one
-
-
-def _decoding(
-    data: PatchDataset, batches: Shuffled, dtype: torch.dtype, decoder: Any
-) -> Callable[[], Iterator[Any]]:
-    def stream() -> Iterator[torch.Tensor]:
-        for batch in PatchLoader(data, batches.singles(), batches.batch):
-            with mock.patch.object(decoding, "compiled_decoder", return_value=decoder):
-                values = data.decode(batch, dtype=dtype)[0]
-            yield values
-
-    return stream
 
 
 def check(ways: list[Way]) -> None:
@@ -312,20 +341,24 @@ def rows_of(ways: list[Way]) -> list[list[object]]:
     return rows
 
 
-STEPS = ("all of reading packed", "open, pread from the page cache", "CRC-32C", "decompress", "Python and the rest",
-         "bytes in the store", *(f"decode to float32 {name}" for name in _decoders().values()))  # fmt: skip
+DECODE = "decode to float32 "
+STEPS = (
+    "all of reading packed", "the same without numba", "open, pread from the page cache", "CRC-32C", "decompress",
+    "Python and the rest", "bytes in the store", *(DECODE + name for name in _decoders().values()),
+)  # fmt: skip
 
 
 def where_time_goes(path: Path, batch: int) -> list[float]:
     """CPU microseconds of the `STEPS` of one patch, each repeated alone in one thread."""
     data = PatchDataset(path)
-    reader = PatchReader(path, threads=1)
+    reader, plain = reader_of(path, threads=1), reader_of(path, threads=1, numba=False)
     rng = np.random.default_rng(1)
     batch = min(batch, len(data))
     chosen = np.stack([rng.permutation(len(data))[:batch] for _ in range(8)])
     table = data.table
     places = [np.stack([table.crop[c], table.row[c], table.col[c]], axis=1) for c in chosen]
-    reader.read(CHANNEL, places[0])
+    for _ in range(1 + COMPILE_AFTER // batch):
+        reader.read(CHANNEL, places[0])
     shards = reader._shard_reader(CHANNEL)
     assert shards is not None
     index_bytes, chunks, ranges = shards.layout.index_bytes, [], []
@@ -352,6 +385,7 @@ def where_time_goes(path: Path, batch: int) -> list[float]:
 
     steps: list[Callable[[], Any]] = [
         lambda: [reader.read(CHANNEL, place) for place in places],
+        lambda: [plain.read(CHANNEL, place) for place in places],
         read,
         lambda: [google_crc32c.value(chunk) for chunk in chunks],
         lambda: [blosc.decompress(chunk, out) for chunk in chunks],
@@ -366,8 +400,9 @@ def where_time_goes(path: Path, batch: int) -> list[float]:
             step()
             spent.append(time.process_time() - started)
         times.append(1e6 * min(spent) / len(chunks))
-    whole, *parts = times[:4]
-    return [whole, *parts, whole - sum(parts), sum(size for _, _, size in ranges) / len(ranges), *times[4:]]
+    whole, without, *parts = times[:5]
+    rest, size = whole - sum(parts), sum(size for _, _, size in ranges) / len(ranges)
+    return [whole, without, *parts, rest, size, *times[5:]]
 
 
 def _memory(path: str, batch: int, epochs: int, answers: Any) -> None:
@@ -449,7 +484,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         ]
     steps = [where_time_goes(path, options.batch) for path in stores.values()]
     rows = [[name, *(f"{of[i]:.1f}" for of in steps)] for i, name in enumerate(STEPS)]
-    share, names = steps[0][3] / steps[0][0], list(_decoders().values())
+    step, names = dict(zip(STEPS, steps[0], strict=True)), list(_decoders().values())
+    whole, decompress = step["all of reading packed"], step["decompress"]
     return [
         *lines,
         "",
@@ -457,9 +493,10 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         "",
         *machine.table(["step", *CODECS], rows),
         "",
-        f"Decompression bounds reading: {share:.0%} of it for `fast`. Of {options.patch**2 * 2} bytes a patch, a core "
-        f"decompresses {options.patch**2 * 2e-3 / steps[0][3]:.1f} GB/s. Decoding adds {steps[0][6] / steps[0][0]:.0%} "
-        f"of reading {names[0]}, {steps[0][-1] / steps[0][0]:.0%} {names[-1]}; in training a GPU does it.",
+        f"Decompression bounds reading: {decompress / whole:.0%} of it for `fast`. Of {options.patch**2 * 2} bytes a "
+        f"patch, a core decompresses {options.patch**2 * 2e-3 / decompress:.1f} GB/s. Decoding adds "
+        f"{step[DECODE + names[0]] / whole:.0%} of reading {names[0]}, {step[DECODE + names[-1]] / whole:.0%} "
+        f"{names[-1]}; in training a GPU does it.",
         "",
         memory(stores["fast"], options),
     ]

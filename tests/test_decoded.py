@@ -148,7 +148,7 @@ def test_libraries_that_are_built_in_another_way_leave_reading_to_python(cube, m
         patch.setattr(ctypes, "CDLL", lambda path: object())  # none of the names
         assert compiled._functions() is None
     with monkeypatch.context() as patch:
-        patch.setattr(compiled._crc32c, "value", lambda data: 0)  # another checksum
+        patch.setattr(compiled.google_crc32c, "value", lambda data: 0)  # another checksum
         assert compiled._functions() is None
     monkeypatch.setattr(compiled, "COMPILE_AFTER", -1)
     monkeypatch.setattr(shards, "compiled_reader", lambda: None)

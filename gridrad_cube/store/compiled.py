@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
-from google_crc32c import _crc32c
 from numcodecs import blosc
 
 from gridrad_cube.jit import find_numba
@@ -120,9 +121,9 @@ def _functions() -> tuple[Any, Any, Any] | None:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     try:
         pread = ctypes.CDLL(None).pread
-        checksum = ctypes.CDLL(_crc32c.__file__).crc32c_value
+        checksum = ctypes.CDLL(importlib.import_module("google_crc32c._crc32c").__file__).crc32c_value
         decompress = ctypes.CDLL(blosc.__file__).blosc_decompress_ctx
-    except (AttributeError, OSError, TypeError):  # another system, or built in another way
+    except (AttributeError, ImportError, OSError, TypeError):  # another system, or built in another way
         return None
     if ctypes.sizeof(size) != 8:
         return None  # where an offset may be of 4 bytes
@@ -132,7 +133,7 @@ def _functions() -> tuple[Any, Any, Any] | None:
     sample, out = np.arange(256, dtype=np.uint8), np.zeros(256, np.uint8)
     packed = np.frombuffer(blosc.compress(sample, b"lz4", 5, 1), np.uint8)
     known = (
-        checksum(sample.ctypes.data, sample.nbytes) == _crc32c.value(sample.tobytes())
+        checksum(sample.ctypes.data, sample.nbytes) == google_crc32c.value(sample.tobytes())
         and decompress(packed.ctypes.data, out.ctypes.data, out.nbytes, 1) == out.nbytes
         and np.array_equal(out, sample)
     )

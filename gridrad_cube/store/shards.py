@@ -182,7 +182,8 @@ class ShardReader:
         self._process.check(self.files.root)
         targets = range(len(index)) if places is None else places
         units, failures = deque(self._units(index)), dict[int, str]()
-        reader, most = self._compiled(len(index), out), self._most(len(index))
+        reader = self._compiled(len(index), out)
+        most = 1 if reader is None else self._most(len(index))  # in Python nothing is gained by more
 
         def work() -> None:
             while errand := list(self._errand(units, most)):
@@ -192,7 +193,7 @@ class ShardReader:
 
         with self._starting:
             self._callers += 1
-            helpers = min(self.threads // self._callers, len(units), -(-len(index) // most)) - 1
+            helpers = min(self.threads // self._callers, -(-len(index) // most), len(units)) - 1
         futures: list[Future[None]] = []
         try:
             futures.extend(self._executor().submit(work) for _ in range(helpers))
@@ -255,8 +256,9 @@ class ShardReader:
                 left.append(unit)
         if not parts:
             return left
+        counts = [len(ranges) for _, _, ranges in parts]
         offsets, sizes = np.concatenate([ranges for _, _, ranges in parts]).astype(np.int64).T.copy()
-        descriptors = np.repeat([source.descriptor for _, source, _ in parts], [len(r) for _, _, r in parts])
+        descriptors = np.repeat([source.descriptor for _, source, _ in parts], counts)
         places = np.array([targets[place] for unit, _, _ in parts for place in unit.places])
         good, buffer = np.zeros(len(places), bool), self._buffer(int(sizes.max()))
         if isinstance(out, np.ndarray):
@@ -267,9 +269,8 @@ class ShardReader:
             reader.through(
                 descriptors, offsets, sizes, places, buffer, chunk, out.finish, out.arguments, good
             )
-        stops = itertools.accumulate(len(ranges) for _, _, ranges in parts)
-        whole = (bool(good[stop - len(r) : stop].all()) for stop, (_, _, r) in zip(stops, parts, strict=True))
-        return left + [unit for (unit, _, _), is_whole in zip(parts, whole, strict=True) if not is_whole]
+        whole = np.logical_and.reduceat(good, np.cumsum([0, *counts[:-1]]))
+        return left + [unit for (unit, _, _), done in zip(parts, whole, strict=True) if not done]
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
         """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
