@@ -184,7 +184,7 @@ class PatchReader:
         index, dims = np.asarray(index, np.int64), len(self._metadata(variable)["shape"])
         if index.ndim != 2 or index.shape[1] != dims:
             raise ValueError(f"{variable}: an index has {dims} columns, got shape {index.shape}")
-        targets = range(len(index)) if places is None else np.asarray(places).tolist()
+        targets = np.arange(len(index)) if places is None else np.asarray(places)
         shards = self._shard_reader(variable)
         if shards is None:
             return self._read_tensorstore(variable, index, out, targets)
@@ -199,7 +199,7 @@ class PatchReader:
         return {row: self._error(variable, index[row], what) for row, what in failures.items()}
 
     def _read_tensorstore(
-        self, variable: str, index: np.ndarray, out: np.ndarray | Sink, targets: Sequence[int]
+        self, variable: str, index: np.ndarray, out: np.ndarray | Sink, targets: np.ndarray
     ) -> dict[int, MissingChunkError]:
         array, size = self._array(variable), self.patch
         with tensorstore.Batch() as batch:

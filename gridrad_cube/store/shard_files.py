@@ -168,15 +168,15 @@ class OpenShards:
         self._kept: OrderedDict[int, LocalShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, shard: int, path: str) -> LocalShard:
-        """The shard, opened anew if its file is another one, or was written to, since."""
+    def get(self, shard: int, path: Callable[[int], str]) -> LocalShard:
+        """The shard, opened anew at its ``path`` if the file there is another one, or was written to, since."""
         with self._lock:
             found = self._kept.get(shard)
             if found is not None:
                 self._kept.move_to_end(shard)
         if found is not None and found.is_current():
             return found
-        opened = LocalShard(path)
+        opened = LocalShard(path(shard))
         with self._lock:
             self._kept[shard] = opened
             self._kept.move_to_end(shard)

@@ -84,8 +84,8 @@ class _Unit(NamedTuple):
 
     shard: int
     #: Numbers of the chunks in the shard, and the places in the batch that they go to.
-    chunks: list[int]
-    places: list[int]
+    chunks: np.ndarray
+    places: np.ndarray
 
 
 class Process:
@@ -154,7 +154,7 @@ class ShardReader:
         return f"ShardReader({self.files.root!r}, {self.layout.name!r})"
 
     def read(
-        self, index: np.ndarray, out: np.ndarray | Sink, places: Sequence[int] | None = None
+        self, index: np.ndarray, out: np.ndarray | Sink, places: Sequence[int] | np.ndarray | None = None
     ) -> dict[int, str]:
         """Read chunks at these places of the grid of chunks.
 
@@ -180,7 +180,7 @@ class ShardReader:
             If the disk or network fails, which says nothing about the store.
         """
         self._process.check(self.files.root)
-        targets = range(len(index)) if places is None else places
+        targets = np.arange(len(index)) if places is None else np.asarray(places)
         units, failures = deque(self._units(index)), dict[int, str]()
         reader = self._compiled(len(index), out)
         most = 1 if reader is None else self._most(len(index))  # in Python nothing is gained by more
@@ -239,27 +239,28 @@ class ShardReader:
         return compiled_reader() if self._asked > compiled.COMPILE_AFTER else None
 
     def _read_compiled(
-        self, reader: CompiledReader, errand: Sequence[_Unit], out: np.ndarray | Sink, targets: Sequence[int]
+        self, reader: CompiledReader, errand: Sequence[_Unit], out: np.ndarray | Sink, targets: np.ndarray
     ) -> list[_Unit]:
         """Read units in one call; those of which anything is left to read."""
-        parts, left = list[tuple[_Unit, LocalShard, np.ndarray]](), list[_Unit]()
+        parts, sources, ranges, left = list[_Unit](), list[LocalShard](), list[np.ndarray](), list[_Unit]()
         for unit in errand:
             try:
                 source = self._source(unit.shard)
-                ranges = self._index(unit.shard, source)[unit.chunks]
+                index = self._index(unit.shard, source)
             except (OSError, DamagedShard):
-                left.append(unit)
-                continue
-            if isinstance(source, LocalShard) and (ranges != ABSENT).all():
-                parts.append((unit, source, ranges))
+                source = None
+            if isinstance(source, LocalShard):
+                parts.append(unit)
+                sources.append(source)
+                ranges.append(index[unit.chunks])
             else:
                 left.append(unit)
         if not parts:
             return left
-        counts = [len(ranges) for _, _, ranges in parts]
-        offsets, sizes = np.concatenate([ranges for _, _, ranges in parts]).astype(np.int64).T.copy()
-        descriptors = np.repeat([source.descriptor for _, source, _ in parts], counts)
-        places = np.array([targets[place] for unit, _, _ in parts for place in unit.places])
+        counts = [len(unit.chunks) for unit in parts]
+        offsets, sizes = np.concatenate(ranges).view(np.int64).T.copy()
+        descriptors = np.repeat([source.descriptor for source in sources], counts)
+        places = targets[np.concatenate([unit.places for unit in parts])]
         good, buffer = np.zeros(len(places), bool), self._buffer(int(sizes.max()))
         if isinstance(out, np.ndarray):
             rows = out.reshape(len(out), -1).view(np.uint8)
@@ -270,7 +271,7 @@ class ShardReader:
                 descriptors, offsets, sizes, places, buffer, chunk, out.finish, out.arguments, good
             )
         whole = np.logical_and.reduceat(good, np.cumsum([0, *counts[:-1]]))
-        return left + [unit for (unit, _, _), done in zip(parts, whole, strict=True) if not done]
+        return left + [unit for unit, done in zip(parts, whole.tolist(), strict=True) if not done]
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
         """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
@@ -289,9 +290,9 @@ class ShardReader:
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
                 part = slice(first, min(first + most, stop))
-                yield _Unit(int(shard[start]), chunk[part].tolist(), order[part].tolist())
+                yield _Unit(int(shard[start]), chunk[part], order[part])
 
-    def _read_unit(self, unit: _Unit, out: np.ndarray | Sink, targets: Sequence[int]) -> dict[int, str]:
+    def _read_unit(self, unit: _Unit, out: np.ndarray | Sink, targets: np.ndarray) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
@@ -302,30 +303,32 @@ class ShardReader:
             failures = self._attempt(unit, out, targets)
         return failures
 
-    def _attempt(self, unit: _Unit, out: np.ndarray | Sink, targets: Sequence[int]) -> dict[int, str]:
+    def _attempt(self, unit: _Unit, out: np.ndarray | Sink, targets: np.ndarray) -> dict[int, str]:
         try:
             source = self._source(unit.shard)
             index = self._index(unit.shard, source)
             return self._read_chunks(unit, index, source, out, targets)
         except FileNotFoundError:
-            return dict.fromkeys(unit.places, MISSING)
+            return dict.fromkeys(unit.places.tolist(), MISSING)
         except DamagedShard as error:
-            return dict.fromkeys(unit.places, str(error))
+            return dict.fromkeys(unit.places.tolist(), str(error))
         except OSError as error:
-            error.add_note(f"while reading {self.files.path(self.layout.key(unit.shard))}")
+            error.add_note(f"while reading {self._path(unit.shard)}")
             raise
 
     def _source(self, shard: int) -> LocalShard | RemoteShard:
-        key = self.layout.key(shard)
         for _ in range(5 if self.cache is not None else 0):
-            path = self.cache.fetch(self.files, key, self.state)  # type: ignore[union-attr]
+            path = self.cache.fetch(self.files, self.layout.key(shard), self.state)  # type: ignore[union-attr]
             if path is None:
                 break
             with contextlib.suppress(FileNotFoundError):  # removed since, by another process that needs room
                 return LocalShard(path)
         if self.files.local:
-            return self._open.get(shard, self.files.path(key))
-        return RemoteShard(self.files, key)
+            return self._open.get(shard, self._path)
+        return RemoteShard(self.files, self.layout.key(shard))
+
+    def _path(self, shard: int) -> str:
+        return self.files.path(self.layout.key(shard))
 
     def _index(self, shard: int, source: ShardSource) -> np.ndarray:
         kept = self._indexes.get(shard, source.stamp)
@@ -340,23 +343,24 @@ class ShardReader:
         index: np.ndarray,
         source: ShardSource,
         out: np.ndarray | Sink,
-        targets: Sequence[int],
+        targets: np.ndarray,
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
-        for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places, strict=True):
+        for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places.tolist(), strict=True):
             if offset == size == ABSENT:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size, place))
         decode, sink = self._decode, None if isinstance(out, np.ndarray) else out
         for data, place in source.read(wanted, self._buffer):
-            chunk = self._chunk() if isinstance(out, Sink) else out[targets[place]]
+            target = targets[place]
+            chunk = self._chunk() if isinstance(out, Sink) else out[target]
             wrong = "the shard is truncated" if data is None else decode(data, chunk)
             if wrong:
                 failures[place] = wrong
             elif sink is not None:
-                sink.take(chunk, targets[place])
+                sink.take(chunk, target)
         return failures
 
     def _buffer(self, size: int) -> Any:
