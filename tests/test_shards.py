@@ -129,6 +129,14 @@ def test_a_place_outside_the_array_is_refused(stored):
             batch(open_reader(files), [(0, 0, 0, 0), place])
 
 
+@pytest.mark.parametrize("places", [[0, 2], [-1, 0]])
+def test_a_place_outside_the_batch_is_refused(tmp_path, places):
+    reader, out = open_reader(write(tmp_path)[0]), np.zeros((2, EDGE, EDGE), np.uint16)
+    with pytest.raises(IndexError, match=r"places -?[01] to [02] in a batch of 2"):
+        reader.read(np.array([[0, 0, 0, 0], [0, 0, 0, 1]]), out, places)
+    assert not out.any()
+
+
 def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
     files, chunks = write(tmp_path)
     os.remove(shard(files, 1))

@@ -175,12 +175,19 @@ class ShardReader:
         Raises
         ------
         IndexError
-            If a place is not in the array.
+            If a place is not in the array, or not in ``out``.
         OSError
             If the disk or network fails, which says nothing about the store.
         """
         self._process.check(self.files.root)
         targets = np.arange(len(index)) if places is None else np.asarray(places)
+        if (
+            isinstance(out, np.ndarray)
+            and targets.size
+            and not 0 <= targets.min() <= targets.max() < len(out)
+        ):
+            # Compiled code would write there.
+            raise IndexError(f"{self!r}: places {targets.min()} to {targets.max()} in a batch of {len(out)}")
         units, failures = deque(self._units(index)), dict[int, str]()
         reader = self._compiled(len(index), out)
         most = 1 if reader is None else self._most(len(index))  # in Python nothing is gained by more
