@@ -18,7 +18,7 @@ def find_numba() -> Any | None:
     """
     try:
         import numba
-    except ImportError as error:
+    except Exception as error:  # llvmlite without its library is an OSError, an unfit numpy anything
         if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
             warnings.warn(
                 f"numba is installed but cannot be imported ({error}); patches are read and decoded without it, in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from gridrad_cube import store as stores
 from gridrad_cube.datasets import PatchDataset, PatchLoader, decoding
+from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.datasets.partners import PairDataset
-from gridrad_cube.schema import Packing
+from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.store import MissingChunkError, PatchReader, ShardCache, compiled, shards
 
 SIGNED = Packing(dtype="int16", scale_factor=0.01, add_offset=300.0, fill_value=-32768, valid_maximum=20000)
@@ -140,6 +142,33 @@ def test_a_batch_that_is_not_contiguous_is_filled(cube):
     reader.read(IR, index, whole[:, 1])
     np.testing.assert_array_equal(whole[:, 1], reader.read(IR, index))
     assert not whole[:, 0].any()
+
+
+def test_what_cannot_be_filled_is_refused(cube):
+    data = PatchDataset(cube, channels=IR)
+    index = np.array([[0, 0, 0], [0, 0, 1]])
+    values, valid = torch.zeros(2, 1, PATCH, PATCH), torch.zeros(2, 1, PATCH, PATCH, dtype=torch.bool)
+    decoder = decoding.decoder_into(values, valid, torch.zeros(2, dtype=torch.int64), data.normalizations)
+    if decoder is not None:
+        with pytest.raises(IndexError, match="places 0 to 2 in a batch of 2"):
+            PatchReader(cube).read_undamaged(IR, index, decoder(np.dtype("uint16")), places=[0, 2])
+        with pytest.raises(IndexError, match="place 2 in a batch of 2"):
+            PatchReader(cube, direct=False).read_undamaged(
+                IR, index, decoder(np.dtype("uint16")), places=[0, 2]
+            )
+    out = np.zeros((2, PATCH, PATCH), np.uint16)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        PatchReader(cube).read(IR, index, out)
+    for dtype in (torch.uint8, "float32"):
+        with pytest.raises(SchemaError, match=r"decoded: got .*; expected a floating dtype of torch"):
+            PatchDataset(cube, decoded=dtype)
+
+
+def test_threads_share_one_decoder():
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: compiled_decoder(), range(8)))
+    assert len(set(map(id, found))) == 1
 
 
 def test_libraries_that_are_built_in_another_way_leave_reading_to_python(cube, monkeypatch):

@@ -434,8 +434,11 @@ def test_a_batch_of_damaged_samples_alone_decodes_to_nothing(tmp_path, dtype, co
 def test_numba_that_is_missing_is_no_matter_and_one_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     assert find_numba.__wrapped__() is None
-    (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 2.4 or less")')
     monkeypatch.delitem(sys.modules, "numba")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.warns(RuntimeWarning, match=r"cannot be imported \(Numba needs NumPy 2.4 or less\)"):
-        assert find_numba.__wrapped__() is None
+    for kind in ("ImportError", "OSError", "AttributeError"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "numba.py").write_text(f'raise {kind}("Numba needs NumPy 2.4 or less")')
+        monkeypatch.syspath_prepend(folder)
+        with pytest.warns(RuntimeWarning, match=r"cannot be imported \(Numba needs NumPy 2.4 or less\)"):
+            assert find_numba.__wrapped__() is None

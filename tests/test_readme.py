@@ -82,7 +82,7 @@ def test_quality_page_selects_by_flags(folder, monkeypatch, capsys):
 
 def test_loading_page_reads_resumes_and_caches(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    read, workers, resume, far = blocks("docs/loading.md")
+    read, workers, resume, far, decoded = blocks("docs/loading.md")
     names = {}
     exec(read, names)
     assert names["values"].shape == names["valid"].shape == (16, 1, 32, 32)
@@ -93,3 +93,5 @@ def test_loading_page_reads_resumes_and_caches(folder, monkeypatch, capsys):
     exec(far, names)
     assert len(names["near"][0]) == 1
     assert len(list((folder / "shards").iterdir())) == 1
+    exec(decoded, names)
+    assert names["data"][0].codes.dtype == names["torch"].float32

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gridrad_cube.jit import find_numba
+
+_COMPILING = threading.Lock()
 
 
 class CompiledDecoder(NamedTuple):
@@ -34,9 +37,14 @@ class CompiledDecoder(NamedTuple):
     planes: Callable[..., None]
 
 
-@functools.cache
 def compiled_decoder() -> CompiledDecoder | None:
     """The decoder; None without numba (warns if that is installed but cannot be imported)."""
+    with _COMPILING:
+        return _compiled_decoder()
+
+
+@functools.cache
+def _compiled_decoder() -> CompiledDecoder | None:
     numba = find_numba()
     if numba is None:
         return None

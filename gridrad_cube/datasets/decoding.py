@@ -94,7 +94,8 @@ def decoder_into(
     if finish is None or not _tabled(rules):
         return None
     which, tables = _which(values, channel, len(rules)), _tables(rules, False, values.device)
-    return lambda codes: Sink(finish, _arguments(tables, which, codes, values, valid))
+    places = math.prod(values.shape[:2])
+    return lambda codes: Sink(finish, _arguments(tables, which, codes, values, valid), places)
 
 
 def _which(codes: torch.Tensor, channel: torch.Tensor, labels: int) -> torch.Tensor:
@@ -251,7 +252,7 @@ def _arguments(
     planes, pixels = math.prod(values.shape[:2]), math.prod(values.shape[2:])
     rows = tables.row[which].expand(values.shape[:2]).reshape(-1).numpy()
     plain = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
-    out = (x.reshape(planes, pixels).numpy() for x in (plain, valid))
+    out = (x.view(planes, pixels).numpy() for x in (plain, valid))
     return rows, *tables.known(codes), *out
 
 

@@ -103,6 +103,8 @@ class PatchDataset(Dataset[Batch]):
     ) -> None:
         _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
         _check_one_of("on_damage", on_damage, get_args(OnDamage))
+        if decoded is not None and not (isinstance(decoded, torch.dtype) and decoded.is_floating_point):
+            raise SchemaError(f"decoded: got {decoded!r}; expected a floating dtype of torch, or None")
         self.store = os.fspath(store)
         info = cube_info(store)
         self.patch, self.coarsen = int(info["patch"]), int(coarsen)

@@ -22,7 +22,7 @@ from numcodecs import blosc
 
 from gridrad_cube.jit import find_numba
 
-#: Chunks that a process reads before the second or two of compiling pay.
+#: Chunks of an array that are read before the second or two of compiling pay.
 COMPILE_AFTER = 2000
 
 _COMPILING = threading.Lock()
@@ -39,13 +39,18 @@ class Sink:
         the place in the batch that it goes to. Threads call it at once; for a chunk that is read again, again.
     arguments
         Arrays.
+    places
+        How many places there are: machine code would write to others all the same, so that readers refuse them.
     """
 
     finish: Callable[[np.ndarray, int, tuple[np.ndarray, ...]], None]
     arguments: tuple[np.ndarray, ...]
+    places: int
 
     def take(self, chunk: np.ndarray, place: int) -> None:
         """Finish one chunk, of any shape."""
+        if not 0 <= place < self.places:
+            raise IndexError(f"place {place} in a batch of {self.places}")
         self.finish(chunk.reshape(-1), place, self.arguments)
 
 
@@ -53,7 +58,7 @@ class CompiledReader(NamedTuple):
     """Functions that read chunks at ``offsets`` of open files, their checksum at the end.
 
     ``good`` tells of each whether it has been read; what is wrong with another is for Python to find out. ``buffer``
-    has room for the largest, as it lies in the file.
+    has room for one, as it lies in the file.
     """
 
     #: ``(descriptors, offsets, sizes, places, buffer, out, good)``: into rows of ``out``, which have their size.
@@ -81,7 +86,7 @@ def _compiled_reader() -> CompiledReader | None:
     @numba.njit(nogil=True)
     def read(descriptor: int, offset: int, size: int, buffer: Any, chunk: Any) -> bool:
         end = size - 4
-        if end < 16 or pread(descriptor, buffer.ctypes.data, size, offset) != size:
+        if end < 16 or size > len(buffer) or pread(descriptor, buffer.ctypes.data, size, offset) != size:
             return False
         found = checksum(buffer.ctypes.data, end)
         for i in range(4):

@@ -79,7 +79,7 @@ class LocalShard:
         self._path = path
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         status = os.fstat(self.descriptor)
-        self._size = status.st_size
+        self.size = status.st_size
         self.stamp = _stamp(status)
         self._seen = time.monotonic()
 
@@ -98,9 +98,9 @@ class LocalShard:
 
     def tail(self, size: int) -> bytes:
         """See `ShardSource`."""
-        if self._size < size:
-            raise DamagedShard(f"the shard is truncated to {self._size} bytes")
-        data = os.pread(self.descriptor, size, self._size - size)
+        if self.size < size:
+            raise DamagedShard(f"the shard is truncated to {self.size} bytes")
+        data = os.pread(self.descriptor, size, self.size - size)
         if len(data) != size:
             raise DamagedShard("the shard is truncated")
         return data
@@ -110,8 +110,12 @@ class LocalShard:
     ) -> Iterator[tuple[Any, int]]:
         """See `ShardSource`."""
         preadv, descriptor = os.preadv, self.descriptor
-        buffer = scratch(max((size for _, size, _ in wanted), default=0))
+        end = self.size  # an index may say anything
+        buffer = scratch(max((size for offset, size, _ in wanted if offset + size <= end), default=0))
         for offset, size, place in wanted:
+            if offset + size > end:
+                yield None, place
+                continue
             data = buffer[:size]
             done = preadv(descriptor, [data], offset)
             while 0 < done < size and (more := preadv(descriptor, [data[done:]], offset + done)):

@@ -181,13 +181,12 @@ class ShardReader:
         """
         self._process.check(self.files.root)
         targets = np.arange(len(index)) if places is None else np.asarray(places)
-        if (
-            isinstance(out, np.ndarray)
-            and targets.size
-            and not 0 <= targets.min() <= targets.max() < len(out)
-        ):
-            # Compiled code would write there.
-            raise IndexError(f"{self!r}: places {targets.min()} to {targets.max()} in a batch of {len(out)}")
+        room = len(out) if isinstance(out, np.ndarray) else out.places
+        if targets.size and not 0 <= targets.min() <= targets.max() < room:
+            # Machine code would write there.
+            raise IndexError(f"{self!r}: places {targets.min()} to {targets.max()} in a batch of {room}")
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
+            raise ValueError(f"{self!r}: the batch to read into is read-only")
         units, failures = deque(self._units(index)), dict[int, str]()
         reader = self._compiled(len(index), out)
         most = 1 if reader is None else self._most(len(index))  # in Python nothing is gained by more
@@ -226,11 +225,12 @@ class ShardReader:
         """Patches that a thread takes on at a time."""
         return max(1, min(TOGETHER, -(-patches // self.threads)))
 
-    @staticmethod
-    def _errand(units: deque[_Unit], most: int) -> Iterator[_Unit]:
-        """Take units of so many patches together, one at least while there are any."""
+    def _errand(self, units: deque[_Unit], most: int) -> Iterator[_Unit]:
+        """Take units of so many patches together, one at least while there are any; their shards are open at once."""
         taken = 0
-        while taken < most:
+        for _ in range(max(1, self._open.limit // self.threads)):
+            if taken >= most:
+                return
             try:
                 unit = units.popleft()
             except IndexError:  # other threads have taken them all
@@ -240,7 +240,8 @@ class ShardReader:
 
     def _compiled(self, chunks: int, out: np.ndarray | Sink) -> CompiledReader | None:
         """What reads chunks as machine code, if that is to be had, and so many more pay for compiling it."""
-        if self._asked is None or (isinstance(out, np.ndarray) and not out.flags.c_contiguous):
+        local = self.files.local or self.cache is not None
+        if self._asked is None or not local or (isinstance(out, np.ndarray) and not out.flags.c_contiguous):
             return None
         self._asked += chunks
         return compiled_reader() if self._asked > compiled.COMPILE_AFTER else None
@@ -268,7 +269,8 @@ class ShardReader:
         offsets, sizes = np.concatenate(ranges).view(np.int64).T.copy()
         descriptors = np.repeat([source.descriptor for source in sources], counts)
         places = targets[np.concatenate([unit.places for unit in parts])]
-        good, buffer = np.zeros(len(places), bool), self._buffer(int(sizes.max()))
+        largest = max(source.size for source in sources)  # an index may say anything
+        good, buffer = np.zeros(len(places), bool), self._buffer(min(max(0, int(sizes.max())), largest))
         if isinstance(out, np.ndarray):
             rows = out.reshape(len(out), -1).view(np.uint8)
             reader.into(descriptors, offsets, sizes, places, buffer, rows, good)
