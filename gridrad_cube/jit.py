@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-@functools.cache
+def once(make: Callable[[], T]) -> Callable[[], T]:
+    """Call a function of no arguments once, whichever threads ask: what is compiled twice takes twice as long."""
+    lock, kept = threading.Lock(), functools.cache(make)
+
+    @functools.wraps(make)
+    def get() -> T:
+        with lock:
+            return kept()
+
+    return get
+
+
+@once
 def find_numba() -> Any | None:
     """The package, or None without it.
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gridrad_cube.jit import find_numba
-
-_COMPILING = threading.Lock()
+from gridrad_cube.jit import find_numba, once
 
 
 class CompiledDecoder(NamedTuple):
@@ -37,14 +33,9 @@ class CompiledDecoder(NamedTuple):
     planes: Callable[..., None]
 
 
+@once
 def compiled_decoder() -> CompiledDecoder | None:
     """The decoder; None without numba (warns if that is installed but cannot be imported)."""
-    with _COMPILING:
-        return _compiled_decoder()
-
-
-@functools.cache
-def _compiled_decoder() -> CompiledDecoder | None:
     numba = find_numba()
     if numba is None:
         return None

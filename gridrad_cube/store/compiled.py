@@ -9,9 +9,7 @@ they lie: the system's pread, the CRC-32C of google-crc32c, Blosc's decompressio
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,12 +18,10 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
-from gridrad_cube.jit import find_numba
+from gridrad_cube.jit import find_numba, once
 
 #: Chunks of an array that are read before the second or two of compiling pay.
 COMPILE_AFTER = 2000
-
-_COMPILING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -67,17 +63,12 @@ class CompiledReader(NamedTuple):
     through: Callable[..., None]
 
 
+@once
 def compiled_reader() -> CompiledReader | None:
     """The reader of chunks compressed by Blosc and checked by CRC-32C; None where it is not to be had.
 
     What is compiled, is so at the first call with an array's dtype.
     """
-    with _COMPILING:
-        return _compiled_reader()
-
-
-@functools.cache
-def _compiled_reader() -> CompiledReader | None:
     numba, functions = find_numba(), _functions()
     if numba is None or functions is None:
         return None
