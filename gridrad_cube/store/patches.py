@@ -174,7 +174,7 @@ class PatchReader:
     ) -> dict[int, MissingChunkError]:
         """Read what can be read, and say for the rest what is wrong with it; parameters as for `read`.
 
-        ``out`` may also be what takes patches one by one.
+        ``out`` may also be a `Sink`, which takes patches one by one.
 
         Returns
         -------

@@ -73,7 +73,10 @@ class RemoteShard:
 
 
 class LocalShard:
-    """An open shard on a local disk; closed when nothing refers to it any more."""
+    """An open shard on a local disk; closed when nothing refers to it any more.
+
+    ``descriptor`` is that of the file, ``size`` its bytes when it was opened.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path

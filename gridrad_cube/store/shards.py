@@ -163,7 +163,7 @@ class ShardReader:
         index
             Integers, shape (N, dims).
         out
-            Where to put them, (M, ...), contiguous: ``out[i]`` has a chunk's bytes. Or what takes each.
+            Where to put them, (M, ...): ``out[i]`` is contiguous and has a chunk's bytes. Or what takes each.
         places
             Which of ``out`` each chunk goes to; in order if None.
 
@@ -176,6 +176,8 @@ class ShardReader:
         ------
         IndexError
             If a place is not in the array, or not in ``out``.
+        ValueError
+            If ``out`` is read-only.
         OSError
             If the disk or network fails, which says nothing about the store.
         """
@@ -361,15 +363,15 @@ class ShardReader:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size, place))
-        decode, sink = self._decode, None if isinstance(out, np.ndarray) else out
+        decode = self._decode
         for data, place in source.read(wanted, self._buffer):
             target = targets[place]
-            chunk = self._chunk() if isinstance(out, Sink) else out[target]
+            chunk = out[target] if isinstance(out, np.ndarray) else self._chunk()
             wrong = "the shard is truncated" if data is None else decode(data, chunk)
             if wrong:
                 failures[place] = wrong
-            elif sink is not None:
-                sink.take(chunk, target)
+            elif not isinstance(out, np.ndarray):
+                out.take(chunk, target)
         return failures
 
     def _buffer(self, size: int) -> Any:
