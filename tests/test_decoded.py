@@ -34,7 +34,6 @@ def way(request, monkeypatch):
         monkeypatch.setattr(decoding, "compiled_decoder", lambda: None)
     elif compiled.compiled_reader() is None:
         pytest.skip("numba is not installed, or a library is built in another way")
-    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -113,19 +112,36 @@ def test_loaders_and_pairs_hand_values_on(cube):
     assert torch.equal(pairs.valid, valid[[4, 9, 5, 10]])
 
 
+def put_far(cube, url):
+    """A copy of a store at a URL."""
+    there = stores.Files(url)
+    for file in cube.rglob("*"):
+        if file.is_file():
+            there.write(str(file.relative_to(cube)), file.read_bytes())
+    return url
+
+
 def test_far_stores_and_cached_shards_give_the_same(cube, tmp_path):
     packed = PatchDataset(cube)
     expected = packed.__getitems__(range(len(packed)))
     values, valid = packed.decode(expected)
-    far = "memory://decoded/s.zarr"
-    target = stores.Files(far)
-    for file in sorted(cube.rglob("*")):
-        if file.is_file():
-            target.write(str(file.relative_to(cube)), file.read_bytes())
+    far = put_far(cube, "memory://decoded/s.zarr")
     for cache in (None, ShardCache(tmp_path / "shards", max_bytes=10**9)):
         data = PatchDataset(far, decoded=torch.float32, cache=cache)
         for _ in range(2):  # the second time from the cache
             assert_same(data.__getitems__(range(len(data))), expected, values, valid)
+
+
+def test_far_stores_leave_machine_code_alone(cube, monkeypatch):
+    def never():
+        raise AssertionError("compiled for nothing")
+
+    monkeypatch.setattr(compiled, "COMPILE_AFTER", -1)
+    monkeypatch.setattr(shards, "compiled_reader", never)
+    with pytest.raises(AssertionError, match="for nothing"):
+        PatchReader(cube).read(IR, np.array([[0, 0, 0]]))
+    far = put_far(cube, "memory://alone/s.zarr")
+    assert PatchReader(far).read(IR, np.array([[0, 0, 0]])).any()
 
 
 def test_patches_that_only_tensorstore_knows_give_the_same(cube):
@@ -184,9 +200,7 @@ def test_libraries_that_are_built_in_another_way_leave_reading_to_python(cube, m
     np.testing.assert_array_equal(PatchReader(cube).read(IR, np.array([[0, 0, 0], [1, 1, 1]])), expected)
 
 
-def test_few_patches_are_read_without_numba(cube, way):
-    if way != "python":
-        pytest.skip("once is enough")
+def test_few_patches_are_read_without_numba(cube):
     code = (
         "import sys, numpy as np; from gridrad_cube.store import PatchReader; "
         f"PatchReader({str(cube)!r}).read({IR!r}, np.zeros((100, 3), int)); print('numba' in sys.modules)"
