@@ -5,9 +5,9 @@
 
 Makes a cube of LaRC-size scenes (two channels, patches of 256 px) and a checkpoint with random weights. "Bare" is the
 network alone: batches of ready tensors, already on the device, as many patches as the cube has. "Embedding" is
-`gridrad_cube.embed.embed`: reading, decoding, normalising, the network, float16, writing, finishing. They run in turn
-in one process; what counts is the share of the bare patches a second that embedding reaches, by wall time and, since
-a machine may be busy with other things, by processor time.
+`gridrad_cube.embedding.embed`: reading, decoding, normalizing, the network, float16, writing, finishing. They run in
+turn in one process. What counts is the share of the bare patches per second that embedding reaches, by wall time and,
+since a machine may be busy with other things, by processor time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from gridrad_cube import pipeline, synthetic
 from gridrad_cube.datasets import normalizations
-from gridrad_cube.embed import Network, embed
+from gridrad_cube.embedding import Network, embed
 from gridrad_cube.models import build, save_checkpoint
 from gridrad_cube.store import cube_info, open_packed
 

@@ -6,7 +6,7 @@
 
 Writes storm systems as GridRad files (`storms.py` says what they are), makes a cube of them with
 ``gridrad_cube.preprocess``, and trains the network of ``--preset demo`` on the first of them with
-``gridrad_cube.train.train``, as users do. Systems after those choose the penalty of ridge regression, the last test.
+``gridrad_cube.training.train``, as users do. Systems after those choose the penalty of ridge regression, the last test.
 
 retrieval at 1   a held-out system in one frame, looked for among all held-out systems in a frame 60 to 100 minutes
                  later: the share that comes first, by cosine of the vectors as they are, of vectors whose features are
@@ -39,13 +39,13 @@ import numpy as np
 import storms
 
 from gridrad_cube import pipeline, store
-from gridrad_cube.embed import embed
-from gridrad_cube.evaluate.days import CHOOSE, FIT, TEST
-from gridrad_cube.evaluate.pixels import Windows, look
-from gridrad_cube.evaluate.probes import ridge
-from gridrad_cube.evaluate.vectors import principal_axes, rank_me, standard_axes, unit_vectors
+from gridrad_cube.embedding import embed
+from gridrad_cube.evaluation.days import CHOOSE, FIT, TEST
+from gridrad_cube.evaluation.pixels import Windows, look
+from gridrad_cube.evaluation.probes import ridge
+from gridrad_cube.evaluation.vectors import principal_axes, rank_me, standard_axes, unit_vectors
 from gridrad_cube.schema import Packing, RadarSpec, Recipe
-from gridrad_cube.train import load_config, train
+from gridrad_cube.training import load_config, train
 
 CHANNEL = "reflectivity_column_maximum"
 #: Mosaics of 16 systems to fit, to choose, to test.

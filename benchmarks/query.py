@@ -37,7 +37,7 @@ SIDE, FEATURES, K, MANY, POINTS = 8, 384, 10, 64, 1000
 
 def write_store(out: Path, samples: int) -> None:
     """An embedding store of plausible vectors, places and times, by the writer of ``gridrad-cube embed``."""
-    from gridrad_cube.embed.output import Output, row_groups
+    from gridrad_cube.embedding.output import Output, row_groups
 
     crops = max(1, samples // SIDE**2)
     output = Output(

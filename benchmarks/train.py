@@ -10,7 +10,7 @@ machine slows all alike. Rates are medians over the turns, ratios are taken with
 the clock and, since a machine may be busy with other things, by the processor time of this process and its workers.
 
 - **ready**: the project's own loop, but each step is given the same batch, read once and lying on the device.
-- **store**: the project's own loop, `gridrad_cube.train.train`.
+- **store**: the project's own loop, `gridrad_cube.training.train`.
 - **predecessor**: its way of doing it, written anew from the description: loose files through a DataLoader with
   worker processes, views drawn sample by sample on the CPU, fp32, a loss that goes through all prototypes for each of
   its pairs, clipping and the teacher's average tensor by tensor with numbers fetched to the host. The network is
@@ -49,12 +49,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from gridrad_cube import pipeline, synthetic
 from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader
+from gridrad_cube.launch import World, choose_device
 from gridrad_cube.models import DINOHead, VisionTransformer, build, parameter_groups
 from gridrad_cube.schema import Recipe, TileSpec
-from gridrad_cube.train import Config, engine, load_config, train
-from gridrad_cube.train.distributed import World, choose_device
-from gridrad_cube.train.flops import peak_flops, training_flops
-from gridrad_cube.train.networks import use_bf16
+from gridrad_cube.training import Config, engine, load_config, train
+from gridrad_cube.training.flops import peak_flops, training_flops
+from gridrad_cube.training.networks import use_bf16
 
 CHANNEL = "ir_brightness_temperature"
 #: Steps of each turn that are not counted.

@@ -1,7 +1,7 @@
 """From gridded radar and satellite files to a Zarr cube, embeddings, and questions about them.
 
-``preprocess`` builds a cube from source files and ``open_cube`` opens it; ``gridrad_cube.train`` and
-``gridrad_cube.embed`` turn its patches into embeddings; ``open_embeddings`` opens those, and the accessor
+``preprocess`` builds a cube from source files and ``open_cube`` opens it; ``gridrad_cube.training`` and
+``gridrad_cube.embedding`` turn its patches into embeddings; ``open_embeddings`` opens those, and the accessor
 ``.gridrad`` of both answers questions by place, time and likeness. Importing this package imports neither
 torch nor ``dask.distributed``: each name is loaded when it is first used.
 """

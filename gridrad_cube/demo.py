@@ -13,11 +13,11 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from gridrad_cube import datasets, evaluate, pipeline, plot, query, store, synthetic
-from gridrad_cube.embed import embed
+from gridrad_cube import datasets, evaluation, pipeline, plot, query, store, synthetic
+from gridrad_cube.embedding import embed
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import PATCH_SIZE, Recipe, SchemaError
-from gridrad_cube.train import load_config, train
+from gridrad_cube.training import load_config, train
 
 CHANNEL = "ir_brightness_temperature"
 #: LaRC scenes, two hours apart: one planted storm in each, so that plants lie more than 6 h or 200 km apart.
@@ -143,10 +143,10 @@ def _learn(out: Path, seed: int, say: Callable[[str], Any]) -> None:
     say(f"   {out / 'embeddings_2k.zarr'}: {json.dumps(summary)}")
 
 
-def _places(seed: int) -> list[evaluate.Place]:
+def _places(seed: int) -> list[evaluation.Place]:
     table = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
     return [
-        evaluate.Place(p["time"].astype("datetime64[s]"), float(p["latitude"]), float(p["longitude"]))
+        evaluation.Place(p["time"].astype("datetime64[s]"), float(p["latitude"]), float(p["longitude"]))
         for p in table
     ]
 
@@ -171,7 +171,7 @@ def _retrieval(out: Path, seed: int, say: Callable[[str], Any]) -> None:
     )
     results = {}
     for name, vectors in ways.items():
-        result = evaluate.planted_retrieval(vectors, trained, places, reach_km=REACH_KM)
+        result = evaluation.planted_retrieval(vectors, trained, places, reach_km=REACH_KM)
         results[name] = {
             "median_rank": result.median_rank,
             "candidates": int(np.median(result.candidates)),
@@ -204,7 +204,7 @@ def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
         windows = np.lib.stride_tricks.sliding_window_view(field[0, 0].numpy(), (edge, edge))[::step, ::step]
         here = crop == number
         rows[here] = windows[row[here], col[here]].reshape(-1, edge * edge)
-    return evaluate.principal_components(rows, COMPONENTS)
+    return evaluation.principal_components(rows, COMPONENTS)
 
 
 def _ask(out: Path, seed: int, say: Callable[[str], Any]) -> xr.Dataset:

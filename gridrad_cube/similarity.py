@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.machine import cores
+from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
 
 #: How two vectors are compared: the cosine of their angle, their distance, or their inner product.

@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube import pipeline, schema, store, synthetic
-from gridrad_cube.query.calendar import solar_hour_of
 from gridrad_cube.schema import Recipe, TileSpec
+from gridrad_cube.selection import solar_hour_of
 
 IR = "ir_brightness_temperature"
 DAYS, PATCH, SHAPE = 34, 32, (64, 96)

@@ -21,7 +21,7 @@ def free_port() -> int:
 
 def command(store: Path, out: Path, **options: Any) -> list[str]:
     """The training command with these options."""
-    argv = [sys.executable, "-m", "gridrad_cube.train", "--store", str(store), "--out", str(out)]
+    argv = [sys.executable, "-m", "gridrad_cube.training", "--store", str(store), "--out", str(out)]
     return argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 

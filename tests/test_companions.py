@@ -31,7 +31,7 @@ from gridrad_cube.schema import (
     default_reject,
     statistics_of,
 )
-from gridrad_cube.train.sources import gain_of
+from gridrad_cube.training.sources import gain_of
 
 IR, OT, TROPOPAUSE = "ir_brightness_temperature", "ot_id_number", "tropopause_temperature"
 PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")

@@ -19,22 +19,22 @@ import torch
 from click.testing import CliRunner, Result
 
 from gridrad_cube import (
-    convert,
     open_cube,
     open_embeddings,
     open_packed,
     plot,
+    predecessor,
     read_scene,
     store,
     synthetic,
     tiling,
 )
 from gridrad_cube.cli import cli
-from gridrad_cube.convert import cube as cubes
-from gridrad_cube.convert import files
-from gridrad_cube.convert.slices import IR, VISIBLE, arrange_crops, arrange_patches, sheets
-from gridrad_cube.embed import embed
+from gridrad_cube.embedding import embed
 from gridrad_cube.models import DINOHead, build, load_backbone, load_checkpoint, save_checkpoint
+from gridrad_cube.predecessor import cube as cubes
+from gridrad_cube.predecessor import files
+from gridrad_cube.predecessor.slices import IR, VISIBLE, arrange_crops, arrange_patches, sheets
 from gridrad_cube.readers import read_fields
 from gridrad_cube.schema import Flag, SchemaError
 
@@ -52,7 +52,7 @@ def crops() -> list[np.ndarray]:
 def cube(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cube")
     old.write_npz(folder / "npz", crops, PATCH)
-    assert not convert.from_npz(folder / "npz", folder / "patches.zarr").failed
+    assert not predecessor.from_npz(folder / "npz", folder / "patches.zarr").failed
     return folder / "patches.zarr"
 
 
@@ -115,7 +115,7 @@ def test_npz_files_become_crops_in_the_order_of_their_times(cube: Path, crops: l
 def test_float32_keeps_every_bit(crops: list[np.ndarray], tmp_path: Path) -> None:
     shifted = [c + np.float32(0.0034) for c in crops]
     old.write_npz(tmp_path / "npz", shifted, PATCH)
-    convert.from_npz(tmp_path / "npz", tmp_path / "c.zarr", dtype="float32")
+    predecessor.from_npz(tmp_path / "npz", tmp_path / "c.zarr", dtype="float32")
     dataset = open_cube(tmp_path / "c.zarr")
     for number, crop in enumerate(shifted):
         np.testing.assert_array_equal(dataset[IR].values[number], crop[0])
@@ -126,11 +126,11 @@ def test_scenes_of_patches_and_crops(crops: list[np.ndarray], tmp_path: Path, bl
     old.write_scenes(tmp_path / "pt", crops[:2], PATCH, bloated=bloated)
     some = next((tmp_path / "pt" / "patches").iterdir())
     assert (some.stat().st_size > 64 * PATCH**2 * 4) == bloated
-    assert not convert.from_pt(tmp_path / "pt", tmp_path / "both.zarr").failed
+    assert not predecessor.from_pt(tmp_path / "pt", tmp_path / "both.zarr").failed
     assert_holds(tmp_path / "both.zarr", crops[:2])
-    assert not convert.from_pt(tmp_path / "pt" / "patches", tmp_path / "patches.zarr").failed
+    assert not predecessor.from_pt(tmp_path / "pt" / "patches", tmp_path / "patches.zarr").failed
     assert_holds(tmp_path / "patches.zarr", crops[:2])
-    assert not convert.from_pt(tmp_path / "pt" / "crops", tmp_path / "crops.zarr", patch=PATCH).failed
+    assert not predecessor.from_pt(tmp_path / "pt" / "crops", tmp_path / "crops.zarr", patch=PATCH).failed
     assert_holds(tmp_path / "crops.zarr", crops[:2])
 
 
@@ -145,7 +145,7 @@ def test_deleted_and_broken_patches_are_marked_and_the_rest_keeps_its_place(
     (folder / f"{base}_patch_0_7_1.pt").write_bytes(whole[: len(whole) // 2])
     for col in range(8):  # the names of this scene no longer tell that there was a last row
         (folder / f"{night}_patch_7_{col}_0.pt").unlink()
-    report = convert.from_pt(folder, tmp_path / "c.zarr")
+    report = predecessor.from_pt(folder, tmp_path / "c.zarr")
     assert not report.failed
     dataset = open_cube(tmp_path / "c.zarr")
     lost = {name: (dataset[f"{name}_flags"].values & int(Flag.unreadable)) != 0 for name in (IR, VISIBLE)}
@@ -158,29 +158,29 @@ def test_deleted_and_broken_patches_are_marked_and_the_rest_keeps_its_place(
     assert where.sum() == PATCH**2
     np.testing.assert_allclose(found[~where], crops[0][0][~where], atol=0.0051)
     # The crop has the same pixels: with it at hand nothing is lost.
-    convert.from_pt(tmp_path, tmp_path / "whole.zarr")
+    predecessor.from_pt(tmp_path, tmp_path / "whole.zarr")
     assert_holds(tmp_path / "whole.zarr", crops[:2])
 
 
 def test_chunks_of_the_earlier_version(crops: list[np.ndarray], tmp_path: Path) -> None:
     old.write_chunks(tmp_path, crops, PATCH)
-    convert.from_pt(tmp_path / "Crops", tmp_path / "c.zarr", patch=PATCH)
+    predecessor.from_pt(tmp_path / "Crops", tmp_path / "c.zarr", patch=PATCH)
     assert_holds(tmp_path / "c.zarr", crops)
-    convert.from_pt(tmp_path / "Patches", tmp_path / "p.zarr")
+    predecessor.from_pt(tmp_path / "Patches", tmp_path / "p.zarr")
     assert_holds(tmp_path / "p.zarr", crops)
     assert np.isnat(open_packed(tmp_path / "p.zarr")["time"].values).all()
     with pytest.raises(SchemaError, match="several copies of the same pixels"):
-        convert.from_pt(tmp_path, tmp_path / "both.zarr")
+        predecessor.from_pt(tmp_path, tmp_path / "both.zarr")
 
 
 def test_numbered_patches_have_places_until_the_filter_left_gaps(
     crops: list[np.ndarray], tmp_path: Path
 ) -> None:
     old.write_slices(tmp_path / "all", crops[:2], PATCH)
-    convert.from_pt(tmp_path / "all", tmp_path / "all.zarr")
+    predecessor.from_pt(tmp_path / "all", tmp_path / "all.zarr")
     assert_holds(tmp_path / "all.zarr", crops[:2])
     old.write_slices(tmp_path / "gaps", crops[:2], PATCH, dropped=[3, 130])
-    convert.from_pt(tmp_path / "gaps", tmp_path / "gaps.zarr")
+    predecessor.from_pt(tmp_path / "gaps", tmp_path / "gaps.zarr")
     dataset = open_cube(tmp_path / "gaps.zarr")
     assert set(dataset["grid"].values) == {"unordered-128x128"}
     # Nothing is lost: every slice that was kept is there, bit for bit, in some place.
@@ -198,7 +198,7 @@ def test_codes_of_missing_data_that_a_lost_mask_let_through(crops: list[np.ndarr
     crop[0, :4, :4] = [65535.0, 9.96921e36, -9999.0, np.nan]
     crop[0, 20, 20], crop[0, 21, 21] = 40000.0, np.inf
     old.write_npz(tmp_path, [crop], PATCH)
-    convert.from_npz(tmp_path, tmp_path / "c.zarr")
+    predecessor.from_npz(tmp_path, tmp_path / "c.zarr")
     dataset = open_packed(tmp_path / "c.zarr")
     flags = dataset[f"{IR}_flags"].values[0]
     assert flags[0, 0] == int(Flag.some_missing)
@@ -211,11 +211,11 @@ def test_codes_of_missing_data_that_a_lost_mask_let_through(crops: list[np.ndarr
 def test_units_of_the_reflectance_are_told_by_its_values(crops: list[np.ndarray], tmp_path: Path) -> None:
     fraction = [np.stack([crops[0][0], crops[0][1] / 100])]
     old.write_npz(tmp_path / "npz", fraction, PATCH)
-    convert.from_npz(tmp_path / "npz", tmp_path / "c.zarr")
+    predecessor.from_npz(tmp_path / "npz", tmp_path / "c.zarr")
     found = open_cube(tmp_path / "c.zarr")[VISIBLE].values[0]
     np.testing.assert_allclose(found, fraction[0][1], atol=1e-4)
     with pytest.raises(SchemaError, match="visible_units: store 1, asked percent"):
-        convert.from_npz(tmp_path / "npz", tmp_path / "c.zarr", visible_units="percent")
+        predecessor.from_npz(tmp_path / "npz", tmp_path / "c.zarr", visible_units="percent")
 
 
 def test_it_goes_on_extends_and_refuses_what_changed(
@@ -233,31 +233,31 @@ def test_it_goes_on_extends_and_refuses_what_changed(
 
     monkeypatch.setattr(cubes, "write_old", killed)
     with pytest.raises(KeyboardInterrupt):
-        convert.from_npz(tmp_path / "npz", path)
+        predecessor.from_npz(tmp_path / "npz", path)
     with pytest.raises(SchemaError, match="not finished"):
         open_cube(path)
     monkeypatch.setattr(cubes, "write_old", write)
-    assert [o.status for o in convert.from_npz(tmp_path / "npz", path).outcomes] == ["kept", "written"]
+    assert [o.status for o in predecessor.from_npz(tmp_path / "npz", path).outcomes] == ["kept", "written"]
     last.rename(paths[2])
-    report = convert.from_npz(tmp_path / "npz", path)
+    report = predecessor.from_npz(tmp_path / "npz", path)
     assert [o.status for o in report.outcomes] == ["kept", "kept", "written"]
     assert_holds(path, crops)
     assert open_cube(path).attrs["history"].count("gridrad-cube convert") == 2
     # What is damaged is made anew by the same command.
     shard = path / IR / "c.1.0.0"
     shard.write_bytes(shard.read_bytes()[:-9])
-    report = convert.from_npz(tmp_path / "npz", path)
+    report = predecessor.from_npz(tmp_path / "npz", path)
     assert [o.status for o in report.outcomes] == ["kept", "written", "kept"]
     assert store.verify(path) == []
     os.utime(paths[0])
     with pytest.raises(SchemaError, match="changed since it was written"):
-        convert.from_npz(tmp_path / "npz", path)
+        predecessor.from_npz(tmp_path / "npz", path)
 
 
 def test_one_bad_file_stops_no_other(crops: list[np.ndarray], tmp_path: Path) -> None:
     paths = old.write_npz(tmp_path, [*crops, crops[0][:, :64]], PATCH)
     paths[1].write_bytes(paths[1].read_bytes()[:5000])
-    report = convert.from_npz(tmp_path, tmp_path / "c.zarr")
+    report = predecessor.from_npz(tmp_path, tmp_path / "c.zarr")
     assert [o.status for o in report.outcomes] == ["written", "failed", "written", "failed"]
     assert "truncated or damaged" in report.failed[0].reason
     assert "(64, 128) pixels; this store has (128, 128)" in report.failed[1].reason
@@ -284,7 +284,7 @@ def test_crops_find_their_place_in_the_source_again(sources: Path, tmp_path: Pat
         crop = (codes * np.array([0.01, 0.01])[:, None, None]).astype(np.float32)
         crop[codes == 65535] = 65535.0
         np.savez_compressed(tmp_path / f"{path.stem}.npz", crop=crop, patches=old.patches_of(crop, PATCH))
-    convert.from_npz(tmp_path, tmp_path / "c.zarr", source_root=sources)
+    predecessor.from_npz(tmp_path, tmp_path / "c.zarr", source_root=sources)
     found = open_packed(tmp_path / "c.zarr")
     assert list(zip(found["y_origin"].values, found["x_origin"].values, strict=True)) == origins
     assert np.isfinite(found["latitude"].values).all()
@@ -299,13 +299,13 @@ def test_a_crop_that_is_not_in_its_source_has_no_place(
 ) -> None:
     name = min(sources.rglob("*.nc")).stem
     np.savez_compressed(tmp_path / f"{name}.npz", crop=crops[0], patches=old.patches_of(crops[0], PATCH))
-    convert.from_npz(tmp_path, tmp_path / "c.zarr", source_root=sources)
+    predecessor.from_npz(tmp_path, tmp_path / "c.zarr", source_root=sources)
     assert open_packed(tmp_path / "c.zarr")["grid"].values[0].startswith("unknown")
     assert "1 of 1 sources have no place" in caplog.text
 
 
 def test_a_field_of_one_value_has_no_place(sources: Path) -> None:
-    from gridrad_cube.convert.locate import find_window, open_scene
+    from gridrad_cube.predecessor.locate import find_window, open_scene
 
     scene = open_scene(min(sources.rglob("*.nc")), IR)
     flat = scene._replace(codes=np.full_like(scene.codes, 27000))
@@ -367,7 +367,7 @@ def test_npz_files_that_declare_what_they_do_not_hold(tmp_path: Path) -> None:
 
 
 def test_names_of_scenes_never_leave_the_folder() -> None:
-    from gridrad_cube.convert.features import scene_names
+    from gridrad_cube.predecessor.features import scene_names
 
     assert scene_names(["a", "b", "a"]) == ["a_000000", "b", "a_000002"]
     for name in ("../a", "a/b", "", ".hidden", "a\\b"):
@@ -379,15 +379,15 @@ def test_names_of_scenes_never_leave_the_folder() -> None:
 
 
 def test_npz_there_and_back(cube: Path, crops: list[np.ndarray], tmp_path: Path) -> None:
-    summary = convert.to_npz(cube, tmp_path / "out")
+    summary = predecessor.to_npz(cube, tmp_path / "out")
     assert summary["written"] == 3
     for base, crop in zip(old.names(3), crops, strict=True):
         with np.load(tmp_path / "out" / f"{base}.npz") as arrays:
             assert arrays["crop"].dtype == np.float32
             np.testing.assert_allclose(arrays["crop"], crop, rtol=1.2e-7)
             np.testing.assert_array_equal(arrays["patches"], old.patches_of(arrays["crop"], PATCH))
-    assert convert.to_npz(cube, tmp_path / "out")["kept"] == 3
-    convert.from_npz(tmp_path / "out", tmp_path / "again.zarr")
+    assert predecessor.to_npz(cube, tmp_path / "out")["kept"] == 3
+    predecessor.from_npz(tmp_path / "out", tmp_path / "again.zarr")
     again, first = open_packed(tmp_path / "again.zarr"), open_packed(cube)
     for name in (IR, VISIBLE, f"{IR}_flags", f"{VISIBLE}_flags"):
         np.testing.assert_array_equal(again[name].values, first[name].values)
@@ -397,8 +397,8 @@ def test_pt_there_and_back(crops: list[np.ndarray], tmp_path: Path) -> None:
     old.write_scenes(tmp_path / "in", crops[:2], PATCH, bloated=False)
     base = old.names(2)[0]
     (tmp_path / "in" / "patches" / f"{base}_patch_2_5_0.pt").unlink()
-    convert.from_pt(tmp_path / "in" / "patches", tmp_path / "c.zarr")
-    summary = convert.to_pt(tmp_path / "c.zarr", tmp_path / "out", what="patches")
+    predecessor.from_pt(tmp_path / "in" / "patches", tmp_path / "c.zarr")
+    summary = predecessor.to_pt(tmp_path / "c.zarr", tmp_path / "out", what="patches")
     assert summary["left_out"] == 1
     there = {p.name for p in (tmp_path / "in" / "patches").iterdir()}
     assert {p.name for p in (tmp_path / "out" / "patches").iterdir()} == there
@@ -424,7 +424,7 @@ def _features(crops: list[np.ndarray], width: int = 12) -> dict[str, torch.Tenso
 def test_features_with_the_cube_there_and_back(cube: Path, crops: list[np.ndarray], tmp_path: Path) -> None:
     features = _features(crops)
     torch.save(features, tmp_path / "output_features.pt")
-    summary = convert.from_features(tmp_path / "output_features.pt", tmp_path / "e.zarr", cube=cube)
+    summary = predecessor.from_features(tmp_path / "output_features.pt", tmp_path / "e.zarr", cube=cube)
     assert (summary["level"], summary["embedded"], summary["unmatched"]) == ("256", 5, [])
     dataset = open_embeddings(tmp_path / "e.zarr")
     assert dataset["embedding"].sizes == {"crop": 3, "channel": 2, "row": 8, "col": 8, "feature": 12}
@@ -434,7 +434,7 @@ def test_features_with_the_cube_there_and_back(cube: Path, crops: list[np.ndarra
     source = open_packed(cube)
     np.testing.assert_array_equal(dataset["flags"].values[:, 0], source[f"{IR}_flags"].values)
     np.testing.assert_array_equal(dataset["time"].values, source["time"].values)
-    convert.to_features(tmp_path / "e.zarr", tmp_path / "back.pt")
+    predecessor.to_features(tmp_path / "e.zarr", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt")
     assert back.keys() == features.keys()
     for name, value in features.items():
@@ -447,17 +447,19 @@ def test_features_of_both_levels_without_a_cube(crops: list[np.ndarray], tmp_pat
     folder.mkdir()
     for name, value in features.items():
         torch.save(value, folder / name)  # each the size of all of them together
-    convert.from_features(folder, tmp_path / "e.zarr")
+    predecessor.from_features(folder, tmp_path / "e.zarr")
     dataset = open_embeddings(tmp_path / "e.zarr")
     assert list(dataset["scene"].values) == old.names(3)
     assert (dataset["flags"].values[1, 1] == int(Flag.channel_absent)).all()
-    convert.to_features(tmp_path / "e.zarr", tmp_path / "out")
+    predecessor.to_features(tmp_path / "e.zarr", tmp_path / "out")
     for name, value in features.items():
         torch.testing.assert_close(torch.load(tmp_path / "out" / name), value, rtol=0, atol=0)
     upper = {name: value[0] for name, value in features.items()}
     torch.save(upper, tmp_path / "output_features_2k.pt")
-    assert convert.from_features(tmp_path / "output_features_2k.pt", tmp_path / "2k.zarr")["level"] == "2k"
-    convert.to_features(tmp_path / "2k.zarr", tmp_path / "2k.pt")
+    assert (
+        predecessor.from_features(tmp_path / "output_features_2k.pt", tmp_path / "2k.zarr")["level"] == "2k"
+    )
+    predecessor.to_features(tmp_path / "2k.zarr", tmp_path / "2k.pt")
     back = torch.load(tmp_path / "2k.pt")
     assert all(torch.equal(back[name], value) for name, value in upper.items())
 
@@ -473,10 +475,10 @@ def test_features_that_do_not_fit_say_what(cube: Path, tmp_path: Path) -> None:
     ):
         torch.save(value, path)
         with pytest.raises(SchemaError, match=match):
-            convert.from_features(path, tmp_path / "e.zarr")
+            predecessor.from_features(path, tmp_path / "e.zarr")
     torch.save({"a_crop_0.pt": torch.zeros(64, 4)}, path)
     with pytest.raises(SchemaError, match="none of its names"):
-        convert.from_features(path, tmp_path / "e.zarr", cube=cube)
+        predecessor.from_features(path, tmp_path / "e.zarr", cube=cube)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------
@@ -525,7 +527,7 @@ def _old_checkpoint(name: str, path: Path) -> dict[str, torch.Tensor]:
 )
 def test_checkpoints_there_and_back_give_the_golden_numbers(name: str, case: str, tmp_path: Path) -> None:
     state = _old_checkpoint(name, tmp_path / "old.pth")
-    summary = convert.from_checkpoint(tmp_path / "old.pth", tmp_path / "ours.pth")
+    summary = predecessor.from_checkpoint(tmp_path / "old.pth", tmp_path / "ours.pth")
     assert (summary["epoch"], summary["left_out"]) == (7, ["optimizer"])
     ours = load_checkpoint(tmp_path / "ours.pth")
     assert ours["arguments"] == {"arch": name, "global_crops_scale": [0.4, 1.0]}
@@ -536,7 +538,7 @@ def test_checkpoints_there_and_back_give_the_golden_numbers(name: str, case: str
         expected = GOLDEN[case]
         np.testing.assert_allclose(out.flatten()[:6], expected["first"], atol=1e-4)
         np.testing.assert_allclose(out.norm(), expected["l2"], atol=1e-4)
-    convert.to_checkpoint(tmp_path / "ours.pth", tmp_path / "back.pth")
+    predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "back.pth")
     back, first = load_checkpoint(tmp_path / "back.pth"), load_checkpoint(tmp_path / "old.pth")
     assert (back["epoch"], back["args"].arch) == (7, name)
     for key, prefix in (("student", "module.backbone."), ("teacher", "backbone.")):
@@ -545,7 +547,7 @@ def test_checkpoints_there_and_back_give_the_golden_numbers(name: str, case: str
             assert torch.equal(back[key][prefix + weight], value), weight
     assert torch.equal(back["dino_loss"]["center"], torch.ones(1, 16))
     with pytest.raises(SchemaError, match="of this program already"):
-        convert.from_checkpoint(tmp_path / "ours.pth", tmp_path / "twice.pth")
+        predecessor.from_checkpoint(tmp_path / "ours.pth", tmp_path / "twice.pth")
 
 
 def test_a_converted_checkpoint_embeds_values_as_the_predecessor_did(
@@ -557,8 +559,8 @@ def test_a_converted_checkpoint_embeds_values_as_the_predecessor_did(
         {"teacher": {f"backbone.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "old.pth"
     )
     old.write_npz(tmp_path / "npz", crops[:1], PATCH)
-    convert.from_npz(tmp_path / "npz", tmp_path / "c.zarr")
-    convert.from_checkpoint(tmp_path / "old.pth", tmp_path / "ours.pth")
+    predecessor.from_npz(tmp_path / "npz", tmp_path / "c.zarr")
+    predecessor.from_checkpoint(tmp_path / "old.pth", tmp_path / "ours.pth")
     embed(tmp_path / "c.zarr", tmp_path / "ours.pth", tmp_path / "e.zarr", dtype="float32")
     found = open_embeddings(tmp_path / "e.zarr")
     assert list(found["channel"].values) == [IR, VISIBLE]
@@ -580,7 +582,7 @@ def test_normalisation_goes_into_the_first_layer_on_the_way_back(cube: Path, tmp
     save_checkpoint(ours, tmp_path / "ours.pth")
     values = open_cube(cube)[VISIBLE].values[0, :32, :32]
     normal, _ = rules[VISIBLE].apply(rules[VISIBLE].packing.encode(values))
-    convert.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth", channel=VISIBLE)
+    predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth", channel=VISIBLE)
     old_network = load_backbone(tmp_path / "old.pth")
     with torch.no_grad():
         wanted = network(torch.from_numpy(normal)[None, None])
@@ -589,7 +591,7 @@ def test_normalisation_goes_into_the_first_layer_on_the_way_back(cube: Path, tmp
     torch.testing.assert_close(given, wanted, rtol=0, atol=2e-3)
     assert (raw - wanted).abs().max() > 0.1
     with pytest.raises(SchemaError, match="cannot go into the weights"):
-        convert.to_checkpoint(tmp_path / "ours.pth", tmp_path / "x.pth", channel="reflectivity")
+        predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "x.pth", channel="reflectivity")
 
 
 def test_networks_that_its_scripts_cannot_build_are_refused(tmp_path: Path) -> None:
@@ -598,9 +600,9 @@ def test_networks_that_its_scripts_cannot_build_are_refused(tmp_path: Path) -> N
     save_checkpoint({"teacher": network.state_dict(), "model": network.config()}, tmp_path / "ours.pth")
     torch.save({"teacher": network.state_dict()}, tmp_path / "three.pth")
     with pytest.raises(SchemaError, match="reads 3 channels at once"):
-        convert.from_checkpoint(tmp_path / "three.pth", tmp_path / "x.pth")
+        predecessor.from_checkpoint(tmp_path / "three.pth", tmp_path / "x.pth")
     with pytest.raises(SchemaError, match=r"positions for 36 .* inputs of 3; .* mask token"):
-        convert.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth")
+        predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth")
 
 
 # --- commands and pictures -----------------------------------------------------------------------------------
@@ -662,7 +664,7 @@ def test_any_netcdf_file_can_be_looked_into(tmp_path: Path) -> None:
 
 def test_crops_without_a_time_can_be_drawn(crops: list[np.ndarray], tmp_path: Path) -> None:
     old.write_chunks(tmp_path, crops[:1], PATCH)
-    convert.from_pt(tmp_path / "Crops", tmp_path / "c.zarr", patch=PATCH)
+    predecessor.from_pt(tmp_path / "Crops", tmp_path / "c.zarr", patch=PATCH)
     assert run("plot", "scene", tmp_path / "c.zarr", "-o", tmp_path / "c.png").exit_code == 0
 
 
@@ -693,7 +695,7 @@ def test_the_page_names_everything_old() -> None:
 
 
 def test_what_the_page_says_can_be_typed() -> None:
-    from gridrad_cube.train.config import FIELDS
+    from gridrad_cube.training.config import FIELDS
 
     spans = re.findall(r"`(gridrad-cube [^`]+)`", PAGE) + re.findall(r"^(gridrad-cube .+)$", PAGE, re.M)
     assert len(spans) > 20

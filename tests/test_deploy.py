@@ -354,7 +354,7 @@ def test_wheel_runs_from_another_folder(tmp_path):
     )
     assert sorted(p.name for p in target.iterdir() if "dist-info" not in p.name) == ["bin", "gridrad_cube"]
     code = (
-        "import gridrad_cube, gridrad_cube.train as t; from pathlib import Path;"
+        "import gridrad_cube, gridrad_cube.training as t; from pathlib import Path;"
         f"assert Path(gridrad_cube.__file__).is_relative_to({str(target)!r});"
         "assert (Path(gridrad_cube.__file__).parent / 'py.typed').exists();"
         "print(*t.presets()); t.load_config(preset='small', level='256')"

@@ -28,8 +28,8 @@ from test_embed import (
 
 from gridrad_cube import cli, query, store
 from gridrad_cube.datasets import GridDataset
-from gridrad_cube.embed import NO_PIXELS, Network, attention, embed, output
-from gridrad_cube.embed.output import quantize
+from gridrad_cube.embedding import NO_PIXELS, Network, attention, embed, output
+from gridrad_cube.embedding.output import quantize
 from gridrad_cube.models import load_backbone
 from gridrad_cube.schema import SchemaError
 
@@ -202,7 +202,7 @@ def test_every_patch_has_a_row_for_any_number_of_ranks(tmp_path, monkeypatch, sm
 def test_processes_that_start_at_once_make_one_store(folder, tmp_path):
     """Real processes, as torchrun or a job array starts them: none refuses the other's beginnings."""
     code = (
-        "import sys; from gridrad_cube.embed import embed, output; import torch; torch.set_num_threads(1);"
+        "import sys; from gridrad_cube.embedding import embed, output; import torch; torch.set_num_threads(1);"
         "output.BLOCK_CROPS = {'256': 1, '2k': 1};"
         "print(embed(sys.argv[1], sys.argv[2], sys.argv[3])['finished'])"
     )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gridrad_cube import evaluate
-from gridrad_cube.evaluate import Place, Retrieval
+from gridrad_cube import evaluation
+from gridrad_cube.evaluation import Place, Retrieval
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import SchemaError
 
@@ -68,27 +68,27 @@ def test_places_are_the_nearest_patches_of_their_time() -> None:
     flat = lattice()
     planted = [5, 30, 71]
     places = [place_of(flat, p, shift=0.4) for p in planted]
-    assert evaluate.patches_at(flat, places).tolist() == planted
+    assert evaluation.patches_at(flat, places).tolist() == planted
     late = [Place(p.time + np.timedelta64(59, "s"), p.latitude, p.longitude) for p in places]
-    assert evaluate.patches_at(flat, late).tolist() == planted
+    assert evaluation.patches_at(flat, late).tolist() == planted
 
 
 def test_places_across_the_date_line_are_near() -> None:
     flat = flat_patches(np.repeat(START, 3), np.zeros(3), np.array([170.0, 179.5, -120.0]))
-    assert evaluate.patches_at(flat, [Place(START, 0.0, -179.5)]).tolist() == [1]
+    assert evaluation.patches_at(flat, [Place(START, 0.0, -179.5)]).tolist() == [1]
 
 
 def test_patches_without_a_position_are_never_the_nearest() -> None:
     flat = flat_patches(
         np.repeat(START, 3), np.array([np.nan, 50.0, 42.0]), np.array([np.nan, -100.0, -100.0])
     )
-    assert evaluate.patches_at(flat, [Place(START, 41.0, -100.0)]).tolist() == [2]
+    assert evaluation.patches_at(flat, [Place(START, 41.0, -100.0)]).tolist() == [2]
 
 
 def test_a_place_at_another_time_is_refused() -> None:
     flat = lattice()
     with pytest.raises(SchemaError, match="planted place 1: no patch has its time 2021-07-05T01:00:00"):
-        evaluate.patches_at(flat, [place_of(flat, 0), Place(START + HOUR, 40.0, -100.0)])
+        evaluation.patches_at(flat, [place_of(flat, 0), Place(START + HOUR, 40.0, -100.0)])
 
 
 @pytest.mark.parametrize(("hours", "kilometres"), [(6.0, 200.0), (3.0, 5000.0), (100.0, 120.0), (1.0, 1.0)])
@@ -99,7 +99,7 @@ def test_ranks_are_those_of_counting_one_by_one(hours: float, kilometres: float)
     vectors = rng.standard_normal((96, 6)).astype(np.float32)
     vectors[planted] = 1.5 * rng.standard_normal(6) + rng.standard_normal((5, 6))
     places = [place_of(flat, p) for p in planted]
-    found = evaluate.planted_retrieval(vectors, flat, places, hours=hours, kilometres=kilometres)
+    found = evaluation.planted_retrieval(vectors, flat, places, hours=hours, kilometres=kilometres)
     expected = brute_force(vectors, flat, planted, hours, kilometres)
     np.testing.assert_array_equal(found.ranks, expected)
     assert found.median_rank == np.nanmedian(expected)
@@ -112,13 +112,13 @@ def test_perfect_vectors_rank_first_among_all_that_may_count() -> None:
     planted = [0, 50, 95]
     vectors = np.random.default_rng(0).standard_normal((96, 32))
     vectors[planted] = vectors[0] + 1e-3 * vectors[planted]
-    found = evaluate.planted_retrieval(vectors, flat, [place_of(flat, p) for p in planted])
+    found = evaluation.planted_retrieval(vectors, flat, [place_of(flat, p) for p in planted])
     assert found.median_rank == 1
     assert found.within(1) == 1
     # 96 patches less the three planted ones; some neighbours of each within 6 h and 200 km fall out too.
     assert (found.candidates < 93).all()
     assert (found.candidates > 50).all()
-    far = evaluate.planted_retrieval(
+    far = evaluation.planted_retrieval(
         vectors, flat, [place_of(flat, p) for p in planted], hours=0, kilometres=0
     )
     assert far.candidates.tolist() == [93, 93, 93]
@@ -129,7 +129,7 @@ def test_collapsed_vectors_rank_in_the_middle() -> None:
     places = [place_of(flat, p) for p in (0, 50, 95)]
     one = np.random.default_rng(0).standard_normal(48).astype(np.float32)
     vectors = one * np.linspace(0.5, 2.0, 96, dtype=np.float32)[:, None]
-    found = evaluate.planted_retrieval(vectors, flat, places, hours=0, kilometres=0)
+    found = evaluation.planted_retrieval(vectors, flat, places, hours=0, kilometres=0)
     off = ~np.eye(3, dtype=bool)
     assert found.ranks[off].tolist() == [1 + 93 / 2] * 6
     assert found.within(10) == 0
@@ -142,7 +142,7 @@ def test_planted_things_without_a_vector_do_not_count() -> None:
     vectors[40] = np.nan
     vectors[7] = np.inf
     vectors[60] = 0.0
-    found = evaluate.planted_retrieval(vectors, flat, places, hours=0, kilometres=0)
+    found = evaluation.planted_retrieval(vectors, flat, places, hours=0, kilometres=0)
     known = np.isfinite(found.ranks)
     assert known.tolist() == [[False, False, True], [False, False, False], [True, False, False]]
     assert found.candidates.tolist() == [91, 91, 91]
@@ -152,7 +152,7 @@ def test_two_things_in_one_patch_are_no_pair() -> None:
     flat = lattice()
     places = [place_of(flat, 10), place_of(flat, 10, shift=0.2), place_of(flat, 80)]
     vectors = np.random.default_rng(0).standard_normal((96, 8))
-    ranks = evaluate.planted_retrieval(vectors, flat, places).ranks
+    ranks = evaluation.planted_retrieval(vectors, flat, places).ranks
     assert np.isnan(ranks[0, 1])
     assert np.isnan(ranks[1, 0])
     assert ranks[0, 2] == ranks[1, 2]
@@ -169,7 +169,7 @@ def test_principal_components_are_those_of_numpy_s_svd(shape: tuple[int, int]) -
     rng = np.random.default_rng(1)
     # Well apart, so that each component is one direction only.
     values = rng.standard_normal(shape) * np.geomspace(30, 0.3, shape[1]) + 250.0
-    found = evaluate.principal_components(values.astype(np.float32), 5)
+    found = evaluation.principal_components(values.astype(np.float32), 5)
     u, s, _ = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
     expected = (u * s)[:, :5]
     assert found.shape == (shape[0], 5)
@@ -180,7 +180,7 @@ def test_principal_components_are_those_of_numpy_s_svd(shape: tuple[int, int]) -
 
 def test_principal_components_of_few_rows_keep_their_distances() -> None:
     values = np.random.default_rng(2).standard_normal((6, 50)).astype(np.float32)
-    found = evaluate.principal_components(values, 10)
+    found = evaluation.principal_components(values, 10)
     assert found.shape[0] == 6
 
     def distances(x: np.ndarray) -> np.ndarray:
@@ -196,7 +196,7 @@ def orthogonal(rows: int, columns: int) -> np.ndarray:
 @pytest.mark.parametrize("dimensions", [1, 3, 8])
 def test_rank_me_of_equal_singular_values_is_their_number(dimensions: int) -> None:
     vectors = orthogonal(50, dimensions) @ orthogonal(8, dimensions).T
-    assert evaluate.rank_me(vectors) == pytest.approx(dimensions, abs=1e-4)
+    assert evaluation.rank_me(vectors) == pytest.approx(dimensions, abs=1e-4)
 
 
 def test_rank_me_of_a_known_spectrum() -> None:
@@ -205,10 +205,10 @@ def test_rank_me_of_a_known_spectrum() -> None:
     share = spectrum / spectrum.sum()
     expected = np.exp(-(share * np.log(share)).sum())  # 2 ** 1.75
     assert expected == pytest.approx(2**1.75)
-    assert evaluate.rank_me(vectors) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.rank_me(vectors) == pytest.approx(expected, rel=1e-6)
     spoiled = np.concatenate([vectors, np.full((2, 6), np.nan)])
-    assert evaluate.rank_me(spoiled) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.rank_me(spoiled) == pytest.approx(expected, rel=1e-6)
 
 
 def test_rank_me_of_zeros_is_one() -> None:
-    assert evaluate.rank_me(np.zeros((5, 3))) == 1.0
+    assert evaluation.rank_me(np.zeros((5, 3))) == 1.0

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from conftest import PROJECT
 from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embeddings
 
-from gridrad_cube import evaluate, store, testing
+from gridrad_cube import evaluation, store, testing
 from gridrad_cube.cli import cli
-from gridrad_cube.evaluate import days, pixels, probes, questions, samples, sequels, vectors
-from gridrad_cube.evaluate.material import prepare
-from gridrad_cube.evaluate.samples import Gathered
+from gridrad_cube.evaluation import days, pixels, probes, questions, samples, sequels, vectors
+from gridrad_cube.evaluation.material import prepare
+from gridrad_cube.evaluation.samples import Gathered
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query import convective_day
 from gridrad_cube.schema import SchemaError
@@ -299,7 +299,7 @@ def store_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(store_folder):
-    return evaluate.evaluate(store_folder / "plain.zarr", leads=LEADS)
+    return evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS)
 
 
 def test_a_planted_attribute_is_found_on_days_apart(result):
@@ -316,7 +316,7 @@ def test_a_planted_attribute_is_found_on_days_apart(result):
 
 
 def test_the_hour_is_found_where_it_was_planted_and_only_there(store_folder, result):
-    leaky = evaluate.evaluate(store_folder / "leaky.zarr", leads=LEADS)
+    leaky = evaluation.evaluate(store_folder / "leaky.zarr", leads=LEADS)
     assert row_of(leaky, "leak", "solar hour").cells["embedding"].value > 0.99
     assert row_of(result, "leak", "solar hour").cells["embedding"].value < 0.3
 
@@ -343,15 +343,15 @@ def test_forecasts_stand_beside_persistence(result):
 
 
 def test_an_evaluation_is_the_same_again_and_whatever_the_block(store_folder, result):
-    again = evaluate.evaluate(store_folder / "plain.zarr", leads=LEADS, block=5)
+    again = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS, block=5)
     assert again == result
-    other = evaluate.evaluate(store_folder / "plain.zarr", leads=LEADS, seed=1, samples=300)
+    other = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS, seed=1, samples=300)
     assert other.to_dict()["about"]["samples"] == f"300 of {2 * DAYS * 6} clean samples"
     assert other != result
 
 
 def test_of_several_stores_one_is_chosen_on_the_third_part(store_folder):
-    result = evaluate.evaluate([store_folder / "noisy.zarr", store_folder / "plain.zarr"], leads=LEADS[1:])
+    result = evaluation.evaluate([store_folder / "noisy.zarr", store_folder / "plain.zarr"], leads=LEADS[1:])
     assert result.chosen == "plain"
     row = row_of(result, "choice", "probes")
     assert row.cells["plain"].value > row.cells["noisy"].value
@@ -379,7 +379,7 @@ def test_result_is_json_with_words_for_numbers_that_are_not_there(result):
 def test_one_day_gives_words_all_over(tmp_path):
     path = make_cube(tmp_path, days=1, scenes=4, hours=False)
     write_embeddings(tmp_path / "e.zarr", path, vectors_of(store.open_cube(path)))
-    result = evaluate.evaluate(tmp_path / "e.zarr", leads=("30min",))
+    result = evaluation.evaluate(tmp_path / "e.zarr", leads=("30min",))
     spread = [r.section for r in result.rows for c in r.cells.values() if c.value is not None]
     assert set(spread) <= {"spread"}
     row = row_of(result, "probe", "minimum brightness temperature")
@@ -399,8 +399,8 @@ def test_level_2k_has_the_mean_of_patches_beside_it(store_folder, tmp_path):
     about = {"source": str(store_folder / "plain.zarr")}
     write_embeddings(tmp_path / "2k.zarr", path, crops, level="2k", **about)
     with pytest.raises(SchemaError, match=r"no cube at .*gone\.zarr"):
-        evaluate.evaluate(tmp_path / "2k.zarr", cube=tmp_path / "gone.zarr")
-    result = evaluate.evaluate(tmp_path / "2k.zarr", leads=LEADS[1:])
+        evaluation.evaluate(tmp_path / "2k.zarr", cube=tmp_path / "gone.zarr")
+    result = evaluation.evaluate(tmp_path / "2k.zarr", leads=LEADS[1:])
     assert result.about["level"] == "2k"
     row = row_of(result, "retrieval", "same place after 30min")
     assert "mean of patches" in row.cells
@@ -419,7 +419,7 @@ def test_a_cube_that_has_moved_is_asked_for(store_folder, tmp_path):
     with pytest.raises(
         SchemaError, match=r"no cube at .*patches\.zarr, which .* was made from; moved\? Pass --cube PATH"
     ):
-        evaluate.evaluate(tmp_path / "plain.zarr")
+        evaluation.evaluate(tmp_path / "plain.zarr")
     moved = samples.open_stores([str(tmp_path / "plain.zarr")], cube=store_folder / "patches.zarr")
     assert moved.members == (IR,)
 
@@ -427,16 +427,16 @@ def test_a_cube_that_has_moved_is_asked_for(store_folder, tmp_path):
 def test_another_cube_and_other_samples_are_refused(store_folder, tmp_path):
     other = make_cube(tmp_path, days=1)
     with pytest.raises(SchemaError, match=r"is not what .* was made from"):
-        evaluate.evaluate(store_folder / "plain.zarr", cube=other)
+        evaluation.evaluate(store_folder / "plain.zarr", cube=other)
     write_embeddings(tmp_path / "e.zarr", other, vectors_of(store.open_cube(other)))
     with pytest.raises(SchemaError, match="expected stores of the same samples"):
-        evaluate.evaluate([store_folder / "plain.zarr", tmp_path / "e.zarr"])
+        evaluation.evaluate([store_folder / "plain.zarr", tmp_path / "e.zarr"])
     with pytest.raises(SchemaError, match="expected each store once"):
-        evaluate.evaluate([store_folder / "plain.zarr"] * 2)
+        evaluation.evaluate([store_folder / "plain.zarr"] * 2)
     with pytest.raises(SchemaError, match="none called 'visible_reflectance'"):
-        evaluate.evaluate(store_folder / "plain.zarr", channel="visible_reflectance")
+        evaluation.evaluate(store_folder / "plain.zarr", channel="visible_reflectance")
     with pytest.raises(SchemaError, match="samples=0"):
-        evaluate.evaluate(store_folder / "plain.zarr", samples=0)
+        evaluation.evaluate(store_folder / "plain.zarr", samples=0)
 
 
 def test_the_command_prints_the_table_or_json_and_draws(store_folder, tmp_path):

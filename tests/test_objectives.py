@@ -26,10 +26,10 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
-from gridrad_cube.train import Config, load_config, presets, train
-from gridrad_cube.train.networks import make_networks
-from gridrad_cube.train.plan import make_plan
-from gridrad_cube.train.sources import PatchSource, is_handed
+from gridrad_cube.training import Config, load_config, presets, train
+from gridrad_cube.training.networks import make_networks
+from gridrad_cube.training.plan import make_plan
+from gridrad_cube.training.sources import PatchSource, is_handed
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: A network and views for the 16 px patches of `cubes`.

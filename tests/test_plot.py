@@ -770,7 +770,7 @@ def test_lab_colours_match_known_ones() -> None:
 def attention_maps(
     cube: xr.Dataset, sample: tuple[int, ...], shape: tuple[int, int], channel: str
 ) -> xr.Dataset:
-    """Maps of one sample as `gridrad_cube.embed.attention` gives them."""
+    """Maps of one sample as `gridrad_cube.embedding.attention` gives them."""
     values = np.random.default_rng(0).random((1, 3, *shape)).astype(np.float32)
     dims = ("token_y", "token_x") if len(sample) == 3 else ("row", "col")
     names = ("crop", "row", "col")[: len(sample)]

@@ -16,7 +16,7 @@ from cubes import IR, Z, clean_pixels, damaged_store, write_cube
 from torch.utils.data import DataLoader
 
 from gridrad_cube.datasets import EpochSampler, PatchDataset
-from gridrad_cube.machine import cores
+from gridrad_cube.launch import cores
 from gridrad_cube.store import MissingChunkError, open_cube
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -26,7 +26,7 @@ from query_stores import (
 
 from gridrad_cube import query
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query import samples, units
+from gridrad_cube.query import samples
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.store import open_embeddings
 
@@ -202,7 +202,7 @@ def test_at_without_crops_says_so():
     ],
 )  # fmt: skip
 def test_times_are_utc_and_zones_are_converted(value):
-    assert units.as_time(value) == np.datetime64("2024-05-20T21:30:00", "s")
+    assert selection.as_time(value) == np.datetime64("2024-05-20T21:30:00", "s")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_times_are_utc_and_zones_are_converted(value):
 )
 def test_periods_of_pairs_slices_and_names(time, start, stop):
     expected = tuple(None if t is None else np.datetime64(t, "s") for t in (start, stop))
-    assert units.as_period(time) == expected
+    assert selection.as_period(time) == expected
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_periods_of_pairs_slices_and_names(time, start, stop):
 )
 def test_periods_refuse(time, message):
     with pytest.raises(SchemaError, match=message):
-        units.as_period(time)
+        selection.as_period(time)
 
 
 @pytest.mark.parametrize(
@@ -245,14 +245,14 @@ def test_periods_refuse(time, message):
      (np.timedelta64(2, "h"), 7200), (None, np.inf), ("6 hours", 21600)],
 )  # fmt: skip
 def test_durations(value, seconds):
-    assert units.as_seconds(value) == seconds
+    assert selection.as_seconds(value) == seconds
 
 
 @pytest.mark.parametrize(
     ("value", "km"), [("200km", 200), ("200 km", 200), ("200", 200), (5, 5), ("500m", 0.5), (None, np.inf)]
 )
 def test_distances(value, km):
-    assert units.as_km(value) == km
+    assert selection.as_km(value) == km
 
 
 # within

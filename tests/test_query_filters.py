@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_stores import COLS, FEATURES, ROWS, found, make_embeddings
 
-from gridrad_cube import query
+from gridrad_cube import query, selection
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query import calendar
-from gridrad_cube.query.polygons import as_rings, in_polygon
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_rings, in_polygon
 
 
 def through_the_year(crops=96, seed=0):
@@ -228,8 +227,10 @@ def test_split_refuses():
 
 
 def test_solar_hour_is_noon_where_the_sun_is_highest():
-    assert calendar.solar_hour_of(np.datetime64("2024-05-20T18:00"), -90.0) == 12
-    assert calendar.solar_hour_of(np.datetime64("2024-05-20T18:00"), 179.0) == pytest.approx(5.9333, abs=1e-4)
+    assert selection.solar_hour_of(np.datetime64("2024-05-20T18:00"), -90.0) == 12
+    assert selection.solar_hour_of(np.datetime64("2024-05-20T18:00"), 179.0) == pytest.approx(
+        5.9333, abs=1e-4
+    )
 
 
 def test_times_without_a_zone_that_python_takes_for_local_are_refused():

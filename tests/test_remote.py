@@ -27,7 +27,7 @@ from test_readme import blocks
 
 from gridrad_cube import cli, pipeline, query, store, testing
 from gridrad_cube.datasets import PatchDataset, PatchLoader
-from gridrad_cube.embed import embed
+from gridrad_cube.embedding import embed
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
 
 pytestmark = pytest.mark.timeout(120)

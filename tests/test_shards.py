@@ -14,7 +14,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gridrad_cube.machine import cores
+from gridrad_cube.launch import cores
 from gridrad_cube.store import ArraySpec, Files, compiled, encode, metadata, shard_files
 from gridrad_cube.store.shard_files import merge
 from gridrad_cube.store.shard_layout import ABSENT, ShardLayout

@@ -18,13 +18,14 @@ import pytest
 import torch
 from ranks import train_by_two
 
-from gridrad_cube import evaluate, testing
+from gridrad_cube import evaluation, testing
 from gridrad_cube.datasets import PatchDataset
+from gridrad_cube.launch import World, world_from_environment
 from gridrad_cube.models.checkpoints import load_backbone, load_checkpoint, save_checkpoint
 from gridrad_cube.models.dino import DINOLoss
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
 from gridrad_cube.store import ArraySpec, Files, group_metadata, metadata, write_array
-from gridrad_cube.train import (
+from gridrad_cube.training import (
     Config,
     TrainingError,
     load_config,
@@ -34,13 +35,12 @@ from gridrad_cube.train import (
     store_level,
     train,
 )
-from gridrad_cube.train.config import FIELDS, read_options
-from gridrad_cube.train.distributed import World, world_from_environment
-from gridrad_cube.train.flags import make_parser
-from gridrad_cube.train.monitors import Monitor, rank_me
-from gridrad_cube.train.networks import use_bf16
-from gridrad_cube.train.plan import make_plan
-from gridrad_cube.train.sources import PatchSource, open_source
+from gridrad_cube.training.config import FIELDS, read_options
+from gridrad_cube.training.flags import make_parser
+from gridrad_cube.training.monitors import Monitor, rank_me
+from gridrad_cube.training.networks import use_bf16
+from gridrad_cube.training.plan import make_plan
+from gridrad_cube.training.sources import PatchSource, open_source
 
 PROJECT = Path(__file__).resolve().parents[1]
 IR, VISIBLE = "ir_brightness_temperature", "visible_reflectance"
@@ -173,7 +173,7 @@ def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, ca
     config = parse_config([*argv, "--preset", "predecessor"])
     expected = load_config(preset="predecessor", level=level, store=str(store), out="o", num_workers=10)
     assert dataclasses.replace(config, arch="auto") == expected
-    (record,) = [r for r in caplog.records if r.name == "gridrad_cube.train.flags"]
+    (record,) = [r for r in caplog.records if r.name == "gridrad_cube.training.flags"]
     assert record.getMessage().startswith("no effect any more: --save-best (checkpoint_best.pth is kept")
     assert "--dist-url (processes find each other" in record.getMessage()
     assert "--local-rank (the rank is read" in record.getMessage()
@@ -509,7 +509,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_been(cube, tmp_path):
 
 
 def test_signal_saves_and_exits_zero(cube, tmp_path, capsys, monkeypatch):
-    import gridrad_cube.train.flags as flags
+    import gridrad_cube.training.flags as flags
 
     monkeypatch.setattr(flags, "train", lambda config, progress: train(config, progress=Stop(2)))
     old = signal.getsignal(signal.SIGTERM)
@@ -564,7 +564,7 @@ def test_damaged_latest_checkpoint_falls_back_to_the_one_before(cube, tmp_path, 
 
 
 def test_more_processes_with_smaller_batches_may_go_on(cube, tmp_path):
-    from gridrad_cube.train.run import check_same_run
+    from gridrad_cube.training.run import check_same_run
 
     config = config_for(cube, tmp_path, steps=1)
     checkpoint = load_checkpoint(train(config)["checkpoint"])
@@ -763,8 +763,8 @@ def test_rank_me_is_that_of_evaluate():
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [5.0, 1, 1, 1, 0, 0, 0, 0]
     )
-    assert rank_me(features) == pytest.approx(evaluate.rank_me(features.numpy()), rel=1e-5)
-    assert rank_me(features[:5]) == pytest.approx(evaluate.rank_me(features[:5].numpy()), rel=1e-5)
+    assert rank_me(features) == pytest.approx(evaluation.rank_me(features.numpy()), rel=1e-5)
+    assert rank_me(features[:5]) == pytest.approx(evaluation.rank_me(features[:5].numpy()), rel=1e-5)
 
 
 def test_monitor_keeps_the_latest_features():

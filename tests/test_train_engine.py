@@ -18,18 +18,18 @@ import torch
 from test_train import IR, PROJECT, TINY, VISIBLE, config_for, grid_config, metrics_of, write_grids
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gridrad_cube import testing
+from gridrad_cube import launch, testing
 from gridrad_cube.datasets import Batch, PatchDataset, decoding
+from gridrad_cube.launch import World
 from gridrad_cube.models.checkpoints import load_checkpoint
 from gridrad_cube.models.dino import CodingRateLoss, DINOLoss
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.train import TrainingError, distributed, load_config, main, train
-from gridrad_cube.train.distributed import World
-from gridrad_cube.train.engine import _Run
-from gridrad_cube.train.networks import _make_loss as make_loss
-from gridrad_cube.train.networks import make_networks
-from gridrad_cube.train.plan import make_plan
-from gridrad_cube.train.sources import open_source
+from gridrad_cube.training import TrainingError, load_config, main, train
+from gridrad_cube.training.engine import _Run
+from gridrad_cube.training.networks import _make_loss as make_loss
+from gridrad_cube.training.networks import make_networks
+from gridrad_cube.training.plan import make_plan
+from gridrad_cube.training.sources import open_source
 
 #: A step of eight samples in two batches, and all at once.
 HALVES, WHOLE = {"batch_size_per_gpu": 4, "accumulate": 2}, {"batch_size_per_gpu": 8}
@@ -267,7 +267,7 @@ def test_step_waits_for_no_number_on_the_device(cube, grids, tmp_path, monkeypat
     for name in ("tensor", "as_tensor"):
         monkeypatch.setattr(torch, name, copies(name))
     # The seed of the networks' own randomness is made on the host.
-    monkeypatch.setattr("gridrad_cube.train.engine.sample_seeds", lambda *_: 0)
+    monkeypatch.setattr("gridrad_cube.training.engine.sample_seeds", lambda *_: 0)
     with _Waits():
         outcomes = [run._train_step(index, batch, 0) for _ in range(2)]
     assert np.isfinite([outcome.wait()[0] for outcome in outcomes]).all()
@@ -390,14 +390,14 @@ def start_two(folder: Path, argv: list[str]) -> list[subprocess.Popen]:
 def test_processes_meet_where_the_scheduler_says(tmp_path, monkeypatch):
     for name in ("PBS_NODEFILE", "PBS_JOBID", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert (distributed._master_address(), distributed._master_port()) == ("127.0.0.1", 29500)
+    assert (launch._master_address(), launch._master_port()) == ("127.0.0.1", 29500)
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")
     monkeypatch.setenv("SLURM_JOB_ID", "4123")
-    assert (distributed._master_address(), distributed._master_port()) == ("10.0.0.7", 29623)
+    assert (launch._master_address(), launch._master_port()) == ("10.0.0.7", 29623)
     (tmp_path / "nodes").write_text("x3001.hsn\nx3002.hsn\n")
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
     monkeypatch.setenv("PBS_JOBID", "2001.polaris-pbs-01")
-    assert (distributed._master_address(), distributed._master_port()) == ("x3001.hsn", 29501)
+    assert (launch._master_address(), launch._master_port()) == ("x3001.hsn", 29501)
 
 
 def test_terminated_run_of_two_processes_goes_on_with_one(cube, tmp_path):

@@ -18,18 +18,18 @@ from ranks import train_by_two
 from torch.utils.flop_counter import FlopCounterMode
 
 from gridrad_cube import pipeline, testing
-from gridrad_cube.embed import embed
+from gridrad_cube.embedding import embed
 from gridrad_cube.models.checkpoints import load_checkpoint
 from gridrad_cube.models.dino import DINOHead, ProjectionHead
 from gridrad_cube.models.vit import build
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
 from gridrad_cube.store import open_embeddings
-from gridrad_cube.train import Config, engine, load_config, main, train
-from gridrad_cube.train import probe as probing
-from gridrad_cube.train.flags import make_parser
-from gridrad_cube.train.flops import backbone_flops, head_flops, peak_flops, training_flops
-from gridrad_cube.train.probe import Pairs, Scores, draw_pairs, probe_interval, retrieval
-from gridrad_cube.train.sources import PatchSource, open_source
+from gridrad_cube.training import Config, engine, load_config, main, train
+from gridrad_cube.training import probe as probing
+from gridrad_cube.training.flags import make_parser
+from gridrad_cube.training.flops import backbone_flops, head_flops, peak_flops, training_flops
+from gridrad_cube.training.probe import Pairs, Scores, draw_pairs, probe_interval, retrieval
+from gridrad_cube.training.sources import PatchSource, open_source
 
 PROJECT = Path(__file__).resolve().parents[1]
 IR = "ir_brightness_temperature"

@@ -12,7 +12,7 @@ On all GPUs of a machine, or on many machines, the same with torchrun, srun or m
     torchrun --nproc-per-node 4 training/dino.py --store patches.zarr --out runs/256
 
 ``--help`` lists every option; ``presets/`` beside this file holds the recipes (``--preset small``). A run that
-was cut short goes on by the same command. What happens inside is `gridrad_cube.train`: `config.py` has the
+was cut short goes on by the same command. What happens inside is `gridrad_cube.training`: `config.py` has the
 options, `engine.py` the loop, step by step.
 """
 
@@ -20,12 +20,12 @@ import sys
 from pathlib import Path
 
 try:
-    from gridrad_cube.train import main
+    from gridrad_cube.training import main
 except ModuleNotFoundError as error:  # run from a clone that is not installed
     if error.name != "gridrad_cube":
         raise
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from gridrad_cube.train import main
+    from gridrad_cube.training import main
 
 if __name__ == "__main__":
     raise SystemExit(main(prog="python training/dino.py"))

@@ -17,7 +17,7 @@ from gridrad_cube.cli.questions import numbers
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: Sequence[str]) -> None:
     """Train a network on a store; the same as python training/dino.py (see its --help)."""
-    from gridrad_cube.train import main as train_main
+    from gridrad_cube.training import main as train_main
 
     raise SystemExit(train_main(list(arguments)))
 
@@ -90,7 +90,7 @@ def embed(store: str, checkpoint: Path, out: str, attention: Sequence[str], **op
     An interrupted run continues when the same command is given again. Many processes may share a store: by --workers,
     --scheduler, torchrun or --part.
     """
-    from gridrad_cube import embed as embedding
+    from gridrad_cube import embedding as embedding
 
     options["channels"] = options["channels"] or None
     if attention:

@@ -78,9 +78,9 @@ def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     \b
     gridrad-cube convert from-npz /data/output_npz patches.zarr --workers 4
     """
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
-    _report(converting.from_npz(sources, store, **options, **_PROGRESS))
+    _report(predecessor.from_npz(sources, store, **options, **_PROGRESS))
 
 
 @convert.command("from-pt")
@@ -92,9 +92,9 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     gridrad-cube convert from-pt output_folder/ patches.zarr
     gridrad-cube convert from-pt output_folder/patches patches.zarr   (patches alone: deleted ones are flagged)
     """
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
-    _report(converting.from_pt(sources, store, **options, **_PROGRESS))
+    _report(predecessor.from_pt(sources, store, **options, **_PROGRESS))
 
 
 @convert.command("from-features")
@@ -113,10 +113,10 @@ def from_features(source: Path, store: str, **options: Any) -> None:
     \b
     gridrad-cube convert from-features output_features.pt embeddings.zarr --cube patches.zarr
     """
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
     given = {name: value for name, value in options.items() if value}
-    click.echo(json.dumps(converting.from_features(source, store, **given, **_PROGRESS)))
+    click.echo(json.dumps(predecessor.from_features(source, store, **given, **_PROGRESS)))
 
 
 @convert.command("from-checkpoint")
@@ -138,10 +138,10 @@ def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
     gridrad-cube convert from-checkpoint Checkpoints_1/checkpoint.pth old_256.pth
     gridrad-cube embed --store patches.zarr --checkpoint old_256.pth --out embeddings.zarr
     """
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
     given = {name: value for name, value in options.items() if value}
-    click.echo(json.dumps(converting.from_checkpoint(source, out, **given)))
+    click.echo(json.dumps(predecessor.from_checkpoint(source, out, **given)))
 
 
 _CHANNELS = click.option(
@@ -160,9 +160,9 @@ _FILL = click.option(
 @_FILL
 def to_npz(store: str, out: Path, **options: Any) -> None:
     """A cube to SCENE.npz files with crop and patches."""
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
-    click.echo(json.dumps(converting.to_npz(store, out, **options, **_PROGRESS)))
+    click.echo(json.dumps(predecessor.to_npz(store, out, **options, **_PROGRESS)))
 
 
 @convert.command("to-pt")
@@ -175,9 +175,9 @@ def to_npz(store: str, out: Path, **options: Any) -> None:
 @click.option("--clean", is_flag=True, help="Leave out patches that training would reject.")
 def to_pt(store: str, out: Path, **options: Any) -> None:
     """A cube to crops/SCENE_crop_C.pt and patches/SCENE_patch_I_J_C.pt."""
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
-    click.echo(json.dumps(converting.to_pt(store, out, **options, **_PROGRESS)))
+    click.echo(json.dumps(predecessor.to_pt(store, out, **options, **_PROGRESS)))
 
 
 @convert.command("to-features")
@@ -188,9 +188,9 @@ def to_pt(store: str, out: Path, **options: Any) -> None:
 )
 def to_features(store: str, out: Path, fill: float | None) -> None:
     """Embeddings to output_features.pt (OUT ends in .pt) or to a folder of one file a crop (input_2k/)."""
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
-    click.echo(json.dumps(converting.to_features(store, out, fill=fill, **_PROGRESS)))
+    click.echo(json.dumps(predecessor.to_features(store, out, fill=fill, **_PROGRESS)))
 
 
 @convert.command("to-checkpoint")
@@ -200,6 +200,6 @@ def to_features(store: str, out: Path, fill: float | None) -> None:
 @_VISIBLE_UNITS
 def to_checkpoint(source: Path, out: Path, **options: Any) -> None:
     """A checkpoint of ours to one that the predecessor's scripts load (--pretrained_weights)."""
-    from gridrad_cube import convert as converting
+    from gridrad_cube import predecessor
 
-    click.echo(json.dumps(converting.to_checkpoint(source, out, **options)))
+    click.echo(json.dumps(predecessor.to_checkpoint(source, out, **options)))

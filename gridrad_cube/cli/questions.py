@@ -192,7 +192,7 @@ def evaluate(
     gridrad-cube evaluate embeddings.zarr
     gridrad-cube evaluate epoch20.zarr epoch50.zarr --json > evaluation.json
     """
-    from gridrad_cube import evaluate as judging
+    from gridrad_cube import evaluation as judging
 
     result = judging.evaluate(embeddings, leads=leads or judging.LEADS, **options)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))

@@ -69,7 +69,7 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     Parameters
     ----------
     result
-        `gridrad_cube.evaluate.Evaluation.to_dict`, or the file that ``gridrad-cube evaluate --json`` wrote.
+        `gridrad_cube.evaluation.Evaluation.to_dict`, or the file that ``gridrad-cube evaluate --json`` wrote.
 
     Raises
     ------

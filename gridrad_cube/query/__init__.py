@@ -3,7 +3,6 @@
 from gridrad_cube.query.accessor import GridradAccessor
 from gridrad_cube.query.analogs import analogues
 from gridrad_cube.query.answers import format_answer, write_geoparquet
-from gridrad_cube.query.calendar import convective_day, split_by_day
 from gridrad_cube.query.following import follow
 from gridrad_cube.query.frequencies import frequency
 from gridrad_cube.query.index import Index, build_index
@@ -13,6 +12,7 @@ from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
 from gridrad_cube.query.places import at, track
 from gridrad_cube.query.selection import grid, within
 from gridrad_cube.query.summary import describe
+from gridrad_cube.selection import convective_day, split_by_day
 
 __all__ = [
     "GridradAccessor",

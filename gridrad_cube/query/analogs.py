@@ -10,15 +10,14 @@ import xarray as xr
 
 from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query.calendar import convective_day
 from gridrad_cube.query.likeness import require_embeddings, search
 from gridrad_cube.query.nearby import Places
 from gridrad_cube.query.places import time_step
 from gridrad_cube.query.questions import Question, question
 from gridrad_cube.query.samples import cell_dims, labels, read_points, sample_dims, seconds_of
 from gridrad_cube.query.selection import Where, channel_positions
-from gridrad_cube.query.units import as_neighbourhood, as_seconds
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_neighbourhood, as_seconds, convective_day
 
 #: Analogues that lie nearer than this to each other in time and in space are one event.
 EVENT = ("12h", "500km")

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query.calendar import hour_of
 from gridrad_cube.query.samples import cell_dims, positions, read_points, sample_dims, seconds_of
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import hour_of
 from gridrad_cube.similarity import Metric
 
 #: Pairs of crops that are drawn, and pairs of samples from each: crops are what costs reading.

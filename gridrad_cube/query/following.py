@@ -12,8 +12,8 @@ import xarray as xr
 from gridrad_cube.query.places import time_step
 from gridrad_cube.query.questions import question
 from gridrad_cube.query.samples import cell_dims, collect, read_points, sample_dims, seconds_of, written
-from gridrad_cube.query.units import as_seconds
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_seconds
 from gridrad_cube.similarity import nearest
 
 

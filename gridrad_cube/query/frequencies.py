@@ -7,8 +7,7 @@ from typing import Any, Literal, Unpack, get_args
 import numpy as np
 import xarray as xr
 
-from gridrad_cube import similarity
-from gridrad_cube.query import calendar
+from gridrad_cube import selection, similarity
 from gridrad_cube.query.likeness import Rows, common_channels, provenance, require_embeddings
 from gridrad_cube.query.questions import question
 from gridrad_cube.query.samples import crop_blocks, positions, sample_dims
@@ -114,21 +113,21 @@ def _bins(dataset: xr.Dataset, observed: np.ndarray, by: By) -> tuple[np.ndarray
     """The bin of each sample, on the sample dims, and the names of all bins."""
     times = dataset["time"].values
     times = np.where(np.isnat(times), np.datetime64(0, "s"), times)
-    months = calendar.month_of(times)
+    months = selection.month_of(times)
     if by == "solar_hour":
         out = np.zeros(observed.shape, np.int64)
         for crops in crop_blocks(np.asarray(observed.reshape(len(observed), -1).any(axis=1))):
             _, lon = positions(dataset, crops)
-            hours = calendar.solar_hour_of(times[crops].reshape(-1, *(1 for _ in lon.shape[1:])), lon)
+            hours = selection.solar_hour_of(times[crops].reshape(-1, *(1 for _ in lon.shape[1:])), lon)
             hours = np.floor(np.where(np.isfinite(hours), hours, 0.0)).astype(np.int64)
             out[crops] = hours[:, None] if "channel" in sample_dims(dataset) else hours
         return out, np.arange(24)
     if by == "hour":
-        number, names = np.floor(calendar.hour_of(times)).astype(np.int64), np.arange(24)
+        number, names = np.floor(selection.hour_of(times)).astype(np.int64), np.arange(24)
     elif by == "month":
         number, names = months - 1, np.arange(1, 13)
     elif by == "season":
-        number, names = months % 12 // 3, np.array(calendar.SEASONS)
+        number, names = months % 12 // 3, np.array(selection.SEASONS)
     else:
         years = times.astype("datetime64[Y]").astype(np.int64) + 1970
         seen = years[observed.reshape(len(observed), -1).any(axis=1)]
@@ -140,6 +139,6 @@ def _bins(dataset: xr.Dataset, observed: np.ndarray, by: By) -> tuple[np.ndarray
 def _days(dataset: xr.Dataset, bins: np.ndarray, what: np.ndarray, count: int) -> np.ndarray:
     """Number of convective days among samples, for each bin."""
     where = np.nonzero(what)
-    day = calendar.convective_day(dataset["time"].values)[where[0]].astype(np.int64)
+    day = selection.convective_day(dataset["time"].values)[where[0]].astype(np.int64)
     pairs = np.unique(np.stack([bins[where], day]), axis=1)
     return np.bincount(pairs[0], minlength=count)

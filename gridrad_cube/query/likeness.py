@@ -25,8 +25,8 @@ from gridrad_cube.query.samples import (
     written,
 )
 from gridrad_cube.query.selection import Where, select
-from gridrad_cube.query.units import as_neighbourhood
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_neighbourhood
 
 if TYPE_CHECKING:
     from gridrad_cube.query.index import Index

@@ -12,8 +12,8 @@ import xarray as xr
 from gridrad_cube.geometry import great_circle_km, unit_vectors
 from gridrad_cube.query.places import check_place, half_diagonals, lookup, time_step
 from gridrad_cube.query.samples import cell_dims, crop_blocks, positions, seconds_of, written
-from gridrad_cube.query.units import as_km, as_seconds
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_km, as_seconds
 
 _FOUND, _FAR, _UNSURE = 0, 1, 2
 #: Samples whose reach is worked out together.

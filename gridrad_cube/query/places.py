@@ -21,8 +21,8 @@ from gridrad_cube.query.samples import (
     written,
 )
 from gridrad_cube.query.selection import in_period
-from gridrad_cube.query.units import as_km, as_seconds, as_time
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_km, as_seconds, as_time
 
 #: How far in time an answer may be where the store's times do not tell.
 TIME_TOLERANCE = 3600.0

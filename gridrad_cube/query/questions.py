@@ -23,8 +23,8 @@ from gridrad_cube.query.samples import (
     seconds_of,
 )
 from gridrad_cube.query.selection import channel_positions
-from gridrad_cube.query.units import as_time
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import as_time
 from gridrad_cube.similarity import Metric
 
 Place = tuple[float, float, float]

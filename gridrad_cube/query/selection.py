@@ -9,8 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.query import calendar
-from gridrad_cube.query.polygons import as_rings, in_polygon
+from gridrad_cube import selection
 from gridrad_cube.query.samples import (
     cell_dims,
     collect,
@@ -22,8 +21,8 @@ from gridrad_cube.query.samples import (
     sample_flags,
     written,
 )
-from gridrad_cube.query.units import Box, as_period, check_box, in_box
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, reject_mask
+from gridrad_cube.selection import Box, as_period, as_rings, check_box, in_box, in_polygon
 
 #: Flags that rule a sample out: names, a mask, ``()`` for none; None for the default of each channel.
 Reject = int | Flag | str | Iterable[str] | None
@@ -75,11 +74,11 @@ def in_period(
     if stop is not None:
         keep &= times < stop
     if season is not None:
-        keep &= np.isin(calendar.month_of(times), calendar.as_months(season))
+        keep &= np.isin(selection.month_of(times), selection.as_months(season))
     if hour is not None:
-        keep &= calendar.in_hours(calendar.hour_of(times), hour, "hour")
+        keep &= selection.in_hours(selection.hour_of(times), hour, "hour")
     if convective_day is not None:
-        keep &= np.isin(calendar.convective_day(times), calendar.as_days(convective_day))
+        keep &= np.isin(selection.convective_day(times), selection.as_days(convective_day))
     if not keep.any():
         has = f"from {known.min()} to {known.max()}" if len(known) else "none: no crop was written"
         rules = {"season": season, "hour": hour, "convective_day": convective_day}
@@ -149,7 +148,7 @@ def select(
             cells &= in_polygon(lat, lon, rings)
         if solar_hour is not None:
             times = dataset["time"].values[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
-            cells &= calendar.in_hours(calendar.solar_hour_of(times, lon), solar_hour, "solar_hour")
+            cells &= selection.in_hours(selection.solar_hour_of(times, lon), solar_hour, "solar_hour")
         placed += int(np.count_nonzero(cells))
         if not cells.any():
             continue

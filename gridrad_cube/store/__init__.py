@@ -3,6 +3,7 @@
 This package alone knows how a store lies on disk. A store is a path or a URL.
 """
 
+from gridrad_cube.storage import Files, RemoteError
 from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata, metadata, write_array
 from gridrad_cube.store.attributes import cube_info, store_info
 from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
@@ -20,12 +21,10 @@ from gridrad_cube.store.commit import (
 )
 from gridrad_cube.store.compiled import Sink
 from gridrad_cube.store.embeddings import EmbeddingReader
-from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.log import Record, pack_rows, unpack_rows
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed
 from gridrad_cube.store.patches import MissingChunkError, PatchReader
-from gridrad_cube.store.places import RemoteError
 from gridrad_cube.store.verify import Damage, verify
 
 __all__ = [

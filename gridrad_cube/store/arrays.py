@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store.files import Files
+from gridrad_cube.storage import Files
 
 Codec = Literal["fast", "small", "raw"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store.files import Files
+from gridrad_cube.storage import Files
 
 
 def store_info(store: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:

@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube.schema import Recipe, SchemaError
+from gridrad_cube.storage import Files
 from gridrad_cube.store.arrays import encode
-from gridrad_cube.store.files import Files
 from gridrad_cube.store.layout import STATUS, CubeLayout
 from gridrad_cube.store.log import Log, Place, Record
 

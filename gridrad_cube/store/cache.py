@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gridrad_cube.store.files import Files
+from gridrad_cube.storage import Files
 
 _LOCKS = 64
 #: A shard that has been in the writing for this long is what a killed process left.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gridrad_cube.store.files import Files
+from gridrad_cube.storage import Files
 from gridrad_cube.store.opening import open_embeddings
 from gridrad_cube.store.patches import damage_error
 from gridrad_cube.store.shard_layout import ShardLayout

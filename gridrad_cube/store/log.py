@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store.files import Files
+from gridrad_cube.storage import Files
 
 #: Folder of the log in a store.
 LOG = "_build/log"

@@ -11,8 +11,8 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from gridrad_cube.schema import Packing
+from gridrad_cube.storage import Files
 from gridrad_cube.store.attributes import cube_info, store_info
-from gridrad_cube.store.files import Files
 from gridrad_cube.store.patches import PatchReader
 
 _COORDINATES = frozenset(

@@ -14,10 +14,10 @@ import tensorstore
 import zarr
 
 from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.storage import Files
 from gridrad_cube.store.attributes import cube_info
 from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.compiled import Sink
-from gridrad_cube.store.files import Files
 from gridrad_cube.store.shard_layout import ShardLayout
 from gridrad_cube.store.shards import MISSING, Process, ShardReader
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gridrad_cube.store.files import Files
+from gridrad_cube.storage import Files
 
 #: Shards of one array that stay open, and the share of all files that a process may open.
 OPEN_SHARDS, OPEN_SHARE = 256, 1 / 16

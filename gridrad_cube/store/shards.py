@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gridrad_cube.machine import cores
+from gridrad_cube.launch import cores
+from gridrad_cube.storage import Files
 from gridrad_cube.store import compiled
 from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.compiled import CompiledReader, Sink, compiled_reader
-from gridrad_cube.store.files import Files
 from gridrad_cube.store.shard_files import DamagedShard, LocalShard, OpenShards, RemoteShard, ShardSource
 from gridrad_cube.store.shard_layout import ABSENT, ShardLayout, chunk_decoder
 

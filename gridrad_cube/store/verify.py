@@ -10,8 +10,8 @@ import numpy as np
 import zarr
 
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.storage import RemoteError
 from gridrad_cube.store.build import Build
-from gridrad_cube.store.places import RemoteError
 
 
 @dataclass(frozen=True)

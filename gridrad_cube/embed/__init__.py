@@ -1,9 +1,0 @@
-"""Store and checkpoint to an embedding store with the same coordinates, at either level; and attention maps."""
-
-from gridrad_cube.embed.attention import attention
-from gridrad_cube.embed.network import Network, Pool
-from gridrad_cube.embed.patches import NO_PIXELS, Normalize
-from gridrad_cube.embed.run import embed
-from gridrad_cube.embed.work import Dtype
-
-__all__ = ["NO_PIXELS", "Dtype", "Network", "Normalize", "Pool", "attention", "embed"]

@@ -1,0 +1,192 @@
+"""Which of how many processes this is, and the few collective operations that training needs.
+
+The launcher is read from the environment alone: ``torchrun``, ``srun``, ``mpiexec`` of PALS or Hydra (PMI)
+and Open MPI set different names for the same three numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gridrad_cube.schema import SchemaError
+
+if TYPE_CHECKING:
+    import torch
+
+#: (launcher, rank, world size, local rank): the first triple that is set decides.
+_LAUNCHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("PALS", "PMI_RANK", "PMI_SIZE", "PALS_LOCAL_RANKID"),
+    ("PMI", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK"),
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One process among all: ``rank`` of ``size``, number ``local_rank`` on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+
+def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
+    """Read rank and world size from whichever launcher started this process; a lone process otherwise.
+
+    Raises
+    ------
+    SchemaError
+        If a launcher's numbers contradict each other.
+    """
+    env = os.environ if environment is None else environment
+    for launcher, rank_name, size_name, local_name in _LAUNCHERS:
+        if rank_name in env and size_name in env:
+            rank, size = int(env[rank_name]), int(env[size_name])
+            if not 0 <= rank < size:
+                raise SchemaError(
+                    f"{launcher}: {rank_name}={rank} with {size_name}={size}; expected a rank below the size. "
+                    "Unset both to run one process."
+                )
+            return World(rank=rank, size=size, local_rank=int(env.get(local_name, 0)))
+    return World()
+
+
+def choose_device(device: str, world: World) -> torch.device:
+    """The device of this process: ``auto`` takes CUDA where there is one.
+
+    Raises
+    ------
+    SchemaError
+        If CUDA is asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SchemaError("device: 'cuda' asked for but torch sees no GPU here. Pass --device cpu or auto.")
+    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+
+
+@contextmanager
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """Join the other processes for the length of the block; nothing to do for a lone process."""
+    import torch
+    import torch.distributed as dist
+
+    if world.size == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    os.environ.setdefault("MASTER_ADDR", _master_address())
+    os.environ.setdefault("MASTER_PORT", str(_master_port()))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=world.rank, world_size=world.size, timeout=timedelta(minutes=30),
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _master_address() -> str:
+    nodes = os.environ.get("PBS_NODEFILE")
+    if nodes and Path(nodes).is_file():
+        return Path(nodes).read_text().split()[0]
+    return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+
+
+def _master_port() -> int:
+    # Two jobs on one machine must not meet: the scheduler's job number picks the port.
+    job = os.environ.get("PBS_JOBID", os.environ.get("SLURM_JOB_ID", "0"))
+    digits = "".join(c for c in job.split(".")[0] if c.isdigit()) or "0"
+    return 29500 + int(digits) % 2000
+
+
+def mean_later(
+    loss: torch.Tensor, flags: tuple[bool, bool], world: World
+) -> Callable[[], tuple[float, float, float]]:
+    """Start averaging a loss and two flags over all processes; calling the result waits for them.
+
+    A flag is above 0 if any process raised it. Nothing here waits for a GPU until the result is called.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if world.size == 1:
+        wait = _copy_later(loss[None])
+        return lambda: (wait()[0], float(flags[0]), float(flags[1]))
+    raised = torch.tensor([float(flag) for flag in flags])
+    if loss.device.type == "cuda":
+        raised = raised.pin_memory().to(loss.device, non_blocking=True)
+    values = torch.cat([loss[None].float(), raised])
+    dist.all_reduce(values)
+    together = _copy_later(values / world.size)
+
+    def wait_for_all() -> tuple[float, float, float]:
+        mean, first, second = together()
+        return mean, first, second
+
+    return wait_for_all
+
+
+def _copy_later(values: torch.Tensor) -> Callable[[], list[float]]:
+    """Start copying a vector to the host; calling the result waits for this copy only."""
+    import torch
+
+    if values.device.type != "cuda":
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> list[float]:
+        copied.synchronize()
+        return host.tolist()
+
+    return wait
+
+
+def barrier(world: World) -> None:
+    """Wait until every process is here."""
+    import torch.distributed as dist
+
+    if world.size > 1:
+        dist.barrier()
+
+
+def machine_label(world: World, device: torch.device) -> str:
+    """One line for the log: host, device, number of processes."""
+    import torch
+
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    return f"{socket.gethostname()}: {device} ({name}), {world.size} process{'es' if world.size > 1 else ''}"
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return os.cpu_count() or 1

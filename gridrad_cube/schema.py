@@ -1,0 +1,623 @@
+"""The vocabulary: dimensions, channels, packing, flags, statistics and the specs of a store.
+
+Imports numpy only. Nothing here touches a disk or a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "CHANNELS",
+    "COMPANION_ROLE",
+    "ECHO_STATISTICS",
+    "FORMAT_VERSION",
+    "HISTOGRAM_BINS",
+    "LOG_STATISTICS",
+    "PATCH_SIZE",
+    "STATISTICS",
+    "TIME_FILL",
+    "TIME_UNITS",
+    "Channel",
+    "Flag",
+    "Kind",
+    "Packing",
+    "Placement",
+    "QualitySpec",
+    "RadarSpec",
+    "Recipe",
+    "SchemaError",
+    "TileSpec",
+    "build_spec",
+    "channel_in",
+    "channel_label",
+    "channel_of",
+    "default_reject",
+    "flag_attributes",
+    "reject_mask",
+    "statistic_units",
+    "statistics_of",
+]
+
+
+class SchemaError(ValueError):
+    """A file, store or checkpoint is not what its use asks for."""
+
+
+#: Edge of a patch in pixels, unless a recipe says otherwise.
+PATCH_SIZE = 256
+#: ``time`` is stored as int64 seconds since this epoch, UTC.
+TIME_UNITS = "seconds since 1970-01-01"
+#: Code of a missing time (xarray decodes it to NaT).
+TIME_FILL = -(2**63)
+#: Version of the layout of ``patches.zarr``; readers refuse a newer one.
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the codes of one variable stand for physical values.
+
+    ``value = code * scale_factor + add_offset``. The other members are codes, compared for equality:
+    a bin that was not observed (``fill_value``, the CF ``_FillValue``), one that was observed without
+    echo, one whose echo quality control removed, one whose source value was not finite or lay outside
+    the field's valid range. ``echo_minimum`` is the smallest code of an echo. Codes outside
+    ``[valid_minimum, valid_maximum]`` are not data. With a float dtype the codes are the values.
+    """
+
+    dtype: str = "uint16"
+    scale_factor: float = 1.0
+    add_offset: float = 0.0
+    fill_value: float | None = None
+    valid_minimum: float | None = None
+    valid_maximum: float | None = None
+    no_echo: float | None = None
+    low_confidence: float | None = None
+    clutter: float | None = None
+    out_of_range: float | None = None
+    non_finite: float | None = None
+    echo_minimum: float | None = None
+
+    def missing(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Where nothing was observed (the fill code, or NaN in a float variable)."""
+        codes = np.asarray(codes)
+        out = np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)
+        if self.fill_value is not None and not math.isnan(self.fill_value):
+            out |= codes == self._code(self.fill_value)
+        return out
+
+    def out_of_valid_range(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Where a source value lay outside its valid range (not finite and missing ones apart)."""
+        codes = np.asarray(codes)
+        if self.out_of_range is not None and codes.dtype.kind != "f":
+            return codes == self._code(self.out_of_range)
+        out = np.zeros(codes.shape, bool)
+        if self.valid_minimum is not None:
+            out |= codes < self._code(self.valid_minimum)
+        if self.valid_maximum is not None:
+            out |= codes > self._code(self.valid_maximum)
+        for special in (self.no_echo, self.low_confidence, self.clutter):
+            if special is not None:
+                out &= codes != self._code(special)
+        return out & ~self.missing(codes) & ~self.not_finite(codes)
+
+    def not_finite(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Where the source value was infinite."""
+        codes = np.asarray(codes)
+        if codes.dtype.kind == "f":
+            return np.isinf(codes)
+        if self.non_finite is None:
+            return np.zeros(codes.shape, bool)
+        return codes == self._code(self.non_finite)
+
+    def observed(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Where the instrument looked and gave a value that may be used, echo or not."""
+        codes = np.asarray(codes)
+        return ~(self.missing(codes) | self.not_finite(codes) | self.out_of_valid_range(codes))
+
+    def echo(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Where a measured value stands: an echo, or any observed pixel of a field without echoes."""
+        codes = np.asarray(codes)
+        out = self.observed(codes)
+        if self.echo_minimum is not None:
+            out &= codes >= self._code(self.echo_minimum)
+        return out
+
+    def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Physical values, float32; NaN where not observed. No-echo codes decode by the same formula."""
+        codes = np.asarray(codes)
+        values = codes.astype(np.float32)
+        values *= np.float32(self.scale_factor)
+        values += np.float32(self.add_offset)
+        values[~self.observed(codes)] = np.nan
+        return values
+
+    def encode(self, values: npt.ArrayLike, *, no_echo: npt.ArrayLike | None = None) -> np.ndarray:
+        """Codes of float values: NaN is not observed, infinities and values out of range get their codes.
+
+        Parameters
+        ----------
+        values
+            Physical values of any shape.
+        no_echo
+            Mask of observed bins without echo.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        if np.dtype(self.dtype).kind == "f":
+            codes = values.astype(self.dtype)
+        else:
+            low, high = self._encodable()
+            finite = np.isfinite(values)
+            scaled = np.rint((np.where(finite, values, 0.0) - self.add_offset) / self.scale_factor)
+            inside = (scaled >= low) & (scaled <= high)
+            codes = np.where(inside, scaled, low).astype(self.dtype)
+            if self.out_of_range is not None:
+                codes[finite & ~inside] = self._code(self.out_of_range)
+            if self.non_finite is not None:
+                codes[np.isinf(values)] = self._code(self.non_finite)
+            if self.fill_value is None and np.isnan(values).any():
+                raise SchemaError("a value is missing but the packing has no fill_value; give it one")
+            if self.fill_value is not None:
+                codes[np.isnan(values)] = self._code(self.fill_value)
+        if no_echo is not None:
+            if self.no_echo is None:
+                raise SchemaError("no_echo given for a packing that has no code for it")
+            codes[np.asarray(no_echo, bool)] = self._code(self.no_echo)
+        return codes
+
+    def _encodable(self) -> tuple[float, float]:
+        info = np.iinfo(self.dtype)
+        low = self.echo_minimum if self.echo_minimum is not None else self.valid_minimum
+        high = self.valid_maximum
+        return (info.min if low is None else low), (info.max if high is None else high)
+
+    def _code(self, value: float) -> Any:
+        return np.dtype(self.dtype).type(value)
+
+    def to_attributes(self) -> dict[str, Any]:
+        """CF attributes (``scale_factor``, ``add_offset``, ``_FillValue``, ``valid_range``) and the codes."""
+        kind = np.dtype(self.dtype).kind
+
+        def number(value: float) -> int | float:
+            return float(value) if kind == "f" else int(value)
+
+        attributes: dict[str, Any] = {}
+        if kind != "f":
+            attributes |= {"scale_factor": self.scale_factor, "add_offset": self.add_offset}
+            if self.fill_value is not None:
+                attributes["_FillValue"] = number(self.fill_value)
+        if self.valid_minimum is not None and self.valid_maximum is not None:
+            attributes["valid_range"] = [number(self.valid_minimum), number(self.valid_maximum)]
+        for name in _CODE_NAMES:
+            value = getattr(self, name)
+            if value is not None:
+                attributes[f"{name}_code"] = number(value)
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Self:
+        """The packing that a variable's attributes describe (the inverse of `to_attributes`)."""
+        valid = attributes.get("valid_range")
+        codes = {name: attributes.get(f"{name}_code") for name in _CODE_NAMES}
+        fill = attributes.get("_FillValue")
+        return cls(
+            dtype=np.dtype(dtype).name,
+            scale_factor=float(attributes.get("scale_factor", 1.0)),
+            add_offset=float(attributes.get("add_offset", 0.0)),
+            fill_value=None if fill is None else _plain(fill),
+            valid_minimum=None if valid is None else _plain(valid[0]),
+            valid_maximum=None if valid is None else _plain(valid[1]),
+            **{name: None if value is None else _plain(value) for name, value in codes.items()},
+        )
+
+
+_CODE_NAMES = ("no_echo", "low_confidence", "clutter", "out_of_range", "non_finite", "echo_minimum")
+
+
+def _plain(value: Any) -> float:
+    scalar = np.asarray(value).item()
+    return int(scalar) if isinstance(scalar, int) else float(scalar)
+
+
+Kind = Literal["infrared", "visible", "radar", "rain", "field", "companion"]
+#: Attribute of a data variable that is carried beside the channels, and kept out of training unless asked for.
+COMPANION_ROLE = {"role": "companion"}
+
+
+def _radar_packing(step: float, offset: float) -> Packing:
+    # Codes 1 to 3 decode to about `offset`: far below any echo, so plain xarray tells them apart.
+    return Packing(
+        scale_factor=step,
+        add_offset=offset - step,
+        fill_value=0,
+        no_echo=1,
+        low_confidence=2,
+        clutter=3,
+        out_of_range=4,
+        non_finite=5,
+        echo_minimum=16,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """One physical field: its units and how float sources of it are packed.
+
+    ``typical_range`` in ``units`` is what histograms and colour scales span; values outside are data too.
+    """
+
+    name: str
+    kind: Kind
+    units: str
+    long_name: str
+    packing: Packing
+    typical_range: tuple[float, float]
+    standard_name: str | None = None
+
+    @property
+    def has_echo(self) -> bool:
+        """Whether statistics count echo pixels only (radar and rain)."""
+        return self.packing.echo_minimum is not None
+
+    def attributes(self) -> dict[str, Any]:
+        """CF attributes of the field, packing apart."""
+        out = {"units": self.units, "long_name": self.long_name}
+        if self.standard_name:
+            out["standard_name"] = self.standard_name
+        return out
+
+
+# fmt: off
+_DBZ = _radar_packing(0.01, -99.0)
+_SHEAR = _radar_packing(1e-5, -0.2)
+_KELVIN = Packing(
+    scale_factor=0.01, fill_value=65535, out_of_range=65534, non_finite=65533,
+    valid_minimum=15000, valid_maximum=35000,
+)
+_FRACTION = Packing(
+    scale_factor=0.0001, fill_value=65535, out_of_range=65534, non_finite=65533,
+    valid_minimum=0, valid_maximum=20000,
+)
+_RAIN = Packing(
+    scale_factor=0.01, add_offset=-0.01, fill_value=0, no_echo=1, out_of_range=65534, non_finite=65535,
+    echo_minimum=2, valid_minimum=1, valid_maximum=65000,
+)
+_Z = "equivalent_reflectivity_factor"
+_CHANNELS: tuple[tuple[str, Kind, str, str, Packing, tuple[float, float], str | None], ...] = (
+    ("ir_brightness_temperature", "infrared", "K", "infrared brightness temperature", _KELVIN, (190.0, 320.0),
+     "toa_brightness_temperature"),
+    ("visible_reflectance", "visible", "1", "visible reflectance", _FRACTION, (0.0, 1.2),
+     "toa_bidirectional_reflectance"),
+    ("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    ("reflectivity_column_maximum", "radar", "dBZ", "column maximum reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    ("echo_top_height", "radar", "km", "echo-top height above mean sea level", _DBZ, (0.0, 22.0), None),
+    ("precipitation_rate", "rain", "mm h-1", "precipitation rate", _RAIN, (0.0, 150.0), "lwe_precipitation_rate"),
+    ("spectrum_width", "field", "m s-1", "Doppler velocity spectrum width", _DBZ, (0.0, 20.0), None),
+    ("azimuthal_shear", "field", "s-1", "azimuthal shear", _SHEAR, (-0.02, 0.02), None),
+    ("divergence", "field", "s-1", "radial divergence", _SHEAR, (-0.02, 0.02), None),
+    ("differential_reflectivity", "field", "dB", "differential reflectivity", _DBZ, (-4.0, 8.0), None),
+    ("specific_differential_phase", "field", "degree km-1", "specific differential phase", _DBZ, (-2.0, 10.0), None),
+    ("correlation_coefficient", "field", "1", "copolar correlation coefficient", _radar_packing(1e-4, -1.0),
+     (0.5, 1.05), None),
+)
+# fmt: on
+#: Every channel by name. ``field`` stands for radar moments other than reflectivity.
+CHANNELS: dict[str, Channel] = {
+    name: Channel(
+        name=name,
+        kind=kind,
+        units=units,
+        long_name=long_name,
+        packing=packing,
+        typical_range=typical_range,
+        standard_name=standard_name,
+    )
+    for name, kind, units, long_name, packing, typical_range, standard_name in _CHANNELS
+}
+
+
+def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Channel:
+    """The channel that a data variable of a scene or a store is: of the table, or a companion field.
+
+    Parameters
+    ----------
+    name
+        Of the variable; a companion keeps its source's.
+    attributes
+        Of the variable. ``role="companion"`` makes it one, with the units, packing and valid range they state.
+
+    Raises
+    ------
+    SchemaError
+        If it is neither.
+    """
+    if attributes.get("role") != COMPANION_ROLE["role"]:
+        return channel_of(name)
+    packing = Packing.from_attributes(attributes, dtype)
+    low, high = packing.valid_minimum, packing.valid_maximum
+    span = [np.nan if v is None else v * packing.scale_factor + packing.add_offset for v in (low, high)]
+    return Channel(
+        name=name,
+        kind="companion",
+        units=str(attributes.get("units", "1")),
+        long_name=str(attributes.get("long_name", name)),
+        packing=packing,
+        typical_range=(float(span[0]), float(span[1])),
+        standard_name=attributes.get("standard_name"),
+    )
+
+
+def channel_of(label: str) -> Channel:
+    """The channel that a variable or a label such as ``reflectivity@3.0km`` belongs to.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such channel.
+    """
+    name = label.split("@", 1)[0]
+    if name not in CHANNELS:
+        raise SchemaError(f"unknown channel {name!r}; expected some of {sorted(CHANNELS)}")
+    return CHANNELS[name]
+
+
+def channel_label(variable: str, altitude_km: float | None = None) -> str:
+    """Label of a variable at an altitude: ``reflectivity@3.0km``; the name alone where it has none."""
+    return variable if altitude_km is None else f"{variable}@{float(altitude_km)}km"
+
+
+#: Bins of a channel's training histogram, over its typical range.
+HISTOGRAM_BINS = 64
+#: Statistics of every channel, float32, in the channel's units (fractions: 1); echo pixels only where the
+#: channel has echoes.
+#: ``dead_lines`` counts rows and columns that repeat one value in a field that varies.
+STATISTICS = ("valid_fraction", "mean", "std", "minimum", "maximum", "dead_lines")
+#: Further statistics of channels with echoes. ``mean_linear`` of dBZ is the mean of linear Z, back in dBZ.
+ECHO_STATISTICS = ("echo_fraction", "mean_linear")
+#: Further statistics of rain: mean and standard deviation of log10 of its value in the channel's units.
+LOG_STATISTICS = ("mean_log10", "std_log10")
+
+
+def statistics_of(channel: Channel) -> tuple[str, ...]:
+    """Names of the statistics that a store keeps of this channel.
+
+    Companion fields are not looked through for dead lines: categories repeat a value by nature.
+    """
+    if channel.kind == "companion":
+        return tuple(name for name in STATISTICS if name != "dead_lines")
+    names = STATISTICS + ECHO_STATISTICS if channel.has_echo else STATISTICS
+    return names + LOG_STATISTICS if channel.kind == "rain" else names
+
+
+def statistic_units(channel: Channel, statistic: str) -> str:
+    """Units of a statistic: the channel's, but 1 for fractions, counts and logarithms."""
+    pure = statistic.endswith(("_fraction", "_log10")) or statistic == "dead_lines"
+    return "1" if pure else channel.units
+
+
+class Flag(enum.IntFlag):
+    """Bits of ``<channel>_flags``. Set, never acted on at write time: what rejects is chosen when reading."""
+
+    some_missing = 1
+    all_missing = 2
+    channel_absent = 4
+    out_of_valid_range = 8
+    non_finite = 16
+    constant = 32
+    local_outlier = 64
+    global_outlier = 128
+    night = 256
+    no_echo = 512
+    low_coverage = 1024
+    unreadable = 2048
+    padding = 4096
+    low_sun = 8192
+    limb = 16384
+
+
+_REJECT_ALWAYS = (
+    Flag.all_missing
+    | Flag.channel_absent
+    | Flag.non_finite
+    | Flag.unreadable
+    | Flag.constant
+    | Flag.padding
+    | Flag.low_coverage
+)
+
+
+def default_reject(kind: str) -> Flag:
+    """The bits that keep a patch of a channel of this kind from training.
+
+    Of companion fields only those of patches that have no pixels: a label that is nowhere or everywhere is one too.
+    """
+    if kind == "companion":
+        return Flag.channel_absent | Flag.unreadable | Flag.padding
+    return _REJECT_ALWAYS | Flag.night if kind == "visible" else _REJECT_ALWAYS
+
+
+def reject_mask(reject: int | Flag | Iterable[str] | None, kind: str) -> int:
+    """The rejecting bits as an integer: ``None`` for the default, names, or a mask as it is.
+
+    Raises
+    ------
+    SchemaError
+        If a name is no flag.
+    """
+    if reject is None:
+        return int(default_reject(kind))
+    if isinstance(reject, int):
+        return int(reject)
+    mask = 0
+    for name in reject:
+        if name not in Flag.__members__:
+            raise SchemaError(f"reject: unknown flag {name!r}; expected some of {list(Flag.__members__)}")
+        mask |= Flag[name]
+    return int(mask)
+
+
+def flag_attributes() -> dict[str, Any]:
+    """CF attributes of a flag variable (dtype uint16)."""
+    return {
+        "standard_name": "quality_flag",
+        "units": "1",
+        "flag_masks": [int(f) for f in Flag],
+        "flag_meanings": " ".join(f.name for f in Flag if f.name),
+    }
+
+
+Placement = Literal["scene", "tiles", "random", "center", "list"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSpec:
+    """How a scene becomes crops.
+
+    ``crop`` is the window's (height, width) in pixels; ``None`` takes the whole scene, padded to whole
+    patches. ``placement`` says where windows of a given size lie; ``seed`` draws the random ones.
+    """
+
+    crop: tuple[int, int] | None = None
+    patch: int = PATCH_SIZE
+    placement: Placement = "scene"
+    seed: int = 0
+    crops_per_scene: int = 1
+    offsets: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", tuple((int(y), int(x)) for y, x in self.offsets))
+        if self.patch < 1:
+            raise SchemaError(f"patch: expected a positive number of pixels, got {self.patch}")
+        if self.placement not in get_args(Placement):
+            raise SchemaError(
+                f"placement: got {self.placement!r}; expected one of {list(get_args(Placement))}"
+            )
+        if bool(self.offsets) != (self.placement == "list"):
+            raise SchemaError(
+                f"offsets: got {list(self.offsets)} with placement={self.placement!r}; expected some (y, x) with "
+                "placement='list', and none otherwise"
+            )
+        if len(set(self.offsets)) < len(self.offsets) or any(min(offset) < 0 for offset in self.offsets):
+            raise SchemaError(f"offsets: got {list(self.offsets)}; expected each once, none negative")
+        if self.crops_per_scene < 1 or (self.crops_per_scene > 1 and self.placement != "random"):
+            raise SchemaError(
+                f"crops_per_scene: got {self.crops_per_scene} with placement={self.placement!r}; expected at least 1, "
+                "and 1 unless placement='random'"
+            )
+        if (self.crop is None) != (self.placement == "scene"):
+            raise SchemaError(
+                f"crop={self.crop} with placement={self.placement!r}: a window needs both a size and a placement "
+                "other than 'scene'. Pass --crop 2048 --placement tiles, or neither."
+            )
+        if self.crop is not None:
+            object.__setattr__(self, "crop", (int(self.crop[0]), int(self.crop[1])))
+            if any(edge < self.patch or edge % self.patch for edge in self.crop):
+                raise SchemaError(
+                    f"crop {self.crop} is not whole patches of {self.patch} px; pass a multiple"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualitySpec:
+    """Thresholds of the flags.
+
+    ``max_deviation_factor`` (k of `local_outlier`) and ``global_mean_deviation_factor`` (k of
+    `global_outlier`) count standard deviations. ``rule="predecessor"`` applies the batch form of the old
+    pipeline's formula: unbiased deviation over all valid pixels, mean and deviation of patch means.
+    """
+
+    max_deviation_factor: float = 10.0
+    global_mean_deviation_factor: float = 10.0
+    rule: Literal["echo", "predecessor"] = "echo"
+    low_coverage: float = 0.5
+    night_solar_zenith: float = 85.0
+    low_sun_solar_zenith: float = 75.0
+    limb_satellite_zenith: float = 70.0
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("echo", "predecessor"):
+            raise SchemaError(f"rule: got {self.rule!r}; expected echo or predecessor")
+        for name in ("max_deviation_factor", "global_mean_deviation_factor"):
+            if not getattr(self, name) > 0:
+                raise SchemaError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.low_coverage <= 1:
+            raise SchemaError(f"low_coverage: expected a share from 0 to 1, got {self.low_coverage}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadarSpec:
+    """How radar volumes become channels.
+
+    ``qc`` chooses the quality control of GridRad volumes: ``published`` bit for bit, ``fixed`` without its slips
+    (`gridrad_cube.quality.remove_clutter` lists them), or none. ``qc_constants`` are (name, value) of
+    `gridrad_cube.quality.RadarQualitySpec` that differ from the published ones.
+    """
+
+    altitudes_km: tuple[float, ...] = ()
+    echo_top_dbz: float = 18.5
+    qc: Literal["fixed", "published", "none"] = "fixed"
+    qc_constants: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "qc_constants", tuple(sorted((str(k), v) for k, v in self.qc_constants)))
+        object.__setattr__(self, "altitudes_km", tuple(float(a) for a in self.altitudes_km))
+        if self.qc not in ("fixed", "published", "none"):
+            raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
+        if self.qc_constants and self.qc == "none":
+            raise SchemaError(
+                f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the content of a store; saved in it and compared on resume.
+
+    ``channels`` empty takes what the first scene offers by default. ``variables`` maps a channel to the
+    source's variable and units where a CF file does not say them: ``{"ir_brightness_temperature":
+    ("Infrared", "degC")}``. ``companions`` are further variables of the source, by its own names, carried beside
+    the channels. ``mixed_lattices`` lets scenes of GridRad v3.1 and v4 into one store, whose pixels do not align.
+    """
+
+    format: str = "auto"
+    channels: tuple[str, ...] = ()
+    tile: TileSpec = TileSpec()
+    quality: QualitySpec = QualitySpec()
+    radar: RadarSpec = RadarSpec()
+    codec: Literal["fast", "small", "raw"] = "fast"
+    variables: tuple[tuple[str, str, str | None], ...] = ()
+    companions: tuple[str, ...] = ()
+    mixed_lattices: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON types, the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a recipe; unknown keys are refused by name."""
+        nested: dict[str, type] = {"tile": TileSpec, "quality": QualitySpec, "radar": RadarSpec}
+        values = {
+            key: build_spec(nested[key], value) if key in nested else value for key, value in data.items()
+        }
+        for key in ("channels", "variables", "companions"):
+            if key in values:
+                values[key] = tuple(tuple(v) if isinstance(v, list) else v for v in values[key])
+        return build_spec(cls, values)
+
+
+def build_spec(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    """Make a spec from a mapping, refusing keys that it does not have."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise SchemaError(f"{cls.__name__}: unknown {unknown}; expected some of {sorted(known)}")
+    return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})

@@ -1,0 +1,447 @@
+"""The training loop of both levels: one step after another, saved so that any of them may be the last."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gridrad_cube import __version__
+from gridrad_cube.datasets import Batch, EpochSampler, PatchLoader
+from gridrad_cube.launch import (
+    World,
+    barrier,
+    choose_device,
+    machine_label,
+    mean_later,
+    process_group,
+    world_from_environment,
+)
+from gridrad_cube.models.dino import (
+    DINOHead,
+    DINOLoss,
+    clip_global_,
+    clip_per_tensor_,
+    update_teacher_,
+)
+from gridrad_cube.models.seeded import sample_seeds
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.store import MissingChunkError
+from gridrad_cube.training.config import Config, store_level
+from gridrad_cube.training.flops import peak_flops, training_flops
+from gridrad_cube.training.monitors import Monitor
+from gridrad_cube.training.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
+from gridrad_cube.training.plan import make_plan, make_schedules
+from gridrad_cube.training.probe import Scores, make_probe
+from gridrad_cube.training.reporting import Progress, caught_signals, reporter
+from gridrad_cube.training.run import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
+from gridrad_cube.training.sources import Source, open_source, store_identity, store_state
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is not finite."""
+
+
+def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any]:
+    """Train the level that the configuration's store is for, or go on with such a run.
+
+    One process of many if a launcher started it so. SIGTERM saves and returns, telling so; Ctrl-C saves before
+    it interrupts.
+
+    Parameters
+    ----------
+    progress
+        Show a bar on standard error; or a function to call after each step. Metrics are logged in any case.
+
+    Returns
+    -------
+    ``checkpoint`` (path of the latest), ``best`` (path of the best by probe, or None), ``level``, ``step`` of
+    ``steps``, ``epoch``, ``train_loss`` and ``images_per_second`` of the last record, ``seconds``, ``stopped``
+    (``"SIGTERM"``, or None).
+
+    Raises
+    ------
+    SchemaError
+        If the store cannot be trained from, the configuration does not fit it, or ``out`` holds another run.
+    TrainingError
+        If the loss is not finite; names the samples.
+    """
+    if not config.store or not config.out:
+        raise SchemaError(f"config: store={config.store!r}, out={config.out!r}; both are needed")
+    world = world_from_environment()
+    device = choose_device(config.device, world)
+    cuda = [device] if device.type == "cuda" else []
+    with process_group(world, device), torch.random.fork_rng(devices=cuda), caught_signals() as received:
+        run = _Run(config, world, device)
+        run.announce()
+        bar = reporter(progress, steps=run.plan.steps, step=run.step, level=run.source.level, world=world)
+        with contextlib.closing(run.folder), bar as report:
+            try:
+                summary = run.fit(received, report)
+            except MissingChunkError as error:
+                if run.source.level == "256":
+                    raise type(error)(f"{error} Or leave such patches out: --on-damage skip.") from error
+                raise
+    if "SIGINT" in received:
+        raise KeyboardInterrupt
+    return summary
+
+
+class _Run:
+    """Everything that one run holds while it trains."""
+
+    def __init__(self, config: Config, world: World, device: torch.device) -> None:
+        self.config, self.world, self.device = config, world, device
+        self.folder = RunFolder(config.out, keep=config.keep_checkpoints, tensorboard=config.tensorboard)
+        path = self.folder.find(config.resume)
+        barrier(world)
+        checkpoint = self._read(path) if path is not None else None
+        self.source: Source = open_source(config, checkpoint["normalization"] if checkpoint else None)
+        self.plan = make_plan(
+            config, level=self.source.level, samples=self.source.samples, world_size=world.size
+        )
+        torch.manual_seed(config.seed)
+        self.networks = make_networks(config, self.plan, self.source)
+        if config.init_from is not None and checkpoint is None:
+            self.networks.load_weights(config.init_from)
+        self.networks.to(device)
+        if config.compile:
+            compile_networks(self.networks, device)
+        self.optimizer = make_optimizer(config, self.networks.student)
+        self.bf16 = use_bf16(config.precision, device)
+        self.schedules = make_schedules(config, self.plan)
+        self.sampler = EpochSampler(
+            self.source.strata, batch_size=config.batch_size_per_gpu * config.accumulate, seed=config.seed,
+            rank=world.rank, world_size=world.size, block=config.shuffle_block,
+        )  # fmt: skip
+        self.loader = PatchLoader(
+            self.source.loaded, self.sampler, self.sampler.batch_size, threads=max(1, config.num_workers),
+            device=device if device.type == "cuda" else None,
+        )  # fmt: skip
+        self.monitor = Monitor(self.networks.student.backbone.embed_dim, device=device)
+        self.step = 0
+        self.stopped: str | None = None
+        #: Losses since the last record of metrics; saved, so that a resumed run writes the same records.
+        self.window: list[float] = []
+        self.record: dict[str, Any] = {}
+        self.probe, self.scores = (
+            make_probe(config, self.source, self.plan.steps, device, self.bf16),
+            Scores(),
+        )
+        self._peak = peak_flops(device, bf16=self.bf16)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            logger.info("going on with %s from step %d of %d", path, self.step, self.plan.steps)
+        if world.is_main:
+            self.folder.begin(config, self.step if checkpoint is not None else None)
+            if path is not None and self.scores.best_step == self.step:
+                self.folder.mark_best(path)  # it was killed before it could
+        self.model: nn.Module = self.networks.student
+        if world.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.model = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        checkpoint = read_run(path)
+        check_same_run(
+            checkpoint, self.config, path, level=store_level(self.config.store),
+            identity=store_identity(self.config.store),
+            batch=self.config.batch_size_per_gpu * self.config.accumulate * self.world.size,
+        )  # fmt: skip
+        return checkpoint
+
+    def _restore(self, checkpoint: Mapping[str, Any]) -> None:
+        self.networks.load(checkpoint)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.sampler.load_state_dict(checkpoint["sampler"])
+        self.step, self.window = checkpoint["step"], list(checkpoint["loss_window"])
+        self.scores = Scores(**checkpoint.get("scores", {}))
+        if "monitor" in checkpoint:
+            self.monitor.load_state_dict(checkpoint["monitor"])
+
+    def announce(self) -> None:
+        """Say what is about to happen."""
+        networks, source, plan = self.networks, self.source, self.plan
+        logger.info("%s, %s", machine_label(self.world, self.device), "bf16" if self.bf16 else "fp32")
+        logger.info(
+            "level %s: %s (%.1f M parameters, head %.1f M) on %d samples of %s", source.level, source.arch,
+            _millions(networks.student.backbone), _millions(networks.student.head), source.samples,
+            ", ".join(source.dataset.labels),
+        )  # fmt: skip
+        logger.info(
+            "%d steps of %d samples (%d an epoch), %d views a sample, learning rate up to %.3g", plan.steps,
+            plan.global_batch, plan.steps_per_epoch, source.views, plan.lr,
+        )  # fmt: skip
+
+    def fit(self, received: list[str], progress: Progress | None) -> dict[str, Any]:
+        """Train to the end, or until a signal; see `train`."""
+        started = time.monotonic()
+        if self.step == 0 and self.scores.start is None and (found := self._measure()):
+            self.folder.log({"step": 0, "epoch": 0} | found)
+        self._clock = _Clock(time.monotonic(), self.step, self.loader.seconds_waiting)
+        self._received, self._pending, self._has_bar = received, deque[_Outcome](), progress is not None
+        self._saved_step, self._saved_at, self._due = (
+            self.step if self.folder.latest.exists() else -1,
+            started,
+            False,
+        )
+        while self.step < self.plan.steps and self.stopped is None:
+            self._train_epoch(progress)
+        if self._saved_step != self.step:
+            self._save()
+        barrier(self.world)
+        return {
+            "checkpoint": str(self.folder.latest), "level": self.source.level, "step": self.step,
+            "steps": self.plan.steps, "epoch": self.sampler.epoch, "samples": self.source.samples,
+            "train_loss": self.record.get("train_loss"), "images_per_second": self.record.get("images_per_second"),
+            "best": str(self.folder.best) if self.folder.best.exists() else None,
+            "seconds": time.monotonic() - started, "stopped": self.stopped,
+        }  # fmt: skip
+
+    def _train_epoch(self, progress: Progress | None) -> None:
+        """Train to the end of an epoch, of the run, or until a signal."""
+        epoch = self.sampler.epoch  # handing out its last batch moves the sampler to the next
+        with contextlib.closing(iter(self.loader)) as batches:  # type: ignore[type-var]
+            for index, batch in zip(self.sampler.batches(), batches, strict=False):
+                self._pending.append(self._train_step(self._undamaged(index, batch), batch, epoch))
+                self._after_step(epoch)
+                if progress is not None:
+                    progress(self.step, self.plan.steps, self.record)
+                if self.stopped is not None or self.step >= self.plan.steps:
+                    return
+
+    def _undamaged(self, index: np.ndarray, batch: Batch) -> np.ndarray:
+        """Which samples the batch has: all that were asked for but those that are damaged in the store."""
+        if batch.damaged is None:
+            return index
+        kept = index[~np.isin(index, batch.damaged.cpu().numpy())]
+        logger.warning(
+            "left out %d of %d samples that are damaged in the store, the first in %s; %d so far",
+            len(index) - len(kept), len(index), self.source.dataset.describe(int(batch.damaged[0])),
+            len(self.loader.damaged),
+        )  # fmt: skip
+        if len(kept) < self.config.accumulate:
+            raise TrainingError(
+                f"step {self.step + 1}: {len(kept)} of {len(index)} samples can be read; expected at least "
+                f"{self.config.accumulate}. Repair the store (gridrad-cube verify --repair)."
+            )
+        return kept
+
+    def _train_step(self, index: np.ndarray, batch: Batch, epoch: int) -> _Outcome:
+        """One update of student and teacher, from all batches of the step."""
+        networks, step = self.networks, self.step
+        # What is random in the networks depends on the step alone, so that nothing of it need be saved.
+        torch.manual_seed(int(sample_seeds(self.config.seed, step, torch.tensor([self.world.rank]))))
+        for group, decay in zip(
+            self.optimizer.param_groups, (self.schedules["decay"][step], 0.0), strict=True
+        ):
+            group["lr"], group["weight_decay"] = float(self.schedules["lr"][step]), float(decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, seen = torch.zeros((), device=self.device), list[Tensor]()
+        parts = batch.split(self.config.accumulate, runs=len(batch) // len(index))
+        for rows, part in zip(np.array_split(index, len(parts)), parts, strict=True):
+            last = len(seen) == len(parts) - 1
+            share = len(rows) / len(index)
+            part_loss, taught, own = self._add_gradients(part, rows, epoch, share=share, last=last)
+            loss += part_loss
+            seen.append(own)
+            self.monitor.add(taught.features, self.source.global_views)
+        if step < self.plan.freeze_steps and isinstance(networks.student.head, DINOHead):
+            networks.student.head.last_layer.zero_grad(set_to_none=True)
+        norm = self._clip()
+        self.optimizer.step()
+        update_teacher_(networks.student, networks.teacher, float(self.schedules["momentum"][step]))
+        self._latest = (taught.heads, taught.features, norm)
+        self.step += 1
+        late = time.monotonic() - self._saved_at > 60 * self.config.save_minutes > 0
+        flags = (bool(self._received), late and self.world.is_main)
+        return _Outcome(self.step, index, seen, mean_later(loss, flags, self.world))
+
+    def _add_gradients(
+        self, batch: Batch, index: np.ndarray, epoch: int, *, share: float, last: bool
+    ) -> tuple[Tensor, Outputs, Tensor]:
+        """Add a batch's share to the gradients of a step.
+
+        Returns
+        -------
+        Its share of the loss, what the teacher gave, features of the student.
+        """
+        networks, views = self.networks, self.source.draw(batch, index, epoch)
+        with contextlib.ExitStack() as stack:
+            if not last and isinstance(self.model, DistributedDataParallel):
+                stack.enter_context(self.model.no_sync())  # the last one averages over processes for all
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                with torch.no_grad():
+                    taught = networks.teacher(views[: self.source.global_views])
+                learnt = self.model(views)
+            loss = share * networks.total_loss(learnt, taught, views, self.step, last=last)
+            loss.backward()
+        self._shapes = [(v.x.shape[2], v.x.shape[3]) for v in views]
+        return loss.detach(), taught, learnt.features.detach()
+
+    def _clip(self) -> Tensor:
+        parameters = list(self.networks.student.parameters())
+        if not self.config.clip_grad:
+            return torch.zeros(())
+        clip = clip_per_tensor_ if self.config.clip_by == "tensor" else clip_global_
+        return clip(parameters, self.config.clip_grad)
+
+    def _after_step(self, epoch: int) -> None:
+        """Look at the losses, a step behind so that a GPU never waits; write metrics and checkpoints."""
+        c, step, last = self.config, self.step, self.step == self.plan.steps
+        epochs, within = divmod(step, self.plan.steps_per_epoch)
+        for_good = not within and c.saveckp_freq > 0 and epochs % c.saveckp_freq == 0
+        probing = self.probe is not None and self.probe.due(step)
+        recording = step % c.log_steps == 0 or last or probing
+        saving = for_good or (c.save_steps > 0 and step % c.save_steps == 0) or probing
+        self._settle(leave=0 if recording or saving else 1)
+        if recording:
+            self._write_record(epoch, probing=probing)
+        # Every process has read the same flags by now, and so does the same.
+        if saving or self._due or self.stopped is not None:
+            self._settle(leave=0)
+            self._save(epochs if for_good else None)
+
+    def _settle(self, leave: int) -> None:
+        """Look at all steps but the last ``leave``: is the loss finite, did any process ask to stop or save?"""
+        while len(self._pending) > leave:
+            outcome = self._pending.popleft()
+            loss, stop, due = outcome.wait()
+            if not math.isfinite(loss):
+                raise TrainingError(self._explain(outcome, loss))
+            self.window.append(loss)
+            self._due |= due > 0
+            if stop > 0:
+                self.stopped = self._received[0] if self._received else "SIGTERM"
+
+    def _explain(self, outcome: _Outcome, loss: float) -> str:
+        by_view = [f.isfinite().all(-1).unflatten(0, (self.source.views, -1)) for f in outcome.features]
+        finite = torch.cat([seen.all(0) for seen in by_view]).cpu().numpy()
+        wrong = outcome.index[~finite]
+        which = "the samples with features that are not finite" if len(wrong) else "the samples of the step"
+        places = [self.source.dataset.describe(int(i)) for i in (wrong if len(wrong) else outcome.index)[:8]]
+        text = "; ".join(", ".join(f"{k} {v}" for k, v in place.items() if k != "store") for place in places)
+        kept = self.folder.latest if self.folder.latest.exists() else "none"
+        return (
+            f"step {outcome.step}: the loss is {loss}; expected a finite number. {which} (process "
+            f"{self.world.rank}, {max(len(wrong), len(places))}): {text}. Last checkpoint: {kept}. Lower --lr or "
+            "--clip-grad, pass --precision fp32, or leave these patches out by --reject."
+        )
+
+    def _write_record(self, epoch: int, *, probing: bool) -> None:
+        """One line of metrics, with what the last step's teacher says about collapse."""
+        targets, features, norm = self._latest
+        now, step, views = time.monotonic(), self.step, self.source.global_views
+        record: dict[str, Any] = {
+            "step": step, "epoch": epoch, "train_loss": float(np.mean(self.window)),
+            "train_lr": float(self.schedules["lr"][step - 1]), "train_wd": float(self.schedules["decay"][step - 1]),
+            "momentum_teacher": float(self.schedules["momentum"][step - 1]), "grad_norm": float(norm),
+        }  # fmt: skip
+        record |= self.monitor.describe(features, views)
+        terms = {name: float(term) for name, term in self.networks.terms.items()}  # of the last step
+        record |= {f"loss_{name}": term for name, term in terms.items()}
+        loss = self.networks.loss
+        if isinstance(loss, DINOLoss):
+            temperature = float(loss.teacher_temps[step - 1])
+            record |= {"teacher_temp": temperature}
+            of_views = terms.get("views", record["train_loss"])
+            record |= self.monitor.describe_targets(targets, loss.center, temperature, of_views)
+        seconds = max(now - self._clock.at, 1e-9)
+        speed = self.plan.global_batch * (step - self._clock.step) / seconds
+        waiting = self.loader.seconds_waiting - self._clock.waited
+        record |= {"images_per_second": speed, "seconds_waiting": waiting, "share_waiting": waiting / seconds,
+                   "mfu": self._utilisation(speed)}  # fmt: skip
+        if probing:
+            record |= self._measure()
+        self.window, self.record = [], record
+        self._clock = _Clock(time.monotonic(), step, self.loader.seconds_waiting)
+        if self.world.is_main:
+            self.folder.log(record)
+            if step > self.plan.warmup_steps:
+                self.monitor.warn(record, step)
+            logger.log(
+                logging.DEBUG if self._has_bar else logging.INFO,
+                "step %d of %d, epoch %d: loss %.4f, rank %.1f, %.0f samples/s, %.1f s waiting for data",
+                step, self.plan.steps, epoch, record["train_loss"], record["rankme"], record["images_per_second"],
+                record["seconds_waiting"],
+            )  # fmt: skip
+
+    def _utilisation(self, speed: float) -> float | None:
+        """Share of the peak of all devices that so many samples a second take; None where that is not known."""
+        if self._peak is None:
+            return None
+        student = self.networks.student
+        sample = training_flops(
+            student.backbone, student.head, self._shapes, teacher_views=self.source.global_views
+        )
+        return speed * sample / (self._peak * self.world.size)
+
+    def _measure(self) -> dict[str, Any]:
+        """Probe the teacher, in the main process: the others meet it at the next step."""
+        if self.probe is None or not self.world.is_main:
+            return {}
+        self.scores, found = self.probe.run(self.networks.teacher.backbone, self.step, self.scores)
+        return found
+
+    def _save(self, for_good: int | None = None) -> None:
+        if self.world.is_main:
+            self.folder.save(self.state(), for_good=for_good, best=self.scores.best_step == self.step)
+        self._saved_step, self._saved_at, self._due = self.step, time.monotonic(), False
+
+    def state(self) -> dict[str, Any]:
+        """The checkpoint: all that going on and embedding need, in plain types and tensors."""
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "level": self.source.level,
+            **self.networks.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "epoch": self.sampler.epoch,
+            "sampler": self.sampler.state_dict(),
+            "random": {"seed": self.config.seed, "rule": "torch.manual_seed by (seed, step, rank)"},
+            "loss_window": list(self.window),
+            "scores": dataclasses.asdict(self.scores),
+            "monitor": self.monitor.state_dict(),
+            "config": self.config.to_dict(),
+            "plan": dataclasses.asdict(self.plan),
+            **self.source.state(),
+            "store": store_state(self.config.store),
+            "software": {"gridrad_cube": __version__, "torch": str(torch.__version__)},
+        }
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A step whose loss nobody has looked at yet: its samples, the student's features batch by batch, its loss."""
+
+    step: int
+    index: np.ndarray
+    features: list[Tensor]
+    wait: Callable[[], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When the last record was written, at which step, and the seconds waited for data until then."""
+
+    at: float
+    step: int
+    waited: float
+
+
+def _millions(module: nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6

@@ -1,0 +1,321 @@
+"""A probe while training: does a place find itself again an hour later, among others of that hour?
+
+The loss does not say whether features are of use. This needs no labels either, but no objective by itself trains
+it: the teacher embeds some samples and what was there an hour later, and each looks for its own sequel among
+sequels of the same channel and hour of the day. `gridrad_cube.evaluation` asks more, of finished embeddings.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
+
+from gridrad_cube.datasets import Stratum
+from gridrad_cube.datasets.partners import nearest_later
+from gridrad_cube.models.vit import VisionTransformer
+from gridrad_cube.store import open_embeddings, open_packed
+from gridrad_cube.training.config import Config
+from gridrad_cube.training.monitors import rank_me
+from gridrad_cube.training.sources import DrawnView, Source
+
+logger = logging.getLogger(__name__)
+
+#: Pairs of a sample and its sequel, at most; and those of a group, told apart from each other.
+PAIRS, GROUP = 256, 32
+#: Fewest others that a sequel is looked for among, and fewest samples that look for theirs.
+LEAST_RIVALS, LEAST_PAIRS = 8, 16
+#: Leads in minutes, the first with enough pairs is taken: an hour, those of coarser archives, that of a short one.
+LEADS = (60, 180, 360, 10)
+#: A sequel this near in time, s, at the same place is no rival: it shows much of the same.
+NEAR_SECONDS = 6 * 3600
+#: ``auto``: probes a run, at most, and the share of its samples that they may embed.
+MOST_PROBES, SHARE = 50, 0.05
+#: What the network has to beat, by level.
+BASELINES = {"256": "histogram of the pixels", "2k": "mean of the cells"}
+
+#: Samples that are embedded at once, whatever the batch of training, so that scores do not depend on it.
+_BATCH = 32
+#: Samples among which pairs are looked for.
+_CANDIDATES = 2**16
+#: Bins of the histogram, over normalised values up to this size.
+_BINS, _SPAN = 32, 3.0
+#: Cosines this close are equal: those of equal vectors differ by rounding.
+_EQUAL = 1e-9
+
+
+def probe_interval(config: Config, steps: int) -> int:
+    """Steps from one probe to the next; 0 for none.
+
+    ``auto`` spreads up to 50 over the run, but embeds no more samples than 5 % of what a process trains on (one
+    view of each, there only, so less of its time); a run too short for two has none.
+    """
+    if config.probe_steps != "auto":
+        return config.probe_steps
+    affordable = int(SHARE * steps * config.batch_size_per_gpu * config.accumulate / (2 * PAIRS))
+    return math.ceil(steps / min(affordable - 1, MOST_PROBES)) if affordable >= 2 else 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Samples and their sequels: the same place and channel some time later.
+
+    Attributes
+    ----------
+    query, sequel
+        Samples of the data set, (P,).
+    rival
+        Whether query i looks for its sequel among others of which sequel j is one, bool (P, P).
+    minutes
+        The lead.
+    """
+
+    query: npt.NDArray[np.int64]
+    sequel: npt.NDArray[np.int64]
+    rival: npt.NDArray[np.bool_]
+    minutes: int
+
+    @property
+    def asked(self) -> npt.NDArray[np.bool_]:
+        """Which queries have enough rivals to count, (P,)."""
+        return np.asarray(self.rival.sum(axis=1) >= LEAST_RIVALS)
+
+    @property
+    def chance(self) -> float:
+        """Expected score of features that say nothing."""
+        among = 1 + self.rival.sum(axis=1)[self.asked]
+        return float(np.mean([(1 / np.arange(1, n + 1)).mean() for n in among]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the probes of a run have found so far; the checkpoint keeps it."""
+
+    start: float | None = None
+    best: float | None = None
+    best_step: int | None = None
+
+    def with_score(self, score: float, step: int) -> Scores:
+        """After one more probe; that of step 0 is no candidate for the best."""
+        if step == 0:
+            return replace(self, start=score)
+        if math.isfinite(score) and (self.best is None or score > self.best):
+            return replace(self, best=score, best_step=step)
+        return self
+
+
+def draw_pairs(source: Source, seed: int) -> Pairs | None:
+    """Pairs of a source's samples, drawn over its days and hours; the same for one seed. None for too few.
+
+    Of radar and rain only samples with echo at both times: empty ones are all alike.
+    """
+    stored, crop, cell, channel, usable = _samples(source)
+    time = stored["time"].values.astype("datetime64[s]").astype(np.int64)
+    place = _places(stored)
+    crops = np.flatnonzero(np.bincount(crop))
+    cells, channels = int(cell.max()) + 1, int(channel.max()) + 1
+    identity = (crop * cells + cell) * channels + channel  # ascending, as samples are in order
+    for minutes in LEADS:
+        rng = np.random.default_rng((seed, minutes))
+        later = np.arange(len(time))
+        later[crops] = crops[nearest_later(place[crops], time[crops], 60 * minutes)]
+        query = np.flatnonzero(usable & (later[crop] != crop))
+        if len(query) > _CANDIDATES:
+            query = np.sort(rng.choice(query, _CANDIDATES, replace=False))
+        wanted = (later[crop[query]] * cells + cell[query]) * channels + channel[query]
+        sequel = np.searchsorted(identity, wanted).clip(max=len(identity) - 1)
+        there = (identity[sequel] == wanted) & usable[sequel]
+        query, sequel = query[there], sequel[there]
+        hour = np.rint(time[crop[sequel]] / 3600).astype(np.int64) % 24
+        chosen, group = _groups(channel[query] * 24 + hour, rng)
+        query, sequel = query[chosen], sequel[chosen]
+        where = place[crop[query]] * cells + cell[query]
+        pairs = Pairs(query, sequel, _rivals(group, where, time[crop[query]], time[crop[sequel]]), minutes)
+        if pairs.asked.sum() >= LEAST_PAIRS:
+            return pairs
+    return None
+
+
+def _samples(
+    source: Source,
+) -> tuple[xr.Dataset, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """The store, and of each sample its crop, cell of the crop, channel, and whether there is something in it."""
+    dataset, store = source.dataset, source.dataset.store
+    if source.level == "2k":
+        crop, channel = (v.astype(np.int64) for v in (dataset.crop, dataset.channel))
+        return open_embeddings(store), crop, np.zeros_like(crop), channel, np.ones(len(crop), bool)
+    stored, table = open_packed(store), dataset.table
+    cell = table.row.astype(np.int64) * stored.sizes["col"] + table.col
+    usable = np.isin(table.stratum, (Stratum.plain, Stratum.echo))
+    return stored, table.crop.astype(np.int64), cell, table.channel.astype(np.int64), usable
+
+
+def _places(stored: xr.Dataset) -> npt.NDArray[np.int64]:
+    """A number for the window of each crop: its grid and place in it."""
+    out = np.zeros(stored.sizes["crop"], np.int64)
+    for name in ("grid", "y_origin", "x_origin"):
+        if name in stored.variables:
+            values = np.unique(stored[name].values, return_inverse=True)[1]
+            out = np.unique(out * (int(values.max()) + 1) + values, return_inverse=True)[1]
+    return out
+
+
+def _groups(
+    kind: npt.NDArray[np.int64], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions of pairs, each group of one kind, and the number of the group of each; full groups first."""
+    groups: list[npt.NDArray[np.int64]] = []
+    for one in np.unique(kind):
+        members = rng.permutation(np.flatnonzero(kind == one))
+        groups += np.split(members, range(GROUP, len(members), GROUP))
+    groups = sorted((groups[i] for i in rng.permutation(len(groups))), key=len, reverse=True)
+    total = np.cumsum([len(g) for g in groups])
+    groups = groups[: int(np.searchsorted(total, PAIRS, side="right"))]
+    if not groups:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+
+
+def _rivals(
+    group: npt.NDArray[np.int64],
+    place: npt.NDArray[np.int64],
+    before: npt.NDArray[np.int64],
+    after: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Which sequels are rivals of each pair's own: of its group, and not of its place and time."""
+    near = np.abs(after - before[:, None]) < NEAR_SECONDS
+    near |= np.abs(after - after[:, None]) < NEAR_SECONDS
+    rival = (group == group[:, None]) & ~(near & (place == place[:, None]))
+    np.fill_diagonal(rival, False)
+    return rival
+
+
+def retrieval(query: Tensor, sequel: Tensor, pairs: Pairs) -> float:
+    """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; half of those that score the same count.
+
+    Parameters
+    ----------
+    query, sequel
+        Vectors of the pairs, (P, D); pairs of which one is not finite do not count.
+    """
+    one, other = (F.normalize(v.double(), dim=-1) for v in (query, sequel))
+    scores, rival = one @ other.T, torch.from_numpy(pairs.rival)
+    own = scores.diagonal()[:, None]
+    equal = rival & ((scores - own).abs() <= _EQUAL)
+    rank = 1 + (rival & ~equal & (scores > own)).sum(1) + equal.sum(1) / 2
+    counted = torch.from_numpy(pairs.asked) & own[:, 0].isfinite()
+    return float((1 / rank[counted]).mean())
+
+
+def make_probe(config: Config, source: Source, steps: int, device: torch.device, bf16: bool) -> Probe | None:
+    """The probe of a run of so many steps; None if it shall have none, or the store is too small for it."""
+    every = probe_interval(config, steps)
+    if not every:
+        return None
+    pairs = draw_pairs(source, config.seed)
+    if pairs is None:
+        logger.info("no probes and no best checkpoint: too few samples are seen again minutes or hours later")
+        return None
+    logger.info(
+        "probe every %d steps: %d samples look for themselves %d min later (by chance %.3f), also by the %s", every,
+        pairs.asked.sum(), pairs.minutes, pairs.chance, BASELINES[source.level],
+    )  # fmt: skip
+    return Probe(source, pairs, every=every, steps=steps, device=device, bf16=bf16)
+
+
+class Probe:
+    """Embeds the same samples each time and scores them. Takes no random number, and leaves the network as it is.
+
+    Parameters
+    ----------
+    every, steps
+        Steps from one probe to the next, and of the run.
+    device, bf16
+        Where the network is, and whether it runs under bf16 autocast, as in training.
+    """
+
+    def __init__(
+        self, source: Source, pairs: Pairs, *, every: int, steps: int, device: torch.device, bf16: bool
+    ) -> None:
+        self.source, self.pairs, self.every, self.steps = source, pairs, every, steps
+        self._device, self._bf16 = device, bf16
+        self._rows = np.unique(np.concatenate([pairs.query, pairs.sequel]))
+
+    def due(self, step: int) -> bool:
+        """Whether to probe after a step: every so many, and after the last."""
+        return step % self.every == 0 or step == self.steps
+
+    def run(self, network: VisionTransformer, step: int, scores: Scores) -> tuple[Scores, dict[str, Any]]:
+        """Score a network after a step, and say so.
+
+        Returns
+        -------
+        The scores so far, and for the metrics what `measure` gives with ``probe_at_start`` and ``probe_best``.
+        """
+        found = self.measure(network)
+        scores = scores.with_score(found["probe_retrieval"], step)
+        logger.info(
+            "step %d: probe %.3f (at the start %.3f, %s %.3f, best %.3f)", step, found["probe_retrieval"],
+            scores.start or math.nan, BASELINES[self.source.level], found["probe_baseline"], scores.best or math.nan,
+        )  # fmt: skip
+        if step == self.steps and scores.start is not None and (scores.best or 0.0) <= scores.start:
+            logger.warning(
+                "no probe found the network better than at its start: so far it learned nothing of use"
+            )
+        return scores, found | {"probe_at_start": scores.start, "probe_best": scores.best}
+
+    @torch.no_grad()
+    def measure(self, network: VisionTransformer) -> dict[str, float]:
+        """Score a network.
+
+        Returns
+        -------
+        ``probe_retrieval``, see `retrieval`; ``probe_baseline``, that of what needs no network (`BASELINES`);
+        ``probe_rankme``, the effective rank of the features.
+        """
+        features, plain = self._embed(network)
+        query, sequel = (np.searchsorted(self._rows, r) for r in (self.pairs.query, self.pairs.sequel))
+        return {
+            "probe_retrieval": retrieval(features[query], features[sequel], self.pairs),
+            "probe_baseline": retrieval(plain[query], plain[sequel], self.pairs),
+            "probe_rankme": rank_me(features[features.isfinite().all(1)]),
+        }
+
+    def _embed(self, network: VisionTransformer) -> tuple[Tensor, Tensor]:
+        """Features and baseline vectors of all samples, NaN for those that are damaged in the store."""
+        dataset, parts = self.source.dataset, list[tuple[Tensor, Tensor]]()
+        there = []
+        for start in range(0, len(self._rows), _BATCH):
+            batch = dataset.__getitems__(self._rows[start : start + _BATCH])
+            there.append(batch.index)
+            view = self.source.whole(batch.to(self._device))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                # Not by calling it: a compiled network would be compiled anew for these shapes.
+                features = network.forward(view.x, view.token_mask, view.attention_mask)
+            parts.append((features.float().cpu(), _baseline(view).cpu()))
+        rows = np.searchsorted(self._rows, torch.cat(there).numpy())
+        out = []
+        for columns in zip(*parts, strict=True):
+            known = torch.cat(columns)
+            whole = known.new_full((len(self._rows), known.shape[1]), torch.nan)
+            whole[rows] = known
+            out.append(whole)
+        return out[0], out[1]
+
+
+def _baseline(view: DrawnView) -> Tensor:
+    """What a network has to beat, (B, ...): the mean of a grid's cells, or roots of shares of pixels by value."""
+    if view.attention_mask is not None:
+        cells = view.attention_mask.sum((1, 2)).clamp(min=1)
+        return view.x.sum((2, 3)) / cells[:, None]  # cells that do not count are 0
+    bins = ((view.x / _SPAN + 1) / 2 * _BINS).clamp(0, _BINS - 1).long().flatten(2)
+    counts = bins.new_zeros(*bins.shape[:2], _BINS).scatter_add_(2, bins, torch.ones_like(bins))
+    return (counts / bins.shape[2]).sqrt().flatten(1)
