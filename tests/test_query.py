@@ -24,7 +24,7 @@ from query_stores import (
     write,
 )
 
-from gridrad_cube import query
+from gridrad_cube import query, selection
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query import samples
 from gridrad_cube.schema import Flag, SchemaError
