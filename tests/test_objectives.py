@@ -23,8 +23,9 @@ from gridrad_cube.models import (
     draw_views,
     hide_tokens,
     koleo_loss,
+    load_checkpoint,
+    save_checkpoint,
 )
-from gridrad_cube.models.checkpoints import load_checkpoint, save_checkpoint
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.training import Config, load_config, presets, train
 from gridrad_cube.training.networks import make_networks

@@ -21,8 +21,7 @@ from ranks import train_by_two
 from gridrad_cube import evaluation, testing
 from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, world_from_environment
-from gridrad_cube.models.checkpoints import load_backbone, load_checkpoint, save_checkpoint
-from gridrad_cube.models.dino import DINOLoss
+from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
 from gridrad_cube.store import ArraySpec, Files, group_metadata, metadata, write_array
 from gridrad_cube.training import (

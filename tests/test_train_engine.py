@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gridrad_cube import launch, testing
 from gridrad_cube.datasets import Batch, PatchDataset, decoding
 from gridrad_cube.launch import World
-from gridrad_cube.models.checkpoints import load_checkpoint
-from gridrad_cube.models.dino import CodingRateLoss, DINOLoss
+from gridrad_cube.models import CodingRateLoss, DINOLoss, load_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training import TrainingError, load_config, main, train
 from gridrad_cube.training.engine import _Run

@@ -19,9 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gridrad_cube import pipeline, testing
 from gridrad_cube.embedding import embed
-from gridrad_cube.models.checkpoints import load_checkpoint
-from gridrad_cube.models.dino import DINOHead, ProjectionHead
-from gridrad_cube.models.vit import build
+from gridrad_cube.models import DINOHead, ProjectionHead, build, load_checkpoint
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
 from gridrad_cube.store import open_embeddings
 from gridrad_cube.training import Config, engine, load_config, main, train

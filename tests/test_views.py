@@ -23,7 +23,7 @@ from gridrad_cube.models import (
     token_coverage,
 )
 from gridrad_cube.models.grid_views import _global_window, _local_window
-from gridrad_cube.models.seeded import _mix, uniforms
+from gridrad_cube.models.views import _mix, uniforms
 from gridrad_cube.schema import SchemaError, build_spec
 
 #: Few and small views, so that tests are quick.

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.table import Label, TimeRange, choose_labels, chosen_crops, kind_of, masks_of
-from gridrad_cube.models.seeded import constants
+from gridrad_cube.models import constants
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 

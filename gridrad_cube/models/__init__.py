@@ -9,11 +9,13 @@ from gridrad_cube.models.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from gridrad_cube.models.dino import (
+from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
+from gridrad_cube.models.objectives import (
     CodingRateLoss,
     DINOHead,
     DINOLoss,
     ProjectionHead,
+    Prototypes,
     clip_global_,
     clip_per_tensor_,
     cosine_schedule,
@@ -22,10 +24,17 @@ from gridrad_cube.models.dino import (
     parameter_groups,
     update_teacher_,
 )
-from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
-from gridrad_cube.models.seeded import sample_seeds
 from gridrad_cube.models.tokens import HiddenTokens, TokenCodingRateLoss, TokenDINOLoss, hide_tokens
-from gridrad_cube.models.views import ViewSpec, draw_views, token_coverage, whole_view
+from gridrad_cube.models.views import (
+    View,
+    ViewSpec,
+    constants,
+    draw_views,
+    sample_seeds,
+    token_coverage,
+    uniforms,
+    whole_view,
+)
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 
 __all__ = [
@@ -36,14 +45,17 @@ __all__ = [
     "GridViewSpec",
     "HiddenTokens",
     "ProjectionHead",
+    "Prototypes",
     "TokenCodingRateLoss",
     "TokenDINOLoss",
+    "View",
     "ViewSpec",
     "VisionTransformer",
     "backbone_state",
     "build",
     "clip_global_",
     "clip_per_tensor_",
+    "constants",
     "cosine_schedule",
     "cosine_steps",
     "draw_grid_views",
@@ -59,6 +71,11 @@ __all__ = [
     "sample_seeds",
     "save_checkpoint",
     "token_coverage",
+    "uniforms",
     "update_teacher_",
     "whole_view",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gridrad_cube.models.seeded import check_seeds, uniforms
-from gridrad_cube.models.views import View, check_choice, check_probability
+from gridrad_cube.models.views import View, check_choice, check_probability, check_seeds, uniforms
 from gridrad_cube.schema import SchemaError
 
 

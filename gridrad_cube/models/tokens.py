@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gridrad_cube.models.dino import coding_rate, move_center_, sum_over_ranks
-from gridrad_cube.models.seeded import uniforms
+from gridrad_cube.models.objectives import coding_rate, move_center_, sum_over_ranks
+from gridrad_cube.models.views import uniforms
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ from gridrad_cube.launch import (
     process_group,
     world_from_environment,
 )
-from gridrad_cube.models.dino import (
+from gridrad_cube.models import (
     DINOHead,
     DINOLoss,
     clip_global_,
     clip_per_tensor_,
+    sample_seeds,
     update_teacher_,
 )
-from gridrad_cube.models.seeded import sample_seeds
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import MissingChunkError
 from gridrad_cube.training.config import Config, store_level

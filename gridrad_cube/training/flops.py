@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gridrad_cube.models.dino import Prototypes
-from gridrad_cube.models.vit import VisionTransformer
+from gridrad_cube.models import Prototypes, VisionTransformer
 
 #: Forward passes that a forward and a backward pass are worth: gradients of inputs and of weights cost one each.
 _TRAINING_PASSES = 3

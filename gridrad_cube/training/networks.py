@@ -11,17 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gridrad_cube.models.checkpoints import head_state, load_backbone, load_checkpoint
-from gridrad_cube.models.dino import (
+from gridrad_cube.models import (
     CodingRateLoss,
     DINOHead,
     DINOLoss,
     ProjectionHead,
+    TokenCodingRateLoss,
+    TokenDINOLoss,
+    VisionTransformer,
+    build,
+    head_state,
     koleo_loss,
+    load_backbone,
+    load_checkpoint,
     parameter_groups,
 )
-from gridrad_cube.models.tokens import TokenCodingRateLoss, TokenDINOLoss
-from gridrad_cube.models.vit import VisionTransformer, build
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import Config, named_refusals
 from gridrad_cube.training.plan import Plan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gridrad_cube.models.dino import cosine_steps
+from gridrad_cube.models import cosine_steps
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import Config, Level
 

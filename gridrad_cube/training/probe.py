@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gridrad_cube.datasets import Stratum
 from gridrad_cube.datasets.partners import nearest_later
-from gridrad_cube.models.vit import VisionTransformer
+from gridrad_cube.models import VisionTransformer
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.training.config import Config
 from gridrad_cube.training.monitors import rank_me

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gridrad_cube.models.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from gridrad_cube.models import load_checkpoint, newest_checkpoint, save_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.board import Board, need_tensorboard
 from gridrad_cube.training.config import Config

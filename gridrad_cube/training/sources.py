@@ -18,11 +18,20 @@ from torch import Tensor
 from gridrad_cube.datasets import Batch, GridDataset, Normalization, PairDataset, PatchDataset, followers
 from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
-from gridrad_cube.models.seeded import sample_seeds, uniforms
-from gridrad_cube.models.tokens import HiddenTokens, hide_tokens
-from gridrad_cube.models.views import View, ViewSpec, draw_views, token_coverage, whole_view
-from gridrad_cube.models.vit import ARCHITECTURES
+from gridrad_cube.models import (
+    ARCHITECTURES,
+    GridViewSpec,
+    HiddenTokens,
+    View,
+    ViewSpec,
+    draw_grid_views,
+    draw_views,
+    hide_tokens,
+    sample_seeds,
+    token_coverage,
+    uniforms,
+    whole_view,
+)
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import ShardCache, open_packed, store_info
 from gridrad_cube.training.config import Config, Level, named_refusals, store_level
