@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the Makefile has it; before torch reads it
 
@@ -40,11 +39,9 @@ from numcodecs import blosc
 from torch.utils.data import DataLoader, Dataset
 
 from gridrad_cube import pipeline, synthetic
-from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader, decoding
-from gridrad_cube.datasets.compiled import compiled_decoder
+from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader
 from gridrad_cube.schema import Recipe, TileSpec
 from gridrad_cube.store import PatchReader
-from gridrad_cube.store.compiled import COMPILE_AFTER
 
 CHANNEL = "ir_brightness_temperature"
 CODECS = ("fast", "small")
@@ -200,26 +197,12 @@ def _ways_of(path: Path, batches: Shuffled) -> dict[str, Callable[[], Iterator[A
                 out[mine] = array.oindex[chosen[mine, 0], y, x]
             yield out
 
-    def with_tensorstore(mode: str) -> Iterator[Any]:
-        reader = PatchReader(path, direct=False)
-        array = reader._array(CHANNEL)
-        for batch in batches:
-            if mode == "single":
-                yield np.stack([array[window(i)].read().result() for i in batch])
-            elif mode == "futures":
-                futures = [array[window(i)].read() for i in batch]
-                yield np.stack([future.result() for future in futures])
-            else:
-                yield reader.read(CHANNEL, where[batch])
-
-    def direct(threads: int, numba: bool = True) -> Iterator[Any]:
-        reader = reader_of(path, threads=threads, numba=numba)
+    def direct(threads: int) -> Iterator[Any]:
+        reader = PatchReader(path, threads=threads)
         return (reader.read(CHANNEL, where[batch]) for batch in batches)
 
-    def patch_loader(numba: bool = True) -> Iterator[Any]:
-        samples = PatchDataset(path)
-        samples._reader = reader_of(path, numba=numba)
-        return iter(PatchLoader(samples, batches.singles(), batches.batch))
+    def patch_loader() -> Iterator[Any]:
+        return iter(PatchLoader(PatchDataset(path), batches.singles(), batches.batch))
 
     def direct_single() -> Iterator[Any]:
         reader = PatchReader(path, threads=1)
@@ -230,29 +213,14 @@ def _ways_of(path: Path, batches: Shuffled) -> dict[str, Callable[[], Iterator[A
         "zarr-python, a patch at a time": with_zarr,
         "zarr-python, a batch at once (asyncio)": with_zarr_at_once,
         "zarr-python, oindex": with_oindex,
-        "tensorstore, a patch at a time": lambda: with_tensorstore("single"),
-        "tensorstore, futures": lambda: with_tensorstore("futures"),
-        "tensorstore, Batch": lambda: with_tensorstore("batch"),
         "direct, a patch at a time": direct_single,
         "direct, 1 thread": lambda: direct(1),
         "direct, 2 threads": lambda: direct(2),
-        "direct, 2 threads, without numba": lambda: direct(2, numba=False),
         "DataLoader of 2 workers, one at a time": lambda: loader(OneAtATime(data), batches, 2),
         "DataLoader of 2 workers, batched": lambda: loader(data, batches, 2),
         "DataLoader in process, batched": lambda: loader(data, batches, 0),
         "PatchLoader": patch_loader,
-        "PatchLoader, without numba": lambda: patch_loader(numba=False),
     }
-
-
-def reader_of(path: Path, *, threads: int | None = None, numba: bool = True) -> PatchReader:
-    """A reader, of which numba has no part if so wished."""
-    reader = PatchReader(path, threads=threads)
-    shards = reader._shard_reader(CHANNEL)
-    assert shards is not None
-    if not numba:
-        shards._asked = None
-    return reader
 
 
 def decoded_ways(stores: dict[str, Path], folder: Path, batch: int, dtype: torch.dtype) -> list[Way]:
@@ -275,41 +243,16 @@ def decoded_ways(stores: dict[str, Path], folder: Path, batch: int, dtype: torch
             out = whole.index_select(0, torch.tensor(chosen))
             yield out.sub_(float(mean)).div_(float(std)).to(dtype)
 
-    ways = [Way("memmap, numpy", with_numpy), Way("memmap, torch on all cores", with_torch)]
-    for codec, path in stores.items():
-        for name, opened in _decoding(path, batches, dtype).items():
-            ways.append(Way(f"{codec}: PatchLoader, {name}", opened))
-    return ways
-
-
-def _decoding(path: Path, batches: Shuffled, dtype: torch.dtype) -> dict[str, Callable[[], Iterator[Any]]]:
-    """Ways to values: decoded by the threads that read, or afterwards."""
-
-    def as_read() -> Iterator[torch.Tensor]:
-        data = PatchDataset(path, decoded=dtype)
-        return (
-            data.decode(batch, dtype=dtype)[0]
-            for batch in PatchLoader(data, batches.singles(), batches.batch)
-        )
-
-    def afterwards(decoder: Any) -> Iterator[torch.Tensor]:
+    def decoded(path: Path) -> Iterator[torch.Tensor]:
         data = PatchDataset(path)
-        data._reader = reader_of(path, numba=decoder is not None)
         for batch in PatchLoader(data, batches.singles(), batches.batch):
-            with mock.patch.object(decoding, "compiled_decoder", return_value=decoder):
-                values = data.decode(batch, dtype=dtype)[0]
-            yield values
+            yield data.decode(batch, dtype=dtype)[0]
 
-    ways: dict[str, Callable[[], Iterator[Any]]] = {"decoded as read": as_read}
-    for decoder, name in _decoders().items():
-        ways[f"decoded afterwards, {name}"] = functools.partial(afterwards, decoder)
-    return ways
-
-
-def _decoders() -> dict[Any, str]:
-    """The ways to decode on a CPU that are installed, and their names."""
-    named = {compiled_decoder(): "with numba"}
-    return named | {None: "without numba"}  # where numba is not installed the two are one
+    ways = [Way("memmap, numpy", with_numpy), Way("memmap, torch on all cores", with_torch)]
+    return ways + [
+        Way(f"{codec}: PatchLoader, decoded", functools.partial(decoded, path))
+        for codec, path in stores.items()
+    ]
 
 
 def check(ways: list[Way]) -> None:
@@ -341,26 +284,22 @@ def rows_of(ways: list[Way]) -> list[list[object]]:
     return rows
 
 
-DECODE = "decode to float32 "
 STEPS = (
-    "all of reading packed", "the same without numba", "open, pread from the page cache", "CRC-32C", "decompress",
-    "Python and the rest", "bytes in the store", *(DECODE + name for name in _decoders().values()),
+    "all of reading packed", "open, pread from the page cache", "CRC-32C", "decompress", "Python and the rest",
+    "bytes in the store", "decode to float32",
 )  # fmt: skip
 
 
 def where_time_goes(path: Path, batch: int) -> list[float]:
     """CPU microseconds of the `STEPS` of one patch, each repeated alone in one thread."""
     data = PatchDataset(path)
-    reader, plain = reader_of(path, threads=1), reader_of(path, threads=1, numba=False)
+    reader = PatchReader(path, threads=1)
     rng = np.random.default_rng(1)
     batch = min(batch, len(data))
     chosen = np.stack([rng.permutation(len(data))[:batch] for _ in range(8)])
     table = data.table
     places = [np.stack([table.crop[c], table.row[c], table.col[c]], axis=1) for c in chosen]
-    for _ in range(1 + COMPILE_AFTER // batch):
-        reader.read(CHANNEL, places[0])
     shards = reader._shard_reader(CHANNEL)
-    assert shards is not None
     index_bytes, chunks, ranges = shards.layout.index_bytes, [], []
     for crop, row, col in np.concatenate(places).tolist():
         file = path / shards.layout.key(crop)
@@ -378,18 +317,12 @@ def where_time_goes(path: Path, batch: int) -> list[float]:
             os.pread(descriptor, size, offset)
             os.close(descriptor)
 
-    def decode(decoder: Any) -> None:
-        with mock.patch.object(decoding, "compiled_decoder", return_value=decoder):
-            for _ in places:
-                data.decode(codes)
-
     steps: list[Callable[[], Any]] = [
         lambda: [reader.read(CHANNEL, place) for place in places],
-        lambda: [plain.read(CHANNEL, place) for place in places],
         read,
         lambda: [google_crc32c.value(chunk) for chunk in chunks],
         lambda: [blosc.decompress(chunk, out) for chunk in chunks],
-        *(functools.partial(decode, decoder) for decoder in _decoders()),
+        lambda: [data.decode(codes) for _ in places],
     ]
     times = []
     for step in steps:
@@ -400,9 +333,9 @@ def where_time_goes(path: Path, batch: int) -> list[float]:
             step()
             spent.append(time.process_time() - started)
         times.append(1e6 * min(spent) / len(chunks))
-    whole, without, *parts = times[:5]
-    rest, size = whole - sum(parts), sum(size for _, _, size in ranges) / len(ranges)
-    return [whole, without, *parts, rest, size, *times[5:]]
+    whole, *parts, decode = times
+    size = sum(size for _, _, size in ranges) / len(ranges)
+    return [whole, *parts, whole - sum(parts), size, decode]
 
 
 def _memory(path: str, batch: int, epochs: int, answers: Any) -> None:
@@ -468,7 +401,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         f"{len(PatchDataset(stores['fast']))} patches of {options.patch} px, batches of {options.batch}, "
         f"{options.repeats} turns of {options.seconds} s each.",
         "",
-        "Packed codes. To reach: PatchLoader 4 times the rate of `.pt` files in a DataLoader with 2 workers; aim 6.",
+        "Packed codes. To reach: PatchLoader 4 times the rate of `.pt` files in a DataLoader with 2 workers for codec "
+        "`fast`, 3 times for `small`.",
         "",
         *machine.table(["way", "patches/s", "x .pt", "CPU us/patch"], rows_of(packed)),
     ]
@@ -484,7 +418,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         ]
     steps = [where_time_goes(path, options.batch) for path in stores.values()]
     rows = [[name, *(f"{of[i]:.1f}" for of in steps)] for i, name in enumerate(STEPS)]
-    step, names = dict(zip(STEPS, steps[0], strict=True)), list(_decoders().values())
+    step = dict(zip(STEPS, steps[0], strict=True))
     whole, decompress = step["all of reading packed"], step["decompress"]
     return [
         *lines,
@@ -495,8 +429,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
         "",
         f"Decompression bounds reading: {decompress / whole:.0%} of it for `fast`. Of {options.patch**2 * 2} bytes a "
         f"patch, a core decompresses {options.patch**2 * 2e-3 / decompress:.1f} GB/s. Decoding adds "
-        f"{step[DECODE + names[0]] / whole:.0%} of reading {names[0]}, {step[DECODE + names[-1]] / whole:.0%} "
-        f"{names[-1]}; in training a GPU does it.",
+        f"{step['decode to float32'] / whole:.0%} of reading; in training a GPU does it.",
         "",
         memory(stores["fast"], options),
     ]

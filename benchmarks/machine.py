@@ -19,7 +19,6 @@ VERSIONS = (
     "netCDF4",
     "deflate",
     "xarray",
-    "tensorstore",
     "distributed",
     "torch",
 )

@@ -13,7 +13,7 @@ import gridrad_cube
 
 PACKAGE = Path(gridrad_cube.__file__).parent
 LAYERS = {
-    0: {"schema", "geometry", "storage", "launch", "selection", "versions", "jit"},
+    0: {"schema", "geometry", "storage", "launch", "selection", "versions"},
     1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluation", "plot", "info"},
     3: {"training", "embedding", "predecessor", "testing"},
@@ -28,11 +28,9 @@ ONLY_IN = {
     "netCDF4": {"readers", "synthetic"},
     "h5py": {"readers"},
     "deflate": {"readers"},
-    "tensorstore": {"store"},
     "fsspec": {"storage"},
     "obstore": {"storage"},
     "faiss": {"query"},
-    "numba": {"jit"},
     "pyarrow": {"query"},
     "matplotlib": {"plot"},
     "click": {"cli"},
@@ -108,7 +106,7 @@ def test_no_cycle_within_a_layer():
     [
         (
             "import gridrad_cube",
-            ("torch", "distributed", "scipy", "matplotlib", "netCDF4", "tensorstore", "obstore"),
+            ("torch", "distributed", "scipy", "matplotlib", "netCDF4", "obstore"),
         ),
         ("import gridrad_cube.readers.engines", ("torch", "distributed", "scipy", "matplotlib")),
         ("import gridrad_cube.pipeline", ("torch", "matplotlib")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +16,10 @@ from gridrad_cube.datasets import (
     Normalization,
     PatchDataset,
     decode,
-    decoding,
     normalizations,
 )
 from gridrad_cube.datasets.decoding import _gather, _masked, _span, _tables, _take
-from gridrad_cube.jit import find_numba
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError, channel_label
-
-
-@pytest.fixture(params=["compiled", "numpy"], autouse=True)
-def decoder(request, monkeypatch):
-    """Both ways of decoding on a CPU."""
-    if request.param == "numpy":
-        monkeypatch.setattr(decoding, "compiled_decoder", lambda: None)
-    elif decoding.compiled_decoder() is None:
-        pytest.skip("numba is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -429,16 +417,3 @@ def test_a_batch_of_damaged_samples_alone_decodes_to_nothing(tmp_path, dtype, co
     values, valid = data.decode(batch, dtype=dtype)
     assert (values.shape, values.dtype) == ((0, 1, PATCH // coarsen, PATCH // coarsen), dtype)
     assert (valid.shape, valid.dtype) == (values.shape, torch.bool)
-
-
-def test_numba_that_is_missing_is_no_matter_and_one_that_fails_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "numba", None)
-    assert find_numba.__wrapped__() is None
-    monkeypatch.delitem(sys.modules, "numba")
-    for kind in ("ImportError", "OSError", "AttributeError"):
-        folder = tmp_path / kind
-        folder.mkdir()
-        (folder / "numba.py").write_text(f'raise {kind}("Numba needs NumPy 2.4 or less")')
-        monkeypatch.syspath_prepend(folder)
-        with pytest.warns(RuntimeWarning, match=r"cannot be imported \(Numba needs NumPy 2.4 or less\)"):
-            assert find_numba.__wrapped__() is None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +65,11 @@ def indices(draw, ndim: int, crops: list[int]) -> np.ndarray:
 
 
 @settings(max_examples=12, deadline=None)
-@given(data=st.data(), name=st.sampled_from([VIS, Z]), direct=st.sampled_from([None, False]))
-def test_patches_equal_plain_xarray(stored, data, name, direct):
+@given(data=st.data(), name=st.sampled_from([VIS, Z]))
+def test_patches_equal_plain_xarray(stored, data, name):
     path, values = stored
     index = indices(data.draw, values[name].ndim, [0, 2, 4])
-    patches = PatchReader(path, direct=direct).read(name, index)
+    patches = PatchReader(path).read(name, index)
     assert patches.dtype == values[name].dtype
     for (*lead, row, col), patch in zip(index, patches, strict=True):
         y, x = (slice(i * PATCH, (i + 1) * PATCH) for i in (row, col))
@@ -158,24 +157,27 @@ def test_arguments_that_do_not_fit_are_refused(stored):
         PatchReader(stored[0].parent / "nothing.zarr").read(VIS, np.zeros((1, 3), int))
 
 
-def _read_by_tensorstore(path, answers):
-    try:
-        PatchReader(path, direct=False).read(VIS, np.zeros((1, 3), int))
-        answers.put("read")
-    except RuntimeError as error:
-        answers.put(str(error))
+def test_a_batch_that_is_not_contiguous_is_filled(stored):
+    reader, index = PatchReader(stored[0]), np.indices((1, ROWS, COLS)).reshape(3, -1).T
+    codes = reader.read(VIS, index)
+    whole = np.zeros((len(index), 2, PATCH, PATCH), codes.dtype)
+    reader.read(VIS, index, whole[:, 1])
+    np.testing.assert_array_equal(whole[:, 1], codes)
+    assert not whole[:, 0].any()
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_tensorstore_in_a_fork_is_refused_also_to_a_new_reader(tmp_path):
+def test_a_batch_that_is_read_only_is_refused(stored):
+    reader = PatchReader(stored[0])
+    out = np.zeros_like(reader.read(VIS, np.zeros((1, 3), int)))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        reader.read(VIS, np.zeros((1, 3), int), out)
+
+
+def test_a_channel_that_was_encoded_again_is_refused(tmp_path):
     path = write_cube(tmp_path / "s.zarr", {VIS: random_codes(VIS, (1, ROWS * PATCH, COLS * PATCH))})
-    PatchReader(path, direct=False).read(VIS, np.zeros((1, 3), int))
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    child = context.Process(target=_read_by_tensorstore, args=(path, answers))
-    child.start()
-    assert "before the process forked" in answers.get(timeout=30)
-    child.join(30)
-    assert child.exitcode == 0
+    root = json.loads((path / "zarr.json").read_text())
+    root["consolidated_metadata"]["metadata"][VIS]["codecs"] = [{"name": "bytes"}]
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(SchemaError, match=f"{VIS} is not stored as gridrad-cube writes it"):
+        PatchReader(path).read(VIS, np.zeros((1, 3), int))

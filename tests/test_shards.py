@@ -15,20 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridrad_cube.launch import cores
-from gridrad_cube.store import ArraySpec, Files, compiled, encode, metadata, shard_files
+from gridrad_cube.store import ArraySpec, Files, encode, metadata, shard_files
 from gridrad_cube.store.shard_files import merge
 from gridrad_cube.store.shard_layout import ABSENT, ShardLayout
 from gridrad_cube.store.shards import MISSING, ShardReader
-
-
-@pytest.fixture(params=["compiled", "python"], autouse=True)
-def way(request, monkeypatch):
-    """Both ways of reading local chunks."""
-    monkeypatch.setattr(compiled, "COMPILE_AFTER", -1 if request.param == "compiled" else 10**9)
-    if request.param == "compiled" and compiled.compiled_reader() is None:
-        pytest.skip("numba is not installed, or a library is built in another way")
-    return request.param
-
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
@@ -382,7 +372,6 @@ def test_an_error_of_the_disk_is_no_damage(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_callers_that_share_threads_neither_wait_for_each_other_nor_count_the_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "COMPILE_AFTER", 10**9)  # what waits below is Python's
     files, chunks = write(tmp_path)
     reader, go_on = open_reader(files, threads=4), threading.Event()
     index = np.indices(GRID).reshape(4, -1).T

@@ -12,22 +12,22 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of a data set, still packed or already decoded.
+    """Samples of a data set, packed.
 
     Which pixels of a patch are valid its codes themselves say: `PatchDataset.decode` gives the mask, on the
-    device. Cells of a grid need ``valid`` beside them, and so do values.
+    device. Cells of a grid need ``valid`` beside them.
 
     Attributes
     ----------
     codes
-        Patches: packed, or values where ``valid`` is given, (B, C, H, W). Grids of embeddings: float16,
+        Patches: packed, (B, C, H, W). Grids of embeddings: float16,
         (B, D, rows, cols).
     index
         Which samples of the data set these are, int64, (B,); ``dataset.describe(i)`` tells more.
     channel
         Index into ``dataset.labels``, int64, (B,); 0 where all channels are stacked.
     valid
-        Grids: cells that count, bool, (B, rows, cols). Patches: valid pixels, bool, (B, C, H, W), once decoded.
+        Grids: cells that count, bool, (B, rows, cols). None for patches.
     damaged
         Samples that were asked for and left out, since the store is damaged there, int64, (K,); None where
         there are none.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d
 
-from gridrad_cube.datasets.compiled import compiled_decoder
 from gridrad_cube.datasets.normalization import RAIN_FLOOR, Normalization, Rule, linear
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store import Sink
 
 
 def decode(
@@ -70,34 +68,6 @@ def decode(
     return values.to(dtype), valid
 
 
-def decoder_into(
-    values: torch.Tensor,
-    valid: torch.Tensor,
-    channel: torch.Tensor,
-    normalizations: Mapping[str, Normalization],
-) -> Callable[[np.dtype[Any]], Sink] | None:
-    """Decode patches one by one into a batch, each while it is in the cache of the processor that has read it.
-
-    Parameters
-    ----------
-    values, valid
-        Where to, shape (B, C, H, W) and on the host; filled as `decode` would, bit for bit.
-    channel, normalizations
-        As for `decode`.
-
-    Returns
-    -------
-    For codes of a dtype, what takes a patch and its place among the B * C. None where batches are decoded at
-    once: without numba, into other dtypes than float32 and bfloat16, and from codes of over 16 bits.
-    """
-    rules, finish = tuple(normalizations.values()), _finish(values.dtype)
-    if finish is None or not _tabled(rules):
-        return None
-    which, tables = _which(values, channel, len(rules)), _tables(rules, False, values.device)
-    places = math.prod(values.shape[:2])
-    return lambda codes: Sink(finish, _arguments(tables, which, codes, values, valid), places)
-
-
 def _which(codes: torch.Tensor, channel: torch.Tensor, labels: int) -> torch.Tensor:
     """Index of each plane's normalisation, (B, 1) or (1, C)."""
     planes = codes.shape[1]
@@ -133,7 +103,10 @@ class _Tables:
         self._dtypes = [np.dtype(rule.packing.dtype) for rule in distinct]
 
     def known(self, dtype: np.dtype[Any]) -> tuple[np.ndarray, ...]:
-        """What `CompiledDecoder` takes of them, for codes of a dtype: arithmetic is for a packing's own."""
+        """Tables, lines, spans, whether no other code is valid, and fill, for codes of a dtype.
+
+        Arithmetic applies to codes of a packing's own dtype; others take the table.
+        """
         own = np.array([d == dtype for d in self._dtypes])
         spans = np.where(own, self._spans, np.array(_NO_SPAN[:2], np.int32)[:, None])
         return self.values.numpy(), self.lines, spans, self._alike & own, self.fill.numpy()
@@ -217,15 +190,11 @@ _TOGETHER = 2**19
 def _take(
     codes: torch.Tensor, which: torch.Tensor, tables: _Tables, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    values, valid = empty(codes.shape, dtype), empty(codes.shape, torch.bool)
+    values, valid = _empty(codes.shape, dtype), _empty(codes.shape, torch.bool)
     planes, pixels = math.prod(codes.shape[:2]), math.prod(codes.shape[2:])  # a batch may be empty
-    packed, compiled, finish = codes.numpy().reshape(planes, pixels), compiled_decoder(), _finish(dtype)
-    arguments = _arguments(tables, which, packed.dtype, values, valid)
-    if compiled is not None and finish is not None:
-        compiled.planes(packed, finish, arguments)
-        return values, valid
-    rows, *known, _, mask = arguments
-    out = values.reshape(planes, pixels)
+    packed, mask = codes.numpy().reshape(planes, pixels), valid.numpy().reshape(planes, pixels)
+    rows = tables.row[which].expand(codes.shape[:2]).reshape(-1).numpy()
+    out, known = values.reshape(planes, pixels), tables.known(packed.dtype)
     step = max(1, _TOGETHER // max(1, pixels))
     scratch = np.empty((step, pixels), np.float32)
     for start in range(0, planes, step):
@@ -237,26 +206,7 @@ def _take(
     return values, valid
 
 
-def _finish(dtype: torch.dtype) -> Callable[..., None] | None:
-    """The compiled function that decodes a plane to a dtype; None where there is none."""
-    compiled = compiled_decoder()
-    if compiled is None:
-        return None
-    return {torch.float32: compiled.into_float32, torch.bfloat16: compiled.into_bfloat16}.get(dtype)
-
-
-def _arguments(
-    tables: _Tables, which: torch.Tensor, codes: np.dtype[Any], values: torch.Tensor, valid: torch.Tensor
-) -> tuple[np.ndarray, ...]:
-    """As `CompiledDecoder` has them, for codes of this dtype."""
-    planes, pixels = math.prod(values.shape[:2]), math.prod(values.shape[2:])
-    rows = tables.row[which].expand(values.shape[:2]).reshape(-1).numpy()
-    plain = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
-    out = (x.view(planes, pixels).numpy() for x in (plain, valid))
-    return rows, *tables.known(codes), *out
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """As `torch.empty`, but in large pages where the system has them: numpy asks for them, torch does not."""
     return torch.from_numpy(np.empty(tuple(shape), f"u{dtype.itemsize}")).view(dtype)
 
@@ -264,7 +214,19 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 def _with_numpy(
     codes: np.ndarray, rows: np.ndarray, known: Sequence[np.ndarray], values: np.ndarray, valid: np.ndarray
 ) -> None:
-    """Decode planes of codes; arguments as of `CompiledDecoder`, values float32."""
+    """Decode planes of codes to float32.
+
+    Parameters
+    ----------
+    codes
+        Shape (planes, pixels).
+    rows
+        Which normalization each plane takes, shape (planes,).
+    known
+        Of each normalization, as `_Tables.known` gives them.
+    values, valid
+        Where to put values and valid pixels, shape (planes, pixels).
+    """
     tables, lines, spans, alike, fill = known
     first, last = spans[:, rows]
     odd = (codes.min(axis=1) < first) | (codes.max(axis=1) > last)

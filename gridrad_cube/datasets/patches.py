@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ import xarray as xr
 from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.batches import Batch
-from gridrad_cube.datasets.decoding import decode, decoder_into, empty
+from gridrad_cube.datasets.decoding import decode
 from gridrad_cube.datasets.normalization import Normalization, normalizations
 from gridrad_cube.datasets.table import (
     Box,
@@ -28,7 +28,7 @@ from gridrad_cube.datasets.table import (
     masks_of,
 )
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, Sink, cube_info, open_packed
+from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
 OnDamage = Literal["raise", "skip"]
@@ -68,9 +68,6 @@ class PatchDataset(Dataset[Batch]):
         or network that fails always raises.
     cache
         Where to keep shards that were read once, whole: for stores that are far away.
-    decoded
-        Have batches decoded to this dtype as they are read, each patch while it is in the cache of its processor:
-        the quickest way to values on a CPU. None leaves them packed, for a GPU to decode: three fifths less memory.
 
     Attributes
     ----------
@@ -99,19 +96,16 @@ class PatchDataset(Dataset[Batch]):
         coarsen: int = 1,
         on_damage: OnDamage = "raise",
         cache: ShardCache | None = None,
-        decoded: torch.dtype | None = None,
     ) -> None:
         _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
         _check_one_of("on_damage", on_damage, get_args(OnDamage))
-        if decoded is not None and not (isinstance(decoded, torch.dtype) and decoded.is_floating_point):
-            raise SchemaError(f"decoded: got {decoded!r}; expected a floating dtype of torch, or None")
         self.store = os.fspath(store)
         info = cube_info(store)
         self.patch, self.coarsen = int(info["patch"]), int(coarsen)
         self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
             raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {self.patch} px")
-        self._cache, self.decoded = cache, decoded
+        self._cache = cache
         self._reader: PatchReader | None = None
         self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
@@ -172,15 +166,13 @@ class PatchDataset(Dataset[Batch]):
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised values and valid pixels of a batch, on its device; see `decode`."""
-        if batch.valid is not None:
-            return batch.codes.to(dtype), batch.valid
         return decode(batch.codes, batch.channel, self.normalizations, coarsen=self.coarsen, dtype=dtype)
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Read samples: packed, or values if the data set is to give them ``decoded``.
+        """Read samples, packed.
 
         Raises
         ------
@@ -201,26 +193,14 @@ class PatchDataset(Dataset[Batch]):
 
     def _read(self, index: np.ndarray, channel: torch.Tensor) -> tuple[Batch, dict[int, MissingChunkError]]:
         """A batch, and position in it -> error, for samples that cannot be read."""
-        shape, number = (len(index), self.planes, self.patch, self.patch), torch.from_numpy(index)
-        if self.decoded is not None and self.coarsen == 1:
-            values, valid = empty(shape, self.decoded), empty(shape, torch.bool)
-            decoder = decoder_into(values, valid, channel, self.normalizations)
-            if decoder is not None:
-                damage = self._fill(index, channel.numpy(), decoder)
-                return Batch(values, number, channel, valid), damage
-        codes = np.empty(shape, self._dtype)
-        patches = codes.reshape(-1, self.patch, self.patch)
-        damage = self._fill(index, channel.numpy(), lambda _: patches)
-        batch = Batch(torch.from_numpy(codes), number, channel)
-        if self.decoded is not None:
-            values, valid = self.decode(batch, dtype=self.decoded)
-            batch = replace(batch, codes=values, valid=valid)
-        return batch, damage
+        codes = np.empty((len(index), self.planes, self.patch, self.patch), self._dtype)
+        damage = self._fill(index, channel.numpy(), codes.reshape(-1, self.patch, self.patch))
+        return Batch(torch.from_numpy(codes), torch.from_numpy(index), channel), damage
 
     def _fill(
-        self, index: np.ndarray, channel: np.ndarray, out: Callable[[np.dtype[Any]], np.ndarray | Sink]
+        self, index: np.ndarray, channel: np.ndarray, patches: np.ndarray
     ) -> dict[int, MissingChunkError]:
-        """Read patches to where ``out`` says, by dtype; position in the batch -> error, where that fails."""
+        """Read into ``patches``; position in the batch -> error, where that fails."""
         if self._reader is None:
             # Worker processes of a DataLoader are as many as there are cores to use.
             alone = get_worker_info() is None or not Files(self.store).local
@@ -241,7 +221,6 @@ class PatchDataset(Dataset[Batch]):
             if self._labels[numbers[0]].altitude is not None:
                 heights = np.array([label.altitude or 0 for label in self._labels])[labels]
                 wanted = np.insert(wanted, 1, heights, axis=1)
-            patches = out(self._dataset[variable].dtype)
             failures = self._reader.read_undamaged(variable, wanted, patches, places=places)
             damage |= {int(samples[row]): error for row, error in failures.items()}
         return damage

@@ -19,7 +19,6 @@ from gridrad_cube.store.commit import (
     report_columns,
     write_block,
 )
-from gridrad_cube.store.compiled import Sink
 from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.log import Record, pack_rows, unpack_rows
@@ -44,7 +43,6 @@ __all__ = [
     "Record",
     "RemoteError",
     "ShardCache",
-    "Sink",
     "blank_rows",
     "block_length",
     "blocks",

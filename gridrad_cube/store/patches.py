@@ -10,22 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorstore
 import zarr
 
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store.attributes import cube_info
 from gridrad_cube.store.cache import ShardCache
-from gridrad_cube.store.compiled import Sink
 from gridrad_cube.store.shard_layout import ShardLayout
-from gridrad_cube.store.shards import MISSING, Process, ShardReader
+from gridrad_cube.store.shards import MISSING, ShardReader
 
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.
 WINDOW_PATCHES = 512
-
-#: Where tensorstore was first used: in a fork of that process it aborts, whichever store is opened.
-_TENSORSTORE = Process()
 
 
 class MissingChunkError(SchemaError):
@@ -35,10 +30,9 @@ class MissingChunkError(SchemaError):
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
-    Patches come straight from their shards (`ShardReader`); those of a layout that it does not know, through
-    tensorstore. Opens nothing until the first read, and again in each process: it pickles,
-    and starts anew in a spawned or forkserver worker. Used in a forked child after the parent has read, it
-    refuses, since threads do not survive a fork.
+    Patches come straight from their shards (`ShardReader`). Opens nothing until the first read, and again in each
+    process: it pickles, and starts again in a spawned or forkserver worker. Used in a forked child after the parent
+    has read, it refuses, since threads do not survive a fork.
 
     Parameters
     ----------
@@ -46,8 +40,6 @@ class PatchReader:
         Path or URL of a finished cube.
     threads
         Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
-    direct
-        Whether to read shards directly: None does where it can, False leaves all to tensorstore.
     cache
         Where to keep shards that were read once, whole: for stores that are far away.
     """
@@ -57,20 +49,18 @@ class PatchReader:
         store: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        direct: bool | None = None,
         cache: ShardCache | None = None,
     ) -> None:
         self.files = Files(store)
-        self.threads, self.direct, self.cache = threads, direct, cache
+        self.threads, self.cache = threads, cache
         self._info: dict[str, Any] | None = None
         self._members: dict[str, Any] | None = None
-        self._arrays: dict[str, Any] = {}
-        self._shards: dict[str, ShardReader | None] = {}
+        self._shards: dict[str, ShardReader] = {}
         self._small: Any = None
         self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("files", "threads", "direct", "cache")}
+        return {name: getattr(self, name) for name in ("files", "threads", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("files").root, **state)  # type: ignore[misc]
@@ -90,34 +80,17 @@ class PatchReader:
         """Edge of a patch in pixels."""
         return int(self.info["patch"])
 
-    def _array(self, variable: str) -> Any:
-        _TENSORSTORE.check(self.files.root)
-        if variable not in self._arrays:
-            spec = {
-                "driver": "zarr3",
-                "kvstore": _kvstore(self.files, variable),
-                "metadata": self._metadata(variable),
-                "open": True,
-                "assume_metadata": True,
-                "fill_missing_data_reads": False,
-                "recheck_cached_data": "open",
-            }
-            limits = {"data_copy_concurrency": {"limit": self.threads}} if self.threads else {}
-            context = tensorstore.Context(limits)
-            self._arrays[variable] = tensorstore.open(spec, read=True, context=context).result()
-        return self._arrays[variable]
-
-    def _shard_reader(self, variable: str) -> ShardReader | None:
-        """The direct reader of a variable's shards; None where its layout takes tensorstore."""
+    def _shard_reader(self, variable: str) -> ShardReader:
         if variable not in self._shards:
-            layout = None
-            if self.direct is not False:
-                layout = ShardLayout.from_metadata(variable, self._metadata(variable))
-            if layout is not None and math.prod(layout.chunk_shape) != self.patch**2:
-                layout = None
-            self._shards[variable] = None if layout is None else ShardReader(
+            layout = ShardLayout.from_metadata(variable, self._metadata(variable))
+            if layout is None or math.prod(layout.chunk_shape) != self.patch**2:
+                raise SchemaError(
+                    f"{self.files.root}: {variable} is not stored as gridrad-cube writes it (a patch a chunk, a crop a "
+                    "shard); expected a store that was not encoded again. Read it with xarray.open_zarr."
+                )
+            self._shards[variable] = ShardReader(
                 self.files, layout, threads=self.threads, cache=self.cache, state=json.dumps(self.info)
-            )  # fmt: skip
+            )
         return self._shards[variable]
 
     def _metadata(self, variable: str) -> dict[str, Any]:
@@ -128,8 +101,7 @@ class PatchReader:
         # The root's copy of the metadata: the array's own runs ahead while the store is extended.
         if self._members is None:
             self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
-        members = self._members[variable].items()
-        return {k: v for k, v in members if k not in ("storage_transformers", "consolidated_metadata")}
+        return dict(self._members[variable])
 
     def read(
         self,
@@ -168,13 +140,11 @@ class PatchReader:
         self,
         variable: str,
         index: np.ndarray,
-        out: np.ndarray | Sink,
+        out: np.ndarray,
         *,
         places: Sequence[int] | np.ndarray | None = None,
     ) -> dict[int, MissingChunkError]:
         """Read what can be read, and say for the rest what is wrong with it; parameters as for `read`.
-
-        ``out`` may also be a `Sink`, which takes patches one by one.
 
         Returns
         -------
@@ -186,37 +156,13 @@ class PatchReader:
             raise ValueError(f"{variable}: an index has {dims} columns, got shape {index.shape}")
         targets = np.arange(len(index)) if places is None else np.asarray(places)
         shards = self._shard_reader(variable)
-        if shards is None:
-            return self._read_tensorstore(variable, index, out, targets)
-        if not isinstance(out, np.ndarray) or (
-            out.dtype == shards.layout.dtype and out[:1].flags.c_contiguous
-        ):
+        if out.dtype == shards.layout.dtype and out[:1].flags.c_contiguous:
             failures = shards.read(index, out, targets)
         else:
             patches = np.empty((len(index), *out.shape[1:]), shards.layout.dtype)
             failures = shards.read(index, patches)
             out[targets] = patches
         return {row: self._error(variable, index[row], what) for row, what in failures.items()}
-
-    def _read_tensorstore(
-        self, variable: str, index: np.ndarray, out: np.ndarray | Sink, targets: np.ndarray
-    ) -> dict[int, MissingChunkError]:
-        array, size = self._array(variable), self.patch
-        with tensorstore.Batch() as batch:
-            futures = [array[_box(where, size)].read(batch=batch) for where in index]
-        failures: dict[int, MissingChunkError] = {}
-        for row, (target, future) in enumerate(zip(targets, futures, strict=True)):
-            try:
-                patch = future.result()
-            except ValueError as error:
-                failures[row] = self._error(variable, index[row], _reason(error))
-                failures[row].__cause__ = error
-                continue
-            if isinstance(out, np.ndarray):
-                out[target] = patch
-            else:
-                out.take(np.ascontiguousarray(patch), target)
-        return failures
 
     def read_crop(self, variable: str, crop: int) -> np.ndarray:
         """Packed pixels of a whole crop, ``([altitude,] y, x)``."""
@@ -299,24 +245,3 @@ def _joined(patches: np.ndarray) -> np.ndarray:
     """Patches (..., row, col, y, x) as pixels (..., y, x)."""
     *levels, rows, cols, height, width = patches.shape
     return np.swapaxes(patches, -3, -2).reshape(*levels, rows * height, cols * width)
-
-
-def _box(where: np.ndarray, size: int) -> tuple[Any, ...]:
-    """Pixels of the patch at (crop, [altitude,] row, col)."""
-    *lead, row, col = (int(v) for v in where)
-    return (*lead, slice(row * size, (row + 1) * size), slice(col * size, (col + 1) * size))
-
-
-def _reason(error: ValueError) -> str:
-    """What tensorstore says, in the terms of `ShardReader`."""
-    text = str(error)
-    return MISSING if "NOT_FOUND" in text else text.split(" [", 1)[0][:200]
-
-
-def _kvstore(files: Files, variable: str) -> dict[str, Any]:
-    if files.local:
-        return {"driver": "file", "path": f"{files.path(variable)}/"}
-    raise SchemaError(
-        f"{files.root}: {variable} lies in its shards as gridrad-cube does not write it, and is read from local disks "
-        "only"
-    )

@@ -4,9 +4,8 @@ A shard of Zarr v3 is its chunks one after the other and, at the end, an index: 
 (16 bytes each), then a CRC-32C. General readers fetch that index for every patch. Here it is kept, so that a
 random patch costs one read of its own bytes, one checksum and one decompression into the batch it belongs to.
 
-Threads share Python's lock: each system call and each decompression gives it up and has to get it back. So local
-shards stay open (`shard_files`), what is done for every patch is short, and where numba is installed a thread reads
-many patches in one call (`compiled`).
+Threads share Python's lock: each system call and each decompression releases it and has to get it back. So local
+shards stay open (`shard_files`), and what is done for every patch is short.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ import numpy as np
 
 from gridrad_cube.launch import cores
 from gridrad_cube.storage import Files
-from gridrad_cube.store import compiled
 from gridrad_cube.store.cache import ShardCache
-from gridrad_cube.store.compiled import CompiledReader, Sink, compiled_reader
 from gridrad_cube.store.shard_files import DamagedShard, LocalShard, OpenShards, RemoteShard, ShardSource
 from gridrad_cube.store.shard_layout import ABSENT, ShardLayout, chunk_decoder
 
@@ -147,14 +144,12 @@ class ShardReader:
         self._starting = threading.Lock()
         self._callers = 0
         self._decode = chunk_decoder(layout)
-        #: Chunks asked for so far; None where compiled code does not know how to read them.
-        self._asked = 0 if layout.compressor == "blosc" and layout.checksum else None
 
     def __repr__(self) -> str:
         return f"ShardReader({self.files.root!r}, {self.layout.name!r})"
 
     def read(
-        self, index: np.ndarray, out: np.ndarray | Sink, places: Sequence[int] | np.ndarray | None = None
+        self, index: np.ndarray, out: np.ndarray, places: Sequence[int] | np.ndarray | None = None
     ) -> dict[int, str]:
         """Read chunks at these places of the grid of chunks.
 
@@ -163,7 +158,7 @@ class ShardReader:
         index
             Integers, shape (N, dims).
         out
-            Where to put them, (M, ...): ``out[i]`` is contiguous and has a chunk's bytes. Or what takes each.
+            Where to put them, (M, ...): ``out[i]`` is contiguous and has a chunk's bytes.
         places
             Which of ``out`` each chunk goes to; in order if None.
 
@@ -183,25 +178,23 @@ class ShardReader:
         """
         self._process.check(self.files.root)
         targets = np.arange(len(index)) if places is None else np.asarray(places)
-        room = len(out) if isinstance(out, np.ndarray) else out.places
-        if targets.size and not 0 <= targets.min() <= targets.max() < room:
-            # Machine code would write there.
-            raise IndexError(f"{self!r}: places {targets.min()} to {targets.max()} in a batch of {room}")
-        if isinstance(out, np.ndarray) and not out.flags.writeable:
+        if targets.size and not 0 <= targets.min() <= targets.max() < len(out):
+            raise IndexError(f"{self!r}: places {targets.min()} to {targets.max()} in a batch of {len(out)}")
+        if not out.flags.writeable:
             raise ValueError(f"{self!r}: the batch to read into is read-only")
         units, failures = deque(self._units(index)), dict[int, str]()
-        reader = self._compiled(len(index), out)
-        most = 1 if reader is None else self._most(len(index))  # in Python nothing is gained by more
 
         def work() -> None:
-            while errand := list(self._errand(units, most)):
-                left = errand if reader is None else self._read_compiled(reader, errand, out, targets)
-                for unit in left:
-                    failures.update(self._read_unit(unit, out, targets))
+            while True:
+                try:
+                    unit = units.popleft()
+                except IndexError:  # other threads have taken them all
+                    return
+                failures.update(self._read_unit(unit, out, targets))
 
         with self._starting:
             self._callers += 1
-            helpers = min(self.threads // self._callers, -(-len(index) // most), len(units)) - 1
+            helpers = min(self.threads // self._callers, len(units)) - 1
         futures: list[Future[None]] = []
         try:
             futures.extend(self._executor().submit(work) for _ in range(helpers))
@@ -223,67 +216,6 @@ class ShardReader:
                 self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="ShardReader")
             return self._pool
 
-    def _most(self, patches: int) -> int:
-        """Patches that a thread takes on at a time."""
-        return max(1, min(TOGETHER, -(-patches // self.threads)))
-
-    def _errand(self, units: deque[_Unit], most: int) -> Iterator[_Unit]:
-        """Take units of so many patches together, one at least while there are any; their shards are open at once."""
-        taken = 0
-        for _ in range(max(1, self._open.limit // self.threads)):
-            if taken >= most:
-                return
-            try:
-                unit = units.popleft()
-            except IndexError:  # other threads have taken them all
-                return
-            taken += len(unit.chunks)
-            yield unit
-
-    def _compiled(self, chunks: int, out: np.ndarray | Sink) -> CompiledReader | None:
-        """What reads chunks as machine code, if that is to be had, and so many more pay for compiling it."""
-        local = self.files.local or self.cache is not None
-        if self._asked is None or not local or (isinstance(out, np.ndarray) and not out.flags.c_contiguous):
-            return None
-        self._asked += chunks
-        return compiled_reader() if self._asked > compiled.COMPILE_AFTER else None
-
-    def _read_compiled(
-        self, reader: CompiledReader, errand: Sequence[_Unit], out: np.ndarray | Sink, targets: np.ndarray
-    ) -> list[_Unit]:
-        """Read units in one call; those of which anything is left to read."""
-        parts, sources, ranges, left = list[_Unit](), list[LocalShard](), list[np.ndarray](), list[_Unit]()
-        for unit in errand:
-            try:
-                source = self._source(unit.shard)
-                index = self._index(unit.shard, source)
-            except (OSError, DamagedShard):
-                source = None
-            if isinstance(source, LocalShard):
-                parts.append(unit)
-                sources.append(source)
-                ranges.append(index[unit.chunks])
-            else:
-                left.append(unit)
-        if not parts:
-            return left
-        counts = [len(unit.chunks) for unit in parts]
-        offsets, sizes = np.concatenate(ranges).view(np.int64).T.copy()
-        descriptors = np.repeat([source.descriptor for source in sources], counts)
-        places = targets[np.concatenate([unit.places for unit in parts])]
-        largest = max(source.size for source in sources)  # an index may say anything
-        good, buffer = np.zeros(len(places), bool), self._buffer(min(max(0, int(sizes.max())), largest))
-        if isinstance(out, np.ndarray):
-            rows = out.reshape(len(out), -1).view(np.uint8)
-            reader.into(descriptors, offsets, sizes, places, buffer, rows, good)
-        else:
-            chunk = self._chunk().reshape(-1)
-            reader.through(
-                descriptors, offsets, sizes, places, buffer, chunk, out.finish, out.arguments, good
-            )
-        whole = np.logical_and.reduceat(good, np.cumsum([0, *counts[:-1]]))
-        return left + [unit for unit, done in zip(parts, whole.tolist(), strict=True) if not done]
-
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
         """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
         layout = self.layout
@@ -296,14 +228,16 @@ class ShardReader:
         order = np.lexsort((chunk, shard))
         shard, chunk = shard[order], chunk[order]
         # A remote shard is asked once for all that is wanted of it.
-        most = self._most(len(index)) if self.files.local else len(index)
+        most = len(index)
+        if self.files.local:
+            most = max(1, min(TOGETHER, -(-len(index) // self.threads)))
         starts = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
                 part = slice(first, min(first + most, stop))
                 yield _Unit(int(shard[start]), chunk[part], order[part])
 
-    def _read_unit(self, unit: _Unit, out: np.ndarray | Sink, targets: np.ndarray) -> dict[int, str]:
+    def _read_unit(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
@@ -314,7 +248,7 @@ class ShardReader:
             failures = self._attempt(unit, out, targets)
         return failures
 
-    def _attempt(self, unit: _Unit, out: np.ndarray | Sink, targets: np.ndarray) -> dict[int, str]:
+    def _attempt(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         try:
             source = self._source(unit.shard)
             index = self._index(unit.shard, source)
@@ -349,12 +283,7 @@ class ShardReader:
         return kept
 
     def _read_chunks(
-        self,
-        unit: _Unit,
-        index: np.ndarray,
-        source: ShardSource,
-        out: np.ndarray | Sink,
-        targets: np.ndarray,
+        self, unit: _Unit, index: np.ndarray, source: ShardSource, out: np.ndarray, targets: np.ndarray
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         wanted = []
@@ -365,13 +294,9 @@ class ShardReader:
                 wanted.append((offset, size, place))
         decode = self._decode
         for data, place in source.read(wanted, self._buffer):
-            target = targets[place]
-            chunk = out[target] if isinstance(out, np.ndarray) else self._chunk()
-            wrong = "the shard is truncated" if data is None else decode(data, chunk)
+            wrong = "the shard is truncated" if data is None else decode(data, out[targets[place]])
             if wrong:
                 failures[place] = wrong
-            elif not isinstance(out, np.ndarray):
-                out.take(chunk, target)
         return failures
 
     def _buffer(self, size: int) -> Any:
@@ -380,10 +305,3 @@ class ShardReader:
         if kept is None or len(kept) < size:
             kept = self._scratch.bytes = np.empty(max(size, 2**18), np.uint8)
         return kept[:size]
-
-    def _chunk(self) -> np.ndarray:
-        """A chunk that this thread may use until it asks again."""
-        kept: np.ndarray | None = getattr(self._scratch, "chunk", None)
-        if kept is None:
-            kept = self._scratch.chunk = np.empty(self.layout.chunk_shape, self.layout.dtype)
-        return kept
