@@ -1,7 +1,7 @@
-"""Which of how many processes this is, and the few collective operations that training needs.
+"""Ranks and devices: which of how many processes this is, on which device it computes, and how processes meet.
 
-The launcher is read from the environment alone: ``torchrun``, ``srun``, ``mpiexec`` of PALS or Hydra (PMI)
-and Open MPI set different names for the same three numbers.
+Launchers set environment variables under different names: ``torchrun``, ``srun``, ``mpiexec`` of PALS or Hydra (PMI),
+and ``mpiexec`` of Open MPI. `find_world` reads them for training and embedding alike.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gridrad_cube.schema import SchemaError
 if TYPE_CHECKING:
     import torch
 
-#: (launcher, rank, world size, local rank): the first triple that is set decides.
+#: (launcher, rank, world size, local rank under any of these names). The first launcher whose rank and size are set
+#: decides: torchrun comes first because it may itself run under one of the others.
 _LAUNCHERS = (
-    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    ("PALS", "PMI_RANK", "PMI_SIZE", "PALS_LOCAL_RANKID"),
-    ("PMI", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK"),
-    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("torchrun", "RANK", "WORLD_SIZE", ("LOCAL_RANK",)),
+    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",)),
+    ("PMI", "PMI_RANK", "PMI_SIZE", ("PALS_LOCAL_RANKID", "MPI_LOCALRANKID", "PMI_LOCAL_RANK")),
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_RANK",)),
 )
 
 
@@ -44,44 +44,69 @@ class World:
         return self.rank == 0
 
 
-def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
-    """Read rank and world size from whichever launcher started this process; a lone process otherwise.
+def find_world(environment: Mapping[str, str] | None = None) -> World:
+    """Read rank and world size from the environment that a launcher set; a single process otherwise.
+
+    A launcher that does not set the local rank is taken to fill one machine: the local rank is the rank.
 
     Raises
     ------
     SchemaError
-        If a launcher's numbers contradict each other.
+        If the values are not whole numbers, or the rank is not below the size.
     """
     env = os.environ if environment is None else environment
-    for launcher, rank_name, size_name, local_name in _LAUNCHERS:
-        if rank_name in env and size_name in env:
+    for launcher, rank_name, size_name, local_names in _LAUNCHERS:
+        if rank_name not in env or size_name not in env:
+            continue
+        try:
             rank, size = int(env[rank_name]), int(env[size_name])
-            if not 0 <= rank < size:
-                raise SchemaError(
-                    f"{launcher}: {rank_name}={rank} with {size_name}={size}; expected a rank below the size. "
-                    "Unset both to run one process."
-                )
-            return World(rank=rank, size=size, local_rank=int(env.get(local_name, 0)))
+            local_rank = next((int(env[name]) for name in local_names if name in env), rank)
+        except ValueError as error:
+            raise SchemaError(
+                f"{launcher}: {error}; expected whole numbers in {rank_name}, {size_name}"
+            ) from None
+        if not 0 <= rank < size:
+            raise SchemaError(
+                f"{launcher}: {rank_name}={rank} with {size_name}={size}; expected a rank below the size. "
+                "Unset both to run one process."
+            )
+        return World(rank=rank, size=size, local_rank=local_rank)
     return World()
 
 
 def choose_device(device: str, world: World) -> torch.device:
-    """The device of this process: ``auto`` takes CUDA where there is one.
+    """The device of this process: GPU number ``local_rank`` modulo the number of GPUs that it sees.
+
+    A process that starts its own workers on one machine gives worker ``i`` its device by
+    ``choose_device(device, World(local_rank=i))``, so that the workers share the GPUs evenly.
+
+    Parameters
+    ----------
+    device
+        ``"auto"`` (CUDA where there is a GPU), ``"cpu"``, ``"cuda"``, or a certain GPU as ``"cuda:1"``.
 
     Raises
     ------
     SchemaError
-        If CUDA is asked for and there is none.
+        If a GPU is asked for and there is none of that number, or the name is none of these.
     """
     import torch
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and not count):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise SchemaError("device: 'cuda' asked for but torch sees no GPU here. Pass --device cpu or auto.")
-    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    kind, _, number = device.partition(":")
+    if device not in ("auto", "cuda") and not (kind == "cuda" and number.isdecimal()):
+        raise SchemaError(f"device: got {device!r}; expected auto, cpu, cuda or cuda:N")
+    if not count:
+        raise SchemaError(
+            f"device: {device!r} asked for but torch sees no GPU here. Pass --device cpu or auto."
+        )
+    if number and int(number) >= count:
+        raise SchemaError(
+            f"device: {device!r} asked for but torch sees {count} GPUs; expected a number below that"
+        )
+    return torch.device("cuda", int(number) if number else world.local_rank % count)
 
 
 @contextmanager

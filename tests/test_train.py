@@ -20,7 +20,7 @@ from ranks import train_by_two
 
 from gridrad_cube import evaluation, testing
 from gridrad_cube.datasets import PatchDataset
-from gridrad_cube.launch import World, world_from_environment
+from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
 from gridrad_cube.store import ArraySpec, Files, group_metadata, metadata, write_array
@@ -355,18 +355,60 @@ def test_plan_refuses_what_cannot_be(level, options, samples, message):
             World(),
         ),  # a batch script outside of srun is one process
         ({"PMI_RANK": "5", "PMI_SIZE": "8", "PALS_LOCAL_RANKID": "1"}, World(rank=5, size=8, local_rank=1)),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, World(rank=1, size=2)),
+        (  # Hydra
+            {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"},
+            World(rank=5, size=8, local_rank=1),
+        ),
+        (
+            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            World(rank=1, size=2),
+        ),
+        # Without a local rank the machine is taken to be the only one.
+        ({"RANK": "3", "WORLD_SIZE": "8"}, World(rank=3, size=8, local_rank=3)),
+        # torchrun within a step of srun decides.
+        (
+            {
+                "RANK": "0",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "0",
+                "SLURM_PROCID": "1",
+                "SLURM_STEP_NUM_TASKS": "2",
+            },
+            World(size=2),
+        ),
     ],
 )
 def test_world_is_read_from_any_launcher(environment, world):
-    assert world_from_environment(environment) == world
+    assert find_world(environment) == world
 
 
 def test_world_with_a_rank_beyond_its_size_is_refused():
     with pytest.raises(
         SchemaError, match="torchrun: RANK=2 with WORLD_SIZE=2; expected a rank below the size"
     ):
-        world_from_environment({"RANK": "2", "WORLD_SIZE": "2"})
+        find_world({"RANK": "2", "WORLD_SIZE": "2"})
+    with pytest.raises(SchemaError, match=r"torchrun: .*'two'; expected whole numbers in RANK, WORLD_SIZE"):
+        find_world({"RANK": "two", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_processes_of_a_machine_share_its_gpus(monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    worlds = [World(rank=4 + i, size=8, local_rank=i) for i in range(4)]
+    assert choose_device("cpu", worlds[1]) == torch.device("cpu")
+    if not gpus:
+        assert choose_device("auto", worlds[1]) == torch.device("cpu")
+        with pytest.raises(SchemaError, match="device: 'cuda' asked for but torch sees no GPU"):
+            choose_device("cuda", worlds[1])
+        return
+    for device in ("auto", "cuda"):
+        assert [choose_device(device, world).index for world in worlds] == [i % gpus for i in range(4)]
+    assert choose_device("cuda:0", worlds[1]) == torch.device("cuda", 0)
+    with pytest.raises(SchemaError, match="device: 'cuda:7' asked for but torch sees"):
+        choose_device("cuda:7", worlds[1])
+    with pytest.raises(SchemaError, match="device: got 'gpu'; expected auto, cpu, cuda or cuda:N"):
+        choose_device("gpu", worlds[1])
 
 
 def test_precision_follows_the_flag_then_the_processor():

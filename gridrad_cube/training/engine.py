@@ -24,10 +24,10 @@ from gridrad_cube.launch import (
     World,
     barrier,
     choose_device,
+    find_world,
     machine_label,
     mean_later,
     process_group,
-    world_from_environment,
 )
 from gridrad_cube.models import (
     DINOHead,
@@ -82,7 +82,7 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
     """
     if not config.store or not config.out:
         raise SchemaError(f"config: store={config.store!r}, out={config.out!r}; both are needed")
-    world = world_from_environment()
+    world = find_world()
     device = choose_device(config.device, world)
     cuda = [device] if device.type == "cuda" else []
     with process_group(world, device), torch.random.fork_rng(devices=cuda), caught_signals() as received:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from gridrad_cube.launch import world_from_environment
+from gridrad_cube.launch import find_world
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import (
     FIELDS,
@@ -203,7 +203,7 @@ def _one_line(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None, *, prog: str = "gridrad-cube train") -> int:
     """Run the training command; the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    world = world_from_environment()
+    world = find_world()
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.ERROR, stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S",
