@@ -24,10 +24,8 @@ from gridrad_cube.models import (
     ProjectionHead,
     VisionTransformer,
     build,
-    clip_global_,
     clip_per_tensor_,
     cosine_schedule,
-    cosine_steps,
     parameter_groups,
     update_teacher_,
 )
@@ -450,10 +448,10 @@ def test_two_ranks_give_the_gradient_and_the_centre_of_one(tmp_path: Path) -> No
 
 
 def test_schedules_equal_the_predecessors() -> None:
-    learning_rate = cosine_schedule(5e-4, 1e-6, 10, 7, 2)
+    learning_rate = cosine_schedule(5e-4, 1e-6, 70, 14)
     expected = GOLDEN["cosine_scheduler(5e-4,1e-6,10,7,2) idx 0,13,14,69"]
     np.testing.assert_allclose(learning_rate[[0, 13, 14, 69]], expected, rtol=1e-12)
-    momentum = cosine_schedule(0.996, 1, 10, 7)
+    momentum = cosine_schedule(0.996, 1, 70)
     np.testing.assert_allclose(
         momentum[[0, 35, 69]], GOLDEN["momentum cosine(0.996,1,10,7) idx 0,35,69"], rtol=1e-12
     )
@@ -463,14 +461,14 @@ def test_schedules_equal_the_predecessors() -> None:
 def test_schedules_have_one_value_a_step_within_their_ends(
     base: float, final: float, steps: int, share: float
 ) -> None:
-    values = cosine_steps(base, final, steps, int(share * steps), start_warmup=0.0)
+    values = cosine_schedule(base, final, steps, int(share * steps), start_warmup=0.0)
     assert values.shape == (steps,)
     assert ((values >= -1e-12) & (values <= max(base, final) + 1e-12)).all()
 
 
 def test_schedule_refuses_a_warm_up_longer_than_the_run() -> None:
     with pytest.raises(ValueError, match=r"warm-up of 70 steps does not fit into 35\. Lower --warmup_epochs"):
-        cosine_schedule(1.0, 0.0, 5, 7, 10)
+        cosine_schedule(1.0, 0.0, 35, 70)
 
 
 def test_parameter_groups_are_dinos() -> None:
@@ -505,14 +503,6 @@ def test_clipping_per_tensor_scales_each_gradient_by_its_own_norm() -> None:
     torch.testing.assert_close(parameters[1].grad, reference[1].grad)
     torch.testing.assert_close(parameters[2].grad, reference[2].grad)
     assert clip_per_tensor_([torch.zeros(2)], 3.0) == 0
-
-
-def test_clipping_together_keeps_the_direction() -> None:
-    parameters, reference = with_gradients(), with_gradients()
-    total = clip_global_(parameters, 3.0)
-    assert parameters[1].grad is not None
-    assert reference[1].grad is not None
-    torch.testing.assert_close(parameters[1].grad, reference[1].grad * (3.0 / total), rtol=1e-4, atol=0)
 
 
 def test_teacher_follows_in_parameters_and_not_in_buffers() -> None:

@@ -17,12 +17,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gridrad_cube.models.vit import initialize_linear
+
 
 class ProjectionHead(nn.Module):
-    """A perceptron onto the unit sphere: the head of `CodingRateLoss`.
+    """A perceptron whose outputs are unit vectors: the head of `CodingRateLoss`.
 
-    Hidden layers are ``hidden_dim`` wide; ``use_bn`` puts batch normalisation after each (and shifts the
-    numbers in the keys, as in DINO).
+    Hidden layers have ``hidden_dim`` units. ``use_bn`` puts batch normalization after each of them, which
+    shifts the numbers in the keys, as in DINO.
     """
 
     def __init__(
@@ -43,11 +45,7 @@ class ProjectionHead(nn.Module):
             modules.append(nn.Linear(before, after))
             modules += [nn.BatchNorm1d(after), nn.GELU()] if use_bn else [nn.GELU()]
         modules.append(nn.Linear(widths[-1], out_dim))
-        self.mlp = nn.Sequential(*modules)
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        self.mlp = nn.Sequential(*modules).apply(initialize_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
@@ -90,10 +88,8 @@ class DINOHead(nn.Module):
         bottleneck_dim: int = 256,
     ) -> None:
         super().__init__()
-        projection = ProjectionHead(
-            in_dim, bottleneck_dim, use_bn=use_bn, layers=layers, hidden_dim=hidden_dim
-        )
-        self.mlp = projection.mlp
+        sizes: dict[str, Any] = {"use_bn": use_bn, "layers": layers, "hidden_dim": hidden_dim}
+        self.mlp = ProjectionHead(in_dim, bottleneck_dim, **sizes).mlp
         self.last_layer = Prototypes(bottleneck_dim, out_dim, learn_scale=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +98,7 @@ class DINOHead(nn.Module):
 
 
 class DINOLoss(nn.Module):
-    """Cross-entropy between the centred, sharpened teacher and the student, over pairs of different views.
+    """Cross-entropy between the centered, sharpened teacher and the student, over pairs of different views.
 
     The first views of the student are the teacher's. In loops::
 
@@ -123,7 +119,7 @@ class DINOLoss(nn.Module):
     student_temp
         The student's temperature.
     center_momentum
-        Share of the old centre that each call keeps.
+        Share of the old center that each call keeps.
     """
 
     center: Tensor
@@ -155,7 +151,7 @@ class DINOLoss(nn.Module):
         self._seen: tuple[Tensor | float, int] = (0.0, 0)
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int, *, last: bool = True) -> Tensor:
-        """The loss of one batch; then moves the centre.
+        """The loss of one batch; then moves the center.
 
         Parameters
         ----------
@@ -166,7 +162,7 @@ class DINOLoss(nn.Module):
         epoch
             From 0.
         last
-            Whether this is the last of the batches that make up a step. The centre moves once a step, after
+            Whether this is the last of the batches that make up a step. The center moves once per step, after
             its last batch, by the mean over all of them.
         """
         teacher = teacher.detach().float()
@@ -193,7 +189,7 @@ class DINOLoss(nn.Module):
 
 @torch.no_grad()
 def move_center_(center: Tensor, mean: Tensor, momentum: float) -> None:
-    """Move a centre towards a mean, but where that is not finite: one overflow must not poison every later step."""
+    """Move a center towards a mean, but where that is not finite: one overflow must not poison every later step."""
     moved = center * momentum + mean * (1 - momentum)
     center.copy_(torch.where(moved.isfinite(), moved, center))
 
@@ -322,15 +318,15 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total + world * (x - x.detach())
 
 
-def cosine_steps(
+def cosine_schedule(
     base: float, final: float, steps: int, warmup_steps: int = 0, start_warmup: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """One value a step: linear from ``start_warmup`` up to ``base``, then half a cosine towards ``final``.
+    """One value per step: linear from ``start_warmup`` up to ``base``, then half a cosine down to ``final``.
 
     Raises
     ------
     ValueError
-        If the rise is longer than the run.
+        If the warm-up is longer than the run.
     """
     if not 0 <= warmup_steps <= steps:
         raise ValueError(
@@ -343,20 +339,8 @@ def cosine_steps(
     return np.concatenate([rise, fall])
 
 
-def cosine_schedule(
-    base: float,
-    final: float,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_epochs: int = 0,
-    start_warmup: float = 0.0,
-) -> npt.NDArray[np.float64]:
-    """`cosine_steps` with lengths in epochs, as DINO counts them; one value a step."""
-    return cosine_steps(base, final, epochs * steps_per_epoch, warmup_epochs * steps_per_epoch, start_warmup)
-
-
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: those that weight decay acts on, and biases and norms, which it spares.
+    """Two groups for an optimizer: those that weight decay acts on, and biases and norms, which it spares.
 
     As in DINO, the class token, positions and ``weight_g`` belong to the first. Frozen parameters are in
     neither.
@@ -382,11 +366,6 @@ def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
     return norms.norm()
-
-
-def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients together to an L2 norm of at most ``max_norm``; returns as `clip_per_tensor_`."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The vision transformers of both levels, with DINO's state-dict keys. Imports torch only.
+"""The vision transformers of both levels, with DINO's state-dict keys.
 
 One class serves both levels, which differ in how an input becomes tokens: level 256 cuts pixels into square
 patches (``patch_embed.proj``), level 2k takes each cell of a grid of embeddings as a token (``phi.0``).
@@ -6,7 +6,7 @@ patches (``patch_embed.proj``), level 2k takes each cell of a grid of embeddings
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -178,20 +178,15 @@ class VisionTransformer(nn.Module):
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        self.apply(_initialise)
+        self.apply(initialize_linear)
 
     def config(self) -> dict[str, Any]:
         """The plain dict that rebuilds this network: ``build(**config)``."""
-        a = self.architecture
-        return {
+        sizes = asdict(self.architecture)
+        del sizes["cells"]
+        return sizes | {
             "name": self.name,
-            "in_channels": a.in_channels,
-            "patch_size": a.patch_size,
-            "image_size": a.image_size,
             "drop_path_rate": self.drop_path_rate,
-            "embed_dim": a.embed_dim,
-            "depth": a.depth,
-            "heads": a.heads,
             "position": self.position,
             "mask_token": self.mask_token is not None,
         }
@@ -283,7 +278,7 @@ class VisionTransformer(nn.Module):
         return x.shape[2] // patch, x.shape[3] // patch
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Learned positions, (1, 1 + rows * columns, D), resampled where the lattice is another one."""
+        """Learned positions, (1, 1 + rows * columns, D), resampled where the lattice differs."""
         edge = self.grid_size
         if (rows, columns) == (edge, edge):
             return self.pos_embed
@@ -292,7 +287,7 @@ class VisionTransformer(nn.Module):
             resampled = F.interpolate(learned, size=(rows, columns), mode="bicubic")
         else:
             # DINO adds 0.1 against rounding and samples by the factor, not by the size: the step is
-            # edge / (rows + 0.1). Published and predecessor's weights were trained with these very positions.
+            # edge / (rows + 0.1). Published and predecessor's weights were trained with these positions.
             scale = ((rows + 0.1) / edge, (columns + 0.1) / edge)
             resampled = F.interpolate(learned, scale_factor=scale, mode="bicubic")
         return torch.cat([self.pos_embed[:, :1], resampled.flatten(2).mT], dim=1)
@@ -342,8 +337,7 @@ def build(
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"build: unknown network {name!r}; expected one of {sorted(ARCHITECTURES)}")
-    reference = ARCHITECTURES[name]
-    given = {
+    sizes = {
         "in_channels": in_channels,
         "patch_size": patch_size,
         "image_size": image_size,
@@ -351,8 +345,8 @@ def build(
         "depth": depth,
         "heads": heads,
     }
-    sizes = {key: getattr(reference, key) if value is None else value for key, value in given.items()}
-    architecture = Architecture(cells=reference.cells, **sizes)
+    given = {key: value for key, value in sizes.items() if value is not None}
+    architecture = replace(ARCHITECTURES[name], **given)
     _check(name, architecture, position)
     return VisionTransformer(
         name, architecture, drop_path_rate=drop_path_rate, position=position, mask_token=mask_token
@@ -376,8 +370,8 @@ def _check(name: str, a: Architecture, position: str) -> None:
         raise ValueError(f"build({name!r}): position={position!r}; expected 'dino_v1' or 'exact'")
 
 
-def _initialise(module: nn.Module) -> None:
-    # Convolutions keep torch's own initialisation, as in DINO.
+def initialize_linear(module: nn.Module) -> None:
+    """Initialize linear maps as DINO does; convolutions keep the initialization of torch."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

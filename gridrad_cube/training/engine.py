@@ -32,7 +32,6 @@ from gridrad_cube.launch import (
 from gridrad_cube.models import (
     DINOHead,
     DINOLoss,
-    clip_global_,
     clip_per_tensor_,
     sample_seeds,
     update_teacher_,
@@ -297,7 +296,7 @@ class _Run:
         parameters = list(self.networks.student.parameters())
         if not self.config.clip_grad:
             return torch.zeros(())
-        clip = clip_per_tensor_ if self.config.clip_by == "tensor" else clip_global_
+        clip = clip_per_tensor_ if self.config.clip_by == "tensor" else nn.utils.clip_grad_norm_
         return clip(parameters, self.config.clip_grad)
 
     def _after_step(self, epoch: int) -> None:

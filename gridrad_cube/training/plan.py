@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gridrad_cube.models import cosine_steps
+from gridrad_cube.models import cosine_schedule
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import Config, Level
 
@@ -144,7 +144,7 @@ def _momentum(samples: int, batch: int) -> float:
 def make_schedules(config: Config, plan: Plan) -> dict[str, np.ndarray]:
     """One value a step of learning rate, weight decay and the teacher's momentum."""
     return {
-        "lr": cosine_steps(plan.lr, config.min_lr, plan.steps, plan.warmup_steps),
-        "decay": cosine_steps(config.weight_decay, config.weight_decay_end, plan.steps),
-        "momentum": cosine_steps(plan.momentum_teacher, 1.0, plan.steps),
+        "lr": cosine_schedule(plan.lr, config.min_lr, plan.steps, plan.warmup_steps),
+        "decay": cosine_schedule(config.weight_decay, config.weight_decay_end, plan.steps),
+        "momentum": cosine_schedule(plan.momentum_teacher, 1.0, plan.steps),
     }
