@@ -19,7 +19,7 @@ from test_train import IR, PROJECT, TINY, VISIBLE, config_for, grid_config, metr
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridrad_cube import launch, testing
-from gridrad_cube.datasets import Batch, PatchDataset, decoding
+from gridrad_cube.datasets import Batch, PatchDataset
 from gridrad_cube.launch import World
 from gridrad_cube.models import CodingRateLoss, DINOLoss, load_checkpoint
 from gridrad_cube.schema import SchemaError
@@ -251,12 +251,6 @@ def open_run(config, device: str = "cpu") -> tuple[_Run, np.ndarray, Batch]:
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
 @pytest.mark.parametrize("more", [{}, {"koleo": 0.1, "token_weight": 0.5}])
 def test_step_waits_for_no_number_on_the_device(cube, grids, tmp_path, monkeypatch, level, objective, more):
-    # Decoding as on a GPU: on a CPU numpy does it.
-    monkeypatch.setattr(
-        decoding,
-        "_take",
-        lambda codes, which, tables, dtype: decoding._gather(codes, which, tables),
-    )
     options = {"objective": objective, "steps": 5, "blur": (1.0, 0.5, 0.5), "row_dropout": 0.1, **more}
     config = config_for(cube, tmp_path, channels=(IR, VISIBLE), flips="d4", **options)
     if level == "2k":

@@ -6,10 +6,9 @@ import os
 from typing import Any
 
 from gridrad_cube.datasets.batches import Batch
-from gridrad_cube.datasets.decoding import decode
 from gridrad_cube.datasets.grids import GridDataset, decode_grids
 from gridrad_cube.datasets.loader import PatchLoader
-from gridrad_cube.datasets.normalization import Normalization, normalizations
+from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.partners import PairDataset, followers
 from gridrad_cube.datasets.patches import PatchDataset
 from gridrad_cube.datasets.sampling import SHARES, EpochSampler, Stratum, permute

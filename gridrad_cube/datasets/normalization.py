@@ -1,21 +1,28 @@
-"""What the codes of a channel become for a network: fixed per channel, kept in checkpoints, the same when embedding."""
+"""What the codes of a channel become for a network: the rule of each channel, and decoding by it.
+
+Rules are fixed per channel and kept in checkpoints, so that training and embedding decode alike.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
+import torch
 import xarray as xr
+from torch.nn.functional import avg_pool2d
 
 from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import cube_info, open_packed
 
 Rule = Literal["reflectivity", "rain", "standard"]
+_RULES = get_args(Rule)
 
 #: Rain rates below this, mm/h, count as no rain: log10 of it is the -1 that reflectivity has there too.
 RAIN_FLOOR = 0.1
@@ -46,10 +53,8 @@ class Normalization:
     packing: Packing
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise SchemaError(
-                f"normalization: unknown rule, got {self.rule!r}; expected one of {get_args(Rule)}"
-            )
+        if self.rule not in _RULES:
+            raise SchemaError(f"normalization: unknown rule, got {self.rule!r}; expected one of {_RULES}")
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise SchemaError(
                 f"normalization: no spread to divide by, got mean {self.mean} and std {self.std}; expected "
@@ -67,30 +72,24 @@ class Normalization:
         return cast(Self, build_spec(cls, values))
 
     def apply(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised float32 values and the mask of valid pixels, in numpy; `decode` gives the same."""
+        """Normalized values, float32, and which pixels are valid; `decode` gives the same values."""
         codes = codes.astype(self.packing.dtype, copy=False)
         echo, valid = self.packing.echo(codes), self.packing.observed(codes)
-        values = np.empty(codes.shape, np.float32)
-        if self.rule != "rain" and codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
-            linear(codes, values, np.array(self.line, np.float32))
+        if self.rule != "rain" and _has_table(self):
+            values = codes.astype(np.float32)
+            values *= np.float32(self.packing.scale_factor / self.std)
+            values += np.float32((self.packing.add_offset - self.mean) / self.std)
         else:
-            values[...] = np.where(echo, self.packing.decode(codes), 0.0)
+            values = np.where(echo, self.packing.decode(codes), np.float32(0))
             if self.rule == "rain":
                 values = np.log10(np.maximum(values, np.float32(RAIN_FLOOR)))
             else:
-                if self.rule == "reflectivity":
-                    values = np.maximum(values, np.float32(0))
                 values = (values - np.float32(self.mean)) / np.float32(self.std)
+        if self.rule == "reflectivity":
+            values = np.maximum(values, np.float32((0.0 - self.mean) / self.std))
         values[~echo] = self.no_echo
         values[~valid] = self.fill
         return values, valid
-
-    @property
-    def line(self) -> tuple[float, float, float]:
-        """Slope, offset and least number of the rules that are linear in the code: two steps a pixel, not four."""
-        slope = self.packing.scale_factor / self.std
-        offset = (self.packing.add_offset - self.mean) / self.std
-        return slope, offset, (0.0 - self.mean) / self.std if self.rule == "reflectivity" else -math.inf
 
     def amounts(self, codes: np.ndarray) -> np.ndarray:
         """What may be averaged (linear Z for dBZ), float32; NaN where not observed, infinite without echo."""
@@ -102,13 +101,17 @@ class Normalization:
         return np.where(observed, np.where(echo, values, np.inf), np.nan).astype(np.float32)
 
 
+_Rules = tuple[Normalization, ...]
+_Function = Callable[[Normalization, np.ndarray], np.ndarray]
+
+
 def normalizations(
     store: str | os.PathLike[str],
     channels: Sequence[str],
     *,
     like: Mapping[str, Normalization] | None = None,
 ) -> dict[str, Normalization]:
-    """Fix the normalisation of channel labels, from a cube's training statistics and packing.
+    """Fix the normalization of channel labels, from a cube's training statistics and packing.
 
     Radar in dBZ takes the rule ``reflectivity``, rain ``rain``, everything else ``standard``. Missing pixels
     become -1 for radar and rain (as without echo: the edge of coverage is no edge of a storm), 0 for others.
@@ -120,7 +123,7 @@ def normalizations(
     channels
         Labels, such as ``"ir_brightness_temperature"`` or ``"reflectivity@3.0km"``.
     like
-        A checkpoint's normalisations: their rules and numbers are taken, with this store's packing.
+        A checkpoint's normalizations: their rules and numbers are taken, with this store's packing.
 
     Raises
     ------
@@ -172,11 +175,118 @@ def _fit(
     return Normalization(rule="standard", mean=mean, std=std, fill=0.0, no_echo=no_echo, packing=packing)
 
 
-def linear(codes: np.ndarray, out: np.ndarray, line: np.ndarray) -> None:
-    """``max(codes * slope + offset, least)`` in float32; ``line`` (3, ...) fits the codes."""
-    slope, offset, least = line
-    np.copyto(out, codes, casting="unsafe")
-    out *= slope
-    out += offset
-    if (least > -np.inf).any():
-        np.maximum(out, least, out=out)
+def decode(
+    codes: torch.Tensor,
+    channel: torch.Tensor,
+    normalizations: Mapping[str, Normalization] | Sequence[Normalization],
+    *,
+    coarsen: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn packed codes into normalized values, on the device where they are.
+
+    Integers of up to 16 bits are looked up in tables of all 65,536 codes, which `Normalization.apply` fills once
+    per device: the values equal those of numpy bit for bit. Other codes (int32, float32) are decoded on the host.
+    Coarsening averages before it normalizes: dBZ in linear Z over observed pixels with no echo as zero, rain over
+    observed pixels, everything else over pixels that have a value.
+
+    Parameters
+    ----------
+    codes
+        Shape (B, C, H, W).
+    channel
+        Shape (B,): with C = 1, which of ``normalizations`` each sample takes. Where C is their number, each
+        channel takes its own.
+    normalizations
+        One per label, in the order of the labels of the data set.
+    coarsen
+        Edge in pixels of the blocks that are averaged; a divisor of H and W.
+    dtype
+        Data type of the values.
+
+    Returns
+    -------
+    values : (B, C, H / coarsen, W / coarsen)
+        Free of NaN.
+    valid : bool, of the same shape
+        False where nothing of a pixel or block was observed; its value is the fill.
+
+    Raises
+    ------
+    SchemaError
+        If C is neither 1 nor the number of normalizations, or ``coarsen`` does not divide the patch.
+    """
+    rules = tuple(normalizations.values()) if isinstance(normalizations, Mapping) else tuple(normalizations)
+    channels, height, width = codes.shape[1:]
+    if channels == len(rules) > 1:
+        which = torch.arange(channels, device=codes.device)[None]
+    elif channels == 1:
+        which = channel.to(codes.device)[:, None]
+    else:
+        raise SchemaError(
+            f"decode: codes have {channels} channels; expected 1, or one for each of {len(rules)} labels"
+        )
+    if coarsen < 1 or height % coarsen or width % coarsen:
+        raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {(height, width)}")
+    fill, no_echo, mean, std, rule = _parameters(rules, codes.device)[:, which, None, None]
+    if coarsen == 1:
+        values = _look_up(codes, which, rules, _normalized)
+    else:
+        amounts = _look_up(codes, which, rules, Normalization.amounts)
+        observed, echo = ~torch.isnan(amounts), torch.isfinite(amounts)
+        looked, seen = (avg_pool2d(mask.float(), coarsen, divisor_override=1) for mask in (observed, echo))
+        # Where a field has no value (no echo), it says nothing about the mean; radar and rain count it as zero.
+        counted = torch.where(rule == _RULES.index("standard"), seen, looked)
+        total = avg_pool2d(torch.where(echo, amounts, 0.0), coarsen, divisor_override=1)
+        average = total / counted.clamp(min=1)
+        decibels = (10.0 * torch.log10(average)).clamp(min=0.0)
+        values = (torch.where(rule == _RULES.index("reflectivity"), decibels, average) - mean) / std
+        rain = torch.log10(average.clamp(min=RAIN_FLOOR))
+        values = torch.where(rule == _RULES.index("rain"), rain, values)
+        values = torch.where(seen > 0, values, no_echo)
+        values = torch.where(looked > 0, values, torch.nan)
+    valid = ~torch.isnan(values)
+    return torch.where(valid, values, fill).to(dtype), valid
+
+
+def _normalized(rule: Normalization, codes: np.ndarray) -> np.ndarray:
+    """Normalized values, NaN where not valid."""
+    values, valid = rule.apply(codes)
+    return np.where(valid, values, np.float32("nan"))
+
+
+def _has_table(rule: Normalization) -> bool:
+    """Whether codes are integers of at most 16 bits."""
+    dtype = np.dtype(rule.packing.dtype)
+    return dtype.kind in "iu" and dtype.itemsize <= 2
+
+
+def _look_up(codes: torch.Tensor, which: torch.Tensor, rules: _Rules, function: _Function) -> torch.Tensor:
+    """A function of each code, under the normalization of its plane; float32."""
+    if all(map(_has_table, rules)):
+        tables, start = _tables(rules, function, codes.device)
+        index = (codes.to(torch.int32) & 0xFFFF) + start[which][:, :, None, None]
+        return tables.index_select(0, index.reshape(-1)).view(codes.shape)
+    packed, labels = codes.cpu().numpy(), which.expand(codes.shape[:2]).cpu().numpy()
+    values = np.empty(packed.shape, np.float32)
+    for label in np.unique(labels):
+        values[labels == label] = function(rules[label], packed[labels == label])
+    return torch.from_numpy(values).to(codes.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(rules: _Rules, function: _Function, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A function of all 16-bit codes under each distinct normalization, and where the table of each label begins."""
+    distinct, codes = list(dict.fromkeys(rules)), np.arange(2**16, dtype=np.uint16)
+    tables = np.concatenate([function(rule, codes) for rule in distinct])
+    start = [distinct.index(rule) * len(codes) for rule in rules]
+    with torch.inference_mode(False):
+        return torch.from_numpy(tables).to(device), torch.tensor(start, dtype=torch.int32, device=device)
+
+
+@functools.lru_cache(maxsize=16)
+def _parameters(rules: _Rules, device: torch.device) -> torch.Tensor:
+    """Fill, value without echo, mean, standard deviation and number of the rule of each label, (5, labels)."""
+    rows = [(r.fill, r.no_echo, r.mean, r.std, _RULES.index(r.rule)) for r in rules]
+    with torch.inference_mode(False):
+        return torch.tensor(rows, dtype=torch.float32, device=device).T

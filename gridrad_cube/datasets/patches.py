@@ -13,8 +13,7 @@ import xarray as xr
 from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.batches import Batch
-from gridrad_cube.datasets.decoding import decode
-from gridrad_cube.datasets.normalization import Normalization, normalizations
+from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.table import (
     Box,
     SampleTable,
