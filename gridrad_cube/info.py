@@ -71,9 +71,8 @@ def _file(path: Path) -> Summary:
             "grid": header.grid_id,
             "product": header.product,
         }
-        further = (*header.companions, *header.further)
-        if further:
-            facts["further variables (--companion)"] = ", ".join(further)
+        if header.further:
+            facts["other variables (--channels)"] = ", ".join(header.further)
     facts["variables"] = {name: _variable(variable) for name, variable in variables.items()}
     facts["attributes"] = {name: _one_line(value) for name, value in attributes.items()}
     return Summary(str(path), "source file", facts)
@@ -109,11 +108,11 @@ def _cube(target: str | os.PathLike[str], info: Mapping[str, Any]) -> Summary:
         "identity": info["identity"],
     }
     layout = {n: store.ChannelLayout.from_dict(n, about) for n, about in info["channels"].items()}
-    for name in (n for n, channel in layout.items() if not channel.is_companion):
+    for name in (n for n, channel in layout.items() if channel.channel.kind != "other"):
         facts[name] = _channel(cube, info, name)
-    carried = {n: _companion(cube, n) for n, channel in layout.items() if channel.is_companion}
-    if carried:
-        facts["companions"] = carried
+    others = {n: _other(cube, n) for n, channel in layout.items() if channel.channel.kind == "other"}
+    if others:
+        facts["other channels"] = others
     return Summary(os.fspath(target), "cube of patches", facts)
 
 
@@ -146,7 +145,7 @@ def _bars(counts: Sequence[int]) -> str:
     return "".join(_BARS[math.ceil(s * (len(_BARS) - 1))] for s in share)
 
 
-def _companion(cube: Any, name: str) -> str:
+def _other(cube: Any, name: str) -> str:
     variable, fraction = cube[name], cube[f"{name}_valid_fraction"].values
     units = [variable.attrs["units"]] if variable.attrs["units"] != "1" else []
     return ", ".join(

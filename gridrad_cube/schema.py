@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 __all__ = [
     "CHANNELS",
-    "COMPANION_ROLE",
     "ECHO_STATISTICS",
     "FORMAT_VERSION",
     "HISTOGRAM_BINS",
     "LOG_STATISTICS",
+    "OTHER_ATTRIBUTES",
     "PATCH_SIZE",
     "STATISTICS",
     "TIME_FILL",
@@ -227,9 +227,9 @@ def _plain(value: Any) -> float:
     return int(scalar) if isinstance(scalar, int) else float(scalar)
 
 
-Kind = Literal["infrared", "visible", "radar", "rain", "field", "companion"]
-#: Attribute of a data variable that is carried beside the channels, and kept out of training unless asked for.
-COMPANION_ROLE = {"role": "companion"}
+Kind = Literal["infrared", "visible", "radar", "rain", "field", "other"]
+#: Attribute of a channel of kind ``other``, as the store format writes it.
+OTHER_ATTRIBUTES = {"role": "companion"}
 
 
 def _radar_packing(step: float, offset: float) -> Packing:
@@ -325,28 +325,28 @@ CHANNELS: dict[str, Channel] = {
 
 
 def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Channel:
-    """The channel that a data variable of a scene or a store is: of the table, or a companion field.
+    """The channel that a data variable of a scene or a store is: of the table, or one of kind ``other``.
 
     Parameters
     ----------
     name
-        Of the variable; a companion keeps its source's.
+        Of the variable; a channel of kind ``other`` keeps its source's.
     attributes
-        Of the variable. ``role="companion"`` makes it one, with the units, packing and valid range they state.
+        Of the variable. ``role="companion"`` marks kind ``other``, with the units, packing and valid range they state.
 
     Raises
     ------
     SchemaError
         If it is neither.
     """
-    if attributes.get("role") != COMPANION_ROLE["role"]:
+    if attributes.get("role") != OTHER_ATTRIBUTES["role"]:
         return channel_of(name)
     packing = Packing.from_attributes(attributes, dtype)
     low, high = packing.valid_minimum, packing.valid_maximum
     span = [np.nan if v is None else v * packing.scale_factor + packing.add_offset for v in (low, high)]
     return Channel(
         name=name,
-        kind="companion",
+        kind="other",
         units=str(attributes.get("units", "1")),
         long_name=str(attributes.get("long_name", name)),
         packing=packing,
@@ -389,9 +389,9 @@ LOG_STATISTICS = ("mean_log10", "std_log10")
 def statistics_of(channel: Channel) -> tuple[str, ...]:
     """Names of the statistics that a store keeps of this channel.
 
-    Companion fields are not looked through for dead lines: categories repeat a value by nature.
+    Channels of kind ``other`` have no ``dead_lines``: categories repeat a value by nature.
     """
-    if channel.kind == "companion":
+    if channel.kind == "other":
         return tuple(name for name in STATISTICS if name != "dead_lines")
     names = STATISTICS + ECHO_STATISTICS if channel.has_echo else STATISTICS
     return names + LOG_STATISTICS if channel.kind == "rain" else names
@@ -437,9 +437,9 @@ _REJECT_ALWAYS = (
 def default_reject(kind: str) -> Flag:
     """The bits that keep a patch of a channel of this kind from training.
 
-    Of companion fields only those of patches that have no pixels: a label that is nowhere or everywhere is one too.
+    Of kind ``other`` only the bits of patches without pixels reject: a label may cover no pixel or all.
     """
-    if kind == "companion":
+    if kind == "other":
         return Flag.channel_absent | Flag.unreadable | Flag.padding
     return _REJECT_ALWAYS | Flag.night if kind == "visible" else _REJECT_ALWAYS
 
@@ -581,10 +581,11 @@ class RadarSpec:
 class Recipe:
     """Everything that decides the content of a store; saved in it and compared on resume.
 
-    ``channels`` empty takes what the first scene offers by default. ``variables`` maps a channel to the
+    ``channels`` empty takes what the scenes offer by default; a name that is not in `CHANNELS` is a variable of the
+    source on the same pixels, which becomes a channel of kind ``other``. ``variables`` maps a channel to the
     source's variable and units where a CF file does not say them: ``{"ir_brightness_temperature":
-    ("Infrared", "degC")}``. ``companions`` are further variables of the source, by its own names, carried beside
-    the channels. ``mixed_lattices`` lets scenes of GridRad v3.1 and v4 into one store, whose pixels do not align.
+    ("Infrared", "degC")}``. ``mixed_lattices`` lets scenes of GridRad v3.1 and v4 into one store, whose pixels
+    do not align.
     """
 
     format: str = "auto"
@@ -594,12 +595,18 @@ class Recipe:
     radar: RadarSpec = RadarSpec()
     codec: Literal["fast", "small", "raw"] = "fast"
     variables: tuple[tuple[str, str, str | None], ...] = ()
-    companions: tuple[str, ...] = ()
     mixed_lattices: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types, the inverse of `from_dict`."""
-        return dataclasses.asdict(self)
+        """Plain dict of JSON types, the inverse of `from_dict`.
+
+        The store format lists channels of kind ``other`` under ``companions``.
+        """
+        known = tuple(label for label in self.channels if label.split("@")[0] in CHANNELS)
+        data = dataclasses.asdict(dataclasses.replace(self, channels=known))
+        mixed = data.pop("mixed_lattices")
+        others = tuple(label for label in self.channels if label not in known)
+        return data | {"companions": others, "mixed_lattices": mixed}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -608,9 +615,8 @@ class Recipe:
         values = {
             key: build_spec(nested[key], value) if key in nested else value for key, value in data.items()
         }
-        for key in ("channels", "variables", "companions"):
-            if key in values:
-                values[key] = tuple(tuple(v) if isinstance(v, list) else v for v in values[key])
+        values["channels"] = (*values.get("channels", ()), *values.pop("companions", ()))
+        values["variables"] = tuple(tuple(v) for v in values.get("variables", ()))
         return build_spec(cls, values)
 
 

@@ -22,7 +22,7 @@ def make_cube(folder, *, days=DAYS, scenes=2, start="2021-06-01", hours=True):
             folder / "sources" / f"{i:02}", format="larc-goes", scenes=scenes, shape=SHAPE, seed=i, start=str(first),
             interval="30min",
         )  # fmt: skip
-    recipe = Recipe(channels=(IR,), companions=("ot_id_number",), tile=TileSpec(patch=PATCH))
+    recipe = Recipe(channels=(IR, "ot_id_number"), tile=TileSpec(patch=PATCH))
     report = pipeline.preprocess(folder / "sources", folder / "patches.zarr", recipe=recipe)
     assert not report.failed
     return folder / "patches.zarr"

@@ -76,10 +76,11 @@ def test_crops_of_several_grids_and_shapes_lie_in_one_store(sources, tmp_path):
     assert np.isnan(packed["latitude"].values[padding]).all()
 
 
-def test_companions_keep_codes_units_and_absence_and_stay_out_of_training(sources, tmp_path):
+def test_other_channels_keep_codes_units_and_absence_and_stay_out_of_training(sources, tmp_path):
     from gridrad_cube.datasets import PatchDataset
 
-    folder, recipe = tmp_path / "s", Recipe(tile=TileSpec(patch=32), companions=("ot_id_number",))
+    channels = ("ir_brightness_temperature", "visible_reflectance", "ot_id_number")
+    folder, recipe = tmp_path / "s", Recipe(tile=TileSpec(patch=32), channels=channels)
     shutil.copytree(sources, folder)
     paths = sorted(folder.rglob("*.nc"))
     with netCDF4.Dataset(paths[1], "a") as file:
@@ -104,11 +105,10 @@ def test_companions_keep_codes_units_and_absence_and_stay_out_of_training(source
     assert store.verify(tmp_path / "p.zarr") == []
 
 
-def test_looks_of_a_radar_are_a_companion_on_its_levels(tmp_path):
+def test_looks_of_a_radar_are_a_channel_on_its_levels(tmp_path):
     testing.write_sources(tmp_path / "s", scenes=1, shape=(64, 64), format="gridrad-v4.2")
     recipe = Recipe(
-        channels=("reflectivity@3.0km", "reflectivity_column_maximum"),
-        companions=("Nradobs",),
+        channels=("reflectivity@3.0km", "reflectivity_column_maximum", "Nradobs"),
         tile=TileSpec(patch=32),
     )
     pipeline.preprocess(tmp_path / "s", tmp_path / "p.zarr", recipe=recipe)
@@ -122,12 +122,11 @@ def test_looks_of_a_radar_are_a_companion_on_its_levels(tmp_path):
     np.testing.assert_array_equal(packed["Nradobs"][0, 0, y : y + 64, x : x + 64].values, looks)
 
 
-def test_companion_that_no_file_has_is_refused(sources, tmp_path):
-    with pytest.raises(
-        SchemaError, match=r"companions: no file has \['tropopause'\]; see what a file has with"
-    ):
+def test_channel_that_no_file_has_is_refused(sources, tmp_path):
+    channels = ("ir_brightness_temperature", "tropopause")
+    with pytest.raises(SchemaError, match=r"channels: no file has \['tropopause'\]; expected some of .*info"):
         pipeline.preprocess(
-            sources, tmp_path / "p.zarr", recipe=Recipe(companions=("tropopause",), tile=TileSpec(patch=32))
+            sources, tmp_path / "p.zarr", recipe=Recipe(channels=channels, tile=TileSpec(patch=32))
         )
     assert not (tmp_path / "p.zarr" / "_build" / "lease.json").exists()
 

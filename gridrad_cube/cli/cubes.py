@@ -89,7 +89,12 @@ def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--store", required=True, help="Path or URL of the cube to build, continue or extend.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="auto", show_default=True)
-@click.option("--channels", "-c", multiple=True, help="Channel, such as reflectivity@3.0km (repeatable).")
+@click.option(
+    "--channels",
+    "-c",
+    multiple=True,
+    help="Channel, such as reflectivity@3.0km, or another variable of the files such as ot_id_number (repeatable).",
+)
 @click.option(
     "--variable",
     "variables",
@@ -123,13 +128,6 @@ def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options
     help="How many --placement random draws.",
 )
 @click.option("--patch", type=int, default=256, show_default=True, help="Edge of a patch in pixels.")
-@click.option(
-    "--companion",
-    "companions",
-    multiple=True,
-    metavar="NAME",
-    help="Further variable of the files to carry beside the channels, such as ot_id_number (repeatable).",
-)
 @click.option("--echo-top-dbz", type=float, default=18.5, show_default=True, help="Threshold of echo tops.")
 @click.option(
     "--qc",
@@ -229,7 +227,6 @@ def _recipe(options: dict[str, Any]) -> Recipe:
             qc_constants=tuple(_constant(c) for c in options["qc_constants"]),
         ),
         codec=options["codec"],
-        companions=_words(options["companions"]),
         mixed_lattices=options["mixed_lattices"],
     )
 

@@ -75,7 +75,7 @@ def choose_labels(
 ) -> tuple[Label, ...]:
     """The labels asked for, in the order asked; a variable's name means all its altitudes.
 
-    None asks for every channel: companion fields (labels and the like) are taken by name alone.
+    None asks for every channel, except those of kind ``other`` (labels and the like): name these.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def choose_labels(
         If one is not there; lists what is.
     """
     if channels is None:
-        return tuple(label for label in available if label.kind != "companion")
+        return tuple(label for label in available if label.kind != "other")
     chosen: dict[Label, None] = {}
     for name in [channels] if isinstance(channels, str) else channels:
         found = [label for label in available if name in (label.name, label.variable)]

@@ -19,21 +19,20 @@ from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 
 
 def _header(path: str, recipe: Recipe) -> readers.SceneHeader:
-    header = readers.inspect(path, **reading(recipe, recipe.channels, recipe.companions))
+    header = readers.inspect(path, **reading(recipe, recipe.channels))
     tiling.crop_shape(
         header.shape, recipe.tile, header.lattice
     )  # raises if the scene is smaller than a patch
     return header
 
 
-def reading(recipe: Recipe, channels: Sequence[str], companions: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of the readers for these channels and companions of a recipe."""
+def reading(recipe: Recipe, channels: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of the readers for these channels of a recipe."""
     return {
         "format": recipe.format,
         "channels": channels,
         "radar": recipe.radar,
         "variables": recipe.variables,
-        "companions": companions,
     }
 
 
@@ -75,7 +74,7 @@ def plan(
         if not order:
             return sorted(refused, key=lambda o: o.source)
         layout = _layout(recipe, order, headers)
-        own = tuple(name for name, channel in layout.channels.items() if not channel.is_companion)
+        own = tuple(name for name, channel in layout.channels.items() if channel.channel.kind != "other")
         recipe = replace(recipe, channels=recipe.channels or own)
     else:
         layout = build.layout
@@ -128,18 +127,20 @@ def _layout(
     offered: dict[str, Source] = {}
     for source in order:
         header = headers[source.name]
-        for label in (*header.channels, *header.companions):
-            offered.setdefault(label.split("@")[0], source)
-    lacking = [name for name in recipe.companions if name not in offered]
+        for name in header.channels:
+            offered.setdefault(name, source)
+    asked = [label.split("@")[0] for label in recipe.channels]
+    lacking = [name for name in asked if name not in CHANNELS and name not in offered]
     if lacking:
         raise SchemaError(
-            f"companions: no file has {lacking}; see what a file has with: gridrad-cube info {order[0].path}"
+            f"channels: no file has {lacking}; expected some of {list(CHANNELS)}, or variables that a file has. "
+            f"List them with: gridrad-cube info {order[0].path}"
         )
-    rank = {name: number for number, name in enumerate((*CHANNELS, *recipe.companions))}
+    rank = {name: number for number, name in enumerate(dict.fromkeys((*CHANNELS, *asked)))}
     names = sorted(offered, key=lambda name: rank.get(name, len(rank)))
     channels = {}
     for path in dict.fromkeys(offered[n].path for n in names):
-        scene = readers.read_scene(path, **reading(recipe, recipe.channels, recipe.companions))
+        scene = readers.read_scene(path, **reading(recipe, recipe.channels))
         for name in (n for n in names if offered[n].path == path):
             channels[name] = _channel_layout(name, scene[name])
     shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile, headers[s.name].lattice) for s in order]
@@ -202,7 +203,7 @@ def _entries(
                 time=int(header.time.astype("datetime64[s]").astype(np.int64)),
                 product=header.product,
                 format=header.format,
-                channels=(*header.channels, *header.companions),
+                channels=header.channels,
                 windows=windows,
             )
         )

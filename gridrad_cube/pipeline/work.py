@@ -43,7 +43,7 @@ def write_source(
     spec = radar.quality_spec(recipe.radar)
     scene = readers.read_scene(
         path,
-        **reading(recipe, *_labels(layout, entry)),
+        **reading(recipe, _labels(layout, entry)),
         clean=None if spec is None else partial(radar.clean, spec=spec),
     )
     if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
@@ -107,18 +107,14 @@ def write_crops(
     )
 
 
-def _labels(layout: store.CubeLayout, entry: store.Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels of the store's channels, and names of its companions, that this scene offers."""
-    offered = {label.split("@")[0] for label in entry.channels}
-    channels, companions = [], []
-    for name, channel in layout.channels.items():
-        if name not in offered:
-            continue
-        if channel.is_companion:
-            companions.append(name)
-        else:
-            channels += [channel_label(name, altitude) for altitude in (channel.altitudes_km or (None,))]
-    return tuple(channels), tuple(companions)
+def _labels(layout: store.CubeLayout, entry: store.Entry) -> tuple[str, ...]:
+    """Labels of the store's channels that this scene offers."""
+    return tuple(
+        channel_label(name, altitude)
+        for name, channel in layout.channels.items()
+        if name in entry.channels
+        for altitude in (channel.altitudes_km or (None,))
+    )
 
 
 def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArray) -> None:
@@ -137,7 +133,7 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
                 values[name] = _stored(dataset[name].values, store.COORDINATES[name][1])
     padding = crop["padding"].values
     for name in layout.channels:
-        if name in crop and layout.channels[name].is_companion:
+        if name in crop and layout.channels[name].channel.kind == "other":
             continue
         if name in crop:
             if f"{name}_unreadable" in crop.coords:

@@ -104,12 +104,12 @@ def colour_map(channel: Channel) -> Colormap:
 def colour_scale(channel: Channel) -> Normalize:
     """The channel's limits: always its typical range; rain by logarithm, visible by square root.
 
-    A companion field has none: its scale spans what is drawn.
+    The scale of kind ``other`` spans what is drawn.
     """
     from matplotlib.colors import LogNorm, Normalize, PowerNorm
 
     low, high = channel.typical_range
-    if channel.kind == "companion":
+    if channel.kind == "other":
         return Normalize()
     if channel.kind == "rain":
         return LogNorm(0.1, high)
@@ -136,7 +136,7 @@ def select(
 ) -> tuple[xr.Dataset, Channel, dict[str, int]]:
     """One written crop of a cube, a channel with the packing that the store has, and the level of it to draw.
 
-    Companion fields are drawn when asked for.
+    Channels of kind ``other`` are drawn by name.
 
     Raises
     ------
@@ -181,10 +181,10 @@ def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
 
 
 def channel_named(label: str) -> Channel:
-    """The channel of a label; a name that is in no table is that of a companion field."""
+    """The channel of a label; a name that is in no table is of kind ``other``."""
     name, nothing = label.split("@")[0], (np.nan, np.nan)
     return CHANNELS.get(name) or Channel(
-        name=name, kind="companion", units="1", long_name=name, packing=Packing(dtype="float32"),
+        name=name, kind="other", units="1", long_name=name, packing=Packing(dtype="float32"),
         typical_range=nothing,
     )  # fmt: skip
 
@@ -274,7 +274,7 @@ def colour_bar(
 
 
 def _extend(channel: Channel) -> str:
-    if channel.kind == "companion":
+    if channel.kind == "other":
         return "neither"
     return "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
 

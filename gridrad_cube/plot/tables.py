@@ -135,7 +135,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def statistics(cube: xr.Dataset) -> Figure:
     """Draw the distribution of each channel over clean patches, from the training statistics of a cube.
 
-    Companion fields have no typical range to span and are left out.
+    Channels of kind ``other`` have no typical range and are left out.
 
     Radar and rain count pixels with echo only. Bins span the channel's typical range.
 

@@ -62,8 +62,8 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     - ``no_echo``: radar or rain, observed, nothing there.
     - ``padding``: no pixel of the scene in it.
 
-    Of companion fields (labels and the like) only ``some_missing`` to ``constant``, ``low_coverage`` and ``padding``:
-    they are not judged. ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and
+    Channels of kind ``other`` (labels and the like) have only ``some_missing`` to ``constant``, ``low_coverage`` and
+    ``padding``. ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and
     ``unreadable`` are set by who reads.
 
     Parameters
@@ -157,7 +157,7 @@ def flags_from_statistics(
         return (np.expand_dims(angle, -3) if angle.ndim < len(shape) else angle) > threshold
 
     mark(Flag.low_coverage, statistics["valid_fraction"] < spec.low_coverage)
-    if channel.kind == "companion":
+    if channel.kind == "other":
         return flags
     mark(Flag.local_outlier, _local_outliers(statistics, packing, spec, pixels))
     if channel.kind == "visible":
@@ -177,7 +177,7 @@ def global_thresholds(
     absolute deviation, or the standard deviation where that is 0; of rain, the means' logarithm is taken. For
     ``rule="predecessor"`` mean and population deviation over the patches that the old pipeline's earlier tests
     kept: complete, and no local outlier. Either way the result does not depend on the order of patches. With
-    under 8 patches or no spread the rule is off and the dict says so; so it is for companion fields.
+    under 8 patches or no spread the rule is off and the dict says so; so it is for channels of kind ``other``.
 
     Parameters
     ----------
@@ -224,8 +224,8 @@ def global_population(
 
 
 def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dict[str, Any]:
-    """Thresholds of one distribution of patch means, as `global_thresholds` has them; off for companion fields."""
-    if channel.kind == "companion":
+    """Thresholds of one distribution of patch means, as `global_thresholds` has them; off for kind ``other``."""
+    if channel.kind == "other":
         return {"rule": "off", "reason": "a companion field is not judged"}
     transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
     population = _transformed({"mean": means}, transform, None)

@@ -48,7 +48,7 @@ def patch_statistics(
     - ``valid_fraction``: observed pixels, echo or not, over all pixels of the patch, padding among them;
     - ``mean``, ``std``, ``minimum``, ``maximum`` in the channel's units;
     - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`); not of
-      companion fields;
+      channels of kind ``other``;
     - channels with echoes: ``echo_fraction``, echo pixels over observed pixels (NaN if none is); and
       ``mean_linear``, for dBZ ``10 log10(mean(10 ** (dBZ / 10)))`` over echo pixels. Where the unit is not
       dBZ (rain, echo-top height and all others) it is the plain mean again;
@@ -174,7 +174,7 @@ def _with_valid_range(packing: Packing, channel: Channel) -> Packing:
     if np.dtype(packing.dtype).kind != "f" or has_range:
         return packing
     own = channel.packing
-    if np.dtype(own.dtype).kind == "f":  # a companion field: the source says no range
+    if np.dtype(own.dtype).kind == "f":  # kind "other": the source states no range
         return packing
     low = own.valid_minimum if own.echo_minimum is None else own.echo_minimum
     high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum

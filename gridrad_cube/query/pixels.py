@@ -35,7 +35,7 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
     Returns
     -------
-    Channels and companion fields on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
+    Channels on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
     on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column there.
     Pixels of padding have NaN positions. Those of patch centres become ``patch_latitude``,
     ``patch_longitude``.
@@ -130,7 +130,7 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) ->
     Parameters
     ----------
     channel
-        Names of channels and companion fields; None for all. With ``reject``, a patch stays if one of them (of
+        Names of channels; None for all. With ``reject``, a patch stays if one of them (of
         the channels, if None) is clean.
     reject
         Flags that rule a patch out; none by default, None for the default of each channel.

@@ -207,8 +207,8 @@ def _clean_patches(dataset: xr.Dataset, crops: slice, channel: Any, reject: Reje
         for n, v in dataset.data_vars.items()
         if {"crop", "y", "x"} <= set(v.dims)
     }
-    names = sorted(kinds, key=lambda n: kinds[n] == "companion")
-    fields = [n for n in names if kinds[n] != "companion"] or names  # labels beside them have no say
+    names = sorted(kinds, key=lambda n: kinds[n] == "other")
+    fields = [n for n in names if kinds[n] != "other"] or names  # labels beside them have no say
     asked = fields if channel is None else [channel] if isinstance(channel, str) else list(channel)
     missing = [n for n in asked if n not in names]
     if missing or not asked:
@@ -276,7 +276,7 @@ def within(
         A date or several: ``"2024-05-20"`` is from that day 12 UTC to the next day 12 UTC.
     channel
         Labels, or names of variables for all their altitudes; None for all. In a cube: a patch is taken if
-        one of these channels is clean; None leaves companion fields out of that.
+        one of these channels is clean; None leaves channels of kind ``other`` out.
     reject
         Flags that rule a sample out: names, a mask, ``()`` for none; None for the default of each channel.
 

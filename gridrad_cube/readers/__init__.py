@@ -23,7 +23,7 @@ from gridrad_cube.readers.request import Request
 from gridrad_cube.readers.scenes import SceneHeader, make_scene
 from gridrad_cube.readers.volume import RadarVolume, densify, format_of, is_sparse, read_volume_grid
 from gridrad_cube.readers.volume import read_volume as _read_volume
-from gridrad_cube.schema import RadarSpec, SchemaError
+from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError
 
 __all__ = [
     "FORMATS",
@@ -87,14 +87,14 @@ def _reader(source: Source, wanted: str) -> ModuleType:
     return larc_goes if found == larc_goes.FORMAT else cf
 
 
-def _request(
-    channels: Iterable[str], radar: RadarSpec, variables: Variables, companions: Iterable[str]
-) -> Request:
+def _request(channels: Iterable[str], radar: RadarSpec, variables: Variables) -> Request:
+    labels = (channels,) if isinstance(channels, str) else tuple(channels)
+    known = tuple(label for label in labels if label.split("@")[0] in CHANNELS)
     return Request(
-        channels=(channels,) if isinstance(channels, str) else tuple(channels),
+        channels=known,
         radar=radar,
         variables=tuple(tuple(v) for v in variables),  # type: ignore[misc]
-        companions=(companions,) if isinstance(companions, str) else tuple(companions),
+        companions=tuple(dict.fromkeys(label.split("@")[0] for label in labels if label not in known)),
     )
 
 
@@ -105,13 +105,12 @@ def inspect(
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
     variables: Variables = (),
-    companions: Iterable[str] = (),
 ) -> SceneHeader:
     """Say what `read_scene` would give, from the header alone: no pixel is read.
 
     Takes the parameters of `read_scene` and raises as it does.
     """
-    request = _request(channels, radar, variables, companions)
+    request = _request(channels, radar, variables)
     with open_source(path) as source:
         return _reader(source, format).describe(source, request).header()
 
@@ -123,7 +122,6 @@ def read_scene(
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
     variables: Variables = (),
-    companions: Iterable[str] = (),
     clean: gridrad.Clean | None = None,
 ) -> xr.Dataset:
     """Read one file as one scene.
@@ -140,16 +138,14 @@ def read_scene(
     channels
         Names of `gridrad_cube.schema.CHANNELS`; those that the file lacks are left out. Radar moments take a
         level as in ``reflectivity@3.0km``, several times if need be. None: both of a LaRC file, the column
-        maximum of GridRad, all that a CF file has.
+        maximum of GridRad, all that a CF file has. Any other name, such as ``ot_id_number`` or ``Nradobs``, is a
+        variable of the file on the same pixels and becomes a channel of kind ``other``: nothing of it is converted.
+        A parallax correction of a satellite file is one of these channels unasked.
     radar
         Altitudes of radar moments that name none (all by default), and the threshold of echo tops.
     variables
         ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may
         be None if the file has them.
-    companions
-        Further variables of the file on the same pixels, by its own names, such as ``ot_id_number`` or ``Nradobs``;
-        those that it lacks are left out. Those on altitudes have the channels' levels, or else those of ``radar``
-        (all by default). A parallax correction of a satellite file comes along unasked.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
         `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
@@ -158,8 +154,8 @@ def read_scene(
     Returns
     -------
     Channels on ``(y, x)`` or ``(altitude, y, x)`` as codes, with the attributes of `Packing` and `Channel`;
-    float sources are packed by the channel's table, integer sources keep dtype and codes. Companion fields beside
-    them, with the attribute ``role="companion"``: integers keep dtype and codes, floats are values. GridRad's
+    float sources are packed by the channel's table, integer sources keep dtype and codes. Channels of kind ``other``
+    have the attribute ``role="companion"``: integers keep dtype and codes, floats are values. GridRad's
     weights are 0 in every bin that the file does not list: no gate gave it a value. Coordinates
     ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second),
     ``altitude`` (km) and ``observation_time(y)`` where there are such. Attributes ``source_format``,
@@ -171,9 +167,9 @@ def read_scene(
         If there is nothing at the path.
     SchemaError
         If the file is not a readable scene of one time, has none of the channels, or not the altitude; if a
-        companion's name is taken, or its variable holds no numbers on the pixels of the scene.
+        channel's name is taken, or its variable holds no numbers on the pixels of the scene.
     """
-    request = _request(channels, radar, variables, companions)
+    request = _request(channels, radar, variables)
     with open_source(path) as source:
         reader = _reader(source, format)
         description = reader.describe(source, request)
@@ -189,7 +185,7 @@ def list_contents(path: Path) -> tuple[dict[str, Any], dict[str, Variable]]:
 
 
 def read_fields(path: Path) -> xr.Dataset:
-    """Read every 2-D field of a file on its scene's pixels, as `read_scene`: what is no channel as a companion.
+    """Read every 2-D field of a file on its scene's pixels, as `read_scene`; those in no table as kind ``other``.
 
     Raises
     ------
@@ -199,7 +195,7 @@ def read_fields(path: Path) -> xr.Dataset:
     header = inspect(path)
     _, variables = list_contents(path)
     flat = [name for name in header.further if sum(n != 1 for n in variables[name].shape) == 2]
-    return read_scene(path, companions=flat)
+    return read_scene(path, channels=(*header.channels, *flat))
 
 
 def read_volume(

@@ -14,7 +14,7 @@ import numpy as np
 from gridrad_cube.readers.fields import Field, float_field, read_array, read_field
 from gridrad_cube.readers.files import Source, Variable, text
 from gridrad_cube.readers.units import spelled
-from gridrad_cube.schema import COMPANION_ROLE, Channel, SchemaError, channel_in
+from gridrad_cube.schema import OTHER_ATTRIBUTES, Channel, SchemaError, channel_in
 
 #: How far a cloud seems to stand from where it is. Positions are those of the source's grid, so where a satellite
 #: file has the correction, it is carried along unasked.
@@ -68,7 +68,7 @@ def find_companions(
             variable = source.variables[name]
             expected = f"({vertical}, {', '.join(dims)})" if vertical else f"({', '.join(dims)})"
             raise SchemaError(
-                f"{source.path}: companions: {name!r} holds {variable.dtype} on {variable.dims} {variable.shape}; "
+                f"{source.path}: channels: {name!r} holds {variable.dtype} on {variable.dims} {variable.shape}; "
                 f"expected numbers on {expected}. The file has {sorted(fields)}."
             )
     names = dict.fromkeys([*asked, *(name for name in unasked if name in fields)])
@@ -107,7 +107,7 @@ def _companion(variable: Variable, dims: tuple[str, ...]) -> Companion:
     for name in _CATEGORIES:
         if name in variable.attributes:
             attributes[name] = np.asarray(variable.attributes[name]).tolist()
-    attributes |= COMPANION_ROLE
+    attributes |= OTHER_ATTRIBUTES
     return Companion(
         dims=dims, channel=channel_in(variable.name, attributes, variable.dtype), attributes=attributes
     )

@@ -88,7 +88,7 @@ def _check_companion(name: str, companions: Sequence[str]) -> None:
     if not _NAME.fullmatch(name):
         problem = f"expected a letter, then letters, digits and _. {rename}"
     elif lower in CHANNELS:
-        problem = f"that is a channel. Pass channels=({lower!r},)"
+        problem = f"that is a known channel. Pass channels=({lower!r},)"
     elif others.count(lower) > 1:
         problem = "it is there twice. Pass each once"
     elif lower in RESERVED or lower.endswith("_flags"):
@@ -97,7 +97,7 @@ def _check_companion(name: str, companions: Sequence[str]) -> None:
         problem = f"stores have a statistic of this name. {rename}"
     else:
         return
-    raise SchemaError(f"companions: got {name!r}; {problem}.")
+    raise SchemaError(f"channels: got {name!r}; {problem}.")
 
 
 def parse_label(label: str) -> tuple[str, float | None]:

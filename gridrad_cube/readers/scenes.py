@@ -30,10 +30,10 @@ _GOES = re.compile(r"GOES[-_ ]?(\d{2})(?!\d)", re.IGNORECASE)
 class SceneHeader:
     """What a plan needs to know of a file, from its header alone.
 
-    ``channels`` and ``companions`` are the data variables that `read_scene` would give for the same request,
+    ``channels`` are the data variables that `read_scene` would give for the same request,
     ``altitudes`` (km) the levels of those that have any. ``grid_id`` is equal for files on the same pixels.
     ``lattice`` is where pixel (0, 0) of a GridRad v4 grid lies on the lattice that all of them share
-    (`lattice_origin`). ``further`` are variables of the file on the same pixels, which may be asked for as companions.
+    (`lattice_origin`). ``further`` are variables of the file on the same pixels, which may be asked for as channels.
     ``satellite_longitude`` (degrees east) is known of a geostationary satellite, ``has_scan_times`` where the file
     says when each line was scanned.
     """
@@ -46,7 +46,6 @@ class SceneHeader:
     product: str
     altitudes: tuple[float, ...] = ()
     lattice: tuple[int, int] | None = None
-    companions: tuple[str, ...] = ()
     further: tuple[str, ...] = ()
     satellite_longitude: float | None = None
     has_scan_times: bool = False
@@ -82,7 +81,7 @@ class Description:
             format=self.format,
             time=self.time,
             shape=self.grid.shape,
-            channels=self.selection.variables,
+            channels=(*self.selection.variables, *self.companions),
             grid_id=self.grid.id,
             product=self.product,
             altitudes=self.selection.altitudes,
@@ -91,7 +90,6 @@ class Description:
                 if self.format.startswith("gridrad_v4")
                 else None
             ),
-            companions=tuple(self.companions),
             further=self._further(),
             satellite_longitude=self.satellite_longitude,
             has_scan_times=self.observation_time is not None,

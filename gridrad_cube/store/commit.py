@@ -47,7 +47,7 @@ def record_type(layout: CubeLayout) -> np.dtype[Any]:
         if name not in _OF_THE_PLAN
     ]
     for name, channel in layout.channels.items():
-        if not channel.is_companion:
+        if channel.channel.kind != "other":
             levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
             fields.append((f"{name}_histogram", np.uint32, (*levels, HISTOGRAM_BINS)))
     return np.dtype(fields)

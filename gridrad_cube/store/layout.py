@@ -40,14 +40,9 @@ class ChannelLayout:
 
     @property
     def channel(self) -> Channel:
-        """What it is: a channel of the table, or a companion field."""
+        """What it is: a channel of the table, or of kind ``other``."""
         attributes = dict(self.attributes) | self.packing.to_attributes()
         return channel_in(self.name, attributes, self.packing.dtype)
-
-    @property
-    def is_companion(self) -> bool:
-        """Whether it is carried beside the channels, out of training unless asked for."""
-        return self.channel.kind == "companion"
 
     @property
     def fill(self) -> int | float:

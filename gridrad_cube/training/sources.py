@@ -424,7 +424,7 @@ def gain_of(label: str, rule: Normalization) -> float:
         return GAIN_DBZ / rule.std
     if rule.rule == "rain":
         return GAIN_LOG_RAIN
-    channel = CHANNELS.get(label.split("@")[0])  # a companion field has no gain: its values are what they are
+    channel = CHANNELS.get(label.split("@")[0])  # kind "other" has no gain
     return GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Companion fields: carried beside the channels from the file to the cube and to whoever reads it."""
+"""Channels of kind ``other``: variables of a file that are in no table, from the file to the cube and its readers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reader_files import (
 from gridrad_cube import datasets, info, pipeline, plot, quality, query, readers, store, synthetic, tiling
 from gridrad_cube.datasets.normalization import normalizations
 from gridrad_cube.schema import (
-    COMPANION_ROLE,
+    OTHER_ATTRIBUTES,
     Flag,
     Packing,
     QualitySpec,
@@ -33,7 +33,9 @@ from gridrad_cube.schema import (
 )
 from gridrad_cube.training.sources import gain_of
 
-IR, OT, TROPOPAUSE = "ir_brightness_temperature", "ot_id_number", "tropopause_temperature"
+IR, VIS = "ir_brightness_temperature", "visible_reflectance"
+OT, TROPOPAUSE = "ot_id_number", "tropopause_temperature"
+CHANNELS = (IR, VIS, OT, TROPOPAUSE)
 PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")
 LARC_NAME = "NASALARC_GOES16_CONVECTION_DETECTION_20210705_1750.nc"
 GRIDRAD_NAME = "nexrad_3d_v4_2_20110427T220000Z.nc"
@@ -54,8 +56,8 @@ def test_larc_numbers_of_tops_keep_dtype_codes_fill_and_units(tmp_path):
     numbers = np.zeros((12, 9), np.uint16)
     numbers[3:5, 2:4], numbers[7, 7] = 1, 9999
     path = write_larc(tmp_path / LARC_NAME, data={OT: numbers})
-    scene = readers.read_scene(path, companions=(OT, "not_there"))
-    assert list(scene.data_vars) == [IR, "visible_reflectance", OT]
+    scene = readers.read_scene(path, channels=(IR, VIS, OT, "not_there"))
+    assert list(scene.data_vars) == [IR, VIS, OT]
     assert scene[OT].dtype == np.uint16
     np.testing.assert_array_equal(scene[OT].values, numbers)
     assert (
@@ -63,10 +65,8 @@ def test_larc_numbers_of_tops_keep_dtype_codes_fill_and_units(tmp_path):
         == scene[OT].attrs
     )
     assert "role" not in scene[IR].attrs
-    header = readers.inspect(path, companions=(OT, "not_there"))
-    assert header.companions == (OT,)
-    assert header.channels == (IR, "visible_reflectance")
-    assert readers.inspect(path).companions == ()
+    assert tuple(readers.inspect(path, channels=(IR, VIS, OT, "not_there")).channels) == (IR, VIS, OT)
+    assert tuple(readers.inspect(path).channels) == (IR, VIS)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_integers_without_a_fill_keep_every_code(tmp_path, dtype, stored, fill):
         tmp_path / "a.nc",
         {"precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"), "n": on_grid(values)},
     )
-    found = readers.read_scene(path, companions="n")["n"]
+    found = readers.read_scene(path, channels="n")["n"]
     assert found.dtype == stored
     np.testing.assert_array_equal(found.values.astype(dtype), values)
     assert found.attrs["_FillValue"] == fill
@@ -103,7 +103,7 @@ def test_packed_integers_keep_scale_valid_range_and_second_missing_code(tmp_path
         "precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"),
         "t": on_grid(codes, **attributes),
     }
-    scene = readers.read_scene(write_cf(tmp_path / "a.nc", fields), companions="t")
+    scene = readers.read_scene(write_cf(tmp_path / "a.nc", fields), channels="t")
     found, packing = scene["t"], packing_of(scene["t"])
     np.testing.assert_array_equal(found.values, np.where(codes == -8, -9, codes))
     assert (packing.scale_factor, packing.add_offset, packing.fill_value) == (0.1, 200.0, -9)
@@ -128,7 +128,7 @@ def test_floats_are_values_bit_for_bit_and_nan_where_missing(tmp_path, dtype):
         "precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"),
         "t": on_grid(values, **attributes),
     }
-    found = readers.read_scene(write_cf(tmp_path / "a.nc", fields), companions="t")["t"]
+    found = readers.read_scene(write_cf(tmp_path / "a.nc", fields), channels="t")["t"]
     expected = values.copy()
     expected[0, :3] = np.nan
     assert found.dtype == expected.dtype
@@ -149,7 +149,7 @@ def test_scaled_floats_are_unpacked(tmp_path):
         "precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"),
         "t": on_grid(raw, **attributes),
     }
-    found = readers.read_scene(write_cf(tmp_path / "a.nc", fields), companions="t")["t"]
+    found = readers.read_scene(write_cf(tmp_path / "a.nc", fields), channels="t")["t"]
     np.testing.assert_array_equal(found.values, 10.0 - 2.0 * raw)
     packing = packing_of(found)
     assert (packing.valid_minimum, packing.valid_maximum) == (None, None)  # one bound alone is no range of CF
@@ -159,7 +159,7 @@ def test_categories_keep_their_meanings(tmp_path):
     attributes = {"flag_values": np.array([0, 1, 2], "i1"), "flag_meanings": "clear cloud overshoot"}
     fields = {"precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"),
               "kind": on_grid(np.ones((6, 5), "i1"), **attributes)}  # fmt: skip
-    found = readers.read_scene(write_cf(tmp_path / "a.nc", fields), companions="kind")["kind"]
+    found = readers.read_scene(write_cf(tmp_path / "a.nc", fields), channels="kind")["kind"]
     assert found.attrs["flag_values"] == [0, 1, 2]
     assert found.attrs["flag_meanings"] == "clear cloud overshoot"
 
@@ -174,7 +174,7 @@ def volume(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "altitudes", "levels"),
     [
-        ((), (), range(6)),
+        (("reflectivity_column_maximum",), (), range(6)),
         ((), (2.0, 1.0), [1, 3]),
         (("reflectivity@1.5km",), (), [2]),
         (("reflectivity",), (1.0, 2.5), [1, 4]),
@@ -184,9 +184,8 @@ def volume(tmp_path):
 def test_gridrad_counts_lie_on_the_levels_of_the_request(volume, channels, altitudes, levels):
     path, values, counts = volume
     options = {
-        "channels": channels,
+        "channels": (*channels, "Nradobs", "Nradecho"),
         "radar": RadarSpec(altitudes_km=altitudes),
-        "companions": ("Nradobs", "Nradecho"),
     }
     scene = readers.read_scene(path, **options)
     levels = list(levels)
@@ -198,7 +197,7 @@ def test_gridrad_counts_lie_on_the_levels_of_the_request(volume, channels, altit
 
 def test_gridrad_no_look_is_missing_and_no_echo_is_a_count(volume):
     path, _, counts = volume
-    scene = readers.read_scene(path, companions=("Nradobs", "Nradecho"))
+    scene = readers.read_scene(path, channels=("Nradobs", "Nradecho"))
     looked, saw = scene["Nradobs"], scene["Nradecho"]
     assert looked.dtype == np.int8
     np.testing.assert_array_equal(packing_of(looked).missing(looked.values), counts == 0)
@@ -209,7 +208,7 @@ def test_gridrad_no_look_is_missing_and_no_echo_is_a_count(volume):
 def test_gridrad_weights_are_zero_where_no_bin_is_listed(tmp_path):
     values = np.where(np.random.default_rng(1).random((6, 10, 12)) < 0.3, 20.0, np.nan)
     path = write_gridrad(tmp_path / GRIDRAD_NAME, values, order=np.random.default_rng(3))
-    weights = readers.read_scene(path, companions="wReflectivity", radar=RadarSpec(altitudes_km=(1.0, 3.0)))
+    weights = readers.read_scene(path, channels="wReflectivity", radar=RadarSpec(altitudes_km=(1.0, 3.0)))
     found = weights["wReflectivity"].values
     with xr.open_dataset(path, engine="netcdf4", decode_times=False) as raw:
         expected = np.zeros(values.size, np.float32)
@@ -224,37 +223,37 @@ def test_gridrad_counts_survive_quality_control_as_they_are(volume):
     def clean(bins, fields):
         return {"reflectivity": readers.densify(bins, "reflectivity")}
 
-    scene = readers.read_scene(path, companions="Nradobs", clean=clean)
+    scene = readers.read_scene(path, channels=("reflectivity_column_maximum", "Nradobs"), clean=clean)
     np.testing.assert_array_equal(scene["Nradobs"].values, counts)
 
 
 def test_gridrad_dense_files_carry_what_is_no_channel(tmp_path):
     path = write_gridrad_dense(tmp_path / "dense.nc", np.full((4, 6, 5), 10.0))
-    scene = readers.read_scene(path, companions="VOR", channels="reflectivity@1.0km")
+    scene = readers.read_scene(path, channels=("reflectivity@1.0km", "VOR"))
     assert scene["VOR"].shape == (1, 6, 5)
     assert scene["VOR"].dtype == np.float32
 
 
-def test_cf_companion_alone_brings_the_altitudes(tmp_path):
+def test_cf_channel_of_kind_other_alone_brings_the_altitudes(tmp_path):
     heights = np.array([3000.0, 2000.0, 1000.0])
     values = np.arange(90, dtype="i4").reshape(3, 6, 5)
     coordinates = cf_coordinates() | {"height": (("height",), heights, {"units": "m"})}
     fields = {"precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"),
               "kind": (("height", "lat", "lon"), values, {})}  # fmt: skip
     path = write_cf(tmp_path / "a.nc", fields, coordinates)
-    scene = readers.read_scene(path, companions="kind")
+    channels = ("precipitation_rate", "kind")
+    scene = readers.read_scene(path, channels=channels)
     assert scene["precipitation_rate"].dims == ("y", "x")
     assert scene["altitude"].values.tolist() == [1.0, 2.0, 3.0]
     np.testing.assert_array_equal(scene["kind"].values, values[::-1])
-    assert readers.inspect(path, companions="kind").altitudes == (1.0, 2.0, 3.0)
+    assert readers.inspect(path, channels=channels).altitudes == (1.0, 2.0, 3.0)
     assert readers.inspect(path).altitudes == ()
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (IR, r"that is a channel. Pass channels=\('ir_brightness_temperature',\)"),
-        ("Reflectivity", r"that is a channel. Pass channels=\('reflectivity',\)"),
+        ("Reflectivity", r"that is a known channel. Pass channels=\('reflectivity',\)"),
         ("time", "stores have something else of this name.*rename the variable"),
         ("Latitude", "stores have something else of this name"),
         ("crop", "stores have something else"),
@@ -270,17 +269,17 @@ def test_names_that_a_store_cannot_have_are_refused(tmp_path, name, message):
     path = write_larc(tmp_path / LARC_NAME)
     for read in (readers.inspect, readers.read_scene):
         with pytest.raises(
-            SchemaError, match=f"companions: got '{name}'; .*{message}".replace("/../", "/[.][.]/")
+            SchemaError, match=f"channels: got '{name}'; .*{message}".replace("/../", "/[.][.]/")
         ):
-            read(path, companions=(name,))
+            read(path, channels=(name,))
 
 
 def test_names_that_collide_are_refused(tmp_path):
     path = write_larc(tmp_path / LARC_NAME)
-    with pytest.raises(SchemaError, match="'ot_id_number'; it is there twice"):
-        readers.inspect(path, companions=(OT, OT))
+    with pytest.raises(SchemaError, match="'ot'; it is there twice"):
+        readers.inspect(path, channels=("ot", "OT"))
     with pytest.raises(SchemaError, match="'ot_std'; stores have a statistic of this name"):
-        readers.inspect(path, companions=("ot", "ot_std"))
+        readers.inspect(path, channels=("ot", "ot_std"))
 
 
 def test_variables_off_the_grid_are_refused_with_those_that_would_do(tmp_path):
@@ -288,22 +287,21 @@ def test_variables_off_the_grid_are_refused_with_those_that_would_do(tmp_path):
     with pytest.raises(
         SchemaError, match=r"'scan_time' holds float64 on \('nlines',\).*The file has \['ir_bright.*'ot"
     ):
-        readers.read_scene(path, companions="scan_time")
+        readers.read_scene(path, channels="scan_time")
     text = np.array([[b"a"] * 5] * 6, "S1")
     fields = {"precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"), "words": on_grid(text)}
     with pytest.raises(SchemaError, match="'words' holds"):
-        readers.read_scene(write_cf(tmp_path / "a.nc", fields), companions="words")
+        readers.read_scene(write_cf(tmp_path / "a.nc", fields), channels="words")
     values = np.full((2, 6, 5), 20.0)
     sparse = write_gridrad(tmp_path / GRIDRAD_NAME, values)
     with pytest.raises(SchemaError, match=r"'index' holds int32 on \('Index',\).*Nradobs.*wReflectivity"):
-        readers.inspect(sparse, companions="index")
+        readers.inspect(sparse, channels="index")
 
 
 def test_parallax_correction_comes_along_unasked(tmp_path):
     (path,) = synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160), companions=True)
-    header = readers.inspect(path)
-    assert header.companions == PARALLAX
-    scene = readers.read_scene(path, companions=(TROPOPAUSE, PARALLAX[1]))
+    assert tuple(readers.inspect(path).channels) == (IR, VIS, *PARALLAX)
+    scene = readers.read_scene(path, channels=(IR, VIS, TROPOPAUSE, PARALLAX[1]))
     assert list(scene.data_vars)[2:] == [TROPOPAUSE, PARALLAX[1], PARALLAX[0]]
     assert scene[PARALLAX[0]].attrs["units"] == "degrees"
     assert scene[TROPOPAUSE].attrs["units"] == "degrees_Kelvin"
@@ -327,7 +325,7 @@ def test_header_says_what_else_could_be_carried(tmp_path, volume):
     header = readers.inspect(path, channels=IR)
     assert header.further == (OT, TROPOPAUSE)
     assert (header.satellite_longitude, header.has_scan_times) == (-75.2, True)
-    assert "ot_id_number" in info.inspect_target(path).facts["further variables (--companion)"]
+    assert "ot_id_number" in info.inspect_target(path).facts["other variables (--channels)"]
     header = readers.inspect(volume[0])
     assert header.further == ("Nradecho", "Nradobs", "wReflectivity")
     assert (header.satellite_longitude, header.has_scan_times) == (None, False)
@@ -339,10 +337,10 @@ def test_header_says_what_else_could_be_carried(tmp_path, volume):
 # Flags and statistics
 
 
-def companion_scene(codes, **attributes):
+def labeled_scene(codes, **attributes):
     height, width = codes.shape
     return xr.Dataset(
-        {"label": (("y", "x"), codes, {"units": "1", **attributes} | COMPANION_ROLE)},
+        {"label": (("y", "x"), codes, {"units": "1", **attributes} | OTHER_ATTRIBUTES)},
         {"latitude": ("y", 40 + np.arange(height) / 56), "longitude": ("x", -90 + np.arange(width) / 56),
          "time": np.datetime64("2021-06-21T06:00:00", "s")},
         {"satellite_longitude": 100.0},  # on the other side of the Earth: every patch is beyond the limb
@@ -350,7 +348,7 @@ def companion_scene(codes, **attributes):
 
 
 def assessed(codes, patch=16, **attributes):
-    crop = tiling.cut(companion_scene(codes, **attributes), tiling.Window(0, 0, 64, 64), patch)
+    crop = tiling.cut(labeled_scene(codes, **attributes), tiling.Window(0, 0, 64, 64), patch)
     return crop, quality.assess(crop, QualitySpec())
 
 
@@ -414,7 +412,7 @@ def test_planted_values_of_floats_are_flagged_and_padding_is_missing():
     np.testing.assert_array_equal(bits(found), expected)
 
 
-def test_companions_have_no_global_outliers():
+def test_other_channels_have_no_global_outliers():
     codes = np.random.default_rng(0).integers(1, 9, (64, 64)).astype(np.uint16)
     codes[:16, :16] = 60000
     crop, found = assessed(codes, _FillValue=0)
@@ -433,6 +431,14 @@ def test_companions_have_no_global_outliers():
 
 
 # A cube
+
+
+def test_recipes_keep_the_format_of_stores_with_companions():
+    stored = Recipe().to_dict() | {"channels": [IR], "companions": [OT]}
+    recipe = Recipe.from_dict(stored)
+    assert recipe.channels == (IR, OT)
+    assert recipe.to_dict() == stored | {"channels": (IR,), "companions": (OT,)}
+    assert list(recipe.to_dict()) == list(stored)
 
 
 @pytest.fixture(scope="module")
@@ -454,29 +460,29 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scenes(sources):
-    return [readers.read_scene(path, companions=(OT, TROPOPAUSE)) for path in sources]
+    return [readers.read_scene(path, channels=CHANNELS) for path in sources]
 
 
 @pytest.fixture(scope="module")
 def cube(sources, tmp_path_factory):
-    """A cube with companion fields of two dtypes, one of which a scene lacks."""
+    """A cube with other channels of two dtypes, one of which a scene lacks."""
     path = tmp_path_factory.mktemp("cube") / "patches.zarr"
-    recipe = Recipe(tile=TileSpec(patch=32), companions=(OT, TROPOPAUSE))
+    recipe = Recipe(tile=TileSpec(patch=32), channels=CHANNELS)
     report = pipeline.preprocess(sources, path, recipe=recipe)
     assert not report.failed
     return path
 
 
-def test_layout_of_companions_round_trips(cube):
+def test_layout_of_other_channels_round_trips(cube):
     channels = store.cube_info(cube)["channels"]
     found = {name: store.ChannelLayout.from_dict(name, about) for name, about in channels.items()}
-    assert {n for n, c in found.items() if c.is_companion} == {OT, TROPOPAUSE, *PARALLAX}
+    assert {n for n, c in found.items() if c.channel.kind == "other"} == {OT, TROPOPAUSE, *PARALLAX}
     assert found[OT].packing.dtype == "uint16"
     assert found[TROPOPAUSE].packing.dtype == "float32"
     assert np.isnan(found[TROPOPAUSE].fill)
 
 
-def test_cube_holds_companions_bit_for_bit(cube, scenes):
+def test_cube_holds_other_channels_bit_for_bit(cube, scenes):
     packed = store.open_packed(cube)
     for name in (OT, TROPOPAUSE, *PARALLAX):
         assert packed[name].dtype == scenes[0][name].dtype
@@ -492,7 +498,7 @@ def test_cube_holds_companions_bit_for_bit(cube, scenes):
     np.testing.assert_array_equal(plain[TROPOPAUSE].values[0], scenes[0][TROPOPAUSE].values)
 
 
-def test_training_leaves_companions_out_unless_asked(cube, scenes):
+def test_training_leaves_other_channels_out_unless_asked(cube, scenes):
     assert datasets.PatchDataset(cube).labels == (IR, "visible_reflectance")
     both = datasets.PatchDataset(cube, channels=(IR, TROPOPAUSE), channel_mode="stack", reject=())
     batch = both[0]
@@ -521,7 +527,7 @@ def test_category_asked_for_is_normalised_and_masked_where_it_is_none(cube, scen
     assert gain_of(IR, normalizations(cube, [IR])[IR]) > 0.0
 
 
-def test_queries_carry_companions_and_judge_by_channels(cube, scenes):
+def test_queries_carry_other_channels_and_judge_by_known_ones(cube, scenes):
     decoded = store.open_cube(cube)
     one = query.patch(decoded, 0, 1, 2)
     np.testing.assert_array_equal(one[TROPOPAUSE].values, scenes[0][TROPOPAUSE].values[32:64, 64:96])
@@ -541,7 +547,7 @@ def test_queries_carry_companions_and_judge_by_channels(cube, scenes):
 
 @pytest.mark.parametrize("opened", [store.open_cube, store.open_packed])
 @pytest.mark.parametrize("name", [OT, TROPOPAUSE])
-def test_pictures_of_companions(cube, scenes, opened, name):
+def test_pictures_of_other_channels(cube, scenes, opened, name):
     pytest.importorskip("matplotlib")
     figure = plot.scene(opened(cube), 0, channel=name)
     drawn, values = figure.axes[0].images[-1].get_array(), scenes[0][name].values
@@ -561,9 +567,9 @@ def test_statistics_are_drawn_of_channels_alone(cube):
     assert len(titles) == 2
 
 
-def test_info_lists_companions_apart(cube):
+def test_info_lists_other_channels_apart(cube):
     facts = info.inspect_target(cube).facts
-    assert set(facts["companions"]) == {OT, TROPOPAUSE, *PARALLAX}
+    assert set(facts["other channels"]) == {OT, TROPOPAUSE, *PARALLAX}
     assert OT not in facts
-    assert facts["companions"][OT] == "uint16, in 4 of 45 patches"
-    assert facts["companions"][TROPOPAUSE] == "float32, degrees_Kelvin, in 45 of 45 patches"
+    assert facts["other channels"][OT] == "uint16, in 4 of 45 patches"
+    assert facts["other channels"][TROPOPAUSE] == "float32, degrees_Kelvin, in 45 of 45 patches"
