@@ -1,43 +1,194 @@
-"""The one rule for what a selection means: times, durations, distances, boxes, polygons, seasons and hours.
+"""The one rule for what a selection means: times, boxes, polygons, seasons, hours, channels, altitudes, flags.
 
-Text and objects that users write become numbers here, and masks over arrays. Nothing here knows a store.
+`Selection` holds the rules that a user names and turns arrays of times, positions and labels into masks. It
+knows no store: datasets, training, queries, evaluation and plots all select by it, so that the same text takes
+the same samples everywhere. The functions read single values: a time, a duration, a distance, a label.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import xarray as xr
 
 from gridrad_cube.geometry import wrap_longitude
-from gridrad_cube.schema import SchemaError
+from gridrad_cube.schema import (
+    CHANNELS,
+    Flag,
+    SchemaError,
+    channel_in,
+    channel_label,
+    channel_of,
+    reject_mask,
+)
+
+__all__ = [
+    "ALTITUDE_TOLERANCE_KM", "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
+    "as_periods", "as_rings", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
+    "in_box", "in_polygon", "kind_of", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
+    "split_by_day",
+]  # fmt: skip
 
 #: ``(west, south, east, north)`` in degrees; west above east crosses the date line.
 Box = Sequence[float]
+#: Flags that rule a sample out: names, one name, a mask, ``()`` for none; None for the default of each channel.
+Reject = int | Flag | str | Iterable[str] | None
+#: Start and end (not included) of a time range; None leaves an end open.
+Period = tuple[np.datetime64 | None, np.datetime64 | None]
+#: Corners of a ring, (corners, 2): longitude and latitude in degrees, longitudes without jumps.
+Ring = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
+#: An altitude is found within this distance, km; nothing is interpolated.
+ALTITUDE_TOLERANCE_KM = 0.010
+#: When a convective day begins, hours UTC: over North America storms of an evening end before it.
+CONVECTIVE_DAY_START = 12
+SEASONS = ("DJF", "MAM", "JJA", "SON")
+#: Initials of the months, twice round, in which a season's name is looked up.
+_INITIALS = "JFMAMJJASOND" * 2
+#: Degrees by which a point may lie outside of a box, for the rounding of positions in float64 and float32.
+_ROUNDING, _ROUNDING_FLOAT32 = 1e-9, 2e-5
 _TIME = re.compile(
     r"(?P<naive>\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?)(?P<zone>Z|[+-]\d\d(:?\d\d)?)?"
 )
-_DURATIONS = {
-    "s": 1,
-    "sec": 1,
-    "second": 1,
-    "min": 60,
-    "minute": 60,
-    "h": 3600,
-    "hour": 3600,
-    "d": 86400,
-    "day": 86400,
-}
-_DISTANCES = {"": 1.0, "km": 1.0, "m": 0.001}
-#: Degrees by which a point may lie outside of a box for the rounding of its longitude.
-_ROUNDING = 1e-9
+_DISTANCE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(k?m)?")
+_LABEL = re.compile(r"(?P<name>.+)@(?P<km>\d+(?:\.\d*)?|\.\d+)\s*(km)?")
+#: Channels that are computed from reflectivity on altitudes.
+DERIVED = ("reflectivity_column_maximum", "echo_top_height")
+#: A sample with one of these flags has no pixels, whatever else is asked for.
+_NO_SAMPLE = Flag.channel_absent | Flag.padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Rules of a selection; every rule that is given must hold.
+
+    Parameters
+    ----------
+    time
+        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included as in xarray's ``sel``; one
+        value, which takes all that it names (``"2024-05-20"`` the whole day); or a list of pairs and slices.
+        Times are text, ``datetime``, ``numpy.datetime64``, pandas or cftime objects, in UTC unless they have a
+        zone.
+    bbox
+        ``(west, south, east, north)`` in degrees, edges included; west above east crosses the date line.
+    polygon
+        Corners ``[(longitude, latitude), ...]``, GeoJSON (a dict or text), or a shape of shapely. Edges run
+        straight in longitude and latitude; they may cross the date line or go around a pole.
+    season
+        Initials of months, ``"JJA"`` or ``"AMJJAS"``; or months by number, ``6`` or ``[6, 7]``.
+    hour
+        ``(start, stop)`` in hours UTC, stop not included, ``(21, 3)`` across midnight; or one whole hour.
+    solar_hour
+        The same in local mean solar time at the sample, UTC + longitude / 15.
+    convective_day
+        A date or several: ``"2024-05-20"`` is from that day 12 UTC to the next day 12 UTC.
+    channel
+        Labels such as ``"reflectivity@3.0km"``, or names of variables for all their altitudes; None for all
+        but those of kind ``other``.
+    altitude
+        Altitudes in km of channels that have them; None for all.
+    reject
+        Flags that rule a sample out: names, one name, a mask, ``()`` for none; None for the default of each
+        channel. Padding and a channel that a crop lacks are never samples.
+    """
+
+    time: Any = None
+    bbox: Box | None = None
+    polygon: Any = None
+    season: Any = None
+    hour: Any = None
+    solar_hour: Any = None
+    convective_day: Any = None
+    channel: Any = None
+    altitude: Any = None
+    reject: Reject = None
+
+    @cached_property
+    def _rings(self) -> list[Ring]:
+        return as_rings(self.polygon)
+
+    def in_time(self, times: npt.ArrayLike) -> Mask:
+        """Which times the selection takes, of those that are known (NaT: a crop that holds no data).
+
+        Raises
+        ------
+        SchemaError
+            If a rule cannot be read, or no time is left; says which times there are.
+        """
+        times = np.asarray(times).astype("datetime64[s]")
+        known = ~np.isnat(times)
+        keep = known.copy()
+        if self.time is not None:
+            inside = np.zeros(keep.shape, bool)
+            for start, stop in as_periods(self.time):
+                later = known if start is None else times >= start
+                inside |= later if stop is None else later & (times < stop)
+            keep &= inside
+        if self.season is not None:
+            keep &= np.isin(month_of(times), _as_months(self.season))
+        if self.hour is not None:
+            keep &= _in_hours(hour_of(times), self.hour, "hour")
+        if self.convective_day is not None:
+            keep &= np.isin(convective_day(times), _as_days(self.convective_day))
+        if not keep.any():
+            rules = {n: getattr(self, n) for n in ("season", "hour", "convective_day")}
+            others = "".join(f", {name}={rule!r}" for name, rule in rules.items() if rule is not None)
+            has = (
+                f"from {times[known].min()} to {times[known].max()}"
+                if known.any()
+                else "none: no crop was written"
+            )
+            raise SchemaError(
+                f"time: no crop in the time asked for, got {self.time!r}{others}; the store has times {has}"
+            )
+        return keep
+
+    def has_place(self) -> bool:
+        """Whether a rule needs positions."""
+        return any(rule is not None for rule in (self.bbox, self.polygon, self.solar_hour))
+
+    def in_place(self, latitude: npt.ArrayLike, longitude: npt.ArrayLike, times: npt.ArrayLike) -> Mask:
+        """Which positions the selection takes.
+
+        Parameters
+        ----------
+        latitude, longitude
+            Degrees, (crop, ...). A sample without a position lies in no box and no polygon, nor does it count
+            beside others of its crop that have one.
+        times
+            ``datetime64`` of each crop, (crop,).
+        """
+        latitude, longitude = np.asarray(latitude), np.asarray(longitude)
+        keep = np.isfinite(latitude)
+        if not self.has_place():
+            return keep | ~keep.any(axis=tuple(range(1, keep.ndim)), keepdims=True)
+        if self.bbox is not None:
+            keep &= in_box(latitude, longitude, self.bbox)
+        if self.polygon is not None:
+            keep &= in_polygon(latitude, longitude, self._rings)
+        if self.solar_hour is not None:
+            of_crop = np.asarray(times).reshape(-1, *(1 for _ in keep.shape[1:]))
+            keep &= _in_hours(solar_hour_of(of_crop, longitude), self.solar_hour, "solar_hour")
+        return keep
+
+    def labels(self, available: Sequence[Label], where: str = "channel") -> tuple[Label, ...]:
+        """Labels that the selection takes, in the order asked; see `choose_labels`."""
+        return choose_labels(available, self.channel, where, altitude=self.altitude)
+
+
+# Times
 
 
 def as_time(value: Any) -> np.datetime64:
@@ -46,34 +197,31 @@ def as_time(value: Any) -> np.datetime64:
     Parameters
     ----------
     value
-        ISO 8601 text, ``datetime``, ``numpy.datetime64`` or a scalar array of them. Times with a zone are
-        converted. Text and ``datetime64`` without one are UTC; a ``datetime`` without one is refused.
+        ISO 8601 text, a ``datetime``, ``numpy.datetime64``, pandas or cftime object, or a scalar array of them.
+        Times with a zone are converted; a time without one is UTC.
 
     Raises
     ------
     SchemaError
         If it is none of these, or NaT.
     """
-    return as_span(value)[0]
+    return _as_span(value)[0]
 
 
-def as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
+def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
     """Start and end (not included) of what a user names: the whole day for a date, a second for an instant."""
     if getattr(value, "ndim", None) == 0 and not isinstance(value, np.generic):
         value = np.asarray(value)[()]
-    if isinstance(value, str):
-        return _parse(value.strip())
     if isinstance(value, dt.datetime):
         if value.tzinfo is not None:
             value = value.astimezone(dt.UTC).replace(tzinfo=None)
-        elif not hasattr(value, "asm8"):  # pandas' times without a zone are numpy's, which are UTC here
-            raise SchemaError(
-                f"time: got {value!r}, a datetime without a zone, which Python takes for local time. Pass "
-                "tzinfo=datetime.UTC, text in UTC, or numpy.datetime64."
-            )
         value = np.datetime64(value, "s")
     elif isinstance(value, dt.date):
         return _span(np.datetime64(value, "D"))
+    elif getattr(value, "calendar", None) in ("standard", "gregorian", "proleptic_gregorian"):  # of cftime
+        value = np.datetime64(value.isoformat(), "s")
+    if isinstance(value, str):
+        return _parse(value.strip())
     if not isinstance(value, np.datetime64):
         raise SchemaError(
             f"time: got {value!r}; expected text such as '2024-05-20T21:30', or a datetime, in UTC"
@@ -88,19 +236,14 @@ def _parse(text: str) -> tuple[np.datetime64, np.datetime64]:
     try:
         if match is None:
             raise ValueError(text)
+        zone = dt.datetime.fromisoformat(f"2000-01-01T00:00{match['zone'] or 'Z'}").utcoffset()
         start, stop = _span(np.datetime64(match["naive"]))
     except ValueError:
         raise SchemaError(
             f"time: cannot read {text!r}; expected UTC such as '2024-05-20', '2024-05-20T21:30' or "
             "'2024-05-20T16:30-05:00'"
         ) from None
-    zone = match["zone"] or "Z"
-    if zone == "Z":
-        return start, stop
-    digits = zone[1:].replace(":", "").ljust(4, "0")
-    offset = np.timedelta64(int(digits[:2]) * 3600 + int(digits[2:]) * 60, "s") * (
-        -1 if zone[0] == "-" else 1
-    )
+    offset = np.timedelta64(zone, "s")
     return start - offset, stop - offset
 
 
@@ -112,51 +255,44 @@ def _span(value: np.datetime64) -> tuple[np.datetime64, np.datetime64]:
     return value.astype("datetime64[s]"), following.astype("datetime64[s]")
 
 
-def as_period(time: Any) -> tuple[np.datetime64 | None, np.datetime64 | None]:
-    """Start and end (not included) of a selection in time; None leaves an end open.
-
-    Parameters
-    ----------
-    time
-        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included as xarray's ``sel``
-        has it (a stop of ``'2024-05-20'`` takes that whole day); or one value, which takes all that it
-        names.
+def as_periods(time: Any) -> list[Period]:
+    """Time ranges as ``(start, stop)``, stop not included; the parameter ``time`` of `Selection`.
 
     Raises
     ------
     SchemaError
         If a time cannot be read or start is not before stop.
     """
-    if time is None:
-        return None, None
+    if isinstance(time, list) and time and all(isinstance(one, (list, tuple, slice)) for one in time):
+        return [period for one in time for period in as_periods(one)]
     if isinstance(time, slice):
         if time.step is not None:
             raise SchemaError(f"time: got a slice with step {time.step!r}; expected slice(start, stop)")
         start = None if time.start is None else as_time(time.start)
-        stop = None if time.stop is None else as_span(time.stop)[1]
+        stop = None if time.stop is None else _as_span(time.stop)[1]
     elif isinstance(time, (tuple, list)):
         if len(time) != 2:
             raise SchemaError(f"time: got {len(time)} values; expected (start, stop)")
         start, stop = (None if end is None else as_time(end) for end in time)
     else:
-        start, stop = as_span(time)
+        start, stop = _as_span(time)
     if start is not None and stop is not None and not start < stop:
         raise SchemaError(
             f"time: start is not before stop, got {time!r}; expected (start, stop), stop not included"
         )
-    return start, stop
+    return [(start, stop)]
 
 
 def as_seconds(duration: Any) -> float:
     """Seconds of a duration: ``'6h'``, ``'30 min'``, ``timedelta`` or ``numpy.timedelta64``; None is no limit."""
     if duration is None:
         return np.inf
-    if isinstance(duration, np.timedelta64):
-        seconds = float(duration / np.timedelta64(1, "s"))
-    elif isinstance(duration, dt.timedelta):
-        seconds = duration.total_seconds()
-    else:
-        seconds = _quantity(duration, _DURATIONS)
+    seconds = np.nan
+    if isinstance(duration, (dt.timedelta, np.timedelta64)) or (
+        isinstance(duration, str) and re.search("[a-z]", duration)
+    ):
+        with contextlib.suppress(ValueError):
+            seconds = pd.Timedelta(duration).total_seconds()
     if not seconds >= 0:
         raise SchemaError(
             f"duration: got {duration!r}; expected a length of time such as '6h', '30min' or '2 days'"
@@ -165,28 +301,24 @@ def as_seconds(duration: Any) -> float:
 
 
 def as_km(distance: Any) -> float:
-    """Kilometres of a distance: a number of km, or text such as ``'200km'``; None is no limit."""
+    """Kilometers of a distance: a number of km, or text such as ``'200km'``; None is no limit."""
     if distance is None:
         return np.inf
-    number = isinstance(distance, (int, float, np.number)) and not isinstance(distance, bool)
-    km = float(distance) if number else _quantity(distance, _DISTANCES)
+    km = np.nan
+    if isinstance(distance, str):
+        match = _DISTANCE.fullmatch(distance.strip())
+        km = float(match[1]) * (0.001 if match[2] == "m" else 1.0) if match else np.nan
+    elif isinstance(distance, (int, float, np.number)) and not isinstance(distance, bool):
+        km = float(distance)
     if not km >= 0:
         raise SchemaError(
-            f"distance: got {distance!r}; expected kilometres, as a number or text such as '200km'"
+            f"distance: got {distance!r}; expected kilometers, as a number or text such as '200km'"
         )
     return km
 
 
-def _quantity(text: Any, units: dict[str, Any]) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", text.strip()) if isinstance(text, str) else None
-    if match is None:
-        return np.nan
-    unit = match[2] if match[2] in units else match[2].removesuffix("s")
-    return float(match[1]) * units.get(unit, np.nan)
-
-
-def as_neighbourhood(rule: Any, name: str) -> tuple[float, float] | None:
-    """Seconds and kilometres of ``('6h', '200km')``; None for no rule."""
+def as_neighborhood(rule: Any, name: str) -> tuple[float, float] | None:
+    """Seconds and kilometers of ``('6h', '200km')``; None for no rule."""
     if rule is None:
         return None
     if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
@@ -196,44 +328,7 @@ def as_neighbourhood(rule: Any, name: str) -> tuple[float, float] | None:
     return as_seconds(rule[0]), as_km(rule[1])
 
 
-def check_box(box: Box) -> tuple[float, float, float, float]:
-    """West, south, east and north of a box as floats.
-
-    Raises
-    ------
-    SchemaError
-        If it is no box.
-    """
-    edges = [float(edge) for edge in box] if not isinstance(box, str) else []
-    if len(edges) == 4:
-        west, south, east, north = edges
-        if -90 <= south <= north <= 90 and -360 <= west <= 360 and -360 <= east <= 360:
-            return west, south, east, north
-    raise SchemaError(
-        f"bbox: got {box!r}; expected (west, south, east, north) in degrees with south <= north; west > east "
-        "crosses the date line"
-    )
-
-
-def in_box(
-    latitude: npt.NDArray[np.float64],
-    longitude: npt.NDArray[np.float64],
-    box: tuple[float, float, float, float],
-) -> npt.NDArray[np.bool_]:
-    """Which points lie in a box, edges included; never those without a position."""
-    west, south, east, north = box
-    width = east - west if east >= west else (east - west) % 360.0
-    inside = (latitude >= south) & (latitude <= north)
-    return inside & ((longitude - west + _ROUNDING) % 360.0 <= width + 2 * _ROUNDING)
-
-
-#: When a convective day begins, hours UTC: over North America storms of an evening end before it.
-CONVECTIVE_DAY_START = 12
-#: Initials of the months, twice round, in which a season's name is looked up.
-_INITIALS = "JFMAMJJASOND" * 2
-SEASONS = ("DJF", "MAM", "JJA", "SON")
-
-Times = npt.NDArray[np.datetime64]
+# Hours, months, days
 
 
 def convective_day(time: npt.ArrayLike) -> npt.NDArray[np.datetime64]:
@@ -276,7 +371,7 @@ def split_by_day(
     Raises
     ------
     SchemaError
-        If the shares are no shares, or a part is left without a day.
+        If a share is not a share, or a part is left without a day.
     """
     shares = [float(s) for s in shares]
     if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6 or gap < 0:
@@ -317,7 +412,7 @@ def month_of(time: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return np.asarray(time).astype("datetime64[M]").astype(np.int64) % 12 + 1
 
 
-def as_months(season: Any) -> list[int]:
+def _as_months(season: Any) -> list[int]:
     """Months of a season: initials such as ``"JJA"`` or ``"AMJJAS"``, a number, or several numbers.
 
     Raises
@@ -341,7 +436,7 @@ def as_months(season: Any) -> list[int]:
     )
 
 
-def in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDArray[np.bool_]:
+def _in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDArray[np.bool_]:
     """Which hours of the day lie in a span ``(start, stop)``, stop not included, or in one whole hour.
 
     Raises
@@ -360,7 +455,7 @@ def in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDAr
     return (hours >= start) & (hours < stop) if start < stop else (hours >= start) | (hours < stop)
 
 
-def as_days(day: Any) -> npt.NDArray[np.datetime64]:
+def _as_days(day: Any) -> npt.NDArray[np.datetime64]:
     """Convective days from one date or several.
 
     Raises
@@ -371,7 +466,7 @@ def as_days(day: Any) -> npt.NDArray[np.datetime64]:
     one = isinstance(day, str) or np.ndim(day) == 0
     out = []
     for value in [day] if one else list(day):
-        start, stop = as_span(value)
+        start, stop = _as_span(value)
         date = start.astype("datetime64[D]")
         if date != start or (isinstance(value, str) and stop - start != np.timedelta64(1, "D")):
             raise SchemaError(f"convective_day: got {value!r}; expected a date such as '2024-05-20'")
@@ -381,8 +476,35 @@ def as_days(day: Any) -> npt.NDArray[np.datetime64]:
     return np.array(out)
 
 
-#: Corners of a ring, (corners, 2): longitude and latitude in degrees, longitudes without jumps.
-Ring = npt.NDArray[np.float64]
+# Places
+
+
+def in_box(latitude: npt.ArrayLike, longitude: npt.ArrayLike, box: Box) -> Mask:
+    """Which points lie in a box, edges included; never those without a position.
+
+    Edges include what the precision of the positions rounds off, so that a point that was stored in float32
+    lies in a box that has its edge there.
+
+    Raises
+    ------
+    SchemaError
+        If it is not a box.
+    """
+    edges = [float(edge) for edge in box] if not isinstance(box, str) else []
+    if len(edges) != 4 or not (
+        -90 <= edges[1] <= edges[3] <= 90 and -360 <= edges[0] <= 360 and -360 <= edges[2] <= 360
+    ):
+        raise SchemaError(
+            f"bbox: got {box!r}; expected (west, south, east, north) in degrees with south <= north; west > east "
+            "crosses the date line"
+        )
+    west, south, east, north = edges
+    width = east - west if east >= west else (east - west) % 360.0
+    precise = np.result_type(np.asarray(latitude), np.asarray(longitude)) != np.float32
+    margin = _ROUNDING if precise else _ROUNDING_FLOAT32
+    lat, lon = (np.asarray(degrees, np.float64) for degrees in (latitude, longitude))
+    inside = (lat >= south - margin) & (lat <= north + margin)
+    return np.asarray(inside & ((lon - west + margin) % 360.0 <= width + 2 * margin))
 
 
 def as_rings(polygon: Any) -> list[Ring]:
@@ -464,3 +586,178 @@ def in_polygon(
                 inside ^= crosses & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))
         out[near] ^= inside
     return out
+
+
+# Channels, altitudes, flags
+
+
+@dataclass(frozen=True)
+class Label:
+    """One channel as samples have it: a variable, or one altitude of it."""
+
+    name: str
+    variable: str
+    altitude: int | None  # its position among the altitudes of the store
+    kind: str
+    km: float | None = None
+
+
+def kind_of(label: str) -> str:
+    """Kind of a channel label for its default rejecting flags; of several in one, visible before the others."""
+    kinds = [CHANNELS[n].kind for n in re.findall(r"\w+", label) if n in CHANNELS]
+    return "visible" if "visible" in kinds else kinds[0] if kinds else "field"
+
+
+def labels_of(dataset: xr.Dataset, variables: Iterable[str] | None = None) -> tuple[Label, ...]:
+    """Every channel label of a dataset, in order.
+
+    Parameters
+    ----------
+    dataset
+        A cube, whose variables on altitudes have one label each altitude; or embeddings, whose labels are the
+        coordinate ``channel``.
+    variables
+        Channels of the cube, in the order of the store; None takes every variable with pixels.
+    """
+    if "embedding" in dataset.data_vars:
+        if "channel" not in dataset.variables:
+            return (Label("field", "field", None, "field"),)
+        names = [str(n) for n in np.atleast_1d(dataset["channel"].values)]
+        owners = np.atleast_1d(dataset["variable"].values) if "variable" in dataset.coords else names
+        return tuple(
+            Label(name, str(owner), None, kind_of(f"{owner} {name}"), _split(name)[1])
+            for name, owner in zip(names, owners, strict=True)
+        )
+    if variables is None:
+        variables = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
+    out = []
+    for name in variables:
+        kind = channel_in(name, dataset[name].attrs, dataset[name].dtype).kind
+        if "altitude" not in dataset[name].dims:
+            out.append(Label(name, name, None, kind))
+            continue
+        heights = dataset["altitude"].values.tolist()
+        out += [Label(channel_label(name, km), name, i, kind, km) for i, km in enumerate(heights)]
+    return tuple(out)
+
+
+def choose_labels(
+    available: Sequence[Label], channels: Any, where: str, *, altitude: Any = None
+) -> tuple[Label, ...]:
+    """The labels asked for, in the order asked.
+
+    Parameters
+    ----------
+    available
+        Labels of the store; see `labels_of`.
+    channels
+        Labels (their altitude within `ALTITUDE_TOLERANCE_KM`), names of variables for all their altitudes, or
+        positions in the store; one of these or several. None takes every channel but those of kind ``other``, which
+        are taken by name alone unless there is nothing else.
+    where
+        What lacks a label, for the message.
+    altitude
+        Altitudes in km to keep of the channels that have them; None for all.
+
+    Raises
+    ------
+    SchemaError
+        If one is not there; lists what is.
+    """
+    names = [label.name for label in available]
+    if channels is None:
+        chosen = [a for a in available if a.kind != "other"] or list(available)
+    else:
+        one = isinstance(channels, (str, int, np.integer))
+        chosen = [
+            label for asked in ([channels] if one else channels) for label in _named(available, asked, where)
+        ]
+    if not chosen:
+        raise SchemaError(f"{where}: no channel asked for, got {channels!r}; expected some of {names}")
+    if altitude is not None:
+        heights = {label.km for label in chosen if label.km is not None}
+        known = sorted(heights)
+        wanted = np.atleast_1d(np.asarray(altitude, float))
+        at = {known[i] for i in find_altitudes(known, wanted, where)}
+        if not at:
+            raise SchemaError(f"{where}: got no altitude, {altitude!r}; expected some of {known} km")
+        chosen = [label for label in chosen if label.km is None or label.km in at]
+    return tuple(dict.fromkeys(chosen))
+
+
+def _named(available: Sequence[Label], asked: Any, where: str) -> list[Label]:
+    if isinstance(asked, str):
+        found = [a for a in available if asked in (a.name, a.variable)]
+        name, km = _split(asked)
+        if not found and km is not None:
+            found = [
+                a
+                for a in available
+                if a.variable == name and a.km is not None and abs(a.km - km) <= ALTITUDE_TOLERANCE_KM + 1e-9
+            ]
+    else:
+        found = [a for i, a in enumerate(available) if i == asked]
+    if not found:
+        raise SchemaError(f"{where}: no channel {asked!r}; expected some of {[a.name for a in available]}")
+    return found
+
+
+def _split(label: str) -> tuple[str, float | None]:
+    """Name and altitude of a label; the whole text and None where it names no altitude."""
+    match = _LABEL.fullmatch(label)
+    return (match["name"], float(match["km"])) if match else (label, None)
+
+
+def parse_label(label: str) -> tuple[str, float | None]:
+    """Channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names none.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such channel, or it has no altitudes.
+    """
+    name, km = _split(label)
+    if km is None and "@" in label:
+        raise SchemaError(
+            f"channels: got {label!r}; expected a name or name@altitude such as 'reflectivity@3.0km'"
+        )
+    channel = channel_of(name)
+    if km is not None and (name in DERIVED or channel.kind in ("infrared", "visible", "rain")):
+        raise SchemaError(f"channels: got {label!r}, but {name} has no altitude; pass {name!r}")
+    return name, km
+
+
+def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str) -> tuple[int, ...]:
+    """Positions of altitudes in a list, both in km, each within `ALTITUDE_TOLERANCE_KM`.
+
+    Raises
+    ------
+    SchemaError
+        If one is not there; the message has the list.
+    """
+    known = np.asarray(altitudes, np.float64)
+    found = []
+    for altitude in wanted:
+        distance = np.abs(known - altitude)
+        if not known.size or not distance.min() <= ALTITUDE_TOLERANCE_KM + 1e-9:
+            raise SchemaError(
+                f"{where}: no level at {altitude:g} km; expected one of {[float(a) for a in known]} km. "
+                "Levels are not interpolated: choose from the list."
+            )
+        found.append(int(distance.argmin()))
+    return tuple(found)
+
+
+def reject_masks(labels: Iterable[Label], reject: Reject) -> list[int]:
+    """Bits of the flags that rule out a sample of each label.
+
+    Padding and a channel that a crop lacks always do: there are no pixels.
+
+    Raises
+    ------
+    SchemaError
+        If a name is not a flag.
+    """
+    if reject is not None and not isinstance(reject, int):
+        reject = (reject,) if isinstance(reject, str) else tuple(reject)
+    return [int(reject_mask(reject, label.kind) | _NO_SAMPLE) & 0xFFFF for label in labels]

@@ -248,7 +248,8 @@ def test_dataset_without_clean_patches_counts_the_flags(tmp_path):
 
 
 def test_table_is_quick_and_small_for_many_crops():
-    from gridrad_cube.datasets.table import Label, build_table
+    from gridrad_cube.datasets.table import build_table
+    from gridrad_cube.selection import Label
 
     crops, rng = 30_000, np.random.default_rng(0)
     import xarray as xr

@@ -14,11 +14,11 @@ import xarray as xr
 
 from gridrad_cube import pipeline, readers, store, testing
 from gridrad_cube.datasets import GridDataset, Normalization, PatchDataset, normalizations
-from gridrad_cube.datasets.table import labels_of
 from gridrad_cube.embedding import NO_PIXELS, Network, embed, output
 from gridrad_cube.embedding.lattice import Lattice, _between, _overlapped
 from gridrad_cube.models import ViewSpec, build, load_backbone, save_checkpoint
 from gridrad_cube.schema import CHANNELS, TIME_FILL, Flag, Recipe, SchemaError, TileSpec
+from gridrad_cube.selection import labels_of
 
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
 PATCH, TOKEN = 16, 8

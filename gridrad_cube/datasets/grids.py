@@ -12,9 +12,10 @@ import xarray as xr
 from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.batches import Batch
-from gridrad_cube.datasets.table import Label, TimeRange, choose_labels, chosen_crops, kind_of, masks_of
+from gridrad_cube.datasets.table import chosen_crops
 from gridrad_cube.models import constants
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 
 #: Grids with fewer cells along an edge give no views that differ.
@@ -40,7 +41,7 @@ class GridDataset(Dataset[Batch]):
     reject
         Flags that make a cell count as not valid: None for each channel's default, names, or a mask.
     time
-        ``(start, stop)``, UTC; start included, stop not.
+        ``(start, stop)``, UTC, stop not included; or as in `gridrad_cube.selection.Selection`.
     normalization
         A checkpoint's ``{"mean": [...], "std": [...]}`` of the features; taken from the valid cells of these
         samples if None.
@@ -66,8 +67,8 @@ class GridDataset(Dataset[Batch]):
         embedding_store: str | os.PathLike[str],
         *,
         channels: str | Iterable[str] | None = None,
-        reject: int | Flag | Iterable[str] | None = None,
-        time: TimeRange | None = None,
+        reject: Reject = None,
+        time: Any = None,
         normalization: Mapping[str, Sequence[float]] | None = None,
         in_memory: bool | None = None,
     ) -> None:
@@ -79,14 +80,14 @@ class GridDataset(Dataset[Batch]):
         info = store_info(embedding_store, "embeddings")
         _check_level(dataset, info, self.store)
         self.shape = (dataset.sizes["feature"], dataset.sizes["row"], dataset.sizes["col"])
-        available = _labels(dataset, info)
+        available = labels_of(dataset)
         chosen = choose_labels(available, channels, self.store)
         self.labels = tuple(label.name for label in chosen)
         self._columns = np.array([available.index(label) for label in chosen])
-        masks = masks_of(chosen, reject)
+        masks = reject_masks(chosen, reject)
         #: Rejecting bits of each label.
         self.reject = dict(zip(self.labels, masks, strict=True))
-        crops = np.flatnonzero(chosen_crops(dataset, time, self.store))
+        crops = np.flatnonzero(chosen_crops(dataset, time))
         self.crop, self.channel, self.valid = self._table(crops, masks)
         if not len(self.crop):
             raise SchemaError(
@@ -283,17 +284,6 @@ def _check_level(dataset: xr.Dataset, info: Mapping[str, Any], where: str) -> No
             f"at least {SMALLEST_GRID} x {SMALLEST_GRID}. Embed overlapping patches (gridrad-cube embed "
             "--stride 128), or preprocess with a larger --crop."
         )
-
-
-def _labels(dataset: xr.Dataset, info: Mapping[str, Any]) -> tuple[Label, ...]:
-    """Labels of the channel axis, each one channel or several that were embedded together."""
-    names = [str(name) for name in dataset["channel"].values]
-    variables = [str(name) for name in dataset["variable"].values]
-    members = info.get("channels") or {}
-    return tuple(
-        Label(name, variable, None, kind_of(members.get(name, [name])))
-        for name, variable in zip(names, variables, strict=True)
-    )
 
 
 def _checked(

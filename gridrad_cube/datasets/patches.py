@@ -14,19 +14,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
-from gridrad_cube.datasets.table import (
-    Box,
-    SampleTable,
-    TimeRange,
-    build_table,
-    choose_altitudes,
-    choose_labels,
-    chosen_crops,
-    explain_empty,
-    labels_of,
-    masks_of,
-)
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
@@ -49,13 +39,14 @@ class PatchDataset(Dataset[Batch]):
     altitude
         Heights in km of channels that have them; None takes all. Channels without altitudes are not touched.
     reject
-        Flags that keep a patch out: None for each channel's default, names, or a mask. A channel that a crop
-        lacks always rejects.
+        Flags that keep a patch out: names, a mask, ``()`` for none; None for the default of each channel.
+        Padding and a channel that a crop lacks are never samples.
     channel_mode
         ``"each"``: one sample a patch and label. ``"stack"``: one sample a patch, of all labels, where all
         are clean.
     time
-        ``(start, stop)``, UTC; start included, stop not, so that neighbouring ranges share no crop.
+        ``(start, stop)``, UTC, stop not included, so that adjacent ranges share no crop; or one value, a slice, or
+        a list of pairs, as in `gridrad_cube.selection.Selection`.
     bbox
         ``(west, south, east, north)``: patches whose centre lies in it; west above east crosses the date
         line.
@@ -88,9 +79,9 @@ class PatchDataset(Dataset[Batch]):
         *,
         channels: str | Iterable[str] | None = None,
         altitude: float | Sequence[float] | None = None,
-        reject: int | Flag | Iterable[str] | None = None,
+        reject: Reject = None,
         channel_mode: ChannelMode = "each",
-        time: TimeRange | None = None,
+        time: Any = None,
         bbox: Box | None = None,
         coarsen: int = 1,
         on_damage: OnDamage = "raise",
@@ -109,13 +100,13 @@ class PatchDataset(Dataset[Batch]):
         self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
         dataset = self._dataset
-        available = choose_labels(labels_of(dataset, list(info["channels"])), channels, self.store)
-        self._labels = choose_altitudes(available, altitude, self.store)
+        available = labels_of(dataset, list(info["channels"]))
+        self._labels = choose_labels(available, channels, self.store, altitude=altitude)
         self.labels = tuple(label.name for label in self._labels)
-        masks = masks_of(self._labels, reject)
+        masks = reject_masks(self._labels, reject)
         #: Rejecting bits of each label.
         self.reject = dict(zip(self.labels, masks, strict=True))
-        crops = chosen_crops(dataset, time, self.store)
+        crops = chosen_crops(dataset, time)
         stacked = channel_mode == "stack"
         self.table: SampleTable = build_table(dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
         if not len(self.table):

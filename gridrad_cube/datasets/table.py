@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +11,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.datasets.sampling import ECHO_FRACTION, Stratum
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, channel_label, reject_mask
-
-#: ``(west, south, east, north)`` in degrees; west above east crosses the date line.
-Box = tuple[float, float, float, float]
-#: ``(start, stop)``, start included, stop not; None leaves an end open.
-TimeRange = tuple[Any, Any]
+from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.selection import Box, Label, Selection, in_box
 
 _CROPS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True)
-class Label:
-    """One channel as samples see it: a variable, or one altitude of it."""
-
-    name: str
-    variable: str
-    altitude: int | None
-    kind: str
-    km: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,136 +35,15 @@ class SampleTable:
         return len(self.crop)
 
 
-def kind_of(members: Iterable[str]) -> str:
-    """Kind of the channels that one embedding was made of: visible if any is, since night rejects that."""
-    kinds = [CHANNELS[name.split("@")[0]].kind for name in members if name.split("@")[0] in CHANNELS]
-    return "visible" if "visible" in kinds else kinds[0] if kinds else "field"
+def chosen_crops(dataset: xr.Dataset, time: Any) -> np.ndarray:
+    """Which crops were written and lie in the time asked for, bool, (crop,); see `Selection.in_time`."""
+    return Selection(time=time).in_time(_times(dataset))
 
 
-def labels_of(dataset: xr.Dataset, channels: Sequence[str]) -> tuple[Label, ...]:
-    """Every channel label of a cube, a variable with altitudes giving one an altitude."""
-    out = []
-    for name in channels:
-        kind = channel_in(name, dataset[name].attrs, dataset[name].dtype).kind
-        if "altitude" not in dataset[name].dims:
-            out.append(Label(name, name, None, kind))
-            continue
-        heights = dataset["altitude"].values.tolist()
-        out += [Label(channel_label(name, km), name, i, kind, km) for i, km in enumerate(heights)]
-    return tuple(out)
-
-
-def choose_labels(
-    available: Sequence[Label], channels: str | Iterable[str] | None, where: str
-) -> tuple[Label, ...]:
-    """The labels asked for, in the order asked; a variable's name means all its altitudes.
-
-    None asks for every channel, except those of kind ``other`` (labels and the like): name these.
-
-    Raises
-    ------
-    SchemaError
-        If one is not there; lists what is.
-    """
-    if channels is None:
-        return tuple(label for label in available if label.kind != "other")
-    chosen: dict[Label, None] = {}
-    for name in [channels] if isinstance(channels, str) else channels:
-        found = [label for label in available if name in (label.name, label.variable)]
-        height = re.fullmatch(r"(.+)@(\d+(?:\.\d*)?)\s*(?:km)?", name)
-        if not found and height:
-            wanted = channel_label(height[1], float(height[2]))
-            found = [label for label in available if label.name == wanted]
-        if not found:
-            raise SchemaError(
-                f"{where}: no channel {name!r}; expected some of {[label.name for label in available]}"
-            )
-        chosen |= dict.fromkeys(found)
-    if not chosen:
-        raise SchemaError(f"{where}: no channel asked for, got {channels!r}; expected some of "
-                          f"{[label.name for label in available]}")  # fmt: skip
-    return tuple(chosen)
-
-
-def choose_altitudes(
-    labels: Sequence[Label], altitude: float | Sequence[float] | None, where: str
-) -> tuple[Label, ...]:
-    """Labels at these altitudes, km, and those of channels that have none, in the order they had.
-
-    Raises
-    ------
-    SchemaError
-        If one is not there; lists what is.
-    """
-    if altitude is None:
-        return tuple(labels)
-    wanted = {float(km) for km in np.atleast_1d(np.asarray(altitude, float))}
-    known = {label.km for label in labels} - {None}
-    if not wanted or wanted - known:
-        raise SchemaError(
-            f"{where}: no altitude {sorted(wanted - known)} km of {sorted({v.variable for v in labels})}; "
-            f"expected some of {sorted(km for km in known if km is not None)}"
-        )
-    return tuple(label for label in labels if label.km is None or label.km in wanted)
-
-
-def masks_of(labels: Sequence[Label], reject: int | Flag | Iterable[str] | None) -> list[int]:
-    """Rejecting bits of each label. A channel that a crop lacks has no pixels, so that always rejects."""
-    if reject is not None and not isinstance(reject, int):
-        reject = tuple([reject] if isinstance(reject, str) else reject)
-    return [reject_mask(reject, label.kind) | int(Flag.channel_absent) for label in labels]
-
-
-def chosen_crops(dataset: xr.Dataset, time: TimeRange | None, where: str) -> np.ndarray:
-    """Which crops were written and lie in the time range, bool, (crop,)."""
-    keep = np.asarray(dataset["status"].values) == 0
-    if time is None:
-        return keep
-    start, stop = (None if end is None else _instant(end) for end in time)
-    if start is not None and stop is not None and not start < stop:
-        raise SchemaError(
-            f"time: start is not before stop, got {time!r}; expected (start, stop), stop not included"
-        )
-    seconds = dataset["time"].values.astype("datetime64[s]")
-    within = ~np.isnat(seconds)
-    if start is not None:
-        within &= seconds >= start
-    if stop is not None:
-        within &= seconds < stop
-    if not (keep & within).any():
-        known = seconds[keep & ~np.isnat(seconds)]
-        span = f"from {known.min()} to {known.max()}" if len(known) else "nothing: no crop was written"
-        raise SchemaError(f"{where}: no crop in the time asked for, got {time!r}; the store has {span}")
-    return np.asarray(keep & within)
-
-
-def _instant(value: Any) -> np.datetime64:
-    if isinstance(value, str):
-        value = value.strip().removesuffix("Z")
-    try:
-        return np.datetime64(value, "s")
-    except (ValueError, TypeError) as error:
-        raise SchemaError(f"time: cannot read {value!r} as a time; expected 2024-05-01T12:00, UTC") from error
-
-
-def in_box(latitude: np.ndarray, longitude: np.ndarray, box: Box) -> npt.NDArray[np.bool_]:
-    """Which points lie in a box (edges included); never those without a position.
-
-    Raises
-    ------
-    SchemaError
-        If the box is none.
-    """
-    west, south, east, north = (float(edge) for edge in box)
-    width = east - west if east >= west else east - west + 360.0
-    if not (-90 <= south <= north <= 90 and 0 <= width <= 360):
-        raise SchemaError(
-            f"bbox: got {box!r}; expected (west, south, east, north) in degrees, south <= north; west > east "
-            "crosses the date line"
-        )
-    with np.errstate(invalid="ignore"):
-        inside = (latitude >= south) & (latitude <= north) & ((longitude - west) % 360.0 <= width)
-    return np.asarray(inside, bool)
+def _times(dataset: xr.Dataset) -> np.ndarray:
+    """Times of the crops; NaT where a crop was not written."""
+    written = dataset["status"].values == 0
+    return np.where(written, dataset["time"].values.astype("datetime64[s]"), np.datetime64("NaT", "s"))
 
 
 def build_table(
@@ -220,7 +83,7 @@ def _blocks(dataset: xr.Dataset, crops: np.ndarray, bbox: Box | None) -> Iterato
         place: npt.NDArray[np.bool_] = np.broadcast_to(crops[block, None, None], (block.stop - start, *cells))
         if bbox is not None:
             here = dataset[["latitude", "longitude"]].isel(crop=block)
-            place = np.asarray(place & in_box(here["latitude"].values, here["longitude"].values, bbox))
+            place = place & in_box(here["latitude"].values, here["longitude"].values, bbox)
         yield block, place
 
 

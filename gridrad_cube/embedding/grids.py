@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.datasets import GridDataset
-from gridrad_cube.datasets.table import kind_of
 from gridrad_cube.embedding.network import Network
 from gridrad_cube.embedding.patches import PatchInput
 from gridrad_cube.schema import Flag, SchemaError, reject_mask
+from gridrad_cube.selection import kind_of
 from gridrad_cube.store import COORDINATES, open_embeddings, store_info
 
 #: Bytes of grids that are read together.
@@ -74,7 +74,9 @@ class GridInput:
         self.labels = {name: list(self.info["channels"][name]) for name in chosen}
         config = network.checkpoint.get("config")
         reject = config.get("reject") if isinstance(config, Mapping) else None
-        bits = [reject_mask(reject, kind_of(m)) | int(Flag.channel_absent) for m in self.labels.values()]
+        bits = [
+            reject_mask(reject, kind_of(" ".join(m))) | int(Flag.channel_absent) for m in self.labels.values()
+        ]
         self._reject = np.array(bits, np.uint16)[None, :, None, None]
         self.normalization = _normalization(self, normalize)
         self.shape = (len(chosen), network.features)

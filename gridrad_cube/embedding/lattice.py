@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube import quality, tiling
-from gridrad_cube.datasets.table import Label
 from gridrad_cube.geometry import solar_zenith_angle
 from gridrad_cube.schema import TIME_FILL, Flag, QualitySpec, SchemaError, build_spec
+from gridrad_cube.selection import Label
 from gridrad_cube.store import COORDINATES, open_grid
 
 #: Coordinates of patches that cutting anew gives; others vary smoothly and are taken between patches.

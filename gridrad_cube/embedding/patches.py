@@ -13,10 +13,10 @@ import numpy as np
 
 from gridrad_cube import tiling
 from gridrad_cube.datasets import Normalization, normalizations
-from gridrad_cube.datasets.table import Label, choose_labels, labels_of
 from gridrad_cube.embedding.lattice import Lattice
 from gridrad_cube.embedding.network import Network
 from gridrad_cube.schema import Flag, Packing, SchemaError
+from gridrad_cube.selection import Label, choose_labels, labels_of
 from gridrad_cube.store import COORDINATES, PatchReader, cube_info, open_packed
 
 logger = logging.getLogger(__name__)

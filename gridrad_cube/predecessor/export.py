@@ -13,11 +13,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from gridrad_cube import store, tiling
-from gridrad_cube.datasets.table import Label, choose_labels, labels_of
 from gridrad_cube.predecessor import files, names
 from gridrad_cube.predecessor.features import scene_names
 from gridrad_cube.predecessor.slices import VISIBLE
 from gridrad_cube.schema import Flag, Packing, reject_mask
+from gridrad_cube.selection import Label, choose_labels, labels_of
 
 #: Patches with one of these bits hold no pixel.
 _NOTHING = int(Flag.all_missing | Flag.channel_absent | Flag.unreadable | Flag.padding)

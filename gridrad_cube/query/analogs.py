@@ -17,7 +17,7 @@ from gridrad_cube.query.questions import Question, question
 from gridrad_cube.query.samples import cell_dims, labels, read_points, sample_dims, seconds_of
 from gridrad_cube.query.selection import Where, channel_positions
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_neighbourhood, as_seconds, convective_day
+from gridrad_cube.selection import as_neighborhood, as_seconds, convective_day
 
 #: Analogues that lie nearer than this to each other in time and in space are one event.
 EVENT = ("12h", "500km")
@@ -88,7 +88,7 @@ def analogues(
     """
     require_embeddings(dataset, "analogues")
     leads = _leads(lead)
-    rule = as_neighbourhood(exclude, "exclude")
+    rule = as_neighborhood(exclude, "exclude")
     if rule is not None:
         wider = rule[0] + max(leads)
         exclude = (None if np.isinf(wider) else np.timedelta64(round(wider), "s"), _km(rule[1]))
@@ -116,7 +116,7 @@ def analogues(
     else:
         now = {d: _positions(dataset, d, found[d].values) for d in ("crop", *cell_dims(dataset))}
         columns, used = _of_variable(dataset, of, asked, after, truth, now)
-    events = _events(found, as_neighbourhood(event, "event"))
+    events = _events(found, as_neighborhood(event, "event"))
     days = convective_day(times)
     out = out.assign(columns)
     out["event"] = (

@@ -26,7 +26,7 @@ from gridrad_cube.query.samples import (
 )
 from gridrad_cube.query.selection import Where, select
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_neighbourhood
+from gridrad_cube.selection import as_neighborhood
 
 if TYPE_CHECKING:
     from gridrad_cube.query.index import Index
@@ -139,7 +139,7 @@ def search(
     asked = questions(dataset, query if batch else [query], channel, metric)
     if channel is None:
         where["channel"] = common_channels(asked)
-    rule, apart = as_neighbourhood(exclude, "exclude"), as_neighbourhood(separate, "separate")
+    rule, apart = as_neighborhood(exclude, "exclude"), as_neighborhood(separate, "separate")
     mask = select(dataset, **where)
     drops = [excluded(dataset, one, rule) for one in asked]
     total = int(np.count_nonzero(mask))

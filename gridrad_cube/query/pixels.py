@@ -20,8 +20,9 @@ from gridrad_cube.query.samples import (
     labels,
     patch_and_stride,
 )
-from gridrad_cube.query.selection import Reject, select
+from gridrad_cube.query.selection import select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.selection import Reject, choose_labels, labels_of
 from gridrad_cube.store import open_cube, open_grid, open_packed
 
 
@@ -121,7 +122,7 @@ def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
         raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
 
 
-def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) -> xr.Dataset:
+def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) -> xr.Dataset:
     """Every patch of a cube on one dim: the flat lazy view ``(patch, [altitude,] y, x)``.
 
     Patches of crops that were not written, and of padding, are left out. Pixels are read when asked for, a
@@ -130,10 +131,10 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) ->
     Parameters
     ----------
     channel
-        Names of channels; None for all. With ``reject``, a patch stays if one of them (of
-        the channels, if None) is clean.
+        Names of channels, or labels such as ``"reflectivity@3.0km"``; None for all. A patch
+        stays if one of them (of the channels, if None) has no rejecting flag.
     reject
-        Flags that rule a patch out; none by default, None for the default of each channel.
+        Flags that rule a patch out; ``()`` for none, None for the default of each channel.
 
     Returns
     -------
@@ -143,8 +144,9 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = ()) ->
     mask = select(dataset, channel=channel, reject=reject)
     index = dict(zip(("crop", "row", "col"), np.nonzero(mask), strict=True))
     if channel is not None:
-        keep = [channel] if isinstance(channel, str) else list(channel)
-        owners = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
+        known = labels_of(dataset)
+        keep = {label.variable for label in choose_labels(known, channel, "patches")}
+        owners = [label.variable for label in known]
         gone = [n for n in dataset.data_vars if _owner(str(n), owners) not in keep]
         dataset = dataset.drop_vars(gone)
     return collect(dataset, index, "patch")

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
 
-from gridrad_cube import selection
 from gridrad_cube.query.samples import (
     cell_dims,
     collect,
     crop_blocks,
     is_embeddings,
-    labels,
     positions,
     sample_dims,
     sample_flags,
     written,
 )
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, reject_mask
-from gridrad_cube.selection import Box, as_period, as_rings, check_box, in_box, in_polygon
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import Box, Label, Reject, Selection, choose_labels, labels_of, reject_masks
 
-#: Flags that rule a sample out: names, a mask, ``()`` for none; None for the default of each channel.
-Reject = int | Flag | str | Iterable[str] | None
 #: Degrees by which latitudes along a row may differ and still be one axis.
 _STRAIGHT = 1e-6
 
@@ -39,6 +34,7 @@ class Elsewhere(TypedDict, total=False):
     solar_hour: Any
     convective_day: Any
     channel: Any
+    altitude: Any
     reject: Reject
 
 
@@ -49,186 +45,84 @@ class Where(Elsewhere, total=False):
     time: Any
 
 
-def in_period(
-    dataset: xr.Dataset,
-    time: Any = None,
-    *,
-    season: Any = None,
-    hour: Any = None,
-    convective_day: Any = None,
-) -> np.ndarray:
-    """Which crops were written and lie in a period, a season, hours of the day and convective days. Bool, (crop,).
-
-    Raises
-    ------
-    SchemaError
-        If none does; says which times the store has.
-    """
+def in_period(dataset: xr.Dataset, time: Any = None) -> np.ndarray:
+    """Which crops were written and lie in a period; see `Selection.in_time`. Bool, (crop,)."""
     is_embeddings(dataset)
-    start, stop = as_period(time)
-    keep = written(dataset)
+    return Selection(time=time).in_time(_times(dataset))
+
+
+def _times(dataset: xr.Dataset) -> np.ndarray:
+    """Times of the crops; NaT where a crop was not written."""
     times = dataset["time"].values.astype("datetime64[s]")
-    known = times[keep]
-    if start is not None:
-        keep &= times >= start
-    if stop is not None:
-        keep &= times < stop
-    if season is not None:
-        keep &= np.isin(selection.month_of(times), selection.as_months(season))
-    if hour is not None:
-        keep &= selection.in_hours(selection.hour_of(times), hour, "hour")
-    if convective_day is not None:
-        keep &= np.isin(selection.convective_day(times), selection.as_days(convective_day))
-    if not keep.any():
-        has = f"from {known.min()} to {known.max()}" if len(known) else "none: no crop was written"
-        rules = {"season": season, "hour": hour, "convective_day": convective_day}
-        others = "".join(f", {name}={rule!r}" for name, rule in rules.items() if rule is not None)
-        raise SchemaError(
-            f"time: no crop in the time asked for, got {time!r}{others}; the store has times {has}"
-        )
-    return keep
+    return np.where(written(dataset), times, np.datetime64("NaT", "s"))
 
 
 def channel_positions(dataset: xr.Dataset, channel: Any) -> np.ndarray:
-    """Positions of channel labels along ``channel``; a variable's name means all its altitudes.
-
-    Raises
-    ------
-    SchemaError
-        If the store has no such channel; lists those it has.
-    """
-    names = [str(n) for n in np.atleast_1d(labels(dataset, "channel"))]
-    if channel is None:
-        return np.arange(len(names))
-    out: dict[int, None] = {}
-    several = [channel] if isinstance(channel, (str, int, np.integer)) else list(channel)
-    for asked in several:
-        if isinstance(asked, str):
-            found = [i for i, n in enumerate(names) if asked in (n, n.split("@", 1)[0])]
-        else:
-            found = [i for i in range(len(names)) if i == asked]
-        if not found:
-            raise SchemaError(f"channel: the store has none called {asked!r}; expected some of {names}")
-        out |= dict.fromkeys(found)
-    if not out:
-        raise SchemaError(f"channel: got none, {channel!r}; expected some of {names}")
-    return np.array(list(out))
+    """Positions of the channels asked for along ``channel``; see `gridrad_cube.selection.choose_labels`."""
+    known = labels_of(dataset)
+    return np.array([known.index(label) for label in choose_labels(known, channel, "channel")])
 
 
-def kind_of(label: str) -> str:
-    """Kind of a channel label for its default rejecting flags; of several in one, visible before the others."""
-    kinds = [CHANNELS[n].kind for n in re.findall(r"\w+", label) if n in CHANNELS]
-    return "visible" if "visible" in kinds else kinds[0] if kinds else "field"
-
-
-def select(
-    dataset: xr.Dataset,
-    *,
-    bbox: Box | None = None,
-    time: Any = None,
-    polygon: Any = None,
-    season: Any = None,
-    hour: Any = None,
-    solar_hour: Any = None,
-    convective_day: Any = None,
-    channel: Any = None,
-    reject: Reject = None,
-) -> np.ndarray:
-    """Which samples a selection takes: booleans on the sample dims, at least one of them true; see `within`."""
-    keep = in_period(dataset, time, season=season, hour=hour, convective_day=convective_day)
-    dims, box = sample_dims(dataset), None if bbox is None else check_box(bbox)
-    rings = None if polygon is None else as_rings(polygon)
+def select(dataset: xr.Dataset, **where: Any) -> np.ndarray:
+    """Which samples a `Selection` takes: booleans on the sample dims, at least one of them true; see `within`."""
+    wanted = Selection(**where)
+    is_embeddings(dataset)
+    times = _times(dataset)
+    keep = wanted.in_time(times)
+    dims, known = sample_dims(dataset), labels_of(dataset)
+    chosen = wanted.labels(known)
+    bits = dict(zip(chosen, reject_masks(chosen, wanted.reject), strict=True))
     mask = np.zeros(tuple(dataset.sizes[d] for d in dims), bool)
-    placed, anywhere = 0, box is None and rings is None and solar_hour is None
+    placed = 0
     for crops in crop_blocks(keep):
-        lat, lon = positions(dataset, crops)
-        cells = _placed(lat, anywhere) if box is None else in_box(lat, lon, box)
+        cells = wanted.in_place(*positions(dataset, crops), times[crops])
         cells &= keep[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
-        if rings is not None:
-            cells &= in_polygon(lat, lon, rings)
-        if solar_hour is not None:
-            times = dataset["time"].values[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
-            cells &= selection.in_hours(selection.solar_hour_of(times, lon), solar_hour, "solar_hour")
         placed += int(np.count_nonzero(cells))
         if not cells.any():
             continue
         if is_embeddings(dataset):
-            mask[crops] = _clean(dataset, crops, channel, reject)
+            mask[crops] = _clean(dataset, crops, known, bits)
         else:
-            mask[crops] = _clean_patches(dataset, crops, channel, reject)
+            mask[crops] = _clean_patches(dataset, crops, bits)
         mask[crops] &= cells[:, None] if "channel" in dims else cells
     if not mask.any():
-        asked = {"bbox": bbox, "polygon": polygon, "solar_hour": solar_hour}
-        raise SchemaError(_nothing(dataset, keep, placed, asked, reject))
+        raise SchemaError(_nothing(dataset, keep, placed, wanted))
     return mask
 
 
-def _placed(latitude: np.ndarray, anywhere: bool) -> np.ndarray:
-    """Samples with a position, so none of padding; where no place is asked for, all of a crop without any, too."""
-    known = np.isfinite(latitude)
-    if anywhere:
-        known |= ~known.any(axis=tuple(range(1, known.ndim)), keepdims=True)
-    return known
-
-
-def _masks(reject: Reject, kinds: Iterable[str]) -> list[int]:
-    names = (reject,) if isinstance(reject, str) else reject
-    names = names if names is None or isinstance(names, int) else tuple(names)
-    return [reject_mask(names, kind) & 0xFFFF for kind in kinds]
-
-
-def _clean(dataset: xr.Dataset, crops: slice, channel: Any, reject: Reject) -> np.ndarray:
+def _clean(
+    dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
+) -> np.ndarray:
     """Which embeddings of some crops belong to a channel asked for and have no rejecting flag."""
     dims = sample_dims(dataset)
     flags = sample_flags(dataset, crops)
-    chosen = channel_positions(dataset, channel) if "channel" in dims or channel is not None else np.arange(1)
-    names = (
-        np.atleast_1d(labels(dataset, "channel")) if "channel" in dataset.variables else np.array(["field"])
-    )
-    bits = np.array(_masks(reject, [kind_of(n) for n in _variables(dataset, names)]), np.uint16)
     if "channel" not in dims:
-        return np.asarray((flags & bits[0]) == 0)
-    wanted = np.zeros(len(names), bool)
-    wanted[chosen] = True
+        return np.asarray((flags & np.uint16(bits[known[0]])) == 0)
     shape = (-1, *(1 for d in dims if d in ("row", "col")))
-    return np.asarray(((flags & bits.reshape(shape)) == 0) & wanted.reshape(shape))
+    wanted = np.array([label in bits for label in known]).reshape(shape)
+    rejecting = np.array([bits.get(label, 0) for label in known], np.uint16).reshape(shape)
+    return np.asarray(((flags & rejecting) == 0) & wanted)
 
 
-def _variables(dataset: xr.Dataset, names: np.ndarray) -> list[str]:
-    """What tells the kind of each channel: its variable where the store says it, and its label."""
-    variables = np.atleast_1d(dataset["variable"].values) if "variable" in dataset.coords else names
-    return [f"{v} {n}" for v, n in zip(variables, names, strict=True)]
-
-
-def _clean_patches(dataset: xr.Dataset, crops: slice, channel: Any, reject: Reject) -> np.ndarray:
-    """Which patches of a cube have a channel (at some altitude) without a rejecting flag."""
-    kinds = {
-        str(n): channel_in(str(n), v.attrs, v.dtype).kind
-        for n, v in dataset.data_vars.items()
-        if {"crop", "y", "x"} <= set(v.dims)
-    }
-    names = sorted(kinds, key=lambda n: kinds[n] == "other")
-    fields = [n for n in names if kinds[n] != "other"] or names  # labels beside them have no say
-    asked = fields if channel is None else [channel] if isinstance(channel, str) else list(channel)
-    missing = [n for n in asked if n not in names]
-    if missing or not asked:
-        raise SchemaError(f"channel: the cube has none called {missing}; expected some of {names}")
+def _clean_patches(dataset: xr.Dataset, crops: slice, bits: Mapping[Label, int]) -> np.ndarray:
+    """Which patches of a cube have one of the channels asked for without a rejecting flag."""
     count = len(range(*crops.indices(dataset.sizes["crop"])))
     out = np.zeros((count, dataset.sizes["row"], dataset.sizes["col"]), bool)
-    for name, mask in zip(asked, _masks(reject, [kinds[n] for n in asked]), strict=True):
-        flags = dataset[f"{name}_flags"].isel(crop=crops).transpose("crop", ..., "row", "col").values
-        clean = (flags & np.uint16(mask)) == 0
-        out |= clean if clean.ndim == 3 else clean.any(axis=1)
+    flags: dict[str, np.ndarray] = {}
+    for label, rejecting in bits.items():
+        if label.variable not in flags:
+            variable = dataset[f"{label.variable}_flags"].isel(crop=crops)
+            flags[label.variable] = variable.transpose("crop", ..., "row", "col").values
+        values = flags[label.variable]
+        out |= ((values if label.altitude is None else values[:, label.altitude]) & np.uint16(rejecting)) == 0
     return out
 
 
-def _nothing(
-    dataset: xr.Dataset, keep: np.ndarray, placed: int, asked: Mapping[str, Any], reject: Reject
-) -> str:
+def _nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, wanted: Selection) -> str:
     crops = f"{np.count_nonzero(keep)} of {len(keep)} crops lie in the time asked for"
     if placed:
         return (
-            f"within: nothing is left of {placed} patches in the box and time asked for: reject={reject!r} and "
+            f"within: nothing is left of {placed} patches in the box and time asked for: reject={wanted.reject!r} and "
             "channel= rule out all of them. Pass reject=() to keep every patch."
         )
     lats, lons = (dataset[n].values[keep] for n in ("latitude", "longitude"))
@@ -236,8 +130,9 @@ def _nothing(
         return f"within: {crops}, but no patch of them has a position"
     extent = f"latitudes {np.nanmin(lats):.2f} to {np.nanmax(lats):.2f}, "
     extent += f"longitudes {np.nanmin(lons):.2f} to {np.nanmax(lons):.2f}"
+    asked = {name: getattr(wanted, name) for name in ("bbox", "polygon", "solar_hour")}
     rules = " and ".join(f"{name} {_short(rule)}" for name, rule in asked.items() if rule is not None)
-    return f"within: no patch centre in {rules}; {crops}, and their patches lie at {extent}"
+    return f"within: no patch center in {rules}; {crops}, and their patches lie at {extent}"
 
 
 def _short(value: Any) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.request import find_altitudes
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.selection import find_altitudes
 
 Codes = npt.NDArray[Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,11 +18,8 @@ from gridrad_cube.schema import (
     SchemaError,
     channel_of,
 )
+from gridrad_cube.selection import find_altitudes, parse_label
 
-#: Channels that are computed from reflectivity on altitudes.
-DERIVED = ("reflectivity_column_maximum", "echo_top_height")
-#: An altitude is found by name within this distance, km; nothing is interpolated.
-ALTITUDE_TOLERANCE_KM = 0.010
 #: Names that stores and answers give to other things; a companion field cannot have them.
 RESERVED = frozenset((
     "altitude", "altitude_km", "channel", "col", "corner", "corner_latitude", "corner_longitude", "crop",
@@ -34,7 +31,6 @@ RESERVED = frozenset((
 ))  # fmt: skip
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SUFFIXES = ("histogram", *STATISTICS, *ECHO_STATISTICS, *LOG_STATISTICS)
-_LABEL = re.compile(r"(\w+)@(\d+(?:\.\d*)?|\.\d+) ?km$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,43 +94,6 @@ def _check_companion(name: str, companions: Sequence[str]) -> None:
     else:
         return
     raise SchemaError(f"channels: got {name!r}; {problem}.")
-
-
-def parse_label(label: str) -> tuple[str, float | None]:
-    """Channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names none."""
-    name, _, altitude = label.partition("@")
-    channel_of(name)
-    if not altitude:
-        return name, None
-    match = _LABEL.match(label)
-    if match is None:
-        raise SchemaError(
-            f"channels: got {label!r}; expected a name or name@altitude such as 'reflectivity@3.0km'"
-        )
-    if name in DERIVED or CHANNELS[name].kind in ("infrared", "visible", "rain"):
-        raise SchemaError(f"channels: got {label!r}, but {name} has no altitude; pass {name!r}")
-    return name, float(match[2])
-
-
-def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str) -> tuple[int, ...]:
-    """Positions of altitudes in a list, both in km, each within `ALTITUDE_TOLERANCE_KM`.
-
-    Raises
-    ------
-    SchemaError
-        If one is not there; the message has the list.
-    """
-    known = np.asarray(altitudes, np.float64)
-    found = []
-    for altitude in wanted:
-        distance = np.abs(known - altitude)
-        if not known.size or distance.min() > ALTITUDE_TOLERANCE_KM + 1e-9:
-            raise SchemaError(
-                f"{where}: no level at {altitude:g} km; expected one of {[float(a) for a in known]} km. "
-                "Levels are not interpolated: choose from the list."
-            )
-        found.append(int(distance.argmin()))
-    return tuple(found)
 
 
 def select(

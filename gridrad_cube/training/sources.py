@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from gridrad_cube.datasets import Batch, GridDataset, Normalization, PairDataset, PatchDataset, followers
-from gridrad_cube.datasets.table import choose_labels, labels_of
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models import (
     ARCHITECTURES,
@@ -33,6 +32,7 @@ from gridrad_cube.models import (
     whole_view,
 )
 from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube.selection import choose_labels, labels_of
 from gridrad_cube.store import ShardCache, open_packed, store_info
 from gridrad_cube.training.config import Config, Level, named_refusals, store_level
 
