@@ -680,7 +680,9 @@ def choose_labels(
         wanted = np.atleast_1d(np.asarray(altitude, float))
         at = {known[i] for i in find_altitudes(known, wanted, where)}
         if not at:
-            raise SchemaError(f"{where}: got no altitude, {altitude!r}; expected some of {known} km")
+            raise SchemaError(
+                f"{where}: no altitude asked for, got {altitude!r}; expected some of {known} km"
+            )
         chosen = [label for label in chosen if label.km is None or label.km in at]
     return tuple(dict.fromkeys(chosen))
 

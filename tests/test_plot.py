@@ -349,7 +349,7 @@ def test_infrared_turns_to_colour_at_cold_tops() -> None:
 
 
 def test_scene_refuses_what_the_cube_lacks(larc: xr.Dataset, radar: xr.Dataset) -> None:
-    with pytest.raises(SchemaError, match=r"no channel 'rain' in this cube; expected some of \['ir_bright"):
+    with pytest.raises(SchemaError, match=r"no channel 'rain'; expected some of \['ir_bright"):
         plot.scene(larc, channel="rain")
     with pytest.raises(SchemaError, match="no crop, got 3; expected 0 to 2"):
         plot.scene(larc, 3)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import inspect
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -24,7 +22,7 @@ from query_stores import (
     write,
 )
 
-from gridrad_cube import query, selection
+from gridrad_cube import query
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query import samples
 from gridrad_cube.schema import Flag, SchemaError
@@ -154,8 +152,8 @@ def test_at_place_alone_is_a_track(emb):
         (("2024-13-20", 40, -100), "time: cannot read '2024-13-20'"),
         ((np.datetime64("NaT", "s"), 40, -100), "time: got NaT"),
         ((20240520, 40, -100), "time: got 20240520; expected text"),
-        (("2024-05-20", 40, -100, "far"), "distance: got 'far'; expected kilometres"),
-        (("2024-05-20", 40, -100, -5), "distance: got -5; expected kilometres"),
+        (("2024-05-20", 40, -100, "far"), "distance: got 'far'; expected kilometers"),
+        (("2024-05-20", 40, -100, -5), "distance: got -5; expected kilometers"),
         (("2024-05-20", 40, -100, None, "6 fortnights"), "duration: got '6 fortnights'; expected a length of time"),
         (("2024-05-20", 40, -100, None, 6), "duration: got 6; expected a length of time"),
     ],
@@ -185,74 +183,6 @@ def test_at_without_crops_says_so():
     dataset["status"][:] = 2
     with pytest.raises(SchemaError, match="no crop was written"):
         dataset.gridrad.at("2024-05-20", 40, -100)
-
-
-# times
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "2024-05-20T21:30", "2024-05-20 21:30:00", "2024-05-20T21:30Z", "2024-05-20T16:30-05:00",
-        "2024-05-20T16:30:00-0500", "2024-05-21T00:30+03", dt.datetime(2024, 5, 20, 21, 30, tzinfo=dt.UTC),
-        dt.datetime(2024, 5, 20, 16, 30, tzinfo=dt.timezone(dt.timedelta(hours=-5))),
-        np.datetime64("2024-05-20T21:30"), np.datetime64("2024-05-20T21:30:00.5", "ns"),
-        pd.Timestamp("2024-05-20T16:30", tz="America/Chicago"),
-        xr.DataArray(np.datetime64("2024-05-20T21:30", "ns")),
-    ],
-)  # fmt: skip
-def test_times_are_utc_and_zones_are_converted(value):
-    assert selection.as_time(value) == np.datetime64("2024-05-20T21:30:00", "s")
-
-
-@pytest.mark.parametrize(
-    ("time", "start", "stop"),
-    [
-        (("2024-05-20", "2024-05-21"), "2024-05-20T00:00:00", "2024-05-21T00:00:00"),
-        (slice("2024-05-20", "2024-05-21"), "2024-05-20T00:00:00", "2024-05-22T00:00:00"),
-        (slice("2024-05-20T06:00", "2024-05-20T06:00"), "2024-05-20T06:00:00", "2024-05-20T06:01:00"),
-        (slice(None, np.datetime64("2024-05-20T06:00:00")), None, "2024-05-20T06:00:01"),
-        ("2024", "2024-01-01T00:00:00", "2025-01-01T00:00:00"),
-        ("2024-05", "2024-05-01T00:00:00", "2024-06-01T00:00:00"),
-        (dt.date(2024, 5, 20), "2024-05-20T00:00:00", "2024-05-21T00:00:00"),
-        ((None, "2024-05"), None, "2024-05-01T00:00:00"),
-        (("2024-05", None), "2024-05-01T00:00:00", None),
-        (None, None, None),
-    ],
-)
-def test_periods_of_pairs_slices_and_names(time, start, stop):
-    expected = tuple(None if t is None else np.datetime64(t, "s") for t in (start, stop))
-    assert selection.as_period(time) == expected
-
-
-@pytest.mark.parametrize(
-    ("time", "message"),
-    [
-        (("2024-05-21", "2024-05-20"), "start is not before stop"),
-        (("2024-05-20", "2024-05-20"), "start is not before stop"),
-        (("2024",), "got 1 values"),
-        (slice("2024", "2025", 2), "slice with step 2"),
-    ],
-)
-def test_periods_refuse(time, message):
-    with pytest.raises(SchemaError, match=message):
-        selection.as_period(time)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("6h", 21600), ("90 min", 5400), ("2 days", 172800), ("1.5h", 5400), ("30s", 30), (dt.timedelta(hours=1), 3600),
-     (np.timedelta64(2, "h"), 7200), (None, np.inf), ("6 hours", 21600)],
-)  # fmt: skip
-def test_durations(value, seconds):
-    assert selection.as_seconds(value) == seconds
-
-
-@pytest.mark.parametrize(
-    ("value", "km"), [("200km", 200), ("200 km", 200), ("200", 200), (5, 5), ("500m", 0.5), (None, np.inf)]
-)
-def test_distances(value, km):
-    assert selection.as_km(value) == km
 
 
 # within
@@ -306,7 +236,7 @@ def test_within_equals_a_mask_by_brute_force(west, width, a, b):
     inside[dataset.status.values != 0] = False
     expected = np.broadcast_to(inside[:, None], dataset.flags.shape)
     if not expected.any():
-        with pytest.raises(SchemaError, match="no patch centre in bbox"):
+        with pytest.raises(SchemaError, match="no patch center in bbox"):
             query.within(dataset, (west, south, east, north), reject=())
         return
     box = query.within(dataset, (west, south, east, north), reject=())
@@ -383,7 +313,7 @@ def test_within_of_a_composite_channel_rejects_night():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bbox": (0, 0, 1, 1)}, r"no patch centre in bbox \(0, 0, 1, 1\); 23 of 24 crops .* latitudes 8.00 to 89.50, "
+        ({"bbox": (0, 0, 1, 1)}, r"no patch center in bbox \(0, 0, 1, 1\); 23 of 24 crops .* latitudes 8.00 to 89.50, "
          "longitudes -180.00 to 179.50"),
         ({"bbox": (0, 50, 1, 40)}, r"expected \(west, south, east, north\) in degrees with south <= north"),
         ({"bbox": (0, 0, 1)}, "bbox: got"),
@@ -392,8 +322,8 @@ def test_within_of_a_composite_channel_rejects_night():
         ({"bbox": "0,0,1,1"}, "bbox: got"),
         ({"time": "2023"}, "no crop in the time asked for, got '2023'; the store has times from 2024-05-20T00:00:00 to "
          "2024-05-20T07:00:00"),
-        ({"channel": "rain"}, "the store has none called 'rain'; expected some of"),
-        ({"channel": []}, "channel: got none"),
+        ({"channel": "rain"}, "channel: no channel 'rain'; expected some of"),
+        ({"channel": []}, "no channel asked for"),
         ({"reject": ["cloudy"]}, "unknown flag 'cloudy'"),
         ({"time": "2024-05-20T01", "bbox": (-180, 30, 0, 50), "channel": "visible_reflectance"},
          "nothing is left of 12 patches .* reject=None and channel= rule out all"),
@@ -571,7 +501,7 @@ def _cosine(a, b):
         ((99, 1, 2), {}, "no crop 99; the store has 0 to 23"),
         ((6, 3, 2), {}, "no row 3; the store has 0 to 2"),
         ((6, 1, 2), {}, "the sample has several channels, .* Pass channel="),
-        ((6, 1, 2, "rain"), {}, "none called 'rain'"),
+        ((6, 1, 2, "rain"), {}, "no channel 'rain'"),
         ((0, 2, 3, 0), {}, "has no embedding .* its flags: padding"),
         ((4, 0, 0, 0), {}, "has no embedding .* its flags: all_missing"),
         ((5, 0, 0, 0), {}, "has no embedding .* its flags: no flags"),
@@ -782,3 +712,83 @@ def test_accessor_holds_every_function():
             assert method.__doc__ == getattr(query, name).__doc__
             parameters = list(inspect.signature(getattr(query, name)).parameters)
             assert list(inspect.signature(method).parameters) == parameters[1:]
+
+
+# many points
+
+
+@pytest.mark.parametrize("level", ["256", "2k"])
+@pytest.mark.parametrize(
+    ("tolerance", "time_tolerance"), [(None, None), (80, "100min"), (None, "7h"), ("250km", None)]
+)
+def test_many_points_are_found_as_one_by_one(level, tolerance, time_tolerance):
+    dataset = make_embeddings(level=level, seed=2)
+    dataset["latitude"][4::3] += 0.3  # the second window shifts from time to time: crops that overlap
+    dataset["latitude"][7] = dataset["latitude"][6].values  # two crops of one time and place
+    dataset["longitude"][7] = dataset["longitude"][6].values
+    rng = np.random.default_rng(5)
+    crop = rng.integers(0, 24, 60)
+    lat = np.clip(np.nan_to_num(dataset.latitude.values[crop, 1, 1]) + rng.uniform(-2, 2, 60), -90, 90)
+    lon = np.nan_to_num(dataset.longitude.values[crop, 1, 2]) + rng.uniform(-2, 2, 60)
+    times = dataset.time.values[crop].astype("datetime64[s]") + rng.integers(-6, 7, 60) * np.timedelta64(
+        10, "m"
+    )
+    tree = query.Places(dataset)
+    options = {"tolerance": tolerance, "time_tolerance": time_tolerance}
+    index, km = tree.find(times, lat, lon, **options)
+    hits = 0
+    for i in range(60):
+        try:
+            one = dataset.gridrad.at(times[i], lat[i], lon[i], **options)
+        except SchemaError:
+            assert index["crop"][i] == -1
+            assert np.isnan(km[i])
+            continue
+        hits += 1
+        assert km[i] == pytest.approx(float(one.distance), abs=1e-6)
+        assert {d: int(v[i]) for d, v in index.items()} == {d: int(one[d]) for d in index}
+    assert 10 < hits <= 60
+
+
+def test_at_takes_many_points_at_once():
+    dataset = make_embeddings()
+    times = np.repeat(dataset.time.values[[6, 7]], 50)
+    lat, lon = np.repeat([39.1, 9.2], 50), np.repeat([-98.2, 179.4], 50)
+    several = dataset.gridrad.at(times, lat, lon)
+    assert several.embedding.dims == ("point", "channel", "feature")
+    assert found(several, ("crop", "row", "col")) == [(6, 1, 2)] * 50 + [(7, 1, 1)] * 50
+    np.testing.assert_allclose(several.distance[:50], great_circle_km(39.1, -98.2, 39, -98))
+    with pytest.raises(SchemaError, match=r"nothing within .* of latitude 20, longitude 0 near"):
+        dataset.gridrad.at(
+            times, np.where(np.arange(100) == 70, 20, lat), np.where(np.arange(100) == 70, 0, lon)
+        )
+    for wrong in (91.0, np.nan):
+        with pytest.raises(SchemaError, match=f"place: got latitude {wrong}"):
+            dataset.gridrad.at(times, np.where(np.arange(100) == 70, wrong, lat), lon)
+    with pytest.raises(SchemaError, match="no crop that was written has a position"):
+        query.Places(dataset.assign_coords(latitude=dataset.latitude * np.nan))
+    dataset["status"][:] = 2
+    with pytest.raises(SchemaError, match="no crop was written"):
+        dataset.gridrad.at(times, lat, lon)
+
+
+# a field on its axes
+
+
+def test_grid_by_degree_has_latitude_and_longitude_as_axes():
+    dataset = make_embeddings()
+    one = dataset.isel(crop=np.flatnonzero(dataset.grid.values == "g1"))
+    field = one.gridrad.grid(by="degree")
+    assert field.embedding.dims == ("time", "channel", "latitude", "longitude", "feature")
+    assert field.sizes["latitude"] == ROWS
+    assert field.sizes["longitude"] == COLS
+    near = field.embedding.sel(latitude=9.2, longitude=179.4, method="nearest")
+    np.testing.assert_array_equal(near, dataset.embedding.values[1::3, :, 1, 1])
+    bent = one.assign_coords(latitude=one.latitude + 0.01 * one.col.astype(float) if "col" in one.coords else
+                             one.latitude + 0.01 * np.arange(COLS))  # fmt: skip
+    with pytest.raises(SchemaError, match=r"latitudes along a row .* differ by 0.03 degrees"):
+        bent.gridrad.grid(by="degree")
+    with pytest.raises(SchemaError, match="by='pixel'; expected 'cell' or 'degree'"):
+        one.gridrad.grid(by="pixel")
+    with pytest.raises(SchemaError, match="needs patches"):
+        make_embeddings(level="2k").isel(crop=[1, 4]).gridrad.grid(by="degree")

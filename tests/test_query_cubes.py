@@ -95,7 +95,7 @@ def test_cube_answers_at_and_within(cube):
     assert found(box, ("crop", "row", "col")) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
     with pytest.raises(SchemaError, match="a cube of patches has no embeddings"):
         dataset.gridrad.search((0, 0, 0))
-    with pytest.raises(SchemaError, match="the cube has none called"):
+    with pytest.raises(SchemaError, match="no channel 'rain'"):
         dataset.gridrad.patches(channel="rain")
 
 

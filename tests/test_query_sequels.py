@@ -256,7 +256,7 @@ def test_frequency_counts_convective_days():
             "by='week'; expected one of hour, solar_hour, month, season, year",
         ),
         ({"threshold": np.nan}, "threshold nan; expected a finite score"),
-        ({"threshold": 0.5, "bbox": (0, 0, 1, 1)}, "no patch centre in bbox"),
+        ({"threshold": 0.5, "bbox": (0, 0, 1, 1)}, "no patch center in bbox"),
     ],
 )
 def test_frequency_refuses(options, message):

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube.schema import CHANNELS, Channel, Packing, SchemaError, channel_in
+from gridrad_cube.selection import choose_labels, labels_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -143,29 +144,24 @@ def select(
     SchemaError
         If the cube lacks the channel, the level or the crop, or the crop was not written.
     """
-    pixels = {str(n): v for n, v in cube.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)}
-    names = sorted(pixels, key=lambda n: "role" in pixels[n].attrs)
-    if not names:
+    known = labels_of(cube)
+    if not known:
         raise SchemaError(
             "plot: no channel in this dataset; expected a cube. Open it with gridrad_cube.open_cube."
         )
-    name, _, height = (channel or names[0]).partition("@")
-    if name not in names:
-        raise SchemaError(f"plot: no channel {name!r} in this cube; expected some of {names}")
+    chosen = choose_labels(known, channel, "plot")
+    name = chosen[0].variable
+    levels = [label.altitude for label in chosen if label.variable == name]
+    if not 0 <= altitude < len(levels):
+        raise SchemaError(f"plot: no altitude, got index {altitude}; expected 0 to {len(levels) - 1}")
     if not 0 <= crop < cube.sizes["crop"]:
         raise SchemaError(f"plot: no crop, got {crop}; expected 0 to {cube.sizes['crop'] - 1}")
     one = cube.isel(crop=crop)
     written = int(one["status"]) == 0 if "status" in one.coords else not np.isnat(one["time"].values)
     if not written:
         raise SchemaError(f"plot: crop {crop} of {one['source'].values} was not written; it has no pixels")
-    level = {}
-    if "altitude" in one[name].dims:
-        heights = one["altitude"].values
-        if height:
-            altitude = int(np.abs(heights - float(height.removesuffix("km"))).argmin())
-        if not 0 <= altitude < len(heights):
-            raise SchemaError(f"plot: no altitude, got index {altitude}; expected 0 to {len(heights) - 1}")
-        level = {"altitude": altitude}
+    index = levels[altitude]
+    level = {} if index is None else {"altitude": index}
     return one, _stored_channel(cube, name), level
 
 

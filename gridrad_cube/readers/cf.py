@@ -17,11 +17,12 @@ from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field, read_field
 from gridrad_cube.readers.files import Source, Variable, text
 from gridrad_cube.readers.grids import Grid, make_grid, read_altitudes, read_degrees
-from gridrad_cube.readers.request import DERIVED, Request, select, with_levels
+from gridrad_cube.readers.request import Request, select, with_levels
 from gridrad_cube.readers.scenes import GOES_LONGITUDE, Description, goes_number
 from gridrad_cube.readers.times import agreed_time, only_time, parse_stamp, parse_time
 from gridrad_cube.readers.units import conversion, is_known
 from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube.selection import DERIVED
 
 FORMAT = "cf"
 #: Units and names of axes that lack a standard name.

@@ -21,9 +21,10 @@ from xarray.core import indexing
 from gridrad_cube.readers import gridrad, larc_goes, volume
 from gridrad_cube.readers.fields import field_packing, read_array, read_field
 from gridrad_cube.readers.files import Source, Variable, open_source
-from gridrad_cube.readers.request import DERIVED, Request
+from gridrad_cube.readers.request import Request
 from gridrad_cube.readers.scenes import Description
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.selection import DERIVED
 
 Array = npt.NDArray[Any]
 #: The part of a variable that is read, a slice without step for every dimension.

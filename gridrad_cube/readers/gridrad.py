@@ -16,7 +16,7 @@ from gridrad_cube.readers.companions import fields_on_grid, find_companions, rea
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field
 from gridrad_cube.readers.files import Source
-from gridrad_cube.readers.request import DERIVED, Request, Selection, select, with_levels
+from gridrad_cube.readers.request import Request, Selection, select, with_levels
 from gridrad_cube.readers.scenes import Description
 from gridrad_cube.readers.volume import (
     RadarVolume,
@@ -29,6 +29,7 @@ from gridrad_cube.readers.volume import (
     read_volume_grid,
 )
 from gridrad_cube.schema import CHANNELS, Packing, RadarSpec
+from gridrad_cube.selection import DERIVED
 
 #: A quality control between reading and everything derived.
 Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]

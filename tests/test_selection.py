@@ -1,19 +1,26 @@
-"""Where and when: polygons, seasons, hours and convective days, each equal to a loop over all samples."""
+"""Selections: times, boxes, polygons, seasons, hours, days, labels, flags, and the same samples everywhere."""
 
 from __future__ import annotations
 
 import datetime as dt
 
+import cftime
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
+from cubes import ALTITUDES, IR, PATCH, Z, random_codes, write_cube
+from cubes import COLS as CUBE_COLS
+from cubes import ROWS as CUBE_ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from query_stores import COLS, FEATURES, ROWS, found, make_embeddings
+from query_stores import FEATURES, found, make_embeddings
 
-from gridrad_cube import query, selection
-from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_rings, in_polygon
+from gridrad_cube import plot, query, selection
+from gridrad_cube.datasets import PatchDataset
+from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.selection import as_rings, choose_labels, in_box, in_polygon, labels_of
+from gridrad_cube.store import open_cube
 
 
 def through_the_year(crops=96, seed=0):
@@ -38,6 +45,78 @@ def by_loop(dataset, keep):
         if status[crop] == 0 and np.isfinite(lat) and keep(times[crop], lat, lon):
             out.append((crop, channel, row, col))
     return out
+
+
+# times
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-05-20T21:30", "2024-05-20 21:30:00", "2024-05-20T21:30Z", "2024-05-20T16:30-05:00",
+        "2024-05-20T16:30:00-0500", "2024-05-21T00:30+03", dt.datetime(2024, 5, 20, 21, 30, tzinfo=dt.UTC),
+        dt.datetime(2024, 5, 20, 16, 30, tzinfo=dt.timezone(dt.timedelta(hours=-5))), dt.datetime(2024, 5, 20, 21, 30),
+        cftime.DatetimeGregorian(2024, 5, 20, 21, 30), pd.Timestamp("2024-05-20T21:30"),
+        np.datetime64("2024-05-20T21:30"), np.datetime64("2024-05-20T21:30:00.5", "ns"),
+        pd.Timestamp("2024-05-20T16:30", tz="America/Chicago"),
+        xr.DataArray(np.datetime64("2024-05-20T21:30", "ns")),
+    ],
+)  # fmt: skip
+def test_times_are_utc_and_zones_are_converted(value):
+    assert selection.as_time(value) == np.datetime64("2024-05-20T21:30:00", "s")
+
+
+@pytest.mark.parametrize(
+    ("time", "start", "stop"),
+    [
+        (("2024-05-20", "2024-05-21"), "2024-05-20T00:00:00", "2024-05-21T00:00:00"),
+        (slice("2024-05-20", "2024-05-21"), "2024-05-20T00:00:00", "2024-05-22T00:00:00"),
+        (slice("2024-05-20T06:00", "2024-05-20T06:00"), "2024-05-20T06:00:00", "2024-05-20T06:01:00"),
+        (slice(None, np.datetime64("2024-05-20T06:00:00")), None, "2024-05-20T06:00:01"),
+        ("2024", "2024-01-01T00:00:00", "2025-01-01T00:00:00"),
+        ("2024-05", "2024-05-01T00:00:00", "2024-06-01T00:00:00"),
+        (dt.date(2024, 5, 20), "2024-05-20T00:00:00", "2024-05-21T00:00:00"),
+        ((None, "2024-05"), None, "2024-05-01T00:00:00"),
+        (("2024-05", None), "2024-05-01T00:00:00", None),
+        (slice(None), None, None),
+    ],
+)
+def test_periods_of_pairs_slices_and_names(time, start, stop):
+    expected = tuple(None if t is None else np.datetime64(t, "s") for t in (start, stop))
+    assert selection.as_periods(time) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        (("2024-05-21", "2024-05-20"), "start is not before stop"),
+        (("2024-05-20", "2024-05-20"), "start is not before stop"),
+        (("2024",), "got 1 values"),
+        (slice("2024", "2025", 2), "slice with step 2"),
+    ],
+)
+def test_periods_refuse(time, message):
+    with pytest.raises(SchemaError, match=message):
+        selection.as_periods(time)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("6h", 21600), ("90 min", 5400), ("2 days", 172800), ("1.5h", 5400), ("30s", 30), (dt.timedelta(hours=1), 3600),
+     (np.timedelta64(2, "h"), 7200), (None, np.inf), ("6 hours", 21600)],
+)  # fmt: skip
+def test_durations(value, seconds):
+    assert selection.as_seconds(value) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "km"), [("200km", 200), ("200 km", 200), ("200", 200), (5, 5), ("500m", 0.5), (None, np.inf)]
+)
+def test_distances(value, km):
+    assert selection.as_km(value) == km
+
+
+# rules
 
 
 @pytest.mark.parametrize(
@@ -96,8 +175,8 @@ def test_rules_narrow_a_search():
         ({"polygon": [(0, 0), (1, 1), (0, 95)]}, "polygon: got a ring of corners"),
         ({"polygon": "circle"}, "polygon: the text is no GeoJSON"),
         ({"polygon": {"type": "Point", "coordinates": [0, 0]}}, "got GeoJSON of type 'Point'; expected Polygon"),
-        ({"polygon": [(0, 0), (1, 0), (0, 1)]}, r"no patch centre in polygon \(\(0, 0\), .*; 95 of 96 crops"),
-        ({"solar_hour": (3, 3.001)}, r"no patch centre in solar_hour \(3, 3.001\)"),
+        ({"polygon": [(0, 0), (1, 0), (0, 1)]}, r"no patch center in polygon \(\(0, 0\), .*; 95 of 96 crops"),
+        ({"solar_hour": (3, 3.001)}, r"no patch center in solar_hour \(3, 3.001\)"),
     ],
 )  # fmt: skip
 def test_rules_refuse(rule, message):
@@ -233,88 +312,121 @@ def test_solar_hour_is_noon_where_the_sun_is_highest():
     )
 
 
-def test_times_without_a_zone_that_python_takes_for_local_are_refused():
-    with pytest.raises(SchemaError, match="a datetime without a zone, which Python takes for local time"):
-        YEAR.gridrad.within(time=(dt.datetime(2024, 5, 20), None))
+def test_zones_are_offsets_not_names():
     with pytest.raises(SchemaError, match="time: cannot read '2024-05-20T12:00 CDT'"):
         YEAR.gridrad.at("2024-05-20T12:00 CDT", 40, -100)
 
 
-# many points
+# the same text takes the same samples everywhere
 
 
-@pytest.mark.parametrize("level", ["256", "2k"])
-@pytest.mark.parametrize(
-    ("tolerance", "time_tolerance"), [(None, None), (80, "100min"), (None, "7h"), ("250km", None)]
-)
-def test_many_points_are_found_as_one_by_one(level, tolerance, time_tolerance):
-    dataset = make_embeddings(level=level, seed=2)
-    dataset["latitude"][4::3] += 0.3  # the second window shifts from time to time: crops that overlap
-    dataset["latitude"][7] = dataset["latitude"][6].values  # two crops of one time and place
-    dataset["longitude"][7] = dataset["longitude"][6].values
-    rng = np.random.default_rng(5)
-    crop = rng.integers(0, 24, 60)
-    lat = np.clip(np.nan_to_num(dataset.latitude.values[crop, 1, 1]) + rng.uniform(-2, 2, 60), -90, 90)
-    lon = np.nan_to_num(dataset.longitude.values[crop, 1, 2]) + rng.uniform(-2, 2, 60)
-    times = dataset.time.values[crop].astype("datetime64[s]") + rng.integers(-6, 7, 60) * np.timedelta64(
-        10, "m"
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    """Four hourly crops of infrared and of radar at three altitudes about the date line; some patches flagged."""
+    shape = (4, CUBE_ROWS * PATCH, CUBE_COLS * PATCH)
+    pixels = {IR: random_codes(IR, shape), Z: random_codes(Z, (4, 3, *shape[1:]))}
+    longitude = (170.1 + 5 * np.arange(CUBE_COLS) + 180) % 360 - 180
+    flags = np.zeros((4, 3, CUBE_ROWS, CUBE_COLS), np.uint16)
+    flags[0, 1, 0, 0], flags[1, :, 2, 2], flags[2, 0] = Flag.all_missing, Flag.padding, Flag.channel_absent
+    flags[3, 1, 1, 1] = Flag.limb
+    small = {
+        "longitude": np.broadcast_to(longitude, (4, CUBE_ROWS, CUBE_COLS)),
+        "time": np.datetime64("2021-07-05T17", "s").astype(np.int64) + 3600 * np.arange(4),
+        f"{Z}_flags": flags,
+    }
+    return write_cube(tmp_path_factory.mktemp("cube") / "patches.zarr", pixels, small=small)
+
+
+def opened(cube):
+    """The cube with the coordinates of a whole store, which queries need."""
+    zeros = ("crop", np.zeros(4, np.int64))
+    names = ("crop", np.full(4, "g"))
+    return open_cube(cube).assign_coords(y_origin=zeros, x_origin=zeros, grid=names, scene=names)
+
+
+def in_each(cube, **rules):
+    """(crop, row, col) that `PatchDataset`, `.within` and, without other rules, `.patches` take."""
+    data = PatchDataset(
+        cube, **{"channels" if name == "channel" else name: rule for name, rule in rules.items()}
     )
-    tree = query.Places(dataset)
-    options = {"tolerance": tolerance, "time_tolerance": time_tolerance}
-    index, km = tree.find(times, lat, lon, **options)
-    hits = 0
-    for i in range(60):
-        try:
-            one = dataset.gridrad.at(times[i], lat[i], lon[i], **options)
-        except SchemaError:
-            assert index["crop"][i] == -1
-            assert np.isnan(km[i])
-            continue
-        hits += 1
-        assert km[i] == pytest.approx(float(one.distance), abs=1e-6)
-        assert {d: int(v[i]) for d, v in index.items()} == {d: int(one[d]) for d in index}
-    assert 10 < hits <= 60
+    table = data.table
+    several = {tuple(row) for row in np.stack([table.crop, table.row, table.col], 1).tolist()}
+    answers = [opened(cube).gridrad.within(**rules)]
+    if set(rules) <= {"channel", "reject"}:
+        answers.append(opened(cube).gridrad.patches(**rules))
+    return several, *(set(found(answer, ("crop", "row", "col"))) for answer in answers)
 
 
-def test_at_takes_many_points_at_once():
-    dataset = make_embeddings()
-    times = np.repeat(dataset.time.values[[6, 7]], 50)
-    lat, lon = np.repeat([39.1, 9.2], 50), np.repeat([-98.2, 179.4], 50)
-    several = dataset.gridrad.at(times, lat, lon)
-    assert several.embedding.dims == ("point", "channel", "feature")
-    assert found(several, ("crop", "row", "col")) == [(6, 1, 2)] * 50 + [(7, 1, 1)] * 50
-    np.testing.assert_allclose(several.distance[:50], great_circle_km(39.1, -98.2, 39, -98))
-    with pytest.raises(SchemaError, match=r"nothing within .* of latitude 20, longitude 0 near"):
-        dataset.gridrad.at(
-            times, np.where(np.arange(100) == 70, 20, lat), np.where(np.arange(100) == 70, 0, lon)
-        )
-    for wrong in (91.0, np.nan):
-        with pytest.raises(SchemaError, match=f"place: got latitude {wrong}"):
-            dataset.gridrad.at(times, np.where(np.arange(100) == 70, wrong, lat), lon)
-    with pytest.raises(SchemaError, match="no crop that was written has a position"):
-        query.Places(dataset.assign_coords(latitude=dataset.latitude * np.nan))
-    dataset["status"][:] = 2
-    with pytest.raises(SchemaError, match="no crop was written"):
-        dataset.gridrad.at(times, lat, lon)
+@pytest.mark.parametrize(
+    ("rules", "count"),
+    [
+        ({"time": "2021-07-05T18"}, 20),
+        ({"time": slice("2021-07-05T18", "2021-07-05T19")}, 40),
+        ({"time": (dt.datetime(2021, 7, 5, 18), None)}, 60),
+        ({"time": [("2021-07-05T17", "2021-07-05T18"), ("2021-07-05T20", None)]}, 40),
+        ({"time": (pd.Timestamp("2021-07-05T13", tz="America/Chicago"), None)}, 60),
+        ({"bbox": (170.1, 30, 175.1, 50)}, 32),
+        ({"bbox": (180.1, 30, -169.9, 50)}, 48),
+        ({"channel": "reflectivity@3.0km"}, 78),
+        ({"channel": ["reflectivity@3km"], "time": "2021-07-05"}, 78),
+        ({"channel": "reflectivity@3.004km", "reject": ()}, 79),
+        ({"channel": "reflectivity", "altitude": 1.0, "time": "2021-07-05"}, 59),
+        ({"channel": "reflectivity@3.0km", "reject": None}, 78),
+        ({"channel": "reflectivity@3.0km", "reject": "limb"}, 78),
+        ({"channel": "reflectivity@1.0km", "reject": int(Flag.all_missing)}, 59),
+    ],
+)  # fmt: skip
+def test_the_same_text_takes_the_same_samples_everywhere(cube, rules, count):
+    first, *others = in_each(cube, **rules)
+    assert all(other == first for other in others)
+    assert len(first) == count
 
 
-# a field on its axes
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"time": "noon"}, "time: cannot read 'noon'"),
+        ({"time": slice("2021", "2022", 2)}, "slice with step 2"),
+        (
+            {"time": "2022"},
+            "no crop in the time asked for, got '2022'; the store has times from 2021-07-05T17",
+        ),
+        ({"bbox": (0, 0, 1)}, r"expected \(west, south, east, north\)"),
+        ({"channel": "reflectivity@17.4km"}, "no channel 'reflectivity@17.4km'; expected some of"),
+        ({"channel": "reflectivity@high"}, "no channel 'reflectivity@high'"),
+        ({"reject": ["cloudy"]}, "unknown flag 'cloudy'"),
+    ],
+)
+def test_the_same_text_is_refused_everywhere(cube, rules, message):
+    data = {"channels" if name == "channel" else name: rule for name, rule in rules.items()}
+    with pytest.raises(SchemaError, match=message):
+        PatchDataset(cube, **data)
+    with pytest.raises(SchemaError, match=message):
+        opened(cube).gridrad.within(**rules)
+    if "channel" in rules:
+        with pytest.raises(SchemaError, match=message):
+            plot.scene(opened(cube), **rules)
 
 
-def test_grid_by_degree_has_latitude_and_longitude_as_axes():
-    dataset = make_embeddings()
-    one = dataset.isel(crop=np.flatnonzero(dataset.grid.values == "g1"))
-    field = one.gridrad.grid(by="degree")
-    assert field.embedding.dims == ("time", "channel", "latitude", "longitude", "feature")
-    assert field.sizes["latitude"] == ROWS
-    assert field.sizes["longitude"] == COLS
-    near = field.embedding.sel(latitude=9.2, longitude=179.4, method="nearest")
-    np.testing.assert_array_equal(near, dataset.embedding.values[1::3, :, 1, 1])
-    bent = one.assign_coords(latitude=one.latitude + 0.01 * one.col.astype(float) if "col" in one.coords else
-                             one.latitude + 0.01 * np.arange(COLS))  # fmt: skip
-    with pytest.raises(SchemaError, match=r"latitudes along a row .* differ by 0.03 degrees"):
-        bent.gridrad.grid(by="degree")
-    with pytest.raises(SchemaError, match="by='pixel'; expected 'cell' or 'degree'"):
-        one.gridrad.grid(by="pixel")
-    with pytest.raises(SchemaError, match="needs patches"):
-        make_embeddings(level="2k").isel(crop=[1, 4]).gridrad.grid(by="degree")
+def test_a_default_rejects_what_training_rejects(cube):
+    assert in_each(cube)[1] == in_each(cube, reject=None)[2]
+    assert len(in_each(cube, channel=Z, reject=())[2]) == 79
+
+
+def test_edges_of_a_box_include_what_the_precision_of_positions_rounds_off():
+    for dtype in (np.float64, np.float32):
+        degrees = np.array([-97.7, -97.1], dtype)
+        assert in_box(np.array([38.2, 38.2], dtype), degrees, (-97.7, 38.2, -97.1, 38.2)).all()
+        assert in_box(np.array([38.2, 38.2], dtype), degrees % 360, (-97.7, 38.2, -97.1, 38.2)).all()
+        assert not in_box(np.array([38.2], dtype), degrees[:1], (-97.6999, 38, -97, 39)).any()
+
+
+def test_labels_of_embeddings_are_named_as_those_of_a_cube(cube):
+    names = [label.name for label in labels_of(opened(cube))]
+    assert names == [IR, *(f"reflectivity@{km}km" for km in ALTITUDES)]
+    store = make_embeddings(channels=tuple(names))
+    for asked in ("reflectivity", "reflectivity@3.0km", ["reflectivity@5.5km", IR], 2, None):
+        one, other = (choose_labels(labels_of(ds), asked, "channel") for ds in (opened(cube), store))
+        assert [label.name for label in one] == [label.name for label in other]
+    with pytest.raises(SchemaError, match="no level at 2 km; expected one of"):
+        choose_labels(labels_of(store), "reflectivity", "channel", altitude=2)
