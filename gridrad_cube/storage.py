@@ -1,8 +1,10 @@
-# ruff: noqa: D102  # `Files` says what each method does
-"""The one door to bytes: whole objects by key under a local folder, in cloud storage (obstore) or elsewhere (fsspec).
+# `Files` documents what its subclasses do
+"""The one door to bytes: objects by key under a local folder or a URL, and single files written whole.
 
-Local writes go to a temporary file that is synced and renamed; `Files.create` is exclusive. Nothing here knows
-what the bytes mean.
+`Files` reads and writes a store: on a local disk, in cloud storage (obstore), or anywhere else that fsspec knows.
+`write_bytes` and `open_for_writing` write a single file. Every local write goes to a temporary file that is synced and
+renamed, so that a reader sees the old bytes or the new ones, also after a crash. This module does not know what the
+bytes mean.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import fsspec
@@ -24,14 +27,16 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from gridrad_cube.schema import SchemaError
 
-#: Temporary names end so; a killed writer can leave one behind, and nothing reads it.
+#: End of temporary names. A killed writer can leave such a file behind; nothing reads it.
 PARTIAL = ".partial"
 
 #: URL schemes that obstore serves. It takes endpoint and credentials from the environment.
 CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss"})
 
-#: Ranges of an object with at most so many bytes between them are fetched as one.
+#: Ranges of a remote object with at most this many bytes between them are fetched in one request.
 GAP = 1 << 20
+
+_SCHEME = re.compile(r"^([a-z0-9+]+)://")
 
 
 class RemoteError(OSError):
@@ -39,40 +44,172 @@ class RemoteError(OSError):
 
 
 class _PastEndError(RemoteError):
-    """A range that begins behind the end of the object."""
+    """A range that begins after the end of the object."""
 
 
-class Local:
-    """Objects on a disk of this machine, or one that it mounts."""
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole, at a local path or a URL; parameters and errors as of `open_for_writing`."""
+    with open_for_writing(path) as file:
+        file.write(data)
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+
+@contextmanager
+def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the name ``path`` at the end, unless an error happens.
+
+    Parameters
+    ----------
+    path
+        A local path, whose folder is made, or a URL.
+
+    Yields
+    ------
+    A binary file. Libraries that take no open file (netCDF4) may write to its ``name``.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    files = Files(folder)
+    if files.local:
+        with _replacing(Path(files.root, name)) as file:
+            yield file
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            with open(Path(scratch, name), "wb") as file:
+                yield file
+            files.write(name, Path(scratch, name).read_bytes())
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside ``target``; removed at the end if it was not renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A temporary file that takes the name ``target`` at the end, once its bytes are on the disk."""
+    with _temporary(target) as file:
+        yield file
+        _sync(file)
+        os.replace(file.name, target)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class Files:
+    """Objects under one root, by relative key. Picklable; opens nothing until used.
+
+    Every read raises FileNotFoundError where there is no such object, and `RemoteError` where a remote store
+    cannot be reached or refuses. An instance for a URL is of a subclass.
+
+    Parameters
+    ----------
+    root
+        A local path; a URL of cloud storage (``s3://``, ``gs://``, ``az://``, ``abfs://``), with endpoint and
+        credentials in the environment; or any other URL that fsspec knows (``memory://``). A URL with a
+        password or a query in it is refused, so that no secret reaches a log or an attribute.
+    """
+
+    local = True
+
+    def __new__(cls, root: str | os.PathLike[str]) -> Files:
+        """Choose the subclass by the scheme of the URL."""
+        found = _SCHEME.match(os.fspath(root))
+        scheme = found[1] if found else "file"
+        return object.__new__(Files if scheme == "file" else _CloudFiles if scheme in CLOUD else _FsspecFiles)
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        text = os.fspath(root)
+        if self.local:
+            self.root = os.path.abspath(urlsplit(text).path if text.startswith("file://") else text)
+        else:
+            _check_url(text)
+            self.root = text.rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Files, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"Files({self.root!r})"
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is here."""
+        return not self.root.startswith("memory://")
+
+    def path(self, key: str = "") -> str:
+        """Local path or URL of a key."""
+        return f"{self.root}/{key}" if key else self.root
 
     def zarr(self) -> Any:
+        """A store object of zarr-python on this root, for reading."""
         return LocalStore(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
+        """Bytes of an object."""
         return Path(self.root, key).read_bytes()
 
-    def read_range(self, key: str, start: int, stop: int | None) -> bytes:
+    def read_tail(self, key: str, size: int) -> bytes:
+        """The last ``size`` bytes of an object, or all of a shorter one."""
         with open(Path(self.root, key), "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(start if start >= 0 else max(0, file.tell() + start))
-            return file.read() if stop is None else file.read(max(0, stop - start))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read()
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Parts ``[start, stop)`` of an object, in this order; parts less than `GAP` apart are read at once."""
+        joined: list[tuple[int, int]] = []
+        member = [0] * len(ranges)
+        for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
+            start, stop = ranges[i]
+            if joined and start <= joined[-1][1] + GAP:
+                joined[-1] = joined[-1][0], max(joined[-1][1], stop)
+            else:
+                joined.append((start, stop))
+            member[i] = len(joined) - 1
+        starts, stops = [a for a, _ in joined], [b for _, b in joined]
+        blocks = [memoryview(block) for block in self._read_ranges(key, starts, stops)] if joined else []
+        return [
+            bytes(blocks[n][a - starts[n] : b - starts[n]]) for n, (a, b) in zip(member, ranges, strict=True)
+        ]
+
+    def _read_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[Any]:
         with open(Path(self.root, key), "rb", buffering=0) as file:
-            return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
+            return [os.pread(file.fileno(), b - a, a) for a, b in zip(starts, stops, strict=True)]
+
+    def read_json(self, key: str) -> Any:
+        """Parse a JSON object."""
+        return json.loads(self.read(key))
 
     def write(self, key: str, data: bytes) -> None:
-        with self._written(key, data) as (temporary, target):
-            os.replace(temporary, target)
+        """Put an object in one step: a reader sees the old bytes or the new ones, also after a crash."""
+        with _replacing(Path(self.root, key)) as file:
+            file.write(data)
+
+    def write_json(self, key: str, value: Any) -> None:
+        """Write JSON in one step. NaN is refused: other readers of JSON cannot parse it."""
+        self.write(key, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
     def create(self, key: str, data: bytes) -> bool:
-        # A link appears with its bytes in it; a file opened for exclusive creation could be left empty by a kill.
-        with self._written(key, data) as (temporary, target):
+        """Put an object only if there is none yet; False if there is.
+
+        Of several that try at once, one wins: between machines on local disks and cloud storage, between
+        threads on ``memory://``.
+        """
+        target = Path(self.root, key)
+        with _temporary(target) as file:
+            file.write(data)
+            _sync(file)
+            # A link appears with its bytes in it; a file opened for exclusive creation could be left empty by a kill.
             try:
-                os.link(temporary, target)
+                os.link(file.name, target)
             except FileExistsError:
                 return False
             except PermissionError:  # a file system without links
@@ -80,93 +217,98 @@ class Local:
                     target.open("xb").close()
                 except FileExistsError:
                     return False
-                os.replace(temporary, target)
+                os.replace(file.name, target)
         return True
 
-    @contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """Bytes on disk under a temporary name beside the key's own; gone afterwards, if it was not renamed."""
+    def append(self, key: str, data: bytes) -> int:
+        """Add to the end of a local file, durably; the offset of what was added."""
+        if not self.local:
+            raise NotImplementedError(f"{self.path(key)}: only local files can grow")
         target = Path(self.root, key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary, target
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def exists(self, key: str) -> bool:
-        return Path(self.root, key).exists()
-
-    def size(self, key: str) -> int:
-        return Path(self.root, key).stat().st_size
-
-    def names(self, folder: str) -> list[str]:
-        return [e.name for e in os.scandir(Path(self.root, folder)) if not e.name.endswith(PARTIAL)]
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        return {
-            e.name: e.stat().st_size
-            for e in os.scandir(Path(self.root, folder))
-            if e.is_file() and not e.name.endswith(PARTIAL)
-        }
+        with open(target, "ab") as file:
+            offset = file.tell()
+            file.write(data)
+            _sync(file)
+        return offset
 
     def remove(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
         Path(self.root, key).unlink(missing_ok=True)
 
+    def exists(self, key: str = "") -> bool:
+        """Whether an object or folder of this key is there."""
+        return Path(self.root, key).exists()
 
-class Cloud:
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        try:
+            return self._size(key)
+        except FileNotFoundError:
+            return None
+
+    def _size(self, key: str) -> int:
+        return Path(self.root, key).stat().st_size
+
+    def names(self, key: str = "") -> list[str]:
+        """Names directly under a key, sorted; empty where there is nothing."""
+        return sorted(self._list(key))
+
+    def sizes(self, key: str = "") -> dict[str, int]:
+        """Bytes of every object directly under a key, by name, from one listing; empty where there is nothing."""
+        return {name: size for name, size in self._list(key).items() if size is not None}
+
+    def _list(self, key: str) -> dict[str, int | None]:
+        """Names directly under a key; bytes of objects, None for folders."""
+        try:
+            found = [e for e in os.scandir(Path(self.root, key)) if not e.name.endswith(PARTIAL)]
+        except FileNotFoundError:
+            return {}
+        return {entry.name: entry.stat().st_size if entry.is_file() else None for entry in found}
+
+
+class _CloudFiles(Files):
     """Objects of cloud storage. Puts are atomic, and ``create`` is exclusive between machines.
 
-    obstore repeats what fails in passing (connections, timeouts of reads, answers 5xx), up to ten times.
+    obstore retries what fails in passing (connections, timeouts of reads, answers 5xx), up to ten times.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.api = _obstore(root)
-        with _plain_errors(root):
-            self.store = _open_cloud(root, os.getpid(), hash(frozenset(os.environ.items())))
+    local = False
+
+    @contextmanager
+    def _asking(self, key: str = "") -> Iterator[tuple[Any, Any]]:
+        """Obstore and its store of this root, with errors of one line."""
+        api = _obstore(self.root)
+        with _plain_errors(self.root, key):
+            yield api, _open_cloud(self.root, os.getpid(), hash(frozenset(os.environ.items())))
 
     def zarr(self) -> Any:
-        return _CloudStore(self.store, read_only=True, root=self.root)
+        with self._asking() as (_, store):
+            return _CloudStore(store, read_only=True, root=self.root)
 
     def read(self, key: str) -> bytes:
-        with _plain_errors(self.root, key):
-            return bytes(self.api.get(self.store, key).bytes())
+        with self._asking(key) as (api, store):
+            return bytes(api.get(store, key).bytes())
 
-    def read_range(self, key: str, start: int, stop: int | None) -> bytes:
-        if stop is None:
-            span: Any = {"offset": start} if start >= 0 else {"suffix": -start}
-        elif stop <= start:
-            return b""
-        else:
-            span = (start, stop)
+    def read_tail(self, key: str, size: int) -> bytes:
         try:
-            with _plain_errors(self.root, key):
-                return bytes(self.api.get(self.store, key, options={"range": span}).bytes())
-        except _PastEndError:
-            return self.read(key)[start:stop]
+            with self._asking(key) as (api, store):
+                return bytes(api.get(store, key, options={"range": {"suffix": size}}).bytes())
+        except _PastEndError:  # of an empty object
+            return self.read(key)[-size:]
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        # obstore joins near ranges itself, but panics where one of them begins behind the object's end.
-        joined, member = _join(ranges)
-        starts, stops = [a for a, _ in joined], [b for _, b in joined]
+    def _read_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[Any]:
+        # obstore joins near ranges itself, but panics where one of them begins after the object's end.
         try:
-            with _plain_errors(self.root, key):
-                blocks = self.api.get_ranges(self.store, key, starts=starts, ends=stops)
+            with self._asking(key) as (api, store):
+                return list(api.get_ranges(store, key, starts=starts, ends=stops))
         except _PastEndError:
-            return [self.read_range(key, a, b) for a, b in ranges]
-        views = [memoryview(block) for block in blocks]
-        return [
-            bytes(views[n][a - starts[n] : b - starts[n]]) for n, (a, b) in zip(member, ranges, strict=True)
-        ]
+            whole = self.read(key)
+            return [whole[a:b] for a, b in zip(starts, stops, strict=True)]
 
     def write(self, key: str, data: bytes) -> None:
-        with _plain_errors(self.root, key):
-            self.api.put(self.store, key, data)
+        with self._asking(key) as (api, store):
+            api.put(store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         if not self._create(key, data):
@@ -180,45 +322,93 @@ class Cloud:
         return True
 
     def _create(self, key: str, data: bytes) -> bool:
-        with _plain_errors(self.root, key):
+        with self._asking(key) as (api, store):
             try:
-                self.api.put(self.store, key, data, mode="create")
-            except self.api.exceptions.AlreadyExistsError:
+                api.put(store, key, data, mode="create")
+            except api.exceptions.AlreadyExistsError:
                 return False
         return True
 
-    def size(self, key: str) -> int:
-        with _plain_errors(self.root, key):
-            return int(self.api.head(self.store, key)["size"])
+    def remove(self, key: str) -> None:
+        with self._asking(key) as (api, store):
+            api.delete(store, key)
 
-    def exists(self, key: str) -> bool:
-        with _plain_errors(self.root, key):
-            try:
-                if key and self.api.head(self.store, key):
-                    return True
-            except FileNotFoundError:
-                pass
-            return any(self.api.list(self.store, key or None))  # a folder is what lies below it
+    def exists(self, key: str = "") -> bool:
+        if key and self.size(key) is not None:
+            return True
+        with self._asking(key) as (api, store):
+            return any(api.list(store, key or None))  # a folder is what lies below it
 
-    def names(self, folder: str) -> list[str]:
-        with _plain_errors(self.root, folder):
-            found = self.api.list_with_delimiter(self.store, folder or None)
-        paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
-        return [path.rsplit("/", 1)[-1] for path in paths]
+    def _size(self, key: str) -> int:
+        with self._asking(key) as (api, store):
+            return int(api.head(store, key)["size"])
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        cut = len(folder) + 1 if folder else 0
-        with _plain_errors(self.root, folder):
-            return {
-                item["path"][cut:]: int(item["size"])
-                for batch in self.api.list(self.store, folder or None, chunk_size=1000)
-                for item in batch
-                if "/" not in item["path"][cut:]
-            }
+    def _list(self, key: str) -> dict[str, int | None]:
+        with self._asking(key) as (api, store):
+            found = api.list_with_delimiter(store, key or None)
+        paths = [*((path, None) for path in found["common_prefixes"]),
+                 *((item["path"], int(item["size"])) for item in found["objects"])]  # fmt: skip
+        return {path.rsplit("/", 1)[-1]: size for path, size in paths}
+
+
+class _FsspecFiles(Files):
+    """Objects of anything else that fsspec knows, ``memory://`` above all.
+
+    How atomic a put is depends on the protocol. ``create`` is exclusive within this process.
+    """
+
+    local = False
+    _creating = threading.Lock()
+
+    @functools.cached_property
+    def _fs(self) -> Any:
+        return fsspec.core.url_to_fs(self.root)[0]
+
+    def _path(self, key: str) -> str:
+        return str(self._fs._strip_protocol(self.path(key)))
+
+    def zarr(self) -> Any:
+        return FsspecStore.from_url(self.root, read_only=True)
+
+    def read(self, key: str) -> bytes:
+        return bytes(self._fs.cat_file(self._path(key)))
+
+    def read_tail(self, key: str, size: int) -> bytes:
+        return bytes(self._fs.cat_file(self._path(key), start=-size))
+
+    def _read_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[Any]:
+        paths = [self._path(key)] * len(starts)
+        return list(self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
+
+    def write(self, key: str, data: bytes) -> None:
+        self._fs.pipe_file(self._path(key), data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._creating:
+            if self.exists(key):
+                return False
+            self.write(key, data)
+            return True
 
     def remove(self, key: str) -> None:
-        with _plain_errors(self.root, key):
-            self.api.delete(self.store, key)
+        if self.exists(key):
+            self._fs.rm_file(self._path(key))
+
+    def exists(self, key: str = "") -> bool:
+        return bool(self._fs.exists(self._path(key)))
+
+    def _size(self, key: str) -> int:
+        return int(self._fs.info(self._path(key))["size"])
+
+    def _list(self, key: str) -> dict[str, int | None]:
+        try:
+            found = self._fs.ls(self._path(key), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            item["name"].rstrip("/").rsplit("/", 1)[-1]: item["size"] if item["type"] == "file" else None
+            for item in found
+        }
 
 
 class _CloudStore(ObjectStore[Any]):
@@ -234,80 +424,6 @@ class _CloudStore(ObjectStore[Any]):
     async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
         with _plain_errors(self.root, key):
             return await super().get(key, *args, **kwargs)
-
-
-_CREATING = threading.Lock()
-
-
-class Filesystem:
-    """Objects of anything else that fsspec knows, ``memory://`` above all.
-
-    How atomic a put is lies with the protocol. ``create`` is exclusive within this process.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.fs, self.base = fsspec.core.url_to_fs(root)
-
-    def _path(self, key: str) -> str:
-        return f"{self.base}/{key}" if key else str(self.base)
-
-    def zarr(self) -> Any:
-        return FsspecStore.from_url(self.root, read_only=True)
-
-    def read(self, key: str) -> bytes:
-        return bytes(self.fs.cat_file(self._path(key)))
-
-    def read_range(self, key: str, start: int, stop: int | None) -> bytes:
-        return bytes(self.fs.cat_file(self._path(key), start=start, end=stop))
-
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        starts, stops = [a for a, _ in ranges], [b for _, b in ranges]
-        return [
-            bytes(b)
-            for b in self.fs.cat_ranges([self._path(key)] * len(ranges), starts, stops, on_error="raise")
-        ]
-
-    def write(self, key: str, data: bytes) -> None:
-        self.fs.pipe_file(self._path(key), data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        with _CREATING:
-            if self.fs.exists(self._path(key)):
-                return False
-            self.write(key, data)
-            return True
-
-    def size(self, key: str) -> int:
-        return int(self.fs.info(self._path(key))["size"])
-
-    def exists(self, key: str) -> bool:
-        return bool(self.fs.exists(self._path(key)))
-
-    def names(self, folder: str) -> list[str]:
-        return [path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self._path(folder), detail=False)]
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        found = self.fs.ls(self._path(folder), detail=True)
-        return {i["name"].rsplit("/", 1)[-1]: int(i["size"]) for i in found if i["type"] == "file"}
-
-    def remove(self, key: str) -> None:
-        if self.fs.exists(self._path(key)):
-            self.fs.rm_file(self._path(key))
-
-
-def _join(ranges: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Ranges that cover these, with more than `GAP` between them; and which of them each lies in."""
-    joined: list[tuple[int, int]] = []
-    member = [0] * len(ranges)
-    for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
-        start, stop = ranges[i]
-        if joined and start <= joined[-1][1] + GAP:
-            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
-        else:
-            joined.append((start, stop))
-        member[i] = len(joined) - 1
-    return joined, member
 
 
 def _obstore(root: str) -> Any:
@@ -355,7 +471,7 @@ def _plain_errors(root: str, key: str = "") -> Iterator[None]:
 
 def _plain(root: str, text: str) -> RemoteError:
     if "Range Not Satisfiable" in text or "non-partial response" in text:
-        return _PastEndError(f"{root}: a range behind the end of an object")
+        return _PastEndError(f"{root}: a range after the end of an object")
     status = re.search(r"status code: (\d+)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     shown = " ".join(m.group(1) for m in (status, code) if m)
@@ -363,7 +479,7 @@ def _plain(root: str, text: str) -> RemoteError:
         return RemoteError(f"{root}: there is no such bucket. Make it first, or give another path")
     if "builder error" in text:
         return RemoteError(
-            f"{root}: the endpoint is not https. If that is meant, set AWS_ALLOW_HTTP=true in the environment"
+            f"{root}: the endpoint is not https. If that is intended, set AWS_ALLOW_HTTP=true in the environment"
         )
     if status and status.group(1) in ("401", "403"):
         names = " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if root.startswith("s3://") else ""
@@ -386,132 +502,6 @@ def _endpoint(root: str) -> str:
         return "the object store"
     parts = urlsplit(given)
     return f"the endpoint {parts.hostname}:{parts.port}" if parts.port else f"the endpoint {parts.hostname}"
-
-
-class Files:
-    """Objects under one root, by relative key. Picklable; opens nothing until used.
-
-    Every read raises FileNotFoundError where there is no such object, and `RemoteError` where a remote store
-    cannot be reached or refuses.
-
-    Parameters
-    ----------
-    root
-        A local path; a URL of cloud storage (``s3://``, ``gs://``, ``az://``, ``abfs://``), with endpoint and
-        credentials in the environment; or any other URL that fsspec knows (``memory://``). A URL with a
-        password or a query in it is refused, so that no secret reaches a log or an attribute.
-    """
-
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        text = os.fspath(root)
-        self.local = re.match(r"^[a-z0-9+]+://", text) is None
-        if not self.local:
-            parts = urlsplit(text)
-            if parts.scheme == "file":
-                self.local, text = True, parts.path
-            else:
-                _check_url(text)
-        self.root = os.path.abspath(text) if self.local else text.rstrip("/")
-        self._opened: tuple[int, Local | Cloud | Filesystem] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Files, (self.root,)
-
-    def __repr__(self) -> str:
-        return f"Files({self.root!r})"
-
-    def path(self, key: str = "") -> str:
-        """Local path or URL of a key."""
-        return f"{self.root}/{key}" if key else self.root
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes see what is here."""
-        return not self.root.startswith("memory://")
-
-    @property
-    def _place(self) -> Local | Cloud | Filesystem:
-        if self._opened is None or self._opened[0] != os.getpid():
-            kind: type[Local | Cloud | Filesystem] = (
-                Local if self.local else Cloud if self.root.split("://", 1)[0] in CLOUD else Filesystem
-            )
-            self._opened = os.getpid(), kind(self.root)
-        return self._opened[1]
-
-    def zarr(self) -> Any:
-        """A store object of zarr-python on this root, for reading."""
-        return self._place.zarr()
-
-    def read(self, key: str) -> bytes:
-        """Bytes of an object."""
-        return self._place.read(key)
-
-    def read_range(self, key: str, start: int, stop: int | None = None) -> bytes:
-        """Part of an object, as ``read(key)[start:stop]`` gives it, without reading the rest.
-
-        Parameters
-        ----------
-        start
-            First byte; where negative, with ``stop`` None, so many of the last ones.
-        stop
-            Byte after the last; None reads to the end.
-        """
-        if start < 0 and stop is not None:
-            raise ValueError(f"{key}: a range from the end has no stop, got ({start}, {stop})")
-        return self._place.read_range(key, start, stop)
-
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts ``[start, stop)`` of an object, in this order; what lies close together is read at once."""
-        return self._place.read_ranges(key, ranges) if ranges else []
-
-    def write(self, key: str, data: bytes) -> None:
-        """Put an object in one step: a reader sees the old bytes or the new ones, also after a crash."""
-        self._place.write(key, data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Put an object only if there is none yet; False if there is.
-
-        Of several that try at once, one wins: between machines on local disks and cloud storage, between
-        threads on ``memory://``.
-        """
-        return self._place.create(key, data)
-
-    def exists(self, key: str = "") -> bool:
-        """Whether an object or folder of this key is there."""
-        return self._place.exists(key)
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
-        try:
-            return self._place.size(key)
-        except FileNotFoundError:
-            return None
-
-    def names(self, key: str = "") -> list[str]:
-        """Names directly under a key, sorted; empty where there is nothing."""
-        try:
-            return sorted(self._place.names(key))
-        except FileNotFoundError:
-            return []
-
-    def sizes(self, key: str = "") -> dict[str, int]:
-        """Bytes of every object directly under a key, by name, from one listing; empty where there is nothing."""
-        try:
-            return self._place.sizes(key)
-        except FileNotFoundError:
-            return {}
-
-    def remove(self, key: str) -> None:
-        """Take an object away; nothing happens where there is none."""
-        self._place.remove(key)
-
-    def read_json(self, key: str) -> Any:
-        """Parse a JSON object."""
-        return json.loads(self.read(key))
-
-    def write_json(self, key: str, value: Any) -> None:
-        """Write JSON atomically. NaN is refused: other readers of JSON cannot parse it."""
-        self.write(key, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
 
 def _check_url(url: str) -> None:

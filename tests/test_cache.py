@@ -22,6 +22,10 @@ CROPS = 6
 pytestmark = pytest.mark.timeout(180)
 
 
+#: The class that reads these stores.
+KIND = type(Files("memory://any"))
+
+
 @pytest.fixture
 def far(tmp_path, request):
     """A store on memory://, its codes, its shards' size, and what was read of its shards."""
@@ -40,15 +44,15 @@ def fetched(monkeypatch):
     """Keys of the shards that were read whole, and of those that a part was read of."""
     whole: list[str] = []
     parts: list[str] = []
-    for name, seen in (("read", whole), ("read_range", parts), ("read_ranges", parts)):
-        method = getattr(Files, name)
+    for name, seen in (("read", whole), ("read_tail", parts), ("read_ranges", parts)):
+        method = getattr(KIND, name)
 
         def spy(self, key, *arguments, method=method, seen=seen):
             if "/c." in key:
                 seen.append(key)
             return method(self, key, *arguments)
 
-        monkeypatch.setattr(Files, name, spy)
+        monkeypatch.setattr(KIND, name, spy)
     return whole, parts
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from gridrad_cube.launch import cores
 from gridrad_cube.store import ArraySpec, Files, encode, metadata, shard_files
-from gridrad_cube.store.shard_files import merge
 from gridrad_cube.store.shard_layout import ABSENT, ShardLayout
 from gridrad_cube.store.shards import MISSING, ShardReader
 
@@ -336,10 +335,10 @@ def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, mon
         files.write(key, local.read(key))
     reader, index = open_reader(files), np.indices(GRID).reshape(4, -1).T[::-1]
     asked = []
-    for name in ("read", "read_range", "read_ranges"):
-        method = getattr(Files, name)
+    for name in ("read", "read_tail", "_read_ranges"):
+        method = getattr(type(files), name)
         monkeypatch.setattr(
-            Files, name, lambda self, key, *args, m=method: asked.append((key, *args)) or m(self, key, *args)
+            type(files), name, lambda self, *args, m=method: asked.append(args) or m(self, *args)
         )
     for again in (False, True):
         asked.clear()
@@ -347,7 +346,7 @@ def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, mon
         assert not failures
         np.testing.assert_array_equal(out, chunks[tuple(index.T)])
         assert len(asked) == (3 if again else 6)  # each shard's patches; at first its index too
-        assert all(len(ranges) == 1 for key, ranges in asked if isinstance(ranges, list))
+        assert all(len(call[1]) == 1 for call in asked if len(call) == 3)  # one range of each
 
     # What the index says is believed until a checksum differs, and then read anew.
     other, changed = write(tmp_path / "b", "small", seed=1)
@@ -427,27 +426,6 @@ def test_layouts_that_are_not_understood_are_left_to_others(tmp_path):
     assert layout(shards=(4, 8), filters=[zarr.codecs.TransposeCodec(order=(1, 0))]) is None
     assert layout(shards={"shape": (4, 8), "index_location": "start"}) is None
     assert layout(shards=(4, 8), chunk_key_encoding={"name": "v2", "separator": "."}) is None
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    ranges=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=25),
-    gap=st.integers(0, 50),
-    most=st.integers(1, 200),
-)
-def test_merge_keeps_every_range_and_the_limits(ranges, gap, most):
-    merged = merge([(o, n, place) for place, (o, n) in enumerate(ranges)], gap=gap, most=most)
-    back = {place: (start + first, n) for start, _, parts in merged for first, n, place in parts}
-    assert back == dict(enumerate(ranges))
-    for start, stop, parts in merged:
-        ends = sorted((start + first, start + first + n) for first, n, _ in parts)
-        assert ends[0][0] == start
-        assert max(end for _, end in ends) == stop
-        assert stop - start <= most or len(parts) == 1 or all(e == ends[0] for e in ends)
-        reach = ends[0][1]
-        for low, high in ends[1:]:
-            assert low <= reach + gap
-            reach = max(reach, high)
 
 
 def test_cores_are_those_of_this_process():

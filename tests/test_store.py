@@ -86,35 +86,6 @@ def cube(tmp_path):
     return tmp_path / "patches.zarr"
 
 
-def test_files_write_leaves_the_old_object_when_it_fails(tmp_path, monkeypatch):
-    files = store.Files(tmp_path)
-    files.write("a/b", b"old")
-    monkeypatch.setattr(
-        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(OSError, match="No space left"):
-        files.write("a/b", b"new")
-    assert files.read("a/b") == b"old"
-    assert files.names("a") == ["b"]
-
-
-def test_files_work_in_memory():
-    files = store.Files("memory://store-files-test")
-    files.write("x/y", b"1")
-    assert files.exists("x/y")
-    assert files.read("x/y") == b"1"
-    assert files.names("x") == ["y"]
-    assert files.create("x/y", b"2") is False
-    files.remove("x/y")
-    assert files.size("x/y") is None
-
-
-def test_files_refuse_a_url_with_a_password():
-    with pytest.raises(SchemaError, match="credentials") as caught:
-        store.Files("s3://user:hunter2@bucket/x")
-    assert "hunter2" not in str(caught.value)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     dtype=st.sampled_from(["uint8", "uint16", "int16", "float32", "float64"]),

@@ -135,14 +135,8 @@ class Log:
             if len(self._pending) >= RECORDS_AN_OBJECT or time.monotonic() - self._since > SECONDS_AN_OBJECT:
                 self.flush()
             return offset
-        path = self.files.path(key)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         self._appending = None  # where this fails, half a record may lie at the end: nothing goes after it
-        with open(path, "ab") as file:
-            offset = file.tell()
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        offset = self.files.append(key, data)
         self._appending = number
         return offset
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,8 +46,6 @@ class ShardSource(Protocol):
 class RemoteShard:
     """A shard anywhere else. Its index is believed until a checksum differs."""
 
-    #: Bytes between two patches that are read along rather than left out, and most bytes of one read.
-    GAP, MOST = 2**20, 2**24
     stamp = None
 
     def __init__(self, files: Files, key: str) -> None:
@@ -55,7 +53,7 @@ class RemoteShard:
 
     def tail(self, size: int) -> bytes:
         """See `ShardSource`."""
-        data = self._files.read_range(self._key, -size)
+        data = self._files.read_tail(self._key, size)
         if len(data) != size:
             raise DamagedShard(f"the shard is truncated to {len(data)} bytes")
         return data
@@ -64,12 +62,9 @@ class RemoteShard:
         self, wanted: Sequence[tuple[int, int, int]], scratch: Callable[[int], Any]
     ) -> Iterator[tuple[Any, int]]:
         """See `ShardSource`."""
-        ranges = merge(wanted, gap=self.GAP, most=self.MOST)
-        blocks = self._files.read_ranges(self._key, [(start, stop) for start, stop, _ in ranges])
-        for block, (_, _, parts) in zip(blocks, ranges, strict=True):
-            data = np.frombuffer(block, np.uint8)
-            for first, size, place in parts:
-                yield data[first : first + size] if first + size <= len(data) else None, place
+        blocks = self._files.read_ranges(self._key, [(first, first + size) for first, size, _ in wanted])
+        for block, (_, size, place) in zip(blocks, wanted, strict=True):
+            yield np.frombuffer(block, np.uint8) if len(block) == size else None, place
 
 
 class LocalShard:
@@ -138,33 +133,6 @@ def _most_files() -> int:
         return 512
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 2**20 if most == resource.RLIM_INFINITY else most
-
-
-#: First byte, byte after the last, and the patches in it: offset from the first, size, place.
-_Range = tuple[int, int, list[tuple[int, int, int]]]
-
-
-def merge(wanted: Iterable[tuple[int, int, int]], *, gap: int, most: int) -> list[_Range]:
-    """Put (offset, size, place) that lie near each other into ranges of at most so many bytes.
-
-    Parameters
-    ----------
-    gap
-        Bytes between two that are read along rather than left out.
-    most
-        Bytes of a range, unless one alone has more.
-    """
-    out: list[_Range] = []
-    for offset, size, place in sorted(wanted):
-        if out:
-            start, stop, parts = out[-1]
-            end = max(stop, offset + size)
-            if offset <= stop + gap and end - start <= most:
-                parts.append((offset - start, size, place))
-                out[-1] = (start, end, parts)
-                continue
-        out.append((offset, offset + size, [(0, size, place)]))
-    return out
 
 
 class OpenShards:
