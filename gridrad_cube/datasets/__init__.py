@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.grids import GridDataset, decode_grids
-from gridrad_cube.datasets.loader import PatchLoader
+from gridrad_cube.datasets.loader import Batch, PatchLoader
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.partners import PairDataset, followers
 from gridrad_cube.datasets.patches import PatchDataset

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch.utils.data import Dataset
 
-from gridrad_cube.datasets.batches import Batch
+from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.table import chosen_crops
 from gridrad_cube.models import constants
 from gridrad_cube.schema import SchemaError

@@ -1,4 +1,4 @@
-"""Batches read ahead by threads of this process, handed out in order."""
+"""Batches of samples, and their reading ahead of training by threads of this process."""
 
 from __future__ import annotations
 
@@ -6,48 +6,133 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from gridrad_cube.datasets.batches import Batch
-from gridrad_cube.datasets.sampling import EpochSampler
 from gridrad_cube.schema import SchemaError
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples of a data set as they are stored; ``dataset.decode(batch)`` gives values and valid pixels.
+
+    Attributes
+    ----------
+    codes
+        Patches: packed, (B, C, H, W). Grids of embeddings: float16, (B, D, rows, cols).
+    index
+        Which samples of the data set these are, int64, (B,); see ``dataset.describe``.
+    channel
+        Index into ``dataset.labels``, int64, (B,); 0 where all channels are stacked.
+    valid
+        Grids only: cells that count, bool, (B, rows, cols). The codes of patches say themselves what is valid.
+    damaged
+        Samples that were asked for and left out because the store is damaged there, int64, (K,); None if there
+        are none.
+    """
+
+    codes: torch.Tensor
+    index: torch.Tensor
+    channel: torch.Tensor
+    valid: torch.Tensor | None = None
+    damaged: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, item: int) -> Batch:
+        if not -len(self) <= item < len(self):
+            raise IndexError(item)
+        start = item % len(self)
+        return self.take(slice(start, start + 1))
+
+    def take(self, rows: slice | torch.Tensor, damaged: torch.Tensor | None = None) -> Batch:
+        """Some rows of the batch, by a slice or by their numbers; ``damaged`` replaces the list of the batch."""
+        return replace(replace(self, damaged=None)._map(lambda tensor: tensor[rows]), damaged=damaged)
+
+    def split(self, parts: int, runs: int = 1) -> list[Batch]:
+        """The batch in parts of nearly equal length, in order, without the list of damaged samples.
+
+        Parameters
+        ----------
+        parts
+            Number of parts.
+        runs
+            Number of runs of equal length that make up the batch; each part has its share of each.
+        """
+        if parts == 1:
+            return [self]
+        rows = torch.arange(len(self), device=self.codes.device)
+        pieces = [run.tensor_split(parts) for run in rows.tensor_split(runs)]
+        return [self.take(torch.cat(same)) for same in zip(*pieces, strict=True)]
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with each of its tensors replaced by a function of it."""
+        return Batch(**{name: function(tensor) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that the batch has, by name."""
+        return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which a GPU copies without blocking."""
+        return self._map(torch.Tensor.pin_memory)
+
+
+def _collate(batches: Sequence[Batch] | Batch, *, collate_fn_map: Any = None) -> Batch:
+    if isinstance(batches, Batch):
+        return batches
+    parts: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        for name, tensor in batch._tensors().items():
+            parts.setdefault(name, []).append(tensor)
+    return Batch(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+
+# The documented way to teach DataLoader a type. `__getitems__` gives a whole Batch, which is passed on as it is.
+default_collate_fn_map[Batch] = _collate
+
+
 class PatchLoader:
-    """Read batches ahead of training, in threads.
+    """Read batches ahead of training, in threads, and hand them out in order.
 
     Readers and torch release Python's lock while they work, so that threads do what worker processes do
-    without copying batches between them. An iteration is one epoch (what is left of it); leaving it early, or
+    without copying batches between them. An iteration is one epoch, or the rest of it. Leaving it early, or
     an error, stops the threads before control returns.
 
     Parameters
     ----------
     dataset
-        A `PatchDataset` or `GridDataset`.
+        A `PatchDataset`, `GridDataset` or `PairDataset`.
     sampler
-        An `EpochSampler`, advanced by one step for each batch handed out; or any iterable of sample indices.
+        An `EpochSampler`, which advances by one step with each batch handed out; or any iterable of sample indices.
     batch_size
-        Samples a batch; that of the sampler if it is an `EpochSampler`.
+        Samples per batch; the sampler's own if it is an `EpochSampler`.
     prefetch
         Batches read ahead.
     threads
-        Batches read at a time. They share the threads that a reader has, so that more rarely helps.
+        Batches read at a time. They share the threads of the reader, so that more than two rarely helps.
     device
-        Where to put batches; on a GPU by page-locked memory and a stream of its own.
+        Where to put batches; on a GPU through page-locked memory and a stream of its own.
     drop_last
-        Whether a last, short batch is left out (an `EpochSampler` has its own rule).
+        Whether to leave out a last, short batch. An `EpochSampler` has its own rule.
 
     Attributes
     ----------
     seconds_waiting
         How long the caller has waited for batches so far.
     damaged
-        Samples left out so far since the store is damaged there, by a data set with ``on_damage="skip"``.
+        Samples left out so far because the store is damaged there (``on_damage="skip"``).
 
     Raises
     ------
@@ -58,7 +143,7 @@ class PatchLoader:
     def __init__(
         self,
         dataset: Any,
-        sampler: EpochSampler | Iterable[int],
+        sampler: Any,
         batch_size: int,
         *,
         prefetch: int = 4,
@@ -70,10 +155,15 @@ class PatchLoader:
             raise ValueError(
                 f"got batch_size {batch_size}, prefetch {prefetch}, threads {threads}; expected 1 or more"
             )
-        if isinstance(sampler, EpochSampler) and sampler.batch_size != batch_size:
+        #: Whether the sampler makes batches itself and keeps the position: an `EpochSampler`.
+        self._batched = hasattr(sampler, "batches")
+        if self._batched and sampler.batch_size != batch_size:
             raise ValueError(f"batch_size: got {batch_size}; expected the sampler's, {sampler.batch_size}")
-        if drop_last and not isinstance(sampler, EpochSampler) and isinstance(sampler, Sized):
-            _check_enough(len(sampler), batch_size)
+        if not self._batched and drop_last and isinstance(sampler, Sized) and len(sampler) < batch_size:
+            raise SchemaError(
+                f"loader: fewer samples than a batch, got {len(sampler)} for batch size {batch_size}. Pass a smaller "
+                "batch size, drop_last=False, or select more patches (channels, reject, time, bbox)."
+            )
         self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
         self.prefetch, self.threads, self.drop_last = prefetch, threads, drop_last
         self.device = None if device is None else torch.device(device)
@@ -84,19 +174,17 @@ class PatchLoader:
 
     def __len__(self) -> int:
         """Batches of an iteration that starts now."""
-        if isinstance(self.sampler, EpochSampler):
-            return self.sampler.steps_left
-        if not isinstance(self.sampler, Sized):
-            raise TypeError("the sampler has no length")
+        if self._batched:
+            return int(self.sampler.steps_left)
         whole, rest = divmod(len(self.sampler), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def _indices(self) -> Iterator[np.ndarray]:
-        if isinstance(self.sampler, EpochSampler):
+        if self._batched:
             yield from self.sampler.batches()
             return
-        numbers = iter(self.sampler)
-        while chunk := list(itertools.islice(numbers, self.batch_size)):
+        samples = iter(self.sampler)
+        while chunk := list(itertools.islice(samples, self.batch_size)):
             if len(chunk) == self.batch_size or not self.drop_last:
                 yield np.array(chunk, np.int64)
 
@@ -112,7 +200,7 @@ class PatchLoader:
                 batch = self._wait(index, future)
                 for following in itertools.islice(indices, 1):
                     pending.append((following, pool.submit(self._load, following)))
-                if isinstance(self.sampler, EpochSampler):
+                if self._batched:
                     self.sampler.advance()
                 yield batch
         finally:
@@ -143,13 +231,6 @@ class PatchLoader:
         if batch.damaged is not None:
             self.damaged += batch.damaged.tolist()
         if self._stream is not None:
-            batch.record_stream(torch.cuda.current_stream(self.device))
+            for tensor in batch._tensors().values():  # the allocator must know that this stream uses them too
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
-
-
-def _check_enough(samples: int, batch_size: int) -> None:
-    if samples < batch_size:
-        raise SchemaError(
-            f"loader: fewer samples than a batch, got {samples} for batch size {batch_size}. Pass a smaller "
-            "batch size, drop_last=False, or admit more patches (channels, reject, time, bbox)."
-        )

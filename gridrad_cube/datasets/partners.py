@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from gridrad_cube.datasets.batches import Batch
 from gridrad_cube.datasets.grids import GridDataset
+from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.patches import PatchDataset
 from gridrad_cube.schema import SchemaError
 
@@ -56,8 +55,7 @@ class PairDataset(Dataset[Batch]):
         own = index[~lost]
         other = np.where(np.isin(self.partners[own], kept), self.partners[own], own)
         rows = torch.from_numpy(np.searchsorted(kept, np.concatenate([own, other])))
-        pairs = replace(batch, damaged=None)._map(lambda tensor: tensor[rows])
-        return replace(pairs, damaged=torch.from_numpy(index[lost]) if lost.any() else None)
+        return batch.take(rows, damaged=torch.from_numpy(index[lost]) if lost.any() else None)
 
     def describe(self, index: int) -> dict[str, Any]:
         """Where a sample comes from."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 import xarray as xr
 from torch.utils.data import Dataset, get_worker_info
 
-from gridrad_cube.datasets.batches import Batch
+from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
 from gridrad_cube.schema import SchemaError
@@ -179,7 +178,7 @@ class PatchDataset(Dataset[Batch]):
             raise damage[min(damage)]
         damaged = np.array(sorted(damage))
         kept = torch.from_numpy(np.delete(np.arange(len(index)), damaged))
-        return replace(batch._map(lambda tensor: tensor[kept]), damaged=torch.from_numpy(index[damaged]))
+        return batch.take(kept, damaged=torch.from_numpy(index[damaged]))
 
     def _read(self, index: np.ndarray, channel: torch.Tensor) -> tuple[Batch, dict[int, MissingChunkError]]:
         """A batch, and position in it -> error, for samples that cannot be read."""
