@@ -55,13 +55,24 @@ def test_scale_measures_every_step(tmp_path):
 
 
 def test_loader_compares_every_way(tmp_path):
-    tiny = ("--scenes", 2, "--shape", 128, 192, "--patch", 32, "--batch", 8, "--repeats", 1, "--seconds", 0.02,
-            "--epochs", 3)  # fmt: skip
+    tiny = (
+        "--scenes",
+        2,
+        "--shape",
+        128,
+        192,
+        "--patch",
+        32,
+        "--batch",
+        8,
+        "--repeats",
+        1,
+        "--seconds",
+        0.02,
+    )
     text = run("loader", *tiny, out=tmp_path / "report.md")
-    assert float(cells(text, "fast: PatchLoader ")[1]) > 0
-    assert float(cells(text, "small: PatchLoader, decode")[1]) > 0
-    assert float(cells(text, "decompress")[0]) > 0
-    assert "after epoch 3" in text
+    for codec in ("fast", "small"):
+        assert all(float(cell) > 0 for cell in cells(text, f"{codec}: PatchLoader "))
 
 
 def test_query_compares_with_others(tmp_path):
