@@ -95,7 +95,7 @@ class Way:
 def build(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Make the stores and the ``.pt`` files of the same patches."""
     synthetic.write_scenes(folder / "sources", scenes=options.scenes, shape=tuple(options.shape))
-    stores = {codec: folder / f"{codec}.zarr" for codec in CODECS}
+    stores: dict[str, Path] = {codec: folder / f"{codec}.zarr" for codec in CODECS}
     for codec, path in stores.items():
         recipe = Recipe(channels=(CHANNEL,), codec=codec, tile=TileSpec(patch=options.patch))
         pipeline.preprocess(folder / "sources", path, recipe=recipe)
