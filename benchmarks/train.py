@@ -470,7 +470,7 @@ def main() -> None:
             batch_size_per_gpu=options.batch, steps=options.steps + WARM_UP + 1, out_dim=options.out_dim,
             global_size=options.global_size, local_size=options.local_size, local_crops_number=options.local_views,
             num_workers=options.threads, precision=options.precision, device=device.type, log_steps=10**6,
-            save_steps=0, save_minutes=0, saveckp_freq=0, warmup_epochs=0, warmup_teacher_temp_epochs=0, probe_steps=0,
+            save_minutes=0, saveckp_freq=0, warmup_epochs=0, warmup_teacher_temp_epochs=0, probe_steps=0,
         )  # fmt: skip
         ways, flops, bf16 = ways_of(options, store, config, device)
         for _ in range(options.repeats):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,20 +15,14 @@ from ranks import train_by_two
 from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
 from gridrad_cube.models import (
     GridViewSpec,
-    TokenCodingRateLoss,
-    TokenDINOLoss,
     ViewSpec,
     draw_grid_views,
     draw_views,
-    hide_tokens,
-    koleo_loss,
     load_checkpoint,
     save_checkpoint,
 )
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.training import Config, load_config, presets, train
-from gridrad_cube.training.networks import make_networks
-from gridrad_cube.training.plan import make_plan
 from gridrad_cube.training.sources import PatchSource, is_handed
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -39,6 +32,8 @@ TINY = {
     "local_crops_number": 2, "head_hidden_dim": 32, "out_dim": 64, "batch_size_per_gpu": 8, "warmup_epochs": 0,
     "warmup_teacher_temp_epochs": 0, "freeze_last_layer": 0, "precision": "fp32", "lr": 0.01, "log_steps": 1,
 }  # fmt: skip
+#: For ``save_minutes``.
+EVERY_STEP = 1e-9
 CROPS = 6
 #: Of the crops, in minutes: 5 min apart, then a gap, then two sources at nearly one time.
 MINUTES = np.array([0, 5, 10, 60, 64, 66])
@@ -111,7 +106,6 @@ def test_follower_is_clean_and_of_the_same_channel_and_place(cube):
         for name, n in (("crop", 1), ("row", 0), ("col", 0), ("channel", 0))
     ]
     assert not np.logical_and.reduce(missing).any()
-    assert (followers(data, 5, first=119) < np.maximum(119, np.arange(len(data)) + 1)).all()
 
 
 def test_places_are_matched_by_position_not_by_row_and_column(tmp_path):
@@ -185,9 +179,7 @@ def test_later_global_views_are_drawn_from_the_partner():
     generator = torch.Generator().manual_seed(0)
     x, other = torch.randn(2, 3, 1, 16, 16, generator=generator)
     mask, other_mask = torch.rand(2, 3, 1, 16, 16, generator=generator) > 0.1
-    spec = ViewSpec(
-        global_size=12, local_size=8, local_views=2, blur=(0.5, 0.5, 0.5), row_dropout=0.1, flips="d4"
-    )
+    spec = ViewSpec(global_size=12, local_size=8, local_views=2, blur=(0.5, 0.5, 0.5), flips="d4")
     seeds = torch.arange(3)
     first, second = (draw_views(*field, spec, seeds) for field in ((x, mask), (other, other_mask)))
     both = draw_views(x, mask, spec, seeds, (other, other_mask))
@@ -208,33 +200,24 @@ def test_later_global_views_of_grids_are_drawn_from_the_partner():
         assert torch.equal(got[1], expected[1])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_share_of_samples_takes_partners_by_seed_and_epoch_alone(cube, tmp_path, share):
-    options = {"temporal_positives": 5, "flips": "none", "gain": 0.0}
-    paired = PatchSource(config_for(cube, tmp_path, temporal_share=share, **options))
+def test_second_global_view_of_a_sample_is_that_of_its_partner(cube, tmp_path):
+    paired = PatchSource(config_for(cube, tmp_path, temporal_positives=5))
     alone = PatchSource(config_for(cube, tmp_path))
     partner = paired.loaded.partners
     index = np.flatnonzero(partner != np.arange(len(partner)))[:32]
     views = paired.draw(paired.loaded.__getitems__(index), index, epoch=1)
-    own = PatchSource(dataclasses.replace(alone.config, gain=0.0)).draw(
-        alone.dataset.__getitems__(index), index, epoch=1
-    )
+    own = alone.draw(alone.dataset.__getitems__(index), index, epoch=1)
     assert torch.equal(views[0].x, own[0].x)
-    same = (views[1].x == own[1].x).flatten(1).all(1)
-    assert {0.0: same.all(), 0.5: same.any() and not same.all(), 1.0: not same.any()}[share]
+    assert not (views[1].x == own[1].x).flatten(1).all(1).any()
     assert len(set(paired.dataset.table.channel[index])) == 2
     for i in index[:4]:
         one = paired.draw(paired.loaded.__getitems__([i]), np.array([i]), epoch=1)
         torch.testing.assert_close(one[1].x[0], views[1].x[index == i][0], rtol=1e-4, atol=1e-5)
 
 
-#: All at once.
-EXTRAS = {"temporal_positives": 5, "temporal_share": 0.7, "koleo": 0.1, "token_weight": 0.5}
-
-
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
-def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objective):
-    options = {"objective": objective, "steps": 3, "save_steps": 1, **EXTRAS}
+def test_run_on_pairs_in_time_resumes_with_the_same_curve(cube, tmp_path, objective):
+    options = {"objective": objective, "steps": 3, "save_minutes": EVERY_STEP, "temporal_positives": 5}
     whole = train(config_for(cube, tmp_path / "a", **options))
     train(
         config_for(cube, tmp_path / "b", **options, resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
@@ -243,19 +226,14 @@ def test_run_with_extras_goes_on_as_if_nothing_had_been(cube, tmp_path, objectiv
         r["train_loss"] for r in metrics_of(tmp_path / "b")
     ]
     a, b = load_checkpoint(whole["checkpoint"]), load_checkpoint(tmp_path / "b" / "checkpoint.pth")
-    for key in {"student", "teacher", "dino_loss", "token_loss"} & a.keys():
+    for key in ("student", "teacher", "dino_loss"):
         for name, value in a[key].items():
             assert torch.equal(value, b[key][name]), name
 
 
-def test_level_2k_trains_with_all_extras_and_goes_on(grids, tmp_path):
-    extras = EXTRAS | {
-        "temporal_positives": 60,
-        "preset": "none",
-        "batch_size_per_gpu": 16,
-        "head_hidden_dim": 32,
-    }
-    common = {"out_dim": 64, "steps": 3, "save_steps": 1, "log_steps": 1, "warmup_epochs": 0} | extras
+def test_level_2k_resumes_with_pairs_in_time(grids, tmp_path):
+    common = {"preset": "none", "temporal_positives": 60, "batch_size_per_gpu": 16, "head_hidden_dim": 32}
+    common |= {"out_dim": 64, "steps": 3, "save_minutes": EVERY_STEP, "log_steps": 1, "warmup_epochs": 0}
     common |= {"warmup_teacher_temp_epochs": 0, "precision": "fp32", "local_crops_number": 2}
 
     def run(out: str, **options) -> list[dict]:
@@ -263,171 +241,27 @@ def test_level_2k_trains_with_all_extras_and_goes_on(grids, tmp_path):
         return metrics_of(tmp_path / out)
 
     whole = run("a")
-    assert {"loss_views", "loss_koleo", "loss_tokens"} <= whole[0].keys()
     again = run("b", resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
     assert [r["train_loss"] for r in again] == [r["train_loss"] for r in whole[1:]]
-    assert load_checkpoint(tmp_path / "b" / "checkpoint.pth")["model"]["mask_token"]
 
 
-def test_two_processes_follow_the_curve_of_one_with_extras(cube, tmp_path):
-    extras = {"temporal_positives": 5, "temporal_share": 0.7, "token_weight": 0.5, "mask_tokens": False}
-    common = TINY | extras | {"steps": 3, "drop_path_rate": 0.0}
+def test_two_processes_follow_the_curve_of_one_with_pairs_in_time(cube, tmp_path):
+    common = TINY | {"temporal_positives": 5, "steps": 3, "drop_path_rate": 0.0}
     train(load_config(store=str(cube), out=str(tmp_path / "one"), **common))
     train_by_two(cube, tmp_path / "two", **common | {"batch_size_per_gpu": 4})
     for mine, other in zip(*(metrics_of(tmp_path / name) for name in ("two", "one")), strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=5e-4)
 
 
-def test_checkpoint_from_before_an_option_goes_on(cube, tmp_path):
-    path = Path(train(config_for(cube, tmp_path, steps=2, save_steps=1))["checkpoint"])
+def test_checkpoint_from_before_an_option_resumes(cube, tmp_path):
+    path = Path(train(config_for(cube, tmp_path, steps=2, save_minutes=EVERY_STEP))["checkpoint"])
     old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
-    for name in ("temporal_positives", "temporal_share", "koleo", "token_weight", "token_share"):
-        del old["config"][name]
+    del old["config"]["temporal_positives"]
     (tmp_path / "old").mkdir()
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
     assert train(config_for(cube, tmp_path / "old", steps=2))["step"] == 2
     with pytest.raises(SchemaError, match=r"--temporal-positives 0.0 there, 5.0 here"):
         train(config_for(cube, tmp_path / "old", steps=2, temporal_positives=5))
-
-
-# spread features
-
-
-def brute_koleo(features: np.ndarray) -> float:
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
-    return -float(np.mean(np.log(nearest)))
-
-
-def test_koleo_is_the_mean_logarithm_of_nearest_distances():
-    features = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
-    expected = np.mean([brute_koleo(part.numpy()) for part in features.chunk(2)])
-    assert float(koleo_loss(features, 2)) == pytest.approx(expected, rel=1e-4)
-    assert float(koleo_loss(7 * features, 2)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_koleo_is_float32_under_autocast_and_pushes_neighbours_apart():
-    features = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    plain = koleo_loss(features, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = koleo_loss(features, 1)
-    assert torch.equal(plain, rounded)
-    assert plain.dtype == torch.float32
-    plain.backward()
-    with torch.no_grad():
-        assert koleo_loss(features - 1e-2 * features.grad, 1) < plain
-
-
-def test_koleo_leaves_duplicates_alone():
-    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    features[1] = features[0]
-    features.requires_grad_()
-    loss = koleo_loss(features, 1)
-    loss.backward()
-    assert loss.isfinite()
-    assert features.grad.isfinite().all()
-    assert features.grad[1].abs().max() < 1e-6  # no sample but its double is its neighbour
-
-
-def test_koleo_of_one_sample_is_refused():
-    with pytest.raises(ValueError, match="a batch of one sample has no neighbours"):
-        koleo_loss(torch.ones(2, 4), 2)
-
-
-def test_terms_of_the_loss_are_told_apart(cube, tmp_path):
-    train(config_for(cube, tmp_path, steps=2, koleo=0.5))
-    for record in metrics_of(tmp_path):
-        total = record["loss_views"] + 0.5 * record["loss_koleo"]
-        assert record["train_loss"] == pytest.approx(total, rel=1e-5)
-        assert record["headroom"] == pytest.approx(np.log(64) - record["loss_views"], rel=1e-5)
-
-
-# targets for single tokens
-
-
-def test_hidden_tokens_are_blobs_of_a_share_of_the_observed_ones():
-    observed = torch.rand(200, 6, 7, generator=torch.Generator().manual_seed(0)) > 0.2
-    hidden = hide_tokens(observed, 0.3, torch.arange(200), 5)
-    assert hidden.mask.sum(1).tolist() == [13] * 200  # of 42
-    assert hidden.counts.all()
-    assert not (hidden.mask & ~observed.flatten(1)).any()
-    everywhere = hide_tokens(torch.ones(2000, 6, 7, dtype=torch.bool), 0.3, torch.arange(2000), 5).mask
-    share = everywhere.float().mean(0)
-    assert (share - 13 / 42).abs().max() < 0.05  # no token more often than others
-    grid = everywhere.unflatten(1, (6, 7))
-    together = (grid[:, :, 1:] & grid[:, :, :-1]).float().mean() / share.mean()
-    assert together > 0.55  # a neighbour of a hidden token is hidden too, twice as often as by chance
-    again = hide_tokens(observed[3:4], 0.3, torch.tensor([3]), 5)
-    assert torch.equal(again.index[0], hidden.index[3])
-    assert not torch.equal(hide_tokens(observed, 0.3, torch.arange(200), 6).index, hidden.index)
-
-
-def test_tokens_that_were_not_observed_never_count():
-    observed = torch.zeros(2, 4, 4, dtype=torch.bool)
-    observed[1, 0, 0] = True
-    hidden = hide_tokens(observed, 0.5, torch.arange(2), 0)
-    assert hidden.counts.sum(1).tolist() == [0, 1]
-    assert hidden.index[1][hidden.counts[1]].tolist() == [0]
-
-
-def test_token_loss_is_cross_entropy_of_the_tokens_that_count():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 10, 6, generator=generator)
-    counts = torch.rand(10, generator=generator) > 0.4
-    loss = TokenDINOLoss(6, [0.05, 0.04], 0.1, 0.9)
-    loss.center += 0.1
-    expected, seen = [], []
-    for s, t, count in zip(student.double(), teacher.double(), counts, strict=True):
-        if count:
-            seen.append(t)
-            target = torch.softmax((t - 0.1) / 0.04, 0)
-            expected.append(-(target * torch.log_softmax(s / 0.1, 0)).sum())
-    got = loss(student, teacher, counts, 1)
-    assert float(got) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
-    center = 0.9 * 0.1 + 0.1 * torch.stack(seen).mean(0)
-    torch.testing.assert_close(loss.center[0], center.float(), rtol=1e-4, atol=1e-5)
-    before = loss.center.clone()
-    assert float(loss(student, teacher, torch.zeros(10, dtype=torch.bool), 0)) == 0.0
-    assert torch.equal(loss.center, before)
-    parts = [loss(a, b, c, 1, last=k == 1) for k, (a, b, c) in enumerate(
-        zip(student.split(5), teacher.split(5), counts.split(5), strict=True)
-    )]  # fmt: skip
-    assert len(parts) == 2
-    torch.testing.assert_close(loss.center, 0.9 * before + 0.1 * torch.stack(seen).mean(0).float()[None])
-
-
-def test_token_loss_without_prototypes_is_the_coding_rate_of_the_tokens_that_count():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.nn.functional.normalize(torch.randn(2, 40, 5, generator=generator), dim=-1)
-    counts = torch.rand(40, generator=generator) > 0.4
-    loss = TokenCodingRateLoss(0.5, 2.0)
-    z, t = student[counts].double(), teacher[counts].double()
-    n, d = z.shape
-    expansion = 0.5 * torch.logdet(torch.eye(d) + d / (n * 0.5) * z.T @ z)
-    expected = (1 - (z * t).sum(1)).mean() - 2.0 * (n + d) / (n * d) * expansion
-    assert float(loss(student, teacher, counts)) == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.parametrize("all_seen", [True, False])
-def test_student_answers_at_hidden_tokens_and_the_teacher_sees_them(cube, tmp_path, all_seen):
-    config = config_for(cube, tmp_path, token_weight=1.0, drop_path_rate=0.0, mask_tokens=not all_seen)
-    source = PatchSource(config)
-    networks = make_networks(config, make_plan(config, level="256", samples=source.samples), source)
-    index = np.arange(8)
-    views = source.draw(source.dataset.__getitems__(index), index, epoch=0)
-    assert [view.hidden is not None for view in views] == [True, True, False, False]
-    taught, learnt = networks.teacher(views[:2]), networks.student(views)
-    view = views[0]
-    whole = networks.teacher.backbone.forward_tokens(view.x, view.token_mask)[:, 1:]
-    own = [networks.teacher.head(whole[b, view.hidden.index[b]]) for b in range(8)]
-    torch.testing.assert_close(taught.tokens[: 8 * view.hidden.index.shape[1]], torch.cat(own))
-    # What lies under hidden tokens makes no difference to the student.
-    pixels = view.hidden.mask.unflatten(1, (3, 3)).repeat_interleave(4, 1).repeat_interleave(4, 2)
-    spoiled = dataclasses.replace(view, x=torch.where(pixels[:, None], 9.0, view.x))
-    again = networks.student([spoiled, *views[1:]])
-    torch.testing.assert_close(again.tokens, learnt.tokens)
-    torch.testing.assert_close(again.heads, learnt.heads)
-    assert not torch.allclose(networks.teacher([spoiled]).tokens, taught.tokens[: len(torch.cat(own))])
 
 
 # mirrors
@@ -452,10 +286,7 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temporal_share": 2}, r"--temporal-share: got 2.0; expected between 0 and 1"),
-        ({"token_share": -1}, r"--token-share: got -1.0; expected between 0 and 1"),
         ({"temporal_positives": -5}, r"--temporal-positives: got -5.0; expected at least 0"),
-        ({"koleo": 0.1, "batch_size_per_gpu": 1}, r"--koleo: a batch of one sample has no neighbours"),
         ({"temporal_positives": 600}, r"no sample has a partner 600 min later"),
     ],
 )
@@ -466,14 +297,16 @@ def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
 
 
 @pytest.mark.parametrize("preset", sorted(presets()))
-def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(preset):
-    config = load_config(level="256", preset=preset)
-    physical = {
-        "views": config.views == "zoom",
-        "zoom": 0.8 <= config.zoom[0] <= config.zoom[1] <= 1.25,
-        "gain": 0 < config.gain <= 1,  # times 2 dB or 1 K
-        "solarize": config.solarize == 0,
-        "blur": not any(config.blur),
-    }
-    wrong = [name for name, holds in physical.items() if not holds]
-    assert wrong == (["views", "gain", "solarize", "blur"] if preset == "predecessor" else [])
+def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(cube, tmp_path, preset):
+    options = {"patch_size": 4, "global_size": 12, "local_size": 8, "image_size": "auto", "coarsen": 1}
+    source = PatchSource(load_config(preset=preset, store=str(cube), out=str(tmp_path), **options))
+    for spec, rule in zip(source._specs, source.dataset.normalizations.values(), strict=True):
+        physical = {
+            "mode": spec.mode == "zoom",
+            "zoom": 0.8 <= spec.zoom[0] <= spec.zoom[1] <= 1.25,
+            "gain": 0 < spec.gain <= 1.0 / rule.std,  # 1 K, or less of a reflectance
+            "solarize": spec.solarize == 0,
+            "blur": not any(spec.blur),
+        }
+        wrong = [name for name, holds in physical.items() if not holds]
+        assert wrong == (["mode", "gain", "solarize", "blur"] if preset == "predecessor" else [])

@@ -207,84 +207,8 @@ def test_sampler_of_a_hundred_million_samples_starts_at_once():
     assert time.perf_counter() - started < 1
 
 
-# ---- blocks
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    length=st.integers(1, 700), block=st.integers(1, 40), mixed=st.integers(1, 9), seed=st.integers(0, 2**40),
-    epoch=st.integers(0, 5),
-)  # fmt: skip
-def test_blocks_take_every_sample_once(length, block, mixed, seed, epoch):
-    sampler = EpochSampler(length, batch_size=1, seed=seed, block=block, mixed=mixed)
-    assert sorted(sampler.order(np.arange(length), epoch).tolist()) == list(range(length))
-
-
-def test_blocks_of_one_are_the_plain_order():
-    plain, blocks = (
-        EpochSampler(STRATA, batch_size=10, seed=3, **o) for o in ({}, {"block": 1, "mixed": 50})
-    )
-    assert whole_epoch(plain) == whole_epoch(blocks)
-
-
-def test_blocks_stay_together_and_are_shuffled():
-    sampler = EpochSampler(1000, batch_size=10, seed=3, block=16, mixed=1)
-    runs = sampler.order(np.arange(1000 // 16 * 16), 0).reshape(-1, 16)
-    assert ((np.diff(runs, axis=1) % 1000) == 1).all()
-    starts = runs[:, 0]
-    assert len(np.unique(starts)) == len(starts)
-    assert (np.diff(starts) % 1000 != 16).mean() > 0.9
-    assert sampler.order(np.arange(1000), 1).tolist() != sampler.order(np.arange(1000), 0).tolist()
-
-
-def test_blocks_are_mixed_within_their_window_and_no_further():
-    sampler = EpochSampler(2000, batch_size=10, seed=1, block=8, mixed=16)
-    alone = EpochSampler(2000, batch_size=10, seed=1, block=8, mixed=1)
-    mixed, plain = (s.order(np.arange(2000)).tolist() for s in (sampler, alone))
-    for start in range(0, 2000, 128):
-        window = slice(start, start + 128)
-        assert sorted(mixed[window]) == sorted(plain[window])
-        assert mixed[window] != plain[window]
-    neighbours = (np.abs(np.diff(mixed)) == 1).mean()
-    assert neighbours < 0.05
-
-
-def test_no_sample_is_left_out_of_epoch_after_epoch():
-    """What fills no block comes last, and is what a short last step drops: others each time."""
-    sampler = EpochSampler(103, batch_size=8, seed=2, block=16)
-    dropped = [set(range(103)) - set(sampler.order(np.arange(96), epoch).tolist()) for epoch in range(30)]
-    assert not set.intersection(*dropped)
-    assert len(set.union(*dropped)) > 50
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_blocks_are_in_the_same_order_for_any_number_of_ranks_and_resume(world):
-    options = {"block": 8, "mixed": 4}
-    order = whole_epoch(EpochSampler(STRATA, batch_size=1, seed=3, **options))
-    ranks = make_ranks(world, 24 // world, **options)
-    done = steps(ranks, 9)
-    more = make_ranks(3, 8, ranks[0].state_dict(), **options)
-    assert done + steps(more, more[0].steps_left) == order[: 1000 // 24 * 24]
-
-
-def test_blocks_over_strata_draw_the_shares():
-    sampler = EpochSampler(STRATA, batch_size=10, block=8)
-    drawn = Counter(STRATA[whole_epoch(sampler)].tolist())
-    assert drawn == {3: 800, 2: 150, 1: 50}
-    seen = Counter()
-    for epoch in range(12):
-        seen.update(sampler.order(np.arange(1000), epoch).tolist())
-    counts = np.array([seen[i] for i in range(1000)])
-    assert (counts[STRATA == 3] == 96).all()
-    assert (counts[STRATA == 2] == 6).all()
-    assert (counts[STRATA == 1] == 1).all()
-
-
-def test_blocks_of_a_saved_run_are_kept():
-    state = EpochSampler(100, batch_size=10, block=8).state_dict()
-    with pytest.raises(SchemaError, match="got block 1 and mixed 1; expected 8 and 256, as in the saved run"):
-        EpochSampler(100, batch_size=10).load_state_dict(state)
-    old = {k: v for k, v in EpochSampler(100, batch_size=10).state_dict().items() if k != "block"}
-    EpochSampler(100, batch_size=10).load_state_dict(old)
-    with pytest.raises(ValueError, match="got block 0"):
-        EpochSampler(100, batch_size=10, block=0)
+def test_state_of_a_run_that_shuffled_blocks_is_refused():
+    state = EpochSampler(100, batch_size=10).state_dict()
+    EpochSampler(100, batch_size=10).load_state_dict(state | {"block": [1, 1]})
+    with pytest.raises(SchemaError, match="the saved run shuffled blocks of 8 samples"):
+        EpochSampler(100, batch_size=10).load_state_dict(state | {"block": [8, 256]})

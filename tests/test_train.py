@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,6 +57,8 @@ PREDECESSORS_FLAGS = {
     "seed": ("7", 7), "num_workers": ("10", 10), "save_best": ("True", None), "dist_url": ("env://", None),
     "local_rank": ("0", None), "local-rank": ("0", None),
 }  # fmt: skip
+#: For ``save_minutes``.
+EVERY_STEP = 1e-9
 #: A network and views that 32 px patches and a busy machine can bear.
 TINY = {
     "preset": "none", "arch": "vit_demo", "global_size": 24, "local_size": 16, "local_crops_number": 2,
@@ -243,7 +246,10 @@ def test_config_survives_json():
         (["--epoch", "3"], r"unknown option --epoch; did you mean --epochs"),
         (["--teacher_tmp=3"], r"unknown option --teacher-tmp; did you mean --teacher-temp"),
         (["--zzzz"], r"unknown option --zzzz; see --help"),
-        (["--arch2k", "vit2k_xs"], r"no option --arch2k any more: the network of level 2k is --arch when"),
+        (
+            ["--arch2k", "vit2k_xs"],
+            r"there is no option --arch2k any more: the network of level 2k is --arch when",
+        ),
         (["--optimizer", "lars"], r"--optimizer: got 'lars'; expected adamw or sgd"),
         (["--lr", "fast"], r"--lr: got 'fast'; expected a number"),
         (["--objective", "mae"], r"--objective: got 'mae'; expected dino or coding-rate"),
@@ -477,8 +483,8 @@ def test_training_lowers_the_loss_and_moves_the_teacher(cube, tmp_path, objectiv
 
 
 def test_last_layer_stays_as_long_as_it_is_frozen(cube, tmp_path):
-    for name, steps in (("frozen", 2), ("free", 3)):  # an epoch: two steps of 8
-        train(config_for(cube, tmp_path / name, steps=steps, freeze_last_layer=1, limit=16))
+    for name, steps in (("frozen", 2), ("free", 3)):  # an epoch: five steps of 8
+        train(config_for(cube, tmp_path / name, steps=steps, freeze_last_layer=0.4))
     initial = train(config_for(cube, tmp_path / "0", steps=0))["checkpoint"]
     paths = [initial, tmp_path / "frozen" / "checkpoint.pth", tmp_path / "free" / "checkpoint.pth"]
     start, frozen, free = (load_checkpoint(p)["student"]["head.last_layer.weight_v"] for p in paths)
@@ -529,7 +535,7 @@ def test_altitudes_of_radar_are_stacked(tmp_path):
 
 
 def test_interrupted_run_goes_on_as_if_nothing_had_been(cube, tmp_path):
-    options = {"steps": 7, "drop_path_rate": 0.2, "limit": 32, "log_steps": 2}  # 4 steps an epoch
+    options = {"steps": 7, "drop_path_rate": 0.2, "log_steps": 2}  # 5 steps an epoch
     whole = train(config_for(cube, tmp_path / "whole", **options))
     first = train(config_for(cube, tmp_path / "parts", **options), progress=Stop(1))
     assert first["stopped"] == "SIGTERM"
@@ -569,7 +575,7 @@ def test_interrupt_saves_before_it_interrupts(cube, tmp_path):
 
 
 def test_metrics_of_steps_done_again_are_dropped(cube, tmp_path):
-    config = config_for(cube, tmp_path, steps=4, save_steps=2)
+    config = config_for(cube, tmp_path, steps=4, save_minutes=EVERY_STEP)
     train(config)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 99, "train_loss": 0.0}\n{"step": 10')  # a later step, and a killed write
@@ -586,15 +592,17 @@ def test_finished_run_is_left_as_it_is(cube, tmp_path):
 
 
 def test_last_checkpoints_and_those_for_good_are_kept(cube, tmp_path):
-    train(config_for(cube, tmp_path, steps=5, limit=16, save_steps=1, keep_checkpoints=2, saveckp_freq=2))
+    options = {"steps": 7, "batch_size_per_gpu": 16, "save_minutes": EVERY_STEP, "saveckp_freq": 1}
+    train(config_for(cube, tmp_path, **options))
     assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
-        "checkpoint.pth", "checkpoint0002.pth", "checkpoint_step0000004.pth", "checkpoint_step0000005.pth",
+        "checkpoint.pth", "checkpoint0001.pth", "checkpoint0002.pth", "checkpoint0003.pth",
+        "checkpoint_step0000005.pth", "checkpoint_step0000006.pth", "checkpoint_step0000007.pth",
     ]  # fmt: skip
     assert load_checkpoint(tmp_path / "checkpoint0002.pth")["step"] == 4  # two steps an epoch
 
 
 def test_damaged_latest_checkpoint_falls_back_to_the_one_before(cube, tmp_path, caplog):
-    config = config_for(cube, tmp_path, steps=4, save_steps=2)
+    config = config_for(cube, tmp_path, steps=4, save_minutes=EVERY_STEP)
     train(config)
     (tmp_path / "checkpoint.pth").unlink()
     path = tmp_path / "checkpoint_step0000004.pth"
@@ -614,6 +622,77 @@ def test_more_processes_with_smaller_batches_may_go_on(cube, tmp_path):
     check_same_run(checkpoint, half, tmp_path, batch=8, **same)
     with pytest.raises(SchemaError, match="8 samples a step there, 4 here"):
         check_same_run(checkpoint, half, tmp_path, batch=4, **same)
+
+
+#: The options of an earlier version that there are no more, at their defaults of that time.
+EARLIER = {
+    "limit": None, "shuffle_block": 1, "cache": None, "cache_gib": 50.0, "position": "exact", "mask_tokens": True,
+    "student_temp": 0.1, "teacher_temp_by": "step", "center_momentum": 0.9, "coding_distortion": 0.05,
+    "coding_weight": 1.0, "koleo": 0.0, "token_weight": 0.0, "token_share": 0.3, "clip_by": "global",
+    "magnification": 1.0, "gain": 1.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0, "row_dropout": 0.0,
+    "global_fraction": 0.75, "local_fraction": 0.25, "token_dropout": 0.25, "temporal_share": 1.0, "save_steps": 1000,
+    "keep_checkpoints": 3,
+}  # fmt: skip
+
+
+def earlier(config: Config, **options) -> dict:
+    """The options of a run as an earlier version wrote them."""
+    new = {name: value for name, value in config.to_dict().items() if name != "dino_v1"}
+    return new | EARLIER | options
+
+
+def test_run_of_an_earlier_version_resumes(cube, tmp_path):
+    config = config_for(cube, tmp_path / "run", steps=2, save_minutes=EVERY_STEP)
+    whole = load_checkpoint(train(config)["checkpoint"])
+    old = load_checkpoint(tmp_path / "run" / "checkpoint_step0000001.pth")
+    old["config"] = earlier(config, save_steps=7, cache="/fast")
+    old["sampler"]["block"] = [1, 1]
+    (tmp_path / "old").mkdir()
+    save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
+    new = load_checkpoint(train(dataclasses.replace(config, out=str(tmp_path / "old")))["checkpoint"])
+    for name, value in whole["student"].items():
+        assert torch.equal(value, new["student"][name]), name
+    old["config"]["koleo"] = 0.1
+    save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
+    with pytest.raises(SchemaError, match=r"of an earlier version, with --koleo 0.1; expected the defaults"):
+        train(
+            dataclasses.replace(
+                config, out=str(tmp_path / "old"), resume=str(tmp_path / "old/checkpoint.pth")
+            )
+        )
+
+
+OLD_DINO = {"position": "dino_v1", "mask_tokens": False, "clip_by": "tensor", "teacher_temp_by": "epoch"}
+AREA = {"views": "area", "gain": 0.0, "blur": [1.0, 0.1, 0.5], "solarize": 0.2}
+WHOLE_GRIDS = {"global_fraction": 1.0, "token_dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("level", "old", "new"),
+    [
+        ("256", {}, {}),
+        ("2k", {}, {}),
+        ("256", OLD_DINO | AREA, {"dino_v1": True, "views": "area"}),
+        ("2k", OLD_DINO | WHOLE_GRIDS, {"dino_v1": True, "views": "area"}),
+        ("256", WHOLE_GRIDS, {}),  # of the other level
+        ("2k", AREA, {}),
+        ("256", {"clip_by": "tensor"}, "--clip-by tensor"),
+        ("256", {"views": "area"}, "--views area"),
+        ("256", {"gain": 0.0}, "--gain 0.0"),
+        ("2k", {"token_dropout": 0.0}, "--token-dropout 0.0"),
+        ("256", {"limit": 100, "koleo": 0.1}, "--limit 100, --koleo 0.1"),
+    ],
+)
+def test_options_of_an_earlier_version_are_read_as_those_that_there_are(cube, grids, level, old, new):
+    store = {"256": cube, "2k": grids}[level]
+    config = config_for(store, Path("o"), views="zoom")
+    if isinstance(new, str):
+        with pytest.raises(
+            SchemaError, match=f"of an earlier version, with {re.escape(new)}; expected the defaults"
+        ):
+            Config.from_dict(earlier(config, **old))
+    else:
+        assert Config.from_dict(earlier(config, **old)) == dataclasses.replace(config, **new)
 
 
 @pytest.mark.parametrize(
@@ -696,7 +775,7 @@ def test_training_from_embeddings_takes_its_width_from_the_store(grids, tmp_path
 
 
 def test_rejected_cells_are_masked_in_attention(grids, tmp_path):
-    source = open_source(grid_config(grids, tmp_path, token_dropout=0.0, global_fraction=1.0))
+    source = open_source(grid_config(grids, tmp_path, views="area"))
     index = np.arange(16)
     views = source.draw(source.dataset.__getitems__(index), index, epoch=0)
     assert [tuple(v.x.shape) for v in views] == [(16, 12, 4, 5)] * 2 + [(16, 12, 2, 3)] * 2
@@ -753,9 +832,9 @@ def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
         ({"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500"),
         ({"time": ("2001-01-01", "2001-02-01")}, r"no crop in the time asked for"),
         ({"bbox": (0, 0, 1, 1)}, r"no clean patch of"),
-        ({"global_size": 48}, r"--global-size: a view of 48 px .* covers 48 pixels, but a field has 32"),
+        ({"global_size": 48}, r"--global-size: a view covers 48 px, but a field has 32"),
         ({"local_size": 20}, r"--local-size: 20 px are not whole tokens of 8 px"),
-        ({"blur": (2.0, 0.0, 0.0)}, r"config: ViewSpec: blur=\(2.0, 0.0, 0.0\); expected between 0 and 1"),
+        ({"zoom": (0.0, 1.0)}, r"config: ViewSpec: zoom=\(0.0, 1.0\); expected 0 < low <= high"),
         ({"image_size": 20}, r"config: build\('vit_demo'\): image_size=20 is no multiple of patch_size=8"),
         ({"coarsen": 3}, r"coarsen: got 3; expected a divisor of the patch, 32 px"),
         ({"device": "cuda"}, r"device: 'cuda' asked for but torch sees no GPU"),

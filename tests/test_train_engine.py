@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from test_train import IR, PROJECT, TINY, VISIBLE, config_for, grid_config, metrics_of, write_grids
+from test_train import (
+    EVERY_STEP,
+    IR,
+    PROJECT,
+    TINY,
+    VISIBLE,
+    config_for,
+    grid_config,
+    metrics_of,
+    write_grids,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridrad_cube import launch, testing
@@ -30,6 +40,8 @@ from gridrad_cube.training.networks import make_networks
 from gridrad_cube.training.plan import make_plan
 from gridrad_cube.training.sources import open_source
 
+#: 30 infrared patches of 45.
+TWO_SCENES = ("2021-07-05T17:50", "2021-07-05T18:05")
 #: A step of eight samples in two batches, and all at once.
 HALVES, WHOLE = {"batch_size_per_gpu": 4, "accumulate": 2}, {"batch_size_per_gpu": 8}
 
@@ -68,7 +80,7 @@ def command(store: Path, out: Path, **options) -> list[str]:
 
 @pytest.mark.parametrize("more", [{}, {"temporal_positives": 10}])  # pairs: twice as many rows a batch
 def test_step_of_two_batches_follows_the_curve_of_one_large_batch(cube, tmp_path, more):
-    options = {"steps": 5, "drop_path_rate": 0.0, "limit": 24, **more}  # three steps an epoch
+    options = {"steps": 5, "drop_path_rate": 0.0, "time": TWO_SCENES, **more}  # three steps an epoch
     whole = train(config_for(cube, tmp_path / "whole", **WHOLE, **options))
     halves = train(config_for(cube, tmp_path / "halves", **HALVES, **options))
     assert losses_of(tmp_path / "halves") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-5)
@@ -77,12 +89,12 @@ def test_step_of_two_batches_follows_the_curve_of_one_large_batch(cube, tmp_path
 
 
 def test_step_of_two_batches_goes_on_in_the_middle_of_an_epoch(cube, tmp_path):
-    options = HALVES | {"steps": 5, "drop_path_rate": 0.2, "limit": 24, "save_steps": 2}
+    options = HALVES | {"steps": 5, "drop_path_rate": 0.2, "time": TWO_SCENES, "save_minutes": EVERY_STEP}
     whole = train(config_for(cube, tmp_path / "whole", **options))
     (tmp_path / "parts").mkdir()
-    shutil.copy(tmp_path / "whole" / "checkpoint_step0000002.pth", tmp_path / "parts")
+    shutil.copy(tmp_path / "whole" / "checkpoint_step0000004.pth", tmp_path / "parts")
     parts = train(config_for(cube, tmp_path / "parts", **options))
-    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")[2:]
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")[4:]
     assert_same_weights(whole["checkpoint"], parts["checkpoint"], rtol=0, atol=0)
 
 
@@ -145,7 +157,7 @@ def test_predecessors_temperature_rises_epoch_by_epoch_and_small_ones_step_by_st
     plan = make_plan(old, level="256", samples=170)
     expected = np.concatenate([np.linspace(4e-5, 8e-5, 19), [8e-5]]).repeat(10)
     np.testing.assert_allclose(make_loss(old, plan, 10).teacher_temps, expected)
-    by_step = dataclasses.replace(old, teacher_temp_by="step")
+    by_step = dataclasses.replace(old, dino_v1=False)
     expected = np.concatenate([np.linspace(4e-5, 8e-5, 190), np.full(10, 8e-5)])
     np.testing.assert_allclose(make_loss(by_step, plan, 10).teacher_temps, expected)
     cut = dataclasses.replace(old, steps=195)
@@ -153,7 +165,7 @@ def test_predecessors_temperature_rises_epoch_by_epoch_and_small_ones_step_by_st
 
 
 def test_batches_of_a_step_may_change_when_a_run_goes_on_with_dino_alone(cube, tmp_path):
-    train(config_for(cube, tmp_path / "dino", steps=2, save_steps=1, **WHOLE))
+    train(config_for(cube, tmp_path / "dino", steps=2, save_minutes=EVERY_STEP, **WHOLE))
     (tmp_path / "dino" / "checkpoint.pth").unlink()
     (tmp_path / "dino" / "checkpoint_step0000002.pth").unlink()
     assert train(config_for(cube, tmp_path / "dino", steps=2, **HALVES))["step"] == 2
@@ -249,9 +261,9 @@ def open_run(config, device: str = "cpu") -> tuple[_Run, np.ndarray, Batch]:
 
 @pytest.mark.parametrize("level", ["256", "2k"])
 @pytest.mark.parametrize("objective", ["dino", "coding-rate"])
-@pytest.mark.parametrize("more", [{}, {"koleo": 0.1, "token_weight": 0.5}])
+@pytest.mark.parametrize("more", [{}, {"views": "area"}])
 def test_step_waits_for_no_number_on_the_device(cube, grids, tmp_path, monkeypatch, level, objective, more):
-    options = {"objective": objective, "steps": 5, "blur": (1.0, 0.5, 0.5), "row_dropout": 0.1, **more}
+    options = {"objective": objective, "steps": 5, **more}
     config = config_for(cube, tmp_path, channels=(IR, VISIBLE), flips="d4", **options)
     if level == "2k":
         config = grid_config(grids, tmp_path, flips="h", **options)
@@ -282,8 +294,6 @@ def test_step_never_waits_for_the_gpu(cube, grids, tmp_path, level, objective):
         "objective": objective,
         "steps": 5,
         "precision": "auto",
-        "koleo": 0.1,
-        "token_weight": 0.5,
         **HALVES,
     }
     config = config_for(cube, tmp_path, channels=(IR, VISIBLE), **options)
@@ -335,24 +345,6 @@ def test_step_of_which_nothing_can_be_read_says_so(damaged, tmp_path):
         TrainingError, match=r"step 1: 0 of 8 samples can be read; expected at least 2\. Repair"
     ):
         train(config_for(damaged, tmp_path / "run", steps=1, on_damage="skip", **HALVES))
-
-
-def test_cache_keeps_what_was_read_and_changes_nothing(cube, tmp_path):
-    plain = train(config_for(cube, tmp_path / "plain", steps=4))
-    kept = train(config_for(cube, tmp_path / "kept", steps=4, cache=str(tmp_path / "cache"), cache_gib=1))
-    assert len(list((tmp_path / "cache").glob("*.shard"))) == 3
-    assert_same_weights(plain["checkpoint"], kept["checkpoint"], rtol=0, atol=0)
-
-
-def test_blocks_of_neighbours_are_shuffled_and_belong_to_the_run(cube, tmp_path):
-    run = _Run(config_for(cube, tmp_path / "a", steps=2, shuffle_block=4), World(), torch.device("cpu"))
-    blocks = np.stack(list(run.sampler.batches())[:2])
-    assert run.sampler.block == 4
-    plain = _Run(config_for(cube, tmp_path / "b", steps=2), World(), torch.device("cpu")).sampler
-    assert not np.array_equal(blocks, np.stack(list(plain.batches())[:2]))
-    train(config_for(cube, tmp_path / "a", steps=2, shuffle_block=4))
-    with pytest.raises(SchemaError, match=r"another configuration: --shuffle-block 4 there, 1 here"):
-        train(config_for(cube, tmp_path / "a", steps=2))
 
 
 # many processes
@@ -460,7 +452,6 @@ REFUSALS = {
         r"a run of level 256, but .* trains level 2k. Each level has its own --out"),
     "folder that is a file": ({"out": "RUN/metrics.jsonl"}, r"a file; expected a folder"),
     "folder that cannot be made": ({"out": "/proc/run"}, r"/proc/run"),
-    "cache that cannot be made": ({"cache": "/proc/cache"}, r"/proc/cache"),
 }  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(cube, tm
         return views
 
     monkeypatch.setattr(PatchSource, "draw", spoil)
-    argv = [w for k, v in (TINY | {"steps": 5, "save_steps": 1}).items() for w in (f"--{k}", str(v))]
+    argv = [w for k, v in (TINY | {"steps": 5, "save_minutes": 1e-9}).items() for w in (f"--{k}", str(v))]
     assert main(["--store", str(cube), "--out", str(tmp_path), *argv]) == 1
     error = capsys.readouterr().err
     where = open_source(config_for(cube, tmp_path)).dataset.describe(int(calls[2][0]))
@@ -226,7 +226,7 @@ def test_tensorboard_holds_what_metrics_hold(cube, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = {"steps": 4, "save_steps": 2, "tensorboard": True, "probe_steps": 2}
+    options = {"steps": 4, "tensorboard": True, "probe_steps": 2}
     train(config_for(cube, tmp_path, **options))
     (tmp_path / "checkpoint.pth").unlink()
     (tmp_path / "checkpoint_step0000004.pth").unlink()
@@ -429,7 +429,7 @@ def test_probe_of_grids_reports_the_mean_of_their_cells(grids, tmp_path):
 
 def test_probes_and_the_best_checkpoint_are_kept(cube, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    summary = train(config_for(cube, tmp_path, steps=7, probe_steps=2, log_steps=3, keep_checkpoints=1))
+    summary = train(config_for(cube, tmp_path, steps=7, probe_steps=2, log_steps=3))
     records = {r["step"]: r for r in metrics_of(tmp_path)}
     assert list(records) == [0, 2, 3, 4, 6, 7]
     probed = {s: r["probe_retrieval"] for s, r in records.items() if "probe_retrieval" in r}

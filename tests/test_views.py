@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {"global_size": 24, "local_size": 12, "local_views": 3}
 #: The predecessor's augmentation.
 AREA: dict[str, Any] = {**SMALL, "mode": "area", "flips": "h", "blur": (1.0, 0.1, 0.5), "solarize": 0.2}
 #: Everything at once.
-ALL: dict[str, Any] = {**SMALL, "flips": "d4", "blur": (0.5, 0.5, 0.5), "gain": 0.1, "row_dropout": 0.1}
+ALL: dict[str, Any] = {**SMALL, "flips": "d4", "blur": (0.5, 0.5, 0.5), "gain": 0.1}
 SPECS = [ViewSpec(**SMALL), ViewSpec(**AREA), ViewSpec(**ALL)]
 
 
@@ -271,18 +271,6 @@ def test_solarize_mirrors_high_values_of_the_second_global_view() -> None:
     torch.testing.assert_close(local, x)
 
 
-def test_row_dropout_loses_whole_rows_of_the_field() -> None:
-    x = torch.randn(40, 1, 32, 32)
-    spec = ViewSpec(global_size=32, local_views=0, zoom=(1.0, 1.0), row_dropout=0.25)
-    first, second = draw_views(x, everywhere(x), spec, seeds(40))
-    for view, valid in (first, second):
-        lost = ~valid[:, 0].any(-1)
-        assert torch.equal(lost, ~valid[:, 0].all(-1))
-        assert abs(lost.float().mean() - 0.25) < 0.05
-        torch.testing.assert_close(view[valid], x[valid])
-    assert not torch.equal(first[1], second[1])
-
-
 def test_views_stay_in_float32_under_autocast() -> None:
     x = torch.randn(2, 1, 32, 32)
     expected = draw_views(x, everywhere(x), ViewSpec(**SMALL), seeds(2))[0][0]
@@ -317,7 +305,6 @@ def test_views_feed_the_network() -> None:
         ({"global_views": 0}, "must be positive"),
         ({"zoom": (1.2, 0.8)}, r"zoom=\(1.2, 0.8\); expected 0 < low <= high"),
         ({"blur": (0.0, 2.0, 0.0)}, "blur=.*; expected between 0 and 1"),
-        ({"row_dropout": -0.1}, "row_dropout=-0.1"),
     ],
 )
 def test_spec_refuses_what_makes_no_sense(options: dict[str, Any], message: str) -> None:

@@ -62,7 +62,7 @@ class PairDataset(Dataset[Batch]):
         return self.dataset.describe(index)
 
 
-def followers(dataset: PatchDataset | GridDataset, minutes: float, *, first: int | None = None) -> np.ndarray:
+def followers(dataset: PatchDataset | GridDataset, minutes: float) -> np.ndarray:
     """The sample that shows the same place and channel a while after each sample.
 
     That is the one nearest in time to ``minutes`` later, if within half of ``minutes`` of it (the earlier of
@@ -72,8 +72,6 @@ def followers(dataset: PatchDataset | GridDataset, minutes: float, *, first: int
     ----------
     minutes
         The lead, above 0.
-    first
-        Only the first so many samples may be partners.
 
     Returns
     -------
@@ -88,7 +86,7 @@ def followers(dataset: PatchDataset | GridDataset, minutes: float, *, first: int
         raise ValueError(f"followers: got {minutes} minutes; expected a number above 0")
     place, seconds = _places(dataset)
     out = np.arange(len(place))
-    known = np.flatnonzero((place >= 0) & (out < (len(out) if first is None else first)))
+    known = np.flatnonzero(place >= 0)
     found = nearest_later(place[known], seconds[known], minutes * 60)
     out[known] = known[found]
     if (out == np.arange(len(out))).all():

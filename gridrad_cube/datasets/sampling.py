@@ -30,10 +30,7 @@ class Stratum(enum.IntEnum):
 SHARES: Mapping[str, float] = {"echo": 0.80, "weak": 0.15, "empty": 0.05}
 
 _ROUNDS = 8
-_ORDER, _MIX = 255, 254  # tags of the keys that order an epoch; strata have theirs
-
-#: Blocks that are mixed with each other: with 16 samples each, two of a batch share a block in 0.4 % of cases.
-MIXED_BLOCKS = 256
+_ORDER = 255  # tag of the keys that order an epoch; strata have theirs
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -82,21 +79,6 @@ def permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> n
         out[todo] = (high_half << low) | low_half
         todo = todo[out[todo] >= length]
     return out.view(np.int64)
-
-
-def _permute_blocks(
-    index: npt.NDArray[np.int64], length: int, key: npt.NDArray[np.uint64], block: int
-) -> npt.NDArray[np.int64]:
-    """`permute` for blocks of so many neighbours, which stay together; what fills no block stays last."""
-    if block == 1:
-        return permute(index, length, key)
-    out, whole = index.copy(), length // block
-    moved = index < whole * block
-    keys = np.broadcast_to(key, index.shape)[moved]
-    number, within = np.divmod(index[moved], block)
-    if whole:
-        out[moved] = permute(number, whole, keys) * block + within
-    return out
 
 
 @dataclass(frozen=True)
@@ -148,13 +130,6 @@ class EpochSampler(Sampler[int]):
     W-th of them from r on. What is left of the epoch at the end and fills no such step is dropped (with
     ``drop_last=False`` only what does not divide by W), so that all ranks take equally many.
 
-    On object stores and spinning disks reading neighbours together is much cheaper than reading patches one by
-    one. With ``block`` above 1 blocks of so many neighbouring samples are shuffled, not samples, and then the
-    samples of every ``mixed`` blocks among each other: within ``block * mixed`` steps of the order every block
-    is used whole, so that what was read along with a patch is still at hand when its turn comes (a cache of
-    shards, the page cache). With ``mixed=1`` the samples of a block follow each other, which makes for the
-    fewest reads and for batches full of near-duplicates. Where strata are drawn, a block may come in two pieces.
-
     Iterating starts at `position` and does not move it, since a loader reads ahead of training. `advance`
     moves it: `PatchLoader` does so for each batch that it hands out; with torch's DataLoader call it after
     each step.
@@ -173,10 +148,6 @@ class EpochSampler(Sampler[int]):
         Whether the last, short step is left out.
     shares
         Part of the epoch per stratum (``echo``, ``weak``, ``empty``); None takes every sample once.
-    block
-        Neighbouring samples that are shuffled as one; at most 16 is advised.
-    mixed
-        Blocks whose samples are shuffled among each other.
 
     Raises
     ------
@@ -194,18 +165,13 @@ class EpochSampler(Sampler[int]):
         world_size: int = 1,
         drop_last: bool = True,
         shares: Mapping[str, float] | None = SHARES,
-        block: int = 1,
-        mixed: int = MIXED_BLOCKS,
     ) -> None:
-        if block < 1 or mixed < 1:
-            raise ValueError(f"got block {block}, mixed {mixed}; expected 1 or more")
         if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 f"got batch_size {batch_size}, rank {rank} of {world_size}; expected rank < world_size"
             )
         self.seed, self.rank, self.world_size = int(seed), rank, world_size
         self.batch_size, self.drop_last = batch_size, drop_last
-        self.block, self.mixed = block, mixed if block > 1 else 1
         self.epoch = self.position = 0
         self._parts = _parts(strata, shares)
         #: Samples of an epoch, all ranks together.
@@ -243,33 +209,16 @@ class EpochSampler(Sampler[int]):
     def order(self, positions: npt.ArrayLike, epoch: int | None = None) -> npt.NDArray[np.int64]:
         """Samples at these positions of an epoch (the current one if None)."""
         epoch = self.epoch if epoch is None else epoch
-        places = self._mix(np.array(positions, np.int64), epoch)
-        places = _permute_blocks(places, self.length, _key(self.seed, _ORDER, epoch), self.block)
+        places = permute(positions, self.length, _key(self.seed, _ORDER, epoch))
         out = np.empty_like(places)
         first = 0
         for part in self._parts:
             mine = (places >= first) & (places < first + part.drawn)
             number = epoch * part.drawn + places[mine] - first
             turn = _key(self.seed, int(part.stratum), number // part.size)
-            item = _permute_blocks(number % part.size, part.size, turn, self.block)
-            if self.block > 1:  # so that it is not always the same samples that fill no block, and come last
-                item = (item + (_mix(turn) % np.uint64(part.size)).view(np.int64)) % part.size
+            item = permute(number % part.size, part.size, turn)
             out[mine] = item if part.members is None else part.members[item]
             first += part.drawn
-        return out
-
-    def _mix(self, positions: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
-        """Shuffle the positions of every few blocks among each other."""
-        span = self.block * self.mixed
-        if span == self.block:
-            return positions
-        window, within = np.divmod(positions, span)
-        whole = window < self.length // span
-        out, key = positions.copy(), _key(self.seed, _MIX, epoch, window)
-        out[whole] = window[whole] * span + permute(within[whole], span, key[whole])
-        if not whole.all():
-            rest = self.length % span
-            out[~whole] = window[~whole] * span + permute(within[~whole], rest, key[~whole])
         return out
 
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
@@ -310,7 +259,6 @@ class EpochSampler(Sampler[int]):
             "epoch": self.epoch,
             "position": self.position,
             "drawn": {p.stratum.name: [p.drawn, p.size] for p in self._parts},
-            "block": [self.block, self.mixed],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -319,7 +267,7 @@ class EpochSampler(Sampler[int]):
         Raises
         ------
         SchemaError
-            If the state belongs to another selection of samples, or to other blocks.
+            If the state belongs to another selection of samples, or to the order of blocks that earlier versions had.
         """
         mine = self.state_dict()["drawn"]
         theirs = {name: list(counts) for name, counts in state["drawn"].items()}
@@ -329,11 +277,10 @@ class EpochSampler(Sampler[int]):
                 f"expected {theirs}. Use the store, channels, reject, time and bbox of "
                 "that run, or start anew."
             )
-        block = list(state.get("block", [1, 1]))
-        if block != [self.block, self.mixed]:
+        if list(state.get("block", [1, 1])) != [1, 1]:
             raise SchemaError(
-                f"sampler: got block {self.block} and mixed {self.mixed}; expected {block[0]} and {block[1]}, as in "
-                "the saved run: another order would repeat samples of this epoch and leave others out."
+                f"sampler: the saved run shuffled blocks of {state['block'][0]} samples, as an earlier version could; "
+                "expected an order of single samples. Finish the run with that version, or start a new one."
             )
         self.seed, self.epoch, self.position = int(state["seed"]), int(state["epoch"]), int(state["position"])
         self._roll_over()

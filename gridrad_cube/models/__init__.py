@@ -18,11 +18,9 @@ from gridrad_cube.models.objectives import (
     Prototypes,
     clip_per_tensor_,
     cosine_schedule,
-    koleo_loss,
     parameter_groups,
     update_teacher_,
 )
-from gridrad_cube.models.tokens import HiddenTokens, TokenCodingRateLoss, TokenDINOLoss, hide_tokens
 from gridrad_cube.models.views import (
     View,
     ViewSpec,
@@ -41,11 +39,8 @@ __all__ = [
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
-    "HiddenTokens",
     "ProjectionHead",
     "Prototypes",
-    "TokenCodingRateLoss",
-    "TokenDINOLoss",
     "View",
     "ViewSpec",
     "VisionTransformer",
@@ -58,8 +53,6 @@ __all__ = [
     "draw_views",
     "fingerprint",
     "head_state",
-    "hide_tokens",
-    "koleo_loss",
     "load_backbone",
     "load_checkpoint",
     "newest_checkpoint",

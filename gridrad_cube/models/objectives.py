@@ -253,34 +253,6 @@ def coding_rate(scatter: Tensor, n: int | Tensor, distortion: float) -> Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-#: Features of samples nearer to each other than this are left alone by `koleo_loss`: duplicates.
-_DUPLICATES = 1e-3
-
-
-def koleo_loss(features: Tensor, views: int) -> Tensor:
-    """How close the nearest neighbours of a batch are: the Kozachenko-Leonenko estimate of (minus) its entropy.
-
-    ``-mean over samples of ln d``, ``d`` the distance of a sample's unit feature to the nearest other one
-    (Sablayrolles et al. 2019, arXiv 1806.03198; in DINO since Oquab et al. 2023, arXiv 2304.07193), each view by
-    itself and then their mean. Neighbours are looked for in this batch of this process alone. In float32, also
-    under autocast; ``d`` is softened at 0.001, so that duplicates do not tear the rest apart.
-
-    Parameters
-    ----------
-    features
-        (views * B, D), view by view, B at least 2; their length does not matter.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        unit = F.normalize(_by_view(features.float(), views), dim=-1)
-        if unit.shape[1] < 2:
-            raise ValueError("koleo_loss: a batch of one sample has no neighbours; expected at least 2")
-        with torch.no_grad():
-            own = torch.eye(unit.shape[1], dtype=torch.bool, device=unit.device)
-            nearest = (unit @ unit.mT).masked_fill(own, -2.0).argmax(-1)
-        other = unit.gather(1, nearest[..., None].expand_as(unit))
-        return -0.5 * ((unit - other).square().sum(-1) + _DUPLICATES**2).log().mean()
-
-
 def _by_view(x: Tensor, views: int) -> Tensor:
     """(views * B, ...) to (views, B, ...)."""
     if views < 1 or len(x) % views:

@@ -50,8 +50,6 @@ class ViewSpec:
         views and for local views; its deviation is drawn from ``blur_sigma``, in view pixels.
     solarize
         Probability that the second global view has values above ``solarize_threshold`` mirrored about it.
-    row_dropout
-        Probability of each row of the field to count as missing in a view, as lost scan lines are.
     fill
         Value of view pixels of which less than half was observed.
     """
@@ -73,7 +71,6 @@ class ViewSpec:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     solarize_threshold: float = 0.5
-    row_dropout: float = 0.0
     fill: float = 0.0
 
     def __post_init__(self) -> None:
@@ -86,7 +83,7 @@ class ViewSpec:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"ViewSpec: {name}={(low, high)}; expected 0 < low <= high")
-        for name in ("blur", "solarize", "row_dropout"):
+        for name in ("blur", "solarize"):
             check_probability("ViewSpec", name, getattr(self, name))
 
 
@@ -193,9 +190,6 @@ def _draw_kind(
     """All views of one resolution; ``numbers`` (B, V, parameters). A second field is that of later views."""
     height, width = fields[0][0].shape[2:]
     rows, columns = _matrices(spec, numbers[..., :8], (height, width), is_global=is_global)
-    if spec.row_dropout:
-        lost = uniforms(seeds, 1 if is_global else 2, rows.shape[1], height) < spec.row_dropout
-        rows = rows.masked_fill(lost[:, :, None], 0.0)
     total, weight = (
         _resample(list(planes), rows, columns) for planes in zip(*fields, strict=True)
     )  # (B, V, C or 1, size, size)

@@ -192,16 +192,10 @@ class VisionTransformer(nn.Module):
         }
 
     def forward(
-        self,
-        x: Tensor,
-        token_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        all_tokens: bool = False,
+        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """The class token after the last norm, (B, D); or all of them, as `forward_tokens`."""
-        tokens = self.forward_tokens(x, token_mask, attention_mask)
-        return tokens if all_tokens else tokens[:, 0]
+        """The class token after the last norm, (B, D)."""
+        return self.forward_tokens(x, token_mask, attention_mask)[:, 0]
 
     def forward_tokens(
         self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None

@@ -50,14 +50,7 @@ class Config:
     bbox: tuple[float, ...] = _option(
         (), "data", "only patches with their centre inside", unit="WEST SOUTH EAST NORTH, degrees")
     coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
-    limit: int | None = _option(None, "data", "use the first samples only, for a quick look", unit="samples")
     num_workers: int = _option(1, "data", "batches read at a time, by all cores together", unit="batches")
-    shuffle_block: int = _option(
-        1, "data", "shuffle neighbouring samples as blocks of so many, 16 at most: fewer reads of a far store",
-        unit="samples")
-    cache: str | None = _option(
-        None, "data", "folder on a fast disk for what was read once, for a store that is far away", level="256")
-    cache_gib: float = _option(50.0, "data", "how much --cache may hold", unit="GiB", level="256")
     on_damage: Literal["raise", "skip"] = _option(
         "raise", "data", "stop at a patch that is missing or altered in the store, or leave it out", level="256")
 
@@ -69,40 +62,25 @@ class Config:
     image_size: int | Auto = _option(
         "auto", "network", "edge for which positions are learned; auto: the global view, or the grid of cells",
         unit="pixels or cells")
-    position: Literal["exact", "dino_v1"] = _option(
-        "exact", "network", "how positions are interpolated to other sizes; dino_v1 as published weights need it")
-    mask_tokens: bool = _option(
-        True, "network", "give tokens of which less than half was observed a learned content", level="256")
     drop_path_rate: float = _option(0.1, "network", "stochastic depth of the student, at its last layer", unit="share")
     out_dim: int | Auto = _option(65536, "network", "prototypes K; auto: by the number of samples")
     norm_last_layer: bool = _option(True, "network", "keep prototypes at unit length (steadier, a little worse)")
     use_bn_in_head: bool = _option(False, "network", "batch normalisation in the head")
     head_hidden_dim: int = _option(2048, "network", "width of the head's hidden layers")
+    dino_v1: bool = _option(
+        False, "network", "compute as DINO's own program does: positions interpolated by its rule, no learned content "
+        "for tokens of missing pixels, each gradient tensor clipped by itself, the teacher's temperature raised "
+        "epoch by epoch")
 
     # objective
     objective: Literal["dino", "coding-rate"] = _option(
         "dino", "objective", "cross-entropy over prototypes, or coding rate (no prototypes, no temperatures)")
-    student_temp: float = _option(0.1, "objective", "temperature of the student")
     warmup_teacher_temp: float | Auto = _option(
         0.04, "objective", "first temperature of the teacher; lower it if the loss stays at ln K")
     teacher_temp: float | Auto = _option(0.04, "objective", "temperature of the teacher after its warm-up; auto: by "
                                          "the number of samples")
     warmup_teacher_temp_epochs: float | Auto = _option(
         30, "objective", "length of that warm-up; auto: 37,500 steps, 30 % of the run at most", unit="epochs")
-    teacher_temp_by: Literal["step", "epoch"] = _option(
-        "step", "objective", "whether it rises at each step, or each epoch as in DINO, which small sets have few of")
-    center_momentum: float = _option(0.9, "objective", "share of the old centre kept at each step")
-    coding_distortion: float = _option(0.05, "objective", "coding rate: squared precision; smaller spreads more")
-    coding_weight: float = _option(1.0, "objective", "coding rate: weight of the expansion")
-
-    koleo: float = _option(
-        0.0, "objective", "weight of a term that keeps samples apart: the mean logarithm of the distance of each "
-        "feature of a global view to its nearest neighbour in the batch of a process; 0 is off, 0.1 usual")
-    token_weight: float = _option(
-        0.0, "objective", "weight of targets for single tokens: the student's answers at tokens hidden from it are "
-        "to match the teacher's, who sees them; 0 is off")
-    token_share: float = _option(
-        0.3, "objective", "with --token-weight: share of the tokens of a global view that are hidden")
 
     # optimiser
     epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
@@ -121,8 +99,6 @@ class Config:
         0.996, "optimiser", "the teacher keeps this share of itself at each step, rising to 1; auto: half of it is "
         "renewed in one epoch, or 177,000 samples")
     clip_grad: float = _option(3.0, "optimiser", "largest norm of the gradient; 0 is off")
-    clip_by: Literal["global", "tensor"] = _option(
-        "global", "optimiser", "norm of all gradients together, or of each tensor as DINO does")
     freeze_last_layer: float | Auto = _option(
         1, "optimiser", "prototypes stay as they are so long; auto: 1,250 steps, 5 % of the run at most", unit="epochs")
     precision: Literal["auto", "fp32", "bf16"] = _option(
@@ -130,13 +106,12 @@ class Config:
 
     # views
     views: Literal["zoom", "area"] = _option(
-        "zoom", "views", "keep the scale of the field within --zoom, or resize random areas as the predecessor does",
-        level="256")
+        "zoom", "views", "zoom: keep the scale of the field within --zoom and shift its values by up to 2 dB, 1 K or "
+        "0.02 of reflectance; area: resize random areas, blur and solarize, as the predecessor does. Of grids, zoom "
+        "takes parts with cells left out, area takes whole grids as global views")
     global_size: int = _option(224, "views", "edge of the global views", unit="pixels", level="256")
     local_size: int = _option(96, "views", "edge of the local views", unit="pixels", level="256")
     local_crops_number: int = _option(8, "views", "local views a sample")
-    magnification: float = _option(
-        1.0, "views", "view pixels per field pixel; kept in the checkpoint, embedding uses the same", level="256")
     zoom: tuple[float, ...] = _option((0.8, 1.25), "views", "range of the random zoom", unit="LOW HIGH", level="256")
     global_crops_scale: tuple[float, ...] = _option(
         (0.4, 1.0), "views", "with --views area: share of the field a global view covers", unit="LOW HIGH", level="256")
@@ -145,21 +120,9 @@ class Config:
     flips: Literal["none", "h", "d4"] = _option(
         "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k); "
         "never those of wind and shear")
-    gain: float = _option(
-        1.0, "views", "random offset of values, times 2 dB, 1 K or 0.02 of reflectance; 0 is off", level="256")
-    blur: tuple[float, ...] = _option(
-        (0.0, 0.0, 0.0), "views", "probability of a slight blur in the first global, other global and local views",
-        level="256")
-    solarize: float = _option(0.0, "views", "probability of a solarised second view (the predecessor's)", level="256")
-    row_dropout: float = _option(0.0, "views", "share of pixel rows that a view loses, as lost scan lines", level="256")
-    global_fraction: float = _option(0.75, "views", "share of the cells that a global view holds", level="2k")
-    local_fraction: float = _option(0.25, "views", "share of the cells that a local view holds", level="2k")
-    token_dropout: float = _option(0.25, "views", "share of cells left out of a global view", level="2k")
     temporal_positives: float = _option(
         0.0, "views", "draw the second global view from the same place so much later (the nearest time within half "
         "of that; samples without one use themselves); 0 is off", unit="minutes")
-    temporal_share: float = _option(
-        1.0, "views", "with --temporal-positives: share of samples that do so, drawn anew each epoch")
 
     # run
     seed: int = _option(0, "run", "of weights, order and views")
@@ -169,9 +132,7 @@ class Config:
     resume: str = _option("auto", "run", "auto: go on with the run in --out, if any; a checkpoint's path; never")
     init_from: str | None = _option(None, "run", "start from the weights of this checkpoint, as a new run")
     saveckp_freq: int = _option(20, "run", "keep a checkpoint for good every so many epochs; 0 is never", unit="epochs")
-    save_steps: int = _option(1000, "run", "save at least every so many steps; 0 is off", unit="steps")
     save_minutes: float = _option(2.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
-    keep_checkpoints: int = _option(3, "run", "how many of the latest numbered checkpoints stay")
     log_steps: int = _option(20, "run", "write metrics every so many steps", unit="steps")
     tensorboard: bool = _option(
         False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
@@ -193,8 +154,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`; unknown keys are refused by name."""
-        return cls(**canonical(data, "config"))
+        """The inverse of `to_dict`, also for what an earlier version wrote; unknown keys are refused by name."""
+        return cls(**canonical(upgrade(data, "config"), "config"))
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
@@ -217,10 +178,82 @@ IDLE: dict[str, str] = {
     "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
 }
 
-#: Options of the predecessor's other programs, and where they went.
+#: Options of earlier versions, and the values at which they had no effect on what a run computes.
+DROPPED: dict[str, Any] = {
+    "limit": None, "shuffle_block": 1, "student_temp": 0.1, "center_momentum": 0.9, "coding_distortion": 0.05,
+    "coding_weight": 1.0, "koleo": 0.0, "token_weight": 0.0, "magnification": 1.0, "row_dropout": 0.0,
+    "local_fraction": 0.25, "temporal_share": 1.0,
+}  # fmt: skip
+#: Options of earlier versions that had no effect at any value.
+_WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints")
+#: Options of earlier versions that one option replaces: level, option, and of each of its values what it stands for.
+#: The first value stands for the defaults of that time.
+_MERGED: tuple[tuple[Level | None, str, dict[Any, dict[str, Any]]], ...] = (
+    (None, "dino_v1", {
+        False: {"position": "exact", "mask_tokens": True, "clip_by": "global", "teacher_temp_by": "step"},
+        True: {"position": "dino_v1", "mask_tokens": False, "clip_by": "tensor", "teacher_temp_by": "epoch"},
+    }),
+    ("256", "views", {
+        "zoom": {"views": "zoom", "gain": 1.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0},
+        "area": {"views": "area", "gain": 0.0, "blur": [1.0, 0.1, 0.5], "solarize": 0.2},
+    }),
+    ("2k", "views", {
+        "zoom": {"global_fraction": 0.75, "token_dropout": 0.25},
+        "area": {"global_fraction": 1.0, "token_dropout": 0.0},
+    }),
+)  # fmt: skip
+
+#: Options that there are no more, and what there is instead.
 REMOVED: dict[str, str] = {
     "arch2k": "the network of level 2k is --arch when --store holds embeddings",
+    **dict.fromkeys((*DROPPED, *_WITHOUT_EFFECT), "runs have what was its default"),
+    **{
+        old: f"see {flag(name)}"
+        for _, name, choices in _MERGED
+        for choice in choices.values()
+        for old in choice
+        if old != name
+    },
 }
+
+
+def upgrade(options: Mapping[str, Any], where: object, level: Level | None = None) -> dict[str, Any]:
+    """Express options that an earlier version wrote by those that there are.
+
+    Parameters
+    ----------
+    options
+        Of a ``config.json`` or a checkpoint.
+    where
+        What they come from, for messages.
+    level
+        That they were for; their store says it if None.
+
+    Raises
+    ------
+    SchemaError
+        If the run was made with an option that there is no more.
+    """
+    out = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
+    old = [name for name in out if name in REMOVED]
+    if not old:
+        return out
+    level = level or store_level(str(out["store"]))
+    refused = [name for name in DROPPED if out.pop(name, DROPPED[name]) != DROPPED[name]]
+    for at, name, choices in _MERGED:
+        defaults = next(iter(choices.values()))
+        given = {k: out.pop(k) for k in defaults if k in out and (k != name or at == level)}
+        if at in (None, level) and given.keys() - {name}:
+            matching = [value for value, choice in choices.items() if choice == defaults | given]
+            out[name] = matching[0] if matching else None
+            refused += [] if matching else [k for k in given if given[k] != defaults[k]]
+    if refused:
+        made = ", ".join(f"{flag(name)} {options[name]}" for name in refused)
+        raise SchemaError(
+            f"{where}: of an earlier version, with {made}; expected the defaults of these options, which there are no "
+            "more. Finish the run with the version that started it, or start a new one with --init-from."
+        )
+    return out
 
 
 def canonical(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -249,7 +282,7 @@ def unknown_option(name: str) -> str:
     """A sentence about an option that there is not."""
     name = name.lstrip("-").replace("-", "_")
     if name in REMOVED:
-        return f"no option {flag(name)} any more: {REMOVED[name]}"
+        return f"there is no option {flag(name)} any more: {REMOVED[name]}"
     near = difflib.get_close_matches(name, [*FIELDS, *ALIASES, "preset", "config"], n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(flag(n) for n in near)}?" if near else "see --help for the list"
     return f"unknown option {flag(name)}; {hint}"
@@ -360,34 +393,19 @@ def _store_in(file: str | os.PathLike[str] | None) -> str:
 
 _RANGES = ("zoom", "global_crops_scale", "local_crops_scale")
 _POSITIVE = (
-    "coarsen", "batch_size_per_gpu", "accumulate", "shuffle_block", "cache_gib",
+    "coarsen", "batch_size_per_gpu", "accumulate",
     "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
-    "magnification", "student_temp", "keep_checkpoints",
 )  # fmt: skip
 
 
 def _check(config: Config) -> None:
-    for name, sizes in {**dict.fromkeys(_RANGES, (2,)), "blur": (3,), "time": (0, 2), "bbox": (0, 4)}.items():
+    for name, sizes in {**dict.fromkeys(_RANGES, (2,)), "time": (0, 2), "bbox": (0, 4)}.items():
         if len(getattr(config, name)) not in sizes:
             raise SchemaError(f"{flag(name)}: got {len(getattr(config, name))} values; expected {sizes[-1]}")
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
-    if config.koleo and config.batch_size_per_gpu < 2:
-        raise SchemaError(
-            "--koleo: a batch of one sample has no neighbours; pass --batch-size-per-gpu 2 or more"
-        )
-    for name in ("temporal_share", "token_share"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected between 0 and 1")
-    for name, least in (
-        ("steps", 0),
-        ("limit", 1),
-        ("temporal_positives", 0),
-        ("koleo", 0),
-        ("token_weight", 0),
-        ("probe_steps", 0),
-    ):
+    for name in ("steps", "temporal_positives", "probe_steps"):
         value = getattr(config, name)
-        if isinstance(value, int | float) and value < least:
-            raise SchemaError(f"{flag(name)}: got {value}; expected at least {least}")
+        if isinstance(value, int | float) and value < 0:
+            raise SchemaError(f"{flag(name)}: got {value}; expected at least 0")

@@ -105,7 +105,7 @@ class _Run:
 
     def __init__(self, config: Config, world: World, device: torch.device) -> None:
         self.config, self.world, self.device = config, world, device
-        self.folder = RunFolder(config.out, keep=config.keep_checkpoints, tensorboard=config.tensorboard)
+        self.folder = RunFolder(config.out, tensorboard=config.tensorboard)
         path = self.folder.find(config.resume)
         barrier(world)
         checkpoint = self._read(path) if path is not None else None
@@ -125,7 +125,7 @@ class _Run:
         self.schedules = make_schedules(config, self.plan)
         self.sampler = EpochSampler(
             self.source.strata, batch_size=config.batch_size_per_gpu * config.accumulate, seed=config.seed,
-            rank=world.rank, world_size=world.size, block=config.shuffle_block,
+            rank=world.rank, world_size=world.size,
         )  # fmt: skip
         self.loader = PatchLoader(
             self.source.loaded, self.sampler, self.sampler.batch_size, threads=max(1, config.num_workers),
@@ -287,7 +287,7 @@ class _Run:
                 with torch.no_grad():
                     taught = networks.teacher(views[: self.source.global_views])
                 learnt = self.model(views)
-            loss = share * networks.total_loss(learnt, taught, views, self.step, last=last)
+            loss = share * networks.loss(learnt.heads, taught.heads, self.step, last=last)
             loss.backward()
         self._shapes = [(v.x.shape[2], v.x.shape[3]) for v in views]
         return loss.detach(), taught, learnt.features.detach()
@@ -296,7 +296,7 @@ class _Run:
         parameters = list(self.networks.student.parameters())
         if not self.config.clip_grad:
             return torch.zeros(())
-        clip = clip_per_tensor_ if self.config.clip_by == "tensor" else nn.utils.clip_grad_norm_
+        clip = clip_per_tensor_ if self.config.dino_v1 else nn.utils.clip_grad_norm_
         return clip(parameters, self.config.clip_grad)
 
     def _after_step(self, epoch: int) -> None:
@@ -306,7 +306,7 @@ class _Run:
         for_good = not within and c.saveckp_freq > 0 and epochs % c.saveckp_freq == 0
         probing = self.probe is not None and self.probe.due(step)
         recording = step % c.log_steps == 0 or last or probing
-        saving = for_good or (c.save_steps > 0 and step % c.save_steps == 0) or probing
+        saving = for_good or probing
         self._settle(leave=0 if recording or saving else 1)
         if recording:
             self._write_record(epoch, probing=probing)
@@ -351,14 +351,11 @@ class _Run:
             "momentum_teacher": float(self.schedules["momentum"][step - 1]), "grad_norm": float(norm),
         }  # fmt: skip
         record |= self.monitor.describe(features, views)
-        terms = {name: float(term) for name, term in self.networks.terms.items()}  # of the last step
-        record |= {f"loss_{name}": term for name, term in terms.items()}
         loss = self.networks.loss
         if isinstance(loss, DINOLoss):
             temperature = float(loss.teacher_temps[step - 1])
             record |= {"teacher_temp": temperature}
-            of_views = terms.get("views", record["train_loss"])
-            record |= self.monitor.describe_targets(targets, loss.center, temperature, of_views)
+            record |= self.monitor.describe_targets(targets, loss.center, temperature, record["train_loss"])
         seconds = max(now - self._clock.at, 1e-9)
         speed = self.plan.global_batch * (step - self._clock.step) / seconds
         waiting = self.loader.seconds_waiting - self._clock.waited

@@ -108,7 +108,7 @@ def _settings(name: str) -> dict[str, Any]:
     if annotation is bool:
         return settings | {"nargs": "?", "const": True}
     if get_origin(annotation) is tuple or name == "reject":
-        count = {"zoom": 2, "global_crops_scale": 2, "local_crops_scale": 2, "time": 2, "blur": 3, "bbox": 4}
+        count = {"zoom": 2, "global_crops_scale": 2, "local_crops_scale": 2, "time": 2, "bbox": 4}
         names = tuple(unit.split(",")[0].split()) if unit.isupper() or "," in unit else None
         number = count.get(name, "+")
         return settings | {"nargs": number} | ({"metavar": names} if names and len(names) == number else {})
@@ -118,7 +118,7 @@ def _settings(name: str) -> dict[str, Any]:
 def _metavar(name: str, annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "{" + ",".join(get_args(annotation)) + "}"
-    words = {"store": "STORE", "out": "DIR", "channels": "NAME", "reject": "FLAG", "init_from": "FILE", "cache": "DIR",
+    words = {"store": "STORE", "out": "DIR", "channels": "NAME", "reject": "FLAG", "init_from": "FILE",
              "resume": "auto|FILE|never", "arch": "NAME"}  # fmt: skip
     if name in words or annotation is bool:
         return words.get(name, "BOOL")

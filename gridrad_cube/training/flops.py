@@ -83,7 +83,7 @@ def training_flops(
 ) -> float:
     """Of one sample of a training step: the student there and back over all views, the teacher over the first.
 
-    The loss, the optimiser, the drawing of views and targets for single tokens (``token_weight``) do not count;
+    The loss, the optimiser and the drawing of views do not count;
     what drop-path leaves out does, as is usual for MFU. ViT-S/16 with 65,536 prototypes, 2 views of 224 px and 8
     of 96 px: 112.9 GFLOP.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,9 @@ from gridrad_cube.models import (
     DINOHead,
     DINOLoss,
     ProjectionHead,
-    TokenCodingRateLoss,
-    TokenDINOLoss,
     VisionTransformer,
     build,
     head_state,
-    koleo_loss,
     load_backbone,
     load_checkpoint,
     parameter_groups,
@@ -35,54 +32,29 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs(NamedTuple):
-    """What a network gives of views, view by view.
-
-    Attributes
-    ----------
-    heads
-        Of the head at class tokens, (views * B, K).
-    features
-        Class tokens, (views * B, D).
-    tokens
-        Of the head at tokens hidden from the student, (N, K); None where there are none.
-    """
+    """What a network gives of views, view by view: of the head (views * B, K), and its class tokens (views * B, D)."""
 
     heads: Tensor
     features: Tensor
-    tokens: Tensor | None
 
 
 class MultiView(nn.Module):
-    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as DINO's.
+    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as DINO's."""
 
-    ``hides`` tells whether tokens that a view hides are hidden from it: from the student, not the teacher.
-    """
-
-    def __init__(self, backbone: VisionTransformer, head: nn.Module, *, hides: bool) -> None:
+    def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.hides = hides
 
     def forward(self, views: Sequence[DrawnView]) -> Outputs:
         """Neighbouring views of one shape go through the backbone together."""
-        parts, picked = [], []
+        parts = []
         for _, group in itertools.groupby(views, key=lambda view: view.x.shape):
             same = list(group)
-            masks = (_joined([self._token_mask(v) for v in same]), _joined([v.attention_mask for v in same]))
-            hides = any(v.hidden for v in same)
-            out = self.backbone(torch.cat([v.x for v in same]), *masks, all_tokens=hides)
-            if hides:
-                by_view = zip(same, out[:, 1:].chunk(len(same)), strict=True)
-                picked += [view.hidden.pick(tokens) for view, tokens in by_view if view.hidden]
-            parts.append(out[:, 0] if hides else out)
+            masks = [_joined([v.token_mask for v in same]), _joined([v.attention_mask for v in same])]
+            parts.append(self.backbone(torch.cat([v.x for v in same]), *masks))
         features = torch.cat(parts)
-        return Outputs(self.head(features), features, self.head(torch.cat(picked)) if picked else None)
-
-    def _token_mask(self, view: DrawnView) -> Tensor | None:
-        if view.hidden is None or not self.hides:
-            return view.token_mask
-        return view.hidden.mask if view.token_mask is None else view.token_mask | view.hidden.mask
+        return Outputs(self.head(features), features)
 
 
 def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
@@ -100,44 +72,20 @@ class Networks:
     teacher: MultiView
     loss: nn.Module
     head: dict[str, Any]
-    #: Weights of further terms: `koleo_loss`, and the loss at hidden tokens.
-    weights: Mapping[str, float] = field(default_factory=dict)
-    token_loss: nn.Module | None = None
-    #: Terms of the latest loss by name, where there are several.
-    terms: dict[str, Tensor] = field(default_factory=dict)
-
-    def total_loss(
-        self, student: Outputs, teacher: Outputs, views: Sequence[DrawnView], step: int, *, last: bool = True
-    ) -> Tensor:
-        """The loss of one batch, all terms of it, from what the student gave of its views and the teacher of the
-        global ones; ``last`` tells whether the step has no more batches.
-        """
-        terms = {"views": self.loss(student.heads, teacher.heads, step, last=last)}
-        if self.weights.get("koleo"):
-            seen = len(teacher.features)
-            terms["koleo"] = koleo_loss(student.features[:seen], seen // len(views[0].x))
-        if self.token_loss is not None:
-            counts = torch.cat([view.hidden.counts.flatten() for view in views if view.hidden])
-            terms["tokens"] = self.token_loss(student.tokens, teacher.tokens, counts, step, last=last)
-        self.terms = {name: term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
-        return torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
 
     def to(self, device: torch.device) -> None:
         """Move all of them to a device."""
-        for module in (self.student, self.teacher, self.loss, self.token_loss):
-            if module is not None:
-                module.to(device)
+        for module in (self.student, self.teacher, self.loss):
+            module.to(device)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of them."""
-        tokens = {} if self.token_loss is None else {"token_loss": self.token_loss.state_dict()}
         return {
             "model": self.student.backbone.config(),
             "head": self.head,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "dino_loss": self.loss.state_dict(),
-            **tokens,
         }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
@@ -157,8 +105,6 @@ class Networks:
         self.student.load_state_dict(checkpoint["student"])
         self.teacher.load_state_dict(checkpoint["teacher"])
         self.loss.load_state_dict(checkpoint["dino_loss"])
-        if self.token_loss is not None:
-            self.token_loss.load_state_dict(checkpoint["token_loss"])
 
     def load_weights(self, path: str) -> None:
         """Start from the teacher of any checkpoint of this architecture; from its head too if that fits.
@@ -188,21 +134,18 @@ def make_networks(config: Config, plan: Plan, source: Source) -> Networks:
         "in_channels": source.in_channels,
         "patch_size": source.patch_size,
         "image_size": source.image_size,
-        "position": config.position,
-        "mask_token": (config.mask_tokens and source.level == "256") or config.token_weight > 0,
+        "position": "dino_v1" if config.dino_v1 else "exact",
+        "mask_token": source.level == "256" and not config.dino_v1,
     }
     with named_refusals():
         student = build(source.arch, drop_path_rate=config.drop_path_rate, **sizes)
         teacher = build(source.arch, **sizes)
     head = _head_options(config, plan)
-    loss = _make_loss(config, plan, source.views)
     networks = Networks(
-        MultiView(student, _make_head(student.embed_dim, head), hides=True),
-        MultiView(teacher, _make_head(student.embed_dim, head), hides=False),
-        loss,
+        MultiView(student, _make_head(student.embed_dim, head)),
+        MultiView(teacher, _make_head(student.embed_dim, head)),
+        _make_loss(config, plan, source.views),
         head,
-        {"koleo": config.koleo, "tokens": config.token_weight},
-        _make_token_loss(config, loss) if config.token_weight else None,
     )
     networks.teacher.load_state_dict(networks.student.state_dict())
     networks.teacher.requires_grad_(False)
@@ -223,21 +166,14 @@ def _make_head(width: int, options: Mapping[str, Any]) -> nn.Module:
 
 def _make_loss(config: Config, plan: Plan, views: int) -> nn.Module:
     if config.objective == "coding-rate":
-        return CodingRateLoss(views, config.coding_distortion, config.coding_weight)
-    unit = plan.steps_per_epoch if config.teacher_temp_by == "epoch" else 1
+        return CodingRateLoss(views)
+    unit = plan.steps_per_epoch if config.dino_v1 else 1
     loss = DINOLoss(
         plan.out_dim, views, plan.warmup_teacher_temp, plan.teacher_temp, plan.temp_warmup_steps // unit,
-        -(-plan.steps // unit), student_temp=config.student_temp, center_momentum=config.center_momentum,
+        -(-plan.steps // unit),
     )  # fmt: skip
     loss.teacher_temps = loss.teacher_temps.repeat(unit)[: plan.steps]  # one a step
     return loss
-
-
-def _make_token_loss(config: Config, loss: nn.Module) -> nn.Module:
-    if not isinstance(loss, DINOLoss):
-        return TokenCodingRateLoss(config.coding_distortion, config.coding_weight)
-    out_dim = loss.center.shape[1]
-    return TokenDINOLoss(out_dim, loss.teacher_temps, config.student_temp, config.center_momentum)
 
 
 def make_optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:

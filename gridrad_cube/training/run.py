@@ -12,8 +12,11 @@ from typing import Any
 from gridrad_cube.models import load_checkpoint, newest_checkpoint, save_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.board import Board, need_tensorboard
-from gridrad_cube.training.config import Config
+from gridrad_cube.training.config import Config, upgrade
 from gridrad_cube.training.values import flag
+
+#: How many of the latest numbered checkpoints stay.
+KEPT = 3
 
 #: Version of the checkpoint's layout; another one is refused.
 CHECKPOINT_FORMAT = 1
@@ -21,9 +24,9 @@ CHECKPOINT_FORMAT = 1
 #: Options that may differ when a run goes on: where and how it runs, not what it computes. The batch of a
 #: process may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
-    "store", "out", "num_workers", "cache", "cache_gib", "on_damage", "device",
-    "compile", "precision", "resume", "init_from", "saveckp_freq", "save_steps",
-    "save_minutes", "keep_checkpoints", "log_steps", "batch_size_per_gpu", "tensorboard", "probe_steps",
+    "store", "out", "num_workers", "on_damage", "device",
+    "compile", "precision", "resume", "init_from", "saveckp_freq",
+    "save_minutes", "log_steps", "batch_size_per_gpu", "tensorboard", "probe_steps",
 ))  # fmt: skip
 
 
@@ -35,11 +38,10 @@ class RunFolder:
     whole.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, keep: int = 3, tensorboard: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, tensorboard: bool = False) -> None:
         if tensorboard:
             need_tensorboard()
         self.path = Path(path)
-        self.keep = keep
         self._tensorboard = tensorboard
         self._board: Board | None = None
         self.latest = self.path / "checkpoint.pth"
@@ -136,7 +138,7 @@ class RunFolder:
             _link(numbered, self.path / f"checkpoint{for_good:04d}.pth")
         if best:
             self.mark_best(numbered)
-        for old in sorted(self.path.glob("checkpoint_step*.pth"))[: -self.keep]:
+        for old in sorted(self.path.glob("checkpoint_step*.pth"))[:-KEPT]:
             old.unlink()
         return self.latest
 
@@ -202,12 +204,12 @@ def check_same_run(
             "Each level has its own --out."
         )
     # Options newer than the checkpoint count as their defaults there.
-    old, new = Config().to_dict() | checkpoint["config"], config.to_dict()
-    # How DINO's loss is added up makes no difference; other terms are those of each batch.
-    by_sample = config.objective == "dino" and not config.koleo and not config.token_weight
-    free = _FREE | {"accumulate"} if by_sample else _FREE
+    old = Config().to_dict() | upgrade(checkpoint["config"], where, checkpoint["level"])
+    new = config.to_dict()
+    # DINO's loss is a sum over samples; the coding rate is that of each batch.
+    free = _FREE | {"accumulate"} if config.objective == "dino" else _FREE
     differing = [
-        f"{flag(k)} {old.get(k)} there, {new[k]} here" for k in new if k not in free and old.get(k) != new[k]
+        f"{flag(k)} {old[k]} there, {new[k]} here" for k in new if k not in free and old[k] != new[k]
     ]
     if checkpoint["plan"]["global_batch"] != batch:
         differing.append(

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,25 +19,22 @@ from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.models import (
     ARCHITECTURES,
     GridViewSpec,
-    HiddenTokens,
     View,
     ViewSpec,
     draw_grid_views,
     draw_views,
-    hide_tokens,
     sample_seeds,
     token_coverage,
-    uniforms,
     whole_view,
 )
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import choose_labels, labels_of
-from gridrad_cube.store import ShardCache, open_packed, store_info
+from gridrad_cube.store import open_packed, store_info
 from gridrad_cube.training.config import Config, Level, named_refusals, store_level
 
 logger = logging.getLogger(__name__)
 
-#: Largest random offset of a channel of each kind, in its units: `Config.gain` multiplies it.
+#: Largest random offset of a channel of each kind, in its units, of views that keep the scale.
 GAIN = {"infrared": 1.0, "visible": 0.02}
 #: The same for dBZ, and for log10 of mm/h by Z = 200 R^1.6 (Marshall and Palmer 1948).
 GAIN_DBZ = 2.0
@@ -46,10 +42,6 @@ GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
 
 #: Parts of the names of fields with a sense of direction or rotation.
 _HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
-
-#: Streams of random numbers beyond those of views: whether the second global view of a sample comes from its
-#: partner, and from here on which tokens of a view are hidden.
-_PARTNER_STREAM, _HIDDEN_STREAM = 2**20, 2**20 + 1
 
 
 @dataclass(frozen=True)
@@ -59,8 +51,6 @@ class DrawnView:
     x: Tensor
     token_mask: Tensor | None
     attention_mask: Tensor | None
-    #: What the student does not see of it, to tell as the teacher does.
-    hidden: HiddenTokens | None = None
 
 
 class Source(Protocol):
@@ -131,13 +121,6 @@ def _selection(config: Config) -> dict[str, Any]:
     }
 
 
-def _cache(config: Config) -> ShardCache | None:
-    if config.cache is None:
-        return None
-    Path(config.cache).mkdir(parents=True, exist_ok=True)  # refused now, not at the first read
-    return ShardCache(config.cache, int(config.cache_gib * 2**30))
-
-
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """An array on a device, without waiting for it."""
     tensor = torch.from_numpy(array)
@@ -148,18 +131,11 @@ def _number(strata: int | np.ndarray) -> int:
     return strata if isinstance(strata, int) else len(strata)
 
 
-def _first(strata: int | np.ndarray, limit: int | None) -> int | np.ndarray:
-    if limit is None:
-        return strata
-    return min(strata, limit) if isinstance(strata, int) else strata[:limit]
-
-
-def _with_partners(dataset: Any, config: Config, samples: int) -> Any:
+def _with_partners(dataset: Any, config: Config) -> Any:
     """The data set, or pairs of its samples in time."""
     if not config.temporal_positives:
         return dataset
-    first = None if config.limit is None else samples
-    partners = followers(dataset, config.temporal_positives, first=first)
+    partners = followers(dataset, config.temporal_positives)
     share = np.mean(partners != np.arange(len(partners)))
     logger.info("%.0f %% of the samples have a partner %g min later", 100 * share, config.temporal_positives)
     return PairDataset(dataset, partners)
@@ -173,25 +149,7 @@ def _split(
         return values, valid, sample_seeds(config.seed, epoch, batch.index), None
     half = len(values) // 2
     seeds = sample_seeds(config.seed, epoch, batch.index[:half])
-    taken = uniforms(seeds, _PARTNER_STREAM, 1)[:, 0] < config.temporal_share
-
-    def chosen(both: Tensor) -> Tensor:
-        return torch.where(taken.view(-1, *[1] * (both.ndim - 1)), both[half:], both[:half])
-
-    return values[:half], valid[:half], seeds, (chosen(values), chosen(valid))
-
-
-def _hide(views: list[DrawnView], observed: list[Tensor], config: Config, seeds: Tensor) -> list[DrawnView]:
-    """Hide tokens of the first views, where those observed (B, rows, columns) are given."""
-    if not config.token_weight:
-        return views
-    hidden = [
-        dataclasses.replace(
-            view, hidden=hide_tokens(seen, config.token_share, seeds, _HIDDEN_STREAM + number)
-        )
-        for number, (view, seen) in enumerate(zip(views, observed, strict=False))
-    ]
-    return hidden + views[len(hidden) :]
+    return values[:half], valid[:half], seeds, (values[half:], valid[half:])
 
 
 def _arch(config: Config, level: Level, default: str) -> str:
@@ -225,17 +183,17 @@ class PatchSource:
         options = _selection(config)
         self.dataset = PatchDataset(
             config.store, **options, channel_mode=self._mode(options["channels"]), coarsen=config.coarsen,
-            bbox=tuple(config.bbox) or None, on_damage=config.on_damage, cache=_cache(config),  # type: ignore[arg-type]
+            bbox=tuple(config.bbox) or None, on_damage=config.on_damage,  # type: ignore[arg-type]
         )  # fmt: skip
         if normalization is not None:
             self.dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
-        self.strata = _first(self.dataset.strata, config.limit)
+        self.strata = self.dataset.strata
         self.samples = _number(self.strata)
         self.in_channels = self.dataset.planes
         self.field = self.dataset.patch // config.coarsen
         self.global_views, self.views = 2, 2 + config.local_crops_number
         self._check_sizes()
-        self.loaded = _with_partners(self.dataset, config, self.samples)
+        self.loaded = _with_partners(self.dataset, config)
         self._specs = [self._spec(label) for label in self.dataset.labels]
 
     def _mode(self, channels: Any) -> Any:
@@ -250,36 +208,34 @@ class PatchSource:
 
     def _check_sizes(self) -> None:
         c, token = self.config, self.patch_size
-        covered = c.global_size / c.magnification
-        if c.views == "zoom" and covered > self.field:
+        if c.views == "zoom" and c.global_size > self.field:
             raise SchemaError(
-                f"--global-size: a view of {c.global_size} px at magnification {c.magnification} covers {covered:g} "
-                f"pixels, but a field has {self.field} ({self.dataset.patch} px by blocks of {c.coarsen}). Lower "
-                "--global-size or --coarsen, or raise --magnification."
+                f"--global-size: a view covers {c.global_size} px, but a field has {self.field} ({self.dataset.patch} "
+                f"px by blocks of {c.coarsen}). Lower --global-size or --coarsen."
             )
-        whole = self.field * c.magnification
         for name, edge in (
             ("--global-size", c.global_size),
             ("--local-size", c.local_size),
-            ("--coarsen", whole),
+            ("--coarsen", self.field),
         ):
             if edge % token:
                 raise SchemaError(
-                    f"{name}: {edge:g} px are not whole tokens of {token} px. Pass a multiple, or another --patch-size."
+                    f"{name}: {edge} px are not whole tokens of {token} px. Pass a multiple, or another --patch-size."
                 )
 
     def _spec(self, label: str) -> ViewSpec:
         """How to draw views of one channel; of all of them where they are stacked."""
         c, rules = self.config, self.dataset.normalizations
         labels = list(rules) if self.in_channels > 1 else [label]
-        gains = tuple(c.gain * gain_of(name, rules[name]) for name in labels)
+        gains = tuple(gain_of(name, rules[name]) if c.views == "zoom" else 0.0 for name in labels)
+        photographic = {"blur": (1.0, 0.1, 0.5), "solarize": 0.2} if c.views == "area" else {}
         floors = [rules[name].no_echo for name in labels if rules[name].rule in ("reflectivity", "rain")]
         return ViewSpec(
             global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
-            magnification=c.magnification, zoom=_pair(c.zoom), global_area=_pair(c.global_crops_scale),
+            zoom=_pair(c.zoom), global_area=_pair(c.global_crops_scale),
             local_area=_pair(c.local_crops_scale), gain=gains if len(gains) > 1 else gains[0],
-            gain_floor=min(floors, default=None), flips=self._flips(labels), blur=(c.blur[0], c.blur[1], c.blur[2]),
-            solarize=c.solarize, row_dropout=c.row_dropout, fill=rules[labels[0]].fill,
+            gain_floor=min(floors, default=None), flips=self._flips(labels),
+            fill=rules[labels[0]].fill, **photographic,
         )  # fmt: skip
 
     def _flips(self, labels: list[str]) -> Any:
@@ -301,16 +257,11 @@ class PatchSource:
         values, valid = self.dataset.decode(batch)
         values, valid, seeds, partner = _split(values, valid, batch, self.config, epoch)
         views = self._draw(values, valid, seeds, partner, index)
-        missing = [token_coverage(seen, self.patch_size) < 0.5 for _, seen in views]
-        drawn = [
-            DrawnView(x, mask if self.config.mask_tokens else None, None)
-            for (x, _), mask in zip(views, missing, strict=True)
-        ]
-        observed = [
-            ~mask.unflatten(1, (-1, self.config.global_size // self.patch_size))
-            for mask in missing[: self.global_views]
-        ]
-        return _hide(drawn, observed, self.config, seeds)
+        return [DrawnView(x, self._missing(seen), None) for x, seen in views]
+
+    def _missing(self, seen: Tensor) -> Tensor | None:
+        """Tokens of which less than half was observed; None for a network without a content for them."""
+        return None if self.config.dino_v1 else token_coverage(seen, self.patch_size) < 0.5
 
     def whole(self, batch: Batch) -> DrawnView:
         """See `Source.whole`; `gridrad_cube.embedding` does the same."""
@@ -319,10 +270,8 @@ class PatchSource:
         fill: float | Tensor = rules[0].fill
         if self.in_channels == 1:
             fill = torch.tensor([rule.fill for rule in rules], device=values.device)[batch.channel]
-        magnification = self.config.magnification if self.config.views == "zoom" else 1.0
-        x, seen = whole_view(values, valid, magnification, fill)
-        hides = self.config.mask_tokens or self.config.token_weight > 0  # it has a mask token
-        return DrawnView(x, token_coverage(seen, self.patch_size) < 0.5 if hides else None, None)
+        x, seen = whole_view(values, valid, fill=fill)
+        return DrawnView(x, self._missing(seen), None)
 
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
@@ -371,27 +320,24 @@ class GridSource:
         self.config = config
         self.arch = _arch(config, self.level, "vit2k_xs")
         self.dataset = GridDataset(config.store, **_selection(config), normalization=normalization)
-        self.strata = _first(self.dataset.strata, config.limit)
+        self.strata = self.dataset.strata
         self.samples = _number(self.strata)
         self.in_channels = self.dataset.shape[0]
         self.image_size = max(self.dataset.shape[1:]) if config.image_size == "auto" else config.image_size
-        self.loaded = _with_partners(self.dataset, config, self.samples)
+        self.loaded = _with_partners(self.dataset, config)
         self.global_views, self.views = 2, 2 + config.local_crops_number
         if config.flips == "d4":
             raise SchemaError(
                 "--flips: got 'd4'; expected none or h at level 2k, whose cells cannot be turned"
             )
-        self._spec = GridViewSpec(
-            local_views=config.local_crops_number, global_fraction=config.global_fraction,
-            local_fraction=config.local_fraction, token_dropout=config.token_dropout, flips=config.flips,
-        )  # fmt: skip
+        whole = {"global_fraction": 1.0, "token_dropout": 0.0} if config.views == "area" else {}
+        self._spec = GridViewSpec(local_views=config.local_crops_number, flips=config.flips, **whole)
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[DrawnView]:
         """Standardise and draw; cells that do not count are masked in attention. See `Source.draw`."""
         values, cells, seeds, partner = _split(*self.dataset.decode(batch), batch, self.config, epoch)
         views = draw_grid_views(values, cells, self._spec, seeds, partner)
-        drawn = [DrawnView(x, None, kept) for x, kept in views]
-        return _hide(drawn, [kept for _, kept in views[: self.global_views]], self.config, seeds)
+        return [DrawnView(x, None, kept) for x, kept in views]
 
     def whole(self, batch: Batch) -> DrawnView:
         """See `Source.whole`; `gridrad_cube.embedding` does the same."""
