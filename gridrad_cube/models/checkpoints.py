@@ -1,14 +1,14 @@
 """Checkpoints on disk: written whole or not at all, read without running code, loaded strictly.
 
-A checkpoint is a plain dict. Ours holds ``model``, the config that `build` takes, beside ``student`` and
-``teacher``; the predecessor's lacks it, so its network is inferred from the shapes. Keys of both may begin
-with ``module.`` and ``backbone.`` in any mix; the projection head's then begin with ``head.``.
+A checkpoint is a plain dict. Those of this package hold ``model``, the config that `build` takes, beside
+``student`` and ``teacher``. Those of the predecessor lack it, so their network is inferred from the shapes. Keys
+of both may begin with ``module.`` and ``backbone.`` in any mix; those of the projection head then begin with
+``head.``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import logging
 import math
@@ -28,12 +28,13 @@ from torch import Tensor
 
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.storage import open_for_writing
 
 logger = logging.getLogger(__name__)
 
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 #: What a checkpoint may hold besides tensors and plain Python: the predecessor's arguments, and the learning
-#: rates in its optimiser, which are numpy scalars (pickled under one name by numpy 1, another by numpy 2).
+#: rates in its optimizer, which are numpy scalars (pickled under one name by numpy 1, another by numpy 2).
 _ALLOWED: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -48,7 +49,7 @@ _DAMAGE = (
 )  # fmt: skip
 
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|backbone\.)+")
-#: Weight normalisation of current torch, and the older names that DINO's checkpoints and `DINOHead` have.
+#: Weight normalization of current torch, and the older names that DINO's checkpoints and `DINOHead` have.
 _WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
@@ -63,31 +64,17 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     state
         Tensors, numbers, strings, and lists and dicts of them.
     path
-        Of the file; its folder must exist.
+        Of the file.
 
     Raises
     ------
     SchemaError
         If `load_checkpoint` would refuse the file; the old one stays.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        _unpickle(temporary, path, mmap=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # Makes the new name durable. Some network file systems cannot; the content is safe by then.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with open_for_writing(path) as file:
+        torch.save(dict(state), file)
+        file.flush()
+        _unpickle(Path(file.name), Path(path), mmap=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,8 +85,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     FileNotFoundError
         If there is no such file.
     SchemaError
-        If the file is no checkpoint, is truncated or damaged, or holds objects other than tensors, plain
-        Python and the predecessor's arguments.
+        If the file is not a checkpoint, is truncated or damaged, or holds objects other than tensors, plain
+        Python and the arguments of the predecessor.
     """
     path = Path(path)
     if not path.is_file():
@@ -151,7 +138,7 @@ def backbone_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[
 
 
 def head_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str, Tensor]:
-    """The projection head's tensors as `DINOHead` names them, whichever weight normalisation wrote them.
+    """The projection head's tensors as `DINOHead` names them, whichever weight normalization wrote them.
 
     Empty for a checkpoint of a backbone alone. Raises as `backbone_state`.
     """
@@ -204,8 +191,8 @@ def load_backbone(
     else:
         network = model
     expected = network.state_dict()
-    if "mask_token" in expected and "mask_token" not in state:
-        state["mask_token"] = torch.zeros(expected["mask_token"].shape)
+    if "mask_token" in expected:
+        state.setdefault("mask_token", torch.zeros(expected["mask_token"].shape))
     _check_fit(expected, state, f"{where}: {key!r}", network.name)
     if model is None:
         network.to_empty(device="cpu")
