@@ -1,14 +1,15 @@
-"""The nearest vectors of a large array: exact, in blocks. Imports numpy only.
+"""Vectors: their directions, principal axes and effective rank, and the nearest of a large array.
 
-A matrix product in float32 finds the rows that can be among the nearest; those few are measured again in
+The search for the nearest is exact and reads blocks. A matrix product in float32 finds the rows that can be among the nearest; those few are measured again in
 float64. So the answer depends on the vectors alone: not on the size of the blocks, the number of queries
-asked at once, or how a matrix product rounds.
+asked at once, or how a matrix product rounds. This module imports numpy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
+
+__all__ = ["Metric", "PrincipalAxes", "nearest", "principal_axes", "rank_me", "scores", "unit_rows"]
 
 #: How two vectors are compared: the cosine of their angle, their distance, or their inner product.
 Metric = Literal["cosine", "euclidean", "dot"]
@@ -34,6 +37,64 @@ FEW = 4
 SHORTEST, LONGEST = 1e-15, 1e18
 
 _ROUNDOFF = 2.0**-24
+
+
+def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Vectors (..., D) divided by their lengths, float64; vectors of zeros stay as they are."""
+    out = np.asarray(vectors, np.float64)
+    length = np.linalg.norm(out, axis=-1, keepdims=True)
+    return np.asarray(out / np.where(length == 0, 1.0, length))
+
+
+def rank_me(vectors: npt.ArrayLike) -> float:
+    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885).
+
+    From 1 to the number of features; 1 if all vectors are zero. Rows that are not finite do not count.
+    """
+    rows = np.asarray(vectors, np.float64)
+    values = np.linalg.svd(rows[np.isfinite(rows).all(axis=1)], compute_uv=False)
+    share = values / max(values.sum(), 1e-300)
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+@dataclass(frozen=True)
+class PrincipalAxes:
+    """Principal axes of rows, of which the first ones have the most variance; from `principal_axes`.
+
+    Attributes
+    ----------
+    mean
+        Mean of the rows, (features,).
+    axes
+        Columns of length one, (features, axes). The largest weight of each is positive.
+    share
+        Of the variance, along each axis.
+    """
+
+    mean: npt.NDArray[np.float64]
+    axes: npt.NDArray[np.float64]
+    share: npt.NDArray[np.float64]
+
+    def project(self, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Coordinates of rows (..., features) along the axes."""
+        return np.asarray((np.asarray(rows, np.float64) - self.mean) @ self.axes)
+
+
+def principal_axes(rows: npt.ArrayLike, count: int) -> PrincipalAxes:
+    """The principal axes of rows (N, features): at most ``count``, and only those with variance above rounding."""
+    rows = np.asarray(rows)
+    mean = rows.mean(axis=0, dtype=np.float64)
+    centered = rows - mean
+    wide = len(rows) < len(mean)  # the smaller of the two matrices of products has the same eigenvalues
+    weights, vectors = np.linalg.eigh(centered @ centered.T if wide else centered.T @ centered)
+    least = max(1e-10 * weights[-1], 1e-20 * len(rows) * float(mean @ mean), 1e-300)
+    kept = np.flatnonzero(weights > least)[::-1][:count]
+    axes = vectors[:, kept]
+    if wide:
+        axes = centered.T @ axes / np.sqrt(weights[kept])
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))] < 0, -1.0, 1.0)
+    return PrincipalAxes(mean, axes, weights[kept] / max(weights.sum(), 1e-300))
 
 
 class Rows(Protocol):

@@ -10,7 +10,8 @@ from gridrad_cube.query.likeness import search
 from gridrad_cube.query.nearby import Places
 from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
 from gridrad_cube.query.places import at, track
-from gridrad_cube.query.selection import grid, within
+from gridrad_cube.query.samples import collect, sample_dims
+from gridrad_cube.query.selection import grid, select, within
 from gridrad_cube.query.summary import describe
 from gridrad_cube.selection import convective_day, split_by_day
 
@@ -21,6 +22,7 @@ __all__ = [
     "analogues",
     "at",
     "build_index",
+    "collect",
     "convective_day",
     "crop",
     "describe",
@@ -32,7 +34,9 @@ __all__ = [
     "patches",
     "pixels",
     "reflectivity",
+    "sample_dims",
     "search",
+    "select",
     "split_by_day",
     "track",
     "within",
