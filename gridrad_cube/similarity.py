@@ -1,8 +1,9 @@
 """Vectors: their directions, principal axes and effective rank, and the nearest of a large array.
 
-The search for the nearest is exact and reads blocks. A matrix product in float32 finds the rows that can be among the nearest; those few are measured again in
-float64. So the answer depends on the vectors alone: not on the size of the blocks, the number of queries
-asked at once, or how a matrix product rounds. This module imports numpy only.
+The search for the nearest is exact and reads blocks. A matrix product in float32 finds the rows that can be
+among the nearest; those few are measured again in float64. So the answer depends on the vectors alone: not on
+the size of the blocks, the number of queries asked at once, or how a matrix product rounds. This module imports
+numpy only.
 """
 
 from __future__ import annotations
