@@ -19,13 +19,22 @@ from pathlib import Path
 import numpy as np
 
 from gridrad_cube import synthetic
-from gridrad_cube.synthetic.noise import spectral_tile, window
-from gridrad_cube.synthetic.radar import storm_columns
-from gridrad_cube.synthetic.storms import KINDS, KM_PER_DEGREE, Kind, Storm, draw_storm
+from gridrad_cube.synthetic import (
+    KINDS,
+    Kind,
+    RadarVolume,
+    Storm,
+    cut_tile,
+    draw_storm,
+    spectral_tile,
+    storm_columns,
+)
 
 PATCH, SIDE, FRAMES, MINUTES = 256, 4, 6, 20
-#: Middle of every mosaic, whose patches are then those into which a cube of GridRad is cut.
-CENTER = (37 + 1 / 3, -85 - 1 / 3)
+#: First pixel of every mosaic on the lattice of GridRad V4.2, 48 pixels per degree from 0 N and 0 E: its patches are
+#: those into which a cube of GridRad is cut.
+FIRST = (1280, -4608)
+KM_PER_DEGREE = 111.195
 #: Largest offset of a system from the middle of its patch, pixels.
 SHIFT = 40
 #: Kilometres a pixel, north and east, at 38 degrees.
@@ -73,7 +82,7 @@ def draw_system(seed: int, number: int) -> System:
         kind=kind,
         life=life,
         birth=0.0,
-        place=(38.0, 0.0),
+        position=(38.0, 0.0),
         wind=wind,
         jet=rng.uniform(-np.pi, np.pi),
     )
@@ -94,7 +103,7 @@ def _texture(system: System, minutes: float, rows: np.ndarray, columns: np.ndarr
     """The noise of a system at an age, on pixels from its centre: another pattern of the same scale an hour later."""
     place = (rows + system.storm.texture[0], columns + system.storm.texture[1])
     angle = np.pi / 2 * minutes / 60
-    one, other = (window(tile, *place) for tile in _tiles(system.texture))
+    one, other = (cut_tile(tile, *place) for tile in _tiles(system.texture))
     return np.asarray(np.cos(angle) * one + np.sin(angle) * other)
 
 
@@ -108,7 +117,7 @@ def draw_frame(seed: int, number: int, frame: int) -> tuple[np.ndarray, np.ndarr
     truth = _attributes(system, minutes, echo)
     for _ in range(rng.poisson(STRAYS)):
         life = rng.uniform(*KINDS[0].life_minutes)
-        where = {"birth": 0.0, "place": (38.0, 0.0), "wind": (8.0, 0.0), "jet": 0.0}
+        where = {"birth": 0.0, "position": (38.0, 0.0), "wind": (8.0, 0.0), "jet": 0.0}
         cell = draw_storm(seed, int(rng.integers(1 << 62)), kind=KINDS[0], life=life, **where)
         stray = System(cell, 0.0, int(rng.integers(len(WAVELENGTHS))))
         place = rng.integers(-PATCH // 2, PATCH // 2, 2)
@@ -141,7 +150,7 @@ def _attributes(system: System, minutes: float, echo: np.ndarray) -> np.ndarray:
 def write_mosaic(out: Path, mosaic: int, seed: int = 0) -> None:
     """Write the files of one mosaic, and the truth about its systems; what is there already stays."""
     shape = (SIDE * PATCH, SIDE * PATCH)
-    latitude, longitude = synthetic.make_axes(synthetic.FORMATS["gridrad-v4.2"], shape, CENTER)
+    latitude, longitude = ((first + np.arange(SIDE * PATCH) + 0.5) / 48 for first in FIRST)
     kept = _truth_path(out, mosaic)
     if kept.exists():
         return
@@ -154,9 +163,14 @@ def write_mosaic(out: Path, mosaic: int, seed: int = 0) -> None:
             scene[at], truth[row, column, frame] = draw_frame(seed, number, frame)
         time = frame_time(mosaic, frame)
         looks = np.full((1, *scene.shape), 8, np.int8)
-        synthetic.write_gridrad_sparse(
-            out / "scenes" / f"nexrad_3d_v4_2_{time.item():%Y%m%dT%H%M%S}Z.nc", time=time, latitude=latitude,
-            longitude=longitude, altitude_km=[2.0], fields={"Reflectivity": scene[None]}, nradobs=looks, nradecho=looks,
+        index = np.flatnonzero(np.isfinite(scene))
+        volume = RadarVolume(
+            index=index, fields={"Reflectivity": scene.ravel()[index]},
+            weights={"Reflectivity": np.full(index.size, 8, np.float32)}, observations=looks, echoes=looks,
+        )  # fmt: skip
+        synthetic.write_gridrad(
+            out / "scenes" / f"nexrad_3d_v4_2_{time.item():%Y%m%dT%H%M%S}Z.nc", version="v4_2", time=time,
+            axes=(np.array([2.0]), latitude, longitude), volume=volume,
         )  # fmt: skip
     np.save(kept, truth)
 

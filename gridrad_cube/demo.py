@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from gridrad_cube import datasets, evaluation, pipeline, plot, query, store, synthetic
 from gridrad_cube.embedding import embed
@@ -94,9 +93,9 @@ def _synthesize(out: Path, seed: int, say: Callable[[str], Any]) -> None:
     for folder, format_, count, options in kinds:
         if len(list((out / folder).rglob("*.nc"))) == count:
             continue
-        paths = synthetic.iter_scenes(out / folder, format=format_, scenes=count, seed=seed, **options)
-        for _ in tqdm(paths, total=count, desc=f"synthesize {format_}", unit="file"):
-            pass
+        synthetic.write_scenes(
+            out / folder, format=format_, scenes=count, seed=seed, progress=True, **options
+        )
     for folder, format_, _, _ in kinds:
         files = list((out / folder).rglob("*.nc"))
         size = sum(f.stat().st_size for f in files)

@@ -64,24 +64,23 @@ def _given_thresholds(options: Mapping[str, Any]) -> dict[str, Any]:
 )
 @click.option("--start", default=None, help="Time of the first scene, UTC, such as 2021-07-05T12:00.")
 @click.option("--interval", default=None, help="Time between scenes, such as 10min or 6h.")
-@click.option("--plants", type=click.IntRange(0), default=0, help="Plant one storm complex so often.")
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--fault", "faults", multiple=True, help="Plant a fault (repeatable): truncated, text, empty, ..."
+    "--plants",
+    type=click.IntRange(0),
+    default=0,
+    help="Number of times that one storm complex is planted: later, elsewhere, mirrored and with noise.",
 )
+@click.option("--seed", type=int, default=0, show_default=True)
 def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options: Any) -> None:
-    """Write faithful synthetic source files into OUT.
+    """Write synthetic source files into OUT, faithful to the layouts of the archives.
 
     \b
     gridrad-cube synthesize demo/larc --scenes 12 --seed 1
     gridrad-cube synthesize demo/radar --format gridrad-v4.2 --scenes 3
     """
-    from tqdm import tqdm
-
     from gridrad_cube import synthetic
 
-    paths = synthetic.iter_scenes(out, format=format_, shape=shape or None, **options)
-    for path in tqdm(paths, total=options["scenes"], desc="synthesize", unit="file"):
+    for path in synthetic.write_scenes(out, format=format_, shape=shape, progress=True, **options):
         click.echo(path)
 
 

@@ -1,246 +1,481 @@
-"""Write many scenes, one file each, with plants and faults, and the truth about them."""
+"""Write synthetic weather as source files, in the layouts and under the names of the archives."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import datetime
-import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
 
+from gridrad_cube import geometry
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.synthetic.faults import PlantedFault, plant_fault
-from gridrad_cube.synthetic.gridrad import FIELDS, write_gridrad_dense, write_gridrad_index
-from gridrad_cube.synthetic.larc_goes import SCAN_OFFSET_SECONDS, write_larc_goes
-from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, render_radar
-from gridrad_cube.synthetic.runs import CONUS_SHAPE, PLANT_DTYPE, Format, Run, make_run
-from gridrad_cube.synthetic.satellite import parallax_correction, render_satellite, tropopause_temperature
-from gridrad_cube.synthetic.weather import seconds_of
+from gridrad_cube.selection import as_seconds
+from gridrad_cube.synthetic.noise import Float, Float32
+from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, place_sites, render_radar
+from gridrad_cube.synthetic.satellite import (
+    LIMB_ZENITH,
+    SATELLITE_LONGITUDE,
+    SatelliteImage,
+    render_satellite,
+)
+from gridrad_cube.synthetic.storms import Weather, seconds_of
 
-#: Name of the file that tells what was planted.
-TRUTH_NAME = "truth.json"
+# Every file says what it is.
+_ORIGIN = "gridrad-cube synthesize: made-up weather, not an observation"
+_ALTITUDES_V4 = tuple(float(z) for z in (*np.arange(1, 15) * 0.5, *range(8, 23)))
 
 
-def write_scenes(out: str | os.PathLike[str], **request: Any) -> list[Path]:
-    """Write scenes and return their paths in order of time: `iter_scenes` with the same arguments, to its end."""
-    return list(iter_scenes(out, **request))
+class Format(NamedTuple):
+    """A file format: its lattice, its full grid, and the names of its files.
+
+    ``per_degree`` is the number of pixels per degree; points are at the centers of pixels where ``centered``.
+    ``south`` and ``west`` are the corner of the full grid in degrees, ``shape`` its rows and columns; ``altitudes``
+    the levels in km; ``start`` and ``interval`` the default times; ``folder`` and ``file`` patterns of ``strftime``.
+    """
+
+    name: str
+    per_degree: int
+    centered: bool
+    south: float
+    west: float
+    shape: tuple[int, int]
+    altitudes: tuple[float, ...]
+    start: str
+    interval: str
+    folder: str
+    file: str
 
 
-def iter_scenes(
+#: The formats that `write_scenes` writes.
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("larc-goes", 56, True, 18.0, -123.0, (2240, 2856), (), "2021-07-05T17:50", "10min",
+               "%Y%m", "NASALARC_GOES16_CONVECTION_DETECTION_%Y%m%d_%H%M.nc"),
+        Format("gridrad-v4.2", 48, True, 27.5, -92.5, (792, 792), _ALTITUDES_V4, "2011-04-27T20:00", "5min",
+               "volumes/%Y/%Y%m%d", "nexrad_3d_v4_2_%Y%m%dT%H%M%SZ.nc"),
+        Format("gridrad-v3.1", 50, False, 25.0, -115.0, (1201, 2301), tuple(map(float, range(1, 25))),
+               "2011-04-27T12:00", "1h", "%Y%m", "nexrad_3d_v3_1_%Y%m%dT%H%M%SZ.nc"),
+        Format("gridrad-v4.1", 48, True, 30.0, -98.0, (528, 672), _ALTITUDES_V4, "2017-03-28T12:10", "5min",
+               "%Y/%Y%m%d", "nexrad_3d_4_1_%Y%m%dT%H%M%SZ.nc"),
+    )
+}  # fmt: skip
+# The hourly product of V4.2: the contiguous United States on the same lattice.
+_CONUS = FORMATS["gridrad-v4.2"]._replace(south=24.0, west=-125.0, shape=(1248, 2832), folder="%Y%m")
+_PLANT_DTYPE = [
+    ("time", "M8[s]"), ("latitude", "f8"), ("longitude", "f8"), ("mirrored", "?"), ("noise", "f8")
+]  # fmt: skip
+# Difference of all plants from the first one, and the number of candidates for the position of one.
+_PLANT_NOISE, _PLANT_TRIES = 0.3, 64
+
+
+class _Run(NamedTuple):
+    format: Format
+    axes: tuple[Float, Float]
+    times: list[np.datetime64]
+    weather: Weather
+    plants: np.ndarray
+
+
+def write_scenes(
     out: str | os.PathLike[str], *, format: str = "larc-goes", scenes: int = 6,
     shape: tuple[int, int] | None = None, seed: int = 0, start: str | np.datetime64 | None = None,
-    interval: str | np.timedelta64 | datetime.timedelta | None = None, center: tuple[float, float] | None = None,
-    faults: Sequence[str] = (), plants: int = 0, plant_noise: float = 0.3, density: float | None = None,
-    deflate: int = 1, night_visible: str = "absent", shuffle_index: bool = False, companions: bool = False,
-) -> Iterator[Path]:  # fmt: skip
-    """Write scenes one after the other, giving each path as soon as its file is complete.
+    interval: str | np.timedelta64 | datetime.timedelta | None = None, plants: int = 0, progress: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Write synthetic source files, one scene in each.
 
-    Every scene is a function of the arguments alone, whichever were written before. After the last one,
-    ``truth.json`` in ``out`` tells what was planted where.
+    Every scene is a function of the arguments, whatever was written before.
 
     Parameters
     ----------
     out
-        Folder; files go into sub-folders as in the archives.
+        Folder; files are written into subfolders as in the archives.
     format
         One of `FORMATS`.
     scenes
-        How many.
+        Number of files.
     shape
-        Rows and columns; smaller grids lie on the same lattice about the middle of the full one, or ``center``.
+        Rows and columns; a smaller grid lies on the same lattice in the middle of the full one.
     seed
-        Same seed, same files.
+        The same seed gives the same files.
     start, interval
-        Time of the first scene, UTC, and the step: a timedelta or a text such as ``"10min"``.
-    center
-        Latitude and longitude of the middle of the grid.
-    faults
-        Names of `FAULTS`; each spoils one scene, chosen by the seed.
+        Time of the first scene, UTC, and the step between scenes: a timedelta or a text such as ``"10min"``.
     plants
-        How often the complex is planted; `plant_table` says where.
-    plant_noise
-        How much all plants but the first differ from it: see `Plant`.
-    density
-        Factor on the number of storms; by default 1, up to 2.5 on small grids.
-    deflate
-        Compression level, 0 for none.
-    night_visible
-        LaRC scenes without any sun: ``"absent"`` leaves the variable out, ``"fill"`` writes missing, ``"zero"``
-        writes 0. Where only a part of a scene is dark, that part is missing (0 with ``"zero"``).
-    shuffle_index
-        Sparse GridRad: list the bins in random order.
-    companions
-        LaRC scenes: write the temperature of the tropopause and the correction for parallax too. (Numbers of
-        overshooting tops, and GridRad's counts and weights, are always there.)
+        Number of times that one storm complex is planted: later, elsewhere, mirrored and with noise. `plant_table`
+        tells where.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    list of Path
+        The files in order of time.
 
     Raises
     ------
     SchemaError
-        If the request makes no sense; before anything is written.
+        If the request makes no sense, before anything is written.
     """
-    if night_visible not in ("absent", "fill", "zero"):
-        raise SchemaError(f"night_visible: got {night_visible!r}; expected absent, fill or zero")
-    run = make_run(
-        format=format, scenes=scenes, shape=shape, seed=seed, start=start, interval=interval, center=center,
-        faults=faults, plants=plants, plant_noise=plant_noise, density=density,
-    )  # fmt: skip
-    return _iterate(run, Path(out), deflate, night_visible, shuffle_index, companions)
-
-
-def _iterate(
-    run: Run, out: Path, deflate: int, night_visible: str, shuffle_index: bool, companions: bool
-) -> Iterator[Path]:
-    network = None
-    if run.format.altitudes:
-        network = RadarNetwork(run.weather, run.latitude, run.longitude, np.array(run.format.altitudes))
-    truth = []
-    for scene, time in enumerate(run.times):
-        path = out / scene_name(run.format, time, run.latitude.size == CONUS_SHAPE[0])
+    run = _plan(format, scenes, shape, seed, start, interval, plants)
+    network = (
+        RadarNetwork(run.weather, *run.axes, np.array(run.format.altitudes)) if run.format.altitudes else None
+    )
+    paths = []
+    for time in tqdm(run.times, desc=f"synthesize {format}", unit="file", disable=not progress):
+        stamp = time.item()
+        # GridRad files a convective day, 12 to 12 UTC, in the folder of its first date.
+        day = stamp - datetime.timedelta(hours=12) if run.format.folder.startswith("volumes") else stamp
+        paths.append(Path(out, day.strftime(run.format.folder), stamp.strftime(run.format.file)))
         if network is None:
-            _write_larc(run, path, time, deflate, night_visible, companions)
+            _write_larc_goes(paths[-1], time, run)
         else:
-            _write_gridrad(run, network, path, time, deflate, shuffle_index)
-        planted = None
-        if scene in run.faults:
-            planted = plant_fault(path, run.faults[scene], seed=run.seed + scene)
-        truth.append((path.relative_to(out), time, planted))
-        if scene == len(run.times) - 1:
-            _write_truth(run, out, truth)
-        yield path
+            _write_volume(paths[-1], time, run, network)
+    return paths
 
 
-def scene_name(spec: Format, time: np.datetime64, is_conus: bool = False) -> Path:
-    """Path of a scene's file below the output folder, as the archives name it."""
-    stamp = time.astype("datetime64[s]").item()
-    month, day = stamp.strftime("%Y%m"), stamp.strftime("%Y/%Y%m%d")
-    if spec.name == "larc-goes":
-        return Path(month, f"NASALARC_GOES16_CONVECTION_DETECTION_{stamp:%Y%m%d_%H%M}.nc")
-    if spec.name == "gridrad-v3.1":
-        return Path(month, f"nexrad_3d_v3_1_{stamp:%Y%m%dT%H%M%S}Z.nc")
-    if spec.name == "gridrad-v4.1":
-        return Path(day, f"nexrad_3d_4_1_{stamp:%Y%m%dT%H%M%S}Z.nc")
-    # GridRad-Severe files a convective day, 12 to 12 UTC, in the folder of its first date.
-    convective = (stamp - datetime.timedelta(hours=12)).strftime("%Y/%Y%m%d")
-    return Path(month if is_conus else f"volumes/{convective}", f"nexrad_3d_v4_2_{stamp:%Y%m%dT%H%M%S}Z.nc")
+def plant_table(seed: int = 0, *, plants: int = 20, **request: Any) -> np.ndarray:
+    """Tell where `write_scenes` plants the complex.
+
+    ``request`` takes ``format``, ``scenes``, ``shape``, ``start`` and ``interval`` as given to `write_scenes`.
+
+    Returns
+    -------
+    numpy.ndarray
+        A structured array with one row per plant: ``time`` and position of its center, ``mirrored`` and ``noise``.
+        The first one is neither mirrored nor noisy.
+    """
+    defaults: dict[str, Any] = {
+        "format": "larc-goes",
+        "scenes": 6,
+        "shape": None,
+        "start": None,
+        "interval": None,
+    }
+    return _plan(**(defaults | request), seed=seed, plants=plants).plants
 
 
-def _write_larc(
-    run: Run, path: Path, time: np.datetime64, deflate: int, night_visible: str, companions: bool
+def make_axes(format: Format, shape: tuple[int, int] | None = None) -> tuple[Float, Float]:
+    """Make latitude and longitude in [-180, 180) of a grid of ``shape`` in the middle of the full one."""
+    shape = format.shape if shape is None else (int(shape[0]), int(shape[1]))
+    if min(shape) < 2:
+        raise SchemaError(f"shape: got {shape}; expected at least 2 rows and 2 columns")
+    axes = []
+    n, offset = format.per_degree, 0.5 if format.centered else 0.0
+    for corner, full, size in zip((format.south, format.west), format.shape, shape, strict=True):
+        axes.append((round(corner * n) + (full - size) // 2 + np.arange(size) + offset) / n)
+    latitude, longitude = axes
+    if longitude[0] < -180.0 or longitude[-1] >= 180.0 or abs(latitude).max() > 85.0:
+        raise SchemaError(f"shape: {shape} leaves the map; pass a smaller one")
+    return latitude[::-1] if format.name == "larc-goes" else latitude, longitude
+
+
+def _plan(
+    format: str, scenes: int, shape: tuple[int, int] | None, seed: int, start: Any, interval: Any, plants: int
+) -> _Run:
+    """Fill in the defaults of a request and check it."""
+    if format not in FORMATS:
+        raise SchemaError(f"format: got {format!r}; expected one of {list(FORMATS)}")
+    if scenes < 1:
+        raise SchemaError(f"scenes: got {scenes}; expected 1 or more")
+    spec = FORMATS[format]
+    if spec.name == _CONUS.name and shape is not None and tuple(shape) == _CONUS.shape:
+        spec = _CONUS
+    axes = make_axes(spec, shape)
+    step = np.timedelta64(round(as_seconds(spec.interval if interval is None else interval)), "s")
+    begin = np.datetime64(spec.start if start is None else start).astype("M8[s]")
+    if step <= np.timedelta64(0, "s"):
+        raise SchemaError(f"interval: got {interval!r}; expected more than 0 s")
+    if not spec.altitudes and (step % np.timedelta64(60, "s") or seconds_of(begin) % 60):
+        raise SchemaError(
+            f"interval: the names of LaRC files tell whole minutes, but got start {begin} and steps of {step}"
+        )
+    times = [begin + k * step for k in range(scenes)]
+    # Small scenes get more storms per degree; otherwise most of them would be empty.
+    area = abs((axes[0][-1] - axes[0][0]) * (axes[1][-1] - axes[1][0]))
+    density = float(np.clip(300.0 / max(area, 1.0), 1.0, 2.5))
+    weather = Weather(seed, density=density)
+    table = _place_plants(weather, plants, times, spec, axes)
+    return _Run(spec, axes, times, Weather(seed, plants=table, density=density) if plants else weather, table)
+
+
+def _place_plants(
+    weather: Weather, count: int, times: Sequence[np.datetime64], spec: Format, axes: tuple[Float, Float]
+) -> np.ndarray:
+    rng = np.random.default_rng([weather.seed, 40])
+    table = np.zeros(count, _PLANT_DTYPE)
+    # The complex reaches 1.7 degrees from its center: it lies whole in the scene if that is large enough.
+    ends = [(float(axis.min()) + 1.7, float(axis.max()) - 1.7) for axis in axes]
+    ends = [(a, b) if b > a else ((a + b) / 2,) * 2 for a, b in ends]
+    for k in range(count):
+        time = times[k * len(times) // count]
+        y, x = (rng.uniform(*end, _PLANT_TRIES) for end in ends)
+        score = _visibility(weather, spec, axes, y, x)
+        for other in table[:k]:
+            # As far as possible from earlier plants, the more so the closer in time.
+            hours = abs((time - other["time"]) / np.timedelta64(3600, "s"))
+            distance = geometry.great_circle_km(y, x, other["latitude"], other["longitude"])
+            score = np.minimum(score, distance * (1.0 + min(hours, 6.0) / 12.0))
+        best = int(np.argmax(score))
+        mirrored = bool(rng.random() < 0.5) and k > 0
+        table[k] = (time, y[best], x[best], mirrored, _PLANT_NOISE if k else 0.0)
+    return table
+
+
+def _visibility(weather: Weather, spec: Format, axes: tuple[Float, Float], y: Float, x: Float) -> Float:
+    """Infinity where the instrument sees the whole complex; elsewhere below 0, the worse the lower."""
+    around = 1.3 * np.array([(0, 0), (1, 1.2), (1, -1.2), (-1, 1.2), (-1, -1.2)])
+    latitude, longitude = y[:, None] + around[:, 0], x[:, None] + around[:, 1]
+    if spec.altitudes:
+        away = [
+            geometry.great_circle_km(latitude, longitude, site.latitude, site.longitude)
+            for site in place_sites(weather, *axes)
+        ]
+        beyond = np.min(away, axis=0, initial=1e4).max(axis=1) - 230.0
+    else:
+        zenith = geometry.satellite_zenith_angle(latitude, longitude, SATELLITE_LONGITUDE)
+        beyond = zenith.max(axis=1) - (LIMB_ZENITH - 1.0)
+    return np.where(beyond > 0.0, -beyond, np.inf)
+
+
+@contextlib.contextmanager
+def _create(path: Path) -> Iterator[Any]:
+    """Open a new netCDF file, which takes its name when it is complete."""
+    import netCDF4
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with netCDF4.Dataset(os.fspath(part), "w") as file:
+            file.set_fill_off()
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _put(
+    file: Any, name: str, dims: tuple[str, ...], values: Any, *, fill: float | None = None, **attributes: Any
 ) -> None:
-    image = render_satellite(run.weather, time, run.latitude, run.longitude)
-    visible = image.visible
-    if night_visible == "zero":
-        dark = 0.0 * image.infrared
-        visible = dark if visible is None else np.where(np.isnan(visible), dark, visible)
-    elif night_visible == "fill" and visible is None:
-        visible = np.full(image.infrared.shape, np.nan, np.float32)
-    lines = dropped_lines(run.seed, time, run.latitude.size)
-    for picture in (image.infrared, visible):
-        if picture is not None:
-            picture[lines] = np.nan
-    image.overshoots[lines] = 0
-    more: dict[str, Any] = {}
-    if companions:
-        more["tropopause"] = tropopause_temperature(time, run.latitude, run.longitude)
-        more["parallax"] = parallax_correction(image.infrared, run.latitude, run.longitude)
-    write_larc_goes(
-        path, time=time + np.timedelta64(SCAN_OFFSET_SECONDS, "s"), latitude=run.latitude, longitude=run.longitude,
-        ir=image.infrared, visible=visible, overshoots=image.overshoots, deflate=deflate, **more,
-    )  # fmt: skip
+    values = np.asarray(values)
+    options = {"compression": "zlib", "complevel": 1, "shuffle": True} if values.size > 4096 else {}
+    missing = False if fill is None else values.dtype.type(fill)
+    variable = file.createVariable(name, values.dtype, dims, fill_value=missing, **options)
+    variable.set_auto_maskandscale(False)
+    variable.setncatts(attributes)
+    variable[...] = values
 
 
-def dropped_lines(seed: int, time: np.datetime64, lines: int) -> slice:
-    """Lines that the scan of this time lost: a few in every third scene, else none."""
-    rng = np.random.default_rng([seed, 42, int(seconds_of(time)) % 2**32])
+# LaRC
+
+_MJD = "days since 1858-11-17T00:00:00.000"
+_LARC_FILL = 65535
+# The files' float32 ``scale_factor`` of latitude and longitude: degrees per radian.
+_LARC_DEGREES = 57.29578
+# A scan starts seconds after the minute in the name of its file, and takes four minutes.
+_SCAN_OFFSET, _SCAN_SECONDS = np.timedelta64(17, "s"), 240.0
+
+
+def _write_larc_goes(path: Path, time: np.datetime64, run: _Run) -> None:
+    """Write a scene as ``NASALARC_GOES16_CONVECTION_DETECTION``; by night it has no visible reflectance."""
+    image = render_satellite(run.weather, time, *run.axes)
+    _drop_lines(image, np.random.default_rng([run.weather.seed, 42, int(seconds_of(time)) % 2**32]))
+    scan, lines = time + _SCAN_OFFSET, len(image.infrared)
+    scan_times = scan + (1000 * np.linspace(0.0, _SCAN_SECONDS, lines)).astype("timedelta64[ms]")
+    pixels = ("time", "nlines", "npixels")
+    where = {"coordinates": "longitude latitude time"}
+    with _create(path) as file:
+        for dim, size in zip(pixels, (1, *image.infrared.shape), strict=True):
+            file.createDimension(dim, size)
+        _put(
+            file, "time", pixels[:1], _modified_julian_day(scan), date_time_stamp=f"{scan}Z", units=_MJD,
+            long_name="Modified Julian Day of the Nominal Satellite Image Timestamp",
+            definition="http://tycho.usno.navy.mil/mjd.html", comments="MJD equals 51544.0 at Jan/01/2000 00:00",
+        )  # fmt: skip
+        for name, dim, axis, units in zip(
+            ("latitude", "longitude"), pixels[1:], run.axes, ("degrees_north", "degrees_east"), strict=True
+        ):
+            _put(
+                file, name, (dim,), (axis / _LARC_DEGREES).astype(np.float32), fill=-999.0,
+                long_name=name.capitalize(), scale_factor=np.float32(_LARC_DEGREES), units=units,
+            )  # fmt: skip
+        _put(
+            file, "scan_time", pixels[1:2], _modified_julian_day(scan_times),
+            long_name="Observation Time (MJD) for Current Line", units=_MJD,
+        )  # fmt: skip
+        _put(
+            file, "ir_brightness_temperature", pixels, _pack(image.infrared, 0.01), fill=_LARC_FILL,
+            long_name="IR Brightness Temperature Image", valid_range=np.array([15000, 35000], np.uint16),
+            units="degrees_Kelvin", scale_factor=np.float32(0.01), **where,
+        )  # fmt: skip
+        _put(
+            file, "ot_id_number", pixels, image.overshoots[None], fill=0,
+            long_name="IR Overshooting Top Identification Number", valid_range=np.array([1, 9999], np.uint16),
+            units="unitless", **where,
+        )  # fmt: skip
+        if image.visible is not None:
+            _put(
+                file, "visible_reflectance", pixels, _pack(image.visible, 0.0001), fill=_LARC_FILL,
+                units="unitless", scale_factor=np.float32(0.0001), **where,
+            )  # fmt: skip
+        file.history = _ORIGIN
+
+
+def _drop_lines(image: SatelliteImage, rng: np.random.Generator) -> None:
+    """Lose a few lines of every third scene."""
     if rng.random() > 1 / 3:
-        return slice(0, 0)
+        return
+    lines = len(image.infrared)
     height = min(int(rng.integers(1, 7)), max(lines // 50, 1))
     start = int(rng.integers(lines - height + 1))
-    return slice(start, start + height)
+    for values, missing in zip(image, (np.nan, np.nan, 0), strict=True):
+        if values is not None:
+            values[start : start + height] = missing
 
 
-def _write_gridrad(
-    run: Run, network: RadarNetwork, path: Path, time: np.datetime64, deflate: int, shuffle_index: bool
-) -> None:
-    volume = render_radar(run.weather, time, network, moments=run.format.name != "gridrad-v3.1")
-    if run.format.name == "gridrad-v4.1":
-        write_gridrad_dense(
-            path, time=time, latitude=run.latitude, longitude=run.longitude, altitude_km=network.altitude_km,
-            fields=_dense(volume), deflate=deflate,
-        )  # fmt: skip
+def _pack(values: Float32, scale: float) -> npt.NDArray[np.uint16]:
+    codes = np.rint(np.clip(values * np.float32(1.0 / scale), 0.0, _LARC_FILL - 1))
+    return np.where(np.isnan(values), _LARC_FILL, codes).astype(np.uint16)[None]
+
+
+def _modified_julian_day(time: npt.ArrayLike) -> Float:
+    return (np.asarray(time, "datetime64[ms]") - np.datetime64("1858-11-17", "ms")) / np.timedelta64(1, "D")
+
+
+# GridRad
+
+_EPOCH = np.datetime64("2001-01-01T00:00:00", "s")
+_VOLUME = ("Altitude", "Latitude", "Longitude")
+#: Name in the dense layout of V4.1, long name and units of every field of the sparse layouts.
+_FIELDS = {
+    "Reflectivity": ("ZH", "Radar reflectivity", "dBZ"),
+    "SpectrumWidth": ("SW", "Radar velocity spectrum width", "m s-1"),
+    "AzShear": ("VOR", "Azimuthal shear of radial velocity", "s-1"),
+    "Divergence": ("DIV", "Radial divergence of radial velocity", "s-1"),
+    "DifferentialReflectivity": ("ZDR", "Differential radar reflectivity", "dB"),
+    "DifferentialPhase": ("KDP", "Specific differential phase", "deg km-1"),
+    "CorrelationCoefficient": ("RHV", "Copolar correlation coefficient", "1"),
+}
+
+
+def _write_volume(path: Path, time: np.datetime64, run: _Run, network: RadarNetwork) -> None:
+    version = run.format.name.removeprefix("gridrad-").replace(".", "_")
+    volume = render_radar(run.weather, time, network, moments=version != "v3_1")
+    axes = (network.altitude_km, network.latitude, network.longitude)
+    if version == "v4_1":
+        _write_dense(path, time, axes, volume)
         return
-    fields, weights, index = volume.fields, volume.weights, volume.index
-    if shuffle_index:
-        order = np.random.default_rng([run.seed, 43, int(seconds_of(time)) % 2**32]).permutation(index.size)
-        index = index[order]
-        fields, weights = ({name: v[order] for name, v in group.items()} for group in (fields, weights))
-    version = "v3_1" if run.format.name == "gridrad-v3.1" else "v4_2"
-    write_gridrad_index(
-        path, version=version, time=time, latitude=run.latitude, longitude=run.longitude,
-        altitude_km=network.altitude_km, index=index, fields=fields, weights=weights,
-        nradobs=volume.observations, nradecho=volume.echoes, sources=_sources(network, version, time),
-        deflate=deflate,
-    )  # fmt: skip
-
-
-def _dense(volume: RadarVolume) -> dict[str, np.ndarray]:
-    out = {}
-    for name in FIELDS:
-        dense = np.full(volume.observations.shape, np.nan, np.float32)
-        dense.ravel()[volume.index] = volume.fields[name]
-        out[name] = dense
-    return out
-
-
-def _sources(network: RadarNetwork, version: str, time: np.datetime64) -> list[str]:
-    stamp = (time - np.timedelta64(90, "s")).astype("datetime64[s]").item().strftime("%Y%m%d_%H%M%S")
-    names = [f"{site.name}{stamp}_V06" for site in network.sites]
-    if version == "v3_1":
-        return [f"{name}.gz" for name in names]
-    return [
-        f"{name}_{elevation:04.1f}"
-        for name in names
-        for elevation in (0.5, 0.9, 1.3, 1.8, 2.4, 4.0, 8.0, 19.5)
+    stamp = np.datetime_as_string(time - np.timedelta64(90, "s")).replace("-", "").replace(":", "")
+    endings = [".gz"]
+    if version == "v4_2":
+        endings = [f"_{elevation:04.1f}" for elevation in (0.5, 0.9, 1.3, 1.8, 2.4, 4.0, 8.0, 19.5)]
+    sources = [
+        f"{site.name}{stamp.replace('T', '_')}_V06{ending}" for site in network.sites for ending in endings
     ]
+    write_gridrad(path, version=version, time=time, axes=axes, volume=volume, sources=sources)
 
 
-def _write_truth(run: Run, out: Path, scenes: list[tuple[Path, np.datetime64, PlantedFault | None]]) -> None:
-    def plain(planted: PlantedFault) -> dict[str, object]:
-        fields = dataclasses.asdict(planted)
-        value = fields["value"]
-        fields["value"] = str(value) if value is not None and not math.isfinite(value) else value
-        return {k: v for k, v in fields.items() if k != "path"}
+def write_gridrad(
+    path: str | os.PathLike[str], *, version: str, time: np.datetime64, axes: tuple[Float, Float, Float],
+    volume: RadarVolume, sources: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write a volume in the sparse layout of GridRad.
 
-    table = {
-        "format": run.format.name,
-        "seed": run.seed,
-        "density": run.weather.density,
-        "shape": [run.latitude.size, run.longitude.size],
-        "scenes": [
-            {
-                "path": path.as_posix(),
-                "time": f"{time}Z",
-                "fault": None if planted is None else plain(planted),
-            }
-            for path, time, planted in scenes
-        ],
-        "plants": [
-            {
-                name: f"{row[name]}Z" if name == "time" else row[name].item()
-                for name in PLANT_DTYPE.names or ()
-            }
-            for row in run.plants
-        ],
-    }
-    (out / TRUTH_NAME).write_text(json.dumps(table, indent=1) + "\n")
+    Parameters
+    ----------
+    path
+        File to write; replaced when complete.
+    version
+        ``"v4_2"`` or ``"v3_1"``.
+    time
+        Analysis time, UTC.
+    axes
+        Altitude (km), latitude and longitude (degrees), ascending.
+    volume
+        The bins with echo, and the counts of all bins.
+    sources
+        Names of the merged files or sweeps.
+    """
+    is_v3 = version == "v3_1"
+    dtype, deltas = (np.float32, (1.0, 0.02, 0.02)) if is_v3 else (np.float64, (0.5, 1 / 48, 1 / 48))
+    merged, letters, width = (
+        ("files_merged", ("File", "FileRef"), 32) if is_v3 else ("sweeps_merged", ("Sweep", "SweepRef"), 29)
+    )
+    with _create(Path(path)) as file:
+        for dim, axis in zip(_VOLUME[::-1], axes[::-1], strict=True):
+            file.createDimension(dim, axis.size)
+        file.createDimension("time", 1)
+        file.createDimension("Index", volume.index.size)
+        for name, axis, units, delta in reversed(
+            list(zip(_VOLUME, axes, ("km", "degrees_north", "degrees_east"), deltas, strict=True))
+        ):
+            axis = axis % 360.0 if name == "Longitude" else axis
+            _put(file, name, (name,), axis.astype(dtype), long_name=name, units=units, delta=dtype(delta))
+        _put_time(file, time, long_name="Time")
+        text = "Number of radar observations"
+        _put(file, "Nradobs", _VOLUME, volume.observations, long_name=text, units="1")
+        _put(file, "Nradecho", _VOLUME, volume.echoes, long_name="Number of radar echoes", units="1")
+        text = "Flat index into (Altitude, Latitude, Longitude)"
+        _put(file, "index", ("Index",), volume.index.astype(np.int32), long_name=text)
+        for name, values in volume.fields.items():
+            _, text, units = _FIELDS[name]
+            _put(
+                file, name, ("Index",), values, long_name=text, units=units, missing_value=np.float32(np.nan)
+            )
+            _put(
+                file, f"w{name}", ("Index",), volume.weights[name], long_name=f"{name} bin weight", units="1",
+                missing_value=np.float32(0.0),
+            )  # fmt: skip
+        names = np.array([name[:width].ljust(width) for name in sources or ["none"]], f"S{width}")
+        for dim, size in zip(letters, (names.size, width), strict=True):
+            file.createDimension(dim, size)
+        _put(file, merged, letters, names.view("S1").reshape(-1, width))
+        file.setncatts(_global_attributes(version, time))
 
 
-def read_truth(out: str | os.PathLike[str]) -> dict[str, object]:
-    """Read what `write_scenes` planted in a folder: format, seed, scenes with their faults, plants."""
-    truth: dict[str, object] = json.loads(Path(out, TRUTH_NAME).read_text())
-    return truth
+def _put_time(file: Any, time: np.datetime64, **attributes: Any) -> None:
+    seconds = (time - _EPOCH) / np.timedelta64(1, "s")
+    _put(file, "time", ("time",), seconds, **attributes, units="seconds since 2001-01-01 00:00:00")
+
+
+def _global_attributes(version: str, time: np.datetime64) -> dict[str, str]:
+    stamp = f"{time}Z".replace("T", " ")
+    shared = {
+        "Analysis_time": stamp,
+        "Analysis_time_window": "all azimuth scans (elevation angles) within 228 s of the analysis time",
+        "File_creation_date": stamp,  # not the time of the clock: the same seed gives the same bytes
+        "Grid_scheme": "Regular longitude-latitude-altitude grid",
+        "Algorithm_version": version,
+        "Algorithm_description": "Space and time binning weighted by distances from radar and analysis time",
+        "Data_source": _ORIGIN, "Data_source_URL": "none", "Authors": _ORIGIN,
+        "Project_sponsor": "none", "Project_name": "gridrad-cube",
+    }  # fmt: skip
+    if version == "v3_1":
+        return shared | {"NOAA_wct-export_Version": "none"}
+    return {
+        "Name": "GridRad", "Description": "Three-dimensional gridded NEXRAD radar reflectivity (synthetic)",
+        **shared, "Storage_scheme": "netCDF-4, sparse",
+    }  # fmt: skip
+
+
+def _write_dense(
+    path: Path, time: np.datetime64, axes: tuple[Float, Float, Float], volume: RadarVolume
+) -> None:
+    """Write a volume in the layout of V4.1: one value per bin, NaN without echo."""
+    with _create(path) as file:
+        file.createDimension("time", 1)
+        for name, axis in zip(_VOLUME, axes, strict=True):
+            file.createDimension(name, axis.size)
+        _put_time(file, time)
+        for name, axis in reversed(list(zip(_VOLUME, axes, strict=True))):
+            _put(file, name, (name,), axis % 360.0 if name == "Longitude" else axis)
+        for name, values in volume.fields.items():
+            dense = np.full((1, *volume.observations.shape), np.nan, np.float32)
+            dense.ravel()[volume.index] = values
+            _put(file, _FIELDS[name][0], ("time", *_VOLUME), dense)
+        file.history = _ORIGIN
