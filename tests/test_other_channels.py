@@ -15,6 +15,7 @@ from reader_files import (
     write_gridrad_dense,
     write_larc,
 )
+from synthetic_files import add_other_variables
 
 from gridrad_cube import datasets, info, pipeline, plot, quality, query, readers, store, synthetic, tiling
 from gridrad_cube.datasets.normalization import normalizations
@@ -299,7 +300,7 @@ def test_variables_off_the_grid_are_refused_with_those_that_would_do(tmp_path):
 
 
 def test_parallax_correction_comes_along_unasked(tmp_path):
-    (path,) = synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160), companions=True)
+    path = add_other_variables(*synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160)))
     assert tuple(readers.inspect(path).channels) == (IR, VIS, *PARALLAX)
     scene = readers.read_scene(path, channels=(IR, VIS, TROPOPAUSE, PARALLAX[1]))
     assert list(scene.data_vars)[2:] == [TROPOPAUSE, PARALLAX[1], PARALLAX[0]]
@@ -309,19 +310,8 @@ def test_parallax_correction_comes_along_unasked(tmp_path):
     np.testing.assert_array_equal(np.isnan(scene[PARALLAX[0]].values), missing)
 
 
-def test_parallax_correction_points_to_the_satellite(tmp_path):
-    latitude, longitude = np.array([40.0, 20.0, -30.0]), np.array([-120.0, -75.2, -40.0])
-    north, east = synthetic.satellite.parallax_correction(np.full((3, 3), 210.0), latitude, longitude)
-    assert (np.sign(north) == [[-1] * 3, [-1] * 3, [1] * 3]).all()
-    assert (np.sign(np.round(east, 9)) == [[1, 0, -1]] * 3).all()
-    # 12.3 km high at 46 degrees from the zenith below the satellite's meridian: 12.8 km south.
-    zenith = 46.3
-    assert north[0, 1] * 111.2 == pytest.approx(-80 / 6.5 * np.tan(np.deg2rad(zenith)), rel=0.02)
-    assert (np.hypot(north, east) < 0.6).all()
-
-
 def test_header_says_what_else_could_be_carried(tmp_path, volume):
-    (path,) = synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160), companions=True)
+    path = add_other_variables(*synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160)))
     header = readers.inspect(path, channels=IR)
     assert header.further == (OT, TROPOPAUSE)
     assert (header.satellite_longitude, header.has_scan_times) == (-75.2, True)
@@ -445,10 +435,9 @@ def test_recipes_keep_the_format_of_stores_with_companions():
 def sources(tmp_path_factory):
     """Three files with tops in two patches of each; the second lacks their variable."""
     folder = tmp_path_factory.mktemp("sources")
-    paths = synthetic.write_scenes(
-        folder, scenes=3, shape=(96, 160), start="2021-07-05T18:00", companions=True
-    )
+    paths = synthetic.write_scenes(folder, scenes=3, shape=(96, 160), start="2021-07-05T18:00")
     for number, path in enumerate(paths, 1):
+        add_other_variables(path)
         with netCDF4.Dataset(path, "a") as file:
             file.set_auto_maskandscale(False)
             file[OT][:] = 0

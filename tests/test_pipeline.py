@@ -15,8 +15,9 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+from synthetic_files import spoil
 
-from gridrad_cube import pipeline, readers, store, synthetic, testing
+from gridrad_cube import pipeline, readers, store, testing
 from gridrad_cube.schema import Flag, QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
@@ -323,7 +324,7 @@ def test_one_bad_file_of_each_kind_stops_nothing(sources, tmp_path):
             start=f"2021-07-0{6 + i % 3}T1{i}:00",
         )[0]
         if fault != "small":
-            synthetic.plant_fault(path, fault, seed=0)
+            spoil(path, fault)
         target = folder / fault / path.name
         target.parent.mkdir()
         shutil.move(path, target)
