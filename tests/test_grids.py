@@ -19,7 +19,6 @@ from gridrad_cube.datasets import (
     PatchDataset,
     PatchLoader,
     decode_grids,
-    open_dataset,
 )
 from gridrad_cube.schema import FORMAT_VERSION, Flag, SchemaError, channel_label
 from gridrad_cube.store import (
@@ -257,11 +256,7 @@ def test_grids_pickle_without_the_embeddings_in_memory(embeddings):
     assert torch.equal(copy.__getitems__([3, 0]).codes, batch.codes)
 
 
-def test_open_dataset_goes_by_the_kind_of_the_store(cube, embeddings, tmp_path):
-    assert isinstance(open_dataset(cube, channels=Z, channel_mode="stack"), PatchDataset)
-    assert isinstance(open_dataset(embeddings, time=(None, "2024-05-02")), GridDataset)
-    with pytest.raises(SchemaError, match=r"holds embeddings, which take no \['bbox'\]"):
-        open_dataset(embeddings, bbox=(0, 0, 1, 1))
+def test_stores_of_another_kind_are_refused(cube, embeddings, tmp_path):
     with pytest.raises(SchemaError, match="holds embeddings, but this needs a cube of patches"):
         PatchDataset(embeddings)
     with pytest.raises(SchemaError, match="holds patches, but this needs an embedding store"):
@@ -269,4 +264,4 @@ def test_open_dataset_goes_by_the_kind_of_the_store(cube, embeddings, tmp_path):
     with pytest.raises(SchemaError, match="level '2k', one a crop; expected level '256'"):
         GridDataset(write_embeddings(tmp_path / "2k.zarr", np.zeros((3, 1, 8)), level="2k"))
     with pytest.raises(FileNotFoundError, match="no such store"):
-        open_dataset(tmp_path / "nothing.zarr")
+        GridDataset(tmp_path / "nothing.zarr")

@@ -16,7 +16,7 @@ from gridrad_cube.datasets.normalization import Normalization, decode, normaliza
 from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
-from gridrad_cube.store import Files, MissingChunkError, PatchReader, ShardCache, cube_info, open_packed
+from gridrad_cube.store import Files, MissingChunkError, PatchReader, cube_info, open_packed
 
 ChannelMode = Literal["each", "stack"]
 OnDamage = Literal["raise", "skip"]
@@ -55,8 +55,6 @@ class PatchDataset(Dataset[Batch]):
         What to do where a patch is missing, truncated or altered: ``"raise"`` names it; ``"skip"`` leaves the
         sample out, so that the batch is shorter, and lists it in the batch's ``damaged``. Never fill. A disk
         or network that fails always raises.
-    cache
-        Where to keep shards that were read once, whole: for stores that are far away.
 
     Attributes
     ----------
@@ -84,7 +82,6 @@ class PatchDataset(Dataset[Batch]):
         bbox: Box | None = None,
         coarsen: int = 1,
         on_damage: OnDamage = "raise",
-        cache: ShardCache | None = None,
     ) -> None:
         _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
         _check_one_of("on_damage", on_damage, get_args(OnDamage))
@@ -94,7 +91,6 @@ class PatchDataset(Dataset[Batch]):
         self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
             raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {self.patch} px")
-        self._cache = cache
         self._reader: PatchReader | None = None
         self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
@@ -193,7 +189,7 @@ class PatchDataset(Dataset[Batch]):
         if self._reader is None:
             # Worker processes of a DataLoader are as many as there are cores to use.
             alone = get_worker_info() is None or not Files(self.store).local
-            self._reader = PatchReader(self.store, threads=None if alone else 1, cache=self._cache)
+            self._reader = PatchReader(self.store, threads=None if alone else 1)
         table, damage = self.table, dict[int, MissingChunkError]()
         where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
         for variable, numbers in self._variables().items():

@@ -7,7 +7,6 @@ from gridrad_cube.storage import Files, RemoteError
 from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata, metadata, write_array
 from gridrad_cube.store.attributes import cube_info, store_info
 from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
-from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.commit import (
     blank_rows,
     block_length,
@@ -42,7 +41,6 @@ __all__ = [
     "PatchReader",
     "Record",
     "RemoteError",
-    "ShardCache",
     "blank_rows",
     "block_length",
     "blocks",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ import zarr
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store.attributes import cube_info
-from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.shard_layout import ShardLayout
 from gridrad_cube.store.shards import MISSING, ShardReader
 
@@ -40,19 +38,11 @@ class PatchReader:
         Path or URL of a finished cube.
     threads
         Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
-    cache
-        Where to keep shards that were read once, whole: for stores that are far away.
     """
 
-    def __init__(
-        self,
-        store: str | os.PathLike[str],
-        *,
-        threads: int | None = None,
-        cache: ShardCache | None = None,
-    ) -> None:
+    def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.files = Files(store)
-        self.threads, self.cache = threads, cache
+        self.threads = threads
         self._info: dict[str, Any] | None = None
         self._members: dict[str, Any] | None = None
         self._shards: dict[str, ShardReader] = {}
@@ -60,7 +50,7 @@ class PatchReader:
         self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("files", "threads", "cache")}
+        return {"files": self.files, "threads": self.threads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("files").root, **state)  # type: ignore[misc]
@@ -88,9 +78,7 @@ class PatchReader:
                     f"{self.files.root}: {variable} is not stored as gridrad-cube writes it (a patch a chunk, a crop a "
                     "shard); expected a store that was not encoded again. Read it with xarray.open_zarr."
                 )
-            self._shards[variable] = ShardReader(
-                self.files, layout, threads=self.threads, cache=self.cache, state=json.dumps(self.info)
-            )
+            self._shards[variable] = ShardReader(self.files, layout, threads=self.threads)
         return self._shards[variable]
 
     def _metadata(self, variable: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ shards stay open (`shard_files`), and what is done for every patch is short.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
@@ -23,7 +22,6 @@ import numpy as np
 
 from gridrad_cube.launch import cores
 from gridrad_cube.storage import Files
-from gridrad_cube.store.cache import ShardCache
 from gridrad_cube.store.shard_files import DamagedShard, LocalShard, OpenShards, RemoteShard, ShardSource
 from gridrad_cube.store.shard_layout import ABSENT, ShardLayout, chunk_decoder
 
@@ -118,10 +116,6 @@ class ShardReader:
         a remote store.
     index_bytes
         How much to keep of the shards' indexes.
-    cache
-        Where to keep whole shards; None reads them where they are.
-    state
-        Of the store; shards kept of another state are not used.
     """
 
     def __init__(
@@ -131,10 +125,8 @@ class ShardReader:
         *,
         threads: int | None = None,
         index_bytes: int = INDEX_BYTES,
-        cache: ShardCache | None = None,
-        state: str = "",
     ) -> None:
-        self.files, self.layout, self.cache, self.state = files, layout, cache, state
+        self.files, self.layout = files, layout
         self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
         self._process = Process()
         self._indexes = _IndexCache(index_bytes)
@@ -243,8 +235,6 @@ class ShardReader:
             # Rewritten in place while it was read, perhaps: once more with an index read anew.
             self._indexes.drop(unit.shard)
             self._open.drop(unit.shard)
-            if self.cache is not None:
-                self.cache.drop(self.files, self.layout.key(unit.shard), self.state)
             failures = self._attempt(unit, out, targets)
         return failures
 
@@ -262,12 +252,6 @@ class ShardReader:
             raise
 
     def _source(self, shard: int) -> LocalShard | RemoteShard:
-        for _ in range(5 if self.cache is not None else 0):
-            path = self.cache.fetch(self.files, self.layout.key(shard), self.state)  # type: ignore[union-attr]
-            if path is None:
-                break
-            with contextlib.suppress(FileNotFoundError):  # removed since, by another process that needs room
-                return LocalShard(path)
         if self.files.local:
             return self._open.get(shard, self._path)
         return RemoteShard(self.files, self.layout.key(shard))
