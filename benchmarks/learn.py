@@ -37,13 +37,12 @@ from typing import Any
 import machine
 import numpy as np
 import storms
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler, normalize
 
 from gridrad_cube import pipeline, store
 from gridrad_cube.embedding import embed
-from gridrad_cube.evaluation.days import CHOOSE, FIT, TEST
-from gridrad_cube.evaluation.pixels import Windows, look
-from gridrad_cube.evaluation.probes import ridge
-from gridrad_cube.evaluation.vectors import principal_axes, rank_me, standard_axes, unit_vectors
+from gridrad_cube.evaluation import CHOOSE, FIT, TEST, describe_pixels, rank_me, ridge
 from gridrad_cube.schema import Packing, RadarSpec, Recipe
 from gridrad_cube.training import load_config, train
 
@@ -152,8 +151,7 @@ def pixel_vectors(data: Data) -> dict[str, np.ndarray]:
     dataset = store.open_packed(data.cube)
     crops, side, edge = dataset.sizes["crop"], storms.SIDE, storms.PATCH
     crop, row, column = (a.ravel() for a in np.indices((crops, side, side)))
-    windows = Windows(crop, row * edge, column * edge, (edge, edge))
-    _, found = look(dataset, windows, [CHANNEL])
+    _, found = describe_pixels(dataset, crop, row * edge, column * edge, (edge, edge), (CHANNEL,))
     reader = store.PatchReader(data.cube)
     packing = Packing.from_attributes(dataset[CHANNEL].attrs, dataset[CHANNEL].dtype)
     quantiles = np.empty((len(crop), len(QUANTILES)))
@@ -167,8 +165,8 @@ def pixel_vectors(data: Data) -> dict[str, np.ndarray]:
     out["moments"] = np.concatenate([out["moments"], data.arrange(quantiles)], axis=-1)
     fit = data.part == FIT
     picture = out.pop("picture")
-    axes = principal_axes(_rows(picture[fit]), COMPONENTS)
-    out["pca"] = axes.project(_rows(picture)).reshape(*picture.shape[:2], -1)
+    pca = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(_rows(picture[fit]))
+    out["pca"] = pca.transform(_rows(picture)).reshape(*picture.shape[:2], -1)
     for name in ("moments", "histogram"):
         out[name] = standardised(out[name], fit)
     return out
@@ -180,7 +178,8 @@ def _rows(values: np.ndarray) -> np.ndarray:
 
 def standardised(values: np.ndarray, fit: np.ndarray) -> np.ndarray:
     """Features less their mean by their deviation, over the systems to fit."""
-    return standard_axes(_rows(values[fit])).project(_rows(values)).reshape(*values.shape[:2], -1)
+    scaler = StandardScaler().fit(_rows(values[fit]).astype(np.float64))
+    return np.asarray(scaler.transform(_rows(values)).reshape(values.shape))
 
 
 def in_units_of_change(values: np.ndarray, fit: np.ndarray) -> np.ndarray:
@@ -225,7 +224,7 @@ def schedule(trial: Trial, steps: int, samples: int) -> dict[str, Any]:
 
 def hits(vectors: np.ndarray) -> np.ndarray:
     """Share of the pairs of frames in which each system finds itself an hour or more later, (systems,)."""
-    unit = unit_vectors(_rows(vectors)).reshape(vectors.shape)
+    unit = normalize(_rows(vectors)).reshape(vectors.shape)
     found = [(unit[:, a] @ unit[:, b].T).argmax(axis=1) == np.arange(len(unit)) for a, b in PAIRS]
     return np.asarray(np.mean(found, axis=0))
 
@@ -287,7 +286,7 @@ def together(one: Sequence[np.ndarray], other: np.ndarray, fit: np.ndarray) -> l
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    return unit_vectors(_rows(values)).reshape(values.shape)
+    return normalize(_rows(values)).reshape(values.shape)
 
 
 def cells(draws: np.ndarray, *, signed: bool = False) -> list[str]:
@@ -371,7 +370,7 @@ def smoke(folder: Path, mrms: Path, steps: int) -> list[str]:
         train(load_config(store=str(cube), out=str(out), **options))
         embed(cube, out / "checkpoint.pth", out / "embeddings.zarr", pool="mean")
         vectors = store.open_embeddings(out / "embeddings.zarr")["embedding"].values[:, 0]
-        unit = [unit_vectors(v[east].astype(np.float32)) for v in (vectors[0], vectors[-1])]
+        unit = [normalize(v[east].astype(np.float32)) for v in (vectors[0], vectors[-1])]
         found[words] = float(np.mean((unit[0] @ unit[1].T).argmax(axis=1) == np.arange(east.sum())))
     return [
         "## Smoke test on real frames", "",

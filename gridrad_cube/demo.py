@@ -15,7 +15,7 @@ import xarray as xr
 from gridrad_cube import datasets, evaluation, pipeline, plot, query, store, synthetic
 from gridrad_cube.embedding import embed
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.schema import PATCH_SIZE, Recipe, SchemaError
+from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.training import load_config, train
 
 CHANNEL = "ir_brightness_temperature"
@@ -24,18 +24,20 @@ SCENES, INTERVAL, PLANTS = 20, "2h", 20
 #: Step in pixels between the windows that are embedded: half a patch, so that a storm across the edge of one
 #: patch lies whole in the next window.
 STRIDE = 128
-#: A window holds a planted storm if its centre is so near: half the edge of a patch at 40 degrees.
+#: A window holds a planted storm if its center is this near: half the edge of a patch at 40 degrees.
 REACH_KM = 200.0
 #: Windows nearer than this share pixels, or show the same storm a little later: neither is news.
 APART = ("6h", "600km")
 #: Components of the pixels' PCA, the baseline without any network.
 COMPONENTS = 64
 
+Say = Callable[[str], Any]
 
-def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Callable[[str], Any]) -> None:
+
+def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Say) -> None:
     """Build, train, embed and ask, from nothing; leave stores, runs and pictures in a folder.
 
-    Runs again where it stopped: what is finished stays.
+    A second run continues where the first stopped.
 
     Parameters
     ----------
@@ -47,26 +49,23 @@ def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Callable[[str]
     SchemaError
         If the folder holds something else.
     """
-    out = Path(out)
-    start = time.perf_counter()
+    out, start = Path(out), time.perf_counter()
     _claim(out, {"seed": seed, "scenes": SCENES})
     say(f"gridrad-cube demo in {out}/ (seed {seed}): under five minutes on 2 cores")
     _synthesize(out, seed, say)
     _preprocess(out, workers, say)
     _learn(out, seed, say)
-    _retrieval(out, seed, say)
-    answer = _ask(out, seed, say)
-    pictures = _pictures(out, answer, seed)
+    planted = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
+    _retrieval(out, planted, say)
+    answer = _ask(out, planted, say)
     say("\nPictures:")
-    for path in pictures:
-        say(f"  {path}")
+    for name, figure in _pictures(out, answer, planted).items():
+        figure.savefig(out / name, dpi=110)
+        say(f"  {out / name}")
     say("Look further:")
-    for line in (
-        f"gridrad-cube info {out}/patches.zarr",
-        f"gridrad-cube verify {out}/patches.zarr",
-        f"gridrad-cube query {out}/embeddings.zarr --like 3,4,5 -k 5",
-    ):
-        say(f"  {line}")
+    say(f"  gridrad-cube info {out}/patches.zarr")
+    say(f"  gridrad-cube verify {out}/patches.zarr")
+    say(f"  gridrad-cube query {out}/embeddings.zarr --like 3,4,5 -k 5")
     say(f"Done in {time.perf_counter() - start:.0f} s.")
 
 
@@ -84,82 +83,53 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         mark.write_text(json.dumps(identity))
 
 
-def _synthesize(out: Path, seed: int, say: Callable[[str], Any]) -> None:
-    kinds: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
-        ("larc", "larc-goes", SCENES, {"interval": INTERVAL, "plants": PLANTS}),
-        ("radar", "gridrad-v4.2", 3, {}),
-    )
+def _synthesize(out: Path, seed: int, say: Say) -> None:
     say("\n1. Source files: faithful synthetic netCDF")
-    for folder, format_, count, options in kinds:
-        if len(list((out / folder).rglob("*.nc"))) == count:
-            continue
-        synthetic.write_scenes(
-            out / folder, format=format_, scenes=count, seed=seed, progress=True, **options
-        )
-    for folder, format_, _, _ in kinds:
-        files = list((out / folder).rglob("*.nc"))
-        size = sum(f.stat().st_size for f in files)
-        say(f"   {out / folder}/: {len(files)} {format_} files, {size / 1e6:.0f} MB")
+    larc: dict[str, Any] = {"interval": INTERVAL, "plants": PLANTS}
+    for name, format_, count, options in (
+        ("larc", "larc-goes", SCENES, larc),
+        ("radar", "gridrad-v4.2", 3, {}),
+    ):
+        folder = out / name
+        if len(list(folder.rglob("*.nc"))) != count:
+            synthetic.write_scenes(folder, format=format_, scenes=count, seed=seed, progress=True, **options)
+        size = sum(f.stat().st_size for f in folder.rglob("*.nc"))
+        say(f"   {folder}/: {count} {format_} files, {size / 1e6:.0f} MB")
 
 
-def _preprocess(out: Path, workers: int, say: Callable[[str], Any]) -> None:
+def _preprocess(out: Path, workers: int, say: Say) -> None:
     say("\n2. Cubes: one chunk a patch, one shard a crop, flags, statistics and coordinates")
     radar = Recipe(channels=("reflectivity_column_maximum", "echo_top_height"))
     for folder, name, recipe in (("larc", "patches.zarr", None), ("radar", "radar.zarr", radar)):
         report = pipeline.preprocess(out / folder, out / name, recipe=recipe, workers=workers, progress=True)
         say(f"   {report}")
         if report.failed:
-            raise SchemaError(f"{out / folder}: a source of the demo failed")
+            raise SchemaError(f"{out / folder}: a source of the demo failed; remove the folder and run again")
 
 
-def _learn(out: Path, seed: int, say: Callable[[str], Any]) -> None:
+def _learn(out: Path, seed: int, say: Say) -> None:
     """Both levels, and the same network untrained for comparison."""
-    patches = str(out / "patches.zarr")
-    options: dict[str, Any] = {"preset": "demo", "channels": (CHANNEL,), "seed": seed}
+    patches, embeddings = out / "patches.zarr", out / "embeddings.zarr"
+    channel: dict[str, Any] = {"channels": (CHANNEL,)}
     say("\n3. Training and embedding, both levels")
-    for folder, steps in (("256-untrained", 0), ("256", None)):
-        run = train(
-            load_config(store=patches, out=str(out / "runs" / folder), **options, steps=steps), progress=True
-        )
-        say(f"   level 256 ({folder}): {run['checkpoint']}")
-    for folder, name in (("256-untrained", "embeddings_untrained.zarr"), ("256", "embeddings.zarr")):
-        checkpoint = out / "runs" / folder / "checkpoint.pth"
-        summary = embed(patches, checkpoint, out / name, stride=STRIDE, progress=True)
-        say(f"   {out / name}: {json.dumps(summary)}")
-    run = train(
-        load_config(
-            store=str(out / "embeddings.zarr"), out=str(out / "runs" / "2k"), preset="demo", seed=seed
-        ),
-        progress=True,
-    )
-    say(f"   level 2k: {run['checkpoint']}")
-    summary = embed(
-        out / "embeddings.zarr",
-        out / "runs" / "2k" / "checkpoint.pth",
-        out / "embeddings_2k.zarr",
-        progress=True,
-    )
-    say(f"   {out / 'embeddings_2k.zarr'}: {json.dumps(summary)}")
+    for name, source, target, options, stride in (
+        ("256-untrained", patches, out / "embeddings_untrained.zarr", channel | {"steps": 0}, STRIDE),
+        ("256", patches, embeddings, channel, STRIDE),
+        ("2k", embeddings, out / "embeddings_2k.zarr", {}, None),
+    ):
+        folder = out / "runs" / name
+        config = load_config(store=str(source), out=str(folder), preset="demo", seed=seed, **options)
+        say(f"   {name}: {train(config, progress=True)['checkpoint']}")
+        summary = embed(source, folder / "checkpoint.pth", target, stride=stride, progress=True)
+        say(f"   {target}: {json.dumps(summary)}")
 
 
-def _places(seed: int) -> list[evaluation.Place]:
-    table = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
-    return [
-        evaluation.Place(p["time"].astype("datetime64[s]"), float(p["latitude"]), float(p["longitude"]))
-        for p in table
-    ]
-
-
-def _flat(embeddings: xr.Dataset) -> xr.Dataset:
-    """Clean patches of the demo's channel on one dim, vectors in memory as float32."""
-    return query.within(embeddings, channel=CHANNEL).load()
-
-
-def _retrieval(out: Path, seed: int, say: Callable[[str], Any]) -> None:
+def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
     """Print the median rank at which each planted storm finds the others, for three ways to compare patches."""
-    places = _places(seed)
-    trained = _flat(store.open_embeddings(out / "embeddings.zarr"))
-    untrained = _flat(store.open_embeddings(out / "embeddings_untrained.zarr"))
+    trained, untrained = (
+        query.within(store.open_embeddings(out / name), channel=CHANNEL).load()
+        for name in ("embeddings.zarr", "embeddings_untrained.zarr")
+    )
     ways = {
         "trained network": trained["embedding"].values,
         "same network, untrained": untrained["embedding"].values,
@@ -170,26 +140,27 @@ def _retrieval(out: Path, seed: int, say: Callable[[str], Any]) -> None:
     )
     results = {}
     for name, vectors in ways.items():
-        result = evaluation.planted_retrieval(vectors, trained, places, reach_km=REACH_KM)
-        results[name] = {
-            "median_rank": result.median_rank,
-            "candidates": int(np.median(result.candidates)),
-            "within_10": result.within(10),
-            "pairs": int(np.isfinite(result.ranks).sum()),
+        ranks, candidates = evaluation.planted_retrieval(vectors, trained, planted, reach_km=REACH_KM)
+        known = ranks[np.isfinite(ranks)]
+        results[name] = found = {
+            "median_rank": float(np.median(known)),
+            "candidates": int(np.median(candidates)),
+            "within_10": float((known <= 10).mean()),
+            "pairs": len(known),
         }
-    width = max(map(len, results))
-    for name, r in results.items():
         say(
-            f"   {name:{width}}  median rank {r['median_rank']:7.1f} of {r['candidates']}"
-            f"   among the first ten {r['within_10']:.0%}   ({r['pairs']} pairs of {PLANTS} plants)"
+            f"   {name:{max(map(len, ways))}}  median rank {found['median_rank']:7.1f} of {found['candidates']}"
+            f"   among the first ten {found['within_10']:.0%}   ({found['pairs']} pairs of {PLANTS} plants)"
         )
     (out / "retrieval.json").write_text(json.dumps(results, indent=1))
 
 
 def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
-    """Principal components of the same windows' pixels, coarsened and normalised as the network sees them."""
+    """Principal components of the same windows' pixels, coarsened and normalized as the network sees them."""
+    from sklearn.decomposition import PCA
+
     checkpoint = torch.load(out / "runs" / "256" / "checkpoint.pth", weights_only=True, map_location="cpu")
-    rules = {k: datasets.Normalization.from_dict(v) for k, v in checkpoint["normalization"].items()}
+    rule = datasets.Normalization.from_dict(checkpoint["normalization"][CHANNEL])
     coarsen = checkpoint["coarsen"]
     reader = store.PatchReader(out / "patches.zarr")
     edge, step = reader.patch // coarsen, STRIDE // coarsen
@@ -197,77 +168,42 @@ def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
     crop, row, col = (flat[n].values for n in ("crop", "row", "col"))
     for number in np.unique(crop):
         codes = torch.from_numpy(reader.read_crop(CHANNEL, int(number)))[None, None]
-        field, _ = datasets.decode(
-            codes, torch.zeros(1, dtype=torch.int64), (rules[CHANNEL],), coarsen=coarsen
-        )
+        field, _ = datasets.decode(codes, torch.zeros(1, dtype=torch.int64), (rule,), coarsen=coarsen)
         windows = np.lib.stride_tricks.sliding_window_view(field[0, 0].numpy(), (edge, edge))[::step, ::step]
         here = crop == number
         rows[here] = windows[row[here], col[here]].reshape(-1, edge * edge)
-    return evaluation.principal_components(rows, COMPONENTS)
+    return PCA(COMPONENTS, svd_solver="arpack", random_state=0).fit_transform(rows)
 
 
-def _ask(out: Path, seed: int, say: Callable[[str], Any]) -> xr.Dataset:
+def _ask(out: Path, planted: np.ndarray, say: Say) -> xr.Dataset:
     """One query by place and time: the first planted storm."""
     embeddings = store.open_embeddings(out / "embeddings.zarr")
-    place = _places(seed)[0]
-    question = {"time": place.time, "latitude": place.latitude, "longitude": place.longitude}
-    answer = query.search(embeddings, question, 9, channel=CHANNEL, exclude=APART, separate=APART)
+    place = {name: planted[0][name] for name in ("time", "latitude", "longitude")}
+    answer = query.search(embeddings, place, 9, channel=CHANNEL, exclude=APART, separate=APART)
     say(
-        f"\n5. Which places and times look like {place.time} UTC at {place.latitude:.2f} N {place.longitude:.2f} E, "
-        "where a storm was planted?"
+        f"\n5. Which places and times look like {place['time']} UTC at {place['latitude']:.2f} N "
+        f"{place['longitude']:.2f} E, where a storm was planted?"
     )
     say(query.format_answer(answer))
     return answer
 
 
-def _pictures(out: Path, answer: xr.Dataset, seed: int) -> list[Path]:
-    cube = store.open_cube(out / "patches.zarr")
-    radar = store.open_cube(out / "radar.zarr")
-    embeddings = store.open_embeddings(out / "embeddings.zarr")
-    noon = int(np.argmin(np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2))))
-    dusk = int(np.argmin(np.abs(np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2)) - 80)))
-    figures = {
+def _pictures(out: Path, answer: xr.Dataset, planted: np.ndarray) -> dict[str, Any]:
+    cube, radar = (store.open_cube(out / name) for name in ("patches.zarr", "radar.zarr"))
+    zenith = np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2))
+    noon, dusk = int(zenith.argmin()), int(np.abs(zenith - 80).argmin())
+    # Answers that hold a planted storm are framed.
+    marks = np.zeros(answer.sizes["rank"], bool)
+    for thing in planted:
+        km = great_circle_km(
+            thing["latitude"], thing["longitude"], answer["latitude"].values, answer["longitude"].values
+        )
+        marks |= (np.abs(answer["time"].values - thing["time"]) <= np.timedelta64(60, "s")) & (km <= REACH_KM)
+    return {
         "scene.png": plot.scene(cube, noon, channel=CHANNEL),
         "radar.png": plot.scene(radar, 0, channel="reflectivity_column_maximum"),
         "flags.png": plot.flags(cube, dusk, channel="visible_reflectance"),
         "training.png": plot.curves({"level 256": out / "runs" / "256", "level 2k": out / "runs" / "2k"}),
-        "query.png": _query_picture(cube, answer, out, seed),
-        "embeddings.png": plot.components(embeddings, noon, cube=cube),
+        "query.png": plot.answers(cube, answer, marks=marks.tolist(), marks_text="planted"),
+        "embeddings.png": plot.components(store.open_embeddings(out / "embeddings.zarr"), noon, cube=cube),
     }
-    paths = []
-    for name, figure in figures.items():
-        paths.append(out / name)
-        figure.savefig(paths[-1], dpi=110)
-    return paths
-
-
-def _query_picture(cube: xr.Dataset, answer: xr.Dataset, out: Path, seed: int) -> Any:
-    """The query beside its answers; those that hold a planted storm are framed."""
-    places = _places(seed)
-    time = answer["time"].values.astype("datetime64[s]")
-    marks = np.zeros(answer.sizes["rank"], bool)
-    for place in places:
-        distance = great_circle_km(
-            place.latitude, place.longitude, answer["latitude"].values, answer["longitude"].values
-        )
-        marks |= (np.abs(time - place.time) <= np.timedelta64(60, "s")) & (distance <= REACH_KM)
-    embeddings = store.open_embeddings(out / "embeddings.zarr")
-    own = query.at(embeddings, places[0].time, places[0].latitude, places[0].longitude)
-    pictures = [_window(cube, answer.isel(rank=i)) for i in range(answer.sizes["rank"])]
-    return plot.neighbours(
-        pictures,
-        answer,
-        _window(cube, own),
-        CHANNEL,
-        query_place=(places[0].latitude, places[0].longitude),
-        query_text=f"query: a planted storm\n{str(places[0].time)[:16].replace('T', ' ')} UTC",
-        marks=marks.tolist(),
-        dataset=cube,
-    )
-
-
-def _window(cube: xr.Dataset, one: xr.Dataset) -> np.ndarray:
-    """Pixels of an answer: its window of the crop, physical units."""
-    y, x = (int(one[n]) * STRIDE for n in ("row", "col"))
-    edge = PATCH_SIZE
-    return np.asarray(cube[CHANNEL][int(one["crop"]), y : y + edge, x : x + edge].values)

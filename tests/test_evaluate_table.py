@@ -6,21 +6,23 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import PROJECT
 from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embeddings
+from sklearn.decomposition import PCA
+from sklearn.metrics import r2_score, roc_auc_score
 
 from gridrad_cube import evaluation, store, testing
 from gridrad_cube.cli import cli
-from gridrad_cube.evaluation import days, pixels, probes, questions, samples, sequels, vectors
-from gridrad_cube.evaluation.material import prepare
-from gridrad_cube.evaluation.samples import Gathered
+from gridrad_cube.evaluation import baselines, measures, run, sequels
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query import convective_day
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import convective_day, solar_hour_of
 
 HOUR = np.timedelta64(3600, "s")
 LEADS = ("10min", "30min")
@@ -43,67 +45,61 @@ def row_of(result, section, question):
 def test_parts_share_no_day_and_keep_their_distance(gap):
     rng = np.random.default_rng(gap)
     time = rng.permutation(times_of(400, hours=5))
-    part, lacking = days.parts_of(time, gap=gap)
+    part, lacking = measures.divide_days(time, gap=gap)
     assert lacking == ""
-    found = [np.unique(convective_day(time[part == p])) for p in (days.FIT, days.CHOOSE, days.TEST)]
+    found = [
+        np.unique(convective_day(time[part == p])) for p in (measures.FIT, measures.CHOOSE, measures.TEST)
+    ]
     for earlier, later in itertools.pairwise(found):
         assert (later.min() - earlier.max()) / np.timedelta64(1, "D") == gap + 1
-    assert len(found[0]) > len(found[2]) >= days.LEAST_DAYS
+    assert len(found[0]) > len(found[2]) >= measures.LEAST_DAYS
 
 
 @pytest.mark.parametrize("count", [1, 4, 40])
 def test_too_few_days_are_words_and_no_part(count):
-    part, lacking = days.parts_of(times_of(count), gap=1)
+    part, lacking = measures.divide_days(times_of(count), gap=1)
     assert lacking.startswith("too few days: of ")
     assert (part == -1).all()
 
 
-# statistics and intervals
+# scores and intervals
 
 
-def test_estimate_is_the_mean_with_an_interval_of_days():
+def test_draws_of_days_give_the_spread_of_a_mean_of_days():
     rng = np.random.default_rng(0)
-    time = np.repeat(times_of(40, hours=24), 25)
-    level = np.repeat(rng.normal(0, 1, 40), 25)  # all that differs is between days
+    day = np.repeat(np.arange(40), 25)
+    level = rng.normal(0, 1, 40)[day]  # all that differs is between days
     values = 2 + level + 0.01 * rng.standard_normal(1000)
-    cell = days.estimate(days.mean_of(values), time, seed=0)
-    assert cell.value == pytest.approx(values.mean())
-    assert (cell.cases, cell.days) == (1000, 40)
+    weights = measures.draw_days(40, seed=0)
+    first, *drawn = measures.mean_scores(values, day, weights)
+    assert first == pytest.approx(values.mean())
+    low, high = np.percentile(drawn, [2.5, 97.5])
     # Of 40 days, not of 1000 cases: about two standard errors of a mean of 40.
-    assert cell.high - cell.low == pytest.approx(2 * 1.96 * level.std() / np.sqrt(40), rel=0.15)
-    assert cell == days.estimate(days.mean_of(values), time, seed=0)
+    assert high - low == pytest.approx(2 * 1.96 * level.std() / np.sqrt(40), rel=0.15)
+    np.testing.assert_array_equal(weights, measures.draw_days(40, seed=0))
 
 
-def test_estimate_of_few_cases_or_days_says_so():
-    few = days.estimate(days.mean_of(np.ones(20)), times_of(20, hours=24), seed=0, noun="queries")
-    assert few.value is None
-    assert few.words == "too few queries: 20, of at least 30"
-    same_day = days.estimate(days.mean_of(np.ones(90)), np.repeat(times_of(3, hours=1), 30), seed=0)
-    assert same_day.value is None
-    assert same_day.words == "too few days: 90 cases of 1 convective day, of at least 5"
-    steady = days.estimate(
-        days.r_squared(np.ones(60), np.zeros(60)), times_of(60, hours=24), seed=0, noun="samples"
-    )
-    assert steady.words == "the samples do not vary"
-
-
-def test_r_squared_and_area_under_curve_are_those_of_loops():
+def test_scores_are_those_of_scikit_learn_under_weights():
     rng = np.random.default_rng(1)
-    truth, guess = rng.normal(size=(2, 50))
-    weights = rng.integers(0, 3, (4, 50)).astype(float)
-    found = days.r_squared(truth, guess)(weights)
-    for w, f in zip(weights, found, strict=True):
-        y, g = (np.repeat(v, w.astype(int)) for v in (truth, guess))
-        assert f == pytest.approx(1 - ((y - g) ** 2).sum() / ((y - y.mean()) ** 2).sum())
-    yes, score = rng.random(50) < 0.3, np.round(guess, 1)  # with ties
-    found = days.area_under_curve(yes, score)(weights)
-    for w, f in zip(weights, found, strict=True):
-        pairs = [
-            (w[i] * w[j], (score[i] > score[j]) + 0.5 * (score[i] == score[j]))
-            for i in np.flatnonzero(yes)
-            for j in np.flatnonzero(~yes)
-        ]
-        assert f == pytest.approx(sum(n * s for n, s in pairs) / sum(n for n, _ in pairs))
+    truth, guess = rng.normal(size=(2, 50, 2))
+    day = rng.integers(0, 7, 50)
+    weights = rng.integers(1, 4, (4, 7)).astype(float)
+    yes, score = rng.random(50) < 0.3, np.round(guess[:, 0], 1)  # with ties
+    found = [
+        measures.mean_scores(guess[:, 0], day, weights),
+        measures.r2_scores(truth + 100, guess + 100, day, weights),
+        measures.auc_scores(yes, score, day, weights),
+    ]
+    for w, mean, r2, auc in zip(weights[:, day], *found, strict=True):
+        assert mean == pytest.approx(np.average(guess[:, 0], weights=w))
+        assert r2 == pytest.approx(r2_score(truth, guess, sample_weight=w))
+        assert auc == pytest.approx(roc_auc_score(yes, score, sample_weight=w))
+
+
+def test_scores_of_what_does_not_vary_are_missing():
+    day, once = np.zeros(60, int), np.ones((1, 1))
+    assert np.isnan(measures.r2_scores(np.ones(60), np.zeros(60), day, once))
+    assert np.isnan(measures.auc_scores(np.ones(60, bool), np.arange(60.0), day, once))
 
 
 # probes
@@ -112,83 +108,81 @@ def test_r_squared_and_area_under_curve_are_those_of_loops():
 def test_probes_recover_planted_linear_attributes():
     rng = np.random.default_rng(2)
     x = rng.standard_normal((600, 12)) * np.geomspace(0.1, 100, 12) + 50
-    part = np.repeat([days.FIT, days.CHOOSE, days.TEST], 200)
+    part = np.repeat([measures.FIT, measures.CHOOSE, measures.TEST], 200)
     y = x @ rng.standard_normal((12, 2)) / np.geomspace(0.1, 100, 12).mean() - 7
-    test = part == days.TEST
-    np.testing.assert_allclose(probes.ridge(x, y, part)[test], y[test], rtol=1e-3, atol=1e-2)
+    test = part == measures.TEST
+    np.testing.assert_allclose(measures.ridge(x, y, part)[test], y[test], rtol=1e-3, atol=1e-2)
     yes = x[:, 3] / x[:, 3].std() + 0.02 * rng.standard_normal(600) > (x[:, 3] / x[:, 3].std()).mean()
-    odds = probes.logistic(x, yes, part)
-    auc = days.area_under_curve(yes[test], odds[test])(np.ones((1, 200)))
-    assert auc[0] > 0.99
+    odds = measures.logistic(x, yes, part)
+    assert roc_auc_score(yes[test], odds[test]) > 0.99
 
 
 def test_probes_do_not_look_at_the_testing_days():
     rng = np.random.default_rng(3)
     x, y = rng.standard_normal((90, 5)), rng.standard_normal((90, 1))
-    part = np.repeat([days.FIT, days.CHOOSE, days.TEST], 30)
-    other = np.where(part[:, None] == days.TEST, 1e6, y)
-    np.testing.assert_array_equal(probes.ridge(x, y, part), probes.ridge(x, other, part))
+    part = np.repeat([measures.FIT, measures.CHOOSE, measures.TEST], 30)
+    other = np.where(part[:, None] == measures.TEST, 1e6, y)
+    np.testing.assert_array_equal(measures.ridge(x, y, part), measures.ridge(x, other, part))
     yes = y[:, 0] > 0
-    altered = np.where(part == days.TEST, ~yes, yes)
-    np.testing.assert_array_equal(probes.logistic(x, yes, part), probes.logistic(x, altered, part))
+    altered = np.where(part == measures.TEST, ~yes, yes)
+    np.testing.assert_array_equal(measures.logistic(x, yes, part), measures.logistic(x, altered, part))
 
 
 def test_ridge_of_noise_says_nothing():
     rng = np.random.default_rng(4)
     x, y = rng.standard_normal((300, 250)), rng.standard_normal((300, 1))
-    part = np.repeat([days.FIT, days.CHOOSE, days.TEST], 100)
-    test = part == days.TEST
-    r2 = days.r_squared(y[test], probes.ridge(x, y, part)[test])(np.ones((1, 100)))
-    assert abs(r2[0]) < 0.1
+    part = np.repeat([measures.FIT, measures.CHOOSE, measures.TEST], 100)
+    test = part == measures.TEST
+    assert abs(r2_score(y[test], measures.ridge(x, y, part)[test])) < 0.1
 
 
 def test_a_feature_that_never_varied_is_left_out():
     x = np.random.default_rng(0).standard_normal((90, 3))
-    part = np.repeat([days.FIT, days.CHOOSE, days.TEST], 30)
+    part = np.repeat([measures.FIT, measures.CHOOSE, measures.TEST], 30)
     y = x[:, :1] * 2
-    steady = np.where(part == days.TEST, 5.0, 1.0)
-    guess = probes.ridge(np.column_stack([x, steady]), y, part)
-    np.testing.assert_allclose(guess[part == days.TEST], y[part == days.TEST], atol=1e-3)
+    steady = np.where(part == measures.TEST, 5.0, 1.0)
+    guess = measures.ridge(np.column_stack([x, steady]), y, part)
+    np.testing.assert_allclose(guess[part == measures.TEST], y[part == measures.TEST], atol=1e-3)
 
 
 # retrieval and analogues
 
 
-def gathered(count, rng, *, per_scene=6):
-    """Samples on a row of places, frames half an hour apart."""
+def pool_of(count, rng, *, per_scene=6):
+    """Samples on a row of places, frames three hours apart."""
     at = np.arange(count)
-    return Gathered(
+    return sequels.Samples(
         rows=at,
-        time=np.datetime64("2021-06-01T18:00", "s") + (at // per_scene) * np.timedelta64(1800, "s"),
+        time=np.datetime64("2021-06-01T18:00", "s") + (at // per_scene) * 3 * HOUR,
         latitude=np.full(count, 40.0),
         longitude=-100.0 + (at % per_scene),
+        windows=(at, at, at),
         vectors={"x": rng.standard_normal((count, 5))},
+        attributes={},
     )
 
 
-def test_ranks_among_distractors_are_those_of_brute_force():
+def test_a_sequel_is_ranked_among_distractors_of_its_hour_as_by_brute_force():
     rng = np.random.default_rng(5)
-    pool = gathered(600, rng)
-    later = gathered(600, rng)
-    x, y = pool.vectors["x"], later.vectors["x"].copy()
+    pool, later = pool_of(600, rng), pool_of(600, rng)
+    x, y = pool.vectors["x"], later.vectors["x"]
     y[7:400] = x[:393] + 0.5 * rng.standard_normal((393, 5))
-    y[20] = y[19] = x[13]
     allowed = rng.random(600) < 0.9
-    query, sequel = np.array([0, 5, 13, 100, 390]), np.array([7, 12, 20, 107, 397])
-    among = [
-        sequels.distractors_of(q, s, pool, later, allowed, 60.0) for q, s in zip(query, sequel, strict=True)
-    ]
-    found = sequels.ranks(query, sequel, among, x, y)
+    sequel = np.full(600, -1)
+    sequel[:390] = np.arange(7, 397)
+    stores = SimpleNamespace(edge_km=60 / 0.945, datasets={"x": None})
+    asked = run._Evaluator(stores, {"x": None}, pool, later, {}, np.zeros(600), "", 400, 0)
+    row = asked._retrieve("q", "30min", sequel, later, allowed)
 
     def cosine(a, b):
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
     def hours(a, b):
-        apart = abs((a - b) / np.timedelta64(1, "h"))
-        return apart
+        return abs((a - b) / np.timedelta64(1, "h"))
 
-    for q, s, rank, some in zip(query, sequel, found, among, strict=True):
-        expected, count = 1.0, 0
+    found = []
+    for q, s in zip(range(390), range(7, 397), strict=True):
+        rank, count = 1.0, 0
         for i in range(600):
             clock = hours(pool.time[i], later.time[s]) % 24
             if not allowed[i] or min(clock, 24 - clock) > 0.5:
@@ -199,15 +193,17 @@ def test_ranks_among_distractors_are_those_of_brute_force():
             ):
                 continue
             count += 1
-            expected += cosine(x[i], x[q]) > cosine(y[s], x[q])
-        assert count == len(some) > 20
-        assert rank == expected
+            rank += cosine(x[i], x[q]) > cosine(y[s], x[q])
+        if count >= run.LEAST_DISTRACTORS:
+            found.append(rank)
+    assert row.cells["x"].more["median_rank"] == np.median(found)
+    assert row.cells["x"].value is None or row.cells["x"].value == np.mean(np.array(found) == 1)
+    assert len(found) == row.cells["x"].cases
 
 
 def test_equal_scores_rank_in_the_middle():
-    ones = np.ones((50, 3))
-    rank = sequels.ranks(np.array([0]), np.array([1]), [np.arange(10, 40)], ones, ones)
-    assert rank[0] == 16
+    assert measures.rank_among(0.5, np.full(30, 0.5 + 1e-12)) == 16
+    assert measures.rank_among(0.5, np.array([0.4, 0.6, 0.5])) == 2.5
 
 
 def test_analogue_forecast_is_the_mean_of_the_nearest_sequels():
@@ -216,8 +212,8 @@ def test_analogue_forecast_is_the_mean_of_the_nearest_sequels():
     case, known = np.array([70, 75]), np.arange(50)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     expected = [after[known[np.argsort(-unit[known] @ unit[c])[:10]]].mean() for c in case]
-    np.testing.assert_allclose(sequels.analogue_forecast(x, case, known, after), expected)
-    assert np.isfinite(sequels.analogue_forecast(x, case, known[:3], after)).all()
+    np.testing.assert_allclose(measures.analogue_forecast(x, case, known, after), expected)
+    assert np.isfinite(measures.analogue_forecast(x, case, known[:3], after)).all()
 
 
 # pixels
@@ -231,8 +227,8 @@ def test_attributes_are_those_of_the_pixels(tmp_path):
     cube = store.open_packed(path)
     grid = np.indices((cube.sizes["row"], cube.sizes["col"])).reshape(2, -1)
     zeros = np.zeros(len(grid[0]), int)
-    windows = pixels.Windows(zeros, grid[0] * 32, grid[1] * 32, (32, 32))
-    found, made = pixels.look(cube, windows, ["reflectivity_column_maximum"])
+    windows = (zeros, grid[0] * 32, grid[1] * 32, (32, 32))
+    found, made = baselines.describe_pixels(cube, *windows, ("reflectivity_column_maximum",))
     values = store.open_cube(path)
     composite, top = (values[n].values[0] for n in ("reflectivity_column_maximum", "echo_top_height"))
     for i, (row, col) in enumerate(grid.T):
@@ -251,9 +247,8 @@ def test_attributes_are_those_of_the_pixels(tmp_path):
     assert {n: v.shape for n, v in made.items()} == {
         "moments": (len(zeros), 8), "histogram": (len(zeros), 33), "picture": (len(zeros), 1024)
     }  # fmt: skip
-    lone = pixels.look(
-        cube.drop_vars(["reflectivity_column_maximum", "echo_top_height"]), windows, ["reflectivity@3.0km"]
-    )[0]
+    few = cube.drop_vars(["reflectivity_column_maximum", "echo_top_height"])
+    lone = baselines.describe_pixels(few, *windows, ("reflectivity@3.0km",))[0]
     levels = values["reflectivity"].values[0]
     for i, (row, col) in enumerate(grid.T):
         block = levels[:, row * 32 : row * 32 + 32, col * 32 : col * 32 + 32]
@@ -264,20 +259,21 @@ def test_attributes_are_those_of_the_pixels(tmp_path):
             assert not high
 
 
-@pytest.mark.parametrize("block", [1, 7, 100])
-def test_pixels_do_not_depend_on_the_block_nor_on_how_they_are_read(tmp_path_factory, store_folder, block):
+@pytest.mark.parametrize("count", [1, 7])
+def test_pixels_do_not_depend_on_how_many_are_read_at_once_nor_on_how(store_folder, count, monkeypatch):
     cube = store.open_packed(store_folder / "patches.zarr")
     crop, row, col = (v.ravel() for v in np.meshgrid(np.arange(4), np.arange(2), np.arange(3), indexing="ij"))
-    windows = pixels.Windows(crop, row * PATCH, col * PATCH, (PATCH, PATCH))
-    expected = pixels.look(cube, windows, [IR])
-    found = pixels.look(cube, windows, [IR], block=block)
+    windows = (crop, row * PATCH, col * PATCH, (PATCH, PATCH))
+    expected = baselines.describe_pixels(cube, *windows, (IR,))
+    monkeypatch.setattr(baselines, "_PIXELS", count * PATCH**2)
+    found = baselines.describe_pixels(cube, *windows, (IR,))
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
     # Windows off the lattice are read another way: their pixels are those of the decoded cube.
-    shifted = pixels.Windows(crop, np.full(24, 16), np.full(24, 40), (PATCH, PATCH))
-    off = pixels.look(cube, shifted, [IR], block=block)[0]["minimum_brightness_temperature"]
+    shifted = (crop, np.full(24, 16), np.full(24, 40), (PATCH, PATCH))
+    off = baselines.describe_pixels(cube, *shifted, (IR,))[0]["minimum_brightness_temperature"]
     values = store.open_cube(store_folder / "patches.zarr")[IR].values[:4, 16:48, 40:72]
     np.testing.assert_allclose(off[::6], np.nanmin(values, axis=(1, 2)), rtol=1e-6)
 
@@ -307,7 +303,7 @@ def test_a_planted_attribute_is_found_on_days_apart(result):
     cell = row.cells["embedding"]
     assert cell.value > 0.999
     assert cell.low <= cell.value <= cell.high
-    assert cell.days >= days.LEAST_DAYS
+    assert cell.days >= measures.LEAST_DAYS
     assert row.cells["moments"].value > 0.99  # they hold the minimum itself
     assert row.cells["PCA-64 of pixels"].value < 0.9
     assert row.baseline == "moments"
@@ -329,21 +325,21 @@ def test_retrieval_has_words_where_there_are_no_pairs(result):
     assert known.cells["embedding"].value > 3 * known.cells["chance"].value
     more = known.cells["embedding"].more
     assert known.cells["embedding"].value <= more["among_ten"] <= 1
-    assert more["median_distractors"] >= sequels.LEAST_DISTRACTORS
+    assert more["median_distractors"] >= run.LEAST_DISTRACTORS
 
 
 def test_forecasts_stand_beside_persistence(result):
     row = row_of(result, "forecast", "minimum brightness temperature after 30min")
     assert row.units == "K"
     assert row.better == "lower"
-    assert {"embedding", "embedding, centred", "persistence", "mean", "PCA-64 of pixels"} <= set(row.cells)
+    assert {"embedding", "embedding, centered", "persistence", "mean", "PCA-64 of pixels"} <= set(row.cells)
     assert row.cells["persistence"].value < row.cells["mean"].value
     gain = row.cells[row.baseline].value - row.cells["embedding"].value
     assert row.gain.value == pytest.approx(gain)
 
 
-def test_an_evaluation_is_the_same_again_and_whatever_the_block(store_folder, result):
-    again = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS, block=5)
+def test_an_evaluation_is_the_same_again(store_folder, result):
+    again = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS)
     assert again == result
     other = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS, seed=1, samples=300)
     assert other.to_dict()["about"]["samples"] == f"300 of {2 * DAYS * 6} clean samples"
@@ -359,10 +355,10 @@ def test_of_several_stores_one_is_chosen_on_the_third_part(store_folder):
 
 
 def test_stores_are_called_by_short_names_that_say_which():
-    assert samples._names(["a/one.zarr"]) == ["embedding"]
-    assert samples._names(["a/one.zarr", "b/two.zarr/"]) == ["one", "two"]
-    assert samples._names(["a/one.zarr", "b/one.zarr"]) == ["a/one.zarr", "b/one.zarr"]
-    assert samples._names(["a/one.zarr", "a/moments.zarr"]) == ["a/one.zarr", "a/moments.zarr"]
+    assert sequels._names(["a/one.zarr"]) == ["embedding"]
+    assert sequels._names(["a/one.zarr", "b/two.zarr/"]) == ["one", "two"]
+    assert sequels._names(["a/one.zarr", "b/one.zarr"]) == ["a/one.zarr", "b/one.zarr"]
+    assert sequels._names(["a/one.zarr", "a/moments.zarr"]) == ["a/one.zarr", "a/moments.zarr"]
 
 
 def test_result_is_json_with_words_for_numbers_that_are_not_there(result):
@@ -404,8 +400,8 @@ def test_level_2k_has_the_mean_of_patches_beside_it(store_folder, tmp_path):
     assert result.about["level"] == "2k"
     row = row_of(result, "retrieval", "same place after 30min")
     assert "mean of patches" in row.cells
-    m = samples.open_stores([str(tmp_path / "2k.zarr")])
-    found = samples.gather(m, np.arange(3))
+    m = sequels.open_stores([str(tmp_path / "2k.zarr")])
+    found = run._gather(m, np.arange(3))
     np.testing.assert_allclose(found.vectors["mean of patches"], patches[:3].mean(axis=(1, 2)), rtol=1e-4)
     least = np.nanmin(cube[IR].values[:3], axis=(1, 2))
     np.testing.assert_allclose(found.attributes["minimum_brightness_temperature"], least, rtol=1e-6)
@@ -420,7 +416,7 @@ def test_a_cube_that_has_moved_is_asked_for(store_folder, tmp_path):
         SchemaError, match=r"no cube at .*patches\.zarr, which .* was made from; moved\? Pass --cube PATH"
     ):
         evaluation.evaluate(tmp_path / "plain.zarr")
-    moved = samples.open_stores([str(tmp_path / "plain.zarr")], cube=store_folder / "patches.zarr")
+    moved = sequels.open_stores([str(tmp_path / "plain.zarr")], cube=store_folder / "patches.zarr")
     assert moved.members == (IR,)
 
 
@@ -433,7 +429,7 @@ def test_another_cube_and_other_samples_are_refused(store_folder, tmp_path):
         evaluation.evaluate([store_folder / "plain.zarr", tmp_path / "e.zarr"])
     with pytest.raises(SchemaError, match="expected each store once"):
         evaluation.evaluate([store_folder / "plain.zarr"] * 2)
-    with pytest.raises(SchemaError, match="none called 'visible_reflectance'"):
+    with pytest.raises(SchemaError, match="no channel 'visible_reflectance'"):
         evaluation.evaluate(store_folder / "plain.zarr", channel="visible_reflectance")
     with pytest.raises(SchemaError, match="samples=0"):
         evaluation.evaluate(store_folder / "plain.zarr", samples=0)
@@ -475,48 +471,39 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
         "18.5 dBZ",
     ):
         assert text in page.replace("\n", " ")
-    assert (days.LEAST_DAYS, days.LEAST_CASES, sequels.LEAST_DISTRACTORS, sequels.ANALOGUES) == (
-        5,
-        30,
-        20,
-        10,
-    )
-    assert (pixels.COLD_CLOUD_K, pixels.ECHO_TOP_DBZ, pixels.CORE_DBZ) == (220.0, 18.5, 40.0)
-    assert days.SHARES == (0.6, 0.2, 0.2)
+    thresholds = (measures.LEAST_DAYS, measures.LEAST_CASES, run.LEAST_DISTRACTORS, measures.ANALOGUES)
+    assert thresholds == (5, 30, 20, 10)
+    assert (baselines.COLD_CLOUD_K, baselines.ECHO_TOP_DBZ, baselines.CORE_DBZ) == (220.0, 18.5, 40.0)
+    assert measures.SHARES == (0.6, 0.2, 0.2)
 
 
 # what an evaluation is made of
 
 
 @pytest.fixture(scope="module")
-def material(store_folder):
-    stores = samples.open_stores([str(store_folder / "plain.zarr")])
-    return prepare(stores, samples=8000, queries=400, leads=LEADS, gap=1, seed=0, block=None)
+def stores(store_folder):
+    return sequels.open_stores([str(store_folder / "plain.zarr")])
 
 
-def test_sequels_are_the_same_cells_of_the_next_frame(material):
-    crop, _, row, col = np.unravel_index(material.pool.rows, material.stores.mask.shape)
-    lead = material.leads[1]
-    found = {
-        tuple(s): r for s, r in zip(np.stack([crop, row, col], 1).tolist(), material.pool.rows, strict=True)
-    }
-    for i, (c, r, k) in enumerate(zip(crop, row, col, strict=True)):
-        expected = found[c + 1, r, k] if c % 2 == 0 else None  # frames come in pairs
-        at = lead.sequel[i]
-        assert (at < 0) == (expected is None)
-        if expected is not None:
-            assert material.later.rows[at] == expected
-    assert (material.leads[0].sequel == -1).all()
+def test_sequels_are_the_same_cells_of_the_next_frame(stores):
+    pool = stores.read(stores.draw(8000, 0))
+    crop, _, row, col = np.unravel_index(pool.rows, stores.mask.shape)
+    found = {tuple(s): r for s, r in zip(np.stack([crop, row, col], 1).tolist(), pool.rows, strict=True)}
+    sequel = stores.after(pool, 1800)
+    for at, c, r, k in zip(sequel, crop, row, col, strict=True):
+        assert at == (found[c + 1, r, k] if c % 2 == 0 else -1)  # frames come in pairs
+    assert (stores.after(pool, 600) == -1).all()
+    assert stores.step == 1800
 
 
-def test_a_storm_s_sequel_is_the_strongest_of_the_cells_about_it(material):
-    mask = material.stores.mask
-    rows = material.pool.rows[[0, 4, 9]]
-    around = material.sequels.around(np.append(rows, -1))
+def test_a_storm_s_sequel_is_among_the_clean_cells_about_it(stores, result):
+    mask = stores.mask
+    rows = np.flatnonzero(mask)[[0, 4, 9]]
+    around = stores.around(np.append(rows, -1))
     assert around.shape == (4, 9)
     assert (around[3] == -1).all()
-    for line, row in zip(around, rows, strict=False):
-        crop, channel, r, k = np.unravel_index(row, mask.shape)
+    for line, at in zip(around, rows, strict=False):
+        crop, channel, r, k = np.unravel_index(at, mask.shape)
         expected = [
             np.ravel_multi_index((crop, channel, r + dy, k + dx), mask.shape)
             if 0 <= r + dy < 2 and 0 <= k + dx < 3 and mask[crop, channel, r + dy, k + dx]
@@ -525,47 +512,41 @@ def test_a_storm_s_sequel_is_the_strongest_of_the_cells_about_it(material):
             for dx in (-1, 0, 1)
         ]
         assert line.tolist() == expected
-    (none, known) = questions.same_storm(material)
+    none = row_of(result, "retrieval", "same storm after 10min")
     assert none.cells["embedding"].words.startswith("no pairs 10min apart")
-    cell = known.cells["embedding"]
-    stormy = material.pool.attributes["cold_cloud_share"] > 0
+    cell = row_of(result, "retrieval", "same storm after 30min").cells["embedding"]
     assert cell.value is not None or cell.words.startswith("too few")
-    assert cell.cases <= (stormy & (material.leads[1].sequel >= 0)).sum()
 
 
-def test_what_is_learned_without_labels_is_learned_on_the_fitting_days(material):
-    fit = material.part == days.FIT
-    assert 0 < fit.sum() < len(fit)
-    centred = material.axes["embedding, centred"]
-    np.testing.assert_allclose(centred.mean, material.pool.vectors["embedding"][fit].mean(axis=0), rtol=1e-5)
-    expected = vectors.principal_axes(material.pool.vectors["picture"][fit], 64)
-    np.testing.assert_array_equal(material.axes["PCA-64 of pixels"].axes, expected.axes)
-
-
-def test_principal_axes_are_those_of_the_svd():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((40, 9)) * np.geomspace(10, 0.1, 9) + 5
-    found = vectors.principal_axes(values, 4)
-    _, _, expected = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
-    np.testing.assert_allclose(np.abs(found.axes.T @ expected[:4].T), np.eye(4), atol=1e-9)
-    flat = np.repeat(values[:1], 30, axis=0)
-    assert vectors.principal_axes(flat, 4).axes.shape == (9, 0)
-    assert vectors.standard_axes(flat).axes.shape == (9, 0)
+def test_kinds_of_vectors_are_learned_on_some_samples(stores):
+    pool = run._gather(stores, stores.draw(8000, 0))
+    some = np.arange(len(pool.rows)) < 300
+    found = run._project(pool, run._learn(stores, pool, some)).vectors
+    assert list(found) == ["embedding", "embedding, centered", "moments", "histogram", "PCA-64 of pixels"]
+    np.testing.assert_array_equal(found["embedding"], pool.vectors["embedding"])
+    np.testing.assert_allclose(found["embedding, centered"][some].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(found["moments"][some].mean(axis=0), 0, atol=1e-5)
+    picture = pool.vectors["picture"].astype(float)
+    expected = PCA(64, svd_solver="full").fit(picture[some]).transform(picture)
+    np.testing.assert_allclose(found["PCA-64 of pixels"], expected, rtol=1e-5, atol=1e-5)
+    steady = replace(pool, vectors={n: np.ones_like(v) for n, v in pool.vectors.items()})
+    assert list(run._learn(stores, steady, some)) == ["embedding", "embedding, centered"]
 
 
 def test_feature_spread_is_one_if_even_and_nothing_if_alike():
-    assert vectors.feature_spread(np.random.default_rng(0).standard_normal((4000, 32))) == pytest.approx(
-        1, abs=0.02
-    )
-    assert vectors.feature_spread(np.ones((50, 8)) * np.arange(1, 51)[:, None]) == pytest.approx(0, abs=1e-7)
+    even = np.random.default_rng(0).standard_normal((4000, 32))
+    assert evaluation.feature_spread(even) == pytest.approx(1, abs=0.02)
+    alike = np.ones((50, 8)) * np.arange(1, 51)[:, None]
+    assert evaluation.feature_spread(alike) == pytest.approx(0, abs=1e-7)
 
 
 def test_residuals_leave_nothing_of_what_the_clock_and_the_latitude_say():
     rng = np.random.default_rng(7)
     time = times_of(600, hours=7)
-    hour, latitude = rng.uniform(0, 24, 600), rng.uniform(25, 50, 600)
-    part, _ = days.parts_of(time)
+    longitude, latitude = rng.uniform(-180, 180, 600), rng.uniform(25, 50, 600)
+    hour = solar_hour_of(time, longitude)
+    part, _ = measures.divide_days(time)
     y = 5 * np.sin(2 * np.pi * hour / 24) - 2 * np.cos(4 * np.pi * hour / 24) + 0.3 * latitude
-    left = y - probes.ridge(probes.nuisance(hour, latitude, time), y[:, None], part)[:, 0]
-    test = part == days.TEST
+    left = y - measures.ridge(measures.nuisance(time, latitude, longitude), y[:, None], part)[:, 0]
+    test = part == measures.TEST
     assert left[test].std() < 0.02 * y[test].std()

@@ -138,7 +138,7 @@ def plot_query(
     from gridrad_cube import plot as drawing
     from gridrad_cube import query as asking
     from gridrad_cube import store as stores
-    from gridrad_cube.evaluation.samples import sources_of
+    from gridrad_cube.evaluation import sources_of
 
     question = asked(options | {"vector": None, "unlike": ()})
     dataset = stores.open_embeddings(embeddings)

@@ -1,22 +1,37 @@
-"""Judging embeddings without labels: what a network adds to pixels, on days and places it has not seen."""
+"""Judging embeddings without labels: what a network adds to pixels, on days that it has not seen."""
 
-from gridrad_cube.evaluation.planted import Place, Retrieval, patches_at, planted_retrieval
+from gridrad_cube.evaluation.baselines import describe_pixels
+from gridrad_cube.evaluation.measures import (
+    CHOOSE,
+    FIT,
+    TEST,
+    feature_spread,
+    planted_retrieval,
+    rank_me,
+    ridge,
+)
 from gridrad_cube.evaluation.result import SECTIONS, Cell, Evaluation, Row
 from gridrad_cube.evaluation.run import LEADS, evaluate
-from gridrad_cube.evaluation.vectors import feature_spread, principal_components, rank_me
+from gridrad_cube.evaluation.sequels import sources_of
 
 __all__ = [
+    "CHOOSE",
+    "FIT",
     "LEADS",
     "SECTIONS",
+    "TEST",
     "Cell",
     "Evaluation",
-    "Place",
-    "Retrieval",
     "Row",
+    "describe_pixels",
     "evaluate",
     "feature_spread",
-    "patches_at",
     "planted_retrieval",
-    "principal_components",
     "rank_me",
+    "ridge",
+    "sources_of",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

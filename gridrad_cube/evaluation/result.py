@@ -1,4 +1,4 @@
-"""What an evaluation found: cells with an interval or, where data are too few, words; as a table and as JSON."""
+"""What an evaluation found, as a table and as JSON: numbers with an interval or, where data are too few, words."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number with its 95 % interval, or words in place of it.
+    """One number with its 95 % interval, or words in its place.
 
     Attributes
     ----------
     value
-        None where data are too few; ``words`` then say what was lacking.
+        None where data are too few; ``words`` then say what is missing.
     low, high
-        Of the interval; None where days are no unit of the number (RankMe, say).
+        Of the interval; None where days are no unit of the number (RankMe, for example).
     cases, days
         How many cases, of how many convective days, the number is made of.
     more
@@ -41,10 +41,16 @@ class Cell:
     words: str = ""
     more: Mapping[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        if self.value is None:
+            return self.words
+        interval = "" if self.low is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{interval}"
+
 
 @dataclass(frozen=True)
 class Row:
-    """One question, answered for every kind of vector.
+    """One question, answered for every kind of vectors.
 
     Attributes
     ----------
@@ -55,8 +61,8 @@ class Row:
     cells
         By the name of the vectors.
     gain
-        By how much the first vectors are better than the best baseline, in pairs: the interval is that of the
-        difference. None where there is no baseline.
+        By how much the first vectors are better than the best baseline, on the same draws of days. None where there
+        is no baseline.
     baseline
         Name of that baseline.
     """
@@ -70,6 +76,12 @@ class Row:
     gain: Cell | None = None
     baseline: str = ""
 
+    @property
+    def words(self) -> str:
+        """The words of all cells, where they share them and none has a number."""
+        words = {cell.words for cell in self.cells.values()}
+        return words.pop() if len(words) == 1 and all(c.value is None for c in self.cells.values()) else ""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -82,7 +94,7 @@ class Evaluation:
     chosen
         Name of the store that did best on the choosing days; empty where there was no choice.
     notes
-        What was left out, and why.
+        What is left out, and why.
     """
 
     about: Mapping[str, Any]
@@ -91,66 +103,32 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; a number that could not be had is None beside its words."""
-        return {
-            "about": dict(self.about),
-            "chosen": self.chosen,
-            "notes": list(self.notes),
-            "rows": [asdict(row) for row in self.rows],
-        }
+        """Plain JSON types; a number that is missing is None beside its words."""
+        out = {"about": dict(self.about), "chosen": self.chosen, "notes": list(self.notes)}
+        return out | {"rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        lines = [
-            f"{name}: {', '.join(value) if isinstance(value, list) else value}"
-            for name, value in self.about.items()
-        ]
+        lines = [f"{n}: {', '.join(v) if isinstance(v, list) else v}" for n, v in self.about.items()]
         lines += [f"chosen: {self.chosen}"] if self.chosen else []
         for section, title in SECTIONS.items():
             rows = [row for row in self.rows if row.section == section]
-            if rows:
-                lines += ["", title, *_table(rows)]
-        lines += ["", *self.notes] if self.notes else []
-        return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """Three figures where it is large, three decimals below 1, and two figures where these would say nothing."""
-    size = abs(value)
-    if size >= 1000 or size == 0:
-        return f"{value:.0f}"
-    if size >= 1:
-        return f"{value:#.3g}".rstrip(".")
-    return f"{value:.3f}" if size >= 0.005 else f"{value:.1g}"
-
-
-def _text(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    if cell.value is None:
-        return cell.words
-    if cell.low is None or cell.high is None:
-        return number(cell.value)
-    return f"{number(cell.value)} [{number(cell.low)}, {number(cell.high)}]"
+            lines += ["", title, *_table(rows)] if rows else []
+        return "\n".join([*lines, "", *self.notes])
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Lines of one section: a column for each kind of vectors; words that all share are said once."""
+    """Lines of one section: a column for each kind of vectors; words that all share appear once."""
     names = list(dict.fromkeys(name for row in rows for name in row.cells))
-    gains = any(row.gain is not None for row in rows)
-    head = ["", *names, *(["beside the best baseline"] if gains else [])]
-    body, plain = [head], {}
-    for i, row in enumerate(rows, 1):
-        unit = "" if row.units == "1" else f" ({row.units})"
-        words = {cell.words for cell in row.cells.values()}
-        if len(words) == 1 and all(cell.value is None for cell in row.cells.values()):
-            plain[i] = words.pop()
-            body.append([f"  {row.question}{unit}"])
-            continue
-        gain = "" if row.gain is None or row.gain.value is None else f"{_text(row.gain)} ({row.baseline})"
-        body.append([f"  {row.question}{unit}", *(_text(row.cells.get(n)) for n in names), gain])
-    widths = [max(len(line[i]) for line in body if i < len(line)) for i in range(len(head))]
-    out = []
-    for i, line in enumerate(body):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False))
-        out.append(f"{text}  {plain[i]}" if i in plain else text.rstrip())
-    return out if len(plain) < len(rows) else out[1:]
+    gain = ["beside the best baseline"] if any(row.gain for row in rows) else []
+    lines = [["", *names, *gain]]
+    for row in rows:
+        line = [f"  {row.question}" + ("" if row.units == "1" else f" ({row.units})")]
+        if not row.words:
+            line += [str(row.cells.get(name, "")) for name in names]
+            line += [f"{row.gain} ({row.baseline})" if row.gain and row.gain.value is not None else ""]
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
+    texts = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)).rstrip() for line in lines]
+    shared = [text.ljust(widths[0]) + f"  {row.words}" for text, row in zip(texts[1:], rows, strict=True)]
+    texts[1:] = [s if row.words else t for s, t, row in zip(shared, texts[1:], rows, strict=True)]
+    return texts if any(not row.words for row in rows) else texts[1:]

@@ -1,109 +1,315 @@
-"""What came after: whether the same place is found again, and what analogues say of its weather."""
+"""The samples of an evaluation: stores of embeddings and their cube, clean samples, and what came after them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import xarray as xr
 
-from gridrad_cube import similarity
-from gridrad_cube.evaluation.days import FIT, TEST
-from gridrad_cube.evaluation.samples import Gathered
-from gridrad_cube.evaluation.vectors import unit_vectors
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.selection import hour_of
+from gridrad_cube.query import Places, collect, sample_dims, select
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import choose_labels, labels_of
+from gridrad_cube.store import open_embeddings, open_packed, store_info
 
-#: Near a query or its sequel, and so no distractor: within so many seconds (and the edge of a sample).
-NEAR_SECONDS = 6 * 3600.0
-#: Hours of the day within which times are of the same hour.
-SAME_HOUR = 0.5
-#: Fewest distractors of a query.
-LEAST_DISTRACTORS = 20
-#: Analogues of a forecast.
-ANALOGUES = 10
-#: Scores this close are equal: those of equal vectors differ by rounding.
-_EQUAL = 1e-9
+PathLike = str | os.PathLike[str]
+#: Names that the result has for vectors that no store holds.
+_TAKEN = {"moments", "histogram", "picture", "mean of patches", "persistence", "mean", "chance"}
 
 
-def same_hour(time: np.ndarray, other: np.datetime64) -> np.ndarray:
-    """Which times are within half an hour of the day of another, whatever the day."""
-    apart = np.abs(hour_of(time) - hour_of(other))
-    return np.minimum(apart, 24 - apart) <= SAME_HOUR
+@dataclass(frozen=True)
+class Samples:
+    """Some samples, each on the first axis.
 
-
-def distractors_of(
-    query: int, sequel: int, queries: Gathered, targets: Gathered, allowed: np.ndarray, near_km: float
-) -> np.ndarray:
-    """Positions of the samples among which a query's sequel is looked for.
-
-    Allowed samples of the sequel's hour of the day, of any day, that are neither near the query nor near the
-    sequel (within six hours and ``near_km``).
-    """
-    keep = allowed & same_hour(queries.time, targets.time[sequel])
-    at = np.flatnonzero(keep)
-    for time, latitude, longitude in (
-        (queries.time[query], queries.latitude[query], queries.longitude[query]),
-        (targets.time[sequel], targets.latitude[sequel], targets.longitude[sequel]),
-    ):
-        near = np.abs((queries.time[at] - time) / np.timedelta64(1, "s")) < NEAR_SECONDS
-        near &= great_circle_km(latitude, longitude, queries.latitude[at], queries.longitude[at]) < near_km
-        at = at[~near]
-    return at
-
-
-def ranks(
-    query: np.ndarray,
-    sequel: np.ndarray,
-    distractors: Sequence[np.ndarray],
-    queries: np.ndarray,
-    targets: np.ndarray,
-) -> np.ndarray:
-    """Rank of each query's sequel by cosine among its distractors, from 1; half of those that score the same count.
-
-    Parameters
+    Attributes
     ----------
-    query, sequel
-        Positions among ``queries`` and ``targets``.
-    queries, targets
-        Vectors, (samples, features).
+    rows
+        Their numbers in the store (flat over its sample dims), ascending.
+    windows
+        Crop of each in the cube, and first row and column of pixels in it.
+    vectors
+        By the name of what they are: stores of embeddings and baselines.
+    attributes
+        By name, float64, NaN where not known.
     """
-    unit, other = unit_vectors(queries), unit_vectors(targets)
-    out = np.empty(len(query))
-    for i, (q, s, among) in enumerate(zip(query, sequel, distractors, strict=True)):
-        own = float(np.einsum("i,i->", other[s], unit[q]))
-        scores = np.einsum("ij,j->i", unit[among], unit[q])
-        equal = np.abs(scores - own) <= _EQUAL
-        out[i] = 1 + (~equal & (scores > own)).sum() + equal.sum() / 2
+
+    rows: np.ndarray
+    time: np.ndarray
+    latitude: np.ndarray
+    longitude: np.ndarray
+    windows: tuple[np.ndarray, np.ndarray, np.ndarray]
+    vectors: Mapping[str, np.ndarray]
+    attributes: Mapping[str, np.ndarray]
+
+    @property
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Time, latitude and longitude."""
+        return self.time, self.latitude, self.longitude
+
+    def find(self, rows: np.ndarray) -> np.ndarray:
+        """Positions of rows among these; -1 for one that is not there."""
+        if not len(self.rows):
+            return np.full(rows.shape, -1)
+        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[at] == rows, at, -1)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What is evaluated: stores of embeddings of one cube, sample for sample, and the cube.
+
+    Attributes
+    ----------
+    datasets
+        By the names that the result gives them.
+    channel
+        Position of the channel along ``channel``.
+    label
+        Its label.
+    members
+        Labels of the cube's channels that it is made of.
+    patches
+        At level 2k: the level-256 store that the first one was made from.
+    mask
+        Samples of this channel that are clean, on the sample dims of the stores.
+    """
+
+    datasets: Mapping[str, xr.Dataset]
+    channel: int
+    label: str
+    members: tuple[str, ...]
+    cube: xr.Dataset
+    patches: xr.Dataset | None
+    mask: np.ndarray
+
+    @property
+    def first(self) -> xr.Dataset:
+        """The store that says where samples are."""
+        return next(iter(self.datasets.values()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pixels of a sample, high and wide."""
+        if self.patches is not None:
+            return self.cube.sizes["y"], self.cube.sizes["x"]
+        return (self.cube.sizes["y"] // self.cube.sizes["row"],) * 2
+
+    @cached_property
+    def edge_km(self) -> float:
+        """Root mean square of height and width of a sample, medians over some crops; 0 if they are not known."""
+        lat, lon = (self.cube[n].values[:256] for n in ("latitude", "longitude"))
+        edges = []
+        for axis, dim in ((1, "row"), (2, "col")):
+            one, other = (np.arange(self.cube.sizes[dim] - 1) + i for i in (0, 1))
+            km = great_circle_km(*(v.take(at, axis) for at in (one, other) for v in (lat, lon)))
+            if (known := km[np.isfinite(km)]).size:
+                cells = 1 if self.patches is None else self.cube.sizes[dim]
+                edges.append(cells * float(np.median(known)))
+        return float(np.sqrt(np.mean(np.square(edges)))) if edges else 0.0
+
+    @cached_property
+    def step(self) -> float:
+        """Median seconds from one time of the store to the next; infinite for one time."""
+        times = np.unique(self.first["time"].values.astype("datetime64[s]"))
+        steps = np.diff(times[~np.isnat(times)]) / np.timedelta64(1, "s")
+        return float(np.median(steps)) if len(steps) else np.inf
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self.first)
+
+    def draw(self, most: int, seed: int) -> np.ndarray:
+        """Rows of at most ``most`` clean samples, at random, ascending."""
+        return draw(np.flatnonzero(self.mask), most, seed)
+
+    def read(self, rows: np.ndarray) -> Samples:
+        """Vectors and positions of samples; those without a finite vector, other than zero, in some store are left out.
+
+        Parameters
+        ----------
+        rows
+            Ascending.
+        """
+        at = np.unravel_index(rows, self.mask.shape)
+        index = dict(zip(sample_dims(self.first), at, strict=True))
+        found = {}
+        for name, dataset in self.datasets.items():
+            others = [v for v in dataset.data_vars if v != "embedding"]
+            found[name] = collect(dataset.drop_vars(others), index, "sample")
+        vectors = {name: d["embedding"].values.astype(np.float32) for name, d in found.items()}
+        known = np.all([np.isfinite(v).all(axis=1) & v.any(axis=1) for v in vectors.values()], axis=0)
+        where = next(iter(found.values())).drop_vars("embedding").isel(sample=np.flatnonzero(known))
+        vectors = {name: v[known] for name, v in vectors.items()}
+        crop = index["crop"][known]
+        y = x = np.zeros_like(crop)
+        if self.patches is None:
+            y, x = (where[f"{a}_start"].values - self.cube[f"{a}_origin"].values[crop] for a in "yx")
+        else:
+            vectors["mean of patches"] = _mean_of_patches(self.patches, self.label, crop)
+        time = where["time"].values.astype("datetime64[s]")
+        latitude, longitude = where["latitude"].values, where["longitude"].values
+        return Samples(rows[known], time, latitude, longitude, (crop, y, x), vectors, {})
+
+    def after(self, samples: Samples, seconds: float) -> np.ndarray:
+        """Row of the clean sample at each place some seconds later, within a quarter of them; -1 for none."""
+        later = (samples.time + np.timedelta64(int(seconds), "s")).astype("datetime64[s]")
+        index, _ = self._places.find(
+            later, samples.latitude, samples.longitude, time_tolerance=f"{seconds / 4}s"
+        )
+        return self._rows(index)
+
+    def around(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the 3 x 3 clean cells about each row, (rows, 9); -1 for those that are missing."""
+        at = np.unravel_index(np.maximum(rows, 0), self.mask.shape)
+        index = dict(zip(sample_dims(self.first), at, strict=True))
+        out = []
+        for dy, dx in np.ndindex(3, 3):
+            moved = index | {"row": index["row"] + dy - 1, "col": index["col"] + dx - 1}
+            missing = rows < 0
+            for dim in ("row", "col"):
+                missing |= (moved[dim] < 0) | (moved[dim] >= self.first.sizes[dim])
+            out.append(self._rows({d: np.where(missing, -1, i) for d, i in moved.items()}))
+        return np.stack(out, axis=1)
+
+    def _rows(self, index: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Rows of clean samples at positions along the sample dims; -1 where a position is -1."""
+        there = index["crop"] >= 0
+        index = {"channel": np.full(len(there), self.channel), **index}
+        at = tuple(np.maximum(index[d], 0) for d in sample_dims(self.first))
+        return np.where(there & self.mask[at], np.ravel_multi_index(at, self.mask.shape), -1)
+
+
+def draw(positions: np.ndarray, most: int, seed: int | tuple[int, ...]) -> np.ndarray:
+    """At most ``most`` of some positions, at random, in order."""
+    if len(positions) <= most:
+        return positions
+    return np.sort(np.random.default_rng(seed).choice(positions, most, replace=False))
+
+
+def _mean_of_patches(dataset: xr.Dataset, label: str, crops: np.ndarray) -> np.ndarray:
+    """Mean of the embeddings of each crop's patches; zeros where there are none."""
+    names = [one.name for one in labels_of(dataset)]
+    variable = dataset["embedding"].isel(channel=names.index(label) if label in names else 0)
+    out = np.zeros((len(crops), variable.sizes["feature"]), np.float32)
+    for i, crop in enumerate(crops):
+        values = variable.isel(crop=int(crop)).transpose("row", "col", "feature").values
+        known = np.isfinite(values).all(axis=-1)
+        out[i] = values[known].mean(axis=0, dtype=np.float64) if known.any() else 0.0
     return out
 
 
-def analogue_forecast(
-    vectors: np.ndarray, case: np.ndarray, known: np.ndarray, after: np.ndarray, *, count: int = ANALOGUES
-) -> np.ndarray:
-    """Mean of what came after the most similar known samples.
+def open_stores(
+    stores: Sequence[PathLike],
+    cube: PathLike | None = None,
+    patches: PathLike | None = None,
+    channel: str | None = None,
+) -> Stores:
+    """Open stores of embeddings and, by the first one's record of its source, the cube.
+
+    Raises
+    ------
+    SchemaError
+        If the stores are not of the same samples, the channel is in none, or the cube is not where the store
+        says, or is another.
+    """
+    paths = [os.fspath(s) for s in stores]
+    datasets = dict(zip(_names(paths), map(open_embeddings, paths), strict=True))
+    first = next(iter(datasets.values()))
+    for path, dataset in zip(paths[1:], list(datasets.values())[1:], strict=True):
+        same = _sizes(dataset) == _sizes(first) and labels_of(dataset) == labels_of(first)
+        if not same or not _same_crops(dataset, first):
+            raise SchemaError(
+                f"evaluate: {path} has samples {_sizes(dataset)}, the first store {_sizes(first)}; expected stores of "
+                "the same samples (the same cube, channels and stride)"
+            )
+    names = [label.name for label in labels_of(first)]
+    name = names[0] if channel is None else choose_labels(labels_of(first), channel, "evaluate")[0].name
+    place, below = sources_of(paths[0], cube, patches)
+    members, between = _members(paths[0], [name]), None
+    if below is not None:
+        between, members = open_embeddings(below), _members(below, members)
+    opened = open_packed(place)
+    for other, flag in ((between, "--patches"), (opened, "--cube")):
+        if other is not None and not _same_crops(first, other):
+            raise SchemaError(
+                f"evaluate: {other.encoding.get('source')} is not what {paths[0]} was made from: its crops are of "
+                f"other scenes or windows. Pass {flag} with the right one."
+            )
+    if lacking := [m for m in members if m.split("@")[0] not in opened.data_vars]:
+        raise SchemaError(
+            f"evaluate: the cube {place} lacks {lacking} of {paths[0]}; expected all its channels"
+        )
+    mask = select(first, channel=name)
+    return Stores(datasets, names.index(name), name, tuple(members), opened, between, mask)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Short names that tell paths apart."""
+    if len(paths) == 1:
+        return ["embedding"]
+    if len(set(paths)) < len(paths):
+        raise SchemaError(f"evaluate: got {list(paths)}; expected each store once")
+    short = [os.path.basename(p.rstrip("/")).removesuffix(".zarr") for p in paths]
+    return short if len(set(short)) == len(short) and not set(short) & _TAKEN else list(paths)
+
+
+def _sizes(dataset: xr.Dataset) -> str:
+    return " x ".join(f"{dataset.sizes[d]} {d}" for d in sample_dims(dataset))
+
+
+def _same_crops(dataset: xr.Dataset, other: xr.Dataset) -> bool:
+    """Whether the first crops of another store are the crops of this one."""
+    count = dataset.sizes["crop"]
+    names = ("scene", "y_origin", "x_origin")
+    return all(np.array_equal(other[n].values[:count], dataset[n].values) for n in names)
+
+
+def _members(path: PathLike, names: Sequence[str]) -> list[str]:
+    """Labels of what channels are made of, as the store says."""
+    made = store_info(path).get("channels") or {}
+    return [m for n in names for m in made.get(n) or [n]]
+
+
+def sources_of(
+    path: PathLike, cube: PathLike | None = None, patches: PathLike | None = None
+) -> tuple[str, str | None]:
+    """Where the cube of a store of embeddings is and, at level 2k, the level-256 store between them.
 
     Parameters
     ----------
-    vectors
-        Of all samples.
-    case, known
-        Positions of the cases, and of the samples that may be analogues.
-    after
-        What came after each sample.
+    path
+        Of the store of embeddings.
+    cube, patches
+        Where they are, if they have moved; None for where the store says.
+
+    Raises
+    ------
+    SchemaError
+        If one of them is not there, or the store does not say where.
     """
-    nearest, _ = similarity.nearest(vectors[known], vectors[case], min(count, len(known)))
-    there = nearest >= 0
-    values = np.where(there, after[known][np.maximum(nearest, 0)], 0.0)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(values.sum(axis=1) / there.sum(axis=1))
+    between = None
+    if store_info(path, "embeddings").get("level") == "2k":
+        path = between = _source(path, patches, "embeddings", "--patches")
+    return _source(path, cube, "patches", "--cube"), between
 
 
-def forecast_cases(now: np.ndarray, after: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the cases of the test days, and of the samples of the fitting days whose sequel is known."""
-    known = np.isfinite(now) & np.isfinite(after)
-    return np.flatnonzero(known & (part == TEST)), np.flatnonzero(known & (part == FIT))
-
-
-def directed(vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which samples have a direction in all kinds of vectors."""
-    return np.asarray(np.all([np.isfinite(v).all(axis=1) & v.any(axis=1) for v in vectors.values()], axis=0))
+def _source(path: PathLike, given: PathLike | None, kind: str, flag: str) -> str:
+    """What a store was made from: as given, or as it says, relative to itself."""
+    path, name = os.fspath(path), given or store_info(path).get("source")
+    if not name:
+        raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} PATH.")
+    place = os.fspath(name)
+    if given is None and "://" not in path and "://" not in place:
+        place = os.path.normpath(os.path.join(os.path.dirname(path), place))
+    try:
+        store_info(place, kind)
+    except FileNotFoundError as error:
+        what = "cube" if kind == "patches" else "level-256 embeddings"
+        raise SchemaError(
+            f"evaluate: no {what} at {place}, which {path} was made from; moved? Pass {flag} PATH."
+        ) from error
+    return place

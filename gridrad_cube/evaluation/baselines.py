@@ -1,0 +1,225 @@
+"""What pixels say without a network: attributes for probes, and the vectors that a network must improve on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.schema import Channel, Packing, channel_in
+from gridrad_cube.selection import find_altitudes
+from gridrad_cube.store import PatchReader
+
+#: Cloud tops colder than this, K, are those of deep convection; echo of 40 dBZ is its core.
+COLD_CLOUD_K, CORE_DBZ, ECHO_TOP_DBZ = 220.0, 40.0, 18.5
+#: Components of the pixels' principal components.
+COMPONENTS = 64
+#: Pixels that are decoded at once.
+_PIXELS = 2**22
+#: Bins of the histogram, and edge in blocks of the picture that principal components are taken of.
+_BINS, _EDGE = 32, 32
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A property of a patch (or a crop) that its pixels tell.
+
+    Attributes
+    ----------
+    sources
+        Variables of the cube that tell it; the first that is there is read.
+    yes_no
+        Whether it is there or not; else a number in ``units``.
+    storm
+        Whether a positive value means deep convection.
+    """
+
+    long_name: str
+    units: str
+    sources: tuple[str, ...]
+    yes_no: bool = False
+    storm: bool = False
+
+
+_INFRARED, _RADAR = ("ir_brightness_temperature",), ("reflectivity_column_maximum", "reflectivity")
+ATTRIBUTES = {
+    "minimum_brightness_temperature": Attribute("minimum brightness temperature", "K", _INFRARED),
+    "cold_cloud_share": Attribute(f"share of pixels below {COLD_CLOUD_K:g} K", "1", _INFRARED, storm=True),
+    "echo_top_height": Attribute("highest echo top", "km", ("echo_top_height", "reflectivity")),
+    "core_share": Attribute(f"share of pixels above {CORE_DBZ:g} dBZ", "1", _RADAR, storm=True),
+    "overshooting_top": Attribute("overshooting top: yes or no", "1", ("ot_id_number",), yes_no=True),
+}
+
+
+def describe_pixels(
+    cube: xr.Dataset,
+    crop: np.ndarray,
+    y: np.ndarray,
+    x: np.ndarray,
+    shape: tuple[int, int],
+    members: tuple[str, ...],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Attributes of windows of a cube, and their pixels as vectors.
+
+    Parameters
+    ----------
+    cube
+        From `gridrad_cube.open_packed`.
+    crop, y, x
+        Position of the crop, and first row and column of pixels in it, of each window.
+    shape
+        Height and width of the windows.
+    members
+        Labels of the channels that an embedding is made of: the vectors are of these.
+
+    Returns
+    -------
+    Attribute -> values (windows,), float64, NaN where under half of the window was observed; and ``moments``,
+    ``histogram`` and ``picture`` (block means) -> (windows, features), float32.
+    """
+    reader = PatchReader(str(cube.encoding["source"]))
+    found = {name: [v for v in a.sources if v in cube.data_vars] for name, a in ATTRIBUTES.items()}
+    told = {name: sources[0] for name, sources in found.items() if sources}
+    levels = max([cube.sizes["altitude"] for v in told.values() if "altitude" in cube[v].dims], default=1)
+    step = max(1, _PIXELS // (shape[0] * shape[1] * levels))
+    attributes, vectors = defaultdict(list), defaultdict(list)
+    for start in range(
+        0, max(len(crop), 1), step
+    ):  # once for no window: the numbers of features are known then
+        some = slice(start, start + step)
+        fields = {
+            label: _read(cube, reader, label, crop[some], y[some], x[some], shape)
+            for label in {*members, *told.values()}
+        }
+        for name, source in told.items():
+            attributes[name].append(_attribute(name, fields[source]))
+        for name, describe in (("moments", _moments), ("histogram", _histogram), ("picture", _picture)):
+            parts = [describe(fields[label]) for label in members]
+            vectors[name].append(np.concatenate(parts, axis=1).astype(np.float32))
+    return (
+        {name: np.concatenate(parts) for name, parts in attributes.items()},
+        {name: np.concatenate(parts) for name, parts in vectors.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A channel in windows.
+
+    Attributes
+    ----------
+    values, echo
+        Physical values, NaN where not observed, and where there is an echo: (windows, levels, height, width).
+    absent
+        Windows of crops that lack the channel.
+    altitudes
+        Of the levels, km; None for a channel without altitudes.
+    """
+
+    channel: Channel
+    values: np.ndarray
+    echo: np.ndarray
+    absent: np.ndarray
+    altitudes: np.ndarray | None
+
+
+def _read(
+    cube: xr.Dataset, reader: PatchReader, label: str, crop: np.ndarray, y: np.ndarray, x: np.ndarray,
+    shape: tuple[int, int],
+) -> _Field:  # fmt: skip
+    """A channel, at the altitude that the label names or at all that it has."""
+    name, _, altitude = label.partition("@")
+    variable, altitudes = cube[name], None
+    levels: list[tuple[int, ...]] = [()]
+    if "altitude" in variable.dims:
+        altitudes = cube["altitude"].values
+        wanted = [float(altitude.removesuffix("km"))] if altitude else altitudes
+        levels = [(i,) for i in find_altitudes(altitudes, wanted, label)]
+    absent, size = reader.absent(name, crop), reader.patch
+    aligned = shape == (size, size) and not ((y % size).any() or (x % size).any())
+    codes = np.zeros((len(crop), len(levels), *shape), variable.dtype)
+    there = np.flatnonzero(~absent)
+    for i, level in enumerate(levels):
+        if aligned and len(there):
+            index = [crop, *(np.full_like(crop, n) for n in level), y // size, x // size]
+            codes[there, i] = reader.read(name, np.stack(index, axis=1)[there])
+        else:
+            for j in there:
+                box = (slice(int(y[j]), int(y[j]) + shape[0]), slice(int(x[j]), int(x[j]) + shape[1]))
+                codes[j, i] = reader.read_window(name, (int(crop[j]), *level, *box))
+    packing = Packing.from_attributes(variable.attrs, variable.dtype)
+    values, echo = packing.decode(codes), packing.echo(codes)
+    values[absent], echo[absent] = np.nan, False
+    return _Field(channel_in(name, variable.attrs, variable.dtype), values, echo, absent, altitudes)
+
+
+def _attribute(name: str, field: _Field) -> np.ndarray:
+    """An attribute of each window, float64; NaN where under half was observed, or where there is no value."""
+    pixels = (len(field.values), field.values.shape[2] * field.values.shape[3])
+    column = np.fmax.reduce(field.values, axis=1).reshape(pixels)  # the greatest of all levels
+    observed = np.isfinite(column)
+    count = np.maximum(observed.sum(axis=1), 1)
+    if name == "overshooting_top":  # numbers of tops; 0 or missing where there is none
+        return np.where(field.absent, np.nan, (np.nan_to_num(column) > 0).any(axis=1))
+    if name == "minimum_brightness_temperature":
+        found = np.where(observed, column, np.inf).min(axis=1)
+    elif name == "cold_cloud_share":
+        found = (column < COLD_CLOUD_K).sum(axis=1) / count
+    elif name == "core_share":
+        found = (column >= CORE_DBZ).sum(axis=1) / count
+    elif field.altitudes is None:
+        found = np.where(field.echo, field.values, -np.inf).reshape(pixels).max(axis=1)
+    else:
+        high = (field.echo & (field.values >= ECHO_TOP_DBZ)).any(axis=(2, 3))
+        found = np.where(high, field.altitudes, -np.inf).max(axis=1)
+    enough = observed.mean(axis=1) >= 0.5
+    return np.where(enough & np.isfinite(found), found, np.nan).astype(np.float64)
+
+
+def _filled(field: _Field) -> np.ndarray:
+    """Values (windows, height, width): no echo at the foot of the channel's range, what is missing at the mean."""
+    values = field.values[:, 0]
+    if field.channel.has_echo:
+        low = np.float32(field.channel.typical_range[0])
+        echo = np.where(field.echo[:, 0], np.maximum(values, low), low)
+        values = np.where(np.isfinite(values), echo, np.nan)
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(axis=(1, 2), keepdims=True), 1)
+    mean = np.where(known, values, 0).sum(axis=(1, 2), keepdims=True, dtype=np.float64) / count
+    return np.where(known, values, mean).astype(np.float32).astype(np.float64)
+
+
+def _moments(field: _Field) -> np.ndarray:
+    """Mean, deviation, skewness, kurtosis, minimum, maximum, shares observed and of echo."""
+    filled = _filled(field)
+    filled = filled.reshape(len(filled), filled.shape[1] * filled.shape[2])
+    mean, std = filled.mean(axis=1), filled.std(axis=1)
+    scaled = (filled - mean[:, None]) / np.where(std > 0, std, 1.0)[:, None]
+    squares = scaled * scaled
+    third, fourth = (squares * scaled).mean(axis=1), (squares * squares).mean(axis=1)
+    shares = [v[:, 0].mean(axis=(1, 2)) for v in (np.isfinite(field.values), field.echo)]
+    return np.stack([mean, std, third, fourth, filled.min(axis=1), filled.max(axis=1), *shares], axis=1)
+
+
+def _histogram(field: _Field) -> np.ndarray:
+    """Shares of pixels in bins over the channel's typical range, and of those without a value in one more."""
+    rows, _, height, width = field.values.shape
+    values, echo = (v[:, 0].reshape(rows, height * width) for v in (field.values, field.echo))
+    low, high = field.channel.typical_range
+    part = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=0.0, neginf=0.0)
+    bins = np.where(echo, np.clip(part * _BINS, 0, _BINS - 1).astype(np.int64), _BINS)
+    bins += np.arange(rows)[:, None] * (_BINS + 1)
+    counts = np.bincount(bins.reshape(-1), minlength=rows * (_BINS + 1)).reshape(rows, _BINS + 1)
+    return np.sqrt(counts / values.shape[1])  # Hellinger: differences of small shares count
+
+
+def _picture(field: _Field) -> np.ndarray:
+    """Means of about 32 x 32 blocks, of which principal components are taken."""
+    out = _filled(field)
+    for axis, edge in enumerate(out.shape[1:], 1):
+        starts = np.linspace(0, edge, min(edge, _EDGE), endpoint=False).astype(int)
+        sizes = np.diff([*starts, edge])
+        out = np.add.reduceat(out, starts, axis=axis) / (sizes[:, None] if axis == 1 else sizes)
+    return np.asarray(out.reshape(len(out), out.shape[1] * out.shape[2]))
