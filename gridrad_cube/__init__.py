@@ -1,9 +1,9 @@
 """From gridded radar and satellite files to a Zarr cube, embeddings, and questions about them.
 
-``preprocess`` builds a cube from source files and ``open_cube`` opens it; ``gridrad_cube.training`` and
-``gridrad_cube.embedding`` turn its patches into embeddings; ``open_embeddings`` opens those, and the accessor
-``.gridrad`` of both answers questions by place, time and likeness. Importing this package imports neither
-torch nor ``dask.distributed``: each name is loaded when it is first used.
+`preprocess` builds a cube from source files and `open_cube` opens it; `train` trains a network on its patches and
+`embed` applies it; `open_embeddings` opens the result, and `search` and the accessor ``.gridrad`` of both stores
+answer questions by place, time and likeness. Importing this package imports neither torch nor
+``dask.distributed``: each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -12,30 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gridrad_cube import plot
+    from gridrad_cube.embedding import embed
+    from gridrad_cube.evaluation import evaluate
     from gridrad_cube.info import inspect_target
     from gridrad_cube.pipeline import preprocess
+    from gridrad_cube.query import search
     from gridrad_cube.readers import read_scene
     from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
     from gridrad_cube.store import open_cube, open_embeddings, open_packed, verify
+    from gridrad_cube.training import train
     from gridrad_cube.versions import show_versions
 
 __version__ = "0.1.0"
-
-_HOMES = {
-    "QualitySpec": "schema",
-    "RadarSpec": "schema",
-    "Recipe": "schema",
-    "SchemaError": "schema",
-    "TileSpec": "schema",
-    "inspect_target": "info",
-    "open_cube": "store",
-    "open_embeddings": "store",
-    "open_packed": "store",
-    "preprocess": "pipeline",
-    "read_scene": "readers",
-    "show_versions": "versions",
-    "verify": "store",
-}
 
 __all__ = [
     "QualitySpec",
@@ -43,24 +32,36 @@ __all__ = [
     "Recipe",
     "SchemaError",
     "TileSpec",
+    "embed",
+    "evaluate",
     "inspect_target",
     "open_cube",
     "open_embeddings",
     "open_packed",
+    "plot",
     "preprocess",
     "read_scene",
+    "search",
     "show_versions",
+    "train",
     "verify",
 ]
+_HOMES = {
+    "embed": "embedding", "evaluate": "evaluation", "inspect_target": "info", "open_cube": "store",
+    "open_embeddings": "store", "open_packed": "store", "preprocess": "pipeline", "read_scene": "readers",
+    "search": "query", "show_versions": "versions", "train": "training", "verify": "store",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "plot":
+        return importlib.import_module(f"{__name__}.plot")
     if name.startswith("open_"):
         importlib.import_module(f"{__name__}.query")  # registers the accessor .gridrad
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'schema')}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return __all__

@@ -1,10 +1,12 @@
-"""The dependency rule: imports run one way, heavy packages stay behind their doors."""
+"""The rules of the layout: imports run one way, packages are imported through their `__init__`, and sizes."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import gridrad_cube
 
 PACKAGE = Path(gridrad_cube.__file__).parent
+PROJECT = Path(__file__).resolve().parents[1]
 LAYERS = {
     0: {"schema", "geometry", "storage", "launch", "selection", "versions"},
     1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
@@ -35,94 +38,163 @@ ONLY_IN = {
     "matplotlib": {"plot"},
     "click": {"cli"},
 }
+#: Limits of size. Each names the largest value that is allowed.
+MODULES = 162
+LINES = 33_500
+FILES_OF_A_PACKAGE = 17
+LONGEST_CHAIN = 23
+#: Imports past the `__init__` of another package: in the package and in the programs beside it; and test modules that
+#: import modules of more than one package past its `__init__`.
+DEEP_IMPORTS = 50
+DEEP_TESTS = 4
+#: Cycles of imports.
+CYCLES = 2
+#: Basenames that several modules share.
+SHARED_BASENAMES = 21
 
 
-def modules():
-    """(module of the package, file) for every file that is not the package's own __init__."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts != ("__init__",):
-            yield parts[0], path
+def files_of(folder):
+    return sorted(path for path in (PROJECT / folder).rglob("*.py"))
 
 
+def name_of(path):
+    """Dotted name of a file of the package; a package for its `__init__`."""
+    parts = ("gridrad_cube", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in files_of(PACKAGE)}
+
+
+@functools.cache
 def imports(path):
-    """Every module that a file imports, at any depth: dotted names."""
+    """What a file imports, at any depth: (module, name) pairs, with the name "" for a whole module."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            if node.module == "gridrad_cube":
-                yield from (f"gridrad_cube.{alias.name}" for alias in node.names)
+            found += [(node.module, alias.name) for alias in node.names]
+    return found
 
 
-def ours(name):
-    """The module of this package that a dotted name lies in, or None."""
-    parts = name.split(".")
-    return parts[1] if parts[0] == "gridrad_cube" and len(parts) > 1 and parts[1] in LAYER else None
+def files_imported(path):
+    """Names of the files of the package that a file imports."""
+    targets = ((f"{module}.{name}", module) for module, name in imports(path))
+    return {next((t for t in pair if t in FILES), None) for pair in targets} - {None, "gridrad_cube"}
+
+
+EDGES = {name: files_imported(path) - {name} for name, path in FILES.items()}
+
+
+def top_of(name):
+    """Module or package of this package in which a file lies: ``store`` for ``gridrad_cube.store.patches``."""
+    return name.split(".")[1]
+
+
+def deep_imports(path):
+    """Imports of a file past the `__init__` of packages other than its own."""
+    own = top_of(name_of(path)) if path.is_relative_to(PACKAGE) and path.parent != PACKAGE else None
+    return [target for target in files_imported(path) if target.count(".") > 1 and top_of(target) != own]
 
 
 def test_every_module_has_a_layer():
-    assert {name for name, _ in modules()} == set(LAYER)
+    assert {top_of(name) for name in FILES if name != "gridrad_cube"} == set(LAYER)
 
 
-@pytest.mark.parametrize(
-    ("module", "path"), list(modules()), ids=lambda v: v if isinstance(v, str) else v.name
-)
-def test_imports_run_downwards(module, path):
-    for name in imports(path):
-        other = ours(name)
-        if other is not None and other != module:
-            same_layer = LAYER[other] == LAYER[module]
-            assert LAYER[other] < LAYER[module] or (same_layer and LAYER[module] != 1), (
-                f"{path} imports {name}"
-            )
-        top = name.split(".")[0]
-        assert module in ONLY_IN.get(top, {module}), f"{path} imports {top}"
+def test_imports_run_downwards():
+    def may_import(module, other):
+        return module == other or LAYER[other] < LAYER[module] or LAYER[other] == LAYER[module] != 1
+
+    ours = [(name, other) for name, others in EDGES.items() if name != "gridrad_cube" for other in others]
+    assert [(a, b) for a, b in ours if not may_import(top_of(a), top_of(b))] == []
+    heavy = [
+        (name, module.split(".")[0])
+        for name, path in FILES.items()
+        if name != "gridrad_cube"
+        for module, _ in imports(path)
+    ]
+    assert [(a, b) for a, b in heavy if top_of(a) not in ONLY_IN.get(b, {top_of(a)})] == []
 
 
 def test_no_cycle_within_a_layer():
-    edges = {}
-    for module, path in modules():
-        edges.setdefault(module, set()).update(o for n in imports(path) if (o := ours(n)) and o != module)
-    done, under_way = set(), []
+    edges = defaultdict(set)
+    for name, others in EDGES.items():
+        if name != "gridrad_cube":
+            edges[top_of(name)] |= {top_of(other) for other in others} - {top_of(name)}
+    assert len(condense(edges)) == len(LAYER)
 
-    def visit(module):
-        assert module not in under_way, f"imports go round: {[*under_way, module]}"
-        if module not in done:
-            under_way.append(module)
-            for other in edges.get(module, ()):
+
+def condense(edges):
+    """Groups of nodes that reach each other, each after all that it reaches."""
+    index, low, stack, groups = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in edges[node]:
+            if other not in index:
                 visit(other)
-            under_way.pop()
-            done.add(module)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == index[node]:
+            start = stack.index(node)
+            groups.append(set(stack[start:]))
+            del stack[start:]
 
-    for module in edges:
-        visit(module)
+    for node in list(edges):
+        if node not in index:
+            visit(node)
+    return groups
+
+
+def test_chain_of_imports_is_short_and_has_no_cycle():
+    chains = {}
+    groups = condense(EDGES)
+    for group in groups:
+        below = {other for node in group for other in EDGES[node]} - group
+        longest = max((chains[other] for other in below), key=len, default=[])
+        chains |= {node: [min(group), *longest] for node in group}
+    longest = max(chains.values(), key=len)
+    assert len(longest) <= LONGEST_CHAIN, " > ".join(longest)
+    assert len([group for group in groups if len(group) > 1]) <= CYCLES
+
+
+def test_packages_are_imported_through_their_init():
+    paths = [*FILES.values(), *files_of("benchmarks"), *files_of("training")]
+    found = [(path.name, target) for path in paths for target in deep_imports(path)]
+    assert len(found) <= DEEP_IMPORTS, found
+    packages = {path.name: {top_of(target) for target in deep_imports(path)} for path in files_of("tests")}
+    several = {name: tops for name, tops in packages.items() if len(tops) > 1}
+    assert len(several) <= DEEP_TESTS, several
+
+
+def test_sizes_stay_within_limits():
+    assert len(FILES) <= MODULES
+    assert sum(path.read_bytes().count(b"\n") for path in FILES.values()) <= LINES
+    sizes = Counter(path.parent for path in FILES.values() if path.parent != PACKAGE)
+    assert max(sizes.values()) <= FILES_OF_A_PACKAGE, sizes.most_common(3)
+
+
+def test_modules_do_not_share_basenames():
+    names = Counter(name.rpartition(".")[2] for name in FILES if not name.endswith("__main__"))
+    assert len([name for name, count in names.items() if count > 1]) <= SHARED_BASENAMES, names.most_common(
+        30
+    )
 
 
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        (
-            "import gridrad_cube",
-            ("torch", "distributed", "scipy", "matplotlib", "netCDF4", "obstore"),
-        ),
+        ("import gridrad_cube", ("torch", "distributed", "scipy", "matplotlib", "netCDF4", "obstore")),
         ("import gridrad_cube.readers.engines", ("torch", "distributed", "scipy", "matplotlib")),
         ("import gridrad_cube.pipeline", ("torch", "matplotlib")),
         ("import gridrad_cube.query", ("torch", "distributed", "matplotlib")),
         ("import gridrad_cube.cli", ("torch", "distributed", "matplotlib", "xarray")),
     ],
 )
-def test_light_doors_stay_light(statement, absent):
+def test_heavy_packages_are_imported_late(statement, absent):
     code = f"{statement}; import sys; print([m for m in {absent!r} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
-
-
-def test_public_names_are_sorted_and_there():
-    assert gridrad_cube.__all__ == sorted(gridrad_cube.__all__)
-    for name in gridrad_cube.__all__:
-        assert getattr(gridrad_cube, name).__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        gridrad_cube.nothing  # noqa: B018

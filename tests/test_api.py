@@ -1,0 +1,100 @@
+"""The public names: what `dir()` shows, docstrings, and the same name and default for the same thing everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections import defaultdict
+
+import pytest
+
+import gridrad_cube
+
+PACKAGES = (
+    "datasets", "embedding", "evaluation", "models", "pipeline", "plot", "predecessor", "quality", "query", "readers",
+    "schema", "selection", "similarity", "store", "synthetic", "training",
+)  # fmt: skip
+#: Packages whose `dir()` shows more than `__all__`.
+OPEN = {
+    "datasets", "embedding", "evaluation", "models", "pipeline", "plot", "predecessor", "quality", "query", "readers",
+    "schema", "selection", "similarity", "store", "training",
+}  # fmt: skip
+#: Parameters that mean the same wherever they occur, and their default where they have one.
+DEFAULTS = {
+    "bbox": None, "batch_size": 64, "channel": None, "channels": None, "client": None, "device": "auto",
+    "metric": "cosine", "progress": False, "reject": None, "scheduler": None, "seed": 0, "time": None, "workers": 1,
+}  # fmt: skip
+#: Exceptions, by function and parameter.
+EXCEPTIONS = {
+    ("plot.components", "channel"): 0,  # a picture needs one channel
+    ("datasets.PatchLoader", "device"): None,  # batches stay where they are read
+    # Requests that are stored as JSON: empty for all.
+    ("schema.Recipe", "channels"): (),
+    ("readers.inspect", "channels"): (),
+    ("readers.read_scene", "channels"): (),
+    ("training.Config", "bbox"): (),
+    ("training.Config", "channels"): (),
+    ("training.Config", "time"): (),
+    # The predecessor's two channels.
+    ("predecessor.from_checkpoint", "channels"): ("ir_brightness_temperature", "visible_reflectance"),
+    ("predecessor.from_features", "channels"): ("ir_brightness_temperature", "visible_reflectance"),
+}
+
+
+def public(package):
+    """Public functions and classes of a package, by name."""
+    module = importlib.import_module(f"gridrad_cube.{package}")
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def signatures():
+    """Signature of every public function and class, by ``package.name``."""
+    for package in PACKAGES:
+        for name, value in public(package).items():
+            if inspect.isfunction(value) or (inspect.isclass(value) and "__init__" in vars(value)):
+                yield f"{package}.{name}", inspect.signature(value)
+
+
+def rank(name):
+    """Key of the order of ``__all__``: constants, classes, functions."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+@pytest.mark.parametrize("package", ["", *PACKAGES])
+def test_public_names_are_sorted_and_described(package):
+    module = importlib.import_module(f"gridrad_cube.{package}".rstrip("."))
+    assert module.__doc__
+    names = list(module.__all__)
+    assert names == sorted(set(names), key=rank)
+    if package not in OPEN:
+        assert dir(module) == sorted(names)
+    values = [getattr(module, name) for name in names]
+    described = [value for value in values if inspect.isfunction(value) or inspect.isclass(value)]
+    assert [value for value in described if not inspect.getdoc(value)] == []
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_functions_at_the_top_are_those_of_the_packages():
+    for package, name in (
+        ("pipeline", "preprocess"), ("store", "open_cube"), ("store", "open_embeddings"), ("training", "train"),
+        ("embedding", "embed"), ("query", "search"), ("evaluation", "evaluate"),
+    ):  # fmt: skip
+        assert getattr(gridrad_cube, name) is public(package)[name]
+    assert inspect.ismodule(gridrad_cube.plot)
+
+
+def test_the_same_name_has_the_same_default():
+    found = defaultdict(dict)
+    for function, signature in signatures():
+        for name, parameter in signature.parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                found[name][function] = parameter.default
+    assert set(DEFAULTS) <= set(found)
+    wrong = {
+        (function, name): default
+        for name, expected in DEFAULTS.items()
+        for function, default in found[name].items()
+        if default != expected
+    }
+    assert wrong == EXCEPTIONS
