@@ -1,17 +1,346 @@
-"""Reading embeddings of single crops and channels, whole chunks at a time."""
+"""Embedding stores: written a block of crops at a time and finished by their root; read by whole chunks."""
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
+import json
 import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gridrad_cube.schema import SchemaError, flag_attributes
 from gridrad_cube.storage import Files
+from gridrad_cube.store.arrays import ArraySpec, encode, group_metadata, metadata, write_array
+from gridrad_cube.store.commit import number_arrays
+from gridrad_cube.store.layout import COORDINATES
 from gridrad_cube.store.opening import open_embeddings
 from gridrad_cube.store.patches import damage_error
 from gridrad_cube.store.shard_layout import ShardLayout
 from gridrad_cube.store.shards import ShardReader
+
+#: Uncompressed bytes of a shard, and of a chunk in it.
+SHARD_BYTES, CHUNK_BYTES = 8 * 2**20, 2**20
+#: Largest number of crops in a block, by level: what an interrupted run may lose.
+BLOCK_CROPS = {"256": 64, "2k": 1024}
+#: Crops of a chunk of the small arrays; a multiple of every block.
+ROWS = 1024
+
+_BUILD = "_build"
+_CLAIM = f"{_BUILD}/embed.json"
+_CELL_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "flags": flag_attributes() | {"long_name": "flags of the patch that was embedded"},
+    "valid_fraction": {"long_name": "observed share of the patch", "units": "1"},
+}
+_LABEL_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "channel": {"long_name": "channel that was embedded"},
+    "variable": {"long_name": "variable that the channel belongs to"},
+    "altitude_km": {"long_name": "altitude of the channel above mean sea level", "units": "km"},
+}
+
+
+class EmbeddingWriter:
+    """An embedding store that is being written: one shard for each block of crops, the root last.
+
+    Under ``_build/`` lie ``embed.json`` (the request) and ``blocks/`` (one record for each finished block: the
+    size and checksum of its shard, and what decided its content). A run that starts again keeps the blocks that are
+    whole and writes the others. The store appears, or grows, when `finish` writes the root ``zarr.json``.
+
+    Parameters
+    ----------
+    out
+        Path or URL.
+    request
+        What decides the embeddings, JSON types; among them ``level`` and ``dtype`` (``"float16"`` or
+        ``"float32"``). Two runs write to the same store only if their requests are equal.
+    crops
+        Number of rows.
+    shape
+        Shape of the embeddings of one crop: (channel, row, col, feature) or (channel, feature).
+    """
+
+    def __init__(
+        self, out: str | os.PathLike[str], request: Mapping[str, Any], *, crops: int, shape: tuple[int, ...]
+    ) -> None:
+        self.files, self.request, self.crops = Files(out), dict(request), crops
+        dtype = request["dtype"]
+        bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._block = _power_of_two(BLOCK_CROPS[request["level"]], bytes_each, SHARD_BYTES)
+        together = _power_of_two(self._block, bytes_each // shape[0], CHUNK_BYTES)
+        self._spec = ArraySpec(
+            name="embedding", shape=(crops, *shape), dtype=dtype, codec="fast", fill_value=float("nan"),
+            dims=("crop", "channel", *(("row", "col") if len(shape) == 4 else ()), "feature"),
+            chunks=(together, 1, *shape[1:]), shards=(self._block, *shape),
+        )  # fmt: skip
+
+    @property
+    def blocks(self) -> list[range]:
+        """Rows of each block."""
+        return [range(i, min(i + self._block, self.crops)) for i in range(0, self.crops, self._block)]
+
+    def begin(self, *, resume: bool) -> None:
+        """Claim the place for the request, or continue what an equal request began.
+
+        Parameters
+        ----------
+        resume
+            If false, the finished blocks and the root of an earlier run are removed.
+
+        Raises
+        ------
+        SchemaError
+            If something else lies there, or embeddings of another request; says what differs.
+        """
+        wanted = json.loads(json.dumps({**self.request, "block": self._block}))
+        self._check_place()
+        if self.files.create(_CLAIM, json.dumps(wanted).encode()):
+            return
+        try:
+            found = dict(self.files.read_json(_CLAIM))
+        except ValueError as error:
+            raise SchemaError(
+                f"{self.files.root}: {_CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
+            ) from error
+        if resume:
+            _check_same(found, wanted, self.files.root)
+            return
+        self.files.remove("zarr.json")
+        for name in self.files.names(f"{_BUILD}/blocks"):
+            self.files.remove(f"{_BUILD}/blocks/{name}")
+        self.files.write_json(_CLAIM, wanted)
+
+    def _check_place(self) -> None:
+        """Refuse a place that holds anything but embeddings, or the beginnings of them."""
+        is_file = self.files.local and os.path.isfile(self.files.root)
+        # In this order: a process that wrote anything else had claimed the place before.
+        others = set() if is_file else set(self.files.names()) - {_BUILD}
+        begun = set() if is_file else set(self.files.names(_BUILD))
+        if is_file or (others and "embed.json" not in begun) or begun - {"embed.json", "blocks"}:
+            raise SchemaError(
+                f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
+                "Pass another --out."
+            )
+
+    def record(self, number: int) -> dict[str, Any] | None:
+        """The record of a finished block whose shard is there in its recorded size, or None."""
+        try:
+            found = dict(self.files.read_json(_record_key(number)))
+        except FileNotFoundError:
+            return None
+        whole = all(self.files.size(key) == size for key, (size, _) in found["shards"].items())
+        return found if whole else None
+
+    def write(
+        self,
+        number: int,
+        vectors: np.ndarray,
+        record: Mapping[str, Any],
+        values: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, Any]:
+        """Write one block, then its record; return the record.
+
+        Parameters
+        ----------
+        number
+            Of the block.
+        vectors
+            Embeddings of its crops, float32; NaN where there is nothing to embed.
+        record
+            What decided the content, JSON types.
+        values
+            Small arrays of these crops that the record keeps for `finish`, because they take long to compute.
+
+        Raises
+        ------
+        SchemaError
+            If an embedding has values too large for the dtype.
+        """
+        rows, dims = self.blocks[number], self._spec.dims
+        shard = np.full(self._spec.shards or (), np.nan, self._spec.dtype)
+        with np.errstate(over="ignore"):
+            shard[: len(vectors)] = vectors
+        if (bad := np.isinf(shard)).any():
+            crop, *rest = (int(i) for i in np.argwhere(bad)[0][:-1])
+            place = dict(zip(dims, (rows.start + crop, *rest), strict=False))
+            raise SchemaError(
+                f"{self.files.root}: the embedding at {place} is too large for {self._spec.dtype}. Pass dtype='float32'."
+            )
+        data = encode(self._spec, shard)
+        key = self._spec.key((number, *(0 for _ in dims[1:])))
+        self.files.write(key, data)
+        full = {
+            "first": rows.start, "rows": len(rows), **record,
+            **({"values": _pack(values)} if values else {}),
+            "embedded": int(np.isfinite(vectors).all(axis=-1).sum()),
+            "shards": {key: [len(data), zlib.crc32(data)]},
+        }  # fmt: skip
+        self.files.write_json(_record_key(number), full)
+        return full
+
+    def finish(
+        self,
+        records: Mapping[int, Mapping[str, Any]],
+        small: Callable[[range], Mapping[str, np.ndarray]],
+        info: Mapping[str, Any],
+        *,
+        event: str,
+        attributes: Mapping[str, Any] | None = None,
+        history: str | None = None,
+    ) -> None:
+        """Write the small arrays and then the root, unless an equal store is there already.
+
+        Parameters
+        ----------
+        records
+            Those of all blocks.
+        small
+            Gives coordinates, flags and fractions of some rows by name, as they are stored. Values that the records
+            keep are added.
+        info
+            What the ``gridrad_cube`` attributes say besides the request. ``channels`` maps each label of the channel
+            axis to the channels that its embeddings are made of.
+        event
+            Line of the history, without the time.
+        attributes
+            Further attributes of the root.
+        history
+            History of the source, where the store has none yet.
+        """
+        old: dict[str, Any] = {}
+        if self.files.exists("zarr.json"):
+            old = self.files.read_json("zarr.json").get("attributes", {})
+        ours = {**self.request, "kind": "embeddings", **info, "identity": self._identity(records)}
+        if old.get("gridrad_cube") == json.loads(json.dumps(ours)):
+            return
+        specs = self._write_labels(info["channels"])
+        for start in range(0, self.crops, ROWS):
+            rows = range(start, min(start + ROWS, self.crops))
+            values = dict(small(rows)) | self._values(records, rows)
+            specs |= {name: self._write_rows(name, rows, array) for name, array in values.items()}
+        cells = [name for name in _CELL_ATTRIBUTES if name in specs]
+        described = {
+            "long_name": "embedding; NaN where there was nothing to embed", "units": "1",
+            "coordinates": " ".join(n for n in specs if n not in cells and n != "channel"),
+            "ancillary_variables": " ".join(cells),
+        }  # fmt: skip
+        specs["embedding"] = dataclasses.replace(self._spec, attributes=described)
+        sizes = {d: n for spec in specs.values() for d, n in zip(spec.dims, spec.shape, strict=True)}
+        for spec, numbers in number_arrays(sizes, ROWS):
+            specs[spec.name] = spec
+            write_array(self.files, spec, numbers)
+        members = {name: metadata(spec) for name, spec in specs.items()}
+        for name, value in members.items():
+            self.files.write_json(f"{name}/zarr.json", value)
+        stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
+        before = old.get("history") or history
+        root = {
+            "Conventions": "CF-1.11",
+            "title": f"Embeddings of level {self.request['level']} of gridded radar and satellite fields",
+            "history": f"{before}\n{stamp} {event}" if before else f"{stamp} {event}",
+            "gridrad_cube": ours,
+            **(attributes or {}),
+        }
+        data = json.dumps(group_metadata(root, members), allow_nan=False).encode()
+        self.files.write("zarr.json", data)
+
+    def _identity(self, records: Mapping[int, Mapping[str, Any]]) -> str:
+        """Hash of what the store holds: the request and every shard's checksum."""
+        digest = hashlib.sha256(json.dumps(self.request, sort_keys=True).encode())
+        for number in sorted(records):
+            digest.update(json.dumps(sorted(records[number]["shards"].items())).encode())
+        return digest.hexdigest()[:32]
+
+    def _values(self, records: Mapping[int, Mapping[str, Any]], rows: range) -> dict[str, np.ndarray]:
+        """Values that the records of some blocks keep, one after the other."""
+        numbers = range(rows.start // self._block, -(-rows.stop // self._block))
+        parts = [_unpack(records[n].get("values", {})) for n in numbers]
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def _write_labels(self, channels: Mapping[str, Sequence[str]]) -> dict[str, ArraySpec]:
+        """Write the coordinates on ``channel``; return their specs."""
+        columns = {
+            "channel": list(channels),
+            "variable": ["+".join(dict.fromkeys(m.split("@")[0] for m in some)) for some in channels.values()],
+            "altitude_km": [_altitude(some) for some in channels.values()],
+        }
+        specs = {}
+        for name, values in columns.items():
+            number = name == "altitude_km"
+            specs[name] = ArraySpec(
+                name=name, dims=("channel",), shape=(len(values),), chunks=(len(values),),
+                dtype="float64" if number else "string", fill_value=np.nan if number else "",
+                attributes=_LABEL_ATTRIBUTES[name],
+            )  # fmt: skip
+            column = np.array(values, np.float64 if number else object)
+            self.files.write(specs[name].key((0,)), encode(specs[name], column))
+        return specs
+
+    def _write_rows(self, name: str, rows: range, values: np.ndarray) -> ArraySpec:
+        """Write a chunk of a small array; return its spec."""
+        if name in COORDINATES:
+            dims, dtype, attributes = COORDINATES[name]
+        else:
+            dims = ("crop", "channel", "row", "col")[: values.ndim]
+            dtype, attributes = values.dtype.name, _CELL_ATTRIBUTES[name]
+        fill: Any = attributes.get("_FillValue", {"f": np.nan, "s": ""}.get(dtype[0], 0))
+        spec = ArraySpec(
+            name=name, dims=dims, shape=(self.crops, *values.shape[1:]), dtype=dtype,
+            chunks=(ROWS, *values.shape[1:]), fill_value=fill, attributes=attributes,
+        )  # fmt: skip
+        block = np.full(spec.chunks, fill, object if dtype == "string" else dtype)
+        block[: len(rows)] = values
+        self.files.write(spec.key((rows.start // ROWS, *(0 for _ in dims[1:]))), encode(spec, block))
+        return spec
+
+
+def _power_of_two(most: int, bytes_each: int, target: int) -> int:
+    return 1 << (max(1, min(most, target // max(bytes_each, 1))).bit_length() - 1)
+
+
+def _record_key(number: int) -> str:
+    return f"{_BUILD}/blocks/{number:06d}.json"
+
+
+def _pack(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Small arrays as JSON, bit for bit (zlib, base64)."""
+    return {
+        name: [a.dtype.str, list(a.shape), base64.b64encode(zlib.compress(a.tobytes(), 1)).decode()]
+        for name, a in values.items()
+    }
+
+
+def _unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {
+        name: np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype).reshape(shape)
+        for name, (dtype, shape, data) in packed.items()
+    }
+
+
+def _altitude(members: Sequence[str]) -> float:
+    """Altitude of a label in km; NaN where it has none or is made of several channels."""
+    height = members[0].partition("@")[2].removesuffix("km")
+    return float(height) if height and len(members) == 1 else float("nan")
+
+
+def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    if not differing:
+        return
+    if "checkpoint" in differing:
+        what = f"embeddings of another checkpoint ({found.get('checkpoint')}, not {wanted['checkpoint']})"
+    else:
+        shown = [f"{k} {_short(found.get(k))} there, {_short(wanted[k])} here" for k in differing]
+        what = f"embeddings made with other options or from another store: {'; '.join(shown)}"
+    raise SchemaError(f"{where}: holds {what}. Pass another --out, or resume=False to overwrite it.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class EmbeddingReader:
