@@ -11,7 +11,7 @@ import click
 
 from gridrad_cube import __version__
 from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
-from gridrad_cube.cli.networks import embed, train
+from gridrad_cube.cli.networks import attention, embed, train
 from gridrad_cube.cli.pictures import plot
 from gridrad_cube.cli.predecessor import convert
 from gridrad_cube.cli.questions import evaluate, query
@@ -74,7 +74,7 @@ def demo(out: Path, seed: int, workers: int) -> None:
 
 
 for _command in (
-    synthesize, preprocess, info, verify, reflag, train, embed, query, evaluate, plot, convert, demo
+    synthesize, preprocess, info, verify, reflag, train, embed, attention, query, evaluate, plot, convert, demo
 ):  # fmt: skip
     cli.add_command(_command)
 

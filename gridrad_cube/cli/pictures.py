@@ -152,7 +152,7 @@ def plot_query(
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Which of the maps.")
 @click.option("--cube", default=None, help="Draw the field beside them, from here.")
 def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
-    """What a network looks at: MAPS of embed --attention."""
+    """What a network attends to: MAPS of gridrad-cube attention."""
     import xarray as xr
 
     from gridrad_cube import plot as drawing

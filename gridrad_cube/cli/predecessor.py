@@ -1,4 +1,4 @@
-"""The predecessor's files, both ways: ``gridrad-cube convert ...``."""
+"""The predecessor's files: ``gridrad-cube convert ...``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 @click.group()
 def convert() -> None:
-    """The predecessor's files to stores and checkpoints, and back (docs/coming-from-the-predecessor.md).
+    """The predecessor's files to stores and checkpoints (docs/coming-from-the-predecessor.md).
 
     \b
     gridrad-cube convert from-npz output_npz/ patches.zarr --source-root netcdf/
@@ -19,16 +19,6 @@ def convert() -> None:
 
     The name says which files are meant, since old folders hold several copies of the same pixels.
     """
-
-
-_VISIBLE_UNITS = click.option(
-    "--visible-units",
-    type=click.Choice(["percent", "1"]),
-    default="percent",
-    show_default=True,
-    help="Of the reflectance in the old files.",
-)
-_PROGRESS: dict[str, Any] = {"progress": True}
 
 
 def _from_pixels(command: Any) -> Any:
@@ -73,14 +63,14 @@ def _report(report: Any) -> None:
 @convert.command("from-npz")
 @_from_pixels
 def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
-    """BASE.npz files (and folders of them) to a cube. The same command goes on with an interrupted one.
+    """BASE.npz files (and folders of them) to a cube. The same command resumes an interrupted one.
 
     \b
     gridrad-cube convert from-npz /data/output_npz patches.zarr --workers 4
     """
     from gridrad_cube import predecessor
 
-    _report(predecessor.from_npz(sources, store, **options, **_PROGRESS))
+    _report(predecessor.from_npz(sources, store, **options, progress=True))
 
 
 @convert.command("from-pt")
@@ -94,7 +84,7 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """
     from gridrad_cube import predecessor
 
-    _report(predecessor.from_pt(sources, store, **options, **_PROGRESS))
+    _report(predecessor.from_pt(sources, store, **options, progress=True))
 
 
 @convert.command("from-features")
@@ -105,7 +95,7 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
 @click.option(
     "--channel", "channels", multiple=True, help="What suffix 0, 1, ... of the names is (repeatable)."
 )
-@click.option("--grid", type=int, nargs=2, default=None, help="Rows and columns, where they are not as many.")
+@click.option("--grid", type=int, nargs=2, default=None, help="Rows and columns, where they are not equal.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float32", show_default=True)
 def from_features(source: Path, store: str, **options: Any) -> None:
     """output_features.pt (or _2k, or a folder such as input_2k/) to an embedding store.
@@ -116,7 +106,7 @@ def from_features(source: Path, store: str, **options: Any) -> None:
     from gridrad_cube import predecessor
 
     given = {name: value for name, value in options.items() if value}
-    click.echo(json.dumps(predecessor.from_features(source, store, **given, **_PROGRESS)))
+    click.echo(json.dumps(predecessor.from_features(source, store, **given, progress=True)))
 
 
 @convert.command("from-checkpoint")
@@ -130,7 +120,13 @@ def from_features(source: Path, store: str, **options: Any) -> None:
     help="Values as they are, as it embedded, or (x - 0.5) / 0.5, as it trained.",
 )
 @click.option("--channel", "channels", multiple=True, help="That it was trained on (repeatable) [both].")
-@_VISIBLE_UNITS
+@click.option(
+    "--visible-units",
+    type=click.Choice(["percent", "1"]),
+    default="percent",
+    show_default=True,
+    help="Of the reflectance in the old files.",
+)
 def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
     """checkpoint.pth of the predecessor to one of ours, of either level.
 
@@ -142,64 +138,3 @@ def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
 
     given = {name: value for name, value in options.items() if value}
     click.echo(json.dumps(predecessor.from_checkpoint(source, out, **given)))
-
-
-_CHANNELS = click.option(
-    "--channels", "-c", multiple=True, help="In this order; all by default (repeatable)."
-)
-_FILL = click.option(
-    "--fill", type=float, default=float("nan"), show_default=True, help="For missing pixels."
-)
-
-
-@convert.command("to-npz")
-@click.argument("store")
-@click.argument("out", type=click.Path(path_type=Path))
-@_CHANNELS
-@_VISIBLE_UNITS
-@_FILL
-def to_npz(store: str, out: Path, **options: Any) -> None:
-    """A cube to SCENE.npz files with crop and patches."""
-    from gridrad_cube import predecessor
-
-    click.echo(json.dumps(predecessor.to_npz(store, out, **options, **_PROGRESS)))
-
-
-@convert.command("to-pt")
-@click.argument("store")
-@click.argument("out", type=click.Path(path_type=Path))
-@_CHANNELS
-@_VISIBLE_UNITS
-@_FILL
-@click.option("--what", type=click.Choice(["both", "crops", "patches"]), default="both", show_default=True)
-@click.option("--clean", is_flag=True, help="Leave out patches that training would reject.")
-def to_pt(store: str, out: Path, **options: Any) -> None:
-    """A cube to crops/SCENE_crop_C.pt and patches/SCENE_patch_I_J_C.pt."""
-    from gridrad_cube import predecessor
-
-    click.echo(json.dumps(predecessor.to_pt(store, out, **options, **_PROGRESS)))
-
-
-@convert.command("to-features")
-@click.argument("store")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--fill", type=float, default=None, help="For cells without an embedding [such crops are left out]."
-)
-def to_features(store: str, out: Path, fill: float | None) -> None:
-    """Embeddings to output_features.pt (OUT ends in .pt) or to a folder of one file a crop (input_2k/)."""
-    from gridrad_cube import predecessor
-
-    click.echo(json.dumps(predecessor.to_features(store, out, fill=fill, **_PROGRESS)))
-
-
-@convert.command("to-checkpoint")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--channel", default=None, help="Level 256: put its normalisation into the first layer.")
-@_VISIBLE_UNITS
-def to_checkpoint(source: Path, out: Path, **options: Any) -> None:
-    """A checkpoint of ours to one that the predecessor's scripts load (--pretrained_weights)."""
-    from gridrad_cube import predecessor
-
-    click.echo(json.dumps(predecessor.to_checkpoint(source, out, **options)))

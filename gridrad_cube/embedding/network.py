@@ -12,36 +12,14 @@ import torch
 from torch import Tensor
 
 from gridrad_cube.datasets import Normalization, decode, decode_grids
-from gridrad_cube.models import (
-    fingerprint,
-    load_backbone,
-    load_checkpoint,
-    token_coverage,
-    whole_view,
-)
+from gridrad_cube.models import fingerprint, load_backbone, load_checkpoint, token_coverage, whole_view
 from gridrad_cube.schema import SchemaError
 
 #: What becomes the embedding: the class token, the mean of the observed tokens, or one after the other.
 Pool = Literal["class", "mean", "class_mean"]
 
-
-def choose_device(device: str) -> torch.device:
-    """The device of this name; ``auto`` takes CUDA where there is one.
-
-    Raises
-    ------
-    SchemaError
-        If there is no such device here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SchemaError(
-            f"device: got {device!r}, which torch cannot use here. Pass device='auto' or 'cpu'."
-        ) from error
-    return torch.device(device)
+#: Values of a batch as the network reads them, tokens that hold data (B, N), and the mask to pass on by name.
+_Input = tuple[Tensor, Tensor, dict[str, Tensor | None]]
 
 
 class Network:
@@ -53,6 +31,8 @@ class Network:
         Of the checkpoint: of this program, of the predecessor, or a bare state dict.
     key
         Which network: ``teacher`` or ``student``.
+    pool
+        See `gridrad_cube.embedding.embed`.
 
     Attributes
     ----------
@@ -62,11 +42,17 @@ class Network:
         Identity of the weights.
     features
         Length of an embedding.
+    trained
+        How training treated the inputs, by name: ``path`` and ``level``; ``channels`` (labels; None in checkpoints of
+        the predecessor, which do not say); ``stacked``, whether all channels are read at once; ``in_channels``;
+        ``token``, edge of a token; ``coarsen``, edge of the blocks of pixels that are averaged first;
+        ``magnification``, view pixels per pixel; ``view``; ``normalization`` (None if the checkpoint has none);
+        ``reject``, the flags that were left out; ``store``, what the checkpoint says of the store.
 
     Raises
     ------
     FileNotFoundError, SchemaError
-        If there is no such file, or its weights are not exactly those of the network it describes.
+        If there is no such file, or its weights are not exactly those of the network that it describes.
     """
 
     def __init__(
@@ -75,62 +61,44 @@ class Network:
         *,
         key: str = "teacher",
         pool: Pool = "class",
-        device: str = "auto",
+        device: torch.device | str = "cpu",
     ) -> None:
         if pool not in get_args(Pool):
             raise SchemaError(f"pool: got {pool!r}; expected one of {get_args(Pool)}")
-        self.path, self.key, self.pool = os.fspath(path), key, pool
-        self.device = choose_device(device)
-        self.checkpoint: dict[str, Any] = load_checkpoint(path)
+        self.path, self.key, self.pool, self.device = os.fspath(path), key, pool, torch.device(device)
+        checkpoint = load_checkpoint(path)
         try:
-            backbone = load_backbone(self.checkpoint, key)
+            backbone = load_backbone(checkpoint, key)
         except SchemaError as error:
             raise SchemaError(f"{self.path}: {str(error).removeprefix('checkpoint: ')}") from error
         self.level = "2k" if backbone.architecture.cells else "256"
-        if str(self.checkpoint.get("level", self.level)) != self.level:
+        if str(checkpoint.get("level", self.level)) != self.level:
             raise SchemaError(
-                f"{self.path}: says level {self.checkpoint['level']}, but its network {backbone.name} is one of "
-                f"level {self.level}. The file was altered; take another checkpoint."
+                f"{self.path}: says level {checkpoint['level']}, but its network {backbone.name} is one of level "
+                f"{self.level}. The file was altered; take another checkpoint."
             )
         self.fingerprint = fingerprint(backbone.state_dict())
         self.backbone = backbone.to(self.device)
         self.features = backbone.embed_dim * (2 if pool == "class_mean" else 1)
-        self.in_channels = backbone.architecture.in_channels
+        self.trained = self._describe(checkpoint)
 
-    @property
-    def channels(self) -> list[str] | None:
-        """Labels that the network was trained on; None in the predecessor's checkpoints, which do not say."""
-        return self.checkpoint.get("channels")
-
-    @property
-    def stacked(self) -> bool:
-        """Whether it reads all of its channels at once."""
-        return bool(
-            self.checkpoint.get("channel_mode", "each" if self.in_channels == 1 else "stack") == "stack"
-        )
-
-    @property
-    def coarsen(self) -> int:
-        """Edge of the blocks of pixels that are averaged first."""
-        return int(self.checkpoint.get("coarsen", 1))
-
-    @property
-    def view(self) -> Mapping[str, Any]:
-        """How views were drawn in training; empty in the predecessor's checkpoints."""
-        return self.checkpoint.get("view") or {}
-
-    @property
-    def magnification(self) -> float:
-        """View pixels per pixel of a field; 1 where training resized at random."""
-        return float(self.view.get("magnification", 1.0)) if self.view.get("mode", "zoom") == "zoom" else 1.0
-
-    @property
-    def normalization(self) -> dict[str, Any] | None:
-        """As the checkpoint keeps it: label -> dict at level 256, ``mean`` and ``std`` at level 2k."""
-        return self.checkpoint.get("normalization")
+    def _describe(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of its inputs; checkpoints of the predecessor say nothing."""
+        planes = self.backbone.architecture.in_channels
+        view, config = checkpoint.get("view") or {}, checkpoint.get("config")
+        zoomed = view.get("mode", "zoom") == "zoom"  # other views are resized at random
+        return {
+            "path": self.path, "level": self.level, "channels": checkpoint.get("channels"),
+            "stacked": checkpoint.get("channel_mode", "each" if planes == 1 else "stack") == "stack",
+            "in_channels": planes, "token": self.backbone.patch_size, "coarsen": int(checkpoint.get("coarsen", 1)),
+            "magnification": float(view.get("magnification", 1.0)) if zoomed else 1.0, "view": dict(view),
+            "normalization": checkpoint.get("normalization"),
+            "reject": config.get("reject") if isinstance(config, Mapping) else None,
+            "store": checkpoint.get("store") or {},
+        }  # fmt: skip
 
     def patches(self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]) -> np.ndarray:
-        """Embed packed patches.
+        """Embed packed patches; return float32, (B, features).
 
         Parameters
         ----------
@@ -139,46 +107,13 @@ class Network:
         channel
             Which of ``rules`` each sample takes, (B,); not used where C is their number.
         rules
-            Normalisation of each label.
-
-        Returns
-        -------
-        float32, (B, features).
+            Normalization of each label.
         """
         with torch.inference_mode():
-            values, tokens, hidden = self._field(codes, channel, rules)
-            with self._autocast():
-                out = self.backbone.forward_tokens(values, token_mask=hidden)
-            return self._pooled(out.float(), tokens)
-
-    def patch_attention(
-        self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]
-    ) -> np.ndarray:
-        """What the class token of the last block attends to in packed patches, as `patches` takes them.
-
-        Returns
-        -------
-        float32, (B, heads, tokens down, tokens across).
-        """
-        with torch.inference_mode():
-            values, _, hidden = self._field(codes, channel, rules)
-            weights = self.backbone.get_last_selfattention(values, token_mask=hidden)
-            rows, cols = (edge // self.backbone.patch_size for edge in values.shape[-2:])
-            return np.asarray(weights[:, :, 0, 1:].unflatten(2, (rows, cols)).float().cpu().numpy())
-
-    def _field(
-        self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Packed patches as the network reads them, which tokens hold data, and which are hidden."""
-        packed = torch.from_numpy(codes).to(self.device)
-        which = torch.from_numpy(np.asarray(channel, np.int64)).to(self.device)
-        values, valid = decode(packed, which, rules, coarsen=self.coarsen)
-        values, seen = self._as_seen(values, valid, which, rules)
-        tokens = token_coverage(seen, self.backbone.patch_size) >= 0.5
-        return values, tokens, None if self.backbone.mask_token is None else ~tokens
+            return self._embed(*self._field(codes, channel, rules))
 
     def grids(self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]) -> np.ndarray:
-        """Embed grids of embeddings.
+        """Embed grids of embeddings; return float32, (B, features).
 
         Parameters
         ----------
@@ -188,44 +123,56 @@ class Network:
             Cells that take part, bool, (B, rows, cols).
         normalization
             ``mean`` and ``std`` of the D features.
-
-        Returns
-        -------
-        float32, (B, features).
         """
         with torch.inference_mode():
-            grid = torch.from_numpy(codes).to(self.device).permute(0, 3, 1, 2)
-            values, kept = decode_grids(grid, torch.from_numpy(cells).to(self.device), normalization)
-            with self._autocast():
-                out = self.backbone.forward_tokens(values, attention_mask=kept)
-            return self._pooled(out.float(), kept.flatten(1))
+            return self._embed(*self._grid(codes, cells, normalization))
+
+    def patch_attention(
+        self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]
+    ) -> np.ndarray:
+        """Attention of the class token in the last block, float32, (B, heads, tokens down, tokens across).
+
+        Parameters as for `patches`.
+        """
+        with torch.inference_mode():
+            return self._attend(*self._field(codes, channel, rules))
 
     def grid_attention(
         self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]
     ) -> np.ndarray:
-        """What the class token of the last block attends to in grids, as `grids` takes them: (B, heads, rows, cols)."""
+        """Attention of the class token in the last block, float32, (B, heads, rows, cols); as for `grids`."""
         with torch.inference_mode():
-            grid = torch.from_numpy(codes).to(self.device).permute(0, 3, 1, 2)
-            values, kept = decode_grids(grid, torch.from_numpy(cells).to(self.device), normalization)
-            weights = self.backbone.get_last_selfattention(values, attention_mask=kept)
-            return np.asarray(weights[:, :, 0, 1:].unflatten(2, cells.shape[1:]).float().cpu().numpy())
+            return self._attend(*self._grid(codes, cells, normalization))
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+    def _field(self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]) -> _Input:
+        packed = torch.from_numpy(codes).to(self.device)
+        which = torch.from_numpy(np.asarray(channel, np.int64)).to(self.device)
+        values, valid = decode(packed, which, rules, coarsen=self.trained["coarsen"])
+        values, seen = self._as_seen(values, valid, which, rules)
+        tokens = token_coverage(seen, self.backbone.patch_size) >= 0.5
+        return values, tokens, {"token_mask": None if self.backbone.mask_token is None else ~tokens}
 
     def _as_seen(
         self, values: Tensor, valid: Tensor, which: Tensor, rules: Sequence[Normalization]
     ) -> tuple[Tensor, Tensor]:
         """The whole field as one view without anything random, and where it was observed (B, 1, h, w)."""
+        magnification, fill = self.trained["magnification"], self.trained["view"].get("fill", rules[0].fill)
         if values.shape[1] > 1:  # one for all channels of a stack, as in training
-            return whole_view(values, valid, self.magnification, float(self.view.get("fill", rules[0].fill)))
+            return whole_view(values, valid, magnification, float(fill))
         own = torch.tensor([rule.fill for rule in rules], device=values.device)[which]
-        return whole_view(values, valid, self.magnification, own)
+        return whole_view(values, valid, magnification, own)
 
-    def _pooled(self, tokens: Tensor, used: Tensor) -> np.ndarray:
-        """The embedding from all tokens (B, 1 + N, D) and those that hold data (B, N)."""
+    def _grid(self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]) -> _Input:
+        grid = torch.from_numpy(codes).to(self.device).permute(0, 3, 1, 2)
+        values, kept = decode_grids(grid, torch.from_numpy(cells).to(self.device), normalization)
+        return values, kept.flatten(1), {"attention_mask": kept}
+
+    def _embed(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
+        """The embedding from the tokens: class token, mean of those that hold data, or both."""
+        half = torch.autocast("cuda", dtype=torch.bfloat16)
+        with half if self.device.type == "cuda" else contextlib.nullcontext():
+            tokens = self.backbone.forward_tokens(values, **mask)
+        tokens = tokens.float()
         parts = [tokens[:, 0]] if self.pool != "mean" else []
         if self.pool != "class":
             weight = torch.where(used.any(1, keepdim=True), used, True).float()[..., None]
@@ -237,3 +184,8 @@ class Network:
                 "Take another checkpoint."
             )
         return vectors
+
+    def _attend(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
+        weights = self.backbone.get_last_selfattention(values, **mask)
+        rows, cols = (edge // self.backbone.patch_size for edge in values.shape[-2:])
+        return np.asarray(weights[:, :, 0, 1:].unflatten(2, (rows, cols)).float().cpu().numpy())

@@ -1,30 +1,44 @@
-"""Embedding a store: every patch a row, every row its flag, an interrupted run goes on."""
+"""Embedding a store: every patch has its row, every row its flags, and an interrupted run resumes."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+import xarray as xr
+from tqdm import tqdm
 
-from gridrad_cube.embedding.attributes import describe, geoemb, label_arrays, spacing_km
-from gridrad_cube.embedding.network import Pool
-from gridrad_cube.embedding.output import Output, row_groups
-from gridrad_cube.embedding.patches import Normalize, PatchInput
-from gridrad_cube.embedding.work import Blocks, Dtype, Source, Work, make_share, overlaps
+from gridrad_cube.embedding.inputs import GridInput, Normalize, PatchInput, open_input
+from gridrad_cube.embedding.network import Network, Pool
+from gridrad_cube.embedding.output import describe_source, geoemb, measure_spacing
+from gridrad_cube.launch import World, choose_device, cores, find_world
+from gridrad_cube.pipeline.execution import executor
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import COORDINATES, Files
+from gridrad_cube.store import COORDINATES, EmbeddingWriter, Files
 
 if TYPE_CHECKING:
     from distributed import Client
 
+logger = logging.getLogger(__name__)
+
+#: How embeddings are stored.
+Dtype = Literal["float16", "float32"]
 #: Shares of the work for each process here, so that none waits long for another; and on a cluster.
 SHARES, REMOTE_SHARES = 2, 64
+#: Share by which the pixel spacing of a store may differ from that of training without a warning.
+SPACING_TOLERANCE = 0.1
+
+T = TypeVar("T")
 
 
 def embed(
@@ -32,32 +46,30 @@ def embed(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    device: str = "auto",
-    batch_size: int = 64,
     channels: str | Sequence[str] | None = None,
-    checkpoint_2k: str | os.PathLike[str] | None = None,
-    dtype: Dtype = "float16",
+    stride: int | None = None,
     key: str = "teacher",
     pool: Pool = "class",
-    stride: int | None = None,
     normalize: Normalize = "auto",
-    part: tuple[int, int] | None = None,
+    dtype: Dtype = "float16",
+    batch_size: int = 64,
+    device: str = "auto",
     workers: int = 1,
     scheduler: str | None = None,
     client: Client | None = None,
-    progress: bool = False,
+    part: tuple[int, int] | None = None,
     resume: bool = True,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Embed every patch of a cube, or every grid of an embedding store of level 256.
 
-    The kind of the store says the level, and the checkpoint must be of it. From a cube straight to level 2k: give
-    both checkpoints; the result is that of embedding twice, and nothing is stored between. Inputs are decoded,
-    normalised, coarsened, magnified and masked as the checkpoint says training did. Nothing is rejected: patches with
+    The kind of the store decides the level, and the checkpoint must be of it. Inputs are decoded, normalized,
+    coarsened, magnified and masked as the checkpoint says that training did. Nothing is rejected: patches with
     rejecting flags are embedded too, and every patch keeps its row and its flags. Only where there are no
     pixels (flags ``padding``, ``all_missing``, ``channel_absent``, ``unreadable``) is the embedding NaN.
 
-    Written a block of crops at a time. The same call goes on with an interrupted one; after the cube has
-    grown or was repaired it makes what is new and keeps the rest.
+    The store is written a block of crops at a time. The same call resumes an interrupted one. After the cube has
+    grown or was repaired, it embeds what is new and keeps the rest.
 
     Parameters
     ----------
@@ -67,41 +79,38 @@ def embed(
         Path of a checkpoint of this program or of the predecessor.
     out
         Path or URL of the embedding store.
-    device
-        ``"auto"`` takes CUDA where there is one. Matrix products are bf16 there and float32 elsewhere.
-    batch_size
-        Patches, or grids, that go through the network at once. It changes speed and memory only.
     channels
         Labels, or names of variables, of those that the network knows; None takes all of them.
-    checkpoint_2k
-        Of level 2k: embed the grids that ``checkpoint`` makes of the patches of a cube. ``stride`` and
-        ``pool`` are then those of the patches; grids give their class token.
-    dtype
-        Of the stored embeddings. ``"int8"`` stores a factor for each vector beside its codes, which
-        `open_embeddings` decodes; it takes half the space of float16 and is off by up to 1/254 of a vector's
-        largest value.
+    stride
+        Level 256: step in pixels between windows, a divisor of the patch, for overlapping windows; their
+        flags and positions are those of a cube cut there. None embeds the cube's patches.
     key
         Which network of the checkpoint: ``"teacher"`` or ``"student"``.
     pool
         ``"class"`` stores the class token, ``"mean"`` the mean of the tokens with at least half of their
         pixels observed (level 2k: of the cells that count), ``"class_mean"`` one after the other.
-    stride
-        Level 256: step in pixels between windows, a divisor of the patch, for overlapping windows; their
-        flags and positions are those of a cube cut there. None embeds the cube's patches.
     normalize
-        ``"auto"`` takes the checkpoint's normalisation, and the store's if it has none (the predecessor's);
+        ``"auto"`` takes the checkpoint's normalization, and the store's if it has none (the predecessor's);
         ``"store"`` the store's; ``"none"`` physical values as they are, as the predecessor embedded.
-    part
-        ``(i, n)`` makes blocks i, i + n, ... only, for n processes side by side. Whichever ends last finishes
-        the store. None: all of it, or under ``torchrun`` the share of this rank, on the GPU of its local rank.
+    dtype
+        Of the stored embeddings: ``"float16"`` or ``"float32"``.
+    batch_size
+        Patches, or grids, that go through the network at once. It changes speed and memory only.
+    device
+        ``"auto"`` takes a GPU where there is one, each rank or worker of a machine its own. Matrix products are bf16
+        on a GPU and float32 elsewhere.
     workers, scheduler, client
-        Share the work among so many processes here, or the workers of a Dask cluster (its address or scheduler
+        Share the work among this number of processes here, or the workers of a Dask cluster (its address or scheduler
         file, or a client), which must all see ``store`` and ``out``. A share that is lost with its worker
-        starts again elsewhere and keeps what it had made.
+        starts again elsewhere and keeps the blocks that it had finished.
+    part
+        ``(i, n)`` embeds blocks i, i + n, ... only, for n processes side by side. Whichever ends last finishes
+        the store. None takes all blocks, or the share of this rank under a launcher (``torchrun``, ``srun``,
+        ``mpiexec``).
+    resume
+        Whether to keep the blocks that ``out`` holds. If not, they are overwritten.
     progress
         Whether to show a bar on stderr.
-    resume
-        Whether to go on with what ``out`` holds. If not, embeddings there are made anew.
 
     Returns
     -------
@@ -117,81 +126,227 @@ def embed(
         or ``out`` holds something else.
     """
     started = time.monotonic()
-    together = scheduler is not None or client is not None or workers > 1
-    if together and part is not None:
+    distributed = scheduler is not None or client is not None or workers > 1
+    if distributed and part is not None:
         raise SchemaError(f"part: got {part} together with workers; expected one or the other")
-    share, device = (part, device) if part is not None or together else _rank(device)
-    share = share or (0, 1)
+    world = World() if distributed else find_world()
+    share = part or (world.rank, world.size)
     _check_options(store, out, dtype=dtype, batch_size=batch_size, part=share, resume=resume)
-    work = Work(
-        store=os.fspath(store), checkpoint=os.fspath(checkpoint), out=os.fspath(out), device=device,
-        checkpoint_2k=None if checkpoint_2k is None else os.fspath(checkpoint_2k), batch_size=batch_size,
-        channels=channels, dtype=dtype, key=key, pool=pool, stride=stride, normalize=normalize,
+    job = functools.partial(
+        _Job, Files(store).root, os.path.abspath(checkpoint), Files(out).root, channels=channels, stride=stride, key=key,
+        pool=pool, normalize=normalize, dtype=dtype, batch_size=batch_size, device=device,
     )  # fmt: skip
-    source, output = work.open()
-    request = _request(source, dtype)
-    output.begin(request, resume=resume)
-    there = None
-    if together:
-        there = sum(output.record(number) is not None for number in range(len(output.blocks)))
-        _make_elsewhere(work, len(output.blocks), workers, scheduler, client)
-    kept = Blocks(source, output, batch_size).make(share, progress=progress and not together)
-    kept = kept if there is None else there
-    done = _done(source, output, share)
-    finished = len(done) == len(output.blocks)
+    here = job(world=world)
+    here.writer.begin(resume=resume)
+    if distributed:
+        blocks = range(len(here.writer.blocks))
+        kept = sum(here.writer.record(number) is not None for number in blocks)
+        _embed_elsewhere(job, len(blocks), workers, scheduler, client)
+        here.embed_blocks(share, progress=False)
+    else:
+        kept = here.embed_blocks(share, progress=progress)
+    records = here.records(share)
+    finished = len(records) == len(here.writer.blocks)
     if finished:
-        _finish(source, output, request, done)
+        here.finish(records)
+    source = here.source
     return {
-        "out": output.files.root, "level": source.level, "checkpoint": source.network.fingerprint,
-        "crops": source.crops, "channels": list(source.labels), "features": source.network.features,
-        "patches": int(np.prod((source.crops, *source.shape[:-1]))),
-        "embedded": sum(r["embedded"] for r in done.values()), "blocks": len(output.blocks), "blocks_kept": kept,
+        "out": here.writer.files.root, "level": source.level, "checkpoint": here.network.fingerprint,
+        "crops": source.crops, "channels": list(source.labels), "features": here.network.features,
+        "patches": int(np.prod((source.crops, *source.shape))),
+        "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks), "blocks_kept": kept,
         "finished": finished, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
 
 
-def _rank(device: str) -> tuple[tuple[int, int] | None, str]:
-    """The share and the device of this process under ``torchrun``; no share elsewhere."""
-    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
-        return None, device
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
-    return (rank, world), device
+class _Job:
+    """What is embedded, by which network, into which store, in this process; see `embed` for the options."""
+
+    def __init__(
+        self,
+        store: str,
+        checkpoint: str,
+        out: str,
+        *,
+        channels: str | Sequence[str] | None,
+        stride: int | None,
+        key: str,
+        pool: Pool,
+        normalize: Normalize,
+        dtype: Dtype,
+        batch_size: int,
+        device: str,
+        world: World,
+    ) -> None:
+        network = Network(checkpoint, key=key, pool=pool, device=choose_device(device, world))
+        source = open_input(store, network.trained, channels=channels, stride=stride, normalize=normalize)
+        self.source, self.network, self.batch_size = source, network, batch_size
+        request = {
+            "format_version": FORMAT_VERSION, "level": source.level, "checkpoint": network.fingerprint, "key": key,
+            "pool": pool, "dtype": dtype, "channels": list(source.labels),
+            "stride": source.stride if isinstance(source, PatchInput) else source.info.get("stride"),
+            "patch": source.info["patch"], "crop": list(source.info["crop"]), "coarsen": network.trained["coarsen"],
+            "magnification": network.trained["magnification"], "normalization": source.normalization,
+            "source_checkpoint": source.info.get("checkpoint"),
+        }  # fmt: skip
+        self.writer = EmbeddingWriter(
+            out, request, crops=source.crops, shape=(*source.shape, network.features)
+        )
+
+    def embed_blocks(self, part: tuple[int, int], *, progress: bool) -> int:
+        """Embed the missing blocks of a part; return how many were there."""
+        each = int(np.prod(self.source.shape))
+        mine = list(enumerate(self.writer.blocks))[part[0] :: part[1]]
+        total = each * sum(len(rows) for _, rows in mine)
+        unit = "patch" if self.source.level == "256" else "grid"
+        kept = 0
+        with tqdm(total=total, desc="embed", unit=unit, disable=not progress) as bar:
+            for number, rows in mine:
+                if self._is_kept(number, rows):
+                    kept += 1
+                    bar.update(each * len(rows))
+                else:
+                    self._embed_block(number, rows, bar.update)
+        return kept
+
+    def _is_kept(self, number: int, rows: range) -> bool:
+        """Whether a block is there, whole, and of these very crops.
+
+        Raises
+        ------
+        SchemaError
+            If it is of other crops.
+        """
+        record = self.writer.record(number)
+        if record is None:
+            return False
+        old = range(rows.start, rows.start + record["rows"])
+        if record["rows"] > len(rows) or record["crops"] != _hash_crops(self.source.dataset, old):
+            raise SchemaError(
+                f"{self.writer.files.root}: holds embeddings of another store: rows {old.start} to {old.stop - 1} "
+                f"are not those of {self.source.store}. Pass another --out, or resume=False to overwrite it."
+            )
+        return record["rows"] == len(rows) and record["content"] == self.source.content(rows)
+
+    def _embed_block(self, number: int, rows: range, update: Callable[[int], Any]) -> None:
+        source = self.source
+        vectors = np.full((len(rows), *source.shape, self.network.features), np.nan, np.float32)
+        embed_batch = self.network.patches if source.level == "256" else self.network.grids
+        done = 0
+        for place, batch in _ahead(source.batches(rows, self.batch_size)):
+            vectors[place] = embed_batch(*batch)
+            done += len(place[0])
+            update(len(place[0]))
+        update(int(np.prod(vectors.shape[:-1])) - done)
+        record = {"crops": _hash_crops(source.dataset, rows), "content": source.content(rows)}
+        values = None
+        if source.overlapping:
+            values = {n: v for n, v in source.small(rows).items() if COORDINATES.get(n, [()])[0] != ("crop",)}
+        self.writer.write(number, vectors, record, values)
+
+    def records(self, part: tuple[int, int]) -> dict[int, dict[str, Any]]:
+        """Records of the blocks that are up to date; those of other parts are looked at too."""
+        out = {}
+        for number, rows in enumerate(self.writer.blocks):
+            record = self.writer.record(number)
+            if record is None or record["rows"] != len(rows):
+                continue
+            mine = number % part[1] == part[0]
+            # Another process may not have come yet to a block of the time before the cube changed.
+            if mine or record["content"] == self.source.content(rows):
+                out[number] = record
+        return out
+
+    def finish(self, records: Mapping[int, Mapping[str, Any]]) -> None:
+        """Commit the store, unless it is there as it would be."""
+        source, network, request = self.source, self.network, self.writer.request
+        spacing = self._spacing()
+        info = {
+            "channels": source.labels, "channel_mode": "stack" if network.trained["stacked"] else "each",
+            "features": network.features, "checkpoint_file": os.path.basename(network.path),
+            "model": network.backbone.config(), "view": network.trained["view"],
+            **describe_source(source.info, source.store, self.writer.files.root), "pixel_spacing_km": spacing,
+        }  # fmt: skip
+        self.writer.finish(
+            records, functools.partial(source.small, windows=not source.overlapping), info,
+            event=f"gridrad-cube embed: {source.crops} crops to level {source.level} by {network.fingerprint}",
+            attributes=geoemb(request, source.info, features=network.features, spacing_km=spacing),
+            history=Files(source.store).read_json("zarr.json").get("attributes", {}).get("history"),
+        )  # fmt: skip
+
+    def _spacing(self) -> float | None:
+        """Distance of neighboring pixels, km; warns if training had another."""
+        if not isinstance(self.source, PatchInput):
+            return self.source.info.get("pixel_spacing_km")
+        found = measure_spacing(self.source.dataset, self.source.patch)
+        trained = self.network.trained["view"].get("pixel_spacing_km")
+        if found and trained and abs(found / trained - 1) > SPACING_TOLERANCE:
+            logger.warning(
+                "%s has pixels of %.3g km, but %s was trained on pixels of %.3g km: what it learned is of another scale",
+                self.source.store, found, self.network.path, trained,
+            )  # fmt: skip
+        return found
 
 
-def _make_elsewhere(
-    work: Work, blocks: int, workers: int, scheduler: str | None, client: Client | None
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items of an iterator, whose next one is made in another thread while this one is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def _hash_crops(dataset: xr.Dataset, rows: range) -> str:
+    """Hash of which crops these are."""
+    block = dataset.isel(crop=slice(rows.start, rows.stop))
+    names = ("scene", "source", "grid", "y_origin", "x_origin")
+    seconds = block["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
+    text = json.dumps([seconds, *(block[name].values.tolist() for name in names)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _embed_elsewhere(
+    job: Callable[..., _Job], blocks: int, workers: int, scheduler: str | None, client: Client | None
 ) -> None:
-    """Make all blocks by other processes, some shares for each."""
-    from gridrad_cube.pipeline.execution import executor
-
+    """Embed all blocks by other processes, some shares for each."""
     here = client is None and scheduler is None
-    threads = max(1, (os.cpu_count() or 1) // workers) if here else None
+    threads = max(1, cores() // workers) if here else None
     shares = min(blocks, SHARES * workers if here else REMOTE_SHARES)
-    work = replace(
-        work, store=Files(work.store).root, out=Files(work.out).root
-    )  # workers may stand elsewhere
-    above = work.checkpoint_2k and os.path.abspath(work.checkpoint_2k)
-    work = replace(work, checkpoint=os.path.abspath(work.checkpoint), checkpoint_2k=above)
     with executor(client, workers, scheduler) as run:
-        results = [r for _, r in run(make_share, [(work, (i, shares), threads) for i in range(shares)])]
+        results = [r for _, r in run(_embed_share, [(job, (i, shares), threads) for i in range(shares)])]
     for result in results:
         if isinstance(result, BaseException):
             raise result
 
 
-def _done(source: Source, output: Output, share: tuple[int, int]) -> dict[int, dict[str, Any]]:
-    """Records of the blocks that are there as they should be; those of others are looked at too."""
+def _embed_share(job: Callable[..., _Job], share: tuple[int, int], threads: int | None) -> None:
+    """One share of the blocks, in a worker; the process that asked for it finishes the store."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    job(world=World(local_rank=_local_rank())).embed_blocks(share, progress=False)
+
+
+def _local_rank() -> int:
+    """Number of this process among the Dask workers of its machine, so that they share its GPUs; else 0."""
+    from distributed import get_client, get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return 0
+    return _local_ranks(get_client().scheduler_info(n_workers=-1)["workers"]).get(worker.address, 0)
+
+
+def _local_ranks(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Number of each Dask worker among those of its machine, by address."""
+    seen: Counter[str] = Counter()
     out = {}
-    for number, rows in enumerate(output.blocks):
-        record = output.record(number)
-        if record is None or record["rows"] != len(rows):
-            continue
-        mine = number % share[1] == share[0]
-        # Another process may not have come yet to a block of the time before the cube changed.
-        if mine or record["content"] == source.content(rows):
-            out[number] = record
+    for address in sorted(workers):
+        host = workers[address]["host"]
+        out[address] = seen[host]
+        seen[host] += 1
     return out
 
 
@@ -211,70 +366,6 @@ def _check_options(
     if not 0 <= part[0] < part[1]:
         raise SchemaError(f"part: got {part}; expected (i, n) with 0 <= i < n")
     if not resume and part[1] > 1:
-        raise SchemaError("resume=False: each part would undo the others. Remove the store first.")
+        raise SchemaError("resume=False: each part would overwrite the others. Remove the store first.")
     if Files(store).root == Files(out).root:
         raise SchemaError(f"{out}: is the store that is to be embedded. Pass another --out.")
-
-
-def _request(source: Source, dtype: str) -> dict[str, Any]:
-    """What must be the same for a run to go on with what another left."""
-    network = source.network
-    return {
-        "format_version": FORMAT_VERSION,
-        "level": source.level,
-        "checkpoint": network.fingerprint,
-        "key": network.key,
-        "pool": network.pool,
-        "dtype": dtype,
-        "channels": list(source.labels),
-        "stride": source.lattice.stride if isinstance(source, PatchInput) else source.info.get("stride"),
-        "patch": source.info["patch"],
-        "crop": list(source.info["crop"]),
-        "coarsen": network.coarsen,
-        "magnification": network.magnification,
-        "normalization": source.normalization,
-        "source_checkpoint": source.info.get("checkpoint"),
-    }
-
-
-def _finish(
-    source: Source,
-    output: Output,
-    request: Mapping[str, Any],
-    records: Mapping[int, Mapping[str, Any]],
-) -> None:
-    """Commit the store, unless it is there as it would be."""
-    network = source.network
-    spacing = spacing_km(source, network)
-    ours = describe(source, network, output, request) | {
-        "pixel_spacing_km": spacing, "identity": output.identity(request, records)
-    }  # fmt: skip
-    old = _attributes(output.files) if output.files.exists("zarr.json") else {}
-    if old.get("gridrad_cube") == json.loads(json.dumps(ours)):
-        return
-
-    def small(rows: range) -> dict[str, np.ndarray]:
-        kept = output.gather(records, rows)
-        if not overlaps(source):
-            return source.small(rows) | kept
-        assert isinstance(source, PatchInput)
-        plain = [name for name in source.coordinates if COORDINATES[name][0] == ("crop",)]
-        return source.lattice.coordinates(rows, plain) | kept
-
-    before = old.get("history") or _attributes(Files(source.store)).get("history")
-    stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
-    event = (
-        f"{stamp} gridrad-cube embed: {source.crops} crops to level {source.level} by {network.fingerprint}"
-    )
-    attributes = {
-        "Conventions": "CF-1.11",
-        "title": f"Embeddings of level {source.level} of gridded radar and satellite fields",
-        "history": f"{before}\n{event}" if before else event,
-        "gridrad_cube": ours,
-        **geoemb(source, network, dtype=output.dtype, spacing_km=spacing),
-    }
-    output.commit(label_arrays(source), row_groups(source.crops, small), attributes)
-
-
-def _attributes(files: Files) -> dict[str, Any]:
-    return dict(files.read_json("zarr.json").get("attributes", {}))

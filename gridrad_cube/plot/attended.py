@@ -42,7 +42,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     Parameters
     ----------
     maps
-        From `gridrad_cube.embedding.attention`, or the store that ``gridrad-cube embed --attention`` wrote.
+        From `gridrad_cube.embedding.attention`, or the store that ``gridrad-cube attention`` wrote.
     sample
         Which one of them.
     cube

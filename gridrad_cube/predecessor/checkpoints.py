@@ -1,4 +1,4 @@
-"""The predecessor's checkpoints as ours, and back. The weights' names are the same; what is around them is not."""
+"""The predecessor's checkpoints as ours. The weights' names are the same; what is around them is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from gridrad_cube import __version__
 from gridrad_cube.datasets import Normalization
 from gridrad_cube.models import (
-    ARCHITECTURES,
     VisionTransformer,
     backbone_state,
     head_state,
@@ -22,13 +21,11 @@ from gridrad_cube.models import (
     load_checkpoint,
     save_checkpoint,
 )
-from gridrad_cube.predecessor.slices import CHANNEL_NAMES, VISIBLE
+from gridrad_cube.predecessor.arrays import CHANNEL_NAMES, VISIBLE
 from gridrad_cube.schema import CHANNELS, SchemaError
 
 #: What the predecessor's networks saw of a field in training, and when it embedded (kelvin, percent).
 _SEEN = {"training": (0.5, 0.5), "embedding": (0.0, 1.0)}
-#: Networks that the predecessor's scripts can build, and the edge of the positions it makes for each.
-_BUILDABLE = {"vit_tiny": 14, "vit_small": 14, "vit_base": 14, "vit2k_xs": 28, "vit4k_xs": 14}
 
 
 def from_checkpoint(
@@ -39,10 +36,10 @@ def from_checkpoint(
     channels: Sequence[str] = CHANNEL_NAMES,
     visible_units: Literal["percent", "1"] = "percent",
 ) -> dict[str, Any]:
-    """Write a checkpoint of the predecessor as one of ours: weights of student and teacher, heads, centre.
+    """Write a checkpoint of the predecessor as one of ours: weights of student and teacher, heads, center.
 
-    What it needs besides is said in it: the network, its channels, and how values became its inputs. Optimiser
-    and scaler are left out: start from it with ``gridrad-cube train --init-from``.
+    The new file also describes the network, its channels, and how values became its inputs. Optimizer and scaler are
+    left out: start from it with ``gridrad-cube train --init-from``.
 
     Parameters
     ----------
@@ -63,7 +60,7 @@ def from_checkpoint(
     FileNotFoundError
         If there is no such file.
     SchemaError
-        If it is no checkpoint of a network that this program knows, or one of ours already.
+        If it is not a checkpoint of a network that this program knows, or one of ours already.
     """
     old = load_checkpoint(path)
     if isinstance(old.get("model"), Mapping):
@@ -143,136 +140,3 @@ def _arguments(arguments: Any) -> dict[str, Any]:
         if isinstance(value, plain)
         or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
     }
-
-
-def to_checkpoint(
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    channel: str | None = None,
-    visible_units: Literal["percent", "1"] = "percent",
-) -> dict[str, Any]:
-    """Write a checkpoint of ours as the predecessor's scripts load it (``--pretrained_weights``).
-
-    Its scripts embed values as they are, ours normalise them first. At level 2k, and at level 256 for one
-    ``channel``, the normalisation goes into the first layer, so that the same fields give the same embeddings.
-
-    Parameters
-    ----------
-    channel
-        Level 256: the channel that will be embedded. None leaves the weights as they are; then give the scripts
-        normalised values.
-    visible_units
-        In which the scripts are given the reflectance.
-
-    Returns
-    -------
-    JSON types: ``out``, ``arch``, ``epoch``, ``inputs`` (what the network expects to be given).
-
-    Raises
-    ------
-    SchemaError
-        If its scripts cannot build the network (another input, other sizes, learned mask tokens in use), or the
-        network does not know the channel.
-    """
-    checkpoint = load_checkpoint(path)
-    keys = [key for key in ("student", "teacher") if key in checkpoint]
-    if not keys:
-        raise SchemaError(f"{path}: holds no student and no teacher; expected a checkpoint of a training run")
-    network = load_backbone(checkpoint, keys[-1])
-    _check_buildable(network, path)
-    epoch = checkpoint.get("epoch", 0)
-    made: dict[str, Any] = {
-        "epoch": epoch,
-        "args": argparse.Namespace(
-            arch=network.name, patch_size=network.patch_size, **_arguments_of(checkpoint)
-        ),
-    }
-    scaling, inputs = _input_scaling(checkpoint, network, channel, visible_units, path)
-    for key in keys:
-        prefix = "module." if key == "student" else ""
-        state = {n: v for n, v in _ours(checkpoint, key).items() if n != "backbone.mask_token"}
-        if scaling is not None:
-            _fold(state, *scaling)
-        made[key] = {prefix + name: value for name, value in state.items()}
-    if isinstance(checkpoint.get("dino_loss"), Mapping):
-        centre = checkpoint["dino_loss"].get("center")
-        if isinstance(centre, Tensor):
-            made["dino_loss"] = {"center": centre.reshape(1, -1).clone()}
-    save_checkpoint(made, out)
-    return {"out": str(out), "arch": network.name, "epoch": epoch, "inputs": inputs}
-
-
-def _input_scaling(
-    checkpoint: Mapping[str, Any],
-    network: VisionTransformer,
-    channel: str | None,
-    visible_units: str,
-    path: str | os.PathLike[str],
-) -> tuple[tuple[Tensor, Tensor] | None, str]:
-    """Mean and deviation of the inputs that go into the first layer, and what is to be given then."""
-    kept = checkpoint.get("normalization")
-    if not isinstance(kept, Mapping):
-        return None, "as the checkpoint's were; it keeps no normalisation"
-    if network.architecture.cells:
-        mean, std = (torch.tensor(kept[name], dtype=torch.float64) for name in ("mean", "std"))
-        return (mean, std), "embeddings as they are"
-    if channel is None:
-        return None, f"normalised values: {kept}"
-    rule = kept.get(channel)
-    if not isinstance(rule, Mapping) or rule.get("rule") != "standard":
-        known = [name for name, value in kept.items() if value.get("rule") == "standard"]
-        raise SchemaError(f"{path}: channel {channel!r} cannot go into the weights; expected one of {known}")
-    percent = channel == VISIBLE and visible_units == "percent"
-    scale = 100.0 if percent else 1.0
-    values = (torch.tensor([rule[n] * scale], dtype=torch.float64) for n in ("mean", "std"))
-    return tuple(values), f"{channel} in {'percent' if percent else CHANNELS[channel].units}"  # type: ignore[return-value]
-
-
-def _fold(state: dict[str, Tensor], mean: Tensor, std: Tensor) -> None:
-    """Put ``(value - mean) / std`` of the inputs into the first layer's weights."""
-    name = "backbone.phi.0" if "backbone.phi.0.weight" in state else "backbone.patch_embed.proj"
-    weight, bias = (state[f"{name}.{part}"].double() for part in ("weight", "bias"))
-    shape = (1, -1, *(1 for _ in weight.shape[2:]))
-    weight = weight / std.reshape(shape)
-    bias = bias - (weight * mean.reshape(shape)).flatten(1).sum(1)
-    state[f"{name}.weight"], state[f"{name}.bias"] = weight.float(), bias.float()
-
-
-def _arguments_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    head = checkpoint.get("head")
-    if not isinstance(head, Mapping):
-        return {}
-    return {
-        name: head[key]
-        for name, key in (
-            ("out_dim", "out_dim"),
-            ("norm_last_layer", "norm_last_layer"),
-            ("use_bn_in_head", "use_bn"),
-        )
-        if key in head
-    }
-
-
-def _check_buildable(network: VisionTransformer, path: str | os.PathLike[str]) -> None:
-    config = network.config()
-    faults = []
-    if network.name not in _BUILDABLE:
-        faults.append(f"its network is {network.name}; the predecessor has {sorted(_BUILDABLE)}")
-    else:
-        reference = ARCHITECTURES[network.name]
-        positions = network.state_dict()["pos_embed"].shape[1]
-        cells = network.architecture.cells
-        edge = _BUILDABLE[network.name] if cells else 224 // network.patch_size
-        if positions != edge**2 + 1:
-            size = edge if cells else 224
-            faults.append(f"positions for {positions - 1} tokens; it makes {edge**2} (--image-size {size})")
-        if network.architecture.in_channels != reference.in_channels:
-            faults.append(f"inputs of {network.architecture.in_channels}; it reads {reference.in_channels}")
-    token = network.state_dict().get("mask_token")
-    if token is not None and bool(torch.count_nonzero(token)):
-        faults.append("a learned mask token, which it lacks (--mask-tokens false)")
-    if faults:
-        raise SchemaError(
-            f"{path}: {'; '.join(faults)}; {config}. Train with --preset predecessor for its scripts."
-        )

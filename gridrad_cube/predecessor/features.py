@@ -1,4 +1,4 @@
-"""The predecessor's embeddings as an embedding store, and back: ``output_features.pt``, or a file a crop."""
+"""The predecessor's embeddings as an embedding store: ``output_features.pt``, or a file for each crop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import importlib.metadata
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,30 +18,17 @@ import xarray as xr
 from tqdm import tqdm
 
 from gridrad_cube import store
-from gridrad_cube.embedding.output import Output, Small, row_groups
 from gridrad_cube.models import fingerprint, load_backbone
-from gridrad_cube.predecessor import files, names
-from gridrad_cube.predecessor.slices import CHANNEL_NAMES, EARLY_CELLS
-from gridrad_cube.readers.times import parse_stamp
-from gridrad_cube.schema import FORMAT_VERSION, PATCH_SIZE, TIME_FILL, Flag, SchemaError
-
-#: Coordinates of crops of which only the name is known.
-_UNTOLD = ("time", "status", "latitude", "longitude", "y_origin", "x_origin", "grid", "scene", "source")
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A tensor of the file: its name, the scene and channel that it tells (no channel in the earlier version)."""
-
-    name: str
-    scene: str
-    channel: int | None
-
-    @classmethod
-    def of(cls, name: str) -> _Key:
-        found = names.base_of(name)
-        stem = name.rsplit("/", 1)[-1].removesuffix(".pt")
-        return cls(name, *(found or (stem, None)))
+from gridrad_cube.predecessor.arrays import (
+    CHANNEL_NAMES,
+    EARLY_CELLS,
+    check_tensor,
+    load_tensor,
+    load_torch,
+    values_of,
+)
+from gridrad_cube.predecessor.names import base_of, time_of
+from gridrad_cube.schema import FORMAT_VERSION, PATCH_SIZE, Flag, SchemaError
 
 
 class _Features:
@@ -49,46 +36,48 @@ class _Features:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._tensors: Mapping[str, Any] = {}
+        self._files: dict[str, Path] = {}
         if self.path.is_dir():
             paths = sorted(p for p in self.path.rglob("*.pt") if p.is_file())
             self._files = {p.relative_to(self.path).as_posix(): p for p in paths}
-            self._tensors: Mapping[str, Any] = {}
         elif self.path.exists():
-            value = files.load_torch(self.path)
+            value = load_torch(self.path)
             if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
                 raise SchemaError(
                     f"{path}: holds a {type(value).__name__}; expected a dict of embeddings by the names of crops, as "
                     "output_features.pt"
                 )
-            self._tensors, self._files = value, {}
+            self._tensors = value
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
-        self.keys = [_Key.of(name) for name in sorted(self._tensors or self._files)]
-        if not self.keys:
+        #: Name of each tensor -> the scene and channel that it tells (no channel in the earlier version).
+        self.names: dict[str, tuple[str, int | None]] = {
+            name: base_of(name) or (Path(name).stem, None) for name in sorted(self._tensors or self._files)
+        }
+        if not self.names:
             raise SchemaError(f"{path}: holds no embeddings")
-        self.shape = self._shape(self.keys[0].name)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        value = self._tensors[name] if self._tensors else files.load_torch(self._files[name])
+        first = next(iter(self.names))
+        value = self._tensors[first] if self._tensors else load_torch(self._files[first])
         if not isinstance(value, torch.Tensor) or not 1 <= value.ndim <= 3:
             what = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise SchemaError(
-                f"{self.path}: {name} is {what}; expected a tensor (cells, features), (rows, columns, features) or "
+                f"{self.path}: {first} is {what}; expected a tensor (cells, features), (rows, columns, features) or "
                 "(features,)"
             )
-        return tuple(value.shape)
+        self.shape = tuple(value.shape)
 
     def read(self, name: str) -> np.ndarray:
         """One embedding, as it is shaped; all have the shape of the first."""
         if self._tensors:
-            tensor = files.check_tensor(self._tensors[name], len(self.shape), self.path, name)
+            tensor = check_tensor(self._tensors[name], len(self.shape), self.path, name)
         else:
-            tensor = files.load_tensor(self._files[name], len(self.shape))
+            tensor = load_tensor(self._files[name], len(self.shape))
         if tuple(tensor.shape) != self.shape:
             raise SchemaError(
                 f"{self.path}: {name} is {tuple(tensor.shape)}; expected {self.shape}, as the first"
             )
-        return files.values_of(tensor)
+        return values_of(tensor)
 
     def identity(self) -> str:
         """Hash of what is in it: the checksums that torch put beside every tensor."""
@@ -97,6 +86,22 @@ class _Features:
             with zipfile.ZipFile(path) as archive:
                 digest.update("".join(f"{m.file_size} {m.CRC}\n" for m in archive.infolist()).encode())
         return digest.hexdigest()[:32]
+
+    def cells(self, grid: tuple[int, int] | None, info: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of the grid of a crop."""
+        if len(self.shape) == 3:
+            return self.shape[0], self.shape[1]
+        if grid is None and info:
+            grid = (info["crop"][0] // info["patch"], info["crop"][1] // info["patch"])
+        if len(self.shape) == 1:
+            return grid or EARLY_CELLS
+        edge = math.isqrt(self.shape[0])
+        rows, cols = grid or (edge, edge)
+        if rows * cols != self.shape[0]:
+            raise SchemaError(
+                f"{self.path}: embeddings of {self.shape[0]} patches; got a grid of {rows} x {cols}. Pass --grid"
+            )
+        return rows, cols
 
 
 def from_features(
@@ -112,21 +117,27 @@ def from_features(
 ) -> dict[str, Any]:
     """Write the predecessor's embeddings as an embedding store, of level 256 or 2k as their shape says.
 
-    A block of crops at a time; an interrupted run goes on.
+    A block of crops at a time; an interrupted run resumes.
 
     Parameters
     ----------
     path
-        ``output_features.pt`` (or ``_2k``), or a folder of one file a crop, as the second level was fed.
+        ``output_features.pt`` (or ``_2k``), or a folder of one file for each crop, as the second level was fed.
+    out
+        Path or URL of the embedding store.
     cube
         The cube of the same crops: its rows, coordinates and flags are taken, crops matched by the name of their
-        scene. Without it places are not known, and times only where names tell them.
+        scene. Without it positions are not known, and times only where names tell them.
     checkpoint
         The network that made them, so that the store says so.
     channels
         What the suffixes 0, 1, ... of the names stand for.
     grid
-        Rows and columns of patches in a crop, where they are not as many.
+        Rows and columns of patches in a crop, where they are not equal.
+    dtype
+        Of the stored embeddings.
+    progress
+        Whether to show a bar on stderr.
 
     Returns
     -------
@@ -141,17 +152,17 @@ def from_features(
         If it holds something else, a channel cannot be told, or no name is one of the cube's.
     """
     features = _Features(path)
-    level = "2k" if len(features.shape) == 1 else "256"
     dataset = None if cube is None else store.open_packed(cube)
     info = {} if cube is None else store.cube_info(cube)
-    cells = _cells(features, grid, info)
-    names_of = [c for c in (info.get("channels") or channels)]
-    table, unmatched = _match(features, dataset, names_of)
-    used = [c for c in names_of if any(c == channel for _, channel in table)]
-    scenes = _scenes(features, dataset)
-    shape = (len(used), *cells, features.shape[-1]) if level == "256" else (len(used), features.shape[-1])
-    dims = ("channel", "row", "col", "feature") if level == "256" else ("channel", "feature")
-    output = Output(out, level=level, crops=len(scenes), dims=dims, shape=shape, dtype=dtype)
+    cells, known = features.cells(grid, info), list(info.get("channels") or channels)
+    if dataset is not None:
+        scenes = [str(s) for s in dataset["scene"].values]
+    else:
+        scenes = sorted({scene for scene, _ in features.names.values()}, key=lambda s: (time_of(s), s))
+    table, unmatched = _match(features, scenes, dataset, known)
+    used = [c for c in known if any(c == channel for _, channel in table)]
+    level = "2k" if len(features.shape) == 1 else "256"
+    shape = (len(used), *(cells if level == "256" else ()), features.shape[-1])
     identity = features.identity()
     network = f"unknown:{identity}"
     if checkpoint is not None:
@@ -163,238 +174,122 @@ def from_features(
         "coarsen": 1, "magnification": 1.0, "normalization": None, "source_checkpoint": None,
         "converted_from": identity, "source_identity": info.get("identity"),
     }  # fmt: skip
-    output.begin(request, resume=True)
+    writer = store.EmbeddingWriter(out, request, crops=len(scenes), shape=shape)
+    writer.begin(resume=True)
     records = {}
-    for number, rows in tqdm(list(enumerate(output.blocks)), "convert", unit="block", disable=not progress):
-        record = output.record(number)
+    for number, rows in tqdm(list(enumerate(writer.blocks)), "convert", unit="block", disable=not progress):
+        record = writer.record(number)
         if record is None or record["rows"] != len(rows):
             vectors = np.full((len(rows), *shape), np.nan, np.float32)
-            for i, row in enumerate(rows):
-                for j, channel in enumerate(used):
-                    if (row, channel) in table:
-                        vectors[i, j] = features.read(table[row, channel]).reshape(shape[1:])
-            record = output.write(
-                number, vectors, {"first": rows.start, "rows": len(rows), "content": identity}
-            )
+            for (i, row), (j, channel) in _pairs(rows, used):
+                if (row, channel) in table:
+                    vectors[i, j] = features.read(table[row, channel]).reshape(shape[1:])
+            record = writer.write(number, vectors, {"content": identity})
         records[number] = record
-    ours = {
-        **request, "kind": "embeddings", "channels": {c: [c] for c in used}, "channel_mode": "each",
-        "features": features.shape[-1], "checkpoint_file": None if checkpoint is None else Path(checkpoint).name,
-        "view": {}, "source": None if cube is None else os.path.basename(os.fspath(cube)),
-        "thresholds": info.get("thresholds"), "software": {"gridrad-cube": importlib.metadata.version("gridrad-cube")},
-        "identity": output.identity(request, records),
+
+    def small(rows: range) -> dict[str, np.ndarray]:
+        if dataset is not None:
+            return _of_cube(dataset, rows, used)
+        missing = np.zeros((len(rows), len(used)), bool)
+        for (i, row), (j, channel) in _pairs(rows, used):
+            missing[i, j] = (row, channel) not in table
+        return _of_names(scenes[rows.start : rows.stop], missing, cells)
+
+    about = {
+        "channels": {c: [c] for c in used}, "channel_mode": "each", "features": features.shape[-1],
+        "checkpoint_file": None if checkpoint is None else Path(checkpoint).name, "view": {},
+        "source": None if cube is None else os.path.basename(os.fspath(cube)), "thresholds": info.get("thresholds"),
+        "software": {"gridrad-cube": importlib.metadata.version("gridrad-cube")},
     }  # fmt: skip
-    stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
-    labels = {
-        "channel": np.array(used, object),
-        "variable": np.array(used, object),
-        "altitude_km": np.full(len(used), np.nan),
-    }
-    small = _Small(dataset, scenes, used, cells, table)
-    output.commit(
-        labels,
-        row_groups(len(scenes), small.of),
-        {
-            "Conventions": "CF-1.11",
-            "title": f"Embeddings of level {level} of gridded radar and satellite fields",
-            "history": f"{stamp} gridrad-cube convert: {len(table)} embeddings from {Path(path).name}",
-            "gridrad_cube": ours,
-        },
-    )
+    event = f"gridrad-cube convert: {len(table)} embeddings from {Path(path).name}"
+    writer.finish(records, small, about, event=event)
     return {
-        "out": output.files.root, "level": level, "crops": len(scenes), "channels": used,
+        "out": writer.files.root, "level": level, "crops": len(scenes), "channels": used,
         "features": features.shape[-1], "embedded": len(table), "unmatched": unmatched,
     }  # fmt: skip
 
 
-def _cells(features: _Features, grid: tuple[int, int] | None, info: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of the grid."""
-    shape = features.shape
-    if len(shape) == 3:
-        return shape[0], shape[1]
-    if grid is None and info:
-        grid = (info["crop"][0] // info["patch"], info["crop"][1] // info["patch"])
-    if len(shape) == 1:
-        return grid or EARLY_CELLS
-    edge = math.isqrt(shape[0])
-    rows, cols = grid or (edge, edge)
-    if rows * cols != shape[0]:
-        raise SchemaError(
-            f"{features.path}: embeddings of {shape[0]} patches; got a grid of {rows} x {cols}. Pass --grid"
-        )
-    return rows, cols
-
-
-def _scenes(features: _Features, dataset: xr.Dataset | None) -> list[str]:
-    """Name of the scene of every row."""
-    if dataset is not None:
-        return [str(s) for s in dataset["scene"].values]
-    return sorted({key.scene for key in features.keys}, key=lambda scene: (_time(scene), scene))
-
-
-def _time(scene: str) -> int:
-    found = parse_stamp(scene)
-    return TIME_FILL if found is None else int(found.astype(np.int64))
+def _pairs(rows: range, channels: Sequence[str]) -> list[tuple[tuple[int, int], tuple[int, str]]]:
+    """Every row and channel, each with its place among these."""
+    return [(row, channel) for row in enumerate(rows) for channel in enumerate(channels)]
 
 
 def _match(
-    features: _Features, dataset: xr.Dataset | None, channels: Sequence[str]
+    features: _Features, scenes: Sequence[str], dataset: xr.Dataset | None, channels: Sequence[str]
 ) -> tuple[dict[tuple[int, str], str], list[str]]:
     """Name of the tensor at each (row, channel), and names that have no row."""
-    scenes = _scenes(features, dataset)
-    rows = {name: row for row, name in enumerate(scene_names(scenes))}
+    counts = Counter(scenes)
+    rows = {scene: row for row, scene in enumerate(scenes) if counts[scene] == 1}
     table: dict[tuple[int, str], str] = {}
     unmatched = []
-    for key in features.keys:
-        row = rows.get(key.scene)
+    for name, (scene, number) in features.names.items():
+        row = rows.get(scene)
         if row is None:
-            unmatched.append(key.name)
+            unmatched.append(name)
             continue
-        channel = _channel(key, row, dataset, channels, features)
+        present = list(channels)
+        if dataset is not None:
+            flags = {c: dataset[f"{c}_flags"][row].values for c in channels}
+            present = [c for c in channels if not (flags[c] & int(Flag.channel_absent)).all()]
+        channel = _channel(features.path, name, number, channels, present, alone=dataset is not None)
         if (row, channel) in table:
             raise SchemaError(
-                f"{features.path}: {key.name} and {table[row, channel]} are the same crop and channel"
+                f"{features.path}: {name} and {table[row, channel]} are the same crop and channel"
             )
-        table[row, channel] = key.name
+        table[row, channel] = name
     if not table:
         raise SchemaError(
-            f"{features.path}: none of its names, such as {features.keys[0].name}, is a scene of the cube, such as "
+            f"{features.path}: none of its names, such as {next(iter(features.names))}, is a scene of the cube, such as "
             f"{scenes[0] if scenes else 'none'}. Pass the cube that was made from the same crops."
         )
     return table, unmatched
 
 
 def _channel(
-    key: _Key, row: int, dataset: xr.Dataset | None, channels: Sequence[str], features: _Features
+    path: Path, name: str, number: int | None, channels: Sequence[str], present: Sequence[str], *, alone: bool
 ) -> str:
-    present = list(channels)
-    if dataset is not None:
-        absent = int(Flag.channel_absent)
-        present = [c for c in channels if not (dataset[f"{c}_flags"][row].values & absent).all()]
-    if key.channel is None or (dataset is not None and len(present) == 1):
+    """The channel of a tensor: by its name, or the one that the crop has."""
+    if number is None or (alone and len(present) == 1):
         if len(present) != 1:
             raise SchemaError(
-                f"{features.path}: the name {key.name} does not tell the channel. Pass --cube with the cube of the "
-                "same crops, or --channel if all are of one."
+                f"{path}: the name {name} does not tell the channel. Pass --cube with the cube of the same crops, or "
+                "--channel if all are of one."
             )
         return present[0]
-    if key.channel >= len(channels):
-        raise SchemaError(
-            f"{features.path}: {key.name} is of channel {key.channel}; got names for {len(channels)}"
-        )
-    return channels[key.channel]
+    if number >= len(channels):
+        raise SchemaError(f"{path}: {name} is of channel {number}; got names for {len(channels)}")
+    return channels[number]
 
 
-@dataclass(frozen=True)
-class _Small:
-    """Small arrays of rows: the cube's, or what names tell."""
-
-    dataset: xr.Dataset | None
-    scenes: Sequence[str]
-    channels: Sequence[str]
-    cells: tuple[int, int]
-    table: Mapping[tuple[int, str], str]
-
-    def of(self, rows: range) -> Small:
-        """Coordinates and flags of these rows."""
-        if self.dataset is not None:
-            block = self.dataset.isel(crop=slice(rows.start, rows.stop))
-            out = {n: _stored(block[n].values) for n in store.COORDINATES if n in block.variables}
-            for name in ("flags", "valid_fraction"):
-                out[name] = np.stack([block[f"{c}_{name}"].values for c in self.channels], axis=1)
-            return out
-        scenes = self.scenes[rows.start : rows.stop]
-        count = len(scenes)
-        values: dict[str, Any] = {
-            "time": np.array([_time(s) for s in scenes], np.int64),
-            "grid": np.array(["unknown"] * count, object),
-            "scene": np.array(scenes, object),
-            "source": np.array([f"{s}.pt" for s in scenes], object),
-            "status": np.zeros(count, np.uint8),
-        }
-        for name in _UNTOLD:
-            if name not in values:
-                integer = store.COORDINATES[name][1].startswith("int")
-                values[name] = np.zeros(count, np.int32) if integer else np.full((count, *self.cells), np.nan)
-        flags = np.zeros((count, len(self.channels), *self.cells), np.uint16)
-        for i, row in enumerate(rows):
-            for j, channel in enumerate(self.channels):
-                if (row, channel) not in self.table:
-                    flags[i, j] = int(Flag.channel_absent)
-        return {n: values[n] for n in _UNTOLD} | {"flags": flags}
+def _of_cube(dataset: xr.Dataset, rows: range, channels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Coordinates, flags and fractions of some rows of the cube, as they are stored."""
+    block = dataset.isel(crop=slice(rows.start, rows.stop))
+    out = {n: block[n].values for n in store.COORDINATES if n in block.variables}
+    out = {n: v.astype("datetime64[s]").astype(np.int64) if v.dtype.kind == "M" else v for n, v in out.items()}
+    for name in ("flags", "valid_fraction"):
+        out[name] = np.stack([block[f"{c}_{name}"].values for c in channels], axis=1)
+    return out
 
 
-def _stored(values: np.ndarray) -> np.ndarray:
-    return values.astype("datetime64[s]").astype(np.int64) if values.dtype.kind == "M" else values
-
-
-def to_features(
-    embeddings: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    fill: float | None = None,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Write an embedding store as the predecessor has it: ``(rows * columns, features)``, or ``(features,)`` at 2k.
-
-    Names are ``SCENE_crop_C.pt``, C the place of the channel in the store; a scene with several crops has the number
-    of the row after its name.
+def _of_names(scenes: Sequence[str], missing: np.ndarray, cells: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Coordinates and flags of crops of which only the name is known.
 
     Parameters
     ----------
-    out
-        A file (``.pt``): one dict, which is in memory as a whole, as it was there; or a folder: one file a crop.
-    fill
-        What stands for cells without an embedding. None leaves such crops out: the predecessor cannot mask them.
-
-    Returns
-    -------
-    JSON types: ``out``, ``written``, ``left_out`` (crops and channels with a cell that has no embedding).
+    missing
+        Whether a crop lacks a channel, (crop, channel).
     """
-    dataset = store.open_embeddings(embeddings)
-    target = Path(out)
-    if target.exists():
-        raise SchemaError(f"{out}: there is something here already; give a new path")
-    whole = target.suffix == ".pt"
-    channels = [str(c) for c in dataset["channel"].values]
-    bases = scene_names([str(s) for s in dataset["scene"].values])
-    tensors: dict[str, torch.Tensor] = {}
-    written = left_out = 0
-    if not whole:
-        target.mkdir(parents=True)
-    for row in tqdm(range(dataset.sizes["crop"]), "convert", unit="crop", disable=not progress):
-        if int(dataset["status"][row]) != store.STATUS["written"]:
-            continue
-        vectors = dataset["embedding"][row].values.astype(np.float32)
-        for number, values in enumerate(vectors):
-            missing = np.isnan(values)
-            if missing.all() or (missing.any() and fill is None):
-                left_out += 1
-                continue
-            values = np.where(missing, np.float32(fill or 0.0), values).reshape(-1, values.shape[-1])
-            tensor = torch.from_numpy(values if "row" in dataset["embedding"].dims else values[0])
-            written += 1
-            name = names.crop_name(bases[row], number)
-            if whole:
-                tensors[name] = tensor
-            else:
-                files.save(tensor, target / name)
-    if whole:
-        files.save(tensors, target)
-    return {"out": str(out), "channels": channels, "written": written, "left_out": left_out}
-
-
-def scene_names(scenes: Sequence[str]) -> list[str]:
-    """A name of a file for every row, safe to be one: that of its scene, with the row's number where it is not alone.
-
-    Raises
-    ------
-    SchemaError
-        If a scene has a name that is none.
-    """
-    counts: dict[str, int] = {}
-    for scene in scenes:
-        if not scene or scene.startswith(".") or "/" in scene or "\\" in scene or "\0" in scene:
-            raise SchemaError(f"scene {scene!r}: not a name for a file")
-        counts[scene] = counts.get(scene, 0) + 1
-    return [s if counts[s] == 1 else f"{s}_{row:06d}" for row, s in enumerate(scenes)]
+    count = len(scenes)
+    absent = np.where(missing, np.uint16(Flag.channel_absent), np.uint16(0))
+    return {
+        "time": np.array([time_of(s) for s in scenes], np.int64),
+        "status": np.zeros(count, np.uint8),
+        "latitude": np.full((count, *cells), np.nan),
+        "longitude": np.full((count, *cells), np.nan),
+        "y_origin": np.zeros(count, np.int32),
+        "x_origin": np.zeros(count, np.int32),
+        "grid": np.array(["unknown"] * count, object),
+        "scene": np.array(scenes, object),
+        "source": np.array([f"{s}.pt" for s in scenes], object),
+        "flags": np.broadcast_to(absent[:, :, None, None], (*missing.shape, *cells)).copy(),
+    }

@@ -16,15 +16,15 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from gridrad_cube.pipeline.sources import Source
-from gridrad_cube.readers.times import parse_stamp
+from gridrad_cube.pipeline import Source
+from gridrad_cube.readers import parse_stamp
 from gridrad_cube.schema import TIME_FILL, SchemaError
 
 Kind = Literal["npz", "scene", "crops", "patches", "crop", "slices"]
@@ -35,8 +35,9 @@ _COPY: dict[Kind, str] = {
     "crop": "crops_K.pt and crop_K_N.pt", "patches": "patches_K.pt and patch_K_N.pt",
     "slices": "patches_K.pt and patch_K_N.pt",
 }  # fmt: skip
-_SCENE_CROP = re.compile(r"(?P<base>.+)_crop_(?P<channel>\d{1,3})\.pt")
-_SCENE_PATCH = re.compile(r"(?P<base>.+)_patch_(?P<row>\d{1,4})_(?P<col>\d{1,4})_(?P<channel>\d{1,3})\.pt")
+_SCENE = re.compile(
+    r"(?P<base>.+)_(?:crop|patch_(?P<row>\d{1,4})_(?P<col>\d{1,4}))_(?P<channel>\d{1,3})\.pt"
+)
 _CHUNK = re.compile(r"(crops|patches)(_\d+|_partial)?\.pt")
 _SLICE = re.compile(r"(crop|patch)_(\d+)_(\d+)\.pt")
 
@@ -46,15 +47,13 @@ class OldSource(Source):
     """Files of the predecessor that are one source of a cube: a file, or all files of one scene.
 
     ``name`` is that of the file, or of the scene with ``.pt``; ``path`` the file, or the folder of the scene's files.
-    ``channels`` are the suffixes met, ``cells`` rows and columns that the patches' names reach to.
+    ``cells`` are rows and columns that the patches' names reach to.
     """
 
     kind: Kind
     bytes: int
     mtime_ns: int
-    channels: tuple[int, ...] = ()
     cells: tuple[int, int] = (0, 0)
-    numbers: tuple[int, ...] = field(default=(), repr=False)
 
     def stat(self) -> tuple[int, int]:
         """Bytes of all files and the latest time of modification, in nanoseconds."""
@@ -68,79 +67,109 @@ class OldSource(Source):
     @property
     def time(self) -> int:
         """Time that the name tells, seconds since 1970; `TIME_FILL` if none."""
-        found = parse_stamp(self.base)
-        return TIME_FILL if found is None else int(found.astype(np.int64))
+        return time_of(self.base)
 
 
-def crop_name(base: str, channel: int) -> str:
-    """Name of a crop's file, as the predecessor's later version has it."""
-    return f"{base}_crop_{channel}.pt"
-
-
-def patch_name(base: str, row: int, col: int, channel: int) -> str:
-    """Name of a patch's file, as the predecessor's later version has it."""
-    return f"{base}_patch_{row}_{col}_{channel}.pt"
-
-
-def slice_name(chunk: str, number: int) -> str:
-    """Name of a patch's file, as its earlier version has it; ``chunk`` is ``patch_K``."""
-    return f"{chunk}_{number}.pt"
+def time_of(name: str) -> int:
+    """Time that the name of a scene tells, seconds since 1970; `TIME_FILL` if none."""
+    found = parse_stamp(name)
+    return TIME_FILL if found is None else int(found.astype(np.int64))
 
 
 def base_of(name: str) -> tuple[str, int] | None:
     """Scene and channel that the name of a crop's file tells (a key of ``output_features.pt``); None if it does not."""
-    match = _SCENE_CROP.fullmatch(name.rsplit("/", 1)[-1])
-    return (match["base"], int(match["channel"])) if match else None
+    match = _SCENE.fullmatch(name.rsplit("/", 1)[-1])
+    return (match["base"], int(match["channel"])) if match and match["row"] is None else None
 
 
-def sort_files(files: Iterable[tuple[Path, Path]]) -> list[OldSource]:
-    """Put files together to sources, by their names.
+@dataclass
+class _Group:
+    """Files of one source while names are read."""
+
+    paths: list[Path] = field(default_factory=list)
+    cells: tuple[int, int] = (0, 0)
+
+    def source(self, name: str, folder: Path, kind: Kind) -> OldSource:
+        parents = {path.parent for path in self.paths}
+        if kind == "scene" and len(parents) == 1:  # crops or patches alone, whatever lies beside them
+            folder = parents.pop()
+        stats = [path.stat() for path in self.paths]
+        size, latest = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        return OldSource(name, os.path.abspath(folder), kind, size, latest, self.cells)
+
+
+def find_files(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], suffix: str
+) -> list[OldSource]:
+    """Find files of the predecessor's crops and patches, and put them together to sources by their names.
 
     Parameters
     ----------
-    files
-        Each with the folder that it was found from.
+    sources
+        Files, and folders to search.
+    suffix
+        ``".npz"`` or ``".pt"``.
 
     Raises
     ------
+    FileNotFoundError
+        If a path is not there.
     SchemaError
         If none has such a name, or the same pixels are there twice; says what to leave out.
     """
-    groups: dict[tuple[str, str, Kind], _Group] = {}
-    unknown = []
-    for path, root in files:
-        match = _SCENE_PATCH.fullmatch(path.name) or _SCENE_CROP.fullmatch(path.name)
-        chunk, part = _CHUNK.fullmatch(path.name), _SLICE.fullmatch(path.name)
-        cell = number = None
-        channel = int(match["channel"]) if match else None
-        kind: Kind
-        if path.suffix == ".npz":
-            kind, folder, name = "npz", path, path.name
-        elif chunk:
-            kind, folder, name = ("crops" if chunk[1] == "crops" else "patches"), path, path.name
-        elif part and part[1] == "crop":
-            kind, folder, name = "crop", path, path.name
-        elif part:
-            kind, folder, name = "slices", path.parent, f"patch_{part[2]}.pt"
-            number = int(part[3])
-        elif match:
-            beside = path.parent.name.lower() in ("crops", "patches")
-            kind, folder, name = "scene", path.parent.parent if beside else path.parent, f"{match['base']}.pt"
-            if "row" in match.re.groupindex:
-                cell = int(match["row"]), int(match["col"])
-        else:
-            unknown.append(path)
+    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    groups: dict[tuple[str, Path, Kind], _Group] = {}
+    unknown = None
+    for path, root in _walk(roots, suffix):
+        found = _parse(path)
+        if found is None:
+            unknown = unknown or path
             continue
+        kind, folder, name, cells = found
         home = folder if kind in ("scene", "slices") else folder.parent
-        relative = _prefix(home, root) + name
-        group = groups.setdefault((relative, str(folder), kind), _Group())
-        group.add(path, channel, cell, number)
+        group = groups.setdefault((_prefix(home, root) + name, folder, kind), _Group())
+        group.paths.append(path)
+        group.cells = max(group.cells[0], cells[0]), max(group.cells[1], cells[1])
     if not groups:
-        shown = f"; got such as {unknown[0]}" if unknown else ""
+        shown = f"; got such as {unknown}" if unknown else ""
         raise SchemaError(f"no file with a name of the predecessor's crops or patches{shown}")
-    sources = [g.source(name, folder, kind) for (name, folder, kind), g in groups.items()]
-    _check_once(sources)
-    return sorted(sources, key=lambda s: (s.time, s.name))
+    out = [group.source(*key) for key, group in groups.items()]
+    _check_once(out)
+    return sorted(out, key=lambda s: (s.time, s.name))
+
+
+def _walk(roots: Iterable[str | os.PathLike[str]], suffix: str) -> Iterator[tuple[Path, Path]]:
+    """Files of a suffix among files and folders (and what is below), with the folder that each was found from."""
+    seen = set()
+    for root in map(Path, roots):
+        if root.is_dir():
+            for folder, folders, found in os.walk(root):
+                folders.sort()
+                if (real := os.path.realpath(folder)) not in seen:
+                    seen.add(real)
+                    yield from ((Path(folder, n), root) for n in sorted(found) if n.endswith(suffix))
+        elif root.exists():
+            yield root, root.parent
+        else:
+            raise FileNotFoundError(f"{root}: no such file or folder")
+
+
+def _parse(path: Path) -> tuple[Kind, Path, str, tuple[int, int]] | None:
+    """What the name of a file tells: kind, file or folder of the source, its name, and cells that it reaches to."""
+    if path.suffix == ".npz":
+        return "npz", path, path.name, (0, 0)
+    if chunk := _CHUNK.fullmatch(path.name):
+        return ("crops" if chunk[1] == "crops" else "patches"), path, path.name, (0, 0)
+    if part := _SLICE.fullmatch(path.name):
+        if part[1] == "crop":
+            return "crop", path, path.name, (0, 0)
+        return "slices", path.parent, f"patch_{part[2]}.pt", (0, 0)
+    if match := _SCENE.fullmatch(path.name):
+        beside = path.parent.name.lower() in ("crops", "patches")
+        folder = path.parent.parent if beside else path.parent
+        cells = (0, 0) if match["row"] is None else (int(match["row"]) + 1, int(match["col"]) + 1)
+        return "scene", folder, f"{match['base']}.pt", cells
+    return None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -149,38 +178,7 @@ def _prefix(home: Path, root: Path) -> str:
     return f"{home.relative_to(root).as_posix()}/" if home != root and home.is_relative_to(root) else ""
 
 
-class _Group:
-    """What is known of the files of one source while names are read."""
-
-    def __init__(self) -> None:
-        self.bytes = self.latest = 0
-        self.channels: set[int] = set()
-        self.numbers: set[int] = set()
-        self.parents: set[Path] = set()
-        self.cells = (0, 0)
-
-    def add(self, path: Path, channel: int | None, cell: tuple[int, int] | None, number: int | None) -> None:
-        found = path.stat()
-        self.parents.add(path.parent)
-        self.bytes += found.st_size
-        self.latest = max(self.latest, found.st_mtime_ns)
-        if channel is not None:
-            self.channels.add(channel)
-        if number is not None:
-            self.numbers.add(number)
-        if cell is not None:
-            self.cells = max(self.cells[0], cell[0] + 1), max(self.cells[1], cell[1] + 1)
-
-    def source(self, name: str, folder: str, kind: Kind) -> OldSource:
-        if kind == "scene" and len(self.parents) == 1:  # crops or patches alone, whatever lies beside them
-            folder = str(next(iter(self.parents)))
-        return OldSource(
-            name, os.path.abspath(folder), kind, self.bytes, self.latest, tuple(sorted(self.channels)), self.cells,
-            tuple(sorted(self.numbers)),
-        )  # fmt: skip
-
-
-def _check_once(sources: list[OldSource]) -> None:
+def _check_once(sources: Sequence[OldSource]) -> None:
     seen: dict[str, OldSource] = {}
     for source in sources:
         if source.name in seen:

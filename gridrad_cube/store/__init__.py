@@ -18,7 +18,7 @@ from gridrad_cube.store.commit import (
     report_columns,
     write_block,
 )
-from gridrad_cube.store.embeddings import EmbeddingReader
+from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
 from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
 from gridrad_cube.store.log import Record, pack_rows, unpack_rows
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed
@@ -35,6 +35,7 @@ __all__ = [
     "CubeLayout",
     "Damage",
     "EmbeddingReader",
+    "EmbeddingWriter",
     "Entry",
     "Files",
     "MissingChunkError",

@@ -1,0 +1,598 @@
+"""What the networks read: patches of a cube (level 256), or grids of patch embeddings (level 2k), with their flags.
+
+Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``content`` (a hash of what
+decides the embeddings), ``small`` (coordinates and flags), and ``batches``. Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube import quality, tiling
+from gridrad_cube.datasets import GridDataset, Normalization, normalizations
+from gridrad_cube.schema import TIME_FILL, Flag, Packing, QualitySpec, SchemaError, build_spec
+from gridrad_cube.selection import Label, choose_labels, labels_of, reject_masks
+from gridrad_cube.store import (
+    COORDINATES,
+    PatchReader,
+    cube_info,
+    open_embeddings,
+    open_grid,
+    open_packed,
+    store_info,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Where the numbers that normalize come from; see `gridrad_cube.embedding.embed`.
+Normalize = Literal["auto", "store", "none"]
+
+#: A patch with one of these bits has no pixels to embed.
+NO_PIXELS = Flag.padding | Flag.all_missing | Flag.channel_absent | Flag.unreadable
+#: Bits that a stack of channels has only if all of its channels have them: there is nothing in the patch.
+_SHARED = NO_PIXELS | Flag.no_echo | Flag.constant | Flag.low_coverage
+#: Bits that the pixels of an overlapping window cannot tell.
+_INHERITED = np.uint16(Flag.channel_absent | Flag.unreadable | Flag.limb)
+#: Statistics of a patch that stand for its pixels in the hash of a block.
+_CONTENT = ("valid_fraction", "mean", "std", "minimum", "maximum")
+#: Coordinates that `tiling.cut` and `quality.assess` give; others vary smoothly and are taken between patches.
+_CUT = ("latitude", "longitude", "solar_zenith_angle", "solar_zenith_angle_maximum")
+#: Bytes of grids that are read together.
+READ_BYTES = 64 * 2**20
+
+#: Where the samples of a batch belong in the embeddings of some crops, and what the network is called with.
+Batch = tuple[tuple[np.ndarray, ...], tuple[Any, ...]]
+
+
+class PatchInput:
+    """The patches of a cube, as a level-256 network reads them.
+
+    Parameters
+    ----------
+    store
+        A finished cube.
+    trained
+        How training treated the inputs; see `gridrad_cube.embedding.Network`.
+    channels
+        Some of the network's channels; None takes all.
+    stride
+        Pixels from one window to the next; None for the cube's own patches. Windows at a stride that divides the patch
+        are the patches of several shifted tilings. Each of these is cut and assessed as a cube would be, so that an
+        overlapping window has the flags and the position that a cube cut there has.
+    normalize
+        See `gridrad_cube.embedding.embed`.
+
+    Attributes
+    ----------
+    labels
+        Labels of the embeddings' channel axis -> the channels that each is made of.
+    members
+        These channels, one after the other.
+    stacked
+        Whether an embedding is of several channels at once.
+    overlapping
+        Whether windows overlap. Then `small` takes long, and `embed` calls it once for each block.
+    """
+
+    level = "256"
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        trained: Mapping[str, Any],
+        *,
+        channels: str | Sequence[str] | None = None,
+        stride: int | None = None,
+        normalize: Normalize = "auto",
+    ) -> None:
+        self.store, self.info, self.dataset = os.fspath(store), cube_info(store), open_packed(store)
+        self.reader = PatchReader(store)
+        self.patch, crop = int(self.info["patch"]), self.info["crop"]
+        self.stride = self.patch if stride is None else int(stride)
+        if self.stride < 1 or self.patch % self.stride:
+            raise SchemaError(
+                f"stride: got {stride}; expected a divisor of the patch, {self.patch} px, such as {self.patch // 2}"
+            )
+        self.overlapping = self.stride != self.patch
+        available = labels_of(self.dataset, list(self.info["channels"]))
+        self.members = _choose(available, channels, trained, self.store)
+        self.labels = _axis(self.members, stacked=trained["stacked"])
+        self.stacked = len(self.labels) != len(self.members)
+        self._check_sizes(trained)
+        self.rules = _rules(self.store, self.members, self.dataset, trained, normalize)
+        self.normalization = {m.name: r.to_dict() for m, r in zip(self.members, self.rules, strict=True)}
+        self._edge = (int(crop[0]), int(crop[1]))
+        self.cells = tuple((edge - self.patch) // self.stride + 1 for edge in self._edge)
+        self.shape = (len(self.labels), *self.cells)
+        self._planes: dict[tuple[int, int], np.ndarray] = {}
+        self._latest: tuple[range, dict[str, np.ndarray]] | None = None
+        self._axes: tuple[str, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def crops(self) -> int:
+        """Number of crops in the cube."""
+        return int(self.dataset.sizes["crop"])
+
+    def _check_sizes(self, trained: Mapping[str, Any]) -> None:
+        planes = max(len(m) for m in self.labels.values())
+        if planes != trained["in_channels"]:
+            raise SchemaError(
+                f"{trained['path']}: its network reads {trained['in_channels']} channels at once, got {planes} "
+                f"({[m.name for m in self.members]}). Pass channels=[...] with as many as it was trained on."
+            )
+        token, coarsen, magnification = trained["token"], trained["coarsen"], trained["magnification"]
+        edge = self.patch / coarsen * magnification
+        if self.patch % coarsen or round(edge) % token or abs(edge - round(edge)) > 1e-6:
+            raise SchemaError(
+                f"{self.store}: patches of {self.patch} px become {edge:g} px for this network (blocks of {coarsen}, "
+                f"magnified by {magnification:g}); expected whole tokens of {token} px. Preprocess with the --patch "
+                "that the network was trained on."
+            )
+
+    def content(self, rows: range) -> str:
+        """Hash of what decides the embeddings of these crops: which patches have pixels, and their statistics."""
+        digest = hashlib.sha256()
+        block = self.dataset.isel(crop=slice(rows.start, rows.stop))
+        for variable in dict.fromkeys(m.variable for m in self.members):
+            digest.update(((block[f"{variable}_flags"].values & int(NO_PIXELS)) != 0).tobytes())
+            for name in _CONTENT:
+                digest.update(np.ascontiguousarray(block[f"{variable}_{name}"].values).tobytes())
+        return digest.hexdigest()[:32]
+
+    def small(self, rows: range, *, windows: bool = True) -> dict[str, np.ndarray]:
+        """Coordinates, flags and fractions of these crops by name, as they are stored.
+
+        Parameters
+        ----------
+        windows
+            If false, leave out what differs between the windows of a crop.
+        """
+        names = [name for name in COORDINATES if name in self.dataset.variables]
+        if not windows:
+            return _coordinates(self.dataset, rows, [n for n in names if COORDINATES[n][0] == ("crop",)])
+        out = _coordinates(self.dataset, rows, names)
+        found = self._assessed(rows)
+        if self.overlapping:
+            step = self.patch // self.stride
+            for name in names:
+                if name in found:
+                    out[name] = found[name]
+                elif COORDINATES[name][0][1:] == ("row",):
+                    out[name] = _between_times(out[name], step, self.cells[0])
+                elif COORDINATES[name][0][1:] == ("row", "col"):
+                    out[name] = _between(out[name], step)
+        flags, fraction = found["flags"], found["valid_fraction"]
+        if self.stacked:
+            flags, fraction = _combine_flags(flags), fraction.mean(axis=1, keepdims=True)
+        return out | {"flags": flags, "valid_fraction": fraction}
+
+    def _assessed(self, rows: range) -> dict[str, np.ndarray]:
+        """Flags and fractions of every channel (crop, member, row, col), and of overlapping windows `_CUT`."""
+        if self._latest is None or self._latest[0] != rows:
+            if self.overlapping:
+                crops = [self._assess_windows(crop) for crop in rows]
+                found = {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
+            else:
+                found = {
+                    name: np.stack([self._stored(m, name, rows) for m in self.members], axis=1)
+                    for name in ("flags", "valid_fraction")
+                }
+            self._latest = rows, found
+        return self._latest[1]
+
+    def _stored(self, label: Label, name: str, rows: range) -> np.ndarray:
+        values: np.ndarray = self.dataset[f"{label.variable}_{name}"][rows.start : rows.stop].values
+        return values if label.altitude is None else values[:, label.altitude]
+
+    def _assess_windows(self, crop: int) -> dict[str, np.ndarray]:
+        """Flags, fractions and positions of the overlapping windows of a crop, as a cube cut there has them."""
+        one = self.dataset.isel(crop=crop)
+        out = {
+            "flags": np.full((len(self.members), *self.cells), int(Flag.unreadable), np.uint16),
+            "valid_fraction": np.full((len(self.members), *self.cells), np.nan, np.float32),
+        }
+        out |= {n: np.full(self.cells, np.nan, COORDINATES[n][1]) for n in _CUT if n in one.variables}
+        if one["status"].values != 0:  # not written: it has no position
+            return out
+        step, spec = self.patch // self.stride, build_spec(QualitySpec, self.info["recipe"]["quality"])
+        inherited = [self._inherited(crop, member) for member in self.members]
+        for dy, dx in np.ndindex(step, step):
+            at = (slice(dy, None, step), slice(dx, None, step))
+            cut = self._cut(one, dy * self.stride, dx * self.stride)
+            if cut is None:
+                continue
+            height, width = (cut.sizes[d] * self.patch for d in ("row", "col"))
+            for number, member in enumerate(self.members):
+                array = self.dataset[member.variable]
+                codes = self._plane(crop, number)[dy * self.stride :, dx * self.stride :][:height, :width]
+                codes = np.ascontiguousarray(codes)
+                found = quality.assess(cut.assign({member.variable: (("y", "x"), codes, array.attrs)}), spec)
+                flags = found[f"{member.variable}_flags"].values
+                if (inherited[number] & int(Flag.channel_absent)).all():
+                    flags = np.where(cut["padding"].values, int(Flag.padding), 0)
+                else:
+                    flags = flags | self._outliers(member, found)
+                    out["valid_fraction"][number][at] = found[f"{member.variable}_valid_fraction"].values
+                out["flags"][number][at] = flags | inherited[number][at]
+                for name in set(_CUT) & set(out):
+                    out[name][at] = found[name].values
+        return out
+
+    def _cut(self, one: xr.Dataset, dy: int, dx: int) -> xr.Dataset | None:
+        """The tiling of a crop that is shifted by some pixels, without channels; None if nothing fits."""
+        height, width = (
+            (edge - shift) // self.patch * self.patch for edge, shift in zip(self._edge, (dy, dx), strict=True)
+        )
+        if not height or not width:
+            return None
+        grid = str(one["grid"].values)
+        if self._axes is None or self._axes[0] != grid:
+            axes = open_grid(self.dataset.encoding["source"], grid)
+            self._axes = grid, axes["latitude"].values, axes["longitude"].values
+        _, latitude, longitude = self._axes
+        dims = (("y",), ("x",)) if latitude.ndim == 1 else (("y", "x"), ("y", "x"))
+        scene = xr.Dataset(
+            coords={
+                "latitude": (dims[0], latitude),
+                "longitude": (dims[1], longitude),
+                "time": one["time"].values,
+            },
+            attrs={},
+        )
+        window = tiling.Window(int(one["y_origin"]) + dy, int(one["x_origin"]) + dx, height, width)
+        cut = tiling.cut(scene, window, self.patch)
+        if "observation_time" in one:
+            seconds = _seconds(one["observation_time"].values)[None]
+            times = _between_times(seconds, self.patch // self.stride, self.cells[0])[0]
+            mine = times[dy // self.stride :: self.patch // self.stride][: cut.sizes["row"]]
+            cut = cut.assign_coords(observation_time=("row", mine.astype("datetime64[s]")))
+        return cut
+
+    def _inherited(self, crop: int, member: Label) -> np.ndarray:
+        """Bits that pixels cannot tell, (row, col): those of any of the patches that a window overlaps."""
+        flags = self._stored(member, "flags", range(crop, crop + 1))[0] & _INHERITED
+        near = [_neighbors(n, self.patch // self.stride)[:2] for n in self.cells]
+        return np.bitwise_or.reduce([flags[row[:, None], col] for row in near[0] for col in near[1]])
+
+    def _outliers(self, member: Label, assessed: xr.Dataset) -> np.ndarray:
+        """The flag ``global_outlier`` by the thresholds of the store, (row, col)."""
+        thresholds = (self.info.get("thresholds") or {}).get(member.variable)
+        if thresholds is None:
+            return np.uint16(0)
+        mine = thresholds["levels"][member.altitude] if "levels" in thresholds else thresholds
+        prefix = f"{member.variable}_"
+        statistics = {str(n).removeprefix(prefix): v.values for n, v in assessed.data_vars.items()}
+        return np.where(quality.global_outliers(statistics, mine), np.uint16(Flag.global_outlier), np.uint16(0))
+
+    def batches(self, rows: range, size: int) -> Iterator[Batch]:
+        """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules."""
+        usable = (self._assessed(rows)["flags"] & int(NO_PIXELS)) == 0
+        where = np.argwhere(usable.any(axis=1, keepdims=True) if self.stacked else usable)
+        for start in range(0, len(where), size):
+            part = where[start : start + size]
+            yield tuple(part.T), (self._read(rows.start, part, usable), part[:, 1], self.rules)
+
+    def patches_of(self, crop: int, where: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
+        """Which of the patches at (label, row, col) of a crop have pixels, and a batch of those."""
+        usable = (self._assessed(range(crop, crop + 1))["flags"] & int(NO_PIXELS)) == 0
+        some = usable.any(axis=1, keepdims=True) if self.stacked else usable
+        there = some[0][tuple(where.T)]
+        part = np.insert(where[there], 0, 0, axis=1)
+        return there, (self._read(crop, part, usable), part[:, 1], self.rules)
+
+    def _read(self, first: int, where: np.ndarray, usable: np.ndarray) -> np.ndarray:
+        """Packed patches (B, planes, patch, patch) at (crop, label, row, col), crops counted from ``first``."""
+        planes = len(self.members) if self.stacked else 1
+        dtype = np.result_type(*(self.dataset[m.variable].dtype for m in self.members))
+        out = np.empty((len(where), planes, self.patch, self.patch), dtype)
+        for number, member in enumerate(self.members):
+            if self.stacked:
+                some, plane = usable[where[:, 0], number, where[:, 2], where[:, 3]], number
+                out[~some, plane] = self._fill(member)
+            else:
+                some, plane = where[:, 1] == number, 0
+            if some.any():
+                out[some, plane] = self._pixels(number, where[some][:, [0, 2, 3]] + [first, 0, 0])
+        return out
+
+    def _pixels(self, number: int, index: np.ndarray) -> np.ndarray:
+        """Packed windows of one channel at (crop, row, col)."""
+        if not self.overlapping:
+            member = self.members[number]
+            return self.reader.read(member.variable, _with_altitude(index, member))
+        out = []
+        for crop in np.unique(index[:, 0]):
+            here = index[index[:, 0] == crop, 1:] * self.stride
+            plane = self._plane(int(crop), number)
+            views = np.lib.stride_tricks.sliding_window_view(plane, (self.patch, self.patch))
+            out.append(views[here[:, 0], here[:, 1]])
+        return np.concatenate(out)
+
+    def _plane(self, crop: int, number: int) -> np.ndarray:
+        """All packed pixels of one channel of a crop, (y, x); fill where a patch has none."""
+        if (crop, number) in self._planes:
+            return self._planes[crop, number]
+        member = self.members[number]
+        flags = self._stored(member, "flags", range(crop, crop + 1))[0]
+        there = np.argwhere((flags & int(Flag.channel_absent | Flag.unreadable)) == 0)
+        shape, dtype = (*flags.shape, self.patch, self.patch), self.dataset[member.variable].dtype
+        blocks = np.full(shape, self._fill(member), dtype)
+        if len(there):
+            index = np.insert(there, 0, crop, axis=1)
+            blocks[tuple(there.T)] = self.reader.read(member.variable, _with_altitude(index, member))
+        while len(self._planes) >= len(self.members):  # the channels of about one crop
+            self._planes.pop(next(iter(self._planes)))
+        self._planes[crop, number] = tiling.assemble(blocks)
+        return self._planes[crop, number]
+
+    def _fill(self, member: Label) -> float:
+        array = self.dataset[member.variable]
+        fill = Packing.from_attributes(array.attrs, array.dtype).fill_value
+        return np.nan if fill is None else fill
+
+
+class GridInput:
+    """The grids of an embedding store, as a level-2k network reads them; members as of `PatchInput`.
+
+    Cells that training would not have used (by the flags that it rejected) are masked, as in training. A grid that
+    has no other cells is embedded from those, so that whatever has an embedding at level 256 has one here.
+    """
+
+    level, overlapping = "2k", False
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        trained: Mapping[str, Any],
+        *,
+        channels: str | Sequence[str] | None = None,
+        normalize: Normalize = "auto",
+    ) -> None:
+        self.store, self.info = os.fspath(store), store_info(store, "embeddings")
+        self.dataset = open_embeddings(store)
+        self._check_source(trained)
+        available = labels_of(self.dataset)
+        chosen = _choose(available, channels, trained, self.store)
+        self._columns = [available.index(label) for label in chosen]
+        self.labels = {label.name: list(self.info["channels"][label.name]) for label in chosen}
+        self._reject = np.array(reject_masks(chosen, trained["reject"]), np.uint16)[None, :, None, None]
+        self.normalization = self._normalize(trained, normalize)
+        sizes = self.dataset.sizes
+        self.cells, self.shape = (sizes["row"], sizes["col"]), (len(chosen),)
+        bytes_each = 4 * len(available) * sizes["row"] * sizes["col"] * sizes["feature"]
+        self._together = max(1, READ_BYTES // bytes_each)
+
+    @property
+    def crops(self) -> int:
+        """Number of crops in the store."""
+        return int(self.dataset.sizes["crop"])
+
+    def _check_source(self, trained: Mapping[str, Any]) -> None:
+        """Refuse embeddings that the network cannot read, or that another network made."""
+        features = self.dataset.sizes["feature"]
+        if features != trained["in_channels"]:
+            raise SchemaError(
+                f"{self.store}: embeddings have {features} features, but {trained['path']} reads "
+                f"{trained['in_channels']}. Pass the embeddings of the network that it was trained on."
+            )
+        below = trained["store"].get("checkpoint")
+        if below is not None and below != self.info["checkpoint"]:
+            raise SchemaError(
+                f"{self.store}: embeddings of checkpoint {self.info['checkpoint']}, but {trained['path']} was trained on "
+                f"those of {below}; they mean different things. Embed the patches with that checkpoint first."
+            )
+
+    def _normalize(self, trained: Mapping[str, Any], normalize: str) -> dict[str, Any]:
+        kept, features = trained["normalization"], trained["in_channels"]
+        if normalize == "store":
+            return dict(GridDataset(self.store, channels=list(self.labels)).normalization)
+        if normalize == "none" or kept is None:
+            return {"mean": [0.0] * features, "std": [1.0] * features}  # the predecessor's raw input
+        return {name: list(map(float, kept[name])) for name in ("mean", "std")}
+
+    def _block(self, name: str, rows: range) -> np.ndarray:
+        """Embeddings, flags or fractions of some crops, of the channels that are read."""
+        return np.asarray(self.dataset[name][rows.start : rows.stop, self._columns].values)
+
+    def content(self, rows: range) -> str:
+        """Hash of what decides the embeddings of these crops: the grids, and which cells count."""
+        digest = hashlib.sha256()
+        for some in self._parts(rows):
+            digest.update(self._block("embedding", some).tobytes())
+            digest.update((self._block("flags", some) & self._reject).tobytes())
+        return digest.hexdigest()[:32]
+
+    def small(self, rows: range, *, windows: bool = True) -> dict[str, np.ndarray]:
+        """Coordinates, flags and fractions of these crops by name, as they are stored."""
+        names = [name for name in COORDINATES if name in self.dataset.variables]
+        cells = [name for name in ("flags", "valid_fraction") if name in self.dataset.variables]
+        return _coordinates(self.dataset, rows, names) | {name: self._block(name, rows) for name in cells}
+
+    def batches(self, rows: range, size: int) -> Iterator[Batch]:
+        """Grids of these crops that have a cell to read: embeddings, cells, and the normalization."""
+        for some in self._parts(rows):
+            grids, cells = self.grids_of(some)
+            where = np.argwhere(cells.any(axis=(2, 3)))
+            for start in range(0, len(where), size):
+                part = tuple(where[start : start + size].T)
+                place = (part[0] + some.start - rows.start, part[1])
+                yield place, (grids[part], cells[part], self.normalization)
+
+    def grids_of(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
+        """Grids of some crops (crop, channel, row, col, D), and which of their cells the network reads."""
+        grids = self._block("embedding", rows)
+        filled = np.isfinite(grids).all(axis=-1)
+        cells = filled & ((self._block("flags", rows) & self._reject) == 0)
+        return grids, np.where(cells.any(axis=(2, 3), keepdims=True), cells, filled)
+
+    def _parts(self, rows: range) -> Iterator[range]:
+        """Some of the rows after others, so that their grids fit into memory."""
+        for start in range(rows.start, rows.stop, self._together):
+            yield range(start, min(start + self._together, rows.stop))
+
+
+def open_input(
+    store: str | os.PathLike[str],
+    trained: Mapping[str, Any],
+    *,
+    channels: str | Sequence[str] | None = None,
+    stride: int | None = None,
+    normalize: Normalize = "auto",
+) -> PatchInput | GridInput:
+    """What a network reads of a store: patches of a cube, or grids of an embedding store of level 256.
+
+    Raises
+    ------
+    SchemaError
+        If the network is of the other level, or does not fit the store.
+    """
+    if normalize not in get_args(Normalize):
+        raise SchemaError(f"normalize: got {normalize!r}; expected one of {get_args(Normalize)}")
+    info, path = store_info(store), trained["path"]
+    patches = info.get("kind") == "patches"
+    if not patches and info.get("level") != "256":
+        raise SchemaError(
+            f"{store}: holds embeddings of level {info.get('level')!r}, above which there is none; expected a cube of "
+            "patches, or embeddings of level '256'"
+        )
+    if patches and trained["level"] == "2k":
+        raise SchemaError(
+            f"{path}: a network of level 2k, which reads embeddings, but {store} is a cube of patches. Embed the cube "
+            "with a checkpoint of level 256 first, then pass that embedding store."
+        )
+    if patches:
+        return PatchInput(store, trained, channels=channels, stride=stride, normalize=normalize)
+    if trained["level"] == "256":
+        raise SchemaError(
+            f"{path}: a network of level 256, which reads patches, but {store} holds embeddings. Pass the cube that "
+            f"they were made from ({info.get('source')}), or a checkpoint of level 2k."
+        )
+    if stride is not None:
+        raise SchemaError(
+            f"stride: got {stride}; grids are whole crops. Pass it when embedding the patches."
+        )
+    return GridInput(store, trained, channels=channels, normalize=normalize)
+
+
+def _choose(
+    available: Sequence[Label], channels: str | Sequence[str] | None, trained: Mapping[str, Any], store: str
+) -> tuple[Label, ...]:
+    """Channels to embed: those that the network was trained on, or the part of them that was asked for."""
+    known, path = trained["channels"], trained["path"]
+    if known is None:
+        return choose_labels(available, channels, store)
+    names = [label.name for label in available]
+    asked = [label.name for label in choose_labels(available, channels, store)] if channels else list(known)
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise SchemaError(
+            f"{path}: not trained on {unknown}; it knows {known}. Pass channels=[...] with some of these."
+        )
+    stacked = trained["level"] == "256" and trained["stacked"]
+    missing = [name for name in (known if stacked else asked) if name not in names]
+    if missing:
+        rest = [name for name in known if name in names]
+        remedy = f"Pass channels={rest}." if rest and not stacked else "Preprocess with these channels."
+        raise SchemaError(
+            f"{store}: lacks channels {missing} that {path} was trained on; it has {names}. {remedy}"
+        )
+    if stacked and set(asked) != set(known):
+        raise SchemaError(
+            f"{path}: its network reads {known} at once, got channels={asked}. Leave channels out."
+        )
+    return tuple(available[names.index(name)] for name in (known if stacked else asked))
+
+
+def _axis(members: Sequence[Label], *, stacked: bool) -> dict[str, list[str]]:
+    """Labels of the embeddings' channel axis, and the channels that each is made of."""
+    if not stacked or len(members) == 1:
+        return {member.name: [member.name] for member in members}
+    parts = []
+    for variable in dict.fromkeys(m.variable for m in members):
+        heights = [m.name.partition("@")[2].removesuffix("km") for m in members if m.variable == variable]
+        level = f"@{heights[0]}-{heights[-1]}km" if len(heights) > 1 else f"@{heights[0]}km"
+        parts.append(variable + (level if heights[0] else ""))
+    return {"+".join(parts): [member.name for member in members]}
+
+
+def _rules(
+    store: str, members: Sequence[Label], dataset: xr.Dataset, trained: Mapping[str, Any], normalize: str
+) -> tuple[Normalization, ...]:
+    """Normalization of each channel, with the store's packing."""
+    names, kept = [m.name for m in members], trained["normalization"]
+    if normalize == "none":
+        return tuple(_raw(store, dataset[m.variable], m.name) for m in members)
+    if normalize == "auto" and kept is not None:
+        like = {name: Normalization.from_dict(value) for name, value in kept.items()}
+        return tuple(normalizations(store, names, like=like).values())
+    if normalize == "auto":
+        logger.warning(
+            "%s keeps no normalization: taking that of %s. Pass normalize='none' for the predecessor's raw input.",
+            trained["path"], store,
+        )  # fmt: skip
+    return tuple(normalizations(store, names).values())
+
+
+def _raw(store: str, array: xr.DataArray, name: str) -> Normalization:
+    """Physical values as they are; what is missing becomes the mean of the store."""
+    mean = (cube_info(store).get("training_statistics") or {}).get(name, {}).get("mean")
+    packing = Packing.from_attributes(array.attrs, array.dtype)
+    return Normalization(rule="standard", mean=0.0, std=1.0, fill=mean or 0.0, no_echo=0.0, packing=packing)
+
+
+def _combine_flags(flags: np.ndarray) -> np.ndarray:
+    """Flags of a stack (crop, 1, row, col) from those of its channels (crop, member, row, col)."""
+    every = np.bitwise_and.reduce(flags, axis=1, keepdims=True) & np.uint16(_SHARED)
+    some = np.bitwise_or.reduce(flags, axis=1, keepdims=True)
+    out: np.ndarray = every | (some & np.uint16(~_SHARED & 0xFFFF))
+    lacking = ((some & int(NO_PIXELS)) != 0) & ((every & int(NO_PIXELS)) == 0)
+    out[lacking] |= np.uint16(Flag.some_missing)
+    return out
+
+
+def _coordinates(dataset: xr.Dataset, rows: range, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Coordinates of these crops as they are stored: times are int64 seconds."""
+    values = {name: dataset[name][rows.start : rows.stop].values for name in names}
+    return {name: _seconds(v) if v.dtype.kind == "M" else v for name, v in values.items()}
+
+
+def _seconds(times: np.ndarray) -> np.ndarray:
+    return times.astype("datetime64[s]").astype(np.int64)
+
+
+def _with_altitude(index: np.ndarray, member: Label) -> np.ndarray:
+    return index if member.altitude is None else np.insert(index, 1, member.altitude, axis=1)
+
+
+def _neighbors(cells: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two patches that each window lies between, and how far it is on the way to the second."""
+    place = np.arange(cells)
+    return place // step, -(-place // step), (place % step) / step
+
+
+def _between_times(times: np.ndarray, step: int, cells: int) -> np.ndarray:
+    """Times (crop, row) of patches, in seconds, at the windows between them; missing where one of two is."""
+    low, high, share = _neighbors(cells, step)
+    before, after = times[:, low], times[:, high]
+    missing = (before == TIME_FILL) | (after == TIME_FILL)
+    first, last = np.where(missing, 0, before), np.where(missing, 0, after)
+    return np.where(missing, TIME_FILL, first + np.rint((last - first) * share).astype(np.int64))
+
+
+def _between(values: np.ndarray, step: int) -> np.ndarray:
+    """A smooth field of patches (crop, row, col) at the windows between them, from those that are not NaN."""
+    for axis in (1, 2):
+        low, high, share = _neighbors((values.shape[axis] - 1) * step + 1, step)
+        share = share.reshape(-1, *(1 for _ in range(2 - axis)))
+        before, after = np.take(values, low, axis), np.take(values, high, axis)
+        mixed = before * (1 - share) + after * share
+        mixed = np.where(np.isnan(before), after, np.where(np.isnan(after), before, mixed))
+        values = mixed.astype(values.dtype)
+    return values
