@@ -37,13 +37,17 @@ SIDE, FEATURES, K, MANY, POINTS = 8, 384, 10, 64, 1000
 
 def write_store(out: Path, samples: int) -> None:
     """An embedding store of plausible vectors, places and times, by the writer of ``gridrad-cube embed``."""
-    from gridrad_cube.embedding.output import Output, row_groups
+    from gridrad_cube.store import EmbeddingWriter
 
     crops = max(1, samples // SIDE**2)
-    output = Output(
-        out, level="256", crops=crops, dims=("channel", "row", "col", "feature"),
-        shape=(1, SIDE, SIDE, FEATURES), dtype="float16",
-    )  # fmt: skip
+    request = {
+        "format_version": 1,
+        "level": "256",
+        "dtype": "float16",
+        "patch": 256,
+        "checkpoint": "benchmark",
+    }
+    writer = EmbeddingWriter(out, request, crops=crops, shape=(1, SIDE, SIDE, FEATURES))
     centres = np.random.default_rng(0).standard_normal((300, FEATURES)).astype(np.float32)
 
     def vectors(rows: range) -> np.ndarray:
@@ -69,21 +73,9 @@ def write_store(out: Path, samples: int) -> None:
             "flags": np.zeros(cells, np.uint16), "valid_fraction": np.ones(cells, np.float32),
         }  # fmt: skip
 
-    for number, rows in enumerate(output.blocks):
-        output.write(number, vectors(rows), {"first": rows.start, "rows": len(rows)})
-    labels = {
-        "channel": np.array(["ir_brightness_temperature"], object),
-        "variable": np.array(["ir_brightness_temperature"], object),
-        "altitude_km": np.array([np.nan]),
-    }
-    info = {
-        "format_version": 1,
-        "kind": "embeddings",
-        "level": "256",
-        "patch": 256,
-        "checkpoint": "benchmark",
-    }
-    output.commit(labels, row_groups(crops, small), {"gridrad_cube": info})
+    records = {n: writer.write(n, vectors(rows), {}) for n, rows in enumerate(writer.blocks)}
+    channels = {"ir_brightness_temperature": ["ir_brightness_temperature"]}
+    writer.finish(records, small, {"channels": channels}, event="benchmark")
 
 
 def best_of(function: Callable[[], Any], times: int) -> list[float]:

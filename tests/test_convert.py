@@ -1,4 +1,4 @@
-"""The predecessor's files, both ways: what they hold is where it was, what is lost is marked, and nothing runs."""
+"""The predecessor's files: what they hold is where it was, what is lost is marked, and nothing runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from gridrad_cube import (
 )
 from gridrad_cube.cli import cli
 from gridrad_cube.embedding import embed
-from gridrad_cube.models import DINOHead, build, load_backbone, load_checkpoint, save_checkpoint
+from gridrad_cube.models import DINOHead, build, load_backbone, load_checkpoint
+from gridrad_cube.predecessor import arrays
 from gridrad_cube.predecessor import cube as cubes
-from gridrad_cube.predecessor import files
-from gridrad_cube.predecessor.slices import IR, VISIBLE, arrange_crops, arrange_patches, sheets
+from gridrad_cube.predecessor.arrays import IR, VISIBLE, arrange_crops, arrange_patches, arrange_unordered
 from gridrad_cube.readers import read_fields
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 
 PATCH = 16
 LOST = int(Flag.unreadable | Flag.all_missing)
@@ -88,7 +88,7 @@ def test_slices_of_patches_have_a_place_only_where_none_is_missing() -> None:
     assert second[IR][7, 7] == 128 + 63
     assert arrange_patches(day[1:] + night) is None
     assert arrange_patches(day[:-1]) is None
-    infrared, visible = sheets(day[:-1])
+    infrared, visible = arrange_unordered(day[:-1])
     assert (visible[VISIBLE] >= 0).sum() == 63
     np.testing.assert_array_equal(infrared[IR].ravel(), np.arange(0, 128, 2))
 
@@ -304,12 +304,9 @@ def test_a_crop_that_is_not_in_its_source_has_no_place(
     assert "1 of 1 sources have no place" in caplog.text
 
 
-def test_a_field_of_one_value_has_no_place(sources: Path) -> None:
-    from gridrad_cube.predecessor.locate import find_window, open_scene
-
-    scene = open_scene(min(sources.rglob("*.nc")), IR)
-    flat = scene._replace(codes=np.full_like(scene.codes, 27000))
-    assert find_window(flat, np.full((64, 64), 270.0)) is None
+def test_a_field_of_one_value_has_no_place() -> None:
+    flat = np.full((180, 200), 27000, np.uint16)
+    assert cubes.find_window(flat, CHANNELS[IR].packing, np.full((64, 64), 270.0)) is None
 
 
 # --- what is not trusted -------------------------------------------------------------------------------------
@@ -346,7 +343,7 @@ def test_files_that_are_something_else_are_refused_in_a_line(tmp_path: Path) -> 
     bad.append((tmp_path / "deflated.pt", "compressed inside"))
     for path, match in bad:
         with pytest.raises(SchemaError, match=match):
-            files.load_tensor(path, 2)
+            arrays.load_tensor(path, 2)
     assert not Path("/tmp/should-not-be-there").exists()
 
 
@@ -363,49 +360,7 @@ def test_npz_files_that_declare_what_they_do_not_hold(tmp_path: Path) -> None:
         ("other", "expected 'crop'"), ("objects", "of numbers"), ("shape", "1 or 2 channels"), ("short", "declares")
     ):  # fmt: skip
         with pytest.raises(SchemaError, match=match):
-            files.read_npz(tmp_path / f"{name}.npz")
-
-
-def test_names_of_scenes_never_leave_the_folder() -> None:
-    from gridrad_cube.predecessor.features import scene_names
-
-    assert scene_names(["a", "b", "a"]) == ["a_000000", "b", "a_000002"]
-    for name in ("../a", "a/b", "", ".hidden", "a\\b"):
-        with pytest.raises(SchemaError, match="not a name for a file"):
-            scene_names([name])
-
-
-# --- back ----------------------------------------------------------------------------------------------------
-
-
-def test_npz_there_and_back(cube: Path, crops: list[np.ndarray], tmp_path: Path) -> None:
-    summary = predecessor.to_npz(cube, tmp_path / "out")
-    assert summary["written"] == 3
-    for base, crop in zip(old.names(3), crops, strict=True):
-        with np.load(tmp_path / "out" / f"{base}.npz") as arrays:
-            assert arrays["crop"].dtype == np.float32
-            np.testing.assert_allclose(arrays["crop"], crop, rtol=1.2e-7)
-            np.testing.assert_array_equal(arrays["patches"], old.patches_of(arrays["crop"], PATCH))
-    assert predecessor.to_npz(cube, tmp_path / "out")["kept"] == 3
-    predecessor.from_npz(tmp_path / "out", tmp_path / "again.zarr")
-    again, first = open_packed(tmp_path / "again.zarr"), open_packed(cube)
-    for name in (IR, VISIBLE, f"{IR}_flags", f"{VISIBLE}_flags"):
-        np.testing.assert_array_equal(again[name].values, first[name].values)
-
-
-def test_pt_there_and_back(crops: list[np.ndarray], tmp_path: Path) -> None:
-    old.write_scenes(tmp_path / "in", crops[:2], PATCH, bloated=False)
-    base = old.names(2)[0]
-    (tmp_path / "in" / "patches" / f"{base}_patch_2_5_0.pt").unlink()
-    predecessor.from_pt(tmp_path / "in" / "patches", tmp_path / "c.zarr")
-    summary = predecessor.to_pt(tmp_path / "c.zarr", tmp_path / "out", what="patches")
-    assert summary["left_out"] == 1
-    there = {p.name for p in (tmp_path / "in" / "patches").iterdir()}
-    assert {p.name for p in (tmp_path / "out" / "patches").iterdir()} == there
-    for name in sorted(there)[::17]:
-        a, b = (torch.load(tmp_path / part / "patches" / name) for part in ("in", "out"))
-        torch.testing.assert_close(a, b, rtol=1.2e-7, atol=0)
-        assert b.untyped_storage().nbytes() == PATCH**2 * 4
+            arrays.read_npz(tmp_path / f"{name}.npz")
 
 
 # --- embeddings ----------------------------------------------------------------------------------------------
@@ -421,7 +376,7 @@ def _features(crops: list[np.ndarray], width: int = 12) -> dict[str, torch.Tenso
     }
 
 
-def test_features_with_the_cube_there_and_back(cube: Path, crops: list[np.ndarray], tmp_path: Path) -> None:
+def test_features_with_the_cube(cube: Path, crops: list[np.ndarray], tmp_path: Path) -> None:
     features = _features(crops)
     torch.save(features, tmp_path / "output_features.pt")
     summary = predecessor.from_features(tmp_path / "output_features.pt", tmp_path / "e.zarr", cube=cube)
@@ -434,11 +389,11 @@ def test_features_with_the_cube_there_and_back(cube: Path, crops: list[np.ndarra
     source = open_packed(cube)
     np.testing.assert_array_equal(dataset["flags"].values[:, 0], source[f"{IR}_flags"].values)
     np.testing.assert_array_equal(dataset["time"].values, source["time"].values)
-    predecessor.to_features(tmp_path / "e.zarr", tmp_path / "back.pt")
-    back = torch.load(tmp_path / "back.pt")
-    assert back.keys() == features.keys()
-    for name, value in features.items():
-        torch.testing.assert_close(back[name], value, rtol=0, atol=0)
+    before = (tmp_path / "e.zarr" / "zarr.json").stat().st_mtime_ns
+    assert (
+        predecessor.from_features(tmp_path / "output_features.pt", tmp_path / "e.zarr", cube=cube) == summary
+    )
+    assert (tmp_path / "e.zarr" / "zarr.json").stat().st_mtime_ns == before
 
 
 def test_features_of_both_levels_without_a_cube(crops: list[np.ndarray], tmp_path: Path) -> None:
@@ -451,17 +406,16 @@ def test_features_of_both_levels_without_a_cube(crops: list[np.ndarray], tmp_pat
     dataset = open_embeddings(tmp_path / "e.zarr")
     assert list(dataset["scene"].values) == old.names(3)
     assert (dataset["flags"].values[1, 1] == int(Flag.channel_absent)).all()
-    predecessor.to_features(tmp_path / "e.zarr", tmp_path / "out")
     for name, value in features.items():
-        torch.testing.assert_close(torch.load(tmp_path / "out" / name), value, rtol=0, atol=0)
+        at = old.names(3).index(name[: -len("_crop_0.pt")]), int(name[-4])
+        np.testing.assert_array_equal(dataset["embedding"].values[at], value.reshape(8, 8, 12))
     upper = {name: value[0] for name, value in features.items()}
     torch.save(upper, tmp_path / "output_features_2k.pt")
     assert (
         predecessor.from_features(tmp_path / "output_features_2k.pt", tmp_path / "2k.zarr")["level"] == "2k"
     )
-    predecessor.to_features(tmp_path / "2k.zarr", tmp_path / "2k.pt")
-    back = torch.load(tmp_path / "2k.pt")
-    assert all(torch.equal(back[name], value) for name, value in upper.items())
+    above = open_embeddings(tmp_path / "2k.zarr")["embedding"].values
+    np.testing.assert_array_equal(above[2, 1], upper[f"{old.names(3)[2]}_crop_1.pt"])
 
 
 def test_features_that_do_not_fit_say_what(cube: Path, tmp_path: Path) -> None:
@@ -501,7 +455,7 @@ def _input(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.cos(0.013 * n + 0.0001 * (n % 997)).astype(np.float32)).reshape(shape)
 
 
-def _old_checkpoint(name: str, path: Path) -> dict[str, torch.Tensor]:
+def _old_checkpoint(name: str, path: Path) -> None:
     network = build(name)
     state = _filled(network.state_dict())
     head = DINOHead(network.embed_dim, 16, hidden_dim=8, bottleneck_dim=4).state_dict()
@@ -518,15 +472,14 @@ def _old_checkpoint(name: str, path: Path) -> dict[str, torch.Tensor]:
         },
         path,
     )
-    return state
 
 
 @pytest.mark.parametrize(
     ("name", "case"),
     [("vit_tiny", "vit_tiny in(2,1,96,96)"), ("vit2k_xs", "vit2k_xs in(2,384,8,8)")],
 )
-def test_checkpoints_there_and_back_give_the_golden_numbers(name: str, case: str, tmp_path: Path) -> None:
-    state = _old_checkpoint(name, tmp_path / "old.pth")
+def test_converted_checkpoints_give_the_golden_numbers(name: str, case: str, tmp_path: Path) -> None:
+    _old_checkpoint(name, tmp_path / "old.pth")
     summary = predecessor.from_checkpoint(tmp_path / "old.pth", tmp_path / "ours.pth")
     assert (summary["epoch"], summary["left_out"]) == (7, ["optimizer"])
     ours = load_checkpoint(tmp_path / "ours.pth")
@@ -538,14 +491,7 @@ def test_checkpoints_there_and_back_give_the_golden_numbers(name: str, case: str
         expected = GOLDEN[case]
         np.testing.assert_allclose(out.flatten()[:6], expected["first"], atol=1e-4)
         np.testing.assert_allclose(out.norm(), expected["l2"], atol=1e-4)
-    predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "back.pth")
-    back, first = load_checkpoint(tmp_path / "back.pth"), load_checkpoint(tmp_path / "old.pth")
-    assert (back["epoch"], back["args"].arch) == (7, name)
-    for key, prefix in (("student", "module.backbone."), ("teacher", "backbone.")):
-        assert back[key].keys() == first[key].keys()
-        for weight, value in state.items():
-            assert torch.equal(back[key][prefix + weight], value), weight
-    assert torch.equal(back["dino_loss"]["center"], torch.ones(1, 16))
+    assert torch.equal(ours["dino_loss"]["center"], torch.ones(1, 16))
     with pytest.raises(SchemaError, match="of this program already"):
         predecessor.from_checkpoint(tmp_path / "ours.pth", tmp_path / "twice.pth")
 
@@ -571,38 +517,11 @@ def test_a_converted_checkpoint_embeds_values_as_the_predecessor_did(
         np.testing.assert_allclose(found["embedding"].values[0, number, 2, :4], expected, atol=2e-3)
 
 
-def test_normalisation_goes_into_the_first_layer_on_the_way_back(cube: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = build("vit_tiny").eval()
-    from gridrad_cube.datasets import normalizations
-
-    rules = normalizations(cube, [IR, VISIBLE])
-    kept = {name: rule.to_dict() for name, rule in rules.items()}
-    ours = {"teacher": network.state_dict(), "model": network.config(), "normalization": kept}
-    save_checkpoint(ours, tmp_path / "ours.pth")
-    values = open_cube(cube)[VISIBLE].values[0, :32, :32]
-    normal, _ = rules[VISIBLE].apply(rules[VISIBLE].packing.encode(values))
-    predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth", channel=VISIBLE)
-    old_network = load_backbone(tmp_path / "old.pth")
-    with torch.no_grad():
-        wanted = network(torch.from_numpy(normal)[None, None])
-        given = old_network(torch.from_numpy(100 * values)[None, None])
-        raw = network(torch.from_numpy(100 * values)[None, None])
-    torch.testing.assert_close(given, wanted, rtol=0, atol=2e-3)
-    assert (raw - wanted).abs().max() > 0.1
-    with pytest.raises(SchemaError, match="cannot go into the weights"):
-        predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "x.pth", channel="reflectivity")
-
-
-def test_networks_that_its_scripts_cannot_build_are_refused(tmp_path: Path) -> None:
-    network = build("vit_tiny", 3, image_size=96, mask_token=True)
-    torch.nn.init.ones_(network.mask_token)
-    save_checkpoint({"teacher": network.state_dict(), "model": network.config()}, tmp_path / "ours.pth")
+def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:
+    network = build("vit_tiny", 3, image_size=96)
     torch.save({"teacher": network.state_dict()}, tmp_path / "three.pth")
     with pytest.raises(SchemaError, match="reads 3 channels at once"):
         predecessor.from_checkpoint(tmp_path / "three.pth", tmp_path / "x.pth")
-    with pytest.raises(SchemaError, match=r"positions for 36 .* inputs of 3; .* mask token"):
-        predecessor.to_checkpoint(tmp_path / "ours.pth", tmp_path / "old.pth")
 
 
 # --- commands and pictures -----------------------------------------------------------------------------------
@@ -612,20 +531,14 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(a) for a in arguments])
 
 
-def test_commands_there_and_back(crops: list[np.ndarray], tmp_path: Path) -> None:
+def test_commands(crops: list[np.ndarray], tmp_path: Path) -> None:
     old.write_npz(tmp_path / "npz", crops[:1], PATCH)
     store_path, base = tmp_path / "c.zarr", old.names(1)[0]
     done = run("convert", "from-npz", tmp_path / "npz", store_path)
     assert (done.exit_code, "1 written" in done.output) == (0, True), done.output
-    done = run("convert", "to-pt", store_path, tmp_path / "pt", "--what", "crops", "-c", VISIBLE)
-    assert json.loads(done.stdout)["crops"] == 1
-    values = torch.load(tmp_path / "pt" / "crops" / f"{base}_crop_0.pt").numpy()
-    np.testing.assert_allclose(values, crops[0][1], rtol=1.2e-7)
     torch.save({f"{base}_crop_1.pt": torch.ones(64, 4)}, tmp_path / "f.pt")
     done = run("convert", "from-features", tmp_path / "f.pt", tmp_path / "e.zarr", "--cube", store_path)
     assert json.loads(done.stdout)["channels"] == [VISIBLE]
-    done = run("convert", "to-features", tmp_path / "e.zarr", tmp_path / "back.pt")
-    assert json.loads(done.stdout)["written"] == 1
     done = run("convert", "from-pt", tmp_path / "npz", tmp_path / "x.zarr")
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     assert "no file with a name of the predecessor's" in done.output

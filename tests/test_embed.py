@@ -14,11 +14,10 @@ import xarray as xr
 
 from gridrad_cube import pipeline, readers, store, testing
 from gridrad_cube.datasets import GridDataset, Normalization, PatchDataset, normalizations
-from gridrad_cube.embedding import NO_PIXELS, Network, embed, output
-from gridrad_cube.embedding.lattice import Lattice, _between, _overlapped
+from gridrad_cube.embedding import NO_PIXELS, Network, embed
+from gridrad_cube.embedding.inputs import PatchInput, _between, _between_times
 from gridrad_cube.models import ViewSpec, build, load_backbone, save_checkpoint
 from gridrad_cube.schema import CHANNELS, TIME_FILL, Flag, Recipe, SchemaError, TileSpec
-from gridrad_cube.selection import labels_of
 
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
 PATCH, TOKEN = 16, 8
@@ -313,7 +312,7 @@ def interrupt_after(patch, batches):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """One crop a block."""
-    monkeypatch.setattr(output, "BLOCK_CROPS", {"256": 1, "2k": 1})
+    monkeypatch.setattr("gridrad_cube.store.embeddings.BLOCK_CROPS", {"256": 1, "2k": 1})
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(cube, checkpoint, tmp_path, small_blocks):
@@ -394,7 +393,7 @@ def test_parts_make_one_store(cube, checkpoint, tmp_path, small_blocks):
     assert embed(cube, checkpoint, tmp_path / "a.zarr", part=(1, 2))["finished"]
     embed(cube, checkpoint, tmp_path / "b.zarr")
     assert_same_store(tmp_path / "a.zarr", tmp_path / "b.zarr")
-    with pytest.raises(SchemaError, match="each part would undo the others"):
+    with pytest.raises(SchemaError, match="each part would overwrite the others"):
         embed(cube, checkpoint, tmp_path / "a.zarr", part=(0, 2), resume=False)
     with pytest.raises(SchemaError, match="part: got"):
         embed(cube, checkpoint, tmp_path / "c.zarr", part=(2, 2))
@@ -651,15 +650,12 @@ def test_overlapping_windows_are_those_of_a_cube_cut_there(cube, checkpoint, emb
     assert embed(cube, checkpoint, out, stride=8, dtype="float32")["blocks_kept"] == 1
 
 
-def test_overlapping_windows_inherit_what_pixels_cannot_tell(cube):
-    packed = store.open_packed(cube)
-    flags = packed[f"{IR}_flags"].values.copy()
+def test_overlapping_windows_inherit_what_pixels_cannot_tell(cube, checkpoint):
+    source = PatchInput(cube, Network(checkpoint).trained, channels=IR, stride=8)
+    flags = source.dataset[f"{IR}_flags"].values.copy()
     flags[0, 1, 2] |= int(Flag.limb)
-    packed[f"{IR}_flags"] = (("crop", "row", "col"), flags)
-    lattice = Lattice(packed, store.cube_info(cube), 8)
-    (found,), _ = lattice.assess(
-        range(1), labels_of(packed, [IR]), lambda crop, number: packed[IR][crop].values
-    )
+    source.dataset[f"{IR}_flags"] = (("crop", "row", "col"), flags)
+    found = source.small(range(1))["flags"][:, 0]
     expected = np.zeros((9, 13), bool)
     expected[1:4, 3:6] = True
     np.testing.assert_array_equal((found[0] & int(Flag.limb)) != 0, expected)
@@ -667,9 +663,9 @@ def test_overlapping_windows_inherit_what_pixels_cannot_tell(cube):
 
 def test_times_and_angles_between_patches():
     times = np.array([[0, 10, TIME_FILL]])
-    assert _between(times, 2, 5).tolist() == [[0, 5, 10, TIME_FILL, TIME_FILL]]
+    assert _between_times(times, 2, 5).tolist() == [[0, 5, 10, TIME_FILL, TIME_FILL]]
     angles = np.array([[[0.0, 2.0, np.nan], [4.0, 6.0, np.nan]]], np.float32)
-    found = _overlapped(angles, 2)
+    found = _between(angles, 2)
     assert found.shape == (1, 3, 5)
     assert found[0, 1].tolist()[:4] == [2.0, 3.0, 4.0, 4.0]
     assert np.isnan(found[0, :, 4]).all()
@@ -686,7 +682,7 @@ def predecessor(path, cells=False):
 def test_the_predecessors_checkpoint_takes_the_stores_normalisation(cube, tmp_path, caplog):
     path, net = predecessor(tmp_path / "old.pth")
     embed(cube, path, tmp_path / "e.zarr", channels=IR, dtype="float32")
-    assert "keeps no normalisation" in caplog.text
+    assert "keeps no normalization" in caplog.text
     rule = normalizations(cube, [IR])[IR]
     codes = window(cube, IR, 0, 16, 16)
     with torch.inference_mode():
@@ -740,7 +736,7 @@ def test_grids_of_another_network_are_refused(cube, embeddings, embeddings_2k, t
     embed(cube, wide, tmp_path / "wide.zarr", pool="class_mean")
     with pytest.raises(SchemaError, match=r"embeddings have 48 features, but .* reads 24"):
         embed(tmp_path / "wide.zarr", second, tmp_path / "e.zarr")
-    with pytest.raises(SchemaError, match=r"no channels \['echo_top_height'\]"):
+    with pytest.raises(SchemaError, match="no channel 'echo_top_height'"):
         embed(embeddings, second, tmp_path / "e.zarr", channels="echo_top_height")
 
 

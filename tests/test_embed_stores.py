@@ -1,7 +1,8 @@
-"""Embedding stores in other ways: int8, both levels at once, many processes; the grid's orientation; attention maps."""
+"""Embedding stores made by many processes; the grid's orientation; attention maps."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -27,9 +28,8 @@ from test_embed import (
 )
 
 from gridrad_cube import cli, query, store
-from gridrad_cube.datasets import GridDataset
-from gridrad_cube.embedding import NO_PIXELS, Network, attention, embed, output
-from gridrad_cube.embedding.output import quantize
+from gridrad_cube.embedding import NO_PIXELS, Network, attention, embed
+from gridrad_cube.embedding.run import _embed_share, _Job, _local_ranks
 from gridrad_cube.models import load_backbone
 from gridrad_cube.schema import SchemaError
 
@@ -58,124 +58,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """One crop a block."""
-    monkeypatch.setattr(output, "BLOCK_CROPS", {"256": 1, "2k": 1})
-
-
-# int8
-
-
-def test_int8_is_within_half_a_code_of_single(folder, tmp_path):
-    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
-    embed(cube, checkpoint, tmp_path / "f.zarr", dtype="float32")
-    embed(cube, checkpoint, tmp_path / "i.zarr", dtype="int8")
-    exact, found = values_of(tmp_path / "f.zarr"), values_of(tmp_path / "i.zarr")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
-    largest = np.abs(np.nan_to_num(exact)).max(axis=-1, keepdims=True)
-    good = np.isfinite(exact)
-    assert (np.abs(found - exact)[good] <= np.broadcast_to(largest / 254 * 1.001, exact.shape)[good]).all()
-    assert np.abs(found - exact)[good].max() > 0
-    plain = xr.open_zarr(tmp_path / "i.zarr", chunks=None)
-    assert plain["embedding"].dtype == np.int8
-    np.testing.assert_array_equal(plain["embedding"] * plain["embedding_scale"], found)
-    attributes = json.loads((tmp_path / "i.zarr" / "zarr.json").read_text())["attributes"]
-    assert attributes["geoemb:data_type"] == "int8"
-    assert attributes["geoemb:quantization"]["scale"] == {"array": "embedding_scale"}
-
-
-def test_int8_answers_and_trains_as_others_do(folder, tmp_path):
-    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
-    embed(cube, checkpoint, tmp_path / "i.zarr", dtype="int8", batch_size=7)
-    dataset = store.open_embeddings(tmp_path / "i.zarr")
-    values = dataset["embedding"].values
-    np.testing.assert_array_equal(
-        dataset["embedding"][1:4, 0, 2, [3, 1], 5].values, values[1:4, 0, 2][:, [3, 1], 5]
-    )
-    np.testing.assert_array_equal(dataset["embedding"][2, :, 1].values, values[2, :, 1])
-    answer = query.search(dataset, (0, 1, 1, IR), 5)
-    exact = query.search(dataset.load(), (0, 1, 1, IR), 5)
-    xr.testing.assert_identical(answer.drop_attrs(), exact.drop_attrs())
-    grids = GridDataset(tmp_path / "i.zarr")
-    assert np.isfinite(grids.normalization["mean"]).all()
-    checkpoint_2k(tmp_path / "2k.pth", tmp_path / "i.zarr")
-    summary = embed(tmp_path / "i.zarr", tmp_path / "2k.pth", tmp_path / "i2k.zarr", dtype="int8")
-    above = store.open_embeddings(tmp_path / "i2k.zarr")["embedding"]
-    assert above.dims == ("crop", "channel", "feature")
-    assert np.isfinite(above.values).all(axis=-1).sum() == summary["embedded"]
-
-
-def test_int8_resumes_and_overlaps(folder, tmp_path, small_blocks):
-    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
-    for name in ("a", "b"):
-        embed(cube, checkpoint, tmp_path / f"{name}.zarr", dtype="int8", stride=8, channels=IR)
-    (tmp_path / "b.zarr" / "_build" / "blocks" / "000002.json").unlink()
-    assert (
-        embed(cube, checkpoint, tmp_path / "b.zarr", dtype="int8", stride=8, channels=IR)["blocks_kept"] == 4
-    )
-    assert_same_store(tmp_path / "a.zarr", tmp_path / "b.zarr")
-    with pytest.raises(SchemaError, match=r"dtype \"int8\" there, \"float16\" here"):
-        embed(cube, checkpoint, tmp_path / "b.zarr", stride=8, channels=IR)
-    with pytest.raises(SchemaError, match="dtype: got 'float8'; expected one of float16, float32, int8"):
-        embed(cube, checkpoint, tmp_path / "c.zarr", dtype="float8")
-
-
-def test_quantize_keeps_zeros_and_marks_what_is_not_finite():
-    vectors = np.array([[0, 0], [1, -0.5], [np.nan, 1], [np.inf, 0], [1e-40, 0]], np.float32)
-    codes, scale = quantize(vectors)
-    assert codes.tolist()[:4] == [[0, 0], [127, -64], [0, 0], [0, 0]]
-    assert np.isnan(scale).tolist() == [False, False, True, True, False]
-    assert codes.dtype == np.int8
-    np.testing.assert_allclose(codes[1] * scale[1], [1, -0.5], atol=1 / 254)
-
-
-# both levels in one go
-
-
-def test_both_checkpoints_give_what_embedding_twice_gives(folder, tmp_path):
-    cube = folder / "patches.zarr"
-    embed(folder / "embeddings.zarr", folder / "2k.pth", tmp_path / "twice.zarr", dtype="float32")
-    summary = embed(
-        cube,
-        folder / "256.pth",
-        tmp_path / "once.zarr",
-        checkpoint_2k=folder / "2k.pth",
-        dtype="float32",
-        batch_size=64,
-    )
-    assert summary["finished"]
-    assert summary["level"] == "2k"
-    once, twice = (store.open_embeddings(tmp_path / f"{n}.zarr") for n in ("once", "twice"))
-    assert set(once.variables) == set(twice.variables)
-    for name in once.variables:
-        np.testing.assert_array_equal(once[name].values, twice[name].values, err_msg=name)
-    info = once.attrs["gridrad_cube"]
-    assert info["embedded_from"]["checkpoint"] == twice.attrs["gridrad_cube"]["embedded_from"]["checkpoint"]
-    assert info["embedded_from"]["source_identity"] == store.cube_info(cube)["identity"]
-    assert info["pixel_spacing_km"] == twice.attrs["gridrad_cube"]["pixel_spacing_km"]
-    assert not (tmp_path / "embeddings.zarr").exists()
-
-
-def test_both_checkpoints_resume_and_take_some_channels(folder, tmp_path, small_blocks):
-    cube, both = folder / "patches.zarr", {"checkpoint_2k": folder / "2k.pth"}
-    embed(cube, folder / "256.pth", tmp_path / "a.zarr", channels=VIS, **both)
-    (tmp_path / "a.zarr" / "_build" / "blocks" / "000001.json").unlink()
-    before = values_of(tmp_path / "a.zarr")
-    assert embed(cube, folder / "256.pth", tmp_path / "a.zarr", channels=VIS, **both)["blocks_kept"] == 4
-    np.testing.assert_array_equal(values_of(tmp_path / "a.zarr"), before)
-    assert store.open_embeddings(tmp_path / "a.zarr")["channel"].values.tolist() == [VIS]
-
-
-def test_wrong_pairs_of_checkpoints_are_refused(folder, tmp_path):
-    cube, low, high = folder / "patches.zarr", folder / "256.pth", folder / "2k.pth"
-    with pytest.raises(SchemaError, match="a network of level 256, but checkpoint_2k= takes one of 2k"):
-        embed(cube, low, tmp_path / "e.zarr", checkpoint_2k=low)
-    with pytest.raises(SchemaError, match="one checkpoint of level 2k is enough"):
-        embed(folder / "embeddings.zarr", high, tmp_path / "e.zarr", checkpoint_2k=high)
-    other = checkpoint_of(tmp_path / "other.pth", cube, seed=9)
-    with pytest.raises(SchemaError, match=r"was trained on those of .*; they mean different things"):
-        embed(cube, other, tmp_path / "e.zarr", checkpoint_2k=high)
-    with pytest.raises(SchemaError, match="there is no store of embeddings to take the statistics from"):
-        embed(cube, low, tmp_path / "e.zarr", checkpoint_2k=high, normalize="store")
+    monkeypatch.setattr("gridrad_cube.store.embeddings.BLOCK_CROPS", {"256": 1, "2k": 1})
 
 
 # N in, N out, whatever the number of crops, processes and their order
@@ -202,8 +85,8 @@ def test_every_patch_has_a_row_for_any_number_of_ranks(tmp_path, monkeypatch, sm
 def test_processes_that_start_at_once_make_one_store(folder, tmp_path):
     """Real processes, as torchrun or a job array starts them: none refuses the other's beginnings."""
     code = (
-        "import sys; from gridrad_cube.embedding import embed, output; import torch; torch.set_num_threads(1);"
-        "output.BLOCK_CROPS = {'256': 1, '2k': 1};"
+        "import sys; from gridrad_cube.embedding import embed; import torch; torch.set_num_threads(1);"
+        "from gridrad_cube.store import embeddings; embeddings.BLOCK_CROPS = {'256': 1, '2k': 1};"
         "print(embed(sys.argv[1], sys.argv[2], sys.argv[3])['finished'])"
     )
     out = tmp_path / "e.zarr"
@@ -225,11 +108,11 @@ def test_a_place_is_claimed_by_one_request(folder, tmp_path):
     barrier, errors = threading.Barrier(8), []
 
     def begin(dtype):
-        made = output.Output(tmp_path / "e.zarr", level="256", crops=5, dims=("channel", "row", "col", "feature"),
-                             shape=(2, 5, 7, 24), dtype=dtype)  # fmt: skip
+        request = {"level": "256", "dtype": dtype}
+        writer = store.EmbeddingWriter(tmp_path / "e.zarr", request, crops=5, shape=(2, 5, 7, 24))
         barrier.wait()
         try:
-            made.begin({"dtype": dtype}, resume=True)
+            writer.begin(resume=True)
         except SchemaError as error:
             errors.append(str(error))
 
@@ -239,7 +122,7 @@ def test_a_place_is_claimed_by_one_request(folder, tmp_path):
     for thread in threads:
         thread.join(20)
     assert len(errors) == 4
-    assert all("embeddings made otherwise" in error for error in errors)
+    assert all("embeddings made with other options" in error for error in errors)
 
 
 def test_a_part_does_not_finish_over_another_parts_old_blocks(folder, tmp_path, small_blocks):
@@ -270,6 +153,71 @@ def test_workers_of_dask_make_the_same_store(folder, tmp_path, small_blocks):
     assert_same_store(tmp_path / "a.zarr", tmp_path / "w.zarr")
     with pytest.raises(SchemaError, match="together with workers"):
         embed(cube, checkpoint, tmp_path / "w.zarr", workers=2, part=(0, 2))
+
+
+# ranks and devices
+
+
+class Chosen(Exception):
+    pass
+
+
+def spy_on_devices(monkeypatch, gpus):
+    """Pretend that there are so many GPUs; the device that a network is put on ends up in the list."""
+    devices = []
+
+    def choose(path, *, device, **options):
+        devices.append(str(device))
+        raise Chosen
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("gridrad_cube.embedding.run.Network", choose)
+    return devices
+
+
+@pytest.mark.parametrize(
+    ("names", "local"),
+    [
+        (("RANK", "WORLD_SIZE"), "LOCAL_RANK"),
+        (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), "SLURM_LOCALID"),
+        (("PMI_RANK", "PMI_SIZE"), "PALS_LOCAL_RANKID"),
+    ],
+)
+def test_ranks_of_every_launcher_make_their_share_on_their_gpu(
+    folder, tmp_path, monkeypatch, small_blocks, names, local
+):
+    cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
+    for name, value in zip((*names, local), (1, 4, 1), strict=True):
+        monkeypatch.setenv(name, str(value))
+    summary = embed(cube, checkpoint, tmp_path / "e.zarr", channels=IR, device="cpu")
+    assert (summary["blocks"], summary["finished"]) == (5, False)
+    blocks = sorted(p.name for p in (tmp_path / "e.zarr" / "_build" / "blocks").iterdir())
+    assert blocks == ["000001.json"]
+    devices = spy_on_devices(monkeypatch, gpus=2)
+    for number in range(4):
+        monkeypatch.setenv(names[0], str(number))
+        monkeypatch.setenv(local, str(number))
+        with pytest.raises(Chosen):
+            embed(cube, checkpoint, tmp_path / "e.zarr")
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+
+
+def test_workers_of_a_machine_share_its_gpus(folder, tmp_path, monkeypatch):
+    from distributed import Client
+
+    ports = {
+        f"tcp://10.0.0.{host}:{port}": {"host": f"10.0.0.{host}"} for host in (1, 2) for port in (1, 2, 3)
+    }
+    assert sorted(_local_ranks(ports).values()) == [0, 0, 1, 1, 2, 2]
+    devices = spy_on_devices(monkeypatch, gpus=2)
+    options = dict.fromkeys(("channels", "stride", "key", "pool", "normalize", "dtype", "batch_size"))
+    job = functools.partial(_Job, "a", "b", "c", **options, device="auto")
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        for worker in client.scheduler_info()["workers"]:
+            done = client.submit(_embed_share, job, (0, 1), None, workers=[worker], pure=False)
+            assert isinstance(done.exception(), Chosen)
+    assert sorted(devices) == ["cuda:0", "cuda:1"]
 
 
 # orientation
@@ -320,7 +268,7 @@ def test_a_planted_gradient_keeps_its_direction(tmp_path, monkeypatch, north_fir
 
 def test_attention_of_patches_is_that_of_the_network(folder, tmp_path):
     cube, checkpoint = folder / "patches.zarr", folder / "256.pth"
-    found = attention(cube, checkpoint, [(0, 1, 2), (4, 2, 2)], tmp_path / "a.zarr")
+    found = attention(cube, checkpoint, [(0, 1, 2), (4, 2, 2)])
     assert found["attention"].dims == ("sample", "head", "token_y", "token_x")
     assert found["attention"].shape == (4, 2, 2, 2)
     assert found["channel"].values.tolist() == [IR, VIS, IR, VIS]
@@ -341,11 +289,14 @@ def test_attention_of_patches_is_that_of_the_network(folder, tmp_path):
         expected = net.get_last_selfattention(torch.from_numpy(values)[None, None], hidden)[0, :, 0, 1:]
     np.testing.assert_allclose(found["attention"][0], expected.reshape(2, 2, 2), atol=1e-5)
     np.testing.assert_array_equal(found["latitude"][::2], packed["latitude"].values[[0, 4], [1, 2], [2, 2]])
-    plain = xr.open_zarr(tmp_path / "a.zarr", chunks=None)
-    np.testing.assert_array_equal(plain["attention"], found["attention"])
-    assert plain["source"].values.tolist() == found["source"].values.tolist()
-    with pytest.raises(SchemaError, match="is there already"):
-        attention(cube, checkpoint, [(0, 1, 2)], tmp_path / "a.zarr")
+    found.to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    found.to_netcdf(tmp_path / "a.nc")
+    for plain in (
+        xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False),
+        xr.open_dataset(tmp_path / "a.nc"),
+    ):
+        np.testing.assert_array_equal(plain["attention"], found["attention"])
+        assert plain["source"].values.tolist() == found["source"].values.tolist()
 
 
 def test_attention_of_a_crop_an_answer_and_of_grids(folder, tmp_path):
@@ -378,22 +329,21 @@ def test_attention_of_a_crop_an_answer_and_of_grids(folder, tmp_path):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(cli.cli, ["embed", *map(str, arguments)])
-    return result.exit_code, result.output
+    result = CliRunner().invoke(cli.cli, list(map(str, arguments)))
+    return result.exit_code, result.stdout, result.stderr
 
 
-def test_command_line_of_both_levels_and_attention(folder, tmp_path):
-    cube, low, high = folder / "patches.zarr", folder / "256.pth", folder / "2k.pth"
-    both = ("--store", cube, "--checkpoint", low, "--checkpoint-2k", high)
-    code, text = run(*both, "--out", tmp_path / "e.zarr", "--dtype", "int8")
-    assert code == 0, text
-    assert store.store_info(tmp_path / "e.zarr")["level"] == "2k"
-    assert store.open_embeddings(tmp_path / "e.zarr")["embedding"].dtype == np.float32
-    code, text = run(
-        *both[:4], "--out", tmp_path / "a.zarr", "--attention", "0,1,2", "--attention", "1,0,0", "-c", IR
-    )
-    assert code == 0, text
-    assert json.loads(text.splitlines()[-1])["sample"] == 2
+def test_commands_embed_and_attention(folder, tmp_path):
+    common = ("--store", folder / "patches.zarr", "--checkpoint", folder / "256.pth", "-c", IR)
+    code, text, error = run("embed", *common, "--out", tmp_path / "e.zarr", "--dtype", "float32")
+    assert code == 0, error
+    assert json.loads(text)["channels"] == [IR]
+    assert values_of(tmp_path / "e.zarr").dtype == np.float32
+    code, text, error = run("attention", *common, "--out", tmp_path / "a.zarr", "0,1,2", "1,0,0")
+    assert code == 0, error
+    assert json.loads(text)["sample"] == 2
     assert xr.open_zarr(tmp_path / "a.zarr", chunks=None)["crop"].values.tolist() == [0, 1]
-    code, text = run(*both[:4], "--out", tmp_path / "b.zarr", "--attention", "0,1")
-    assert (code != 0, "expected CROP,ROW,COL" in text) == (True, True)
+    code, _, error = run("attention", *common, "--out", tmp_path / "a.zarr", "0,1,2")
+    assert (code, "exists already" in error) == (1, True)
+    code, _, error = run("attention", *common, "--out", tmp_path / "b.zarr", "0,1")
+    assert (code != 0, "expected CROP,ROW,COL" in error) == (True, True)

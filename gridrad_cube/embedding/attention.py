@@ -134,4 +134,6 @@ def _coordinates(source: PatchInput | GridInput, index: dict[str, np.ndarray]) -
         dataset = dataset.drop_vars([n for n in dataset.variables if "channel" in dataset[n].dims])
         dataset = dataset.assign(embedding=(("crop", "feature"), blank))
     found = collect(dataset, index, "sample")
-    return found.drop_vars([n for n, v in found.variables.items() if "sample" not in v.dims or n in found.data_vars])
+    return found.drop_vars(
+        [n for n, v in found.variables.items() if "sample" not in v.dims or n in found.data_vars]
+    )

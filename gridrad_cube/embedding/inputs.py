@@ -228,7 +228,8 @@ class PatchInput:
     def _cut(self, one: xr.Dataset, dy: int, dx: int) -> xr.Dataset | None:
         """The tiling of a crop that is shifted by some pixels, without channels; None if nothing fits."""
         height, width = (
-            (edge - shift) // self.patch * self.patch for edge, shift in zip(self._edge, (dy, dx), strict=True)
+            (edge - shift) // self.patch * self.patch
+            for edge, shift in zip(self._edge, (dy, dx), strict=True)
         )
         if not height or not width:
             return None
@@ -269,7 +270,9 @@ class PatchInput:
         mine = thresholds["levels"][member.altitude] if "levels" in thresholds else thresholds
         prefix = f"{member.variable}_"
         statistics = {str(n).removeprefix(prefix): v.values for n, v in assessed.data_vars.items()}
-        return np.where(quality.global_outliers(statistics, mine), np.uint16(Flag.global_outlier), np.uint16(0))
+        return np.where(
+            quality.global_outliers(statistics, mine), np.uint16(Flag.global_outlier), np.uint16(0)
+        )
 
     def batches(self, rows: range, size: int) -> Iterator[Batch]:
         """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules."""
@@ -385,8 +388,8 @@ class GridInput:
         below = trained["store"].get("checkpoint")
         if below is not None and below != self.info["checkpoint"]:
             raise SchemaError(
-                f"{self.store}: embeddings of checkpoint {self.info['checkpoint']}, but {trained['path']} was trained on "
-                f"those of {below}; they mean different things. Embed the patches with that checkpoint first."
+                f"{self.store}: embeddings of checkpoint {self.info['checkpoint']}, but {trained['path']} was trained "
+                f"on those of {below}; they mean different things. Embed the patches with that checkpoint first."
             )
 
     def _normalize(self, trained: Mapping[str, Any], normalize: str) -> dict[str, Any]:
@@ -475,9 +478,7 @@ def open_input(
             f"they were made from ({info.get('source')}), or a checkpoint of level 2k."
         )
     if stride is not None:
-        raise SchemaError(
-            f"stride: got {stride}; grids are whole crops. Pass it when embedding the patches."
-        )
+        raise SchemaError(f"stride: got {stride}; grids are whole crops. Pass it when embedding the patches.")
     return GridInput(store, trained, channels=channels, normalize=normalize)
 
 

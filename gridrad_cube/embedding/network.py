@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -169,8 +168,7 @@ class Network:
 
     def _embed(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
         """The embedding from the tokens: class token, mean of those that hold data, or both."""
-        half = torch.autocast("cuda", dtype=torch.bfloat16)
-        with half if self.device.type == "cuda" else contextlib.nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self.backbone.forward_tokens(values, **mask)
         tokens = tokens.float()
         parts = [tokens[:, 0]] if self.pool != "mean" else []

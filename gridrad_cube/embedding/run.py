@@ -18,11 +18,11 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from gridrad_cube.embedding.inputs import GridInput, Normalize, PatchInput, open_input
+from gridrad_cube.embedding.inputs import Normalize, PatchInput, open_input
 from gridrad_cube.embedding.network import Network, Pool
 from gridrad_cube.embedding.output import describe_source, geoemb, measure_spacing
 from gridrad_cube.launch import World, choose_device, cores, find_world
-from gridrad_cube.pipeline.execution import executor
+from gridrad_cube.pipeline import executor
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
 from gridrad_cube.store import COORDINATES, EmbeddingWriter, Files
 
@@ -133,8 +133,8 @@ def embed(
     share = part or (world.rank, world.size)
     _check_options(store, out, dtype=dtype, batch_size=batch_size, part=share, resume=resume)
     job = functools.partial(
-        _Job, Files(store).root, os.path.abspath(checkpoint), Files(out).root, channels=channels, stride=stride, key=key,
-        pool=pool, normalize=normalize, dtype=dtype, batch_size=batch_size, device=device,
+        _Job, Files(store).root, os.path.abspath(checkpoint), Files(out).root, channels=channels, stride=stride,
+        key=key, pool=pool, normalize=normalize, dtype=dtype, batch_size=batch_size, device=device,
     )  # fmt: skip
     here = job(world=world)
     here.writer.begin(resume=resume)
@@ -154,8 +154,8 @@ def embed(
         "out": here.writer.files.root, "level": source.level, "checkpoint": here.network.fingerprint,
         "crops": source.crops, "channels": list(source.labels), "features": here.network.features,
         "patches": int(np.prod((source.crops, *source.shape))),
-        "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks), "blocks_kept": kept,
-        "finished": finished, "seconds": round(time.monotonic() - started, 3),
+        "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks),
+        "blocks_kept": kept, "finished": finished, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
 
 
@@ -282,7 +282,7 @@ class _Job:
         trained = self.network.trained["view"].get("pixel_spacing_km")
         if found and trained and abs(found / trained - 1) > SPACING_TOLERANCE:
             logger.warning(
-                "%s has pixels of %.3g km, but %s was trained on pixels of %.3g km: what it learned is of another scale",
+                "%s has pixels of %.3g km, but %s was trained on pixels of %.3g km, which is another scale",
                 self.source.store, found, self.network.path, trained,
             )  # fmt: skip
         return found

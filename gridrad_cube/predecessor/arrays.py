@@ -234,7 +234,9 @@ def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: i
         return _open_scene(path, name.rsplit("/", 1)[-1].removesuffix(".pt"), cells, patch)
     if kind == "npz":
         shape, edge = _npz_header(path)
-        channels = CHANNEL_NAMES[: shape[0]] if shape[0] > 1 else (channel_of_values(read_npz(path)[0]) or IR,)
+        channels = (
+            CHANNEL_NAMES[: shape[0]] if shape[0] > 1 else (channel_of_values(read_npz(path)[0]) or IR,)
+        )
         crops = (OldCrop(dict(zip(channels, read_npz(path), strict=True))) for _ in range(1))
         return OldCrops(1, channels, shape[1:], edge, crops)
     if kind in ("crop", "crops"):

@@ -15,7 +15,15 @@ import xarray as xr
 from tqdm import tqdm
 
 from gridrad_cube import pipeline, readers, store, tiling
-from gridrad_cube.predecessor.arrays import CHANNEL_NAMES, EARLY_CELLS, IR, VISIBLE, OldCrop, OldCrops, open_crops
+from gridrad_cube.predecessor.arrays import (
+    CHANNEL_NAMES,
+    EARLY_CELLS,
+    IR,
+    VISIBLE,
+    OldCrop,
+    OldCrops,
+    open_crops,
+)
 from gridrad_cube.predecessor.names import OldSource, find_files
 from gridrad_cube.schema import CHANNELS, PATCH_SIZE, TIME_FILL, Packing, Recipe, SchemaError, TileSpec
 
@@ -133,7 +141,9 @@ def _convert(
                 if source.name in build.number:
                     pipeline.check_unchanged(build, source)
             new = [s for s in found if s.name not in build.number]
-            looking = tqdm(run(_look, [(s,) for s in new]), "plan", len(new), unit="file", disable=not progress)
+            looking = tqdm(
+                run(_look, [(s,) for s in new]), "plan", len(new), unit="file", disable=not progress
+            )
             by_number = dict(looking)
             facts = [by_number[n] for n in range(len(new))]
             recipe, layout = build.recipe, build.layout
@@ -230,7 +240,9 @@ def _channel_layout(name: str, dtype: str) -> store.ChannelLayout:
     channel, packing = CHANNELS[name], CHANNELS[name].packing
     comment = f"converted from float32 files, rounded to {packing.scale_factor:g} {channel.units}"
     if dtype == "float32":
-        low, high = (packing.scale_factor * float(v or 0) for v in (packing.valid_minimum, packing.valid_maximum))
+        low, high = (
+            packing.scale_factor * float(v or 0) for v in (packing.valid_minimum, packing.valid_maximum)
+        )
         packing = Packing(dtype="float32", valid_minimum=low, valid_maximum=high)
         comment = "converted from float32 files"
     attributes = channel.attributes() | {"comment": comment}
@@ -246,7 +258,9 @@ def _check_same(root: str, recipe: Recipe, layout: store.CubeLayout, asked: Mapp
         "patch": layout.patch,
         "codec": layout.codec,
     }
-    changed = [f"{k}: store {there[k]}, asked {v}" for k, v in asked.items() if v not in (None, "auto", there[k])]
+    changed = [
+        f"{k}: store {there[k]}, asked {v}" for k, v in asked.items() if v not in (None, "auto", there[k])
+    ]
     if changed:
         raise SchemaError(f"{root}: converted otherwise ({'; '.join(changed)}). Use a new store.")
 
@@ -276,10 +290,18 @@ def _entries(
             store.write_grid(build.files, grid, latitude, longitude)
         entries.append(
             store.Entry(
-                source=source.name, size=source.bytes, mtime_ns=source.mtime_ns, row=row, grid=grid, shape=shape,
-                time=time, product=_FORMAT, format=f"{_FORMAT}_{source.kind}", channels=tuple(layout.channels),
+                source=source.name,
+                size=source.bytes,
+                mtime_ns=source.mtime_ns,
+                row=row,
+                grid=grid,
+                shape=shape,
+                time=time,
+                product=_FORMAT,
+                format=f"{_FORMAT}_{source.kind}",
+                channels=tuple(layout.channels),
                 windows=windows,
-            )  # fmt: skip
+            )
         )
         row += count
     store.check_duplicates(build.entries, [e for e in entries if e.grid not in blank.values()])
@@ -367,7 +389,9 @@ def write_old(
     kind = entry.format.removeprefix(f"{_FORMAT}_")
     found = open_crops(kind, entry.source, path, layout.cells, layout.patch)
     if found.count != len(entry.windows):
-        raise SchemaError(f"{path}: {found.count} crops; {len(entry.windows)} were planned. It changed meanwhile")
+        raise SchemaError(
+            f"{path}: {found.count} crops; {len(entry.windows)} were planned. It changed meanwhile"
+        )
     axes, scaling = store.read_grid(store.Files(root), entry.grid), _scaling(recipe)
     datasets = (
         _dataset(crop, window, layout, scaling, entry, axes, path)

@@ -239,8 +239,8 @@ def _match(
         table[row, channel] = name
     if not table:
         raise SchemaError(
-            f"{features.path}: none of its names, such as {next(iter(features.names))}, is a scene of the cube, such as "
-            f"{scenes[0] if scenes else 'none'}. Pass the cube that was made from the same crops."
+            f"{features.path}: none of its names, such as {next(iter(features.names))}, is a scene of the cube, such "
+            f"as {scenes[0] if scenes else 'none'}. Pass the cube that was made from the same crops."
         )
     return table, unmatched
 
@@ -265,7 +265,9 @@ def _of_cube(dataset: xr.Dataset, rows: range, channels: Sequence[str]) -> dict[
     """Coordinates, flags and fractions of some rows of the cube, as they are stored."""
     block = dataset.isel(crop=slice(rows.start, rows.stop))
     out = {n: block[n].values for n in store.COORDINATES if n in block.variables}
-    out = {n: v.astype("datetime64[s]").astype(np.int64) if v.dtype.kind == "M" else v for n, v in out.items()}
+    out = {
+        n: v.astype("datetime64[s]").astype(np.int64) if v.dtype.kind == "M" else v for n, v in out.items()
+    }
     for name in ("flags", "valid_fraction"):
         out[name] = np.stack([block[f"{c}_{name}"].values for c in channels], axis=1)
     return out

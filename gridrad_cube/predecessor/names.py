@@ -35,9 +35,7 @@ _COPY: dict[Kind, str] = {
     "crop": "crops_K.pt and crop_K_N.pt", "patches": "patches_K.pt and patch_K_N.pt",
     "slices": "patches_K.pt and patch_K_N.pt",
 }  # fmt: skip
-_SCENE = re.compile(
-    r"(?P<base>.+)_(?:crop|patch_(?P<row>\d{1,4})_(?P<col>\d{1,4}))_(?P<channel>\d{1,3})\.pt"
-)
+_SCENE = re.compile(r"(?P<base>.+)_(?:crop|patch_(?P<row>\d{1,4})_(?P<col>\d{1,4}))_(?P<channel>\d{1,3})\.pt")
 _CHUNK = re.compile(r"(crops|patches)(_\d+|_partial)?\.pt")
 _SLICE = re.compile(r"(crop|patch)_(\d+)_(\d+)\.pt")
 

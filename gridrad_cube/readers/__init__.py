@@ -21,6 +21,7 @@ from gridrad_cube.readers.derived import at_altitudes, column_maximum, echo_top_
 from gridrad_cube.readers.files import Source, Variable, open_source
 from gridrad_cube.readers.request import Request
 from gridrad_cube.readers.scenes import SceneHeader, make_scene
+from gridrad_cube.readers.times import parse_stamp
 from gridrad_cube.readers.volume import RadarVolume, densify, format_of, is_sparse, read_volume_grid
 from gridrad_cube.readers.volume import read_volume as _read_volume
 from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError
@@ -36,6 +37,7 @@ __all__ = [
     "echo_top_height",
     "inspect",
     "list_contents",
+    "parse_stamp",
     "read_fields",
     "read_scene",
     "read_volume",

@@ -167,7 +167,8 @@ class EmbeddingWriter:
             crop, *rest = (int(i) for i in np.argwhere(bad)[0][:-1])
             place = dict(zip(dims, (rows.start + crop, *rest), strict=False))
             raise SchemaError(
-                f"{self.files.root}: the embedding at {place} is too large for {self._spec.dtype}. Pass dtype='float32'."
+                f"{self.files.root}: the embedding at {place} is too large for {self._spec.dtype}. "
+                "Pass dtype='float32'."
             )
         data = encode(self._spec, shard)
         key = self._spec.key((number, *(0 for _ in dims[1:])))
@@ -264,7 +265,9 @@ class EmbeddingWriter:
         """Write the coordinates on ``channel``; return their specs."""
         columns = {
             "channel": list(channels),
-            "variable": ["+".join(dict.fromkeys(m.split("@")[0] for m in some)) for some in channels.values()],
+            "variable": [
+                "+".join(dict.fromkeys(m.split("@")[0] for m in some)) for some in channels.values()
+            ],
             "altitude_km": [_altitude(some) for some in channels.values()],
         }
         specs = {}
