@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -59,6 +60,16 @@ def folder(tmp_path_factory):
 def small_blocks(monkeypatch):
     """One crop a block."""
     monkeypatch.setattr("gridrad_cube.store.embeddings.BLOCK_CROPS", {"256": 1, "2k": 1})
+
+
+def test_int8_stores_of_earlier_versions_are_refused(folder, tmp_path):
+    shutil.copytree(folder / "embeddings.zarr", tmp_path / "e.zarr")
+    path = tmp_path / "e.zarr" / "zarr.json"
+    path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "int8"'))
+    with pytest.raises(SchemaError, match=r"embeddings of int8.* Embed again with --dtype float16"):
+        store.open_embeddings(tmp_path / "e.zarr")
+    with pytest.raises(SchemaError, match="dtype: got 'int8'; expected one of float16, float32"):
+        embed(folder / "patches.zarr", folder / "256.pth", tmp_path / "f.zarr", dtype="int8")
 
 
 # N in, N out, whatever the number of crops, processes and their order

@@ -194,7 +194,7 @@ class PatchInput:
     def _assess_windows(self, crop: int) -> dict[str, np.ndarray]:
         """Flags, fractions and positions of the overlapping windows of a crop, as a cube cut there has them."""
         one = self.dataset.isel(crop=crop)
-        out = {
+        out: dict[str, np.ndarray] = {
             "flags": np.full((len(self.members), *self.cells), int(Flag.unreadable), np.uint16),
             "valid_fraction": np.full((len(self.members), *self.cells), np.nan, np.float32),
         }
@@ -266,7 +266,7 @@ class PatchInput:
         """The flag ``global_outlier`` by the thresholds of the store, (row, col)."""
         thresholds = (self.info.get("thresholds") or {}).get(member.variable)
         if thresholds is None:
-            return np.uint16(0)
+            return np.zeros((), np.uint16)
         mine = thresholds["levels"][member.altitude] if "levels" in thresholds else thresholds
         prefix = f"{member.variable}_"
         statistics = {str(n).removeprefix(prefix): v.values for n, v in assessed.data_vars.items()}

@@ -159,7 +159,7 @@ def _npy_header(
     """Shape and dtype of an array of an archive, and the bytes of its values."""
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     with archive.open(name) as file:
-        read = readers.get(npy.read_magic(file))  # type: ignore[arg-type]
+        read = readers.get(npy.read_magic(file))
         if read is None:
             raise SchemaError(f"{path}: {name} has an array format other than 1.0 and 2.0")
         shape, _, dtype = read(file)
@@ -448,9 +448,11 @@ def _arranged(
             out = OldCrop({})
             for channel, numbers in crop.items():
                 out.padding = numbers < 0
-                values, lost = _assemble(
-                    lambda at, n=numbers: None if n[at] < 0 else read(int(n[at])), EARLY_CELLS, patch
-                )
+
+                def read_at(at: tuple[int, int], numbers: np.ndarray = numbers) -> np.ndarray | None:
+                    return None if numbers[at] < 0 else read(int(numbers[at]))
+
+                values, lost = _assemble(read_at, EARLY_CELLS, patch)
                 out.values[channel], out.lost[channel] = values, lost & ~out.padding
             yield out
 

@@ -339,7 +339,7 @@ def _locate(
     """Where the crop of a scene lies in its source file."""
     crop = next(open_crops(source.kind, source.name, source.path, layout.cells, layout.patch).crops)
     channel = next(iter(crop.values))
-    header, scene = (read(path, channels=(channel,)) for read in (readers.inspect, readers.read_scene))
+    header, scene = readers.inspect(path, channels=(channel,)), readers.read_scene(path, channels=(channel,))
     packing = Packing.from_attributes(scene[channel].attrs, scene[channel].dtype)
     window = find_window(scene[channel].values, packing, _clean(crop.values[channel], scaling[channel]))
     if window is None:

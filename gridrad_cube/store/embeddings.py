@@ -263,7 +263,7 @@ class EmbeddingWriter:
 
     def _write_labels(self, channels: Mapping[str, Sequence[str]]) -> dict[str, ArraySpec]:
         """Write the coordinates on ``channel``; return their specs."""
-        columns = {
+        columns: dict[str, list[Any]] = {
             "channel": list(channels),
             "variable": [
                 "+".join(dict.fromkeys(m.split("@")[0] for m in some)) for some in channels.values()
@@ -385,7 +385,7 @@ class EmbeddingReader:
             metadata = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
             layout = ShardLayout.from_metadata("embedding", metadata)
             plain = layout is not None and layout.chunk_shape[1:] == (1, *metadata["shape"][2:])
-            if not plain or layout is None or layout.dtype == np.int8:  # int8: codes with factors elsewhere
+            if not plain or layout is None:
                 self._array = open_embeddings(self.files.root)["embedding"].variable
             else:
                 self._shards = ShardReader(self.files, layout, threads=self.threads)

@@ -10,7 +10,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gridrad_cube.schema import Packing
+from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store.attributes import cube_info, store_info
 from gridrad_cube.store.patches import PatchReader
@@ -103,39 +103,23 @@ def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
     Returns
     -------
     ``embedding(crop, channel, row, col, feature)`` at level 256, ``embedding(crop, channel, feature)`` at
-    level 2k, as stored (float16, float32), or decoded to float32 (int8); NaN where there was nothing to embed.
-    No dask arrays.
+    level 2k, as stored (float16, float32); NaN where there was nothing to embed. No dask arrays.
 
     Raises
     ------
     SchemaError
-        If this is no finished embedding store.
+        If this is no finished embedding store, or one of int8, which earlier versions wrote.
     """
     info = store_info(store, "embeddings")
+    if info.get("dtype") == "int8":
+        raise SchemaError(
+            f"{store}: embeddings of int8, which this version no longer reads; expected float16 or float32. Embed again "
+            "with --dtype float16."
+        )
     dataset = _open(Files(store))
     dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
     dataset.encoding["level"] = info.get("level")
-    if "embedding_scale" in dataset.variables:
-        codes, scale = dataset["embedding"].variable, dataset["embedding_scale"].variable
-        lazy = indexing.LazilyIndexedArray(_ScaledCodes(codes, scale))
-        decoded = xr.Variable(codes.dims, lazy, codes.attrs, codes.encoding)
-        dataset = dataset.drop_vars("embedding_scale").assign(embedding=decoded)
     return dataset
-
-
-class _ScaledCodes(BackendArray):
-    """Vectors of int8 codes with a factor each, decoded to float32; NaN where the factor is."""
-
-    def __init__(self, codes: xr.Variable, scale: xr.Variable) -> None:
-        self.codes, self.scale, self.shape, self.dtype = codes, scale, codes.shape, np.dtype(np.float32)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
-
-    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        scale = self.scale[key[:-1]].values
-        factor = scale if isinstance(key[-1], (int, np.integer)) else scale[..., None]
-        return np.asarray(self.codes[key].values * factor, np.float32)
 
 
 def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
