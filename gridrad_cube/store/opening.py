@@ -113,8 +113,8 @@ def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
     info = store_info(store, "embeddings")
     if info.get("dtype") == "int8":
         raise SchemaError(
-            f"{store}: embeddings of int8, which this version no longer reads; expected float16 or float32. Embed again "
-            "with --dtype float16."
+            f"{store}: embeddings of int8, which this version no longer reads; expected float16 or float32. Embed "
+            "again with --dtype float16."
         )
     dataset = _open(Files(store))
     dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
