@@ -31,7 +31,7 @@ import numpy as np
 import xarray as xr
 
 import gridrad_cube
-from gridrad_cube import store, testing
+from gridrad_cube import store, synthetic
 from gridrad_cube.schema import SchemaError
 
 CHANNELS = ("ir_brightness_temperature", "visible_reflectance")
@@ -238,8 +238,8 @@ def torture(folder: Path, options: argparse.Namespace) -> tuple[list[str], bool]
     """Do it all in a folder; the report, and whether something was wrong."""
     log, half = folder / "log.txt", options.scenes // 2
     early, late = folder / "early", folder / "late"
-    testing.write_sources(early, scenes=half, shape=(96, 150), start="2021-07-05T15:00", interval="10min")
-    testing.write_sources(late, scenes=half, shape=(96, 150), start="2021-07-06T15:00", interval="10min")
+    synthetic.write_scenes(early, scenes=half, shape=(96, 150), start="2021-07-05T15:00", interval="10min")
+    synthetic.write_scenes(late, scenes=half, shape=(96, 150), start="2021-07-06T15:00", interval="10min")
     given, shards = ([early], [early, late]), (2 * half, 4 * half)
     reference, expected, lengths = folder / "reference.zarr", {}, []
     for stage in range(2):

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from small_data import write_sources
 
-from gridrad_cube import pipeline, store, testing
+from gridrad_cube import pipeline, store
 from gridrad_cube.cli import cli
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
 
@@ -18,7 +19,7 @@ SHAPE = (64, 96)
 
 @pytest.fixture
 def sources(tmp_path):
-    testing.write_sources(tmp_path / "s", scenes=3, shape=SHAPE, start="2021-07-05T17:00", interval="10min")
+    write_sources(tmp_path / "s", scenes=3, shape=SHAPE, start="2021-07-05T17:00", interval="10min")
     return tmp_path / "s"
 
 
@@ -45,8 +46,8 @@ def test_source_that_vanishes_after_planning_is_told_and_can_come_back(sources, 
 
 def test_later_scene_that_needs_a_larger_crop_is_told_and_the_others_are_added(sources, tmp_path):
     pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
-    large = testing.write_sources(tmp_path / "large", scenes=1, shape=(96, 128), start="2021-07-06T17:00")[0]
-    small = testing.write_sources(tmp_path / "small", scenes=1, shape=(40, 64), start="2021-07-07T17:00")[0]
+    large = write_sources(tmp_path / "large", scenes=1, shape=(96, 128), start="2021-07-06T17:00")[0]
+    small = write_sources(tmp_path / "small", scenes=1, shape=(40, 64), start="2021-07-07T17:00")[0]
     report = pipeline.preprocess([sources, large, small], tmp_path / "p.zarr", recipe=RECIPE)
     assert report.count("written") == 1
     (failed,) = report.failed

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from small_data import write_sources
 
 import gridrad_cube
-from gridrad_cube import testing
 from gridrad_cube.schema import Recipe, TileSpec
 from gridrad_cube.store import store_info
 
@@ -99,7 +99,7 @@ def machine(tmp_path):
 def polaris(tmp_path_factory):
     """A machine with PBS on which the road was gone to level 256: cube, run, embeddings."""
     machine = Machine(tmp_path_factory.mktemp("polaris"))
-    testing.write_sources(machine.folder / "sources", scenes=4)
+    write_sources(machine.folder / "sources", scenes=4)
     said = machine.submit(machine.settings(GRIDRAD_STAGE="yes"), "preprocess", "train", "embed")
     assert said.splitlines() == ["preprocess: 0.stand-in", "train: 1.stand-in", "embed: 2.stand-in"]
     return machine

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_data import make_store
 from test_readme import blocks
 
-from gridrad_cube import store, testing
+from gridrad_cube import store
 from gridrad_cube.cli import cli
 from gridrad_cube.schema import CHANNELS, Flag
 from gridrad_cube.training.config import ALIASES, FIELDS
@@ -112,7 +113,7 @@ def test_proofs_that_a_page_names_exist(name):
 def cube(tmp_path_factory):
     """Six scenes, day and night, in 32 px patches with padding."""
     folder = tmp_path_factory.mktemp("docs")
-    return testing.make_store(folder, scenes=6, shape=(112, 150), interval="4h")
+    return make_store(folder, scenes=6, shape=(112, 150), interval="4h")
 
 
 def test_a_patch_is_read_by_hand_as_the_page_says(cube, monkeypatch):

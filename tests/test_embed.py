@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from small_data import make_scene, make_store
 
-from gridrad_cube import pipeline, readers, store, testing
+from gridrad_cube import pipeline, readers, store
 from gridrad_cube.datasets import GridDataset, Normalization, PatchDataset, normalizations
 from gridrad_cube.embedding import NO_PIXELS, Network, embed
 from gridrad_cube.embedding.inputs import PatchInput, _between, _between_times
@@ -27,7 +28,7 @@ FAILED, NIGHT = 3, 4
 
 def scene_of(number, shape=(70, 100)):
     """One scene: the last row and column of patches are partly padding."""
-    scene = testing.make_scene(shape, channels=(IR, VIS), seed=number)
+    scene = make_scene(shape, channels=(IR, VIS), seed=number)
     hours = np.timedelta64(3600 * number, "s")
     scene = scene.assign_coords(time=scene["time"] + hours)
     missing = {name: int(CHANNELS[name].packing.fill_value) for name in (IR, VIS)}
@@ -598,9 +599,7 @@ def test_a_stack_of_channels_has_one_label_and_its_list(cube, tmp_path):
 
 def test_altitudes_are_channels_or_one_stack(tmp_path):
     wanted = ("reflectivity@2.0km", "reflectivity@4.0km")
-    radar = testing.make_store(
-        tmp_path, format="gridrad-v4.2", channels=wanted, scenes=1, shape=(64, 64), patch=32
-    )
+    radar = make_store(tmp_path, format="gridrad-v4.2", channels=wanted, scenes=1, shape=(64, 64), patch=32)
     packed = store.open_packed(radar)
     each = checkpoint_of(tmp_path / "each.pth", radar, channels=wanted)
     embed(radar, each, tmp_path / "each.zarr", dtype="float32")

@@ -16,8 +16,9 @@ from conftest import PROJECT
 from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embeddings
 from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score, roc_auc_score
+from small_data import make_store
 
-from gridrad_cube import evaluation, store, testing
+from gridrad_cube import evaluation, store
 from gridrad_cube.cli import cli
 from gridrad_cube.evaluation import baselines, measures, run, sequels
 from gridrad_cube.geometry import great_circle_km
@@ -221,7 +222,7 @@ def test_analogue_forecast_is_the_mean_of_the_nearest_sequels():
 
 def test_attributes_are_those_of_the_pixels(tmp_path):
     channels = ("reflectivity_column_maximum", "echo_top_height", "reflectivity@3.0km", "reflectivity@8.0km")
-    path = testing.make_store(
+    path = make_store(
         tmp_path, scenes=1, shape=(96, 160), patch=32, format="gridrad-v4.2", seed=7, channels=channels
     )
     cube = store.open_packed(path)

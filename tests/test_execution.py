@@ -10,8 +10,9 @@ import threading
 import time
 
 import pytest
+from small_data import write_sources
 
-from gridrad_cube import pipeline, store, testing
+from gridrad_cube import pipeline, store
 from gridrad_cube.pipeline.execution import SUBMITTED_PER_WORKER, executor
 from gridrad_cube.schema import Recipe, TileSpec
 
@@ -45,7 +46,7 @@ def test_tasks_are_submitted_a_few_at_a_time_and_each_gives_one_result():
 def test_lost_worker_costs_its_tasks_alone(tmp_path):
     from distributed import Client, LocalCluster
 
-    testing.write_sources(tmp_path / "s", scenes=40, shape=(256, 256))
+    write_sources(tmp_path / "s", scenes=40, shape=(256, 256))
     path = tmp_path / "p.zarr"
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
@@ -72,7 +73,7 @@ def test_lost_worker_costs_its_tasks_alone(tmp_path):
 
 @pytest.mark.timeout(120)
 def test_running_scheduler_is_found_by_its_file_and_left_running(tmp_path):
-    testing.write_sources(tmp_path / "s", scenes=2, shape=(64, 64))
+    write_sources(tmp_path / "s", scenes=2, shape=(64, 64))
     file = tmp_path / "scheduler.json"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file)]

@@ -19,7 +19,7 @@ LAYERS = {
     0: {"schema", "geometry", "storage", "launch", "selection", "versions"},
     1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluation", "plot", "info"},
-    3: {"training", "embedding", "predecessor", "testing"},
+    3: {"training", "embedding", "predecessor"},
     4: {"cli", "demo", "__main__"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

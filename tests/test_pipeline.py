@@ -15,9 +15,10 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+from small_data import make_store, write_sources
 from synthetic_files import spoil
 
-from gridrad_cube import pipeline, readers, store, testing
+from gridrad_cube import pipeline, readers, store
 from gridrad_cube.schema import Flag, QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
@@ -28,7 +29,7 @@ SHAPE = (96, 150)  # the last column of patches is partly padding
 def sources(tmp_path_factory):
     """Five small LaRC files, one without the visible channel."""
     folder = tmp_path_factory.mktemp("sources")
-    paths = testing.write_sources(folder, scenes=5, shape=SHAPE, start="2021-07-05T17:00", interval="10min")
+    paths = write_sources(folder, scenes=5, shape=SHAPE, start="2021-07-05T17:00", interval="10min")
     with netCDF4.Dataset(paths[3], "a") as file:
         file.renameVariable("visible_reflectance", "something_else")
     return folder
@@ -274,7 +275,7 @@ def test_files_are_found_through_links_and_once(sources, tmp_path):
 
 def test_versions_of_gridrad_on_other_lattices_are_refused(tmp_path):
     for version, start in (("v3.1", "2011-04-27T12:00"), ("v4.2", "2011-04-27T13:00")):
-        testing.write_sources(
+        write_sources(
             tmp_path / "s" / version, scenes=1, shape=(64, 64), format=f"gridrad-{version}", start=start
         )
     with pytest.raises(SchemaError, match=r"v3\.1 and v4 lie on different lattices"):
@@ -317,7 +318,7 @@ def test_one_bad_file_of_each_kind_stops_nothing(sources, tmp_path):
     shutil.copytree(sources, folder)
     bad = {}
     for i, fault in enumerate(FAULTS):
-        path = testing.write_sources(
+        path = write_sources(
             tmp_path / fault,
             scenes=1,
             shape=SHAPE if fault != "small" else (20, 20),
@@ -493,7 +494,7 @@ def test_random_crops_depend_on_seed_and_scene_alone(sources, tmp_path):
 
 
 def test_radar_volume_becomes_derived_channels(tmp_path):
-    path = testing.make_store(
+    path = make_store(
         tmp_path, scenes=2, shape=(64, 64), format="gridrad-v4.2",
         channels=("reflectivity_column_maximum", "reflectivity@3.0km", "reflectivity@6.0km", "echo_top_height"),
     )  # fmt: skip
@@ -518,7 +519,7 @@ def test_radar_volume_becomes_derived_channels(tmp_path):
 @pytest.mark.parametrize("version", ["v3.1", "v4.1"])
 def test_other_versions_of_gridrad_become_cubes(tmp_path, version):
     channels = ("reflectivity_column_maximum", "echo_top_height", "reflectivity@3.0km")
-    path = testing.make_store(
+    path = make_store(
         tmp_path, scenes=1, shape=(128, 128), patch=64, format=f"gridrad-{version}", channels=channels
     )
     packed = store.open_packed(path)
@@ -529,7 +530,7 @@ def test_other_versions_of_gridrad_become_cubes(tmp_path, version):
 
 
 def test_quality_control_of_radar_removes_bins_and_says_why(tmp_path):
-    testing.write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2", seed=2)
+    write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2", seed=2)
     levels = Recipe(channels=("reflectivity", "reflectivity_column_maximum"), tile=TileSpec(patch=32))
     cubes = {}
     for qc in ("none", "fixed", "published"):

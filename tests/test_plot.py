@@ -15,6 +15,7 @@ from matplotlib.collections import PatchCollection, PolyCollection
 from matplotlib.colors import LogNorm, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
+from small_data import make_store, write_sources
 
 from gridrad_cube import pipeline, plot, query, store
 from gridrad_cube.cli import cli
@@ -23,7 +24,6 @@ from gridrad_cube.plot.badges import BADGES
 from gridrad_cube.plot.principal import lab_to_rgb
 from gridrad_cube.plot.scenes import PADDING
 from gridrad_cube.schema import CHANNELS, Flag, Recipe, SchemaError, TileSpec, default_reject
-from gridrad_cube.testing import make_store, write_sources
 
 IR, VIS, RADAR = "ir_brightness_temperature", "visible_reflectance", "reflectivity_column_maximum"
 #: Pixels of the scenes: their last row and column of patches of 32 are cut.

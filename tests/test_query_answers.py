@@ -13,8 +13,9 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 from query_stores import FEATURES, make_embeddings, write
+from small_data import make_store
 
-from gridrad_cube import cli, query, testing
+from gridrad_cube import cli, query
 from gridrad_cube.query import summary
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import open_cube, open_embeddings
@@ -27,7 +28,7 @@ IR, VIS = "ir_brightness_temperature", "visible_reflectance"
 def folder(tmp_path_factory):
     """A cube of 3 crops of 3 x 5 patches, and embeddings of it that are the patches' statistics."""
     folder = tmp_path_factory.mktemp("answers")
-    testing.make_store(folder, scenes=3, shape=(90, 150))
+    make_store(folder, scenes=3, shape=(90, 150))
     for name, level in (("embeddings", "256"), ("embeddings_2k", "2k")):
         embeddings_of(folder / "patches.zarr", level, folder / f"{name}.zarr")
     return folder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from query_stores import found, make_embeddings
+from small_data import make_store
 
-from gridrad_cube import testing
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import PatchReader, open_cube, open_packed
 
@@ -16,7 +16,7 @@ _SHARED = make_embeddings()
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory):
-    return testing.make_store(tmp_path_factory.mktemp("cube"), scenes=3, shape=(90, 150))
+    return make_store(tmp_path_factory.mktemp("cube"), scenes=3, shape=(90, 150))
 
 
 def test_crop_has_exact_pixel_positions(cube):
@@ -148,7 +148,7 @@ def test_reflectivity_masks_what_is_no_echo():
 
 
 def test_reflectivity_of_a_store_equals_its_codes(tmp_path):
-    store = testing.make_store(tmp_path, scenes=1, shape=(64, 64), format="gridrad-v4.2")
+    store = make_store(tmp_path, scenes=1, shape=(64, 64), format="gridrad-v4.2")
     dataset, packed = open_cube(store), open_packed(store)
     name = next(n for n in ("reflectivity", "reflectivity_column_maximum") if n in dataset)
     values = dataset.gridrad.reflectivity(no_echo=-30, low_confidence=-40)

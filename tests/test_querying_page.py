@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 from conftest import PROJECT
 from query_stores import write
+from small_data import make_store
 
-from gridrad_cube import testing
 from gridrad_cube.store import open_cube
 
 NAMES = ("ir_brightness_temperature", "visible_reflectance")
@@ -20,7 +20,7 @@ NAMES = ("ir_brightness_temperature", "visible_reflectance")
 def folder(tmp_path_factory):
     """Hourly crops over two days, 4 x 6 patches of 32 px, and as embeddings what four statistics say of a patch."""
     folder = tmp_path_factory.mktemp("page")
-    testing.make_store(folder, scenes=40, shape=(128, 192), interval="1h")
+    make_store(folder, scenes=40, shape=(128, 192), interval="1h")
     cube = open_cube(folder / "patches.zarr")
     values = np.stack([
         np.stack([cube[f"{name}_{n}"].values for n in ("mean", "std", "minimum", "maximum")], axis=-1) for name in NAMES

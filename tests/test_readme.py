@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from gridrad_cube import testing
+from small_data import make_store, write_sources
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -22,12 +21,12 @@ def blocks(page):
 def folder(tmp_path_factory):
     """Small files in ``data/`` and a cube of them in 32 px patches, 6 x 8 a crop, as the pages name them."""
     folder = tmp_path_factory.mktemp("readme")
-    testing.make_store(folder, scenes=2, shape=(192, 256))
+    make_store(folder, scenes=2, shape=(192, 256))
     return folder
 
 
 def test_readme_from_files_to_a_query(tmp_path, monkeypatch, capsys):
-    testing.write_sources(tmp_path / "data", scenes=16, shape=(256, 512))
+    write_sources(tmp_path / "data", scenes=16, shape=(256, 512))
     monkeypatch.chdir(tmp_path)
     code = blocks("README.md")[0]
     small = 'preset="demo", steps=2, coarsen=4, batch_size_per_gpu=16, out_dim=64, head_hidden_dim=32'

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from small_data import write_sources
 
-from gridrad_cube import pipeline, store, testing
+from gridrad_cube import pipeline, store
 from gridrad_cube.cli import cli
 from gridrad_cube.schema import Flag, RadarSpec, Recipe, SchemaError, TileSpec
 
@@ -24,7 +25,7 @@ SHAPE = (96, 150)
 def sources(tmp_path_factory):
     """Three small LaRC files."""
     folder = tmp_path_factory.mktemp("sources")
-    testing.write_sources(folder, scenes=3, shape=SHAPE, start="2021-07-05T17:00", interval="10min")
+    write_sources(folder, scenes=3, shape=SHAPE, start="2021-07-05T17:00", interval="10min")
     return folder
 
 
@@ -66,7 +67,7 @@ def test_several_random_crops_of_a_scene_are_distinct_and_begin_with_the_one(sou
 def test_crops_of_several_grids_and_shapes_lie_in_one_store(sources, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(sources, folder)
-    testing.write_sources(folder / "small", scenes=1, shape=(64, 70), start="2021-07-06T17:00")
+    write_sources(folder / "small", scenes=1, shape=(64, 70), start="2021-07-06T17:00")
     report = pipeline.preprocess(folder, tmp_path / "p.zarr", recipe=Recipe(tile=TileSpec(patch=32)))
     assert report.count("written") == 4
     packed = store.open_packed(tmp_path / "p.zarr")
@@ -106,7 +107,7 @@ def test_other_channels_keep_codes_units_and_absence_and_stay_out_of_training(so
 
 
 def test_looks_of_a_radar_are_a_channel_on_its_levels(tmp_path):
-    testing.write_sources(tmp_path / "s", scenes=1, shape=(64, 64), format="gridrad-v4.2")
+    write_sources(tmp_path / "s", scenes=1, shape=(64, 64), format="gridrad-v4.2")
     recipe = Recipe(
         channels=("reflectivity@3.0km", "reflectivity_column_maximum", "Nradobs"),
         tile=TileSpec(patch=32),
@@ -132,7 +133,7 @@ def test_channel_that_no_file_has_is_refused(sources, tmp_path):
 
 
 def test_constants_of_quality_control_are_the_users_and_are_kept(tmp_path):
-    testing.write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2", seed=2)
+    write_sources(tmp_path / "s", scenes=1, shape=(128, 128), format="gridrad-v4.2", seed=2)
     removed = {}
     for name, constants in (
         ("usual", ()),
@@ -159,7 +160,7 @@ def test_constants_of_quality_control_are_the_users_and_are_kept(tmp_path):
 
 def test_mixed_lattices_are_taken_when_asked(tmp_path):
     for version, start in (("v3.1", "2011-04-27T12:00"), ("v4.2", "2011-04-27T13:00")):
-        testing.write_sources(
+        write_sources(
             tmp_path / "s" / version, scenes=1, shape=(64, 64), format=f"gridrad-{version}", start=start
         )
     recipe = Recipe(tile=TileSpec(patch=32), mixed_lattices=True)
@@ -188,7 +189,7 @@ def test_faults_of_the_disk_are_tried_again_and_lost_files_not(sources, tmp_path
 
 def test_blocks_without_a_change_are_not_finished_again(tmp_path):
     folder, path = tmp_path / "s", tmp_path / "p.zarr"
-    testing.write_sources(folder, scenes=5, shape=(32, 32), interval="10min")
+    write_sources(folder, scenes=5, shape=(32, 32), interval="10min")
     names = sorted(folder.rglob("*.nc"))
     recipe = Recipe(tile=TileSpec(patch=16))
     # Two rows a block, so that the first of three is full and stays.

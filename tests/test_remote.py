@@ -22,10 +22,11 @@ import numpy as np
 import obstore
 import pytest
 import xarray as xr
+from small_data import write_sources
 from test_embed import checkpoint_of
 from test_readme import blocks
 
-from gridrad_cube import cli, pipeline, query, store, testing
+from gridrad_cube import cli, pipeline, query, store
 from gridrad_cube.datasets import PatchDataset, PatchLoader
 from gridrad_cube.embedding import embed
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
@@ -99,7 +100,7 @@ def place(bucket):
 def sources(tmp_path_factory):
     """Five small files of two channels."""
     folder = tmp_path_factory.mktemp("sources")
-    testing.write_sources(folder, scenes=5, shape=(70, 100), start="2021-07-05T17:00", interval="10min")
+    write_sources(folder, scenes=5, shape=(70, 100), start="2021-07-05T17:00", interval="10min")
     return folder
 
 

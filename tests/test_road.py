@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from small_data import write_sources
 
 import gridrad_cube
-from gridrad_cube import pipeline, store, testing
+from gridrad_cube import pipeline, store
 from gridrad_cube.cli import cli
 from gridrad_cube.schema import Flag
 
@@ -283,7 +284,7 @@ def test_rejected_patches_never_reach_training(road):
 
 
 def test_interrupted_cube_is_finished_by_the_same_command(tmp_path, monkeypatch):
-    testing.write_sources(tmp_path / "data", scenes=2, shape=(64, 64))
+    write_sources(tmp_path / "data", scenes=2, shape=(64, 64))
     real = pipeline.write_source
     monkeypatch.setattr(pipeline, "write_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ("preprocess", tmp_path / "data", "--store", tmp_path / "p.zarr", "--patch", 64)

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from ranks import train_by_two
+from small_data import make_store
 
-from gridrad_cube import evaluation, testing
+from gridrad_cube import evaluation
 from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
@@ -69,7 +70,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory) -> Path:
-    return testing.make_store(tmp_path_factory.mktemp("cube"), scenes=3)
+    return make_store(tmp_path_factory.mktemp("cube"), scenes=3)
 
 
 def write_grids(path: Path, crops: int = 20, *, level: str = "256", shape: tuple[int, int] = (4, 5)) -> Path:
@@ -519,9 +520,7 @@ def test_channels_of_one_batch_keep_their_own_gain_and_fill(cube, tmp_path):
 
 
 def test_altitudes_of_radar_are_stacked(tmp_path):
-    store = testing.make_store(
-        tmp_path, scenes=2, shape=(96, 96), format="gridrad-v3.1", channels=("reflectivity",)
-    )
+    store = make_store(tmp_path, scenes=2, shape=(96, 96), format="gridrad-v3.1", channels=("reflectivity",))
     config = config_for(store, tmp_path / "run", channels=("reflectivity@2.0km", "reflectivity@4.0km"), steps=1,
                         batch_size_per_gpu=2, reject=("all_missing",))  # fmt: skip
     checkpoint = load_checkpoint(train(config)["checkpoint"])
@@ -715,7 +714,7 @@ def test_folder_of_another_run_is_refused(cube, tmp_path, options, message):
 
 def test_run_on_another_store_is_refused(cube, tmp_path):
     train(config_for(cube, tmp_path / "run", steps=1))
-    other = testing.make_store(tmp_path / "other", scenes=3, seed=1)
+    other = make_store(tmp_path / "other", scenes=3, seed=1)
     with pytest.raises(
         SchemaError, match=r"a run on another store, .* identity [0-9a-f]{32}; .* has [0-9a-f]{32}"
     ):

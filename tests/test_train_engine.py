@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from small_data import make_store
 from test_train import (
     EVERY_STEP,
     IR,
@@ -28,7 +29,7 @@ from test_train import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gridrad_cube import launch, testing
+from gridrad_cube import launch
 from gridrad_cube.datasets import Batch, PatchDataset
 from gridrad_cube.launch import World
 from gridrad_cube.models import CodingRateLoss, DINOLoss, load_checkpoint
@@ -48,7 +49,7 @@ HALVES, WHOLE = {"batch_size_per_gpu": 4, "accumulate": 2}, {"batch_size_per_gpu
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory) -> Path:
-    return testing.make_store(tmp_path_factory.mktemp("cube"), scenes=3)
+    return make_store(tmp_path_factory.mktemp("cube"), scenes=3)
 
 
 @pytest.fixture(scope="module")
@@ -466,7 +467,7 @@ def test_command_that_cannot_be_done_is_told_in_one_line(cube, grids, run, tmp_p
         "DAWN": str(tmp_path / "patches.zarr"),
     }
     if options.get("store") == "DAWN":  # too dark for the visible channel
-        testing.make_store(tmp_path, scenes=1, start="2021-07-05T11:30")
+        make_store(tmp_path, scenes=1, start="2021-07-05T11:30")
 
     def placed(text: str) -> str:
         for word, path in places.items():

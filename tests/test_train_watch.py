@@ -15,9 +15,10 @@ import pytest
 import torch
 from evaluation_stores import write_embeddings
 from ranks import train_by_two
+from small_data import make_store, write_sources
 from torch.utils.flop_counter import FlopCounterMode
 
-from gridrad_cube import pipeline, testing
+from gridrad_cube import pipeline
 from gridrad_cube.embedding import embed
 from gridrad_cube.models import DINOHead, ProjectionHead, build, load_checkpoint
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
@@ -48,7 +49,7 @@ def cube(tmp_path_factory) -> Path:
     """A scene at 18 and one at 19 UTC on each of some days, 4 x 5 patches of 16 px."""
     folder = tmp_path_factory.mktemp("watched")
     for day in range(DAYS):
-        testing.write_sources(
+        write_sources(
             folder / "sources" / str(day), scenes=2, shape=(64, 80), seed=day, interval="1h",
             start=f"2024-06-{day + 1:02d}T18:00",
         )  # fmt: skip
@@ -502,7 +503,7 @@ def test_network_that_is_never_better_than_at_its_start_is_told_so(cube, tmp_pat
 
 def test_store_that_is_too_small_for_probes_says_so_and_is_trained_from(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    store = testing.make_store(tmp_path / "one", scenes=1, shape=(64, 80), patch=16, channels=(IR,))
+    store = make_store(tmp_path / "one", scenes=1, shape=(64, 80), patch=16, channels=(IR,))
     summary = train(config_for(store, tmp_path / "run", steps=2, probe_steps=1))
     assert summary["best"] is None
     assert caplog.text.count("no probes and no best checkpoint: too few samples are seen again") == 1

@@ -1,4 +1,4 @@
-"""Small real files and stores for tests, of this package and of programs that use it."""
+"""Small scenes, source files and stores of synthetic weather, for many test modules."""
 
 from __future__ import annotations
 
@@ -42,37 +42,16 @@ def make_scene(
     return scene
 
 
-def write_sources(
-    folder: str | Path,
-    *,
-    scenes: int = 3,
-    shape: tuple[int, int] = (96, 160),
-    format: str = "larc-goes",
-    seed: int = 0,
-    **options: Any,
-) -> list[Path]:
-    """Write small faithful source files of a format; see `gridrad_cube.synthetic.write_scenes`."""
-    return synthetic.write_scenes(folder, format=format, scenes=scenes, shape=shape, seed=seed, **options)
+def write_sources(folder: Path, **options: Any) -> list[Path]:
+    """Write small source files; `options` are those of `gridrad_cube.synthetic.write_scenes`."""
+    return synthetic.write_scenes(folder, **({"scenes": 3, "shape": (96, 160)} | options))
 
 
-def make_store(
-    folder: str | Path,
-    *,
-    scenes: int = 3,
-    shape: tuple[int, int] = (96, 160),
-    patch: int = 32,
-    format: str = "larc-goes",
-    channels: tuple[str, ...] = (),
-    seed: int = 0,
-    **options: Any,
-) -> Path:
-    """Build a small cube from synthetic source files; return its path, ``folder/patches.zarr``."""
-    folder = Path(folder)
-    write_sources(folder / "sources", scenes=scenes, shape=shape, format=format, seed=seed, **options)
+def make_store(folder: Path, *, patch: int = 32, channels: tuple[str, ...] = (), **options: Any) -> Path:
+    """Build a small cube from source files in ``folder/sources``; return its path, ``folder/patches.zarr``."""
+    write_sources(folder / "sources", **options)
     store = folder / "patches.zarr"
-    report = pipeline.preprocess(
-        folder / "sources", store, recipe=Recipe(channels=channels, tile=TileSpec(patch=patch))
-    )
-    if report.failed:
-        raise RuntimeError(str(report))
+    recipe = Recipe(channels=channels, tile=TileSpec(patch=patch))
+    report = pipeline.preprocess(folder / "sources", store, recipe=recipe)
+    assert not report.failed, report
     return store
