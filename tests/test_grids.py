@@ -113,9 +113,18 @@ def embeddings(tmp_path_factory, vectors, grid_flags) -> Path:
     )  # fmt: skip
 
 
+def limit_memory(monkeypatch, in_memory: bool) -> None:
+    """Have embeddings kept in memory, or read as they are asked for."""
+    if not in_memory:
+        monkeypatch.setattr("gridrad_cube.datasets.grids.IN_MEMORY_BYTES", 0)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_grids_are_crops_and_channels_with_their_valid_cells(embeddings, vectors, grid_flags, in_memory):
-    data = GridDataset(embeddings, in_memory=in_memory)
+def test_grids_are_crops_and_channels_with_their_valid_cells(
+    embeddings, vectors, grid_flags, in_memory, monkeypatch
+):
+    limit_memory(monkeypatch, in_memory)
+    data = GridDataset(embeddings)
     assert data.labels == (IR, VIS)
     assert data.shape == (6, 4, 5)
     rows = list(zip(data.crop.tolist(), data.channel.tolist(), strict=True))
@@ -140,26 +149,25 @@ def test_grids_are_standardised_over_their_valid_cells(embeddings):
     torch.testing.assert_close(cells.std(0, unbiased=False), expected, atol=1e-5, rtol=0)
     again = GridDataset(embeddings, normalization=json.loads(json.dumps(data.normalization)))
     torch.testing.assert_close(again.decode(batch)[0], values, rtol=0, atol=0)
-    lazy = GridDataset(embeddings, in_memory=False)
-    assert lazy.normalization == data.normalization
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_grids_that_are_missing_or_altered_are_named_never_fill(tmp_path, vectors, in_memory):
+def test_grids_that_are_missing_or_altered_are_named_never_fill(tmp_path, vectors, in_memory, monkeypatch):
+    limit_memory(monkeypatch, in_memory)
     store = write_embeddings(tmp_path / "e.zarr", vectors, labels=(IR, VIS))
-    data = GridDataset(store, in_memory=in_memory)
+    data = GridDataset(store)
     assert data.__getitems__([11, 0]).codes.shape == (2, 6, 4, 5)
     shards = sorted((store / "embedding").glob("c.*"))
     shards[0].write_bytes(b"x" + shards[0].read_bytes()[1:])
     with pytest.raises(
         MissingChunkError, match=r"embedding at crop 0, channel 0 cannot be read .its checksum"
     ):
-        GridDataset(store, in_memory=in_memory).__getitems__([0])
+        GridDataset(store).__getitems__([0])
     shards[1].unlink()
     with pytest.raises(
         MissingChunkError, match=r"embedding at crop 4, channel 1 is missing\. Run: gridrad-cube"
     ):
-        GridDataset(store, channels=VIS, time=("2024-05-01T04", None), in_memory=in_memory)[0]
+        GridDataset(store, channels=VIS, time=("2024-05-01T04", None))[0]
 
 
 def test_grids_select_channels_time_and_flags(embeddings, grid_flags):

@@ -3,10 +3,16 @@
 from gridrad_cube.datasets.grids import GridDataset, decode_grids
 from gridrad_cube.datasets.loader import Batch, PatchLoader
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
-from gridrad_cube.datasets.partners import PairDataset, followers
 from gridrad_cube.datasets.patches import PatchDataset
-from gridrad_cube.datasets.sampling import SHARES, EpochSampler, Stratum, permute
-from gridrad_cube.datasets.table import SampleTable
+from gridrad_cube.datasets.sampling import (
+    SHARES,
+    EpochSampler,
+    PairDataset,
+    followers,
+    nearest_later,
+    permute,
+)
+from gridrad_cube.datasets.table import SampleTable, Stratum
 
 __all__ = [
     "SHARES",
@@ -22,6 +28,7 @@ __all__ = [
     "decode",
     "decode_grids",
     "followers",
+    "nearest_later",
     "normalizations",
     "permute",
 ]

@@ -1,4 +1,4 @@
-"""Grids of patch embeddings as samples: what the second level trains on."""
+"""Grids of patch embeddings as samples: what level 2k trains on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 
-#: Grids with fewer cells along an edge give no views that differ.
+#: Views of grids with fewer cells along an edge do not differ.
 SMALLEST_GRID = 4
 #: Embeddings of up to this many bytes are kept in memory.
 IN_MEMORY_BYTES = 2**30
@@ -27,26 +27,24 @@ _CROPS_AT_ONCE = 256
 
 
 class GridDataset(Dataset[Batch]):
-    """Grids of patch embeddings, one sample a crop and channel.
+    """Grids of patch embeddings, one sample per crop and channel.
 
-    Embeddings of up to 1 GiB (float16, samples only) are read into memory at the first use, in each process;
-    larger ones stay on disk and are read a grid at a time.
+    The embeddings of the samples are read into memory at the first use, in each process, if they take up to 1 GiB.
+    Larger ones are read a batch at a time.
 
     Parameters
     ----------
     embedding_store
         A finished embedding store of level 256: path or URL.
     channels
-        Labels, or names of variables, meaning all their altitudes; None takes all.
+        Labels, or names of variables for all their altitudes; None for all.
     reject
-        Flags that make a cell count as not valid: None for each channel's default, names, or a mask.
+        Flags that make a cell not valid: names, a mask, ``()`` for none; None for the default of each channel.
     time
         ``(start, stop)``, UTC, stop not included; or as in `gridrad_cube.selection.Selection`.
     normalization
-        A checkpoint's ``{"mean": [...], "std": [...]}`` of the features; taken from the valid cells of these
-        samples if None.
-    in_memory
-        Whether to keep the embeddings in memory; None decides by their size.
+        The ``{"mean": [...], "std": [...]}`` of the features that a checkpoint keeps; None computes it from the
+        valid cells of these samples.
 
     Attributes
     ----------
@@ -54,6 +52,10 @@ class GridDataset(Dataset[Batch]):
         The channel labels, in the order of channel indices.
     shape
         Features, rows and columns of a sample.
+    crop, channel
+        Position of each sample in the store, and index of its label, int32, (N,).
+    valid
+        Cells of each sample that count, bool, (N, rows, cols).
 
     Raises
     ------
@@ -70,15 +72,14 @@ class GridDataset(Dataset[Batch]):
         reject: Reject = None,
         time: Any = None,
         normalization: Mapping[str, Sequence[float]] | None = None,
-        in_memory: bool | None = None,
     ) -> None:
         self.store = os.fspath(embedding_store)
         self._opened: xr.Dataset | None = None
         self._kept: np.ndarray | None = None
         self._reader = EmbeddingReader(self.store)
+        level = store_info(embedding_store, "embeddings").get("level")
         dataset = self._dataset
-        info = store_info(embedding_store, "embeddings")
-        _check_level(dataset, info, self.store)
+        _check_level(dataset, level, self.store)
         self.shape = (dataset.sizes["feature"], dataset.sizes["row"], dataset.sizes["col"])
         available = labels_of(dataset)
         chosen = choose_labels(available, channels, self.store)
@@ -94,12 +95,15 @@ class GridDataset(Dataset[Batch]):
                 f"{self.store}: no grid of {list(self.labels)} has a valid cell, of {len(crops)} crops. Pass "
                 "other channels or time, or reject=[...] with fewer flags."
             )
-        if in_memory is None:
-            in_memory = len(self) * int(np.prod(self.shape)) * 2 <= IN_MEMORY_BYTES
-        self.in_memory = in_memory
-        self._normalization = (
-            None if normalization is None else _checked(normalization, self.shape[0], self.store)
-        )
+        self._normalization: dict[str, list[float]] | None = None
+        if normalization is not None:
+            self._normalization = {n: [float(v) for v in normalization[n]] for n in ("mean", "std")}
+            expected = {len(values) for values in self._normalization.values()}
+            if expected != {self.shape[0]}:
+                raise SchemaError(
+                    f"{self.store}: embeddings have {self.shape[0]} features; expected {max(expected)}, as the "
+                    "checkpoint was trained on. Pass the embeddings of the network that it goes with."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None, "_kept": None}
@@ -117,49 +121,32 @@ class GridDataset(Dataset[Batch]):
         return self._opened
 
     def _table(self, crops: np.ndarray, masks: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Samples with a valid cell: crop, channel index, valid cells."""
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        """Crop, channel index and valid cells of each sample with a valid cell."""
+        parts = [(np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, *self.shape[1:]), bool))]
         bits = np.array(masks, np.uint16)[None, :, None, None]
         for block in np.split(crops, range(4096, len(crops), 4096)):
-            if not len(block):
-                continue
             flags = self._dataset["flags"].isel(crop=slice(block[0], block[-1] + 1)).values
             valid = (flags[block - block[0]][:, self._columns] & bits) == 0
             crop, channel = np.nonzero(valid.any(axis=(2, 3)))
             parts.append((block[crop].astype(np.int32), channel.astype(np.int32), valid[crop, channel]))
-        if not parts:
-            return np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, *self.shape[1:]), bool)
         crop, channel, valid = (np.concatenate(column) for column in zip(*parts, strict=True))
         return crop, channel, valid
 
+    def _read(self, samples: slice | np.ndarray) -> np.ndarray:
+        """Embeddings of samples from the store, (n, row, col, feature)."""
+        return self._reader.read(self.crop[samples], self._columns[self.channel[samples]])
+
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All samples in order: (samples, embeddings (n, row, col, feature)), a block of crops at a time."""
+        """All samples in order, and their embeddings, a block of crops at a time."""
         first = 0
         while first < len(self):
-            start = int(self.crop[first])
-            last = int(np.searchsorted(self.crop, start + _CROPS_AT_ONCE))
-            yield slice(first, last), self._reader.read(*self._places(slice(first, last)))
-            first = last
-
-    def _places(self, samples: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column in the store of samples."""
-        return self.crop[samples], self._columns[self.channel[samples]]
-
-    def _read(self, index: np.ndarray) -> np.ndarray:
-        """Embeddings of samples, (n, row, col, feature)."""
-        if not self.in_memory:
-            return self._reader.read(*self._places(index))
-        if self._kept is None:
-            features, rows, cols = self.shape
-            kept = np.empty((len(self), rows, cols, features), self._dataset["embedding"].dtype)
-            for samples, block in self._blocks():
-                kept[samples] = block
-            self._kept = kept
-        return self._kept[index]
+            stop = int(np.searchsorted(self.crop, self.crop[first] + _CROPS_AT_ONCE))
+            yield slice(first, stop), self._read(slice(first, stop))
+            first = stop
 
     @property
     def strata(self) -> int:
-        """Number of samples, for `EpochSampler`: each comes once an epoch."""
+        """Number of samples, for `EpochSampler`: each comes once per epoch."""
         return len(self)
 
     @property
@@ -176,7 +163,7 @@ class GridDataset(Dataset[Batch]):
             cells = block[self.valid[samples]].astype(np.float64)
             cells = cells[np.isfinite(cells).all(axis=1)]
             if shift is None and len(cells):
-                shift = cells.mean(axis=0)  # sums of squares about a mean nearby lose no digits
+                shift = cells.mean(axis=0)  # sums of squares about a nearby mean lose no digits
             if shift is not None:
                 count += len(cells)
                 total += (cells - shift).sum(axis=0)
@@ -193,7 +180,7 @@ class GridDataset(Dataset[Batch]):
                 f"{self.store}: all {count} embeddings are alike, got a standard deviation of 0 in every "
                 "feature. The network that made them has collapsed: train it again."
             )
-        std[flat] = 1.0  # a dead feature becomes 0
+        std[flat] = 1.0  # a feature that never changes becomes 0
         return {"mean": mean.tolist(), "std": std.tolist()}
 
     def __getitem__(self, index: int) -> Batch:
@@ -207,12 +194,15 @@ class GridDataset(Dataset[Batch]):
         MissingChunkError
             If embeddings are missing, truncated or altered; names the crop and the channel.
         """
-        index = np.asarray(indices, np.int64)
+        index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
+        if self._kept is None and 2 * len(self) * int(np.prod(self.shape)) <= IN_MEMORY_BYTES:
+            self._kept = np.concatenate([block for _, block in self._blocks()])
+        embeddings = self._read(index) if self._kept is None else self._kept[index]
         return Batch(
-            torch.from_numpy(self._read(index)).permute(0, 3, 1, 2),
-            torch.from_numpy(index.copy()),
+            torch.from_numpy(embeddings).permute(0, 3, 1, 2),
+            torch.from_numpy(index),
             torch.from_numpy(self.channel[index].astype(np.int64)),
             torch.from_numpy(self.valid[index]),
         )
@@ -220,9 +210,18 @@ class GridDataset(Dataset[Batch]):
     def decode(
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Standardised features and valid cells of a batch, on its device; see `decode_grids`."""
+        """Standardized features and valid cells of a batch, on its device; see `decode_grids`."""
         assert batch.valid is not None
         return decode_grids(batch.codes, batch.valid, self.normalization, dtype=dtype)
+
+    def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Latitude and longitude (means over cells), time (``datetime64[s]``) and channel index of each sample."""
+        latitude, longitude = (
+            self._dataset[name].variable.astype(np.float64).mean(("row", "col")).values[self.crop]
+            for name in ("latitude", "longitude")
+        )
+        times = self._dataset["time"].values.astype("datetime64[s]")
+        return latitude, longitude, times[self.crop], self.channel
 
     def describe(self, index: int) -> dict[str, Any]:
         """Where a sample comes from: store, crop, channel, time, source file."""
@@ -244,7 +243,7 @@ def decode_grids(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardise grids of embeddings, alike in training and embedding, on the device where they are.
+    """Standardize grids of embeddings, on the device where they are; training and embedding share this.
 
     Parameters
     ----------
@@ -254,11 +253,20 @@ def decode_grids(
         Cells that count, bool, (B, rows, cols).
     normalization
         ``mean`` and ``std`` of the D features.
+    dtype
+        Data type of the values.
 
     Returns
     -------
-    ``values`` (B, D, rows, cols), 0 in cells that do not count, and the cells that do: those of ``valid``
-    whose features are all finite.
+    values : (B, D, rows, cols)
+        0 in cells that do not count.
+    cells : bool, (B, rows, cols)
+        Cells of ``valid`` whose features are all finite.
+
+    Raises
+    ------
+    SchemaError
+        If ``normalization`` is of another number of features.
     """
     values = codes.to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (
@@ -271,10 +279,10 @@ def decode_grids(
     return values.to(dtype), cells
 
 
-def _check_level(dataset: xr.Dataset, info: Mapping[str, Any], where: str) -> None:
+def _check_level(dataset: xr.Dataset, level: Any, where: str) -> None:
     if "row" not in dataset["embedding"].dims:
         raise SchemaError(
-            f"{where}: holds embeddings of level {info.get('level')!r}, one a crop; expected level '256', "
+            f"{where}: holds embeddings of level {level!r}, one a crop; expected level '256', "
             "a grid of them. Pass the store that gridrad-cube embed made from the patches."
         )
     rows, cols = dataset.sizes["row"], dataset.sizes["col"]
@@ -284,15 +292,3 @@ def _check_level(dataset: xr.Dataset, info: Mapping[str, Any], where: str) -> No
             f"at least {SMALLEST_GRID} x {SMALLEST_GRID}. Embed overlapping patches (gridrad-cube embed "
             "--stride 128), or preprocess with a larger --crop."
         )
-
-
-def _checked(
-    normalization: Mapping[str, Sequence[float]], features: int, where: str
-) -> dict[str, list[float]]:
-    out = {name: [float(v) for v in normalization[name]] for name in ("mean", "std")}
-    if len(out["mean"]) != features or len(out["std"]) != features:
-        raise SchemaError(
-            f"{where}: embeddings have {features} features; expected {len(out['mean'])}, as the checkpoint "
-            "was trained on. Pass the embeddings of the network that it goes with."
-        )
-    return out

@@ -106,8 +106,11 @@ class PatchDataset(Dataset[Batch]):
         self.table: SampleTable = build_table(dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
         if not len(self.table):
             raise explain_empty(dataset, self._labels, masks, crops, bbox, self.store)
-        dtypes = {dataset[label.variable].dtype for label in self._labels}
-        self._dtype = np.result_type(*dtypes)
+        self._dtype = np.result_type(*(dataset[label.variable].dtype for label in self._labels))
+        self._altitudes = np.array([label.altitude or 0 for label in self._labels])
+        self._variables: dict[str, list[int]] = {}  # numbers of the labels of each
+        for number, label in enumerate(self._labels):
+            self._variables.setdefault(label.variable, []).append(number)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None, "_opened": None}
@@ -167,7 +170,24 @@ class PatchDataset(Dataset[Batch]):
         index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
-        batch, damage = self._read(index, torch.from_numpy(self.table.channel[index].astype(np.int64)))
+        table, labels = self.table, self.table.channel[index].astype(np.int64)
+        codes = np.empty((len(index), self.planes, self.patch, self.patch), self._dtype)
+        batch = Batch(*map(torch.from_numpy, (codes, index, labels)))
+        where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
+        if self.channel_mode == "stack":
+            where = np.repeat(where, self.planes, axis=0)
+            labels = np.tile(np.arange(self.planes), len(index))
+        damage: dict[int, MissingChunkError] = {}  # by position in the batch
+        for variable, numbers in self._variables.items():
+            planes = np.flatnonzero(np.isin(labels, numbers))
+            if not len(planes):
+                continue
+            wanted = where[planes]
+            if self._labels[numbers[0]].altitude is not None:
+                wanted = np.insert(wanted, 1, self._altitudes[labels[planes]], axis=1)
+            patches = codes.reshape(-1, self.patch, self.patch)
+            failures = self._open_reader().read_undamaged(variable, wanted, patches, places=planes)
+            damage |= {int(planes[i]) // self.planes: error for i, error in failures.items()}
         if not damage:
             return batch
         if self.on_damage == "raise":
@@ -176,46 +196,20 @@ class PatchDataset(Dataset[Batch]):
         kept = torch.from_numpy(np.delete(np.arange(len(index)), damaged))
         return batch.take(kept, damaged=torch.from_numpy(index[damaged]))
 
-    def _read(self, index: np.ndarray, channel: torch.Tensor) -> tuple[Batch, dict[int, MissingChunkError]]:
-        """A batch, and position in it -> error, for samples that cannot be read."""
-        codes = np.empty((len(index), self.planes, self.patch, self.patch), self._dtype)
-        damage = self._fill(index, channel.numpy(), codes.reshape(-1, self.patch, self.patch))
-        return Batch(torch.from_numpy(codes), torch.from_numpy(index), channel), damage
-
-    def _fill(
-        self, index: np.ndarray, channel: np.ndarray, patches: np.ndarray
-    ) -> dict[int, MissingChunkError]:
-        """Read into ``patches``; position in the batch -> error, where that fails."""
+    def _open_reader(self) -> PatchReader:
         if self._reader is None:
             # Worker processes of a DataLoader are as many as there are cores to use.
             alone = get_worker_info() is None or not Files(self.store).local
             self._reader = PatchReader(self.store, threads=None if alone else 1)
-        table, damage = self.table, dict[int, MissingChunkError]()
-        where = np.stack([table.crop[index], table.row[index], table.col[index]], axis=1)
-        for variable, numbers in self._variables().items():
-            if self.channel_mode == "stack":
-                samples = np.repeat(np.arange(len(index)), len(numbers))
-                labels = np.tile(numbers, len(index))
-                places = samples * self.planes + labels
-            else:
-                samples = places = np.flatnonzero(np.isin(channel, numbers))
-                labels = channel[samples]
-            if not len(samples):
-                continue
-            wanted = where[samples]
-            if self._labels[numbers[0]].altitude is not None:
-                heights = np.array([label.altitude or 0 for label in self._labels])[labels]
-                wanted = np.insert(wanted, 1, heights, axis=1)
-            failures = self._reader.read_undamaged(variable, wanted, patches, places=places)
-            damage |= {int(samples[row]): error for row, error in failures.items()}
-        return damage
+        return self._reader
 
-    def _variables(self) -> dict[str, list[int]]:
-        """Variable -> numbers of its labels."""
-        out: dict[str, list[int]] = {}
-        for number, label in enumerate(self._labels):
-            out.setdefault(label.variable, []).append(number)
-        return out
+    def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Latitude, longitude, time (``datetime64[s]``) and channel index of each sample, each (N,)."""
+        table, stored = self.table, self._dataset
+        latitude, longitude = (
+            stored[name].values[table.crop, table.row, table.col] for name in ("latitude", "longitude")
+        )
+        return latitude, longitude, stored["time"].values.astype("datetime64[s]")[table.crop], table.channel
 
     def describe(self, index: int) -> dict[str, Any]:
         """Where a sample comes from: store, crop, row, col, channel, time, position, source file.

@@ -1,32 +1,21 @@
-"""The order of samples: a function of seed and epoch alone, the same for any number of ranks and workers."""
+"""The order of samples, a function of seed and epoch alone, and the partners of samples at a later time."""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import Dataset, Sampler
 
+from gridrad_cube.datasets.loader import Batch
+from gridrad_cube.datasets.table import Stratum
 from gridrad_cube.schema import SchemaError
 
-#: Part of a patch's observed pixels that must be echo for the stratum `Stratum.echo`.
-ECHO_FRACTION = 0.01
-
-
-class Stratum(enum.IntEnum):
-    """What a sample counts as when an epoch is drawn. ``plain`` ones have no echoes to go by."""
-
-    plain = 0
-    empty = 1
-    weak = 2
-    echo = 3
-
-
-#: Part of an epoch's samples with echoes to go by that each stratum gives.
+#: Share of each stratum in the samples of an epoch that can have echoes.
 SHARES: Mapping[str, float] = {"echo": 0.80, "weak": 0.15, "empty": 0.05}
 
 _ROUNDS = 8
@@ -34,7 +23,7 @@ _ORDER = 255  # tag of the keys that order an epoch; strata have theirs
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's output function (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)."""
+    """Output of SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -120,34 +109,33 @@ def _parts(strata: int | np.ndarray, shares: Mapping[str, float] | None) -> list
 class EpochSampler(Sampler[int]):
     """Give each rank its samples of an epoch, in an order that depends on seed and epoch alone.
 
-    An epoch has as many samples as the data set. Samples without echoes to go by come exactly once. Radar
-    and rain are drawn by strata: ``shares`` of the epoch (80 % patches with at least 1 % echo, 15 % with
-    less, 5 % empty). A stratum gives its number by going round a permutation of itself, a new one each time
-    round, and goes on from where the last epoch stopped, so that over epochs all its samples come equally
-    often. A stratum without samples leaves its share to the others, in proportion.
+    An epoch has as many samples as the data set. Samples of channels without echoes come exactly once. Radar and
+    rain are drawn by `Stratum`: ``shares`` of them (80 % patches with at least 1 % echo, 15 % with less, 5 %
+    empty). A stratum is passed through in a random order, a new one for each pass, and an epoch continues where
+    the last one stopped, so that over epochs all its samples come equally often. A stratum without samples leaves
+    its share to the others, in proportion.
 
-    Step s of all ranks together takes positions ``[s * B * W, (s + 1) * B * W)`` of the epoch, rank r every
-    W-th of them from r on. What is left of the epoch at the end and fills no such step is dropped (with
-    ``drop_last=False`` only what does not divide by W), so that all ranks take equally many.
+    Step s of all W ranks together takes positions ``[s * B * W, (s + 1) * B * W)`` of the epoch, rank r every
+    W-th of them from r on. Samples at the end that fill no such step are left out (with ``drop_last=False`` only
+    those that do not divide by W), so that all ranks take equally many.
 
-    Iterating starts at `position` and does not move it, since a loader reads ahead of training. `advance`
-    moves it: `PatchLoader` does so for each batch that it hands out; with torch's DataLoader call it after
-    each step.
+    Iterating starts at `position` and does not move it, because a loader reads ahead of training. `advance` moves
+    it: `PatchLoader` calls it for each batch that it hands out; with torch's DataLoader, call it after each step.
 
     Parameters
     ----------
     strata
         ``dataset.strata``, or a number of samples.
     batch_size
-        Samples a step and rank.
+        Samples per step and rank.
     seed
-        Of the order.
+        Seed of the order.
     rank, world_size
-        This process among those that train together.
+        Number of this process, and of the processes that train together.
     drop_last
-        Whether the last, short step is left out.
+        Whether to leave out the last, short step.
     shares
-        Part of the epoch per stratum (``echo``, ``weak``, ``empty``); None takes every sample once.
+        Share of each stratum (``echo``, ``weak``, ``empty``); None takes every sample once.
 
     Raises
     ------
@@ -179,7 +167,7 @@ class EpochSampler(Sampler[int]):
         if not self._left(0):
             raise SchemaError(
                 f"sampler: fewer samples than a batch, got {self.length} for {world_size} ranks of batch "
-                f"size {batch_size}. Pass a smaller batch size, or admit more patches (channels, reject, "
+                f"size {batch_size}. Pass a smaller batch size, or select more patches (channels, reject, "
                 "time, bbox)."
             )
 
@@ -248,7 +236,7 @@ class EpochSampler(Sampler[int]):
             self.epoch, self.position = self.epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; nothing changes if it is the current one."""
+        """Move to the start of an epoch; nothing changes if it is the current one."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -262,7 +250,7 @@ class EpochSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the sample after the last one that was counted as done.
+        """Continue with the sample after the last one that was counted as done.
 
         Raises
         ------
@@ -275,7 +263,7 @@ class EpochSampler(Sampler[int]):
             raise SchemaError(
                 f"sampler: the samples are not those of the saved run, got {mine} [drawn, of] a stratum; "
                 f"expected {theirs}. Use the store, channels, reject, time and bbox of "
-                "that run, or start anew."
+                "that run, or start a new run."
             )
         if list(state.get("block", [1, 1])) != [1, 1]:
             raise SchemaError(
@@ -284,3 +272,131 @@ class EpochSampler(Sampler[int]):
             )
         self.seed, self.epoch, self.position = int(state["seed"]), int(state["epoch"]), int(state["position"])
         self._roll_over()
+
+
+#: Positions that agree to this many degrees are one place: far less than a pixel, far more than rounding.
+_SAME_PLACE = 1e-3
+
+
+class PairDataset(Dataset[Batch]):
+    """Samples of a data set together with their partners: twice as many rows per batch.
+
+    Rows ``[:B]`` of a batch are the samples asked for, rows ``[B:]`` their partners in the same order. A sample
+    that the data set leaves out as damaged is left out with its partner; one whose partner is damaged is its own
+    partner.
+
+    Parameters
+    ----------
+    dataset
+        A `PatchDataset` or `GridDataset`.
+    partners
+        Index of the partner of each sample, its own where it has none, (N,); see `followers`.
+    """
+
+    def __init__(self, dataset: Any, partners: npt.NDArray[np.int64]) -> None:
+        if partners.shape != (len(dataset),):
+            raise ValueError(f"PairDataset: got {partners.shape} partners; expected ({len(dataset)},)")
+        self.dataset, self.partners = dataset, partners
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Read samples and partners; see `PatchDataset.__getitems__`."""
+        index = np.asarray(indices, np.int64)
+        read = np.unique(np.concatenate([index, self.partners[index]]))  # each of them once
+        batch: Batch = self.dataset.__getitems__(read)
+        lost = np.isin(index, batch.damaged) if batch.damaged is not None else np.zeros(len(index), bool)
+        kept = batch.index.numpy()
+        own = index[~lost]
+        other = np.where(np.isin(self.partners[own], kept), self.partners[own], own)
+        rows = torch.from_numpy(np.searchsorted(kept, np.concatenate([own, other])))
+        return batch.take(rows, damaged=torch.from_numpy(index[lost]) if lost.any() else None)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Where a sample comes from."""
+        return dict(self.dataset.describe(index))
+
+
+def followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
+    """For each sample, the sample of the same place and channel that is nearest in time to ``minutes`` later.
+
+    It must be within half of ``minutes`` of that time; of two equally near, the earlier one counts.
+
+    Parameters
+    ----------
+    dataset
+        A `PatchDataset` or `GridDataset`.
+    minutes
+        The lead, above 0.
+
+    Returns
+    -------
+    Index of the follower of each sample, its own where it has none, int64, (N,).
+
+    Raises
+    ------
+    SchemaError
+        If no sample has a follower; says how far apart the times of a place are.
+    """
+    if not minutes > 0:
+        raise ValueError(f"followers: got {minutes} minutes; expected a number above 0")
+    latitude, longitude, time, channel = dataset.positions()
+    known = np.flatnonzero(np.isfinite(latitude) & np.isfinite(longitude) & ~np.isnat(time))
+    south, west = (np.rint(v[known] / _SAME_PLACE).astype(np.int64) for v in (latitude, longitude))
+    turn, labels = round(360 / _SAME_PLACE), int(channel.max(initial=0)) + 1
+    place = ((south + turn) * turn + west % turn) * labels + channel[known]
+    seconds = time[known].astype(np.int64)
+    out = np.arange(len(dataset))
+    out[known] = known[nearest_later(place, seconds, minutes * 60)]
+    if (out == np.arange(len(out))).all():
+        order = np.lexsort((seconds, place))
+        steps = np.diff(seconds[order])[np.diff(place[order]) == 0]
+        steps = steps[steps > 0]
+        spacing = (
+            f"the times of a place are typically {np.median(steps) / 60:g} min apart"
+            if len(steps)
+            else "no place comes at two times"
+        )
+        raise SchemaError(
+            f"{dataset.store}: no sample has a partner {minutes:g} min later (within half of that); {spacing}. "
+            "Pass another lead, a longer time, or no lead (0)."
+        )
+    return out
+
+
+def nearest_later(
+    place: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], lead: float
+) -> npt.NDArray[np.int64]:
+    """For each item, the item of the same place that is nearest to ``lead`` later and within half of it.
+
+    Parameters
+    ----------
+    place
+        Number of the place of each item, (N,).
+    seconds
+        Its time, (N,).
+    lead
+        In seconds.
+
+    Returns
+    -------
+    Index of the item found, its own where there is none, (N,).
+    """
+    own = np.arange(len(place))
+    if not len(place):
+        return own
+    # One axis on which places lie further apart than any lead reaches, so that one search serves them all.
+    _, number = np.unique(place, return_inverse=True)
+    line = number * (int(np.ptp(seconds)) + 2 * int(lead) + 2) + (seconds - seconds.min())
+    order = np.argsort(line, kind="stable")
+    ordered, target = line[order], line + lead
+    after = np.searchsorted(ordered, target).clip(max=len(order) - 1)
+    # The first of several samples at one time (two sources of one place): the same partner in any run.
+    before = np.searchsorted(ordered, ordered[(after - 1).clip(min=0)])
+    nearer = np.abs(ordered[before] - target) <= np.abs(ordered[after] - target)
+    chosen = np.where(nearer, before, after)
+    return np.where(np.abs(ordered[chosen] - target) <= lead / 2, order[chosen], own)

@@ -1,7 +1,9 @@
-"""Which patches are samples: the index table of a selection, from the flags and fractions alone."""
+"""Which patches are samples: the table of a selection, from flags, echo fractions and positions alone."""
 
 from __future__ import annotations
 
+import enum
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +12,39 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from gridrad_cube.datasets.sampling import ECHO_FRACTION, Stratum
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.selection import Box, Label, Selection, in_box
+
+#: Share of the observed pixels of a patch that must be echo for `Stratum.echo`.
+ECHO_FRACTION = 0.01
 
 _CROPS_AT_ONCE = 8192
 
 
+class Stratum(enum.IntEnum):
+    """How much echo a sample has: none (empty), less than 1 % of its pixels (weak), or more (echo).
+
+    Samples of channels without echoes are ``plain``.
+    """
+
+    plain = 0
+    empty = 1
+    weak = 2
+    echo = 3
+
+
 @dataclass(frozen=True)
 class SampleTable:
-    """One row a sample, 17 bytes each: 10.8 million patches (100,000 crops of 108) are 184 MB.
+    """Where each sample lies, one row per sample in the order crop, row, col, channel. 17 bytes per row.
 
-    ``channel`` is the index of the label (0 where channels are stacked), ``stratum`` a `Stratum`.
-    Rows are in the order crop, row, col, channel.
+    Attributes
+    ----------
+    crop, row, col
+        Position in the store, int32, (N,).
+    channel
+        Index of the label, int32, (N,); 0 where channels are stacked.
+    stratum
+        `Stratum`, uint8, (N,).
     """
 
     crop: np.ndarray
@@ -35,15 +57,11 @@ class SampleTable:
         return len(self.crop)
 
 
-def chosen_crops(dataset: xr.Dataset, time: Any) -> np.ndarray:
-    """Which crops were written and lie in the time asked for, bool, (crop,); see `Selection.in_time`."""
-    return Selection(time=time).in_time(_times(dataset))
-
-
-def _times(dataset: xr.Dataset) -> np.ndarray:
-    """Times of the crops; NaT where a crop was not written."""
+def chosen_crops(dataset: xr.Dataset, time: Any) -> npt.NDArray[np.bool_]:
+    """Which crops were written and lie in the time asked for, (crop,); see `Selection.in_time`."""
     written = dataset["status"].values == 0
-    return np.where(written, dataset["time"].values.astype("datetime64[s]"), np.datetime64("NaT", "s"))
+    times = dataset["time"].values.astype("datetime64[s]")
+    return Selection(time=time).in_time(np.where(written, times, np.datetime64("NaT", "s")))
 
 
 def build_table(
@@ -55,58 +73,69 @@ def build_table(
     stacked: bool,
     bbox: Box | None,
 ) -> SampleTable:
-    """List the clean patches, a block of crops at a time. Reads flags, echo fractions and positions only."""
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
-    for block, place in _blocks(dataset, crops, bbox):
-        clean, strata = _clean(dataset, block, place, labels, masks)
+    """List the clean patches of chosen crops, a block of crops at a time.
+
+    Parameters
+    ----------
+    dataset
+        A cube, packed.
+    labels, masks
+        Channels, and the flags that reject a patch of each.
+    crops
+        Which crops are chosen, bool, (crop,).
+    stacked
+        Whether a sample is a patch of all channels, all of them clean.
+    bbox
+        Box in which the center of a patch must lie.
+    """
+    parts = [[np.empty(0, np.int32)] * 4 + [np.empty(0, np.uint8)]]
+    for block, inside in _blocks(dataset, crops, bbox):
+        clean, strata = _clean(dataset, block, inside, labels, masks)
         if stacked:
             clean = np.asarray(clean.all(axis=-1, keepdims=True))
             strata = strata.max(axis=-1, keepdims=True)
-        flat = np.flatnonzero(clean)
-        crop, row, col, channel = np.unravel_index(flat, clean.shape)
-        for column, values in zip(columns, (crop + block.start, row, col, channel), strict=False):
-            column.append(values.astype(np.int32))
-        columns[4].append(strata.reshape(-1)[flat])
-    dtypes = [np.int32] * 4 + [np.uint8]
-    return SampleTable(
-        *(np.concatenate(c) if c else np.empty(0, t) for c, t in zip(columns, dtypes, strict=True))
-    )
+        crop, row, col, channel = (column.astype(np.int32) for column in np.nonzero(clean))
+        parts.append([crop + np.int32(block.start), row, col, channel, strata[clean]])
+    return SampleTable(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _blocks(dataset: xr.Dataset, crops: np.ndarray, bbox: Box | None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of crops with something chosen, and which of their patches are, (crop, row, col)."""
+def _blocks(
+    dataset: xr.Dataset, crops: np.ndarray, bbox: Box | None
+) -> Iterator[tuple[slice, npt.NDArray[np.bool_]]]:
+    """Blocks of crops, and which of their patches lie in chosen crops and in the box, (crop, row, col)."""
     cells = (dataset.sizes["row"], dataset.sizes["col"])
     for start in range(0, len(crops), _CROPS_AT_ONCE):
         block = slice(start, min(start + _CROPS_AT_ONCE, len(crops)))
-        if not crops[block].any():
-            continue
-        place: npt.NDArray[np.bool_] = np.broadcast_to(crops[block, None, None], (block.stop - start, *cells))
-        if bbox is not None:
-            here = dataset[["latitude", "longitude"]].isel(crop=block)
-            place = place & in_box(here["latitude"].values, here["longitude"].values, bbox)
-        yield block, place
+        if crops[block].any():
+            inside = np.broadcast_to(crops[block, None, None], (block.stop - start, *cells))
+            if bbox is not None:
+                here = dataset[["latitude", "longitude"]].isel(crop=block)
+                inside = inside & in_box(here["latitude"].values, here["longitude"].values, bbox)
+            yield block, inside
 
 
 def _clean(
-    dataset: xr.Dataset, block: slice, place: np.ndarray, labels: Sequence[Label], masks: Sequence[int]
+    dataset: xr.Dataset, block: slice, inside: np.ndarray, labels: Sequence[Label], masks: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    clean = np.empty((*place.shape, len(labels)), bool)
+    """Which patches are clean, and the stratum of each, (crop, row, col, label)."""
+    clean = np.empty((*inside.shape, len(labels)), bool)
     strata = np.zeros(clean.shape, np.uint8)
-    for variable in dict.fromkeys(label.variable for label in labels):
+    for variable in dict.fromkeys(label.variable for label in labels):  # all altitudes lie in one chunk
         flags = dataset[f"{variable}_flags"].isel(crop=block).values
         fraction = dataset.get(f"{variable}_echo_fraction")
         echo = None if fraction is None else fraction.isel(crop=block).values
         for number, (label, mask) in enumerate(zip(labels, masks, strict=True)):
-            if label.variable != variable:
-                continue
-            level = slice(None) if label.altitude is None else (slice(None), label.altitude)
-            clean[..., number] = place & ((flags[level] & np.uint16(mask)) == 0)
-            if echo is not None:
-                strata[..., number] = np.where(
-                    echo[level] >= ECHO_FRACTION, Stratum.echo,
-                    np.where(echo[level] > 0, Stratum.weak, Stratum.empty),
-                )  # fmt: skip
+            if label.variable == variable:
+                level = _level(label)
+                clean[..., number] = inside & ((flags[level] & np.uint16(mask)) == 0)
+                if echo is not None:
+                    strata[..., number] = Stratum.empty + (echo[level] > 0) + (echo[level] >= ECHO_FRACTION)
     return clean, strata
+
+
+def _level(label: Label) -> tuple[Any, ...]:
+    """Index that picks the altitude of a label from values (crop, [altitude,] row, col)."""
+    return (slice(None),) if label.altitude is None else (slice(None), label.altitude)
 
 
 def explain_empty(
@@ -117,16 +146,13 @@ def explain_empty(
     bbox: Box | None,
     where: str,
 ) -> SchemaError:
-    """Say why a selection has no clean patch: how many each rejecting flag took."""
-    candidates, counts = 0, dict.fromkeys(Flag, 0)
-    for block, place in _blocks(dataset, crops, bbox):
-        candidates += int(place.sum()) * len(labels)
+    """Say why no patch is clean: how many each flag rejects. Parameters as of `build_table`."""
+    candidates, counts = 0, Counter[Flag]()
+    for block, inside in _blocks(dataset, crops, bbox):
+        candidates += int(inside.sum()) * len(labels)
         for label, mask in zip(labels, masks, strict=True):
-            level = slice(None) if label.altitude is None else (slice(None), label.altitude)
-            flags = dataset[f"{label.variable}_flags"].isel(crop=block).values[level][place]
-            for flag in Flag:
-                if mask & flag:
-                    counts[flag] += int(((flags & np.uint16(flag)) != 0).sum())
+            flags = dataset[f"{label.variable}_flags"].isel(crop=block).values[_level(label)][inside]
+            counts.update({f: int(np.count_nonzero(flags & np.uint16(f))) for f in Flag if mask & f})
     reasons = ", ".join(f"{flag.name} {n}" for flag, n in counts.items() if n) or "none"
     return SchemaError(
         f"{where}: no clean patch of {[label.name for label in labels]}: {int(crops.sum())} crops chosen (of "

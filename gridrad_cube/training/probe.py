@@ -19,8 +19,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from gridrad_cube.datasets import Stratum
-from gridrad_cube.datasets.partners import nearest_later
+from gridrad_cube.datasets import Stratum, nearest_later
 from gridrad_cube.models import VisionTransformer
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.training.config import Config
