@@ -152,7 +152,7 @@ def test_default_width_of_level_2k_is_384_and_can_be_chosen() -> None:
     [
         ({"name": "vit_xs"}, r"unknown network 'vit_xs'; expected one of \['vit2k_xs', .*'vit_tiny'\]"),
         ({"name": "vit_demo", "heads": 5}, "embed_dim=192 is not divisible by heads=5"),
-        ({"name": "vit_demo", "image_size": 60}, "image_size=60 is no multiple of patch_size=8"),
+        ({"name": "vit_demo", "image_size": 60}, "image_size=60 is not a multiple of patch_size=8"),
         ({"name": "vit2k_xs", "patch_size": 16}, "each cell of a grid is a token"),
         ({"name": "vit_demo", "depth": 0}, "every size must be at least 1"),
         ({"name": "vit_demo", "position": "sine"}, "position='sine'"),

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from gridrad_cube.datasets import (
     EpochSampler,
-    permute,
 )
-from gridrad_cube.datasets.sampling import _key
+from gridrad_cube.datasets.sampling import _key, permute
 from gridrad_cube.schema import SchemaError
 
 

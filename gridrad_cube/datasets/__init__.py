@@ -5,17 +5,14 @@ from gridrad_cube.datasets.loader import Batch, PatchLoader
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.patches import PatchDataset
 from gridrad_cube.datasets.sampling import (
-    SHARES,
     EpochSampler,
     PairDataset,
     followers,
     nearest_later,
-    permute,
 )
 from gridrad_cube.datasets.table import SampleTable, Stratum
 
 __all__ = [
-    "SHARES",
     "Batch",
     "EpochSampler",
     "GridDataset",
@@ -30,7 +27,6 @@ __all__ = [
     "followers",
     "nearest_later",
     "normalizations",
-    "permute",
 ]
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.table import chosen_crops
-from gridrad_cube.models import constants
+from gridrad_cube.models import cached_tensor
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
@@ -270,7 +270,7 @@ def decode_grids(
     """
     values = codes.to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (
-        constants(tuple(normalization[name]), codes.device)[:, None, None] for name in ("mean", "std")
+        cached_tensor(tuple(normalization[name]), codes.device)[:, None, None] for name in ("mean", "std")
     )
     if len(mean) != codes.shape[1]:
         raise SchemaError(f"decode_grids: embeddings have {codes.shape[1]} features; expected {len(mean)}")

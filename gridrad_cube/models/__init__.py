@@ -24,11 +24,10 @@ from gridrad_cube.models.objectives import (
 from gridrad_cube.models.views import (
     View,
     ViewSpec,
-    constants,
+    cached_tensor,
     draw_views,
     sample_seeds,
     token_coverage,
-    uniforms,
     whole_view,
 )
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
@@ -46,8 +45,8 @@ __all__ = [
     "VisionTransformer",
     "backbone_state",
     "build",
+    "cached_tensor",
     "clip_per_tensor_",
-    "constants",
     "cosine_schedule",
     "draw_grid_views",
     "draw_views",
@@ -60,7 +59,6 @@ __all__ = [
     "sample_seeds",
     "save_checkpoint",
     "token_coverage",
-    "uniforms",
     "update_teacher_",
     "whole_view",
 ]

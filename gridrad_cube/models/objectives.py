@@ -1,7 +1,7 @@
-"""What training adds to a network: heads, losses, schedules, clipping and the teacher's average.
+"""What training adds to a network: heads, losses, a schedule, clipping and the teacher's average.
 
-State-dict keys and, by default, numbers are DINO's (Caron et al. 2021); the coding-rate objective is
-SimDINO's (Wu et al. 2025, arXiv 2502.10385).
+State-dict keys and, by default, numbers are those of DINO (Caron et al. 2021). The coding-rate objective is that
+of SimDINO (Wu et al. 2025, arXiv 2502.10385).
 """
 
 from __future__ import annotations
@@ -115,11 +115,11 @@ class DINOLoss(nn.Module):
     views
         Views of the student, global and local.
     warmup_teacher_temp, teacher_temp, warmup_epochs, epochs
-        The teacher's temperature rises linearly over the first epochs, then stays.
+        The temperature of the teacher rises linearly over the first epochs, then stays.
     student_temp
-        The student's temperature.
+        Temperature of the student.
     center_momentum
-        Share of the old center that each call keeps.
+        Share of the old center that each step keeps.
     """
 
     center: Tensor
@@ -183,15 +183,14 @@ class DINOLoss(nn.Module):
     @torch.no_grad()
     def _move_center(self) -> None:
         (total, rows), self._seen = self._seen, (0.0, 0)
-        mean = _mean_over_ranks(total / rows)  # type: ignore[arg-type]
-        move_center_(self.center, mean, self.center_momentum)
-
-
-@torch.no_grad()
-def move_center_(center: Tensor, mean: Tensor, momentum: float) -> None:
-    """Move a center towards a mean, but where that is not finite: one overflow must not poison every later step."""
-    moved = center * momentum + mean * (1 - momentum)
-    center.copy_(torch.where(moved.isfinite(), moved, center))
+        assert isinstance(total, Tensor)
+        mean = total / rows
+        if _world_size() > 1:
+            dist.all_reduce(mean)
+        mean = mean / _world_size()
+        moved = self.center * self.center_momentum + mean * (1 - self.center_momentum)
+        # One overflow must not spoil every later step.
+        self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
 
 
 class CodingRateLoss(nn.Module):
@@ -203,8 +202,8 @@ class CodingRateLoss(nn.Module):
         expansion = mean over s in T of 1/2 logdet(I + d / (n distortion) sum over samples of z_s z_s')
         loss = alignment - weight (n + d) / (n d) expansion
 
-    The factor (n + d) / (n d) keeps both terms of one size whatever the batch. The spread is that of the
-    samples of one call: a step made of several batches spreads each of them by itself.
+    The factor (n + d) / (n d) keeps the two terms of similar size for any batch. A step of several batches spreads
+    the samples of each batch apart.
 
     Parameters
     ----------
@@ -232,25 +231,19 @@ class CodingRateLoss(nn.Module):
         teacher
             Unit vectors (teacher views * B, d); no gradient flows through them.
         epoch, last
-            Not used: both losses are called alike.
+            Not used; they are there so that both losses have the same signature.
         """
         with torch.autocast(student.device.type, enabled=False):
             z = _by_view(student.float(), self.views)
             targets = _by_view(teacher.detach().float(), len(teacher) // z.shape[1])
             alignment = _mean_of_pairs(1 - torch.einsum("tbd,sbd->tsb", targets, z))
             n, d = z.shape[1] * _world_size(), z.shape[2]
-            scatter = sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
-            expansion = coding_rate(scatter, n, self.distortion).mean()
+            scatter = _sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
+            # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
+            inner = torch.eye(d, device=z.device) + d / (n * self.distortion) * scatter
+            factor, _ = torch.linalg.cholesky_ex(inner)
+            expansion = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mean()
         return alignment - self.weight * (n + d) / (n * d) * expansion
-
-
-def coding_rate(scatter: Tensor, n: int | Tensor, distortion: float) -> Tensor:
-    """``1/2 logdet(I + d / (n distortion) scatter)`` of the scatter (..., d, d) of ``n`` unit vectors."""
-    d = scatter.shape[-1]
-    identity = torch.eye(d, device=scatter.device)
-    # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
-    factor, _ = torch.linalg.cholesky_ex(identity + d / (n * distortion) * scatter)
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def _by_view(x: Tensor, views: int) -> Tensor:
@@ -273,14 +266,7 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _mean_over_ranks(x: Tensor) -> Tensor:
-    world = _world_size()
-    if world > 1:
-        dist.all_reduce(x)
-    return x / world
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
+def _sum_over_ranks(x: Tensor) -> Tensor:
     """Sum over ranks whose gradient is right once DDP has averaged it over the ranks."""
     world = _world_size()
     if world == 1:

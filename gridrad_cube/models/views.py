@@ -260,7 +260,7 @@ def _side_weight(spec: ViewSpec, blur: Tensor, sigma: Tensor, *, is_global: bool
     chances = [first] + [further] * (blur.shape[1] - 1) if is_global else [local] * blur.shape[1]
     low, high = spec.blur_sigma
     side = torch.exp(-0.5 / (low + (high - low) * sigma).square())
-    return torch.where(blur < constants(tuple(chances), blur.device), side / (1 + 2 * side), 0.0)
+    return torch.where(blur < cached_tensor(tuple(chances), blur.device), side / (1 + 2 * side), 0.0)
 
 
 def _blur(matrix: Tensor, side: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
 def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
     """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
     gains = spec.gain if isinstance(spec.gain, tuple) else (spec.gain,)
-    gain = constants(gains, values.device)[:, None, None]
+    gain = cached_tensor(gains, values.device)[:, None, None]
     offset = gain * (2 * number - 1)
     if spec.gain_floor is not None:
         # |offset| <= gain, so a value above the floor can sink to it but never below.
@@ -355,7 +355,7 @@ def uniforms(seeds: Tensor, stream: int, *shape: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+def cached_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers as a float32 vector on a device, copied there once: every such copy makes a GPU wait."""
     with torch.inference_mode(False):  # whoever asks first
         return torch.tensor(numbers, dtype=torch.float32, device=device)

@@ -135,15 +135,15 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """A transformer over the patches of a field, or over the cells of a grid of embeddings.
 
-    Made by `build`, which documents the arguments. Inputs are (B, C, H, W) with H and W any multiples of
-    ``patch_size``; tokens run row by row. ``image_size`` only fixes how many positions are learned.
+    `build` makes it and documents the arguments. Inputs are (B, C, H, W) with H and W any multiples of
+    ``patch_size``; tokens run row by row. ``image_size`` only sets how many positions are learned.
 
     Every method that reads an input takes two masks, (B, N) or (B, rows, columns), bool:
 
-    - ``token_mask`` is true where a token is hidden: its content gives way to the learned ``mask_token`` (to
-      zeros in a network built without one), its position stays.
-    - ``attention_mask`` is true where a token takes part. The others are no keys for attention, and for grids
-      of cells their input may hold anything, NaN included.
+    - ``token_mask`` is true where a token is hidden: the learned ``mask_token`` replaces its content (zeros in a
+      network built without one), and its position stays.
+    - ``attention_mask`` is true where a token takes part. Attention ignores the others, and in grids of cells
+      their input may hold anything, NaN included.
     """
 
     mask_token: nn.Parameter | None
@@ -201,10 +201,7 @@ class VisionTransformer(nn.Module):
         self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """All tokens after the last norm, (B, 1 + N, D), the class token first."""
-        tokens, keys = self._embed(x, token_mask, attention_mask)
-        for block in self.blocks:
-            tokens = block(tokens, keys)
-        return self.norm(tokens)
+        return self.get_intermediate_layers(x, 1, token_mask, attention_mask)[0]
 
     def get_intermediate_layers(
         self,
@@ -331,7 +328,7 @@ def build(
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"build: unknown network {name!r}; expected one of {sorted(ARCHITECTURES)}")
-    sizes = {
+    sizes: dict[str, Any] = {
         "in_channels": in_channels,
         "patch_size": patch_size,
         "image_size": image_size,
@@ -358,7 +355,7 @@ def _check(name: str, a: Architecture, position: str) -> None:
         raise ValueError(f"build({name!r}): embed_dim={a.embed_dim} is not divisible by heads={a.heads}")
     if a.image_size % a.patch_size:
         raise ValueError(
-            f"build({name!r}): image_size={a.image_size} is no multiple of patch_size={a.patch_size}"
+            f"build({name!r}): image_size={a.image_size} is not a multiple of patch_size={a.patch_size}"
         )
     if position not in ("dino_v1", "exact"):
         raise ValueError(f"build({name!r}): position={position!r}; expected 'dino_v1' or 'exact'")
