@@ -72,7 +72,7 @@ def _file(path: Path) -> Summary:
             "product": header.product,
         }
         if header.further:
-            facts["other variables (--channels)"] = ", ".join(header.further)
+            facts["further channels (--channels)"] = ", ".join(header.further)
     facts["variables"] = {name: _variable(variable) for name, variable in variables.items()}
     facts["attributes"] = {name: _one_line(value) for name, value in attributes.items()}
     return Summary(str(path), "source file", facts)

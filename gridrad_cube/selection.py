@@ -29,7 +29,6 @@ from gridrad_cube.schema import (
     SchemaError,
     channel_in,
     channel_label,
-    channel_of,
     reject_mask,
 )
 
@@ -713,18 +712,20 @@ def _split(label: str) -> tuple[str, float | None]:
 def parse_label(label: str) -> tuple[str, float | None]:
     """Channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names none.
 
+    A name that is in no table is that of a variable of a file: a channel of kind ``other``.
+
     Raises
     ------
     SchemaError
-        If there is no such channel, or it has no altitudes.
+        If the channel has no altitudes.
     """
     name, km = _split(label)
     if km is None and "@" in label:
         raise SchemaError(
             f"channels: got {label!r}; expected a name or name@altitude such as 'reflectivity@3.0km'"
         )
-    channel = channel_of(name)
-    if km is not None and (name in DERIVED or channel.kind in ("infrared", "visible", "rain")):
+    flat = name in DERIVED or (name in CHANNELS and CHANNELS[name].kind in ("infrared", "visible", "rain"))
+    if km is not None and flat:
         raise SchemaError(f"channels: got {label!r}, but {name} has no altitude; pass {name!r}")
     return name, km
 

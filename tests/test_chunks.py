@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gridrad_cube.readers import chunks, files
+from gridrad_cube.readers import files
 from gridrad_cube.schema import SchemaError
 
 DTYPES = ["i1", "u1", "<i2", ">i2", "<u2", "<i4", ">u4", "<i8", "<f4", ">f4", "<f8"]
@@ -24,7 +24,7 @@ def values_of(shape, dtype, seed=0):
 def read(path, values, window=None, name="v"):
     window = window or tuple(slice(0, n) for n in values.shape)
     with h5py.File(path) as file:
-        return chunks.read_chunks(file, name, values.shape, values.dtype, window)
+        return files._read_chunks(file, name, values.shape, values.dtype, window)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -144,8 +144,8 @@ def test_source_reads_large_variables_by_chunks_as_the_library_does(tmp_path, ke
         used.append(original(*args))
         return used[-1]
 
-    original = chunks.read_chunks
-    monkeypatch.setattr(chunks, "read_chunks", spied)
+    original = files._read_chunks
+    monkeypatch.setattr(files, "_read_chunks", spied)
     with files.open_source(tmp_path / "a.nc") as source:
         found = source.read("v", key)
         np.testing.assert_array_equal(found, source._dataset["v"][key])

@@ -115,12 +115,3 @@ def test_echo_top_needs_ascending_altitudes_that_fit():
     for heights in ([1.0, 2.0], [3.0, 2.0, 1.0]):
         with pytest.raises(SchemaError, match=r"altitudes: got .* for 3 levels; expected ascending ones"):
             readers.echo_top_height(codes, heights, 18.5, DBZ)
-
-
-def test_levels_are_taken_in_the_order_wanted_and_never_interpolated():
-    codes = np.arange(6, dtype=np.uint16)[:, None, None] + np.zeros((6, 2, 2), np.uint16)
-    assert readers.at_altitudes(codes, HEIGHTS, (4.0, 0.509))[:, 0, 0].tolist() == [3, 0]
-    with pytest.raises(
-        SchemaError, match=r"volume: no level at 3 km; expected one of \[0.5, 1.0, 2.0, 4.0, 7.0, 9.0\]"
-    ):
-        readers.at_altitudes(codes, HEIGHTS, (3.0,))

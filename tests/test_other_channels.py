@@ -68,6 +68,7 @@ def test_larc_numbers_of_tops_keep_dtype_codes_fill_and_units(tmp_path):
     assert "role" not in scene[IR].attrs
     assert tuple(readers.inspect(path, channels=(IR, VIS, OT, "not_there")).channels) == (IR, VIS, OT)
     assert tuple(readers.inspect(path).channels) == (IR, VIS)
+    assert list(readers.read_scene(path, channels=OT).data_vars) == [OT]
 
 
 @pytest.mark.parametrize(
@@ -313,12 +314,14 @@ def test_parallax_correction_comes_along_unasked(tmp_path):
 def test_header_says_what_else_could_be_carried(tmp_path, volume):
     path = add_other_variables(*synthetic.write_scenes(tmp_path, scenes=1, shape=(96, 160)))
     header = readers.inspect(path, channels=IR)
-    assert header.further == (OT, TROPOPAUSE)
-    assert (header.satellite_longitude, header.has_scan_times) == (-75.2, True)
-    assert "ot_id_number" in info.inspect_target(path).facts["other variables (--channels)"]
+    assert header.further == (VIS, OT, TROPOPAUSE)
+    assert header.satellite_longitude == -75.2
+    assert header.observation_time.shape == header.shape[:1]
+    assert "ot_id_number" in info.inspect_target(path).facts["further channels (--channels)"]
     header = readers.inspect(volume[0])
-    assert header.further == ("Nradecho", "Nradobs", "wReflectivity")
-    assert (header.satellite_longitude, header.has_scan_times) == (None, False)
+    moments = ("reflectivity", "echo_top_height")
+    assert header.further == (*moments, "Nradecho", "Nradobs", "wReflectivity")
+    assert (header.satellite_longitude, header.observation_time) == (None, None)
     fields = {"precipitation_rate": on_grid(np.ones((6, 5), "f4"), units="mm/h"), "n": on_grid(np.ones((6, 5), "i2")),
               "row": on_grid(np.ones((6, 5), "i2")), "line": (("lat",), np.ones(6), {})}  # fmt: skip
     assert readers.inspect(write_cf(tmp_path / "a.nc", fields)).further == ("n",)

@@ -18,7 +18,7 @@ from gridrad_cube.pipeline.sources import Source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 
 
-def _header(path: str, recipe: Recipe) -> readers.SceneHeader:
+def _header(path: str, recipe: Recipe) -> readers.Header:
     header = readers.inspect(path, **reading(recipe, recipe.channels))
     tiling.crop_shape(
         header.shape, recipe.tile, header.lattice
@@ -55,7 +55,7 @@ def plan(
         if source.name in build.number:
             check_unchanged(build, source)
     new = [s for s in found if s.name not in build.number]
-    headers: dict[str, readers.SceneHeader] = {}
+    headers: dict[str, readers.Header] = {}
     refused = []
     bar = tqdm(
         run(_header, [(s.path, recipe) for s in new]),
@@ -121,7 +121,7 @@ def _refuse(build: store.Build, source: Source, error: Exception) -> Outcome:
 
 
 def _layout(
-    recipe: Recipe, order: Sequence[Source], headers: Mapping[str, readers.SceneHeader]
+    recipe: Recipe, order: Sequence[Source], headers: Mapping[str, readers.Header]
 ) -> store.CubeLayout:
     """What the crops of a new store have in common: the union of channels, the largest crop."""
     offered: dict[str, Source] = {}
@@ -145,7 +145,7 @@ def _layout(
             channels[name] = _channel_layout(name, scene[name])
     shapes = [tiling.crop_shape(headers[s.name].shape, recipe.tile, headers[s.name].lattice) for s in order]
     coordinates = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
-    if any(headers[s.name].has_scan_times for s in order):
+    if any(headers[s.name].observation_time is not None for s in order):
         coordinates.append("observation_time")
     if any(headers[s.name].satellite_longitude is not None for s in order):
         coordinates.append("satellite_zenith_angle")
@@ -171,7 +171,7 @@ def _entries(
     recipe: Recipe,
     layout: store.CubeLayout,
     order: Sequence[Source],
-    headers: Mapping[str, readers.SceneHeader],
+    headers: Mapping[str, readers.Header],
 ) -> tuple[list[store.Entry], list[tuple[Source, Exception]]]:
     entries: list[store.Entry] = []
     misfits: list[tuple[Source, Exception]] = []

@@ -79,7 +79,7 @@ def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec)
                 volume.weights["reflectivity"][part],
                 volume.at_bins(volume.nradobs, level),
                 volume.at_bins(volume.nradecho, level),
-                version=volume.header.version,
+                version=volume.version,
                 year=int(volume.header.time.astype("datetime64[Y]").astype(int)) + 1970,
                 spec=spec,
             )

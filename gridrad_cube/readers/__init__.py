@@ -14,26 +14,22 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.readers import cf, gridrad, larc_goes
-from gridrad_cube.readers.derived import at_altitudes, column_maximum, echo_top_height
+from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.files import Source, Variable, open_source
-from gridrad_cube.readers.request import Request
-from gridrad_cube.readers.scenes import SceneHeader, make_scene
-from gridrad_cube.readers.times import parse_stamp
-from gridrad_cube.readers.volume import RadarVolume, densify, format_of, is_sparse, read_volume_grid
-from gridrad_cube.readers.volume import read_volume as _read_volume
-from gridrad_cube.schema import CHANNELS, RadarSpec, SchemaError
+from gridrad_cube.readers.gridrad import RadarVolume, densify
+from gridrad_cube.readers.header import Header, Request, make_scene, parse_stamp
+from gridrad_cube.schema import RadarSpec, SchemaError
 
 __all__ = [
     "FORMATS",
+    "Header",
     "RadarVolume",
-    "SceneHeader",
-    "at_altitudes",
     "column_maximum",
     "densify",
-    "detect_format",
     "echo_top_height",
     "inspect",
     "list_contents",
@@ -46,84 +42,39 @@ __all__ = [
 #: What ``format=`` takes. ``gridrad`` stands for any of its versions.
 FORMATS = ("auto", "larc_goes", "gridrad", "gridrad_v3_1", "gridrad_v4_1", "gridrad_v4_2", "cf")
 
-Path = str | os.PathLike[str]
-Variables = Iterable[tuple[str, str, str | None]]
+_Path = str | os.PathLike[str]
+_Variables = Iterable[tuple[str, str, str | None]]
 
 
-def detect_format(path: Path) -> str:
-    """Name the format of a file, by its content.
-
-    Returns
-    -------
-    ``larc_goes``, ``gridrad_v3_1``, ``gridrad_v4_2``, ``gridrad_v4_1``, or ``cf`` for any other netCDF file
-    (which `inspect` may still refuse).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing at the path.
-    SchemaError
-        If it is not a netCDF file.
-    """
-    with open_source(path) as source:
-        return _format_of(source)
-
-
-def _format_of(source: Source) -> str:
-    if gridrad.matches(source):
-        return format_of(source)
-    return larc_goes.FORMAT if larc_goes.matches(source) else cf.FORMAT
-
-
-def _reader(source: Source, wanted: str) -> ModuleType:
-    """The module that reads a file; a format asked for is held against what the file is."""
-    if wanted not in FORMATS:
-        raise SchemaError(f"format: got {wanted!r}; expected one of {list(FORMATS)}")
-    if wanted in ("cf", "larc_goes"):  # both take files that are not unmistakable
-        return cf if wanted == "cf" else larc_goes
-    found = _format_of(source)
-    if wanted not in ("auto", found) and not (wanted == "gridrad" and found.startswith("gridrad")):
-        raise SchemaError(f"{source.path}: the file is {found}, got format={wanted!r}. Pass format='auto'.")
-    if found.startswith("gridrad"):
-        return gridrad
-    return larc_goes if found == larc_goes.FORMAT else cf
-
-
-def _request(channels: Iterable[str], radar: RadarSpec, variables: Variables) -> Request:
-    labels = (channels,) if isinstance(channels, str) else tuple(channels)
-    known = tuple(label for label in labels if label.split("@")[0] in CHANNELS)
-    return Request(
-        channels=known,
-        radar=radar,
-        variables=tuple(tuple(v) for v in variables),  # type: ignore[misc]
-        companions=tuple(dict.fromkeys(label.split("@")[0] for label in labels if label not in known)),
-    )
+def __dir__() -> list[str]:
+    return __all__
 
 
 def inspect(
-    path: Path,
+    path: _Path,
     *,
     format: str = "auto",
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
-    variables: Variables = (),
-) -> SceneHeader:
+    variables: _Variables = (),
+) -> Header:
     """Say what `read_scene` would give, from the header alone: no pixel is read.
 
     Takes the parameters of `read_scene` and raises as it does.
     """
     request = _request(channels, radar, variables)
     with open_source(path) as source:
-        return _reader(source, format).describe(source, request).header()
+        header: Header = find_reader(source, format).describe(source, request)
+    return header
 
 
 def read_scene(
-    path: Path,
+    path: _Path,
     *,
     format: str = "auto",
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
-    variables: Variables = (),
+    variables: _Variables = (),
     clean: gridrad.Clean | None = None,
 ) -> xr.Dataset:
     """Read one file as one scene.
@@ -173,20 +124,12 @@ def read_scene(
     """
     request = _request(channels, radar, variables)
     with open_source(path) as source:
-        reader = _reader(source, format)
-        description = reader.describe(source, request)
-        options = {"clean": clean} if reader is gridrad else {}
-        fields = reader.read(source, description, request, **options)
-    return make_scene(description, fields)
+        reader = find_reader(source, format)
+        header = reader.describe(source, request)
+        return make_scene(header, read_channels(reader, source, header, request, clean))
 
 
-def list_contents(path: Path) -> tuple[dict[str, Any], dict[str, Variable]]:
-    """Global attributes and variables of any netCDF file, from its header alone; raises as `detect_format`."""
-    with open_source(path) as source:
-        return source.attributes, source.variables
-
-
-def read_fields(path: Path) -> xr.Dataset:
+def read_fields(path: _Path) -> xr.Dataset:
     """Read every 2-D field of a file on its scene's pixels, as `read_scene`; those in no table as kind ``other``.
 
     Raises
@@ -194,21 +137,39 @@ def read_fields(path: Path) -> xr.Dataset:
     FileNotFoundError, SchemaError
         As `read_scene`.
     """
-    header = inspect(path)
-    _, variables = list_contents(path)
-    flat = [name for name in header.further if sum(n != 1 for n in variables[name].shape) == 2]
-    return read_scene(path, channels=(*header.channels, *flat))
+    with open_source(path) as source:
+        reader = find_reader(source, "auto")
+        header = reader.describe(source, Request())
+        shapes = {name: variable.shape for name, variable in source.variables.items()}
+        flat = [n for n in header.further if sum(size != 1 for size in shapes.get(n, ())) == 2]
+        request = Request(channels=(*header.channels, *flat))
+        header = reader.describe(source, request)
+        return make_scene(header, read_channels(reader, source, header, request))
+
+
+def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
+    """Global attributes and variables of any netCDF file, from its header alone.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    SchemaError
+        If it is not a netCDF file.
+    """
+    with open_source(path) as source:
+        return source.attributes, source.variables
 
 
 def read_volume(
-    path: Path, fields: Iterable[str] = ("reflectivity",), *, weights: bool = False, nradecho: bool = False
+    path: _Path, fields: Iterable[str] = ("reflectivity",), *, weights: bool = False, nradecho: bool = False
 ) -> RadarVolume:
     """Read a GridRad file as lists of bins, for quality control between reading and `densify`.
 
     Parameters
     ----------
     fields
-        Channels; the file's own are in ``header.names`` of the result.
+        Channels that the file has.
     weights, nradecho
         Whether to read the weights of reflectivity, and the counts of echoes, too.
 
@@ -217,14 +178,45 @@ def read_volume(
     SchemaError
         As `read_scene`, or if the file is no GridRad file.
     """
+    names = tuple(fields)
     with open_source(path) as source:
-        if not gridrad.matches(source):
-            raise SchemaError(
-                f"{path}: not a GridRad file, got {source.listing()}; expected index and Reflectivity, or ZH"
-            )
-        header = read_volume_grid(source)
-        if (weights or nradecho) and not is_sparse(source):
+        header = find_reader(source, "gridrad").describe(source, Request(channels=names))
+        if (weights or nradecho) and header.format == "gridrad_v4_1":
             raise SchemaError(
                 f"{path}: {header.format} has no weights and counts; expected the sparse layout"
             )
-        return _read_volume(source, header, tuple(fields), weights=weights, nradecho=nradecho)
+        return gridrad.read_volume(source, header, names, weights=weights, nradecho=nradecho)
+
+
+def _request(channels: Iterable[str], radar: RadarSpec, variables: _Variables) -> Request:
+    return Request(
+        channels=(channels,) if isinstance(channels, str) else tuple(channels),
+        radar=radar,
+        variables=tuple(tuple(v) for v in variables),  # type: ignore[misc]
+    )
+
+
+def find_reader(source: Source, wanted: str) -> ModuleType:
+    """The module that reads a file; a format asked for is held against what the file is."""
+    if wanted not in FORMATS:
+        raise SchemaError(f"format: got {wanted!r}; expected one of {list(FORMATS)}")
+    if wanted in ("cf", "larc_goes"):  # both take files that are not unmistakable
+        return cf if wanted == "cf" else larc_goes
+    reader: ModuleType = cf
+    found = cf.FORMAT
+    if larc_goes.matches(source):
+        reader, found = larc_goes, larc_goes.FORMAT
+    elif gridrad.matches(source):
+        reader, found = gridrad, gridrad.format_of(source)
+    if wanted not in ("auto", found) and not (wanted == "gridrad" and found.startswith("gridrad")):
+        raise SchemaError(f"{source.path}: the file is {found}, got format={wanted!r}. Pass format='auto'.")
+    return reader
+
+
+def read_channels(
+    reader: ModuleType, source: Source, header: Header, request: Request, clean: gridrad.Clean | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Codes of the channels of a header, by the module that made it."""
+    if reader is gridrad:
+        return gridrad.read(source, header, request, clean)
+    return larc_goes.read(source, header) if reader is larc_goes else cf.read(source, header, request)

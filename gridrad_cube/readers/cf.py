@@ -6,21 +6,39 @@ units and name; fields by their own name, by ``standard_name`` with units, or by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.companions import PARALLAX, fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
-from gridrad_cube.readers.fields import Field, read_field
+from gridrad_cube.readers.fields import (
+    CONVERSIONS,
+    Field,
+    find_others,
+    known_field,
+    other_field,
+    read_codes,
+    spelled,
+)
 from gridrad_cube.readers.files import Source, Variable, text
-from gridrad_cube.readers.grids import Grid, make_grid, read_altitudes, read_degrees
-from gridrad_cube.readers.request import Request, select, with_levels
-from gridrad_cube.readers.scenes import GOES_LONGITUDE, Description, goes_number
-from gridrad_cube.readers.times import agreed_time, only_time, parse_stamp, parse_time
-from gridrad_cube.readers.units import conversion, is_known
+from gridrad_cube.readers.header import (
+    PARALLAX,
+    Header,
+    Request,
+    agreed_time,
+    goes_longitude,
+    list_further,
+    make_grid,
+    only_time,
+    parse_stamp,
+    parse_time,
+    read_altitudes,
+    read_degrees,
+    select,
+)
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
 
@@ -66,70 +84,72 @@ class _Found:
     units: str | None
 
 
-def describe(source: Source, request: Request) -> Description:
+def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     found = _find_fields(source, request)
     axes = _find_axes(source, found)
     time = _time(source)
     found = {channel: f for channel, f in found.items() if set(axes.dims) <= set(f.variable.dims)}
     vertical = {channel: _vertical(source, f.variable, axes) for channel, f in found.items()}
-    carried = [source.variables[name] for name in request.companions if name in source.variables]
+    carried = [source.variables[name] for name in request.others if name in source.variables]
     tall = [_vertical(source, v, axes) for v in carried if v.is_numeric and set(axes.dims) <= set(v.dims)]
-    names = {name for name in (*vertical.values(), *tall) if name}
-    if len(names) > 1:
+    uprights = {name for name in (*vertical.values(), *tall) if name}
+    if len(uprights) > 1:
         raise SchemaError(
-            f"{source.path}: fields lie on several vertical axes {sorted(names)}; pass channels=..."
+            f"{source.path}: fields lie on several vertical axes {sorted(uprights)}; pass channels=..."
         )
-    vertical_name = next(iter(names), None)
-    altitude = _altitudes(source, vertical_name) if vertical_name else None
+    upright = next(iter(uprights), None)
+    altitudes = _altitudes(source, upright) if upright else np.zeros(0)
     available = {channel: vertical[channel] is not None for channel in found}
     if available.get("reflectivity"):
         available = dict.fromkeys(DERIVED, False) | available
-    default = [name for name in CHANNELS if name in found]
-    selection = select(
+    others = find_others(source, request.others, axes.dims, upright)
+    others = {n: on for n, on in others.items() if n not in (axes.latitude, axes.longitude)}
+    names, levels = select(
         request,
         available,
-        () if altitude is None else altitude,
-        default=default or list(CHANNELS),
+        others,
+        altitudes,
+        default=[name for name in CHANNELS if name in found] or list(CHANNELS),
+        unasked=PARALLAX,
         where=source.path,
         listing=source.listing(),
     )
-    if any(tall):
-        selection = with_levels(selection, request.radar, () if altitude is None else altitude, source.path)
-    satellite = goes_number(source) if any(_is_imagery(name) for name in selection.variables) else None
-    title = text(source.attributes, "title") or "CF file"
-    return Description(
+    fields = {}
+    for name in names:
+        if name in found:
+            variable, units = found[name].variable, found[name].units
+            on = (str(upright), *axes.dims) if vertical[name] else axes.dims
+            fields[name] = known_field(source, name, variable.name, on, units)
+        elif name in DERIVED:
+            fields[name] = _derived_field(source, name, found["reflectivity"], axes)
+        else:
+            fields[name] = other_field(source, name, others[name])
+    known = sorted(name for name in names if name in CHANNELS)
+    latitude, longitude = (np.squeeze(read_degrees(source, name)) for name in (axes.latitude, axes.longitude))
+    latitude, longitude = make_grid(latitude, longitude, where=source.path)
+    is_imagery = any(fields[name].channel.kind in ("infrared", "visible") for name in names)
+    return Header(
+        path=source.path,
         format=FORMAT,
-        product=f"{title} ({', '.join(sorted(selection.variables))})",
+        product=f"{text(source.attributes, 'title') or 'CF file'} ({', '.join(known)})",
         time=time,
-        grid=_grid(source, axes),
-        selection=selection,
-        variables={name: _with_units(source, name, found) for name in selection.variables},
-        companions=find_companions(
-            source, request.companions, axes.dims, vertical=vertical_name, unasked=PARALLAX
-        ),
-        further=tuple(
-            name
-            for name in fields_on_grid(source, axes.dims, vertical_name)
-            if name not in (axes.latitude, axes.longitude)
-        ),
-        dims=axes.dims,
-        vertical=vertical_name,
-        altitude_km=altitude,
-        satellite_longitude=GOES_LONGITUDE.get(satellite or 0),
+        latitude=latitude,
+        longitude=longitude,
+        fields=fields,
+        altitude_km=altitudes,
+        levels=levels,
+        further=list_further(available, others, fields),
+        satellite_longitude=goes_longitude(source) if is_imagery else None,
     )
 
 
-def _is_imagery(channel: str) -> bool:
-    return CHANNELS[channel].kind in ("infrared", "visible")
-
-
-def _with_units(source: Source, channel: str, found: dict[str, _Found]) -> tuple[str, tuple[float, float]]:
-    origin = channel if channel in found else "reflectivity"
-    variable, units = found[origin].variable, found[origin].units
-    given = units or text(variable.attributes, "units") or None
-    where = f"{source.path}: variable {variable.name!r}"
-    return variable.name, conversion(CHANNELS[origin], given, named=variable.name == origin, where=where)
+def _derived_field(source: Source, name: str, reflectivity: _Found, axes: _Axes) -> Field:
+    """A channel that is computed from reflectivity: its codes are packed as those, or as the table says."""
+    volume = known_field(source, "reflectivity", reflectivity.variable.name, axes.dims, reflectivity.units)
+    channel = CHANNELS[name]
+    packing = volume.packing if name == "reflectivity_column_maximum" else channel.packing
+    return replace(volume, channel=channel, packing=packing, attributes=channel.attributes())
 
 
 def _find_fields(source: Source, request: Request) -> dict[str, _Found]:
@@ -149,7 +169,7 @@ def _find_fields(source: Source, request: Request) -> dict[str, _Found]:
         taken = [f.variable.name for f in found.values()]
         if channel and channel not in found and variable.name not in taken:
             units = text(variable.attributes, "units")
-            if is_known(units, CHANNELS[channel].units):
+            if spelled(units) in CONVERSIONS[CHANNELS[channel].units]:
                 by_standard_name.setdefault(channel, []).append(variable)
     for channel, variables in by_standard_name.items():
         if len(variables) > 1 and (not asked or channel in asked):
@@ -221,11 +241,6 @@ def _spatial_dims(variable: Variable) -> tuple[str, ...]:
     return tuple(d for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1)
 
 
-def _grid(source: Source, axes: _Axes) -> Grid:
-    latitude, longitude = (np.squeeze(read_degrees(source, name)) for name in (axes.latitude, axes.longitude))
-    return make_grid(latitude, longitude, where=source.path)
-
-
 def _vertical(source: Source, variable: Variable, axes: _Axes) -> str | None:
     """The altitude dimension of a field, None where it has none; any other is refused."""
     others = [
@@ -272,36 +287,34 @@ def _time(source: Source) -> np.datetime64:
     )
 
 
-def read(source: Source, description: Description, request: Request) -> dict[str, Field]:
-    """Read the channels and companion fields; integer codes bit for bit."""
-    fields = {}
-    for channel, (name, units) in description.variables.items():
-        variable = source.variables[name]
-        if channel in DERIVED and description.vertical in variable.dims:
-            fields[channel] = _derive(source, description, channel, request)
-            continue
-        is_volume = description.vertical is not None and description.vertical in variable.dims
-        dims = (
-            (description.vertical, *description.dims)
-            if is_volume and description.vertical
-            else description.dims
+def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDArray[Any]]:
+    """Read the codes of the header's channels, integers bit for bit; derive those that lie on altitudes in the file."""
+    codes = {}
+    for name, about in header.fields.items():
+        variable = source.variables[about.variable]
+        tall = [
+            d for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1 and d not in about.dims
+        ]
+        codes[name] = (
+            _derive(source, header, about, (*tall, *about.dims), request)
+            if tall
+            else read_codes(source, about, header.levels)
         )
-        levels = description.selection.levels if is_volume else None
-        fields[channel] = read_field(source, name, CHANNELS[channel], units, dims, levels)
-    for name, companion in description.companions.items():
-        fields[name] = read_companion(source, companion, description.selection.levels)
-    return fields
+    return codes
 
 
-def _derive(source: Source, description: Description, channel: str, request: Request) -> Field:
-    name, units = description.variables[channel]
-    assert description.vertical is not None
-    assert description.altitude_km is not None
-    upwards = [int(i) for i in np.argsort(description.altitude_km)]
-    dims = (description.vertical, *description.dims)
-    volume = read_field(source, name, CHANNELS["reflectivity"], units, dims, upwards)
-    if channel == "reflectivity_column_maximum":
-        return Field(column_maximum(volume.codes, volume.packing), volume.packing)
-    heights = description.altitude_km[upwards]
-    codes = echo_top_height(volume.codes, heights, request.radar.echo_top_dbz, volume.packing)
-    return Field(codes, CHANNELS[channel].packing)
+def _derive(
+    source: Source, header: Header, about: Field, dims: tuple[str, ...], request: Request
+) -> npt.NDArray[Any]:
+    upwards = [int(i) for i in np.argsort(header.altitude_km)]
+    volume = known_field(source, "reflectivity", about.variable, dims, _given_units(request))
+    codes = read_codes(source, volume, upwards)
+    if about.channel.name == "reflectivity_column_maximum":
+        return column_maximum(codes, volume.packing)
+    heights = header.altitude_km[upwards]
+    return echo_top_height(codes, heights, request.radar.echo_top_dbz, volume.packing)
+
+
+def _given_units(request: Request) -> str | None:
+    """Units of reflectivity by the user's word."""
+    return request.named().get("reflectivity", ("", None))[1]

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
-from gridrad_cube.selection import find_altitudes
 
-Codes = npt.NDArray[Any]
+_Codes = npt.NDArray[Any]
 
 
 def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
@@ -34,7 +33,7 @@ def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
     return not known or (packing.echo_minimum is not None and max(known) < packing.echo_minimum)
 
 
-def column_maximum(codes: Codes, packing: Packing) -> Codes:
+def column_maximum(codes: _Codes, packing: Packing) -> _Codes:
     """Largest code of every column: not observed only where every level is.
 
     A column with an echo has its strongest; one without has the largest of its states, so that a column
@@ -67,7 +66,7 @@ def column_maximum(codes: Codes, packing: Packing) -> Codes:
     return best
 
 
-def _rank(codes: Codes, packing: Packing) -> npt.NDArray[np.uint8]:
+def _rank(codes: _Codes, packing: Packing) -> npt.NDArray[np.uint8]:
     """0 not observed, 1 not usable, 2 observed without echo, 3 echo."""
     rank = np.ones(codes.shape, np.uint8)
     rank[packing.observed(codes)] = 2
@@ -76,35 +75,9 @@ def _rank(codes: Codes, packing: Packing) -> npt.NDArray[np.uint8]:
     return rank
 
 
-def at_altitudes(
-    codes: Codes, altitudes_km: npt.ArrayLike, wanted_km: tuple[float, ...], *, where: str = "volume"
-) -> Codes:
-    """Levels at altitudes, in the order wanted, never interpolated.
-
-    Parameters
-    ----------
-    codes
-        ``(altitude, y, x)``.
-    altitudes_km
-        Altitude of every level.
-    wanted_km
-        Altitudes, each within 10 m of a level.
-
-    Returns
-    -------
-    ``(len(wanted_km), y, x)``.
-
-    Raises
-    ------
-    SchemaError
-        If there is no such level; the message has the list.
-    """
-    return codes[list(find_altitudes(altitudes_km, wanted_km, where))]
-
-
 def echo_top_height(
-    codes: Codes, altitudes_km: npt.ArrayLike, threshold_dbz: float, packing: Packing
-) -> Codes:
+    codes: _Codes, altitudes_km: npt.ArrayLike, threshold_dbz: float, packing: Packing
+) -> _Codes:
     """Height of the highest level at or above a threshold that has echo at the two levels below it.
 
     The definition of GridRad's own viewer (gridrad.org): the two levels below keep lone high bins from

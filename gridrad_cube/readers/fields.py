@@ -1,23 +1,61 @@
-"""From the numbers of a file to the packed codes of a channel."""
+"""From the variables of a file to channels: units, packing, and codes.
+
+Integers keep dtype and codes; a conversion of units goes into scale and offset. Floats are encoded by the packing of
+their channel. Of a channel of kind ``other`` nothing is converted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.files import Source, Variable, number
-from gridrad_cube.schema import Channel, Packing, SchemaError
+from gridrad_cube.readers.files import Source, Variable, number, text
+from gridrad_cube.schema import CHANNELS, OTHER_ATTRIBUTES, Channel, Packing, SchemaError, channel_in
 
+#: ``(factor, offset)`` from the units of files, as they spell them, to those of channels; other units are refused.
+CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
+    "K": {
+        **dict.fromkeys(("k", "kelvin", "degk", "degree_kelvin", "degrees_kelvin", "deg_k"), (1.0, 0.0)),
+        **dict.fromkeys(
+            ("c", "degc", "deg_c", "celsius", "degree_celsius", "degrees_celsius", "degree_c", "degrees_c"),
+            (1.0, 273.15),
+        ),
+    },
+    "1": {
+        **dict.fromkeys(("1", "unitless", "dimensionless", "fraction"), (1.0, 0.0)),
+        **dict.fromkeys(("%", "percent", "pct"), (0.01, 0.0)),
+    },
+    "dBZ": {"dbz": (1.0, 0.0)},
+    "dB": {"db": (1.0, 0.0)},
+    "km": {
+        **dict.fromkeys(("km", "kilometer", "kilometers", "kilometre", "kilometres"), (1.0, 0.0)),
+        **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), (0.001, 0.0)),
+    },
+    "mm h-1": {
+        **dict.fromkeys(("mm h-1", "mm/h", "mm/hr", "mm hr-1", "mm/hour", "mm hour-1"), (1.0, 0.0)),
+        **dict.fromkeys(("mm s-1", "mm/s", "kg m-2 s-1", "kg/m2/s"), (3600.0, 0.0)),
+        **dict.fromkeys(("m s-1", "m/s"), (3.6e6, 0.0)),
+    },
+    "m s-1": dict.fromkeys(("m s-1", "m/s", "meters_per_second", "metres_per_second"), (1.0, 0.0)),
+    "s-1": dict.fromkeys(("s-1", "1/s", "/s", "per_second"), (1.0, 0.0)),
+    "degree km-1": dict.fromkeys(
+        ("degree km-1", "degrees km-1", "degree/km", "degrees/km", "deg km-1", "deg/km"), (1.0, 0.0)
+    ),
+}
+
+
+_NO_UNITS = ("", "1", "unitless", "dimensionless", "none")
+_CATEGORIES = ("flag_values", "flag_masks", "flag_meanings")
 #: What MRMS and its kin write for "observed, no echo", in the channel's units (dBZ, km).
-NO_ECHO_VALUE = -99.0
+_NO_ECHO_VALUE = -99.0
 #: Radar floats at or below this stand for missing data (-999, -9999), declared or not.
-UNDECLARED_MISSING = -990.0
+_UNDECLARED_MISSING = -990.0
 #: What netCDF means by a value that was never written. Bytes have none: every code of theirs may be data.
-DEFAULT_FILL = {
+_DEFAULT_FILL = {
     "int16": -32767, "uint16": 65535, "int32": -2147483647, "uint32": 4294967295,
     "int64": -9223372036854775806, "uint64": 18446744073709551614,
     "float32": 9.969209968386869e36, "float64": 9.969209968386869e36,
@@ -29,30 +67,168 @@ _WIDENED = {"uint8": ("uint16", 65535), "int8": ("int16", -32768)}
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Field:
-    """Codes of one channel on ``(y, x)`` or ``(altitude, y, x)``, and what they mean."""
+    """One channel of a scene, as the header of its file states it.
 
-    codes: npt.NDArray[Any]
+    ``variable`` is its name in the file. ``dims`` are the file's names of row and column, after that of altitude where
+    it lies on altitudes. ``units`` are factor and offset to the channel's units. ``packing`` and ``attributes``
+    are those of the codes that `read_codes` gives; ``missing`` are further codes of the file that mean missing.
+    """
+
+    channel: Channel
+    variable: str
+    dims: tuple[str, ...]
     packing: Packing
+    attributes: Mapping[str, Any]
+    units: tuple[float, float] = (1.0, 0.0)
+    missing: tuple[int, ...] = ()
 
 
-def field_packing(
-    variable: Variable, channel: Channel, units: tuple[float, float], where: str
-) -> tuple[Packing, list[int]]:
-    """The packing of a source variable as a channel, and the further codes that mean missing.
-
-    Float variables take the channel's own packing. Integer variables keep dtype and codes; the conversion of
-    units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: that of -99,
-    and that of zero rain. Where they declare no valid range, codes below it are out of range.
+def known_field(
+    source: Source, name: str, variable: str, dims: tuple[str, ...], units: str | None = None
+) -> Field:
+    """Describe a variable of a file as a channel of the table.
 
     Parameters
     ----------
+    name
+        Of the channel.
     units
-        Factor and offset to the channel's units (`gridrad_cube.readers.units.conversion`).
+        Of the variable where the file does not state them.
+
+    Raises
+    ------
+    SchemaError
+        If there are no units to go by, they are unknown, or an attribute makes no sense.
     """
-    if variable.dtype.kind == "f":
-        return channel.packing, []
+    channel, about = CHANNELS[name], source.variables[variable]
+    where = f"{source.path}: variable {variable!r}"
+    given = units or text(about.attributes, "units")
+    factors = _conversion(channel, given, named=variable == name, where=where)
+    packing, missing = channel.packing, tuple[int, ...]()
+    if about.dtype.kind != "f":
+        packing, missing = _integer_packing(about, channel, factors, where)
+    return Field(
+        channel=channel, variable=variable, dims=dims, packing=packing, attributes=channel.attributes(),
+        units=factors, missing=missing,
+    )  # fmt: skip
+
+
+def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
+    """Describe a variable of a file as a channel of kind ``other``, under its own name and in its own units.
+
+    Integers keep dtype and codes; without a declared fill that of netCDF's default stands for missing, and bytes, which
+    have none, are widened. Floats are values, float32 or float64.
+    """
+    about = source.variables[variable]
+    where = f"{source.path}: variable {variable!r}"
+    units = text(about.attributes, "units")
+    attributes: dict[str, Any] = {
+        "units": "1" if spelled(units) in _NO_UNITS else units,
+        "long_name": text(about.attributes, "long_name") or variable,
+    }
+    if text(about.attributes, "standard_name"):
+        attributes["standard_name"] = text(about.attributes, "standard_name")
+    for key in _CATEGORIES:
+        if key in about.attributes:
+            attributes[key] = np.asarray(about.attributes[key]).tolist()
+    attributes |= OTHER_ATTRIBUTES
+    channel = channel_in(variable, attributes, about.dtype)
+    if about.dtype.kind != "f":
+        packing, missing = _integer_packing(about, channel, (1.0, 0.0), where)
+    else:
+        scale, offset = _scaling(about.attributes, where)
+        bounds = [None if b is None else b * scale + offset for b in _valid_values(about.attributes, where)]
+        low, high = bounds if scale > 0 else bounds[::-1]
+        dtype = "float64" if about.dtype.itemsize == 8 else "float32"
+        packing, missing = Packing(dtype=dtype, valid_minimum=low, valid_maximum=high), ()
+    return Field(
+        channel=channel, variable=variable, dims=dims, packing=packing, attributes=attributes, missing=missing
+    )
+
+
+def find_others(
+    source: Source,
+    wanted: Iterable[str],
+    dims: tuple[str, ...],
+    vertical: str | None,
+    listed: str | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """Variables that hold numbers on the pixels of the scene, with the dimensions that they lie on.
+
+    Parameters
+    ----------
+    wanted
+        Names of channels that are in no table.
+    dims, vertical
+        The file's names of row and column, and of altitude.
+    listed
+        The dimension of GridRad's lists of bins, whose weights (``wReflectivity``) are fields too.
+
+    Raises
+    ------
+    SchemaError
+        If the file has a variable of a wanted name elsewhere; names those that would do.
+    """
+    on_grid = {name: _dims_on_grid(source, name, dims, vertical, listed) for name in source.variables}
+    fields = {name: on for name, on in on_grid.items() if on is not None}
+    for name in wanted:
+        if name in source.variables and name not in fields:
+            variable = source.variables[name]
+            expected = f"({vertical}, {', '.join(dims)})" if vertical else f"({', '.join(dims)})"
+            raise SchemaError(
+                f"{source.path}: channels: {name!r} holds {variable.dtype} on {variable.dims} {variable.shape}; "
+                f"expected numbers on {expected}. The file has {sorted(fields)}."
+            )
+    return fields
+
+
+def _dims_on_grid(
+    source: Source, name: str, dims: tuple[str, ...], vertical: str | None, listed: str | None
+) -> tuple[str, ...] | None:
+    variable = source.variables[name]
+    if not variable.is_numeric:
+        return None
+    if listed and variable.dims == (listed,):
+        is_weight = name.startswith("w") and name[1:] in source.variables
+        return (str(vertical), *dims) if is_weight else None
+    on = (str(vertical), *dims) if vertical in variable.dims else dims
+    others = [n for d, n in zip(variable.dims, variable.shape, strict=True) if d not in on]
+    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None
+
+
+def spelled(units: str) -> str:
+    """Units as `CONVERSIONS` spells them: lower case, single blanks, no ``^`` or ``**``."""
+    return " ".join(units.lower().replace("**", "").replace("^", "").split())
+
+
+def _conversion(channel: Channel, units: str, *, named: bool, where: str) -> tuple[float, float]:
+    """Factor and offset from the units of a file to those of a channel.
+
+    A variable that bears the channel's own name (``named``) and states no units is in the channel's units, except for
+    visible reflectance, where fraction and percent are equally common.
+    """
+    known = CONVERSIONS[channel.units]
+    if not units and named and channel.kind != "visible":
+        return 1.0, 0.0
+    if spelled(units) not in known:
+        problem = f"units {units!r} for {channel.name}" if units else "no units"
+        raise SchemaError(
+            f"{where}: {problem}; expected some of {sorted(known)}. "
+            f'Pass variables=(("{channel.name}", "<its variable>", "<its units>"),).'
+        )
+    return known[spelled(units)]
+
+
+def _integer_packing(
+    variable: Variable, channel: Channel, units: tuple[float, float], where: str
+) -> tuple[Packing, tuple[int, ...]]:
+    """The packing of an integer variable as a channel, and the further codes that mean missing.
+
+    The conversion of units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: that of
+    -99, and that of zero rain. Where they declare no valid range, codes below it are out of range.
+    """
     dtype = _signedness(variable)
     attributes = variable.attributes
     scale, offset = _scaling(attributes, where)
@@ -70,11 +246,11 @@ def field_packing(
         dtype=dtype.name,
         scale_factor=_tidy(scale * units[0]),
         add_offset=_tidy(offset * units[0] + units[1]),
-        fill_value=codes[0] if codes else DEFAULT_FILL[dtype.name],
+        fill_value=codes[0] if codes else _DEFAULT_FILL[dtype.name],
         valid_minimum=low,
         valid_maximum=high,
     )
-    return _with_echo_codes(packing, channel, where), codes[1:]
+    return _with_echo_codes(packing, channel, where), tuple(codes[1:])
 
 
 def _scaling(attributes: Mapping[str, Any], where: str) -> tuple[float, float]:
@@ -140,7 +316,7 @@ def _with_echo_codes(packing: Packing, channel: Channel, where: str) -> Packing:
         raise SchemaError(
             f"{where}: scale_factor {packing.scale_factor}; expected a positive one for {channel.name}"
         )
-    no_echo_value = NO_ECHO_VALUE if channel.kind == "radar" else 0.0
+    no_echo_value = _NO_ECHO_VALUE if channel.kind == "radar" else 0.0
     exact = (no_echo_value - packing.add_offset) / packing.scale_factor
     code = round(exact)
     limits = np.iinfo(packing.dtype)
@@ -169,8 +345,7 @@ def encode(
     """
     attributes = attributes or {}
     scale, offset = _scaling(attributes, where)
-    fills = [number(attributes, n, where) for n in ("_FillValue", "missing_value")]
-    fills = [f for f in (*fills, DEFAULT_FILL[values.dtype.name]) if f is not None and np.isfinite(f)]
+    fills = _float_fills(values.dtype, attributes, where)
     valid = _valid_values(attributes, where)
     out = np.empty(values.shape, channel.packing.dtype)
     flat, flat_out = values.reshape(-1), out.reshape(-1)
@@ -192,6 +367,13 @@ def encode(
     return out
 
 
+def _float_fills(dtype: np.dtype[Any], attributes: Mapping[str, Any], where: str) -> list[float]:
+    """Values that stand for missing in a float variable: declared ones, and netCDF's default."""
+    declared = [number(attributes, n, where) for n in ("_FillValue", "missing_value")]
+    fills = (*declared, _DEFAULT_FILL.get(dtype.name))
+    return [fill for fill in fills if fill is not None and np.isfinite(fill)]
+
+
 def _valid_values(attributes: Mapping[str, Any], where: str) -> tuple[float | None, float | None]:
     pair = np.asarray(attributes.get("valid_range", []))
     if pair.size == 2 and pair.dtype.kind in "iuf":
@@ -203,51 +385,49 @@ def _encode_block(block: npt.NDArray[np.float64], channel: Channel) -> npt.NDArr
     packing = channel.packing
     with np.errstate(invalid="ignore", over="ignore"):
         if channel.kind == "radar":
-            block[np.isfinite(block) & (block <= UNDECLARED_MISSING)] = np.nan
-            return packing.encode(block, no_echo=np.isfinite(block) & (block <= NO_ECHO_VALUE))
+            block[np.isfinite(block) & (block <= _UNDECLARED_MISSING)] = np.nan
+            return packing.encode(block, no_echo=np.isfinite(block) & (block <= _NO_ECHO_VALUE))
         if channel.kind == "rain":
             return packing.encode(block, no_echo=(block >= 0.0) & (block < packing.scale_factor / 2))
         return packing.encode(block)
 
 
-def read_field(
-    source: Source,
-    name: str,
-    channel: Channel,
-    units: tuple[float, float],
-    dims: Sequence[str],
-    levels: Sequence[int] | None = None,
-    *,
-    spans: Sequence[slice] | None = None,
-) -> Field:
-    """Read one variable as a channel. See `read_array` for what is read of it.
+def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.NDArray[Any]:
+    """Read the codes of a field that lies dense in its file, ``([altitude,] y, x)``.
 
     Parameters
     ----------
-    units
-        Factor and offset to the channel's units.
+    levels
+        Positions along the altitudes, in the order wanted, where the field has any.
+
+    Raises
+    ------
+    SchemaError
+        If the variable lies on other dimensions, or its bytes cannot be read.
     """
-    variable = source.variables[name]
-    where = f"{source.path}: variable {name!r}"
-    packing, missing = field_packing(variable, channel, units, where)
-    raw = read_array(source, variable, dims, levels, spans=spans)
-    if variable.dtype.kind == "f":
-        return Field(encode(raw, channel, attributes=variable.attributes, units=units, where=where), packing)
-    codes = raw.view(_signedness(variable))
-    if codes.dtype.name != packing.dtype:
-        codes = codes.astype(packing.dtype)
-    for code in missing:
-        codes[codes == codes.dtype.type(code)] = codes.dtype.type(packing.fill_value or 0)
-    return Field(codes, packing)
+    variable = source.variables[field.variable]
+    where = f"{source.path}: variable {field.variable!r}"
+    raw = read_array(source, variable, field.dims, levels)
+    if variable.dtype.kind != "f":
+        codes = raw.view(_signedness(variable))
+        if codes.dtype.name != field.packing.dtype:
+            codes = codes.astype(field.packing.dtype)
+        for code in field.missing:
+            codes[codes == codes.dtype.type(code)] = codes.dtype.type(field.packing.fill_value or 0)
+        return codes
+    if field.channel.kind != "other":
+        return encode(raw, field.channel, attributes=variable.attributes, units=field.units, where=where)
+    scale, offset = _scaling(variable.attributes, where)
+    values = raw.astype(field.packing.dtype)
+    if (scale, offset) != (1.0, 0.0):
+        values = (raw.astype(np.float64) * scale + offset).astype(field.packing.dtype)
+    for fill in _float_fills(variable.dtype, variable.attributes, where):
+        values[raw == raw.dtype.type(fill)] = np.nan
+    return values
 
 
 def read_array(
-    source: Source,
-    variable: Variable,
-    dims: Sequence[str],
-    levels: Sequence[int] | None = None,
-    *,
-    spans: Sequence[slice] | None = None,
+    source: Source, variable: Variable, dims: Sequence[str], levels: Sequence[int] = ()
 ) -> npt.NDArray[Any]:
     """Raw values of a variable, in native byte order.
 
@@ -257,9 +437,7 @@ def read_array(
         Source dimensions in the order wanted, ``(y, x)`` or ``(altitude, y, x)``. Others, of length one, are
         dropped.
     levels
-        Positions along the first of three ``dims``, in the order wanted; all by default.
-    spans
-        Part of each of ``dims`` to read, in place of ``levels``.
+        Positions along the first of three ``dims``, in the order wanted.
 
     Raises
     ------
@@ -275,33 +453,13 @@ def read_array(
     kept = [d for d in variable.dims if d in dims]
     order = [kept.index(d) for d in dims]
 
-    def read(parts: Mapping[str, slice]) -> npt.NDArray[Any]:
-        key = tuple(0 if d in extra else parts.get(d, slice(None)) for d in variable.dims)
+    def read(part: slice) -> npt.NDArray[Any]:
+        parts = dict.fromkeys(dims, slice(None)) | ({dims[0]: part} if len(dims) == 3 else {})
+        key = tuple(0 if d in extra else parts[d] for d in variable.dims)
         return np.ascontiguousarray(source.read(variable.name, key).transpose(order))
 
-    if spans is not None:
-        return read(dict(zip(dims, spans, strict=True)))
-    if levels is None or len(dims) == 2:
-        return read({})
+    if len(dims) == 2:
+        return read(slice(None))
     if list(levels) == list(range(levels[0], levels[0] + len(levels))):
-        return read({dims[0]: slice(levels[0], levels[0] + len(levels))})
-    return np.concatenate([read({dims[0]: slice(level, level + 1)}) for level in levels])
-
-
-def float_field(raw: npt.NDArray[Any], variable: Variable, where: str) -> Field:
-    """A field that keeps its floats, float32 or float64: NaN where the file declares or defaults to missing.
-
-    The valid range that the file declares is kept, not applied.
-    """
-    scale, offset = _scaling(variable.attributes, where)
-    dtype = np.dtype("float64" if variable.dtype.itemsize == 8 else "float32")
-    values = raw.astype(dtype)
-    if (scale, offset) != (1.0, 0.0):
-        values = (raw.astype(np.float64) * scale + offset).astype(dtype)
-    fills = [number(variable.attributes, n, where) for n in ("_FillValue", "missing_value")]
-    for fill in (*fills, DEFAULT_FILL.get(variable.dtype.name)):
-        if fill is not None and np.isfinite(fill):
-            values[raw == raw.dtype.type(fill)] = np.nan
-    bounds = [None if b is None else b * scale + offset for b in _valid_values(variable.attributes, where)]
-    low, high = bounds if scale > 0 else bounds[::-1]
-    return Field(values, Packing(dtype=dtype.name, valid_minimum=low, valid_maximum=high))
+        return read(slice(levels[0], levels[0] + len(levels)))
+    return np.concatenate([read(slice(level, level + 1)) for level in levels])

@@ -1,21 +1,27 @@
-"""Opening netCDF files that are not trusted: what may be opened, how much of it, and under which lock."""
+"""Opening netCDF files that are not trusted: what may be opened, how much of it, and under which lock.
+
+A classic file must be as long as its header declares: the netCDF library reads zeros past the end of a cut one. An HDF5
+file must not reach outside itself. Large deflated variables are inflated chunk by chunk, which is faster than the
+library.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, combine_locks
 
-from gridrad_cube.readers.classic import HeaderError, required_bytes
 from gridrad_cube.schema import SchemaError
 
 #: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
@@ -26,6 +32,8 @@ MAX_HDF5_OBJECTS = 10_000
 #: take the same one.
 LOCK = combine_locks([NETCDFC_LOCK, HDF5_LOCK])
 
+#: Variables of fewer bytes are read faster by the library.
+_LARGE_BYTES = 2**18
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 #: What else arrives under the name of a netCDF file, by its first bytes.
@@ -109,7 +117,7 @@ class Source:
                 f"{self.path}: variable {name!r} holds {self.variables[name].dtype}, not numbers"
             )
         try:
-            values = self._read_chunks(self.variables[name], key)
+            values = self._read_large(self.variables[name], key)
             if values is None:
                 values = np.asarray(self._dataset.variables[name][key])
         except _BROKEN as error:
@@ -119,11 +127,9 @@ class Source:
             ) from error
         return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
-    def _read_chunks(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
+    def _read_large(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
         """The fast way to large variables; None where the library has to read them."""
-        from gridrad_cube.readers.chunks import LEAST_BYTES, read_chunks
-
-        if self._file is None or math.prod(variable.shape) * variable.dtype.itemsize < LEAST_BYTES:
+        if self._file is None or math.prod(variable.shape) * variable.dtype.itemsize < _LARGE_BYTES:
             return None
         keys = key if isinstance(key, tuple) else (key,)
         keys = (*(k for k in keys if k is not ...), *[slice(None)] * len(variable.shape))[
@@ -134,7 +140,7 @@ class Source:
         if any(step != 1 or stop <= start for start, stop, step in bounds):
             return None
         window = tuple(slice(start, stop) for start, stop, _ in bounds)
-        values = read_chunks(self._file, variable.name, variable.shape, variable.dtype, window)
+        values = _read_chunks(self._file, variable.name, variable.shape, variable.dtype, window)
         shape = [w.stop - w.start for w, k in zip(window, keys, strict=True) if not isinstance(k, int)]
         return None if values is None else values.reshape(shape)
 
@@ -214,8 +220,8 @@ def _check_bytes(path: str) -> bool:
             )
         file.seek(0)
         try:
-            needed = required_bytes(file)
-        except HeaderError as error:
+            needed = _required_bytes(file)
+        except _HeaderError as error:
             raise SchemaError(f"{path}: damaged classic netCDF file: {error}. Download it again.") from error
     if size < needed:
         raise SchemaError(f"{path}: cut off: {size} bytes of the {needed} it declares. Download it again.")
@@ -314,3 +320,182 @@ def text(attributes: Mapping[str, Any], name: str) -> str:
     """A text attribute, stripped; empty where there is none."""
     value = attributes.get(name, "")
     return value.strip() if isinstance(value, str) else ""
+
+
+#: Bytes of one value of a classic netCDF file by the format's type number.
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}
+_STREAMING = 0xFFFFFFFF
+_LIST_LIMIT = 100_000  # more dimensions or attributes than this is no header
+
+
+class _HeaderError(ValueError):
+    """A classic header that breaks its own format."""
+
+
+class _Header:
+    """Cursor over the big-endian words of a header."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.version = file.read(4)[3]
+        self.count_bytes = 8 if self.version == 5 else 4
+
+    def word(self, size: int = 4) -> int:
+        raw = self.file.read(size)
+        if len(raw) < size:
+            raise _HeaderError("the header is cut off")
+        return int(struct.unpack(">I" if size == 4 else ">Q", raw)[0])
+
+    def count(self) -> int:
+        return self.word(self.count_bytes)
+
+    def skip(self, size: int) -> None:
+        self.file.seek(size + -size % 4, 1)
+
+    def length(self) -> int:
+        self.word()  # the tag of the list; zero where it is empty
+        count = self.count()
+        if count > _LIST_LIMIT:
+            raise _HeaderError(f"the header lists {count} entries")
+        return count
+
+    def skip_attributes(self) -> None:
+        for _ in range(self.length()):
+            self.skip(self.count())
+            kind = self.word()
+            if kind not in _TYPE_BYTES:
+                raise _HeaderError(f"the header has a value of unknown type {kind}")
+            self.skip(_TYPE_BYTES[kind] * self.count())
+
+
+def _required_bytes(file: BinaryIO) -> int:
+    """Position just past the last value that the header of an open classic file declares.
+
+    The layout is that of "The NetCDF Classic Format Specification" (CDF-1, CDF-2 and CDF-5).
+
+    Raises
+    ------
+    _HeaderError
+        If the header is cut off or breaks the format.
+    """
+    header = _Header(file)
+    records = header.count()
+    dimensions = []
+    for _ in range(header.length()):
+        header.skip(header.count())
+        dimensions.append(header.count())
+    header.skip_attributes()
+    fixed_end, record_variables = file.tell(), []
+    for _ in range(header.length()):
+        header.skip(header.count())
+        ids = [header.count() for _ in range(min(header.count(), _LIST_LIMIT))]
+        header.skip_attributes()
+        kind = header.word()
+        header.count()  # the stored size, which overflows for large variables
+        begin = header.word(4 if header.version == 1 else 8)
+        if kind not in _TYPE_BYTES or any(i >= len(dimensions) for i in ids):
+            raise _HeaderError("the header names a type or dimension that does not exist")
+        shape = [dimensions[i] for i in ids]
+        if shape and shape[0] == 0:
+            record_variables.append((begin, math.prod(shape[1:]) * _TYPE_BYTES[kind]))
+        else:
+            fixed_end = max(fixed_end, begin + math.prod(shape) * _TYPE_BYTES[kind])
+    if records in (0, _STREAMING) or not record_variables:
+        return fixed_end
+    # One record variable alone is packed tight; several are padded to four bytes each.
+    sizes = [size for _, size in record_variables]
+    stride = sizes[0] if len(sizes) == 1 else sum(size + -size % 4 for size in sizes)
+    return max(fixed_end, *(begin + (records - 1) * stride + size for begin, size in record_variables))
+
+
+#: HDF5's numbers of the filters that are understood: deflate, or shuffle and deflate.
+_FILTERS = ([1], [2, 1])
+
+
+def _read_chunks(
+    file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], window: tuple[slice, ...]
+) -> npt.NDArray[Any] | None:
+    """Read a window of a deflated HDF5 variable chunk by chunk; None where the library has to read it.
+
+    Only what is plain is read here: chunked, deflated, of a native type. The library also says what is wrong with a
+    damaged chunk. Nothing is allocated beyond what the checked header declares.
+
+    Parameters
+    ----------
+    shape, dtype
+        What the header says of the variable; the file must say the same.
+    window
+        Start and stop along each dimension, inside the shape, step 1.
+
+    Returns
+    -------
+    As stored, in the file's byte order.
+    """
+    import h5py
+
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None or dataset.shape != shape:
+        return None
+    stored, chunk = dataset.dtype, dataset.chunks
+    size = math.prod(chunk) * stored.itemsize
+    if not _is_plain(dataset, dtype) or size > 2 * math.prod(shape) * stored.itemsize:
+        return None
+    is_shuffled = dataset.shuffle and stored.itemsize > 1
+    out = None
+    extent = tuple(part.stop - part.start for part in window)
+    ranges = [range(part.start // c, -(-part.stop // c)) for part, c in zip(window, chunk, strict=True)]
+    for place in itertools.product(*ranges):
+        offset = tuple(i * c for i, c in zip(place, chunk, strict=True))
+        data = _inflate(dataset, offset, size)
+        if data is None:
+            return None
+        values = _unshuffle(data, stored.itemsize) if is_shuffled else data
+        block = values.view(stored).reshape(chunk)
+        if chunk == extent and offset == tuple(part.start for part in window):
+            return block  # the window is this chunk
+        if out is None:
+            out = np.empty(extent, stored)
+        inner, outer = [], []
+        for start, edge, part in zip(offset, chunk, window, strict=True):
+            low, high = max(start, part.start), min(start + edge, part.stop)
+            inner.append(slice(low - start, high - start))
+            outer.append(slice(low - part.start, high - part.start))
+        out[tuple(outer)] = block[tuple(inner)]
+    return out
+
+
+def _is_plain(dataset: Any, dtype: np.dtype[Any]) -> bool:
+    import h5py
+
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    stored = dataset.dtype
+    return (
+        filters in _FILTERS
+        and stored.kind in "iuf"
+        and stored.newbyteorder("=") == dtype.newbyteorder("=")
+        # Not a type that h5py would convert, such as integers of 12 bits.
+        and dataset.id.get_type().equal(h5py.h5t.py_create(stored))
+    )
+
+
+def _inflate(dataset: Any, offset: tuple[int, ...], size: int) -> npt.NDArray[np.uint8] | None:
+    import deflate
+
+    try:
+        mask, packed = dataset.id.read_direct_chunk(offset)
+        # The size bounds what is allocated, whatever the bytes would inflate to.
+        data = deflate.zlib_decompress(packed, size) if mask == 0 else b""
+    except (OSError, RuntimeError, ValueError, deflate.DeflateError):  # not written, or damaged
+        return None
+    return np.frombuffer(data, np.uint8) if len(data) == size else None
+
+
+def _unshuffle(data: npt.NDArray[np.uint8], itemsize: int) -> npt.NDArray[Any]:
+    """Put the bytes of each number together again; first come all first bytes, then all second ones."""
+    planes = data.reshape(itemsize, -1)
+    out = planes[-1].astype(f"<u{itemsize}")
+    for plane in planes[-2::-1]:
+        out <<= 8
+        out |= plane
+    return out

@@ -1,169 +1,479 @@
 """GridRad: hourly v3.1 and v4.2, GridRad-Severe v4.2 (sparse), and v4.1 (dense).
 
-Detected by content. Version 4.1 as it is circulated is dense and counts no looks, so that "observed without
-echo" and "not observed" cannot be told apart in it: every bin without a value is not observed there.
+Sparse files list the bins that have a value. Version 4.1 as it is circulated is dense and counts no looks, so that
+"observed without echo" and "not observed" cannot be told apart in it: every bin without a value is not observed there.
+Either becomes a `RadarVolume`, and that dense codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeAlias
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.companions import fields_on_grid, find_companions, read_companion
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
-from gridrad_cube.readers.fields import Field
-from gridrad_cube.readers.files import Source
-from gridrad_cube.readers.request import Request, Selection, select, with_levels
-from gridrad_cube.readers.scenes import Description
-from gridrad_cube.readers.volume import (
-    RadarVolume,
-    VolumeGrid,
-    densify,
-    is_dense,
-    is_sparse,
-    read_dense_weights,
-    read_volume,
-    read_volume_grid,
+from gridrad_cube.readers.fields import Field, encode, find_others, other_field, read_array, read_codes
+from gridrad_cube.readers.files import Source, text
+from gridrad_cube.readers.header import (
+    Header,
+    Request,
+    agreed_time,
+    list_further,
+    make_grid,
+    only_time,
+    parse_stamp,
+    parse_time,
+    read_altitudes,
+    read_degrees,
+    select,
 )
-from gridrad_cube.schema import CHANNELS, Packing, RadarSpec
+from gridrad_cube.schema import CHANNELS, Packing, SchemaError
 from gridrad_cube.selection import DERIVED
 
-#: A quality control between reading and everything derived.
-Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]
 #: What a scene holds when no channel is asked for.
-DEFAULT = ("reflectivity_column_maximum",)
+_DEFAULT = ("reflectivity_column_maximum",)
+#: Variables of the sparse layout by channel; ``w`` before the name is the bin's weight.
+_SPARSE_NAMES = {
+    "reflectivity": "Reflectivity",
+    "spectrum_width": "SpectrumWidth",
+    "azimuthal_shear": "AzShear",
+    "divergence": "Divergence",
+    "differential_reflectivity": "DifferentialReflectivity",
+    "specific_differential_phase": "DifferentialPhase",  # K_DP in spite of its name
+    "correlation_coefficient": "CorrelationCoefficient",
+}
+#: Variables of the dense layout of 4.1 by channel. Its vorticity is no azimuthal shear and is not read.
+_DENSE_NAMES = {
+    "reflectivity": "ZH",
+    "spectrum_width": "SW",
+    "divergence": "DIV",
+    "differential_reflectivity": "ZDR",
+    "specific_differential_phase": "KDP",
+    "correlation_coefficient": "RHV",
+}
+#: Pixels of v4 lie at ``(n + 1/2)/48`` degree, those of v3.1 at multiples of 0.02; a hundredth of a step off
+#: is float noise.
+_LATTICE = (96, 50)
+_AXIS_TOLERANCE_DEGREES = 2e-4
+_DIMS = ("Altitude", "Latitude", "Longitude")
+_VERSION = re.compile(r"(\d+)[._](\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadarVolume:
+    """Bins of a GridRad file that have a value, with how often each bin was looked at.
+
+    ``index`` (strictly ascending; int32 where that holds the grid, half the memory of tens of millions of bins)
+    counts in C order over (altitude, latitude, longitude) of the whole file; ``values`` and ``weights`` by channel
+    lie on it, in the channel's units. ``nradobs`` and ``nradecho`` are dense, ``(levels, latitude, longitude)``,
+    over ``levels`` alone: the contiguous range of levels that was read. They are None where the file has none or
+    they were not asked for.
+    """
+
+    header: Header
+    levels: range
+    index: npt.NDArray[np.int32] | npt.NDArray[np.int64] = field(repr=False)
+    values: Mapping[str, npt.NDArray[np.float32]] = field(repr=False)
+    weights: Mapping[str, npt.NDArray[np.float32]] = field(repr=False)
+    nradobs: npt.NDArray[np.int8] | None = field(repr=False)
+    nradecho: npt.NDArray[np.int8] | None = field(repr=False)
+
+    @property
+    def version(self) -> str:
+        """GridRad's version, such as ``4.2``."""
+        return self.header.format.removeprefix("gridrad_v").replace("_", ".")
+
+    @property
+    def plane(self) -> int:
+        """Bins of one level."""
+        return math.prod(self.header.shape)
+
+    def part(self, level: int) -> slice:
+        """Where the listed bins of one level of the file lie in ``index``."""
+        return _between(self.index, level * self.plane, (level + 1) * self.plane)
+
+    def at_bins(self, counts: npt.NDArray[np.int8], level: int) -> npt.NDArray[np.int8]:
+        """``nradobs`` or ``nradecho`` at the listed bins of one level of the file, on ``index[part(level)]``."""
+        plane = counts[level - self.levels.start].reshape(-1)
+        return plane[self.index[self.part(level)] - level * self.plane]
+
+
+#: A quality control between reading and everything derived: takes a volume with all levels, weights and counts and the
+#: channels wanted of it, and gives dense codes of all levels by channel for those that it has an opinion on.
+Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]
 
 
 def matches(source: Source) -> bool:
     """Whether a file has one of GridRad's layouts."""
-    return is_sparse(source) or is_dense(source)
+    is_dense = "ZH" in source.variables and set(_DIMS) <= set(source.variables["ZH"].dims)
+    return _is_sparse(source) or is_dense
 
 
-def _describe(source: Source, header: VolumeGrid, request: Request) -> Description:
-    available = dict.fromkeys(header.names, True)
+def _is_sparse(source: Source) -> bool:
+    return {"index", "Reflectivity"} <= set(source.variables)
+
+
+def describe(source: Source, request: Request) -> Header:
+    """Read the header. See `gridrad_cube.readers.inspect`."""
+    source.require(("Longitude", "Latitude", "Altitude"), "a GridRad file")
+    altitude = read_altitudes(source, "Altitude", ascending=True, units="km")
+    latitude, longitude = read_degrees(source, "Latitude"), read_degrees(source, "Longitude")
+    if latitude.ndim != 1 or longitude.ndim != 1:
+        raise SchemaError(
+            f"{source.path}: Latitude and Longitude have {latitude.ndim} dimensions; expected 1-D axes"
+        )
+    time = agreed_time(
+        source,
+        [
+            ("the time variable", only_time(source, "time") if "time" in source.variables else None, 0),
+            ("Analysis_time", parse_time(text(source.attributes, "Analysis_time")), 1),
+            ("the file name", parse_stamp(source.name), 60),
+        ],
+    )
+    latitude, longitude = make_grid(
+        latitude,
+        longitude,
+        where=source.path,
+        lattice=_LATTICE,
+        tolerance=_AXIS_TOLERANCE_DEGREES,
+        rebuild=True,
+    )
+    moments = moments_of(source)
+    _check_shapes(source, (altitude.size, latitude.size, longitude.size), moments)
+    vertical, *dims = (source.variables[name].dims[0] for name in _DIMS)
+    listed = source.variables["index"].dims[0] if _is_sparse(source) else None
+    others = find_others(source, request.others, (dims[0], dims[1]), vertical, listed)
+    available = dict.fromkeys(moments, True)
     if "reflectivity" in available:
         available |= dict.fromkeys(DERIVED, False)
-    selection = select(
+    names, levels = select(
         request,
         available,
-        header.altitude_km,
-        default=DEFAULT,
+        others,
+        altitude,
+        default=_DEFAULT,
         where=source.path,
         listing=f"{sorted(available)}",
     )
-    vertical, *dims = (source.variables[name].dims[0] for name in ("Altitude", "Latitude", "Longitude"))
-    listed = source.variables["index"].dims[0] if is_sparse(source) else None
-    companions = find_companions(
-        source, request.companions, (dims[0], dims[1]), vertical=vertical, listed=listed
-    )
-    if any(companion.dims != tuple(dims) for companion in companions.values()):
-        selection = with_levels(selection, request.radar, header.altitude_km, source.path)
-    return Description(
-        format=header.format,
-        product=f"GridRad v{header.version}",
-        time=header.time,
-        grid=header.grid,
-        selection=selection,
-        variables={name: (header.names.get(name, name), (1.0, 0.0)) for name in selection.variables},
-        companions=companions,
-        further=tuple(fields_on_grid(source, (dims[0], dims[1]), vertical, listed)),
+    fields = {
+        name: _other_field(source, name, others[name])
+        if name not in CHANNELS
+        else Field(
+            channel=CHANNELS[name],
+            variable=moments.get(name, moments["reflectivity"]),
+            dims=(vertical, *dims) if available[name] else tuple(dims),
+            packing=CHANNELS[name].packing,
+            attributes=CHANNELS[name].attributes(),
+        )
+        for name in names
+    }
+    form = format_of(source)
+    return Header(
+        path=source.path,
+        format=form,
+        product=f"GridRad v{form.removeprefix('gridrad_v').replace('_', '.')}",
+        time=time,
+        latitude=latitude,
+        longitude=longitude,
+        fields=fields,
+        altitude_km=altitude,
+        levels=levels,
+        further=list_further(available, others, fields),
     )
 
 
-def describe(source: Source, request: Request) -> Description:
-    """Read the header. See `gridrad_cube.readers.inspect`."""
-    return _describe(source, read_volume_grid(source), request)
+def _other_field(source: Source, name: str, dims: tuple[str, ...]) -> Field:
+    about = other_field(source, name, dims)
+    if len(source.variables[name].dims) > 1:
+        return about
+    return replace(about, packing=Packing(dtype="float32"))  # weights of listed bins, 0 elsewhere
+
+
+def moments_of(source: Source) -> dict[str, str]:
+    """Variables of a file by the channel that they are."""
+    known = _SPARSE_NAMES if _is_sparse(source) else _DENSE_NAMES
+    return {channel: name for channel, name in known.items() if name in source.variables}
+
+
+def format_of(source: Source) -> str:
+    """Version by ``Algorithm_version`` where it says one, else by what only one version has."""
+    if not _is_sparse(source):
+        return "gridrad_v4_1"
+    match = _VERSION.search(text(source.attributes, "Algorithm_version"))
+    if match:
+        return "gridrad_v3_1" if match[1] == "3" else "gridrad_v4_2"
+    is_old = "files_merged" in source.variables and "SpectrumWidth" not in source.variables
+    return "gridrad_v3_1" if is_old else "gridrad_v4_2"
+
+
+def _check_shapes(source: Source, shape: tuple[int, ...], names: Mapping[str, str]) -> None:
+    if _is_sparse(source):
+        length = source.variables["index"].shape
+        for name in names.values():
+            if len(length) != 1 or source.variables[name].shape != length:
+                raise SchemaError(
+                    f"{source.path}: {name} has shape {source.variables[name].shape}, index {length}; expected the "
+                    "same one dimension"
+                )
+    for name in ("Nradobs", "Nradecho") if _is_sparse(source) else tuple(names.values()):
+        if name in source.variables:
+            found = source.variables[name].shape[-3:]
+            if found != shape:
+                raise SchemaError(f"{source.path}: {name} has shape {found}; expected {shape} of the axes")
 
 
 def read(
-    source: Source, description: Description, request: Request, clean: Clean | None = None
-) -> dict[str, Field]:
-    """Read, densify and derive the channels of a description, and read its companion fields.
-
-    ``clean`` is a quality control: it takes the volume with all levels, weights and counts, and the channels that
-    are wanted of it, and gives dense codes of all levels by channel for those it has an opinion on.
-    """
-    header = read_volume_grid(source)
-    selection = description.selection
-    if clean is not None:
-        wanted = fields_needed(selection)
+    source: Source, header: Header, request: Request, clean: Clean | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Read, densify and derive the codes of the header's channels; see `Clean` for ``clean``."""
+    moments = [name for name, about in header.fields.items() if about.channel.kind != "other"]
+    wanted = tuple(dict.fromkeys("reflectivity" if name in DERIVED else name for name in moments))
+    codes: dict[str, npt.NDArray[Any]] = {}
+    if wanted and clean is not None:
         every = dict.fromkeys((*wanted, "reflectivity", "correlation_coefficient"))
-        names = tuple(name for name in every if name in header.names)
+        names = tuple(name for name in every if name in moments_of(source))
         volume = read_volume(source, header, names, weights=True, nradecho=True)
-        channels = fields_of(volume, selection, request.radar, dense=clean(volume, wanted))
-    else:
-        volume = read_volume(
-            source, header, fields_needed(selection), levels=levels_needed(selection, header)
-        )
-        channels = fields_of(volume, selection, request.radar)
-    return channels | _read_companions(source, header, description)
+        codes |= _channels_of(volume, moments, request.radar.echo_top_dbz, clean(volume, wanted))
+    elif wanted:
+        levels = range(header.altitude_km.size)
+        if not set(DERIVED) & set(moments):
+            levels = range(min(header.levels), max(header.levels) + 1)
+        volume = read_volume(source, header, wanted, levels=levels)
+        codes |= _channels_of(volume, moments, request.radar.echo_top_dbz, {})
+    for name, about in header.fields.items():
+        if about.channel.kind == "other":
+            is_listed = len(source.variables[about.variable].dims) == 1
+            codes[name] = (
+                _read_dense_weights(source, header, name)
+                if is_listed
+                else read_codes(source, about, header.levels)
+            )
+    return codes
 
 
-def _read_companions(source: Source, header: VolumeGrid, description: Description) -> dict[str, Field]:
-    fields, levels = {}, description.selection.levels
-    for name, companion in description.companions.items():
-        if len(companion.dims) > 1:
-            fields[name] = read_companion(source, companion, levels)
-            continue
-        span = range(min(levels), max(levels) + 1)
-        weights = read_dense_weights(source, header, name, span)
-        weights = weights if len(levels) == len(span) else weights[[level - span.start for level in levels]]
-        fields[name] = Field(weights, Packing(dtype="float32"))
-    return fields
+def _channels_of(
+    volume: RadarVolume, names: Sequence[str], echo_top_dbz: float, cleaned: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Codes of channels from a volume, or from those of all levels that quality control has made."""
+    cleaned, levels = dict(cleaned), volume.header.levels
+    if set(DERIVED) & set(names) and "reflectivity" not in cleaned:
+        cleaned["reflectivity"] = densify(volume, "reflectivity")
+    packing = CHANNELS["reflectivity"].packing
+    codes = {}
+    for name in names:
+        if name == "reflectivity_column_maximum":
+            codes[name] = column_maximum(cleaned["reflectivity"], packing)
+        elif name == "echo_top_height":
+            heights = volume.header.altitude_km
+            codes[name] = echo_top_height(cleaned["reflectivity"], heights, echo_top_dbz, packing)
+        elif name in cleaned:
+            whole = cleaned[name]
+            codes[name] = whole if len(levels) == len(whole) else whole[list(levels)]
+        else:
+            codes[name] = densify(volume, name, levels=levels)
+    return codes
 
 
-def fields_needed(selection: Selection) -> tuple[str, ...]:
-    """Channels of the file that a selection is made of."""
-    names = ("reflectivity" if name in DERIVED else name for name in selection.variables)
-    return tuple(dict.fromkeys(names))
-
-
-def levels_needed(selection: Selection, header: VolumeGrid) -> range:
-    """The smallest contiguous range of levels that a selection needs: all for derived channels."""
-    if any(name in DERIVED for name in selection.variables):
-        return range(header.shape[0])
-    return range(min(selection.levels), max(selection.levels) + 1)
-
-
-def fields_of(
-    volume: RadarVolume,
-    selection: Selection,
-    radar: RadarSpec,
+def read_volume(
+    source: Source,
+    header: Header,
+    fields: Sequence[str] = ("reflectivity",),
     *,
-    dense: Mapping[str, npt.NDArray[np.uint16]] | None = None,
-) -> dict[str, Field]:
-    """Channels of a scene from a volume.
+    weights: bool = False,
+    nradecho: bool = False,
+    levels: range | None = None,
+) -> RadarVolume:
+    """Read the bins of some channels.
+
+    The order of ``index`` in the file does not matter. Dense files (4.1) are gathered: their finite values
+    are the listed bins, and they count no looks.
 
     Parameters
     ----------
-    dense
-        Codes of all levels by channel, where quality control has made them; taken in place of `densify`.
+    fields
+        Channels that the file has (`moments_of`).
+    weights, nradecho
+        Whether to read the weights of reflectivity, and the counts of echoes, too; quality control needs these.
+    levels
+        Contiguous levels to read; all by default.
+
+    Raises
+    ------
+    SchemaError
+        If ``index`` repeats a bin or leaves the grid, or a channel is not in the file.
     """
-    dense = dict(dense or {})
-    derived = [name for name in selection.variables if name in DERIVED]
-    if derived and "reflectivity" not in dense:
-        dense["reflectivity"] = densify(volume, "reflectivity")
-    fields = {}
-    for name in selection.variables:
-        if name == "reflectivity_column_maximum":
-            codes = column_maximum(dense["reflectivity"], CHANNELS["reflectivity"].packing)
-        elif name == "echo_top_height":
-            codes = echo_top_height(
-                dense["reflectivity"],
-                volume.header.altitude_km,
-                radar.echo_top_dbz,
-                CHANNELS["reflectivity"].packing,
-            )
-        elif name in dense:
-            codes = (
-                dense[name]
-                if len(selection.levels) == len(dense[name])
-                else dense[name][list(selection.levels)]
-            )
-        else:
-            codes = densify(volume, name, levels=selection.levels)
-        fields[name] = Field(codes, CHANNELS[name].packing)
-    return fields
+    moments = moments_of(source)
+    for name in fields:
+        if name not in moments:
+            raise SchemaError(f"{source.path}: no {name!r}; expected one of {sorted(moments)}")
+    levels = range(header.altitude_km.size) if levels is None else levels
+    if not _is_sparse(source):
+        return _gather_dense(source, header, fields, levels)
+    index, take = _read_index(source, header, levels)
+    return RadarVolume(
+        header=header,
+        levels=levels,
+        index=index,
+        values={name: _listed(source, moments[name], take) for name in fields},
+        weights={
+            name: _listed(source, f"w{moments[name]}", take)
+            for name in ("reflectivity",)
+            if weights and name in fields and f"w{moments[name]}" in source.variables
+        },
+        nradobs=_counts(source, "Nradobs", levels),
+        nradecho=_counts(source, "Nradecho", levels) if nradecho else None,
+    )
+
+
+def _read_index(
+    source: Source, header: Header, levels: range
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | slice]:
+    """Flat positions on the levels, ascending, and how to take values in that order from the file."""
+    index = source.read("index")
+    shape = (header.altitude_km.size, *header.shape)
+    size = math.prod(shape)
+    if index.size and (index.min() < 0 or index.max() >= size):
+        raise SchemaError(
+            f"{source.path}: index runs from {index.min()} to {index.max()}; expected 0 to {size - 1} for "
+            f"{shape}. The file is damaged."
+        )
+    index = index.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64, copy=False)
+    order = None
+    if (index[1:] < index[:-1]).any():
+        order = np.argsort(index, kind="stable")
+        index = index[order]
+    if (index[1:] == index[:-1]).any():
+        twice = index[:-1][index[1:] == index[:-1]]
+        raise SchemaError(
+            f"{source.path}: index lists {twice.size} bins twice, {twice[0]} first; the file is damaged"
+        )
+    plane = math.prod(header.shape)
+    part = _between(index, levels.start * plane, levels.stop * plane)
+    return index[part], (part if order is None else order[part])
+
+
+def _between(index: npt.NDArray[Any], start: int, stop: int) -> slice:
+    """Where positions from start to before stop lie; in the index's own type, which spares a copy of it."""
+    low, high = np.searchsorted(index, np.array([start, stop], index.dtype))
+    return slice(int(low), int(high))
+
+
+def _listed(source: Source, name: str, take: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
+    """Values of listed bins; NaN where the file has a missing value."""
+    variable = source.variables[name]
+    if variable.shape != source.variables["index"].shape:
+        raise SchemaError(f"{source.path}: {name} has shape {variable.shape}; expected that of index")
+    raw = source.read(name, take) if isinstance(take, slice) else source.read(name)[take]
+    return _without_fills(raw.astype(np.float32, copy=False), source, name)
+
+
+def _read_dense_weights(source: Source, header: Header, name: str) -> npt.NDArray[np.float32]:
+    """Weights of a moment (``wReflectivity``) on the scene's levels: 0 in bins that are not listed.
+
+    A weight is a sum over gates, and no gate gave such a bin a value; a missing weight is 0 as well.
+    """
+    span = range(min(header.levels), max(header.levels) + 1)
+    index, take = _read_index(source, header, span)
+    plane = math.prod(header.shape)
+    out = np.zeros(len(span) * plane, np.float32)
+    out[index - span.start * plane] = np.nan_to_num(_listed(source, name, take), nan=0.0)
+    dense = out.reshape(len(span), *header.shape)
+    return dense if len(header.levels) == len(span) else dense[[n - span.start for n in header.levels]]
+
+
+def _without_fills(values: npt.NDArray[np.float32], source: Source, name: str) -> npt.NDArray[np.float32]:
+    attributes = source.variables[name].attributes
+    is_weight = name.startswith("w")  # a weight's missing value is 0, which is what it means
+    declared = [attributes[n] for n in ("_FillValue", "missing_value") if n in attributes and not is_weight]
+    for fill in (*declared, np.float32(-9999.0)):
+        fill = np.float32(np.asarray(fill).ravel()[0])
+        if np.isfinite(fill):
+            values[values == fill] = np.nan
+    return values
+
+
+def _counts(source: Source, name: str, levels: range) -> npt.NDArray[np.int8] | None:
+    if name not in source.variables:
+        return None
+    variable = source.variables[name]
+    return read_array(source, variable, variable.dims[-3:], levels)
+
+
+def _gather_dense(source: Source, header: Header, fields: Sequence[str], levels: range) -> RadarVolume:
+    moments = moments_of(source)
+    plane = math.prod(header.shape)
+    dense = {}
+    for name in fields:
+        variable = source.variables[moments[name]]
+        raw = read_array(source, variable, _DIMS, levels).astype(np.float32, copy=False)
+        dense[name] = _without_fills(raw, source, variable.name)
+    listed = np.zeros((len(levels), *header.shape), bool)
+    for values in dense.values():
+        listed |= ~np.isnan(values)
+    index = np.flatnonzero(listed)
+    return RadarVolume(
+        header=header,
+        levels=levels,
+        index=index + levels.start * plane,
+        values={name: values.ravel()[index] for name, values in dense.items()},
+        weights={},
+        nradobs=None,
+        nradecho=None,
+    )
+
+
+def densify(
+    volume: RadarVolume,
+    field: str,
+    *,
+    levels: Sequence[int] | None = None,
+    states: npt.NDArray[np.uint8] | None = None,
+    encoding: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint16]] | None = None,
+) -> npt.NDArray[np.uint16]:
+    """Dense codes of a channel, three states of a bin apart.
+
+    Looked at and not listed: observed, no echo. Never looked at and not listed: not observed. A listed value stands
+    even where the count of looks is zero; a bin that is listed without one had an echo that nobody knows, which is
+    not observed. Without counts (4.1, dense) every bin without a value is not observed.
+
+    Parameters
+    ----------
+    levels
+        Levels of the file, in the order wanted; all that were read by default.
+    states
+        Per listed bin the code of a state to set in place of its value (`Packing.low_confidence`,
+        `Packing.clutter`), or 0 to leave it.
+    encoding
+        Codes of listed values, 0 for none, in place of those of the channel's packing.
+
+    Returns
+    -------
+    ``(levels, latitude, longitude)``, codes of ``CHANNELS[field].packing``.
+    """
+    wanted = list(volume.levels) if levels is None else list(levels)
+    if any(level not in volume.levels for level in wanted):
+        raise SchemaError(
+            f"{volume.header.path}: levels {wanted}; expected some of {volume.levels} that were read"
+        )
+    packing = CHANNELS[field].packing
+    assert packing.no_echo is not None
+    assert packing.fill_value is not None
+    out = np.full((len(wanted), volume.plane), packing.fill_value, packing.dtype)
+    for target, level in zip(out, wanted, strict=True):
+        if volume.nradobs is not None:
+            # Not "> 0": a count past 127 is negative as int8.
+            looked = volume.nradobs[level - volume.levels.start].ravel() != 0
+            target[looked] = packing.no_echo
+        part = volume.part(level)
+        values = volume.values[field][part]
+        codes = encode(values, CHANNELS[field]) if encoding is None else encoding(values)
+        if states is not None:
+            removed = states[part] != 0
+            codes[removed] = states[part][removed]
+        target[volume.index[part] - level * volume.plane] = codes
+    return out.reshape(len(wanted), *volume.header.shape)

@@ -8,28 +8,40 @@ of packed integers, further variables.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from gridrad_cube.readers.companions import PARALLAX, fields_on_grid, find_companions, read_companion
-from gridrad_cube.readers.fields import Field, read_field
+import numpy as np
+import numpy.typing as npt
+
+from gridrad_cube.readers.fields import find_others, known_field, other_field, read_codes
 from gridrad_cube.readers.files import Source, number, text
-from gridrad_cube.readers.grids import Grid, make_grid, read_degrees
-from gridrad_cube.readers.request import Request, select
-from gridrad_cube.readers.scenes import GOES_LONGITUDE, Description, goes_number
-from gridrad_cube.readers.times import agreed_time, decode_times, only_time, parse_stamp, parse_time
-from gridrad_cube.readers.units import conversion
-from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube.readers.header import (
+    PARALLAX,
+    Header,
+    Request,
+    agreed_time,
+    decode_times,
+    goes_longitude,
+    list_further,
+    make_grid,
+    only_time,
+    parse_stamp,
+    parse_time,
+    read_degrees,
+    select,
+)
+from gridrad_cube.schema import SchemaError
 
 FORMAT = "larc_goes"
 #: The channels of the product, in the order of the classic two-channel network.
-CHANNEL_NAMES = ("ir_brightness_temperature", "visible_reflectance")
+_CHANNELS = ("ir_brightness_temperature", "visible_reflectance")
 #: Half the cadence's worth is usual: names hold the nominal minute, the variable the scan's own second.
-NAME_TOLERANCE_S = 600
+_NAME_TOLERANCE_S = 600
 #: A line scanned further from the time of its scene, in seconds, has no known time: a full disk takes 15 minutes.
-SCAN_TOLERANCE_S = 3600
+_SCAN_TOLERANCE_S = 3600
 #: Pixels lie at ``n/56`` or ``(n + 1/2)/56`` degree; float32 radians are good to about 1e-5 degree.
-LATTICE = (112,)
-AXIS_TOLERANCE_DEGREES = 1e-4
+_LATTICE = (112,)
+_AXIS_TOLERANCE_DEGREES = 1e-4
 
 
 def matches(source: Source) -> bool:
@@ -42,66 +54,66 @@ def matches(source: Source) -> bool:
     return is_radian or [axis.dims[0] for axis in axes if axis is not None] == ["nlines", "npixels"]
 
 
-def describe(source: Source, request: Request) -> Description:
+def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     source.require(("latitude", "longitude"), "a LaRC GOES file")
-    names = {name: (name, None) for name in CHANNEL_NAMES} | request.named()
-    found = {channel: entry for channel, entry in names.items() if entry[0] in source.variables}
-    if not any(name in found for name in CHANNEL_NAMES):
+    known = {name: (name, None) for name in _CHANNELS} | request.named()
+    found = {channel: entry for channel, entry in known.items() if entry[0] in source.variables}
+    if not any(name in found for name in _CHANNELS):
         raise SchemaError(
-            f"{source.path}: neither channel of a LaRC GOES file; expected {' or '.join(CHANNEL_NAMES)}, "
+            f"{source.path}: neither channel of a LaRC GOES file; expected {' or '.join(_CHANNELS)}, "
             f"got {source.listing()}. Pass variables=((channel, variable, units),) for other names."
         )
-    selection = select(
+    row, column = (_axis(source, name) for name in ("latitude", "longitude"))
+    others = find_others(source, request.others, (row, column), None)
+    names, _ = select(
         request,
         dict.fromkeys(found, False),
+        others,
         (),
-        default=CHANNEL_NAMES,
+        default=_CHANNELS,
+        unasked=PARALLAX,
         where=source.path,
         listing=source.listing(),
     )
-    rows, columns = (source.variables[name].dims[0] for name in ("latitude", "longitude"))
-    grid = _grid(source)
-    variables = {}
-    for channel in selection.variables:
-        name, units = found[channel]
-        variable = source.variables[name]
-        given = units or text(variable.attributes, "units") or None
-        where = f"{source.path}: variable {name!r}"
-        variables[channel] = name, conversion(CHANNELS[channel], given, named=name == channel, where=where)
-    satellite = goes_number(source)
+    fields = {
+        name: known_field(source, name, found[name][0], (row, column), found[name][1])
+        if name in found
+        else other_field(source, name, others[name])
+        for name in names
+    }
+    latitude, longitude = make_grid(
+        read_degrees(source, "latitude"),
+        read_degrees(source, "longitude"),
+        where=source.path,
+        lattice=_LATTICE,
+        tolerance=_AXIS_TOLERANCE_DEGREES,
+        rebuild=True,
+    )
     time = _time(source)
-    return Description(
+    return Header(
+        path=source.path,
         format=FORMAT,
         product="LaRC convection detection",  # not the satellite: only the file's name may tell it
         time=time,
-        grid=grid,
-        selection=selection,
-        variables=variables,
-        companions=find_companions(source, request.companions, (rows, columns), unasked=PARALLAX),
-        further=tuple(fields_on_grid(source, (rows, columns))),
-        dims=(rows, columns),
-        satellite_longitude=GOES_LONGITUDE.get(satellite or 0),
-        observation_time=_scan_time(source, grid.shape[0], time),
+        latitude=latitude,
+        longitude=longitude,
+        fields=fields,
+        further=list_further(found, others, fields),
+        satellite_longitude=goes_longitude(source),
+        observation_time=_scan_time(source, latitude.size, time),
     )
 
 
-def _grid(source: Source) -> Grid:
-    axes = [source.variables[name] for name in ("latitude", "longitude")]
-    if any(len(axis.dims) != 1 for axis in axes):
+def _axis(source: Source, name: str) -> str:
+    """The dimension of an axis."""
+    axis = source.variables[name]
+    if len(axis.dims) != 1:
         raise SchemaError(
-            f"{source.path}: latitude on {axes[0].dims}, longitude on {axes[1].dims}; expected 1-D axes of a LaRC "
-            "GOES file. Pass format='cf' for 2-D coordinates."
+            f"{source.path}: {name} on {axis.dims}; expected 1-D axes of a LaRC GOES file. Pass format='cf' for 2-D "
+            "coordinates."
         )
-    latitude, longitude = (read_degrees(source, axis.name) for axis in axes)
-    return make_grid(
-        latitude,
-        longitude,
-        where=source.path,
-        lattice=LATTICE,
-        tolerance=AXIS_TOLERANCE_DEGREES,
-        rebuild=True,
-    )
+    return axis.dims[0]
 
 
 def _time(source: Source) -> np.datetime64:
@@ -114,8 +126,8 @@ def _time(source: Source) -> np.datetime64:
         source,
         [
             ("the time variable", in_variable, 0),
-            ("date_time_stamp", stamp, NAME_TOLERANCE_S),
-            ("the file name", parse_stamp(source.name), NAME_TOLERANCE_S),
+            ("date_time_stamp", stamp, _NAME_TOLERANCE_S),
+            ("the file name", parse_stamp(source.name), _NAME_TOLERANCE_S),
         ],
     )
 
@@ -131,13 +143,9 @@ def _scan_time(source: Source, rows: int, time: np.datetime64) -> np.ndarray | N
             f"for each of the {rows} lines"
         )
     away = np.abs((times - time).astype("timedelta64[s]").astype(np.float64))
-    return np.where(away <= SCAN_TOLERANCE_S, times, np.datetime64("NaT", "s"))
+    return np.where(away <= _SCAN_TOLERANCE_S, times, np.datetime64("NaT", "s"))
 
 
-def read(source: Source, description: Description, request: Request) -> dict[str, Field]:
-    """Read the channels and companion fields, codes bit for bit."""
-    channels = {
-        channel: read_field(source, name, CHANNELS[channel], units, description.dims)
-        for channel, (name, units) in description.variables.items()
-    }
-    return channels | {name: read_companion(source, c, ()) for name, c in description.companions.items()}
+def read(source: Source, header: Header) -> dict[str, npt.NDArray[Any]]:
+    """Read the codes of the header's channels."""
+    return {name: read_codes(source, about) for name, about in header.fields.items()}

@@ -1,0 +1,564 @@
+"""What a file holds and what a request takes of it, before any pixel is read; and the scene that both make.
+
+A reader's ``describe`` makes a `Header` from an open file and a `Request`; its ``read`` makes the codes of the header's
+fields; `make_scene` puts both together.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import cftime
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from gridrad_cube.geometry import lattice_origin, wrap_longitude
+from gridrad_cube.readers.fields import CONVERSIONS, Field, spelled
+from gridrad_cube.readers.files import Source, number, text
+from gridrad_cube.schema import (
+    CHANNELS,
+    ECHO_STATISTICS,
+    LOG_STATISTICS,
+    STATISTICS,
+    RadarSpec,
+    SchemaError,
+    channel_of,
+)
+from gridrad_cube.selection import DERIVED, find_altitudes, parse_label
+
+Float = npt.NDArray[np.float64]
+#: How far a cloud seems to stand from where it is. Positions are those of the source's grid, so where a satellite
+#: file has the correction, it is read unasked.
+PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")
+#: Positions that agree to this many degrees (a tenth of a meter) are the same grid.
+_GRID_ID_RESOLUTION = 1e-6
+#: Latest year that is a time and not a misread number.
+_LAST_YEAR = 2200
+#: Calendars whose dates are days of the real world.
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")
+#: Longitude over which a GOES satellite works, degrees east: 75.2 W is GOES-East (GOES-16 from December 2017
+#: to April 2025, then GOES-19), 137.2 W GOES-West (GOES-17, then GOES-18), as NOAA's GOES-R programme states
+#: them. Files give the nominal 75 and 137 W of the projection instead.
+_GOES_LONGITUDE = {16: -75.2, 19: -75.2, 17: -137.2, 18: -137.2}
+_GOES = re.compile(r"GOES[-_ ]?(\d{2})(?!\d)", re.IGNORECASE)
+
+
+#: Names that stores and answers give to other things; a channel of kind ``other`` cannot have them.
+_RESERVED = frozenset((
+    "altitude", "altitude_km", "channel", "col", "corner", "corner_latitude", "corner_longitude", "crop",
+    "crs", "embedding", "feature", "flags", "grid", "grids", "latitude", "longitude", "observation_time",
+    "padding", "patch", "patch_latitude", "patch_longitude", "rank", "report", "row",
+    "satellite_zenith_angle", "scene", "scene_x", "scene_y", "score", "solar_zenith_angle",
+    "solar_zenith_angle_maximum", "source", "source_file", "status", "time", "variable", "x", "x_origin",
+    "x_start", "x_stop", "y", "y_origin", "y_start", "y_stop",
+))  # fmt: skip
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SUFFIXES = ("histogram", *STATISTICS, *ECHO_STATISTICS, *LOG_STATISTICS)
+_STAMP = re.compile(r"(?<!\d)(\d{8})[T_.\-]?(\d{4})(\d{2})?Z?(?!\d)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Channels and altitudes asked for, and the user's word on variables and units."""
+
+    channels: tuple[str, ...] = ()
+    radar: RadarSpec = field(default_factory=RadarSpec)
+    variables: tuple[tuple[str, str, str | None], ...] = ()
+
+    def __post_init__(self) -> None:
+        for label in self.channels:
+            parse_label(label)
+        for entry in self.variables:
+            if len(entry) != 3:
+                raise SchemaError(
+                    f"variables: got {entry!r}; expected (channel, variable of the file, units)"
+                )
+            channel_of(entry[0])
+        for name in self.others:
+            _check_name(name, self.others)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names asked for that are in no table: variables of the file."""
+        names = dict.fromkeys(label.partition("@")[0] for label in self.channels)
+        return tuple(name for name in names if name not in CHANNELS)
+
+    def named(self) -> dict[str, tuple[str, str | None]]:
+        """Variable and units of the file that the user gave, by channel."""
+        return {channel: (variable, units) for channel, variable, units in self.variables}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """A scene before its pixels are read.
+
+    Parameters
+    ----------
+    fields
+        The channels that the scene has, by name, in order.
+    latitude, longitude
+        Pixel positions in degrees: two 1-D axes, or two arrays on ``(y, x)``; longitudes in [-180, 180).
+    altitude_km
+        All altitudes of the file, in its order; ``levels`` are the positions among them of the scene's altitudes.
+    further
+        Further channels that the file could give: of the table, and other variables on the same pixels.
+    satellite_longitude
+        Degrees east, known of some geostationary satellites.
+    observation_time
+        Time at which each line was scanned, where the file says so.
+    """
+
+    path: str
+    format: str
+    product: str
+    time: np.datetime64
+    latitude: Float = field(repr=False)
+    longitude: Float = field(repr=False)
+    fields: Mapping[str, Field] = field(repr=False)
+    altitude_km: Float = field(default_factory=lambda: np.zeros(0), repr=False)
+    levels: tuple[int, ...] = ()
+    further: tuple[str, ...] = ()
+    satellite_longitude: float | None = None
+    observation_time: npt.NDArray[np.datetime64] | None = field(default=None, repr=False)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the scene's channels."""
+        return tuple(self.fields)
+
+    @property
+    def altitudes(self) -> tuple[float, ...]:
+        """Altitudes of the scene, km, ascending."""
+        return tuple(float(self.altitude_km[level]) for level in self.levels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        if self.latitude.ndim == 1:
+            return self.latitude.size, self.longitude.size
+        return self.latitude.shape[0], self.latitude.shape[1]
+
+    @cached_property
+    def grid_id(self) -> str:
+        """Name of the grid: equal for equal shapes and positions equal within a tenth of a meter."""
+        digest = hashlib.sha256(repr((self.latitude.ndim, self.shape)).encode())
+        for axis in (self.latitude, self.longitude):
+            known = np.isfinite(axis)
+            steps = np.rint(np.where(known, axis, 0.0) / _GRID_ID_RESOLUTION).astype("<i8")
+            steps[~known] = np.iinfo(np.int64).min
+            digest.update(np.ascontiguousarray(steps).tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def lattice(self) -> tuple[int, int] | None:
+        """Place of pixel (0, 0) of a GridRad v4 grid on the lattice that all of them share (`lattice_origin`)."""
+        is_shared = self.format.startswith("gridrad_v4")
+        return lattice_origin(self.latitude, self.longitude) if is_shared else None
+
+
+def make_scene(header: Header, codes: Mapping[str, npt.NDArray[Any]]) -> xr.Dataset:
+    """Put the codes of a header's fields and their coordinates together (`gridrad_cube.readers.read_scene`)."""
+    on = (("y",), ("x",)) if header.latitude.ndim == 1 else (("y", "x"), ("y", "x"))
+    coords: dict[str, Any] = {
+        "latitude": (on[0], header.latitude, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": (on[1], header.longitude, {"units": "degrees_east", "standard_name": "longitude"}),
+        "time": ((), header.time, {"standard_name": "time"}),
+    }
+    if header.levels:
+        said = {"units": "km", "standard_name": "altitude", "positive": "up"}
+        coords["altitude"] = (("altitude",), np.array(header.altitudes), said)
+    if header.observation_time is not None:
+        said = {"long_name": "time of the scan line"}
+        coords["observation_time"] = (("y",), header.observation_time, said)
+    attributes: dict[str, Any] = {"source_format": header.format, "product": header.product}
+    if header.satellite_longitude is not None:
+        attributes["satellite_longitude"] = header.satellite_longitude
+    variables = {}
+    for name, about in header.fields.items():
+        dims = ("altitude", "y", "x")[-len(about.dims) :]
+        variables[name] = (dims, codes[name], about.packing.to_attributes() | dict(about.attributes))
+    return xr.Dataset(variables, coords, attributes)
+
+
+# --- channels and altitudes of a request
+
+
+def select(
+    request: Request,
+    available: Mapping[str, bool],
+    others: Mapping[str, Sequence[str]],
+    altitudes: npt.ArrayLike,
+    *,
+    default: Sequence[str],
+    unasked: Iterable[str] = (),
+    where: str,
+    listing: str,
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Channels of a scene in order, and the positions of its altitudes in the file, ascending in altitude.
+
+    Parameters
+    ----------
+    available
+        Channels of the table that the file can give: True where they lie on altitudes.
+    others
+        Dimensions of the variables on the grid (`gridrad_cube.readers.fields.find_others`).
+    altitudes
+        Those of the file, km, in its order.
+    default
+        Channels to take where the request names none.
+    unasked
+        Channels to take in any case, where the file has them.
+    listing
+        What the file has instead, for the message.
+
+    Raises
+    ------
+    SchemaError
+        If nothing asked for is there, an altitude is not, or channels ask for different altitudes (a scene has one
+        list).
+    """
+    known = np.asarray(altitudes, np.float64)
+    available = {n: len(on) == 3 for n, on in others.items() if n not in CHANNELS} | dict(available)
+    levels: dict[str, set[int]] = {}
+
+    def every() -> Iterable[int]:
+        wanted = request.radar.altitudes_km
+        return find_altitudes(known, wanted, where) if wanted else range(known.size)
+
+    for label in request.channels or default:
+        name, altitude = parse_label(label)
+        if name not in available:
+            continue
+        found = levels.setdefault(name, set())
+        if altitude is not None and not available[name]:
+            raise SchemaError(f"{where}: {label!r} asked for, but {name!r} of this file has no altitudes")
+        if altitude is not None:
+            found.update(find_altitudes(known, (altitude,), where))
+        elif available[name] and name in CHANNELS:
+            found.update(every())
+    if not levels:
+        asked = list(request.channels or default)
+        raise SchemaError(
+            f"{where}: none of the channels {asked}; got {listing}. "
+            "Pass channels=... of those it has, or variables=((channel, variable, units),)."
+        )
+    for name in unasked:
+        if name in available:
+            levels.setdefault(name, set())
+    lists = {tuple(sorted(found, key=lambda i: known[i])) for found in levels.values() if found}
+    if len(lists) > 1:
+        raise SchemaError(
+            f"{where}: {[name for name in levels if available[name]]} ask for different altitudes; expected one "
+            "list a scene. Pass radar=RadarSpec(altitudes_km=...) and names without '@'."
+        )
+    if not lists and any(available[name] for name in levels):  # channels of kind other take what is there
+        lists = {tuple(sorted(every(), key=lambda i: known[i]))}
+    return tuple(levels), lists.pop() if lists else ()
+
+
+def list_further(
+    available: Iterable[str], others: Iterable[str], fields: Mapping[str, Field]
+) -> tuple[str, ...]:
+    """Names of channels that a file could give and a scene does not have: of the table, then others."""
+    taken = {about.variable for about in fields.values() if about.channel.name not in DERIVED}
+    unknown = sorted(name for name in others if name not in taken and _is_name(name))
+    return (*(name for name in available if name not in fields), *unknown)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        _check_name(name, (name,))
+    except SchemaError:
+        return False
+    return True
+
+
+def _check_name(name: str, others: Sequence[str]) -> None:
+    """Refuse a name that cannot be a variable of a store beside everything else that is one."""
+    lower, others = name.lower(), [n.lower() for n in others]  # some file systems do not tell capitals
+    rename = "A channel of kind other keeps its name: rename the variable in the file, or leave it out"
+    if not _NAME.fullmatch(name):
+        problem = f"expected a letter, then letters, digits and _. {rename}"
+    elif lower in CHANNELS:
+        problem = f"that is a known channel. Pass channels=({lower!r},)"
+    elif others.count(lower) > 1:
+        problem = "it is there twice. Pass each once"
+    elif lower in _RESERVED or lower.endswith("_flags"):
+        problem = f"stores have something else of this name. {rename}"
+    elif any(lower == f"{n}_{suffix}" for n in (*CHANNELS, *others) for suffix in _SUFFIXES):
+        problem = f"stores have a statistic of this name. {rename}"
+    else:
+        return
+    raise SchemaError(f"channels: got {name!r}; {problem}.")
+
+
+# --- positions
+
+
+def read_numbers(source: Source, name: str) -> Float:
+    """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
+    variable = source.variables[name]
+    where = f"{source.path}: {name}"
+    raw = source.read(name)
+    values = raw.astype(np.float64)
+    for attribute in ("_FillValue", "missing_value"):
+        fill = number(variable.attributes, attribute, where)
+        if fill is not None:
+            values[raw == raw.dtype.type(fill)] = np.nan
+    scale = number(variable.attributes, "scale_factor", where)
+    offset = number(variable.attributes, "add_offset", where)
+    return values * (1.0 if scale is None else scale) + (0.0 if offset is None else offset)
+
+
+def read_degrees(source: Source, name: str) -> Float:
+    """Values of a latitude or longitude variable in degrees; units of radians are converted."""
+    values = read_numbers(source, name)
+    units = text(source.variables[name].attributes, "units").lower()
+    return np.rad2deg(values) if units in ("radian", "radians", "rad") else values
+
+
+def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> Float:
+    """An altitude axis in km, as irregular as it is; float32 noise is rounded off at a millimeter.
+
+    ``units`` are those of an axis that names none.
+
+    Raises
+    ------
+    SchemaError
+        If its units are no lengths, or it is not strictly monotone (``ascending``: if it does not ascend).
+    """
+    units = spelled(text(source.variables[name].attributes, "units")) or units
+    if units not in CONVERSIONS["km"]:
+        raise SchemaError(f"{source.path}: {name} in {units!r}; expected an altitude axis in km or m")
+    values = np.round(source.read(name).ravel().astype(np.float64) * CONVERSIONS["km"][units][0], 6)
+    steps = np.diff(values)
+    is_monotone = (steps > 0).all() or ((steps < 0).all() and not ascending)
+    if not values.size or not np.isfinite(values).all() or not is_monotone:
+        order = "ascend" if ascending else "be strictly monotone"
+        raise SchemaError(f"{source.path}: {name} is {values.tolist()[:40]}; expected it to {order}")
+    return values
+
+
+def make_grid(
+    latitude: Float,
+    longitude: Float,
+    *,
+    where: str,
+    lattice: tuple[int, ...] = (),
+    tolerance: float = 0.0,
+    rebuild: bool = False,
+) -> tuple[Float, Float]:
+    """Check axes and normalize them: longitudes wrapped, 1-D axes on their lattice where they lie on one.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Degrees, both 1-D or both on ``(y, x)``. 2-D arrays may hold NaN (off the Earth) and are kept as they
+        are, but for the wrapping.
+    lattice
+        Steps per degree of lattices to try: 1-D axes within ``tolerance`` of multiples of ``1/n`` degree take
+        those values, so that files agree bit for bit.
+    tolerance
+        Degrees by which a pixel may move.
+    rebuild
+        Whether an evenly spaced axis on no lattice is made anew from its first and last value (float32 axes
+        jitter), again moving no pixel by more than ``tolerance``.
+
+    Raises
+    ------
+    SchemaError
+        If an axis is not strictly monotone, not finite or outside of the Earth.
+    """
+    if latitude.ndim == 2:
+        _check_range(latitude, longitude, where)
+        return latitude, _wrapped(longitude)
+    for name, axis in (("latitude", latitude), ("longitude", longitude)):
+        crosses = name == "longitude" and _is_monotone(np.unwrap(axis, period=360.0))  # 179 E, then 180 W
+        if not crosses and not _is_monotone(axis):
+            raise SchemaError(
+                f"{where}: {name} of {axis.size} values is not strictly monotone and finite{_first_turn(axis)}; "
+                "expected it to ascend or to descend. Sort the file along it (xarray: ds.sortby), or leave it out."
+            )
+    _check_range(latitude, longitude, where)
+    return (
+        _clean(latitude, lattice, tolerance, rebuild, wrap=False),
+        _clean(longitude, lattice, tolerance, rebuild, wrap=True),
+    )
+
+
+def _is_monotone(axis: Float) -> bool:
+    step = np.diff(axis)
+    return bool(axis.size and np.isfinite(axis).all() and ((step > 0).all() or (step < 0).all()))
+
+
+def _first_turn(axis: Float) -> str:
+    """Where an axis first goes wrong, for a message."""
+    bad = np.flatnonzero(~np.isfinite(axis))
+    if bad.size:
+        return f": value {bad[0]} is {axis[bad[0]]}"
+    step = np.sign(np.diff(axis))
+    turns = np.flatnonzero((step != step[:1]) | (step == 0)) + 1
+    return f": value {turns[0]} is {axis[turns[0]]}, after {axis[turns[0] - 1]}" if turns.size else ""
+
+
+def _check_range(latitude: Float, longitude: Float, where: str) -> None:
+    finite = latitude[np.isfinite(latitude)], longitude[np.isfinite(longitude)]
+    for name, axis, limit in zip(("latitude", "longitude"), finite, (90.0, 360.0), strict=True):
+        if axis.size == 0 or np.abs(axis).max() > limit + 1e-3:
+            worst = float(axis[np.abs(axis).argmax()]) if axis.size else "no value"
+            raise SchemaError(f"{where}: {name} has {worst}; expected degrees within {limit:.0f}")
+
+
+def _clean(axis: Float, lattice: tuple[int, ...], tolerance: float, rebuild: bool, *, wrap: bool) -> Float:
+    for steps in lattice:
+        whole = np.rint(axis * steps)
+        if np.abs(axis - whole / steps).max() <= tolerance and np.diff(whole).all():
+            if wrap:  # in whole steps, so that 267.5 E and 92.5 W are the same float
+                whole = (whole + 180 * steps) % (360 * steps) - 180 * steps
+            return whole / steps
+    if rebuild and axis.size > 2:
+        even = np.linspace(axis[0], axis[-1], axis.size)
+        if 1e-9 < np.abs(axis - even).max() <= tolerance:  # float64 axes keep their bits
+            axis = even
+    return _wrapped(axis) if wrap else axis
+
+
+def _wrapped(longitude: Float) -> Float:
+    """Longitudes in [-180, 180), bit for bit where they already are."""
+    inside = (longitude >= -180.0) & (longitude < 180.0)
+    return np.where(inside, longitude, wrap_longitude(longitude))
+
+
+# --- times
+
+
+def parse_time(words: str) -> np.datetime64 | None:
+    """A date and time in ISO 8601 or in C's ``ctime`` form, UTC where no zone is given; None for anything else."""
+    words = re.sub(r"\s*(UTC|GMT)$", "Z", words.strip())
+    for form in ("ISO8601", "%a %b %d %H:%M:%S %Y"):
+        try:
+            moment = pd.to_datetime(words, format=form, utc=True)
+        except ValueError:
+            continue
+        is_day = len(words) >= 8  # a year alone is no time
+        return np.datetime64(moment.tz_localize(None).round("s"), "s") if is_day else None
+    return None
+
+
+def parse_stamp(name: str) -> np.datetime64 | None:
+    """The last date and time in a file name, as in ``20210705_1750`` or ``20110427T220000Z``; None if none."""
+    for date, clock, second in reversed(_STAMP.findall(name)):
+        try:
+            moment = datetime.datetime.strptime(date + clock + (second or "00"), "%Y%m%d%H%M%S")
+        except ValueError:
+            continue
+        if 1950 <= moment.year <= _LAST_YEAR:
+            return np.datetime64(moment, "s")
+    return None
+
+
+def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDArray[np.datetime64]:
+    """Values of a time variable by its units and calendar, rounded to the second.
+
+    Dates of the Julian and of the mixed calendar (``standard``) become those of the Gregorian one.
+
+    Parameters
+    ----------
+    missing
+        Whether values may be missing; they become NaT. Otherwise they are refused.
+
+    Raises
+    ------
+    SchemaError
+        If units or calendar are not understood, or a value is no time.
+    """
+    attributes = source.variables[name].attributes
+    where = f"{source.path}: time variable {name!r}"
+    units, calendar = text(attributes, "units"), text(attributes, "calendar").lower() or "standard"
+    if calendar not in _CALENDARS:
+        raise SchemaError(f"{where}: calendar {calendar!r}; expected some of {list(_CALENDARS)}")
+    try:
+        zero, one = (
+            np.datetime64(date.change_calendar("proleptic_gregorian").isoformat(), "us")
+            for date in cftime.num2date([0, 1], units, calendar, only_use_cftime_datetimes=True)
+        )
+    except ValueError as error:
+        raise SchemaError(
+            f"{where}: units {units!r}; expected such as 'seconds since 1970-01-01 00:00:00'"
+        ) from error
+    values = read_numbers(source, name).ravel()
+    # Whole seconds: a day number as float64 is good to a microsecond and decodes a little off the second.
+    seconds = np.rint(values * ((one - zero) / np.timedelta64(1, "s")))
+    last = (np.datetime64(f"{_LAST_YEAR}-01-01", "s") - zero) / np.timedelta64(1, "s")
+    good = np.isfinite(seconds) & (np.abs(seconds) <= abs(last))
+    if not good.all() and not missing:
+        raise SchemaError(f"{where}: {float(values[~good][0])} {units}; expected a time before {_LAST_YEAR}")
+    offsets = np.where(good, seconds, 0.0).astype(np.int64).astype("timedelta64[s]")
+    return np.where(good, zero.astype("datetime64[s]") + offsets, np.datetime64("NaT", "s"))
+
+
+def only_time(source: Source, name: str) -> np.datetime64:
+    """The one time of a time variable.
+
+    Raises
+    ------
+    SchemaError
+        If it holds several times or none.
+    """
+    times = decode_times(source, name)
+    if times.size != 1:
+        raise SchemaError(
+            f"{source.path}: {times.size} times in {name!r}; expected one (one file, one scene). "
+            f"Split the file: ds.isel({name}=[i]).to_netcdf(...) for each."
+        )
+    return np.datetime64(times[0], "s")
+
+
+def agreed_time(source: Source, candidates: list[tuple[str, np.datetime64 | None, int]]) -> np.datetime64:
+    """The first known time of a file, checked against the others.
+
+    Parameters
+    ----------
+    candidates
+        ``(what it is, time or None, seconds by which it may differ from the first known one)``, the most
+        trusted first.
+
+    Raises
+    ------
+    SchemaError
+        If none is known, or two disagree.
+    """
+    known = [candidate for candidate in candidates if candidate[1] is not None]
+    if not known:
+        raise SchemaError(
+            f"{source.path}: no time; expected one of {[what for what, _, _ in candidates]}. "
+            "Rename the file so that it holds YYYYMMDD_HHMM, or add a time variable."
+        )
+    first, time, _ = known[0]
+    assert time is not None
+    for what, other, tolerance in known[1:]:
+        assert other is not None
+        if abs((other - time).astype(np.int64)) > tolerance:
+            raise SchemaError(
+                f"{source.path}: {first} says {time}, {what} says {other}; expected them within {tolerance} s. "
+                "Correct whichever is wrong: a renamed file, or a damaged header."
+            )
+    return time
+
+
+def goes_longitude(source: Source) -> float | None:
+    """Longitude, degrees east, of the GOES satellite that a file's attributes or name tell; None if none."""
+    words = [v for v in source.attributes.values() if isinstance(v, str) and len(v) < 200]
+    for candidate in (*words, source.name):
+        match = _GOES.search(candidate)
+        if match:
+            return _GOES_LONGITUDE.get(int(match[1]))
+    return None
