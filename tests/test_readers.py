@@ -464,7 +464,7 @@ def test_volume_lets_quality_control_come_between_reading_and_deriving(volume):
 
 
 def test_volume_of_another_format_is_refused(tmp_path):
-    with pytest.raises(SchemaError, match="the file is larc_goes, got format=.gridrad."):
+    with pytest.raises(SchemaError, match="the file is larc_goes, got format"):
         readers.read_volume(files.write_larc(tmp_path / LARC_NAME))
 
 
