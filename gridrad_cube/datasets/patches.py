@@ -25,36 +25,36 @@ OnDamage = Literal["raise", "skip"]
 class PatchDataset(Dataset[Batch]):
     """Clean patches of a cube, for training.
 
-    Only flags, echo fractions and positions are read at first; pixels when samples are asked for, whole
-    batches at a time. Picklable: each process opens the store for itself. After a fork a data set that has
-    read before refuses to go on; use threads (`PatchLoader`), or a spawn or forkserver context.
+    Opening reads flags, echo fractions and positions. Pixels are read when samples are asked for, a batch at a
+    time, and stay packed. A data set can be pickled: each process opens the store itself. After a fork, a data
+    set that has read before raises an error; use threads (`PatchLoader`), or a spawn or forkserver context.
 
     Parameters
     ----------
     store
         A finished cube: path or URL.
     channels
-        Labels (``"reflectivity@3.0km"``), or names of variables, meaning all their altitudes; None takes all.
+        Labels (``"reflectivity@3.0km"``), or names of variables for all their altitudes; None for all.
     altitude
-        Heights in km of channels that have them; None takes all. Channels without altitudes are not touched.
+        Altitudes in km of the channels that have them; None for all.
     reject
         Flags that keep a patch out: names, a mask, ``()`` for none; None for the default of each channel.
         Padding and a channel that a crop lacks are never samples.
     channel_mode
-        ``"each"``: one sample a patch and label. ``"stack"``: one sample a patch, of all labels, where all
-        are clean.
+        ``"each"``: one sample per patch and label. ``"stack"``: one sample per patch, with all labels, where
+        all of them are clean.
     time
         ``(start, stop)``, UTC, stop not included, so that adjacent ranges share no crop; or one value, a slice, or
         a list of pairs, as in `gridrad_cube.selection.Selection`.
     bbox
-        ``(west, south, east, north)``: patches whose centre lies in it; west above east crosses the date
-        line.
+        ``(west, south, east, north)`` in degrees, in which the center of a patch must lie; west > east crosses
+        the date line.
     coarsen
-        Edge of the blocks that `decode` averages.
+        Edge in pixels of the blocks that `decode` averages.
     on_damage
-        What to do where a patch is missing, truncated or altered: ``"raise"`` names it; ``"skip"`` leaves the
-        sample out, so that the batch is shorter, and lists it in the batch's ``damaged``. Never fill. A disk
-        or network that fails always raises.
+        What to do where a patch is missing, truncated or altered: ``"raise"`` raises an error that names it;
+        ``"skip"`` leaves the sample out, so that the batch is shorter, and lists it in ``batch.damaged``. A disk or
+        network that fails always raises an error.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class PatchDataset(Dataset[Batch]):
     Raises
     ------
     SchemaError
-        If the store is of another kind, lacks a channel or altitude, or no patch is left (with the count of
-        each flag).
+        If the store is of another kind, lacks a channel or altitude, or no patch is left (with the number of
+        patches that each flag rejects).
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class PatchDataset(Dataset[Batch]):
 
     @property
     def normalizations(self) -> dict[str, Normalization]:
-        """From the store's training statistics; assign a checkpoint's to take those."""
+        """Those of the training statistics of the store; assign those of a checkpoint to use them instead."""
         if self._normalizations is None:
             self._normalizations = normalizations(self.store, self.labels)
         return self._normalizations
@@ -153,7 +153,7 @@ class PatchDataset(Dataset[Batch]):
     def decode(
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised values and valid pixels of a batch, on its device; see `decode`."""
+        """Normalized values and valid pixels of a batch, on its device; see `decode`."""
         return decode(batch.codes, batch.channel, self.normalizations, coarsen=self.coarsen, dtype=dtype)
 
     def __getitem__(self, index: int) -> Batch:

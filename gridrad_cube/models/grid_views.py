@@ -1,4 +1,4 @@
-"""The drawing of views of grids of embeddings, the inputs of level 2k: windows of whole cells."""
+"""Views of grids of embeddings, the inputs of level 2k: windows of whole cells."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class GridViewSpec:
     its cells; a local view holds about ``local_fraction``, at least 2 x 2. ``token_dropout`` is the
     probability of each cell of a global view to be left out.
 
-    ``flips="h"`` mirrors the order of the cells but not what each cell's embedding saw, so it makes grids
-    that no field has; it is there to follow the predecessor.
+    ``flips="h"`` mirrors the order of the cells but not the fields that they were embedded from, so that it
+    makes grids that no field has. It reproduces the predecessor.
     """
 
     global_views: int = 2
@@ -53,13 +53,13 @@ def draw_grid_views(
     Parameters
     ----------
     x
-        Embeddings (B, D, R, C). Cells that are not valid are never looked at.
+        Embeddings (B, D, R, C). Cells that are not valid have no effect.
     cell_valid
         False where a cell is padding or rejected, bool (B, R, C).
     spec
         What to draw.
     seeds
-        Of the samples (B,), int64; see `sample_seeds`.
+        One per sample, int64, (B,); see `sample_seeds`.
     partner
         Grids and valid cells of the same shapes, of which all global views but the first are drawn.
 

@@ -53,7 +53,7 @@ class ProjectionHead(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Cosines with ``out_dim`` directions, each scaled: a weight-normalised linear map without bias.
+    """Cosines with ``out_dim`` directions, each scaled: a weight-normalized linear map without bias.
 
     The keys are those of the old ``torch.nn.utils.weight_norm``: ``weight_g`` (out_dim, 1), ``weight_v``
     (out_dim, in_dim).

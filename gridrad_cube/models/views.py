@@ -1,12 +1,13 @@
-"""The drawing of views of fields: augmented inputs for training, made in batches on the device.
+"""Views of fields: augmented inputs for training, drawn in batches on the device.
 
-A view of a field is a window, resampled, perhaps mirrored and blurred. All of that is linear and acts on rows
-and columns apart, so a view is two small matrices: ``view = rows @ field @ columns'``. Their triangle kernel
-is as wide as the window is shrunk (antialiased) and never leaves the range of the data; the same matrices
-applied to the mask say how much of each view pixel was observed, so missing pixels never bleed.
+A view is a window of the field, resampled, and mirrored or blurred at random. All of these are linear and act on
+rows and columns separately, so that a view is two small matrices: ``view = rows @ field @ columns'``. Their
+triangle kernel is as wide as the window shrinks (antialiasing) and never leaves the range of the data. The same
+matrices applied to the mask give the share of each view pixel that was observed, so that missing pixels never
+spread.
 
-Every random number is a hash of (seed of the sample, view, parameter): the same on every device, for any
-batch, worker count and world size.
+Every random number is a hash of (seed of the sample, view, parameter), by a counter-based generator (splitmix64)
+in int64 tensor operations. It is the same on every device, for any batch, number of workers and ranks.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ View = tuple[Tensor, Tensor]
 class ViewSpec:
     """How views of fields are drawn. Lengths in pixels, ranges as (low, high).
 
-    ``mode="zoom"`` keeps the scale of what is seen: a view of ``size`` pixels covers a square window of
-    ``size / (magnification * z)`` field pixels, ``z`` drawn from ``zoom`` evenly in its logarithm. So
-    ``magnification`` is view pixels per field pixel at ``z = 1``: embed fields resized by the same factor.
-    ``mode="area"`` is the predecessor's random resized crop: the window covers a share of the field drawn
-    from ``global_area`` or ``local_area``, its width over its height drawn from ``aspect`` evenly in its
-    logarithm. In both, a window that would leave the field is cut to it; offsets are free.
+    ``mode="zoom"`` nearly keeps the scale of the field: a view of ``size`` pixels covers a square window of
+    ``size / (magnification * z)`` field pixels, with ``z`` drawn from ``zoom`` evenly in its logarithm. So
+    ``magnification`` is view pixels per field pixel at ``z = 1``; embedding resizes fields by the same factor.
+    ``mode="area"`` is the random resized crop of the predecessor: the window covers a share of the field drawn
+    from ``global_area`` or ``local_area``, and its width over its height is drawn from ``aspect`` evenly in its
+    logarithm. In both modes, a window larger than the field is cut to it, and its position is random.
 
     Attributes
     ----------
     gain
-        Every view is offset by up to this much, up or down, in the units of the (normalised) field; one
-        number, or one a channel. Observed pixels only.
+        Every view is offset by up to this much, up or down, in the units of the (normalized) field; one
+        number, or one per channel. Observed pixels only.
     gain_floor
-        Value of "nothing there" (radar without echo), which the gain leaves alone; it fades in over the
-        first ``gain`` above.
+        Value where radar has no echo, to which the gain does not apply; it fades in over the first ``gain``
+        above.
     flips
         ``"h"`` mirrors left and right half of the time, ``"d4"`` draws one of the square's eight symmetries.
     blur
@@ -96,14 +97,14 @@ def draw_views(
     Parameters
     ----------
     x
-        Normalised fields (B, C, H, W), floating point. Values outside of ``mask`` are never
-        looked at, and one that is not finite counts as missing.
+        Normalized fields (B, C, H, W), floating point. Values outside of ``mask`` have no
+        effect, and one that is not finite counts as missing.
     mask
         True where observed, (B, H, W), or (B, C, H, W) where channels differ.
     spec
         What to draw.
     seeds
-        Of the samples (B,), int64; see `sample_seeds`.
+        One per sample, int64, (B,); see `sample_seeds`.
     partner
         Fields and mask of the same shapes, of which all global views but the first are drawn.
 
@@ -132,12 +133,12 @@ def draw_views(
 
 @torch.no_grad()
 def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float | Tensor = 0.0) -> View:
-    """A field as one view, nothing about it random: what a network embeds.
+    """A whole field as one view, without anything random: what a network embeds.
 
     Parameters
     ----------
     x, mask
-        Normalised fields, and where they were observed, both (B, C, H, W).
+        Normalized fields, and where they were observed, both (B, C, H, W).
     magnification
         View pixels per field pixel.
     fill
@@ -170,7 +171,7 @@ def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
 
 
 #: Random numbers of one view of a field. Geometry: zoom, aspect, y, x, mirror y, mirror x, blur, its
-#: deviation. Then transpose, gain, solarise.
+#: deviation. Then transpose, gain, solarize.
 _PARAMETERS = 11
 
 
@@ -247,9 +248,9 @@ def _resampler(start: Tensor, length: Tensor, flip: Tensor, size: int, edge: int
     """
     step = (length / size)[..., None]  # field pixels a view pixel
     place = torch.arange(size, device=start.device) + 0.5
-    centre = start[..., None] + torch.where(flip[..., None], size - place, place) * step
+    center = start[..., None] + torch.where(flip[..., None], size - place, place) * step
     pixel = torch.arange(edge, device=start.device) + 0.5
-    distance = (centre[..., None] - pixel).abs_()
+    distance = (center[..., None] - pixel).abs_()
     kernel = distance.div_(-step.clamp(min=1.0)[..., None]).add_(1.0).clamp_(min=0.0)  # a triangle
     return kernel.div_(kernel.sum(-1, keepdim=True))
 
@@ -303,7 +304,7 @@ def _log_uniform(number: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def check_choice(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices."""
+    """Refuse a value that is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{where}: {name}={value!r}; expected one of {list(choices)}")
 
@@ -348,7 +349,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniforms(seeds: Tensor, stream: int, *shape: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32, (B, *shape); a stream's numbers depend on the seed alone."""
+    """Uniform numbers in [0, 1), float32, (B, ...); the numbers of a stream depend on the seed alone."""
     count = torch.arange(math.prod(shape), device=seeds.device)
     hashed = _mix(_mix(seeds + stream * 0x5DEECE66D)[:, None] + count * _STEP)
     return (((hashed >> 40) & 0xFFFFFF).float() * 2**-24).unflatten(1, shape)
@@ -356,8 +357,8 @@ def uniforms(seeds: Tensor, stream: int, *shape: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def cached_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a float32 vector on a device, copied there once: every such copy makes a GPU wait."""
-    with torch.inference_mode(False):  # whoever asks first
+    """Numbers as a float32 vector on a device, copied there only once, because a copy makes a GPU wait."""
+    with torch.inference_mode(False):  # the first call may be in inference mode
         return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
@@ -367,17 +368,17 @@ def sample_seeds(seed: int, epoch: int, index: Tensor) -> Tensor:
     Parameters
     ----------
     seed
-        Of the run.
+        Seed of the run.
     epoch
         From 0.
     index
-        Identities of the samples (B,), int64.
+        Indices of the samples in the data set, int64, (B,).
     """
     run = _mix(torch.full((1,), seed, device=index.device))  # a number on the host would make a GPU wait
     return _mix(_mix(run + epoch) + index)
 
 
 def check_seeds(where: str, seeds: Tensor, batch: int) -> None:
-    """Refuse anything but one int64 seed a sample."""
+    """Refuse anything but one int64 seed per sample."""
     if seeds.shape != (batch,) or seeds.dtype != torch.int64:
         raise ValueError(f"{where}: expected {batch} int64 seeds, got {seeds.dtype} {tuple(seeds.shape)}")
