@@ -204,6 +204,6 @@ def _pictures(out: Path, answer: xr.Dataset, planted: np.ndarray) -> dict[str, A
         "radar.png": plot.scene(radar, 0, channel="reflectivity_column_maximum"),
         "flags.png": plot.flags(cube, dusk, channel="visible_reflectance"),
         "training.png": plot.curves({"level 256": out / "runs" / "256", "level 2k": out / "runs" / "2k"}),
-        "query.png": plot.answers(cube, answer, marks=marks.tolist(), marks_text="planted"),
-        "embeddings.png": plot.components(store.open_embeddings(out / "embeddings.zarr"), noon, cube=cube),
+        "query.png": plot.query(cube, answer, marks=marks.tolist(), marks_text="planted"),
+        "embeddings.png": plot.embeddings(store.open_embeddings(out / "embeddings.zarr"), noon, cube=cube),
     }

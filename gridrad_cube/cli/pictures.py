@@ -24,101 +24,92 @@ def plot() -> None:
 
 def _picture(name: str, *, crop: bool = False) -> Callable[..., Any]:
     """A command of plot: its --out (NAME.png by default), and where it draws one crop, --crop and --channel."""
+    path = click.Path(path_type=Path)
+    options = [click.option("--out", "-o", type=path, default=Path(f"{name}.png"), show_default=True)]
+    if crop:
+        row = click.IntRange(0)
+        options += [
+            click.option("--crop", type=row, default=0, show_default=True, help="Row of the crop."),
+            click.option("--channel", default=None, help="Name or label; the first by default."),
+        ]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        if crop:
-            command = click.option("--channel", default=None, help="Name or label; the first by default.")(
-                command
-            )
-            command = click.option(
-                "--crop", type=click.IntRange(0), default=0, show_default=True, help="Row of the crop."
-            )(command)
-        path = click.Path(path_type=Path)
-        command = click.option("--out", "-o", type=path, default=Path(f"{name}.png"), show_default=True)(
-            command
-        )
+        for option in reversed(options):
+            command = option(command)
         return plot.command(name)(command)
 
     return decorate
 
 
-def _save(figure: Any, out: Path) -> None:
-    figure.savefig(out, dpi=110)
+def _draw(name: str, out: Path, *arguments: Any, **options: Any) -> None:
+    """Save what a function of `gridrad_cube.plot` draws."""
+    from gridrad_cube import plot as drawing
+
+    getattr(drawing, name)(*arguments, **options).savefig(out, dpi=110)
     click.echo(out)
+
+
+def _open_cube(path: str | None) -> Any:
+    from gridrad_cube.store import open_cube
+
+    return open_cube(path) if path else None
 
 
 @_picture("source")
 @click.argument("file")
 def plot_source(file: str, out: Path) -> None:
     """Every 2-D field of a source FILE at a glance."""
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import readers
+    from gridrad_cube.readers import read_fields
 
-    _save(drawing.source(readers.read_fields(file)), out)
+    _draw("source", out, read_fields(file))
 
 
 @_picture("scene", crop=True)
 @click.argument("cube")
 def plot_scene(cube: str, out: Path, crop: int, channel: str | None) -> None:
     """A crop of CUBE with its patches."""
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import store as stores
-
-    _save(drawing.scene(stores.open_cube(cube), crop, channel=channel), out)
+    _draw("scene", out, _open_cube(cube), crop, channel=channel)
 
 
 @_picture("crops", crop=True)
 @click.argument("cube")
 def plot_crops(cube: str, out: Path, crop: int, channel: str | None) -> None:
     """The scene of a crop, with all of its crops and patches."""
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import store as stores
-
-    _save(drawing.crops(stores.open_cube(cube), crop, channel=channel), out)
+    _draw("crops", out, _open_cube(cube), crop, channel=channel)
 
 
 @_picture("flags", crop=True)
 @click.argument("cube")
 def plot_flags(cube: str, out: Path, crop: int, channel: str | None) -> None:
     """The flags of a crop's patches, on its pixels."""
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import store as stores
-
-    _save(drawing.flags(stores.open_cube(cube), crop, channel=channel), out)
+    _draw("flags", out, _open_cube(cube), crop, channel=channel)
 
 
 @_picture("statistics")
 @click.argument("cube")
 def plot_statistics(cube: str, out: Path) -> None:
     """How the values of each channel of CUBE are distributed."""
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import store as stores
-
-    _save(drawing.statistics(stores.open_cube(cube)), out)
+    _draw("statistics", out, _open_cube(cube))
 
 
 @_picture("curves")
 @click.argument("runs", nargs=-1, required=True)
 def plot_curves(runs: Sequence[str], out: Path) -> None:
     """The training curves of one run, or of several."""
-    from gridrad_cube import plot as drawing
-
-    _save(drawing.curves({Path(run).name if len(runs) == 1 else run: run for run in runs}), out)
+    _draw("curves", out, runs[0] if len(runs) == 1 else {run: run for run in runs})
 
 
 @_picture("embeddings", crop=True)
 @click.argument("embeddings")
 @click.option("--cube", default=None, help="Draw the field beside them, from here.")
 def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, cube: str | None) -> None:
-    """A crop's embeddings as colour, a cell a patch.
+    """A crop's embeddings as color, a cell a patch.
 
     Lightness is the first principal component, blue to yellow the second, green to magenta the third.
     """
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import store as stores
+    from gridrad_cube.store import open_embeddings
 
-    field = stores.open_cube(cube) if cube else None
-    _save(drawing.components(stores.open_embeddings(embeddings), crop, channel=channel or 0, cube=field), out)
+    _draw("embeddings", out, open_embeddings(embeddings), crop, channel=channel, cube=_open_cube(cube))
 
 
 @_picture("query")
@@ -134,17 +125,14 @@ def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, 
 def plot_query(
     embeddings: str, out: Path, k: int, exclude: Any, separate: Any, cube: str | None, **options: Any
 ) -> None:
-    """A patch beside those most like it, on a map."""
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import query as asking
-    from gridrad_cube import store as stores
+    """A patch beside the nearest ones, on a map."""
     from gridrad_cube.evaluation import sources_of
+    from gridrad_cube.query import search
+    from gridrad_cube.store import open_embeddings
 
     question = asked(options | {"vector": None, "unlike": ()})
-    dataset = stores.open_embeddings(embeddings)
-    answer = asking.search(dataset, question, k, exclude=exclude, separate=separate)
-    place, _ = sources_of(embeddings, cube)
-    _save(drawing.answers(stores.open_cube(place), answer), out)
+    answer = search(open_embeddings(embeddings), question, k, exclude=exclude, separate=separate)
+    _draw("query", out, _open_cube(sources_of(embeddings, cube)[0]), answer)
 
 
 @_picture("attention")
@@ -155,17 +143,11 @@ def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
     """What a network attends to: MAPS of gridrad-cube attention."""
     import xarray as xr
 
-    from gridrad_cube import plot as drawing
-    from gridrad_cube import store as stores
-
-    field = stores.open_cube(cube) if cube else None
-    _save(drawing.attention(xr.open_zarr(maps, chunks=None), sample, cube=field), out)
+    _draw("attention", out, xr.open_zarr(maps, chunks=None), sample, cube=_open_cube(cube))
 
 
 @_picture("evaluation")
 @click.argument("result", type=click.Path(exists=True, path_type=Path))
 def plot_evaluation(result: Path, out: Path) -> None:
     """What evaluate --json wrote, with intervals."""
-    from gridrad_cube import plot as drawing
-
-    _save(drawing.evaluation(result), out)
+    _draw("evaluation", out, result)

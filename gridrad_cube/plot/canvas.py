@@ -1,17 +1,19 @@
-"""What all pictures share: figures, colour scales, how a field and its states are drawn, how places are written."""
+"""What all pictures share: figures, color scales, how a field and its states are drawn, degrees along the edges."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import CHANNELS, Channel, Packing, SchemaError, channel_in
+from gridrad_cube.schema import CHANNELS, Channel, Flag, Packing, SchemaError, channel_in
 from gridrad_cube.selection import choose_labels, labels_of
+from gridrad_cube.store import open_grid
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,22 +22,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-#: Behind a field: in none of the colour maps, so plainly "nothing was observed here".
+#: Behind a field: in none of the color maps, so plainly "nothing was observed here".
 NOT_OBSERVED = "#c3d4e3"
 #: Observed, and no echo there.
 NO_ECHO = "#f4f4f4"
 #: Observed; an echo stood there that quality control removed.
 REMOVED = "#a8a8a8"
-#: Colours for things on a picture (Okabe and Ito): told apart with any colour vision.
+#: Colors for things on a picture (Okabe and Ito): told apart with any color vision.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-#: Brightness temperature, K, below which cold cloud tops are drawn in colour.
+#: Look of what lies outside the scene.
+PADDING: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#8c8c8c", "hatch": "////", "linewidth": 0.0}
+#: Room beside, above and below a map, inches: degrees, titles with column numbers, degrees with a legend.
+LEFT, TOP, BOTTOM = 0.7, 1.0, 0.75
+#: Brightness temperature, K, below which cold cloud tops are drawn in color.
 COLD_TOPS = 240.0
 #: Below zero, about zero, above zero: dark in the middle, for white is `NO_ECHO`.
 _SIGNED = ("#ffd84d", "#9c5a12", "#1f1f28", "#6a3fb5", "#f08cff")
-#: Ticks of colour scales that are not linear.
+#: Ticks of color scales that are not linear.
 _TICKS = {"rain": (0.1, 0.3, 1, 3, 10, 30, 100), "visible": (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)}
 #: Pixels along the longer edge above which every n-th pixel is drawn: more than a screen shows.
 _DRAWN = 1500
+
+
+# Figures
 
 
 def new_figure(*shape: int, by_hand: bool = False, **options: Any) -> tuple[Figure, Any]:
@@ -67,14 +76,14 @@ def add_axes(figure: Figure, left: float, top: float, width: float, height: floa
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
-def write_title(figure: Figure, text: str, more: str = "", *, left: float) -> None:
-    """The figure's title, and in grey below it what is said besides; ``left`` in inches."""
+def write_title(figure: Figure, text: str, more: str = "", *, left: float = LEFT) -> None:
+    """The figure's title, and a second line in gray; ``left`` in inches."""
     across, down = figure.get_size_inches()
     figure.suptitle(text, x=left / across, y=1 - 0.12 / down, ha="left", va="top", fontsize=13)
     figure.text(left / across, 1 - 0.4 / down, more, ha="left", va="top", fontsize=9, color="0.35")
 
 
-def write_legend(figure: Figure, handles: Sequence[Artist], *, left: float) -> None:
+def write_legend(figure: Figure, handles: Sequence[Artist], *, left: float = LEFT) -> None:
     """A legend in one line at the foot of a figure that is laid out by hand; ``left`` in inches."""
     if handles:
         across, down = figure.get_size_inches()
@@ -84,203 +93,17 @@ def write_legend(figure: Figure, handles: Sequence[Artist], *, left: float) -> N
         )  # fmt: skip
 
 
-def colour_map(channel: Channel) -> Colormap:
-    """The channel's colours: infrared cold and bright, radar and rain pale to dark, signed fields about black.
-
-    Infrared is grey as forecasters know it, and coloured below `COLD_TOPS`.
-    """
-    from matplotlib import colormaps
-    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
-
-    if channel.kind == "infrared":
-        low, high = channel.typical_range
-        cold = round(256 * (COLD_TOPS - low) / (high - low))
-        tops = colormaps["plasma"](np.linspace(1.0, 0.08, cold))
-        return ListedColormap(np.vstack([tops, colormaps["Greys"](np.linspace(0.12, 1.0, 256 - cold))]))
-    if channel.kind == "field" and channel.typical_range[0] == -channel.typical_range[1]:
-        return LinearSegmentedColormap.from_list("signed", _SIGNED)
-    return colormaps[{"visible": "Greys_r", "radar": "magma_r"}.get(channel.kind, "viridis_r")]
+# Words
 
 
-def colour_scale(channel: Channel) -> Normalize:
-    """The channel's limits: always its typical range; rain by logarithm, visible by square root.
-
-    The scale of kind ``other`` spans what is drawn.
-    """
-    from matplotlib.colors import LogNorm, Normalize, PowerNorm
-
-    low, high = channel.typical_range
-    if channel.kind == "other":
-        return Normalize()
-    if channel.kind == "rain":
-        return LogNorm(0.1, high)
-    return PowerNorm(0.5, low, high) if channel.kind == "visible" else Normalize(low, high)
-
-
-def packing_of(variable: xr.DataArray) -> Packing:
-    """The packing of a channel as its variable says: of `gridrad_cube.open_packed`, or of a reader's scene.
-
-    Raises
-    ------
-    SchemaError
-        If the variable is decoded already.
-    """
-    if variable.dtype.kind not in "iu":
-        raise SchemaError(
-            f"{variable.name}: holds {variable.dtype}, decoded values; expected packed codes. Use open_packed."
-        )
-    return Packing.from_attributes(variable.attrs, variable.dtype)
-
-
-def select(
-    cube: xr.Dataset, crop: int, channel: str | None, altitude: int
-) -> tuple[xr.Dataset, Channel, dict[str, int]]:
-    """One written crop of a cube, a channel with the packing that the store has, and the level of it to draw.
-
-    Channels of kind ``other`` are drawn by name.
-
-    Raises
-    ------
-    SchemaError
-        If the cube lacks the channel, the level or the crop, or the crop was not written.
-    """
-    known = labels_of(cube)
-    if not known:
-        raise SchemaError(
-            "plot: no channel in this dataset; expected a cube. Open it with gridrad_cube.open_cube."
-        )
-    chosen = choose_labels(known, channel, "plot")
-    name = chosen[0].variable
-    levels = [label.altitude for label in chosen if label.variable == name]
-    if not 0 <= altitude < len(levels):
-        raise SchemaError(f"plot: no altitude, got index {altitude}; expected 0 to {len(levels) - 1}")
-    if not 0 <= crop < cube.sizes["crop"]:
-        raise SchemaError(f"plot: no crop, got {crop}; expected 0 to {cube.sizes['crop'] - 1}")
-    one = cube.isel(crop=crop)
-    written = int(one["status"]) == 0 if "status" in one.coords else not np.isnat(one["time"].values)
-    if not written:
-        raise SchemaError(f"plot: crop {crop} of {one['source'].values} was not written; it has no pixels")
-    index = levels[altitude]
-    level = {} if index is None else {"altitude": index}
-    return one, _stored_channel(cube, name), level
-
-
-def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
-    """A channel as the store packs it, also where the dataset is decoded; with its own packing if it does not say."""
-    channel = channel_in(name, cube[name].attrs, cube[name].dtype)
-    if cube[name].dtype.kind in "iu":
-        return replace(channel, packing=packing_of(cube[name]))
-    about = cube.attrs.get("gridrad_cube", {}).get("channels", {}).get(name)
-    if about is None:
-        return channel
-    return replace(channel, packing=Packing.from_attributes(about["attributes"], about["dtype"]))
-
-
-def channel_named(label: str) -> Channel:
-    """The channel of a label; a name that is in no table is of kind ``other``."""
-    name, nothing = label.split("@")[0], (np.nan, np.nan)
-    return CHANNELS.get(name) or Channel(
-        name=name, kind="other", units="1", long_name=name, packing=Packing(dtype="float32"),
-        typical_range=nothing,
-    )  # fmt: skip
-
-
-def draw_field(
-    axes: Axes,
-    values: np.ndarray,
-    label: str,
-    *,
-    channel: Channel | None = None,
-    extent: tuple[float, float, float, float] | None = None,
-) -> tuple[AxesImage, list[Artist]]:
-    """Draw a field in its channel's colours, what is no measured value apart.
-
-    Parameters
-    ----------
-    values
-        Physical values ``(y, x)`` as `Packing.decode` gives them.
-    channel
-        As the store has it: its packing tells bins without echo. That of the label if None.
-
-    Returns
-    -------
-    The image, masked where there is no value, and one legend handle for each state that occurs.
-    """
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
-
-    channel = channel or channel_named(label)
-    step = max(1, max(values.shape) // _DRAWN)
-    extent = extent or (0, values.shape[1], values.shape[0], 0)
-    values = values[::step, ::step]
-    states = _states(values, channel.packing)
-    axes.imshow(
-        states, cmap=ListedColormap([NOT_OBSERVED, NO_ECHO, REMOVED]), vmin=0, vmax=2, extent=extent,
-        interpolation="nearest",
-    )  # fmt: skip
-    image = axes.imshow(
-        np.ma.masked_where(states < 3, values), cmap=colour_map(channel), norm=colour_scale(channel), extent=extent,
-        interpolation="antialiased",
-    )  # fmt: skip
-    names = (
-        (0, NOT_OBSERVED, "not observed"),
-        (1, NO_ECHO, "observed, no echo"),
-        (2, REMOVED, "echo removed by QC"),
-    )
-    return image, [
-        Patch(facecolor=colour, edgecolor="0.5", linewidth=0.5, label=name)
-        for state, colour, name in names
-        if (states == state).any()
-    ]
-
-
-def _states(values: np.ndarray, packing: Packing) -> np.ndarray:
-    """0 not observed, 1 no echo, 2 echo removed by quality control, 3 a value."""
-    states = np.full(values.shape, 3, np.uint8)
-    if packing.echo_minimum is not None:
-        scale, offset = packing.scale_factor, packing.add_offset
-        quiet = values < (packing.echo_minimum - 0.5) * scale + offset
-        states[quiet] = 1
-        for code in (packing.low_confidence, packing.clutter):
-            if code is not None:
-                states[quiet & (np.abs(values - (code * scale + offset)) < scale / 2)] = 2
-    states[~np.isfinite(values)] = 0
-    return states
-
-
-def colour_bar(
-    image: AxesImage,
-    label: str,
-    *,
-    channel: Channel | None = None,
-    cax: Axes | None = None,
-    ax: Any = None,
-    **options: Any,
-) -> None:
-    """A colour bar with the channel's name and units, pointed where values may lie outside; in ``cax`` if given."""
-    channel = channel or channel_named(label)
-    figure = image.figure.get_figure(root=True)
-    assert figure is not None
-    text = title_of(label, units=True, channel=channel)
-    bar = figure.colorbar(image, cax=cax, ax=ax, label=text, extend=_extend(channel), **options)
-    ticks: Sequence[float] | None = _TICKS.get(channel.kind)
-    if ticks is not None:
-        bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks], minor=False)
-        bar.minorticks_off()
-
-
-def _extend(channel: Channel) -> str:
-    if channel.kind == "other":
-        return "neither"
-    return "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
-
-
-def title_of(label: str, *, units: bool = False, channel: Channel | None = None) -> str:
-    """A channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``."""
-    channel = channel or channel_named(label)
+def title_of(label: str, channel: Channel | None = None, *, units: bool = False) -> str:
+    """A channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``; a label that is in no table as it is."""
+    name, _, altitude = label.partition("@")
+    channel = channel or CHANNELS.get(name)
+    if channel is None:
+        return label
     text = channel.long_name[0].upper() + channel.long_name[1:]
-    if "@" in label:
-        text += f" at {label.split('@')[1].removesuffix('km')} km"
+    text += f" at {altitude.removesuffix('km')} km" if altitude else ""
     return f"{text} ({write_units(channel.units)})" if units and channel.units != "1" else text
 
 
@@ -308,6 +131,465 @@ def degrees(value: float, letters: str, decimals: int = 1) -> str:
 
 
 def nice_step(span: float, most: int) -> float:
-    """A round number of degrees that divides a span into at most so many parts."""
+    """A round number of degrees that divides a span into at most ``most`` parts."""
     steps: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 45)
     return next((s for s in steps if span / s <= most), 60.0)
+
+
+# Fields
+
+
+@dataclass(frozen=True)
+class Field:
+    """A channel of a crop, at one altitude.
+
+    Attributes
+    ----------
+    one
+        The crop.
+    channel
+        As the store packs it.
+    label
+        Name of the channel, with the altitude if it has one.
+    level
+        Position along ``altitude``; empty without altitudes.
+    """
+
+    one: xr.Dataset
+    channel: Channel
+    label: str
+    level: dict[str, int]
+
+    @property
+    def title(self) -> str:
+        """The channel in words."""
+        return title_of(self.label, self.channel)
+
+    def values(self, window: dict[str, slice] | None = None) -> np.ndarray:
+        """Physical values ``(y, x)``, whether the dataset is decoded or packed; of all pixels if no window is given."""
+        variable = self.one[self.channel.name].isel({**self.level, **(window or {})})
+        values = variable.transpose("y", "x").values
+        return np.asarray(self.channel.packing.decode(values) if values.dtype.kind in "iu" else values)
+
+    def flags(self) -> np.ndarray:
+        """Flags of the patches ``(row, col)``; none where the dataset has no flags."""
+        name = f"{self.channel.name}_flags"
+        if name not in self.one:
+            return np.zeros((self.one.sizes["row"], self.one.sizes["col"]), np.uint16)
+        return np.asarray(self.one[name].isel(self.level).transpose("row", "col").values)
+
+
+def select(cube: xr.Dataset, crop: int, channel: str | None) -> Field:
+    """A channel of a written crop of a cube, at the lowest altitude if its label names none; the first if None.
+
+    Raises
+    ------
+    SchemaError
+        If the cube lacks the channel, the altitude or the crop, or the crop was not written.
+    """
+    known = labels_of(cube)
+    if not known:
+        raise SchemaError(
+            "plot: no channel in this dataset; expected a cube. Open it with gridrad_cube.open_cube."
+        )
+    label = choose_labels(known, channel, "plot")[0]
+    check_crop(cube, crop)
+    one = cube.isel(crop=crop)
+    written = int(one["status"]) == 0 if "status" in one.coords else not np.isnat(one["time"].values)
+    if not written:
+        raise SchemaError(f"plot: crop {crop} of {one['source'].values} was not written; it has no pixels")
+    level = {} if label.altitude is None else {"altitude": label.altitude}
+    return Field(one, _stored_channel(cube, label.variable), label.name, level)
+
+
+def check_crop(dataset: xr.Dataset, crop: int) -> None:
+    """Refuse a crop that is not there."""
+    if not 0 <= crop < dataset.sizes["crop"]:
+        raise SchemaError(f"plot: no crop {crop}; expected 0 to {dataset.sizes['crop'] - 1}")
+
+
+def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
+    """A channel as the store packs it, also where the dataset is decoded; with its own packing if it does not say."""
+    attributes, dtype = cube[name].attrs, cube[name].dtype
+    channel = channel_in(name, attributes, dtype)
+    if dtype.kind not in "iu":
+        about = cube.attrs.get("gridrad_cube", {}).get("channels", {}).get(name)
+        if about is None:
+            return channel
+        attributes, dtype = about["attributes"], about["dtype"]
+    return replace(channel, packing=Packing.from_attributes(attributes, dtype))
+
+
+def color_map(channel: Channel) -> Colormap:
+    """The channel's colors: infrared cold and bright, radar and rain pale to dark, signed fields about black.
+
+    Infrared is gray as forecasters know it, and colored below `COLD_TOPS`.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+
+    if channel.kind == "infrared":
+        low, high = channel.typical_range
+        cold = round(256 * (COLD_TOPS - low) / (high - low))
+        tops = colormaps["plasma"](np.linspace(1.0, 0.08, cold))
+        return ListedColormap(np.vstack([tops, colormaps["Greys"](np.linspace(0.12, 1.0, 256 - cold))]))
+    if channel.kind == "field" and channel.typical_range[0] == -channel.typical_range[1]:
+        return LinearSegmentedColormap.from_list("signed", _SIGNED)
+    return colormaps[{"visible": "Greys_r", "radar": "magma_r"}.get(channel.kind, "viridis_r")]
+
+
+def color_scale(channel: Channel) -> Normalize:
+    """The channel's limits: always its typical range; rain by logarithm, visible by square root.
+
+    A channel of kind ``other`` has none: its scale spans what is drawn.
+    """
+    from matplotlib.colors import LogNorm, Normalize, PowerNorm
+
+    low, high = channel.typical_range
+    if channel.kind == "other":
+        return Normalize()
+    if channel.kind == "rain":
+        return LogNorm(0.1, high)
+    return PowerNorm(0.5, low, high) if channel.kind == "visible" else Normalize(low, high)
+
+
+def draw_field(
+    axes: Axes,
+    values: np.ndarray,
+    channel: Channel,
+    *,
+    extent: tuple[float, float, float, float] | None = None,
+) -> tuple[AxesImage, list[Artist]]:
+    """Draw a field in its channel's colors, and what is not a measured value in colors of its own.
+
+    Parameters
+    ----------
+    values
+        Physical values ``(y, x)`` as `Packing.decode` gives them.
+    channel
+        As the store has it: its packing tells bins without echo.
+
+    Returns
+    -------
+    The image, masked where there is no value, and one legend handle for each state that occurs.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    step = max(1, max(values.shape) // _DRAWN)
+    extent = extent or (0, values.shape[1], values.shape[0], 0)
+    values = values[::step, ::step]
+    states = _states(values, channel.packing)
+    looks = {"not observed": NOT_OBSERVED, "observed, no echo": NO_ECHO, "echo removed by QC": REMOVED}
+    axes.imshow(
+        states, cmap=ListedColormap(list(looks.values())), vmin=0, vmax=2, extent=extent, interpolation="nearest"
+    )  # fmt: skip
+    image = axes.imshow(
+        np.ma.masked_where(states < 3, values), cmap=color_map(channel), norm=color_scale(channel), extent=extent,
+        interpolation="antialiased",
+    )  # fmt: skip
+    return image, [
+        Patch(facecolor=color, edgecolor="0.5", linewidth=0.5, label=name)
+        for state, (name, color) in enumerate(looks.items())
+        if (states == state).any()
+    ]
+
+
+def _states(values: np.ndarray, packing: Packing) -> np.ndarray:
+    """0 not observed, 1 no echo, 2 echo removed by quality control, 3 a value."""
+    states = np.full(values.shape, 3, np.uint8)
+    if packing.echo_minimum is not None:
+        scale, offset = packing.scale_factor, packing.add_offset
+        quiet = values < (packing.echo_minimum - 0.5) * scale + offset
+        states[quiet] = 1
+        for code in (packing.low_confidence, packing.clutter):
+            if code is not None:
+                states[quiet & (np.abs(values - (code * scale + offset)) < scale / 2)] = 2
+    states[~np.isfinite(values)] = 0
+    return states
+
+
+def color_bar(image: AxesImage, label: str, channel: Channel, **options: Any) -> None:
+    """A color bar with the channel's name and units, pointed where values may lie outside.
+
+    Parameters
+    ----------
+    **options
+        Of matplotlib's ``colorbar``: the axes to draw it in or to take its room from.
+    """
+    figure = image.figure.get_figure(root=True)
+    assert figure is not None
+    extend = "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
+    extend = "neither" if channel.kind == "other" else extend
+    bar = figure.colorbar(image, label=title_of(label, channel, units=True), extend=extend, **options)
+    ticks: Sequence[float] | None = _TICKS.get(channel.kind)
+    if ticks is not None:
+        bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks], minor=False)
+        bar.minorticks_off()
+
+
+# Crops
+
+
+def map_size(one: xr.Dataset, width: float = 8.6, height: float = 8.0) -> tuple[float, float]:
+    """Width and height in inches at which a crop's patches are square and fill one of the two."""
+    rows, cols = one.sizes["row"], one.sizes["col"]
+    edge = min(width / cols, height / rows)
+    return max(cols * edge, 2.5), max(rows * edge, 2.5)
+
+
+def draw_crop(axes: Axes, field: Field) -> tuple[AxesImage, list[Artist]]:
+    """Draw a channel of a crop with its lattice; padding hatched, absence written across it.
+
+    Returns
+    -------
+    The image, and handles of the states that occur.
+    """
+    from matplotlib.patches import Patch
+
+    one, channel, values, bits = field.one, field.channel, field.values(), field.flags()
+    height, width = values.shape
+    edge = height / one.sizes["row"]
+    image, handles = draw_field(axes, values, channel, extent=(0, width, height, 0))
+    draw_lattice(axes, one, edge, lines="0.75" if channel.has_echo else "white")
+    (top, bottom), (left, right) = (tuple(round(n * edge) for n in ends) for ends in inside(one))
+    if np.isfinite(values[top:bottom, left:right]).all():  # what padding lacks needs no word
+        handles = [h for h in handles if h.get_label() != "not observed"]
+    padded = draw_padding(axes, (0, width, 0, height), (left, right, top, bottom))
+    for row, col in np.argwhere(bits & int(Flag.padding)):
+        x, y = round(col * edge), round(row * edge)
+        if left <= x < right and top <= y < bottom:
+            axes.add_patch(cell(row, col, edge, **PADDING))
+            padded = True
+    if padded:
+        handles.append(Patch(**PADDING, label="padding, outside the scene"))
+    if ((bits & int(Flag.channel_absent)) != 0).all():
+        axes.text(
+            0.5, 0.5, f"{channel.long_name} is absent from this scene", transform=axes.transAxes, ha="center",
+            va="center", fontsize=14, bbox={"facecolor": "white", "edgecolor": "0.4", "boxstyle": "round,pad=0.6"},
+            zorder=6,
+        )  # fmt: skip
+    return image, handles
+
+
+def cell(row: int, col: int, edge: float, **style: Any) -> Any:
+    """The square of a patch."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((col * edge, row * edge), edge, edge, **{"linewidth": 0, **style})
+
+
+def draw_padding(axes: Axes, box: tuple[int, int, int, int], scene: tuple[int, int, int, int]) -> bool:
+    """Hatch what of a box lies outside a scene, each (left, right, top, bottom); whether there is any."""
+    from matplotlib.patches import Rectangle
+
+    left, right, top, bottom = scene
+    boxes = [
+        (box[0], box[2], box[1], top),
+        (box[0], bottom, box[1], box[3]),
+        (box[0], top, left, bottom),
+        (right, top, box[1], bottom),
+    ]
+    boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes if x0 < x1 and y0 < y1]
+    for x0, y0, x1, y1 in boxes:
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **PADDING))
+    return bool(boxes)
+
+
+def is_upside_down(one: xr.Dataset) -> bool:
+    """Whether the first row of a crop is its southernmost."""
+    south_first = np.diff(one["latitude"].transpose("row", "col").values, axis=0)
+    return bool(np.isfinite(south_first).any() and np.nanmedian(south_first) > 0)
+
+
+def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "white") -> None:
+    """Draw the lines between patches, ticks at round degrees, and the numbers of rows and columns; north up.
+
+    Where latitude depends on the column too, meridians and parallels are drawn in place of ticks.
+
+    Parameters
+    ----------
+    axes
+        With pixels (or cells) as coordinates, row 0 at y = 0.
+    one
+        A crop, with latitude and longitude of patch centers on ``(row, col)``.
+    edge
+        Of a patch, in the units of the axes.
+    """
+    rows, cols = one.sizes["row"], one.sizes["col"]
+    axes.hlines(np.arange(1, rows) * edge, 0, cols * edge, colors=lines, linewidth=0.6, alpha=0.7)
+    axes.vlines(np.arange(1, cols) * edge, 0, rows * edge, colors=lines, linewidth=0.6, alpha=0.7)
+    axes.set_xlim(0, cols * edge)
+    axes.set_ylim((0, rows * edge) if is_upside_down(one) else (rows * edge, 0))
+    latitude, longitude = positions(one)
+    if _is_regular(latitude, longitude):
+        mark_axis(axes.yaxis, latitude[:, 0], edge, "NS")
+        mark_axis(axes.xaxis, longitude[0], edge, "EW", most=10)
+    else:
+        _graticule(axes, latitude, longitude, edge, "#ffe9a8" if lines == "white" else "0.2")
+    # Row and column of patches on the right and above: what --like CROP,ROW,COL asks for.
+    style: dict[str, Any] = {
+        "textcoords": "offset points",
+        "fontsize": 8,
+        "color": "0.4",
+        "annotation_clip": False,
+    }
+    across = {"xycoords": ("data", "axes fraction"), "ha": "center", **style}
+    down = {"xycoords": ("axes fraction", "data"), "va": "center", **style}
+    for i in range(0, cols, -(-cols // 30)):
+        axes.annotate(str(i), ((i + 0.5) * edge, 1), (0, 3), **across)
+    for i in range(0, rows, -(-rows // 30)):
+        axes.annotate(str(i), (1, (i + 0.5) * edge), (4, 0), **down)
+    axes.annotate("column of patch", (0.5, 1), (0, 14), **across | {"xycoords": "axes fraction"})
+    axes.annotate("row of patch", (1, 0.5), (18, 0), rotation=90, **down | {"xycoords": "axes fraction"})
+
+
+def mark_degrees(axes: Axes, latitude: np.ndarray, longitude: np.ndarray) -> None:
+    """Ticks at round degrees of axes whose unit is a pixel; lines across them where latitudes are not straight.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Of pixels from (0, 0) on: axes, or both on ``(y, x)``.
+    """
+    if latitude.ndim == 1:
+        mark_axis(axes.yaxis, latitude, 1.0, "NS")
+        mark_axis(axes.xaxis, np.unwrap(longitude, period=360), 1.0, "EW")
+        return
+    step = max(1, max(latitude.shape) // 200)
+    _graticule(axes, latitude[::step, ::step], longitude[::step, ::step], float(step), "0.2")
+
+
+def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most: int = 8) -> None:
+    """Ticks at round degrees of one axis, from the degrees of the centers of its cells; of one cell, its center."""
+    places = (np.arange(-1, len(centers) + 1) + 0.5) * edge
+    known = np.isfinite(centers)
+    if len(centers) < 2 or not known.all():
+        where, degree = places[1:-1][known], centers[known]
+    else:
+        values = np.pad(centers, 1, mode="reflect", reflect_type="odd")
+        low, high = np.sort(np.interp([0.0, len(centers) * edge], places, values))
+        step = nice_step(high - low, most)
+        degree = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+        order = np.argsort(values)
+        where = np.interp(degree, values[order], places[order])
+    if letters == "NS":  # padding may reach past a pole
+        where, degree = where[np.abs(degree) <= 90], degree[np.abs(degree) <= 90]
+    decimals = next(n for n in (0, 1, 2) if n == 2 or np.allclose(degree, np.round(degree, n), atol=1e-6))
+    axis.set_ticks(where, labels=[degrees(d, letters, decimals) for d in degree])
+
+
+def _graticule(axes: Axes, latitude: np.ndarray, longitude: np.ndarray, edge: float, color: str) -> None:
+    rows, cols = latitude.shape
+    y, x = (np.arange(-1, rows + 1) + 0.5) * edge, (np.arange(-1, cols + 1) + 0.5) * edge
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for values, letters in ((latitude, "NS"), (longitude, "EW")):
+        wide = np.pad(values, 1, mode="reflect", reflect_type="odd")
+        low, high = np.nanmin(wide), np.nanmax(wide)
+        step = nice_step(high - low, 8)
+        levels = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+        lines = axes.contour(x, y, wide, levels, colors=color, linewidths=0.9, linestyles="dashed")
+        decimals = 0 if step >= 1 else 2
+        axes.clabel(lines, fmt={v: degrees(v, letters, decimals) for v in levels}, fontsize=8)
+
+
+# Positions
+
+
+def positions(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Latitude and longitude of patch centers ``(row, col)`` as if every patch were whole and inside the scene.
+
+    Patches that reach past the scene have their center where their pixels are, and patches of padding have none:
+    both are put on the lattice of the others. Longitude is continuous, so it may leave [-180, 180).
+    """
+    rows, cols = inside(one)
+    latitude, longitude = (_whole(_whole(v, cols).T, rows).T for v in _centers(one))
+    return latitude, longitude
+
+
+def _centers(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    latitude, longitude = (
+        one[n].transpose("row", "col").values.astype(np.float64) for n in ("latitude", "longitude")
+    )
+    finite = longitude[np.isfinite(longitude)]
+    base = finite[0] if finite.size else 0.0
+    return latitude, base + (longitude - base + 180.0) % 360.0 - 180.0
+
+
+def _whole(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """Values at the middle of each column of patches, from those of columns cut at the ends; linear beyond."""
+    middle = np.arange(values.shape[1]) + 0.5
+    places = (np.maximum(middle - 0.5, ends[0]) + np.minimum(middle + 0.5, ends[1])) / 2
+    out = np.full_like(values, np.nan)
+    for line, new in zip(values, out, strict=True):
+        at = np.flatnonzero(np.isfinite(line))
+        new[:] = line if len(at) < 2 else extend(middle, places[at], line[at])
+    return out
+
+
+def extend(at: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values between known places, and beyond them along the outermost two; linear."""
+    out = np.interp(at, known, values)
+    for edge, other, beyond in ((0, 1, at < known[0]), (-1, -2, at > known[-1])):
+        slope = (values[edge] - values[other]) / (known[edge] - known[other])
+        out[beyond] = values[edge] + slope * (at[beyond] - known[edge])
+    return out
+
+
+def inside(one: xr.Dataset) -> tuple[tuple[float, float], tuple[float, float]]:
+    """First and last row, and first and last column, of the scene in a crop, in patches and parts of them.
+
+    From the size of the source grid where the dataset knows its store; else from the patch centers, where these
+    show it: the outermost of evenly spaced centers lies nearer to its neighbor if its patch is cut.
+    """
+    grid = source_grid(one) if "y" in one.sizes else None
+    if grid is None:
+        latitude, longitude = _centers(one)
+        return _cut_ends(latitude.T), _cut_ends(longitude)
+    ends = []
+    for axis, dim in (("y", "row"), ("x", "col")):
+        origin, count, size = int(one[f"{axis}_origin"]), one.sizes[dim], grid.sizes[f"scene_{axis}"]
+        edge = one.sizes[axis] / count
+        ends.append((max(0.0, -origin / edge), min(float(count), (size - origin) / edge)))
+    return ends[0], ends[1]
+
+
+def source_grid(one: xr.Dataset) -> xr.Dataset | None:
+    """Pixel axes of a crop's scene, from the store that the dataset was opened from; None if it is not known."""
+    source, grid = one.encoding.get("source"), str(one["grid"].values) if "grid" in one.coords else ""
+    return _open_grid(source, grid) if source and re.fullmatch(r"[A-Za-z0-9_-]+", grid) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _open_grid(source: str, grid: str) -> xr.Dataset | None:
+    try:
+        return open_grid(source, grid)
+    except (FileNotFoundError, KeyError):
+        return None
+
+
+def _cut_ends(values: np.ndarray) -> tuple[float, float]:
+    """First and last column inside the scene, judged by centers along the second dim."""
+    known = np.flatnonzero(np.isfinite(values).any(axis=0))
+    if not len(known):
+        return 0.0, float(values.shape[1])
+    first, last = float(known[0]), float(known[-1] + 1)
+    steps = np.nanmedian(np.diff(values[:, known], axis=1), axis=0)
+    if len(steps) < 4 or np.ptp(steps[1:-1]) > 1e-3 * abs(steps[1]):
+        return first, last
+    # A part p of a patch has its center (1 + p) / 2 of a step from the next.
+    missing = [2 * (1 - float(step / steps[1])) for step in (steps[0], steps[-1])]
+    before, after = (m if 2e-3 < m < 1 else 0.0 for m in missing)
+    return first + before, last - after
+
+
+def _is_regular(latitude: np.ndarray, longitude: np.ndarray) -> bool:
+    """Whether latitude depends on the row alone and longitude on the column alone, within a tenth of a patch."""
+    for values in (latitude, longitude.T):
+        values = values[np.isfinite(values).all(axis=1)]
+        if len(values) > 1 and np.ptp(values, axis=1).max() > 0.1 * np.median(
+            np.abs(np.diff(values, axis=0))
+        ):
+            return False
+    return True

@@ -49,43 +49,49 @@ def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) 
     """
     if not isinstance(runs, Mapping):
         runs = {Path(runs).name: runs}
-    records = {label: read_metrics(folder) for label, folder in runs.items()}
+    records = {label: _read_metrics(folder) for label, folder in runs.items()}
     keys = [k for k in CURVES if any(r.get(k) is not None for rows in records.values() for r in rows)]
     if not keys:
         raise SchemaError(
             f"plot: no metrics yet in {[str(r) for r in runs.values()]}; expected records of steps"
         )
-    columns = min(3, len(keys))
-    lines = -(-len(keys) // columns)
-    figure, axes = new_figure(lines, columns, figsize=(4.2 * columns, 3.0 * lines + 0.5))
-    for key, ax in zip(keys, axes.ravel(), strict=False):
+    figure, axes = _panels(len(keys), (4.2, 3.0), 0.5)
+    for key, ax in zip(keys, axes, strict=True):
         _curve(ax, key, records)
-    for ax in axes.ravel()[len(keys) :]:
-        ax.set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(max(len(labels), 1), 4), frameon=False
     )
     return figure
 
 
+def _panels(count: int, size: tuple[float, float], more: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with panels in up to three columns, of a size in inches each."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    figure, axes = new_figure(lines, columns, figsize=(size[0] * columns, size[1] * lines + more))
+    for ax in axes.ravel()[count:]:
+        ax.set_visible(False)
+    return figure, list(axes.ravel()[:count])
+
+
 def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for i, (label, rows) in enumerate(records.items()):
-        colour, style = _STYLES[i % len(_STYLES)]
+        color, style = _STYLES[i % len(_STYLES)]
         points = np.array([(r["step"], r[key]) for r in rows if r.get(key) is not None], np.float64).reshape(
             -1, 2
         )
         marker = "o" if len(points) < 3 else None
-        ax.plot(points[:, 0], points[:, 1], style, color=colour, label=label, linewidth=1.4, marker=marker)
+        ax.plot(points[:, 0], points[:, 1], style, color=color, label=label, linewidth=1.4, marker=marker)
         bound = next((b for b in map(_uniform, reversed(rows)) if b is not None), None)
         who = f"{label}: " if len(records) > 1 else ""
         if key in ("train_loss", "teacher_entropy") and bound is not None:
-            ax.axhline(bound, color=colour, linestyle="--", linewidth=1, label=f"{who}ln K = {bound:.2f}")
+            ax.axhline(bound, color=color, linestyle="--", linewidth=1, label=f"{who}ln K = {bound:.2f}")
         baseline = next((b for r in reversed(rows) if (b := r.get("probe_baseline")) is not None), None)
         if key == "probe_retrieval" and baseline is not None:
-            ax.axhline(baseline, color=colour, linestyle="--", linewidth=1)
+            ax.axhline(baseline, color=color, linestyle="--", linewidth=1)
     ax.set_title(CURVES[key], fontsize=10, loc="left")
     ax.set_xlabel("step", fontsize=9)
     ax.tick_params(labelsize=8)
@@ -106,7 +112,7 @@ def _uniform(record: Mapping[str, Any]) -> float | None:
     return None if None in parts else float(sum(parts))  # type: ignore[arg-type]
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def _read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does not count.
 
     Raises
@@ -153,13 +159,9 @@ def statistics(cube: xr.Dataset) -> Figure:
     found = {label: numbers for label, numbers in known.items() if label.split("@")[0] in CHANNELS}
     if not found:
         raise SchemaError("plot: no training statistics among the attributes; expected those of open_cube")
-    columns = min(3, len(found))
-    lines = -(-len(found) // columns)
-    figure, axes = new_figure(lines, columns, figsize=(4.4 * columns, 3.4 * lines))
-    for (label, numbers), ax in zip(found.items(), axes.ravel(), strict=False):
+    figure, axes = _panels(len(found), (4.4, 3.4))
+    for (label, numbers), ax in zip(found.items(), axes, strict=True):
         _distribution(ax, label, numbers)
-    for ax in axes.ravel()[len(found) :]:
-        ax.set_visible(False)
     return figure
 
 

@@ -1,0 +1,340 @@
+"""Pictures of pixels: a crop and its patches, all crops of a scene, flags, and the fields of a source file."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.plot.canvas import (
+    BLUE,
+    BOTTOM,
+    LEFT,
+    NOT_OBSERVED,
+    ORANGE,
+    PADDING,
+    TOP,
+    add_axes,
+    cell,
+    color_bar,
+    draw_crop,
+    draw_field,
+    draw_padding,
+    map_size,
+    mark_degrees,
+    new_figure,
+    select,
+    source_grid,
+    stamp,
+    title_of,
+    write_legend,
+    write_title,
+    write_units,
+)
+from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, default_reject
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Two letters and a color a flag: the letters tell flags apart, the color helps.
+BADGES: dict[Flag, tuple[str, str]] = {
+    Flag.padding: ("PA", "#000000"),
+    Flag.unreadable: ("UR", "#7f0000"),
+    Flag.channel_absent: ("CA", "#4d4d4d"),
+    Flag.all_missing: ("AM", "#a63603"),
+    Flag.low_coverage: ("LC", "#d55e00"),
+    Flag.some_missing: ("SM", "#f2b134"),
+    Flag.non_finite: ("NF", "#88225c"),
+    Flag.constant: ("CO", "#aa4499"),
+    Flag.out_of_valid_range: ("OR", "#e6a5cf"),
+    Flag.local_outlier: ("LO", "#009e73"),
+    Flag.global_outlier: ("GO", "#84d9b5"),
+    Flag.night: ("NI", "#08306b"),
+    Flag.low_sun: ("LS", "#2171b5"),
+    Flag.limb: ("LI", "#7fc4ee"),
+    Flag.no_echo: ("NE", "#dddddd"),
+}
+#: Width of the legend of flags, inches.
+_LEGEND = 3.0
+#: Pixels along the longer edge of a small map.
+_SMALL = 700
+
+
+def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
+    """Draw one crop with the lattice of its patches, degrees along its edges, and numbers of rows and columns.
+
+    Parameters
+    ----------
+    cube
+        From `gridrad_cube.open_cube`.
+    crop
+        Row of the crop in the cube.
+    channel
+        Name of the variable, at its lowest altitude, or a label such as ``reflectivity@3.0km``; the first if None.
+
+    Raises
+    ------
+    SchemaError
+        If the cube lacks the channel, the altitude or the crop, or the crop was not written.
+    """
+    field = select(cube, crop, channel)
+    width, height = map_size(field.one)
+    figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
+    image, handles = draw_crop(add_axes(figure, LEFT, TOP, width, height), field)
+    write_title(
+        figure, f"{field.title}, {stamp(field.one['time'].values)}", _crop_text(cube, field.one, crop)
+    )
+    bar = add_axes(figure, LEFT + width + 0.75, TOP, 0.22, height)
+    color_bar(image, field.label, field.channel, cax=bar)
+    write_legend(figure, handles)
+    return figure
+
+
+def _crop_text(cube: xr.Dataset, one: xr.Dataset, crop: int) -> str:
+    return f"crop {crop} of {cube.sizes['crop']}, {one.sizes['row']} × {one.sizes['col']} patches"
+
+
+def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
+    """Draw the scene that a crop was cut from: every crop of it in its place, outlined, with lines between patches.
+
+    What no crop holds stays empty. Where crops overlap, the later one is drawn.
+
+    Parameters
+    ----------
+    cube, crop, channel
+        As in `scene`.
+
+    Raises
+    ------
+    SchemaError
+        As in `scene`; or if the dataset does not know its store.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch, Rectangle
+
+    field = select(cube, crop, channel)
+    one, drawn, grid = field.one, field.channel, source_grid(field.one)
+    if grid is None:
+        raise SchemaError("plot: the dataset does not know its store, so not its scenes. Use open_cube.")
+    latitude, longitude = grid["latitude"].values, grid["longitude"].values
+    same = (cube["scene"].values == one["scene"].values) & ~np.isnat(cube["time"].values)
+    if "status" in cube.variables:
+        same &= cube["status"].values == 0
+    members = np.flatnonzero(same)
+    origins = np.stack([cube[f"{a}_origin"].values[members].astype(int) for a in "yx"], axis=1)
+    size = np.array([one.sizes["y"], one.sizes["x"]])
+    shape = np.array([latitude.shape[0], longitude.shape[-1]])
+    low = np.minimum(origins.min(axis=0), 0)
+    high = np.maximum((origins + size).max(axis=0), shape)
+    unit = min(8.6 / (high - low)[1], 8.0 / (high - low)[0])
+    height, width = np.maximum((high - low) * unit, 2.5)
+    figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
+    axes = add_axes(figure, LEFT, TOP, width, height)
+    states: dict[str, Artist] = {}
+    for number, (y, x) in zip(members, origins, strict=True):
+        values = select(cube, int(number), field.label).values()
+        image, found = draw_field(axes, values, drawn, extent=(x, x + size[1], y + size[0], y))
+        inside = values[max(-y, 0) : shape[0] - y, max(-x, 0) : shape[1] - x]
+        whole = np.isfinite(inside).all()  # what padding lacks needs no word
+        states |= {str(h.get_label()): h for h in found if not (whole and h.get_label() == "not observed")}
+    edge = one.sizes["y"] // one.sizes["row"]
+    lines: dict[str, Any] = {"colors": "0.75" if drawn.has_echo else "white", "linewidth": 0.5, "alpha": 0.6}
+    last = np.argsort(members == crop, kind="stable")  # its outline lies on the others'
+    for number, (y, x) in zip(members[last], origins[last], strict=True):
+        color = BLUE if number == crop else ORANGE
+        axes.hlines(y + edge * np.arange(1, one.sizes["row"]), x, x + size[1], **lines)
+        axes.vlines(x + edge * np.arange(1, one.sizes["col"]), y, y + size[0], **lines)
+        outline: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2.0, "zorder": 4}
+        axes.add_patch(Rectangle((x, y), size[1], size[0], **outline))
+        axes.text(
+            x + 0.02 * size[1], y + size[0] / 2, str(number), color="white", fontsize=10, va="center", zorder=5,
+            bbox={"facecolor": color, "edgecolor": "none", "boxstyle": "round,pad=0.25"},
+        )  # fmt: skip
+    if draw_padding(axes, (low[1], high[1], low[0], high[0]), (0, shape[1], 0, shape[0])):
+        states["padding"] = Patch(**PADDING, label="padding, outside the scene")
+    south_first = bool(np.nanmean(np.diff(latitude, axis=0)) > 0)
+    axes.set_xlim(low[1], high[1])
+    axes.set_ylim((low[0], high[0]) if south_first else (high[0], low[0]))
+    mark_degrees(axes, latitude, longitude)
+    count = f"{len(members)} crop{'s' * (len(members) != 1)}"
+    text = f"{one['scene'].values}: {count} of {one.sizes['row']} × {one.sizes['col']} patches"
+    write_title(figure, f"{field.title}, {stamp(one['time'].values)}", text)
+    color_bar(image, field.label, drawn, cax=add_axes(figure, LEFT + width + 0.4, TOP, 0.22, height))
+    frames = [Line2D([], [], color=BLUE, linewidth=2.0, label=f"crop {crop}")]
+    if len(members) > 1:
+        frames.append(Line2D([], [], color=ORANGE, linewidth=2.0, label="other crops"))
+    write_legend(figure, [*frames, *states.values()])
+    return figure
+
+
+def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
+    """Draw one crop with a badge for each flag of each patch, and a legend with counts.
+
+    A flag has its own place, letters and color in all patches of the picture. Patches that the default list
+    rejects are veiled; padding is hatched.
+
+    Parameters
+    ----------
+    cube, crop, channel
+        As in `scene`.
+
+    Raises
+    ------
+    SchemaError
+        As in `scene`.
+    """
+    from matplotlib.patches import Patch
+
+    field = select(cube, crop, channel)
+    one, bits, reject = field.one, field.flags(), int(default_reject(field.channel.kind))
+    present = [f for f in BADGES if (bits & int(f)).any()]
+    (width, height), tall = map_size(one), 0.28 * len(present) + 1.3
+    size = (LEFT + width + 0.6 + _LEGEND, TOP + max(height, tall) + BOTTOM)
+    figure, _ = new_figure(by_hand=True, figsize=size)
+    axes = add_axes(figure, LEFT, TOP, width, height)
+    side = add_axes(figure, LEFT + width + 0.6, TOP, _LEGEND, tall)
+    _, handles = draw_crop(axes, field)
+    edge, rejected = one.sizes["y"] / one.sizes["row"], (bits & reject) != 0
+    for row, col in np.argwhere(rejected):
+        axes.add_patch(cell(row, col, edge, facecolor="white", alpha=0.55))
+    _draw_badges(axes, bits, present, edge, 72 * min(width / one.sizes["col"], height / one.sizes["row"]))
+    altitude = field.label.removeprefix(field.channel.name).replace("@", " at ")
+    title = f"Flags of {field.channel.long_name}{altitude}, {stamp(one['time'].values)}"
+    write_title(figure, title, _crop_text(cube, one, crop))
+    _draw_legend(side, bits, present, reject, tall)
+    if rejected.any():
+        veil: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5}
+        handles.append(Patch(**veil, label="veiled: rejected in training"))
+    write_legend(figure, handles)
+    return figure
+
+
+def _draw_badges(axes: Axes, bits: np.ndarray, present: list[Flag], edge: float, room: float) -> None:
+    """Badges in slots, rows of them from the upper left; letters where they are large enough to read.
+
+    Parameters
+    ----------
+    room
+        Edge of a patch in points.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    slot = edge * min(1 / max(2, int(np.ceil(np.sqrt(len(present))))), 18 / room)
+    across, size = int(edge / slot + 1e-6), 0.42 * room * slot / edge
+    upside_down = axes.get_ylim()[0] < axes.get_ylim()[1]
+    for i, flag in enumerate(present):
+        letters, color = BADGES[flag]
+        right, down = (i % across) * slot, (i // across) * slot
+        down = edge - slot - down if upside_down else down  # the first line is on top
+        places = [(col * edge + right, row * edge + down) for row, col in np.argwhere(bits & int(flag))]
+        boxes = [Rectangle((x + 0.06 * slot, y + 0.12 * slot), 0.88 * slot, 0.76 * slot) for x, y in places]
+        axes.add_collection(
+            PatchCollection(boxes, facecolor=color, edgecolor="white", linewidth=0.5, zorder=3)
+        )
+        for x, y in places if size >= 3.5 else ():
+            axes.text(
+                x + slot / 2, y + slot / 2, letters, ha="center", va="center_baseline", fontsize=size,
+                color=_ink(color), zorder=4,
+            )  # fmt: skip
+
+
+def _ink(color: str) -> str:
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(color)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int, height: float) -> None:
+    """Every flag of the picture with its badge and the number of its patches, rejecting ones first."""
+    from matplotlib.patches import Rectangle
+
+    side.set_xlim(0, _LEGEND)
+    side.set_ylim(height, 0)
+    side.axis("off")
+    rejected = int(((bits & reject) != 0).sum())
+    line = 0.1
+    for title, members in (
+        (f"Rejected in training: {rejected} of {bits.size}", [f for f in present if f & reject]),
+        (f"Other flags; clean patches: {bits.size - rejected}", [f for f in present if not f & reject]),
+    ):
+        side.text(0.1, line, title, fontsize=10, weight="bold", va="center")
+        for flag in members:
+            line += 0.28
+            letters, color = BADGES[flag]
+            count = int(((bits & int(flag)) != 0).sum())
+            box: dict[str, Any] = {"facecolor": color, "edgecolor": "0.5", "linewidth": 0.5}
+            side.add_patch(Rectangle((0.1, line - 0.1), 0.26, 0.2, **box))
+            text: dict[str, Any] = {
+                "ha": "center",
+                "va": "center_baseline",
+                "fontsize": 7.5,
+                "color": _ink(color),
+            }
+            side.text(0.23, line, letters, **text)
+            side.text(0.46, line, f"{str(flag.name).replace('_', ' ')}: {count}", fontsize=10, va="center")
+        if not members:
+            line += 0.28
+            side.text(0.46, line, "none", fontsize=10, va="center", color="0.4")
+        line += 0.45
+
+
+def source(scene: xr.Dataset) -> Figure:
+    """Draw every 2-D field of a scene, north up: channels in their colors, other fields from least to greatest.
+
+    Parameters
+    ----------
+    scene
+        From `gridrad_cube.readers.read_fields`, or `read_scene`.
+
+    Raises
+    ------
+    SchemaError
+        If it has no 2-D field.
+    """
+    names = [str(n) for n, v in scene.data_vars.items() if v.dims == ("y", "x")]
+    if not names:
+        raise SchemaError("plot: no 2-D field in this scene; expected one of read_fields")
+    cols = math.ceil(math.sqrt(len(names)))
+    rows = math.ceil(len(names) / cols)
+    tall, wide = scene[names[0]].shape
+    each = float(np.clip(3.5 * tall / wide, 1.2, 5.0)) + 0.7
+    figure, axes = new_figure(rows, cols, figsize=(max(6.5, 4.6 * cols), 0.5 + each * rows))
+    figure.suptitle(f"{scene.attrs.get('product', 'scene')}, {stamp(scene['time'].values)}", fontsize=13)
+    for ax, name in zip(axes.flat, names, strict=False):
+        _draw_source_field(ax, scene, name)
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def _draw_source_field(axes: Axes, scene: xr.Dataset, name: str) -> None:
+    variable = scene[name]
+    step = max(1, max(variable.shape) // _SMALL)
+    channel = channel_in(name, variable.attrs, variable.dtype)
+    values = channel.packing.decode(variable.values[::step, ::step])
+    rows, cols = variable.shape
+    extent = (0.0, float(cols), float(rows), 0.0)
+    if name in CHANNELS:
+        image, _ = draw_field(axes, values, channel, extent=extent)
+        color_bar(image, name, channel, ax=axes)
+    else:
+        axes.set_facecolor(NOT_OBSERVED)
+        image = axes.imshow(
+            np.ma.masked_invalid(values), cmap="viridis", extent=extent, interpolation="nearest"
+        )
+        units = str(variable.attrs.get("units", "1"))
+        figure = image.figure.get_figure(root=True)
+        assert figure is not None
+        figure.colorbar(image, ax=axes, label="" if units == "1" else write_units(units))
+    axes.set_title(title_of(name), fontsize=9)
+    latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
+    first, last = (np.nanmean(latitude[i]) for i in (0, -1))
+    axes.set_ylim((0, rows) if first < last else (rows, 0))
+    mark_degrees(axes, latitude, longitude)
+    axes.tick_params(labelsize=7)
