@@ -182,7 +182,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     Parameters
     ----------
     maps
-        From `gridrad_cube.embedding.attention`, or a store of them.
+        From `gridrad_cube.embedding.attention`, or the store that ``gridrad-cube attention`` wrote.
     sample
         Which one of them.
     cube
@@ -194,7 +194,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
         If these are no attention maps, there is no such sample, or its attention is missing.
     """
     if "attention" not in maps or not {"sample", "head"} <= set(maps["attention"].dims):
-        raise SchemaError("plot: these are no attention maps; expected those of gridrad_cube.embedding")
+        raise SchemaError("plot: these are no attention maps; expected what gridrad-cube attention wrote")
     if not 0 <= sample < maps.sizes["sample"]:
         raise SchemaError(f"plot: no sample {sample}; expected 0 to {maps.sizes['sample'] - 1}")
     one = maps.isel(sample=sample)
