@@ -44,9 +44,6 @@ def _from_pixels(command: Any) -> Any:
         click.option(
             "--patch", type=int, default=None, help="Edge of a patch [that of those found, or 256]."
         ),
-        click.option(
-            "--codec", type=click.Choice(["fast", "small", "raw"]), default="fast", show_default=True
-        ),
         click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes."),
     )
     for option in reversed(options):

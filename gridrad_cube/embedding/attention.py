@@ -12,7 +12,7 @@ import xarray as xr
 from gridrad_cube.embedding.inputs import GridInput, Normalize, PatchInput, open_input
 from gridrad_cube.embedding.network import Network
 from gridrad_cube.launch import World, choose_device
-from gridrad_cube.query.samples import collect
+from gridrad_cube.query import collect
 from gridrad_cube.schema import SchemaError
 
 

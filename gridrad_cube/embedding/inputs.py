@@ -147,7 +147,7 @@ class PatchInput:
         return digest.hexdigest()[:32]
 
     def small(self, rows: range, *, windows: bool = True) -> dict[str, np.ndarray]:
-        """Coordinates, flags and fractions of these crops by name, as they are stored.
+        """Coordinates, flags and fractions of these crops by name.
 
         Parameters
         ----------
@@ -250,8 +250,8 @@ class PatchInput:
         window = tiling.Window(int(one["y_origin"]) + dy, int(one["x_origin"]) + dx, height, width)
         cut = tiling.cut(scene, window, self.patch)
         if "observation_time" in one:
-            seconds = _seconds(one["observation_time"].values)[None]
-            times = _between_times(seconds, self.patch // self.stride, self.cells[0])[0]
+            times = one["observation_time"].values[None]
+            times = _between_times(times, self.patch // self.stride, self.cells[0])[0]
             mine = times[dy // self.stride :: self.patch // self.stride][: cut.sizes["row"]]
             cut = cut.assign_coords(observation_time=("row", mine.astype("datetime64[s]")))
         return cut
@@ -413,7 +413,7 @@ class GridInput:
         return digest.hexdigest()[:32]
 
     def small(self, rows: range, *, windows: bool = True) -> dict[str, np.ndarray]:
-        """Coordinates, flags and fractions of these crops by name, as they are stored."""
+        """Coordinates, flags and fractions of these crops by name."""
         names = [name for name in COORDINATES if name in self.dataset.variables]
         cells = [name for name in ("flags", "valid_fraction") if name in self.dataset.variables]
         return _coordinates(self.dataset, rows, names) | {name: self._block(name, rows) for name in cells}
@@ -559,13 +559,7 @@ def _combine_flags(flags: np.ndarray) -> np.ndarray:
 
 
 def _coordinates(dataset: xr.Dataset, rows: range, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Coordinates of these crops as they are stored: times are int64 seconds."""
-    values = {name: dataset[name][rows.start : rows.stop].values for name in names}
-    return {name: _seconds(v) if v.dtype.kind == "M" else v for name, v in values.items()}
-
-
-def _seconds(times: np.ndarray) -> np.ndarray:
-    return times.astype("datetime64[s]").astype(np.int64)
+    return {name: dataset[name][rows.start : rows.stop].values for name in names}
 
 
 def _with_altitude(index: np.ndarray, member: Label) -> np.ndarray:
@@ -579,9 +573,10 @@ def _neighbors(cells: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _between_times(times: np.ndarray, step: int, cells: int) -> np.ndarray:
-    """Times (crop, row) of patches, in seconds, at the windows between them; missing where one of two is."""
+    """Times (crop, row) of patches at the windows between them, int64 seconds; missing where one of two is."""
     low, high, share = _neighbors(cells, step)
-    before, after = times[:, low], times[:, high]
+    seconds = times.astype("datetime64[s]").astype(np.int64)
+    before, after = seconds[:, low], seconds[:, high]
     missing = (before == TIME_FILL) | (after == TIME_FILL)
     first, last = np.where(missing, 0, before), np.where(missing, 0, after)
     return np.where(missing, TIME_FILL, first + np.rint((last - first) * share).astype(np.int64))

@@ -234,9 +234,9 @@ def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: i
         return _open_scene(path, name.rsplit("/", 1)[-1].removesuffix(".pt"), cells, patch)
     if kind == "npz":
         shape, edge = _npz_header(path)
-        channels = (
-            CHANNEL_NAMES[: shape[0]] if shape[0] > 1 else (channel_of_values(read_npz(path)[0]) or IR,)
-        )
+        channels: tuple[str, ...] = CHANNEL_NAMES
+        if shape[0] == 1:
+            channels = (channel_of_values(read_npz(path)[0]) or IR,)
         crops = (OldCrop(dict(zip(channels, read_npz(path), strict=True))) for _ in range(1))
         return OldCrops(1, channels, shape[1:], edge, crops)
     if kind in ("crop", "crops"):
@@ -369,20 +369,15 @@ def _beside(path: str, folder: str, name: str) -> str | None:
 
 
 def _first_readable(paths: Iterable[str | None], patch: int | None) -> Tensor | None:
-    """The first of some files that holds pixels (of this shape, if given); None if none does."""
+    """The first of some files that holds pixels (of this shape, if given); damaged ones are skipped."""
     for path in paths:
-        tensor = None if path is None else _readable(path)
+        try:
+            tensor = None if path is None else load_tensor(path, 2)
+        except SchemaError:
+            continue
         if tensor is not None and (patch is None or tuple(tensor.shape) == (patch, patch)):
             return tensor
     return None
-
-
-def _readable(path: str) -> Tensor | None:
-    """The tensor of a file; None where it is damaged, which marks its patches as lost."""
-    try:
-        return load_tensor(path, 2)
-    except SchemaError:
-        return None
 
 
 def _read_tile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from gridrad_cube import __version__
 from gridrad_cube.datasets import Normalization
 from gridrad_cube.models import (
     VisionTransformer,
@@ -76,18 +76,12 @@ def from_checkpoint(
         )
     epoch = old.get("epoch") if isinstance(old.get("epoch"), int) else 0
     made: dict[str, Any] = {
-        "level": level,
-        "model": network.config(),
-        **{key: _ours(old, key) for key in keys},
-        "epoch": epoch,
-        "channels": list(channels),
-        "channel_mode": "stack" if level == "256" and planes > 1 else "each",
-        "coarsen": 1,
-        "normalization": _normalization(network, level, channels, inputs, visible_units),
-        "view": {"mode": "area"},
+        "level": level, "model": network.config(), **{key: _ours(old, key) for key in keys}, "epoch": epoch,
+        "channels": list(channels), "channel_mode": "stack" if level == "256" and planes > 1 else "each", "coarsen": 1,
+        "normalization": _normalization(network, level, channels, inputs, visible_units), "view": {"mode": "area"},
         "arguments": _arguments(old.get("args")),
-        "software": {"gridrad_cube": __version__, "converted_from": Path(path).name},
-    }
+        "software": {"gridrad_cube": importlib.metadata.version("gridrad-cube"), "converted_from": Path(path).name},
+    }  # fmt: skip
     if isinstance(old.get("dino_loss"), Mapping):
         made["dino_loss"] = dict(old["dino_loss"])
     save_checkpoint(made, out)

@@ -97,8 +97,6 @@ def from_pt(
         ``"uint16"`` packs by the channel's table (steps of 0.01 K and 0.0001), ``"float32"`` keeps values.
     patch
         Edge of a patch; by default that of the patches found, or 256.
-    codec
-        Of the store.
     workers
         Processes.
     progress
@@ -127,7 +125,6 @@ def _convert(
     visible_units: VisibleUnits = "auto",
     dtype: Literal["uint16", "float32"] = "uint16",
     patch: int | None = None,
-    codec: Literal["fast", "small", "raw"] = "fast",
     workers: int = 1,
     progress: bool = False,
 ) -> pipeline.Report:
@@ -148,16 +145,10 @@ def _convert(
             facts = [by_number[n] for n in range(len(new))]
             recipe, layout = build.recipe, build.layout
             if recipe is None or layout is None:
-                recipe, layout = _settle(new, facts, visible_units, dtype, patch, codec)
-            asked = {"visible_units": visible_units, "dtype": dtype, "patch": patch, "codec": codec}
+                recipe, layout = _settle(new, facts, visible_units, dtype, patch)
+            asked = {"visible_units": visible_units, "dtype": dtype, "patch": patch}
             _check_same(build.files.root, recipe, layout, asked)
-            positions: dict[int, _Position] = {}
-            if source_root is not None:
-                scenes = _scenes(source_root)
-                named = [n for n, s in enumerate(new) if s.kind in ("npz", "scene") and s.base in scenes]
-                tasks = [(new[n], layout, _scaling(recipe), scenes[new[n].base]) for n in named]
-                located = {named[i]: result for i, result in run(_locate, tasks)}
-                positions = _known_positions(new, located, source_root)
+            positions = _locate_all(new, recipe, layout, run, source_root) if source_root is not None else {}
             entries = _entries(build, layout, new, facts, positions)
             if build.layout is None:
                 build.begin(recipe, layout, entries)
@@ -185,7 +176,6 @@ def _settle(
     visible_units: VisibleUnits,
     dtype: str,
     patch: int | None,
-    codec: Literal["fast", "small", "raw"],
 ) -> tuple[Recipe, store.CubeLayout]:
     """Settle what all crops of a new store have in common."""
     known = [f for f in facts if not isinstance(f, Exception)]
@@ -206,12 +196,12 @@ def _settle(
         units = _units(found, (crop[0] // edge, crop[1] // edge), edge)
     layout = store.CubeLayout(
         channels={name: _channel_layout(name, dtype) for name in channels},
-        crop=crop, patch=edge, codec=codec, rows_per_chunk=1024,
+        crop=crop, patch=edge, codec="fast", rows_per_chunk=1024,
         coordinates=tuple(n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")),
     )  # fmt: skip
     recipe = Recipe(
-        format=_FORMAT, channels=tuple(channels), tile=TileSpec(crop=crop, patch=edge, placement="random"), codec=codec,
-        variables=((IR, IR, "K"), (VISIBLE, VISIBLE, units)),
+        format=_FORMAT, channels=tuple(channels), variables=((IR, IR, "K"), (VISIBLE, VISIBLE, units)),
+        tile=TileSpec(crop=crop, patch=edge, placement="random"), codec="fast",
     )  # fmt: skip
     return recipe, layout
 
@@ -256,7 +246,6 @@ def _check_same(root: str, recipe: Recipe, layout: store.CubeLayout, asked: Mapp
         "visible_units": {v[0]: v[2] for v in recipe.variables}[VISIBLE],
         "dtype": next(iter(layout.channels.values())).packing.dtype,
         "patch": layout.patch,
-        "codec": layout.codec,
     }
     changed = [
         f"{k}: store {there[k]}, asked {v}" for k, v in asked.items() if v not in (None, "auto", there[k])
@@ -278,31 +267,19 @@ def _entries(
     entries = []
     row = build.rows
     for number, (source, fact) in enumerate(zip(new, facts, strict=True)):
-        if isinstance(fact, Exception):  # what is wrong with it is said when it is written
-            count, ordered = 1, True
-        else:
-            count, ordered = fact.count, fact.ordered
+        # An exception is reported when the source is written.
+        count, ordered = (1, True) if isinstance(fact, Exception) else (fact.count, fact.ordered)
         grid, shape, time = blank[UNKNOWN if ordered else UNORDERED], layout.crop, source.time
         windows: tuple[tuple[int, int], ...] = ((0, 0),) * count
         if number in positions:
             grid, shape, window, time, latitude, longitude = positions[number]
             windows = (window,)
             store.write_grid(build.files, grid, latitude, longitude)
-        entries.append(
-            store.Entry(
-                source=source.name,
-                size=source.bytes,
-                mtime_ns=source.mtime_ns,
-                row=row,
-                grid=grid,
-                shape=shape,
-                time=time,
-                product=_FORMAT,
-                format=f"{_FORMAT}_{source.kind}",
-                channels=tuple(layout.channels),
-                windows=windows,
-            )
-        )
+        entry = store.Entry(
+            source=source.name, size=source.bytes, mtime_ns=source.mtime_ns, row=row, grid=grid, shape=shape, time=time,
+            product=_FORMAT, format=f"{_FORMAT}_{source.kind}", channels=tuple(layout.channels), windows=windows,
+        )  # fmt: skip
+        entries.append(entry)
         row += count
     store.check_duplicates(build.entries, [e for e in entries if e.grid not in blank.values()])
     for grid in blank.values():
@@ -310,27 +287,28 @@ def _entries(
     return entries
 
 
-def _scenes(root: str | os.PathLike[str]) -> dict[str, str]:
-    """Source files by the name of their scene; a name that two files have tells nothing."""
-    sources = pipeline.find_sources(root)
-    counts = Counter(Path(source.name).stem for source in sources)
-    return {stem: s.path for s in sources if counts[stem := Path(s.name).stem] == 1}
-
-
-def _known_positions(
-    new: Sequence[OldSource], located: Mapping[int, Any], root: str | os.PathLike[str]
+def _locate_all(
+    new: Sequence[OldSource], recipe: Recipe, layout: store.CubeLayout, run: Any, root: str | os.PathLike[str]
 ) -> dict[int, _Position]:
-    """Positions that were found; logs the others."""
-    for number, result in located.items():
+    """Positions of new sources in the netCDF files of their names, where these hold their pixels; logs the others."""
+    files = pipeline.find_sources(root)
+    counts = Counter(Path(file.name).stem for file in files)  # a name that two files have tells nothing
+    paths = {stem: file.path for file in files if counts[stem := Path(file.name).stem] == 1}
+    named = [n for n, s in enumerate(new) if s.kind in ("npz", "scene") and s.base in paths]
+    tasks = [(new[n], layout, _scaling(recipe), paths[new[n].base]) for n in named]
+    out = {}
+    for i, result in run(_locate, tasks):
         if isinstance(result, Exception):
-            logger.warning("%s: no place in its source file: %s", new[number].name, pipeline.reason(result))
-    positions = {n: r for n, r in located.items() if isinstance(r, _Position)}
-    if len(positions) < len(new):
+            reason = pipeline.reason(result)
+            logger.warning("%s: no place in its source file: %s", new[named[i]].name, reason)
+        elif result is not None:
+            out[named[i]] = result
+    if len(out) < len(new):
         logger.warning(
             "%d of %d sources have no place: no file of their name under %s holds their pixels, at one place only",
-            len(new) - len(positions), len(new), root,
+            len(new) - len(out), len(new), root,
         )  # fmt: skip
-    return positions
+    return out
 
 
 def _locate(
@@ -389,33 +367,25 @@ def write_old(
     kind = entry.format.removeprefix(f"{_FORMAT}_")
     found = open_crops(kind, entry.source, path, layout.cells, layout.patch)
     if found.count != len(entry.windows):
-        raise SchemaError(
-            f"{path}: {found.count} crops; {len(entry.windows)} were planned. It changed meanwhile"
-        )
-    axes, scaling = store.read_grid(store.Files(root), entry.grid), _scaling(recipe)
-    datasets = (
-        _dataset(crop, window, layout, scaling, entry, axes, path)
-        for crop, window in zip(found.crops, entry.windows, strict=True)
-    )
-    return dataclasses.replace(
-        pipeline.write_crops(root, layout, recipe, entry, datasets, path), size=entry.size
-    )
+        raise SchemaError(f"{path}: {found.count} crops; {len(entry.windows)} were planned. It has changed")
+    latitude, longitude = store.read_grid(store.Files(root), entry.grid)
+    on = (("y",), ("x",)) if latitude.ndim == 1 else (("y", "x"), ("y", "x"))
+    time = np.datetime64("NaT", "s") if entry.time == TIME_FILL else np.datetime64(entry.time, "s")
+    scene = xr.Dataset(coords={"latitude": (on[0], latitude), "longitude": (on[1], longitude), "time": time})
+    scaling, pairs = _scaling(recipe), zip(found.crops, entry.windows, strict=True)
+    datasets = (_dataset(crop, scene, window, layout, scaling, path) for crop, window in pairs)
+    return pipeline.write_crops(root, layout, recipe, entry, datasets, path)
 
 
 def _dataset(
     crop: OldCrop,
+    scene: xr.Dataset,
     window: tuple[int, int],
     layout: store.CubeLayout,
     scaling: Mapping[str, float],
-    entry: store.Entry,
-    axes: tuple[np.ndarray, np.ndarray],
     path: str,
 ) -> xr.Dataset:
     """A crop as `tiling.cut` gives it."""
-    latitude, longitude = axes
-    on = (("y",), ("x",)) if latitude.ndim == 1 else (("y", "x"), ("y", "x"))
-    time = np.datetime64("NaT", "s") if entry.time == TIME_FILL else np.datetime64(entry.time, "s")
-    scene = xr.Dataset(coords={"latitude": (on[0], latitude), "longitude": (on[1], longitude), "time": time})
     out = tiling.cut(scene, tiling.Window(*window, *layout.crop), layout.patch)
     if crop.padding is not None:
         out["padding"] = (("row", "col"), out["padding"].values | crop.padding)

@@ -23,7 +23,6 @@ from gridrad_cube.predecessor.arrays import (
     CHANNEL_NAMES,
     EARLY_CELLS,
     check_tensor,
-    load_tensor,
     load_torch,
     values_of,
 )
@@ -58,7 +57,7 @@ class _Features:
         if not self.names:
             raise SchemaError(f"{path}: holds no embeddings")
         first = next(iter(self.names))
-        value = self._tensors[first] if self._tensors else load_torch(self._files[first])
+        value = self._load(first)
         if not isinstance(value, torch.Tensor) or not 1 <= value.ndim <= 3:
             what = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise SchemaError(
@@ -67,12 +66,13 @@ class _Features:
             )
         self.shape = tuple(value.shape)
 
+    def _load(self, name: str) -> Any:
+        return self._tensors[name] if self._tensors else load_torch(self._files[name])
+
     def read(self, name: str) -> np.ndarray:
         """One embedding, as it is shaped; all have the shape of the first."""
-        if self._tensors:
-            tensor = check_tensor(self._tensors[name], len(self.shape), self.path, name)
-        else:
-            tensor = load_tensor(self._files[name], len(self.shape))
+        path = self._files.get(name, self.path)
+        tensor = check_tensor(self._load(name), len(self.shape), path, name)
         if tuple(tensor.shape) != self.shape:
             raise SchemaError(
                 f"{self.path}: {name} is {tuple(tensor.shape)}; expected {self.shape}, as the first"
@@ -262,12 +262,9 @@ def _channel(
 
 
 def _of_cube(dataset: xr.Dataset, rows: range, channels: Sequence[str]) -> dict[str, np.ndarray]:
-    """Coordinates, flags and fractions of some rows of the cube, as they are stored."""
+    """Coordinates, flags and fractions of some rows of the cube."""
     block = dataset.isel(crop=slice(rows.start, rows.stop))
     out = {n: block[n].values for n in store.COORDINATES if n in block.variables}
-    out = {
-        n: v.astype("datetime64[s]").astype(np.int64) if v.dtype.kind == "M" else v for n, v in out.items()
-    }
     for name in ("flags", "valid_fraction"):
         out[name] = np.stack([block[f"{c}_{name}"].values for c in channels], axis=1)
     return out

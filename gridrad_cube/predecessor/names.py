@@ -17,7 +17,7 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -80,22 +80,6 @@ def base_of(name: str) -> tuple[str, int] | None:
     return (match["base"], int(match["channel"])) if match and match["row"] is None else None
 
 
-@dataclass
-class _Group:
-    """Files of one source while names are read."""
-
-    paths: list[Path] = field(default_factory=list)
-    cells: tuple[int, int] = (0, 0)
-
-    def source(self, name: str, folder: Path, kind: Kind) -> OldSource:
-        parents = {path.parent for path in self.paths}
-        if kind == "scene" and len(parents) == 1:  # crops or patches alone, whatever lies beside them
-            folder = parents.pop()
-        stats = [path.stat() for path in self.paths]
-        size, latest = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        return OldSource(name, os.path.abspath(folder), kind, size, latest, self.cells)
-
-
 def find_files(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], suffix: str
 ) -> list[OldSource]:
@@ -116,7 +100,7 @@ def find_files(
         If none has such a name, or the same pixels are there twice; says what to leave out.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    groups: dict[tuple[str, Path, Kind], _Group] = {}
+    groups: dict[tuple[str, Path, Kind], list[tuple[Path, tuple[int, int]]]] = {}
     unknown = None
     for path, root in _walk(roots, suffix):
         found = _parse(path)
@@ -125,13 +109,11 @@ def find_files(
             continue
         kind, folder, name, cells = found
         home = folder if kind in ("scene", "slices") else folder.parent
-        group = groups.setdefault((_prefix(home, root) + name, folder, kind), _Group())
-        group.paths.append(path)
-        group.cells = max(group.cells[0], cells[0]), max(group.cells[1], cells[1])
+        groups.setdefault((_prefix(home, root) + name, folder, kind), []).append((path, cells))
     if not groups:
         shown = f"; got such as {unknown}" if unknown else ""
         raise SchemaError(f"no file with a name of the predecessor's crops or patches{shown}")
-    out = [group.source(*key) for key, group in groups.items()]
+    out = [_source(*key, files) for key, files in groups.items()]
     _check_once(out)
     return sorted(out, key=lambda s: (s.time, s.name))
 
@@ -168,6 +150,16 @@ def _parse(path: Path) -> tuple[Kind, Path, str, tuple[int, int]] | None:
         cells = (0, 0) if match["row"] is None else (int(match["row"]) + 1, int(match["col"]) + 1)
         return "scene", folder, f"{match['base']}.pt", cells
     return None
+
+
+def _source(name: str, folder: Path, kind: Kind, files: Sequence[tuple[Path, tuple[int, int]]]) -> OldSource:
+    parents = {path.parent for path, _ in files}
+    if kind == "scene" and len(parents) == 1:  # crops or patches alone, whatever lies beside them
+        folder = parents.pop()
+    stats = [path.stat() for path, _ in files]
+    size, latest = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    cells = max(c[0] for _, c in files), max(c[1] for _, c in files)
+    return OldSource(name, os.path.abspath(folder), kind, size, latest, cells)
 
 
 @functools.lru_cache(maxsize=4096)

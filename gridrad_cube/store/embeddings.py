@@ -199,7 +199,7 @@ class EmbeddingWriter:
         records
             Those of all blocks.
         small
-            Gives coordinates, flags and fractions of some rows by name, as they are stored. Values that the records
+            Gives coordinates, flags and fractions of some rows by name. Values that the records
             keep are added.
         info
             What the ``gridrad_cube`` attributes say besides the request. ``channels`` maps each label of the channel
@@ -284,6 +284,8 @@ class EmbeddingWriter:
 
     def _write_rows(self, name: str, rows: range, values: np.ndarray) -> ArraySpec:
         """Write a chunk of a small array; return its spec."""
+        if values.dtype.kind == "M":
+            values = values.astype("datetime64[s]").astype(np.int64)
         if name in COORDINATES:
             dims, dtype, attributes = COORDINATES[name]
         else:
