@@ -27,7 +27,7 @@ from gridrad_cube import pipeline, synthetic
 from gridrad_cube.datasets import normalizations
 from gridrad_cube.embedding import Network, embed
 from gridrad_cube.models import build, save_checkpoint
-from gridrad_cube.store import cube_info, open_packed
+from gridrad_cube.store import cube_info
 
 CHANNELS = ("ir_brightness_temperature", "visible_reflectance")
 
@@ -80,7 +80,7 @@ def main() -> None:
         network = Network(checkpoint, device=options.device)
         asked = {"device": options.device, "batch_size": options.batch_size}
         count = embed(cube, checkpoint, folder / "warm.zarr", **asked)["embedded"]
-        edge = int(open_packed(cube).attrs["gridrad_cube"]["patch"])
+        edge = int(cube_info(cube)["patch"])
         ready = torch.randn(options.batch_size, 1, edge, edge, device=network.device)
 
         def bare() -> None:

@@ -20,10 +20,10 @@ from gridrad_cube.store import (
     Files,
     group_metadata,
     metadata,
+    small_specs,
     write_array,
     write_crop,
 )
-from gridrad_cube.store.commit import small_specs
 
 IR, VIS, Z, ZMAX = (
     "ir_brightness_temperature", "visible_reflectance", "reflectivity", "reflectivity_column_maximum",

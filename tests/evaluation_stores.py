@@ -46,7 +46,7 @@ def vectors_of(cube, *, noise=0.0, hour=False, seed=0, features=8):
 def write_embeddings(path, cube_path, vectors, *, source="patches.zarr", level="256", **info):
     """A store of embeddings of a cube as `embed` writes it."""
     cube = store.open_cube(cube_path)
-    about = cube.attrs["gridrad_cube"]
+    about = store.store_info(cube)
     cells = ("row", "col") if level == "256" else ()
     out = xr.Dataset(
         {

@@ -146,7 +146,7 @@ def test_the_table_of_packings_is_that_of_the_program():
 
 def test_flags_are_computed_from_what_is_stored_as_the_page_says(cube):
     plain = store.open_packed(cube)
-    info = plain.attrs["gridrad_cube"]
+    info = store.store_info(plain)
     q, seen = info["quality"], set()
     for name, thresholds in info["thresholds"].items():
         flags, s = plain[f"{name}_flags"].values, {

@@ -27,7 +27,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 ONLY_IN = {
     "torch": {"launch", "models", "datasets", "evaluation", "training", "embedding", "predecessor", "demo"},
     "distributed": {"pipeline", "embedding"},
-    "dask": {"pipeline", "embedding"},
+    "dask": {"pipeline", "embedding", "store"},
     "netCDF4": {"readers", "synthetic"},
     "h5py": {"readers"},
     "deflate": {"readers"},

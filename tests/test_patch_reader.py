@@ -179,5 +179,5 @@ def test_a_channel_that_was_encoded_again_is_refused(tmp_path):
     root = json.loads((path / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"][VIS]["codecs"] = [{"name": "bytes"}]
     (path / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(SchemaError, match=f"{VIS} is not stored as gridrad-cube writes it"):
+    with pytest.raises(SchemaError, match=f"{VIS}: not stored in shards as gridrad-cube writes them"):
         PatchReader(path).read(VIS, np.zeros((1, 3), int))

@@ -72,7 +72,7 @@ def embed(cube: xr.Dataset, channel: str, features: int = 16) -> xr.Dataset:
         coords={k: v for k, v in cube.coords.items() if k != "altitude"}
         | {"channel": [channel], "variable": ("channel", [channel]), "altitude_km": ("channel", [np.nan])},
     )
-    out.attrs["gridrad_cube"] = {**cube.attrs["gridrad_cube"], "kind": "embeddings"}
+    out.attrs["gridrad_cube"] = {**store.store_info(cube), "kind": "embeddings"}
     return out
 
 
@@ -443,7 +443,7 @@ def test_flags_of_an_absent_channel(larc: xr.Dataset) -> None:
 
 def test_statistics_draws_the_histogram_of_each_channel(larc: xr.Dataset) -> None:
     figure = plot.statistics(larc)
-    found = larc.attrs["gridrad_cube"]["training_statistics"]
+    found = store.store_info(larc)["training_statistics"]
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert len(shown) == len(found) == 2
     for ax, (label, numbers) in zip(shown, found.items(), strict=True):
@@ -603,7 +603,7 @@ def test_query_refuses_a_search_by_vector(radar: xr.Dataset, searched: tuple[xr.
 def test_query_of_whole_crops_and_of_examples(larc: xr.Dataset) -> None:
     patches = embed(larc, IR)
     crops = patches.assign(embedding=patches["embedding"].isel(row=0, col=0))
-    crops.attrs["gridrad_cube"] = crops.attrs["gridrad_cube"] | {"level": "2k"}
+    crops.attrs["gridrad_cube"] = store.store_info(crops) | {"level": "2k"}
     answer = query.search(crops, (0,), 2, exclude=None, reject=())
     found = panels_of(plot.query(larc, answer))
     for pixels, crop in zip(found, [0, *answer["crop"].values], strict=True):

@@ -18,7 +18,7 @@ from small_data import make_store
 from gridrad_cube import cli, query
 from gridrad_cube.query import summary
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store import open_cube, open_embeddings
+from gridrad_cube.store import open_cube, open_embeddings, store_info
 
 EMB = make_embeddings()
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
@@ -105,7 +105,7 @@ def test_pixels_of_other_answers_and_of_crops(folder, tmp_path):
 def test_pixels_of_overlapping_windows(folder):
     """Windows at half a patch cross the borders of patches: their pixels are those of the window all the same."""
     embeddings = open_embeddings(folder / "embeddings.zarr")
-    info = embeddings.attrs["gridrad_cube"] | {"stride": 16}
+    info = store_info(embeddings) | {"stride": 16}
     answer = embeddings.assign_attrs(gridrad_cube=info).gridrad.search(
         (0, 1, 3, IR), 4, exclude=None, reject=()
     )

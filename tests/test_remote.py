@@ -256,8 +256,8 @@ import os, signal, sys
 import pytest
 from test_remote import RECIPE, stop_at
 from gridrad_cube import pipeline
-from gridrad_cube.store import log
-log.RECORDS_AN_OBJECT = 2
+from gridrad_cube.store import build
+build.RECORDS_AN_OBJECT = 2
 stop_at(pytest.MonkeyPatch(), 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
 pipeline.preprocess(sys.argv[1], sys.argv[2], recipe=RECIPE)
 """
@@ -459,7 +459,7 @@ def test_embeddings_are_written_there_and_queried(kind, local, cube, checkpoint,
     embed(local, checkpoint, tmp_path / "near.zarr")
     here, there = store.open_embeddings(tmp_path / "near.zarr"), store.open_embeddings(out)
     np.testing.assert_array_equal(here["embedding"].values, there["embedding"].values)
-    assert there.attrs["gridrad_cube"]["source"] == cube
+    assert store.store_info(there)["source"] == cube
     xr.testing.assert_equal(nearest(out, 3).load(), nearest(tmp_path / "near.zarr", 3).load())
 
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridrad_cube.launch import cores
-from gridrad_cube.store import ArraySpec, Files, encode, metadata, shard_files
-from gridrad_cube.store.shard_layout import ABSENT, ShardLayout
-from gridrad_cube.store.shards import MISSING, ShardReader
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.store import ArraySpec, Files, encode, metadata, shards
+from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
@@ -42,7 +42,6 @@ def write(folder, codec="fast", dtype="uint16", seed=0, grid=GRID):
 
 def open_reader(files, **options):
     layout = ShardLayout.from_metadata("field", files.read_json("field/zarr.json"))
-    assert layout is not None
     return ShardReader(files, layout, **options)
 
 
@@ -105,7 +104,9 @@ def test_any_batch_in_any_order_with_repeats(stored, data, threads, room):
     index = np.array(data.draw(st.lists(place, max_size=30)), np.int64).reshape(-1, 4)
     out = np.zeros((len(index) + 3, EDGE, EDGE), np.uint16)
     places = data.draw(st.permutations(range(len(out))))[: len(index)]
-    assert open_reader(files, threads=threads, index_bytes=room).read(index, out, places) == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "INDEX_BYTES", room)
+        assert open_reader(files, threads=threads).read(index, out, places) == {}
     np.testing.assert_array_equal(out[places], chunks[tuple(index.T)])
     assert not np.delete(out, places, axis=0).any()
 
@@ -165,7 +166,7 @@ def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
 @pytest.fixture
 def looking(monkeypatch):
     """Open shards are looked at before each use, not once a second."""
-    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("codec", ["fast", "small", "raw"])
@@ -220,21 +221,21 @@ def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path, looking):
 def test_a_shard_replaced_just_now_is_read_whole_as_it_was(tmp_path, monkeypatch):
     files, before = write(tmp_path / "a")
     other, changed = write(tmp_path / "b", seed=1)
-    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 1e9)
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
     reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
     batch(reader, index)
     os.replace(shard(other), shard(files))
     out, failures = batch(reader, index)
     assert not failures
     np.testing.assert_array_equal(out, before[0, 1, 1])
-    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
     np.testing.assert_array_equal(batch(reader, index)[0], changed[0, 1, 1])
 
 
 @pytest.mark.parametrize("codec", ["small", "raw"])
 def test_a_shard_rewritten_in_place_just_now_is_read_as_it_is_or_refused(tmp_path, monkeypatch, codec):
     """Nobody has looked at the file since it was opened: the old index does not fit, or the size differs."""
-    monkeypatch.setattr(shard_files, "RECHECK_SECONDS", 1e9)
+    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
     files, _ = write(tmp_path / "a", codec)
     other, changed = write(tmp_path / "b", codec, seed=5)
     reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
@@ -270,39 +271,27 @@ def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
     np.testing.assert_array_equal(out, changed[0, 1, 1])
 
 
-def test_indexes_kept_stay_within_their_bytes(tmp_path):
-    files, chunks = write(tmp_path, grid=(20, 1, 1, 2))
-    reader = open_reader(files, index_bytes=5 * 32)
-    index = np.indices((20, 1, 1, 2)).reshape(4, -1).T
-    for _ in range(3):
-        np.testing.assert_array_equal(batch(reader, index)[0], chunks[tuple(index.T)])
-        assert len(reader._indexes._kept) == 5
-        assert reader._indexes.bytes == 5 * 32
-
-
-def test_indexes_kept_are_counted_once_whoever_keeps_them(tmp_path):
-    """Threads of two batches at once read and keep the same indexes, again and again."""
+def test_indexes_kept_stay_within_their_bytes_whoever_keeps_them(tmp_path, monkeypatch):
+    """Threads of several batches at once read and keep the same indexes, again and again."""
+    monkeypatch.setattr(shards, "INDEX_BYTES", 5 * (2 * 16 + 4))
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
     files, chunks = write(tmp_path, grid=(12, 1, 1, 2))
-    reader, index = (
-        open_reader(files, threads=2, index_bytes=4 * 32),
-        np.indices((12, 1, 1, 2)).reshape(4, -1).T,
-    )
+    reader, index = open_reader(files, threads=2), np.indices((12, 1, 1, 2)).reshape(4, -1).T
 
     def work():
-        for _ in range(40):
+        for _ in range(20):
             np.testing.assert_array_equal(batch(reader, index)[0], chunks[tuple(index.T)])
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert reader._indexes.bytes == sum(kept.nbytes for _, kept in reader._indexes._kept.values()) == 4 * 32
+    with ThreadPoolExecutor(3) as pool:
+        for job in [pool.submit(work) for _ in range(3)]:
+            job.result()
+    assert len(reader._indexes._kept) == 5
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_descriptors_stay_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_files, "OPEN_SHARDS", 5)
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 5)
+    shards._OPEN.clear()
     files, _ = write(tmp_path, grid=(60, 1, 1, 2))
     at_first = len(os.listdir("/proc/self/fd"))
     reader, most, stop = open_reader(files, threads=3), 0, threading.Event()
@@ -375,16 +364,16 @@ def test_callers_that_share_threads_neither_wait_for_each_other_nor_count_the_fa
     reader, go_on = open_reader(files, threads=4), threading.Event()
     index = np.indices(GRID).reshape(4, -1).T
     first, others = index[index[:, 0] == 0], index[index[:, 0] > 0]
-    started, read = threading.Barrier(5), shard_files.LocalShard.read
+    started, read = threading.Barrier(5), shards._LocalShard.read
 
-    def wait(self, wanted, scratch):
+    def wait(self, wanted):
         if self._path == shard(files, 0):
             started.wait(timeout=30)
             assert go_on.wait(timeout=10)
-        return read(self, wanted, scratch)
+        return read(self, wanted)
 
     with monkeypatch.context() as patch, ThreadPoolExecutor() as pool:
-        patch.setattr(shard_files.LocalShard, "read", wait)
+        patch.setattr(shards._LocalShard, "read", wait)
         slow = pool.submit(batch, reader, first)
         started.wait(timeout=30)  # it and its helpers have all threads
         try:
@@ -398,7 +387,7 @@ def test_callers_that_share_threads_neither_wait_for_each_other_nor_count_the_fa
     def fail(*_):
         raise OSError("disk gone")
 
-    for thing, name in ((shard_files.LocalShard, "read"), (reader._pool, "submit")):
+    for thing, name in ((shards._LocalShard, "read"), (reader._pool, "submit")):
         with monkeypatch.context() as patch:
             patch.setattr(thing, name, fail)
             with pytest.raises(OSError, match="disk gone"):
@@ -407,25 +396,30 @@ def test_callers_that_share_threads_neither_wait_for_each_other_nor_count_the_fa
     assert not batch(reader, index)[1]
 
 
-def test_layouts_that_are_not_understood_are_left_to_others(tmp_path):
+def test_layouts_that_are_not_understood_are_refused(tmp_path):
     def layout(**options):
-        options = {"dtype": "uint16", "shape": (4, 8), "chunks": (2, 4), **options}
+        options = {"dtype": "uint16", "shape": (4, 8), "chunks": (2, 4), "shards": (4, 8), **options}
         zarr.create_array(tmp_path / "a", overwrite=True, **options)
         return ShardLayout.from_metadata("a", Files(tmp_path).read_json("a/zarr.json"))
 
     blosc = zarr.codecs.BloscCodec(typesize=2)
-    assert layout(shards=(4, 8), compressors=[blosc]).compressor == "blosc"
-    assert layout(shards=(4, 8), compressors=[zarr.codecs.ZstdCodec()]).compressor == "zstd"
-    assert layout(shards=(4, 8), compressors=None).compressor is None
-    assert layout(shards=(4, 8), serializer=zarr.codecs.BytesCodec(endian="big")) is None
-    assert layout(shards=(4, 8), dtype="bool") is None
-    assert layout(shards=(4, 8), dtype="complex64") is None
-    assert layout(compressors=[blosc]) is None  # not sharded
-    assert layout(shards=(4, 8), compressors=[zarr.codecs.GzipCodec()]) is None
-    assert layout(shards=(4, 8), compressors=[zarr.codecs.Crc32cCodec(), blosc]) is None
-    assert layout(shards=(4, 8), filters=[zarr.codecs.TransposeCodec(order=(1, 0))]) is None
-    assert layout(shards={"shape": (4, 8), "index_location": "start"}) is None
-    assert layout(shards=(4, 8), chunk_key_encoding={"name": "v2", "separator": "."}) is None
+    assert layout(compressors=[blosc]).compressor == "blosc"
+    assert layout(compressors=[zarr.codecs.ZstdCodec()]).compressor == "zstd"
+    assert layout(compressors=None).compressor is None
+    for options in (
+        {"serializer": zarr.codecs.BytesCodec(endian="big")},
+        {"dtype": "bool"},
+        {"dtype": "complex64"},
+        {"shards": None},
+        {"shards": None, "compressors": [blosc]},
+        {"compressors": [zarr.codecs.GzipCodec()]},
+        {"compressors": [zarr.codecs.Crc32cCodec(), blosc]},
+        {"filters": [zarr.codecs.TransposeCodec(order=(1, 0))]},
+        {"shards": {"shape": (4, 8), "index_location": "start"}},
+        {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+    ):
+        with pytest.raises(SchemaError, match="a: not stored in shards as gridrad-cube writes them"):
+            layout(**options)
 
 
 def test_cores_are_those_of_this_process():

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,8 +19,7 @@ from zarr.storage import MemoryStore
 
 from gridrad_cube import store
 from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError
-from gridrad_cube.store import arrays
-from gridrad_cube.store.arrays import ArraySpec
+from gridrad_cube.store import ArraySpec, layout
 
 
 def make_layout(**options):
@@ -120,7 +121,7 @@ def test_encode_gives_the_chunks_that_zarr_gives(codec, dtype):
         values if dtype != "string" else np.vectorize("scene {} \N{DEGREE SIGN}".format, otypes="O")(values)
     )
     memory = {}
-    arrays._create(spec, MemoryStore(memory))[:4] = values
+    layout._create(spec, MemoryStore(memory))[:4] = values
     assert store.encode(spec, values) == memory["c.0.0"].to_bytes()
 
 
@@ -130,7 +131,7 @@ def test_encode_gives_the_chunks_of_a_shard_that_zarr_gives(codec):
                      shards=(1, 192, 128), codec=codec)  # fmt: skip
     values = (np.arange(192 * 128).reshape(1, 192, 128) ** 2 % 40000).astype("uint16")
     memory = {}
-    arrays._create(spec, MemoryStore(memory))[...] = values
+    layout._create(spec, MemoryStore(memory))[...] = values
     ours, theirs = store.encode(spec, values), memory["c.0.0.0"].to_bytes()
     assert len(ours) == len(theirs)
 
@@ -183,6 +184,62 @@ def test_cube_opens_lazily_without_dask(cube):
     np.testing.assert_array_equal(
         again["ir_brightness_temperature"][0].values, opened["ir_brightness_temperature"][0].values
     )
+
+
+@pytest.mark.parametrize("opens", [store.open_cube, store.open_packed])
+@pytest.mark.parametrize("kind", ["netcdf", "zarr"])
+def test_what_is_opened_can_be_saved_and_opened_again(cube, tmp_path, opens, kind):
+    part = opens(cube).isel(crop=[2], y=slice(0, 16), row=[0])
+    assert all(isinstance(value, str | int | float) for value in part.attrs.values())
+    assert "solar_zenith_angle_maximum" in part.coords
+    if kind == "netcdf":
+        part.to_netcdf(tmp_path / "part.nc")
+        again = xr.open_dataset(tmp_path / "part.nc", mask_and_scale=opens is not store.open_packed)
+    else:
+        part.to_zarr(tmp_path / "part.zarr", consolidated=False)
+        again = xr.open_zarr(
+            tmp_path / "part.zarr", chunks=None, mask_and_scale=opens is not store.open_packed
+        )
+    xr.testing.assert_equal(again.load(), part.load())
+    assert store.store_info(again) == store.store_info(part) == store.store_info(cube)
+    assert store.store_info(xr.open_zarr(cube, chunks=None), "patches") == store.store_info(cube)
+    with pytest.raises(SchemaError, match="the dataset lost its attributes"):
+        store.store_info(part.drop_attrs())
+    with pytest.raises(SchemaError, match="holds patches, but this needs an embedding store"):
+        store.store_info(again, "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "crops", "rows"),
+    [("auto", (3,), (32,)), (2, (2, 1), (32,)), ({"y": 16}, (1, 1, 1), (16, 16)), ({}, (1, 1, 1), (32,))],
+)
+def test_chunks_are_whole_crops_unless_asked_otherwise(cube, tmp_path, chunks, crops, rows):
+    opened = store.open_cube(cube, chunks=chunks)
+    assert opened["ir_brightness_temperature"].chunks == (crops, rows, (48,))
+    assert opened["ir_brightness_temperature_flags"].chunks[0] == crops
+    assert opened["latitude"].chunks is None
+    part = opened.isel(crop=[0, 2])
+    part.to_zarr(tmp_path / "part.zarr", consolidated=False)
+    again = xr.open_zarr(tmp_path / "part.zarr", chunks=None)
+    xr.testing.assert_equal(again.load(), store.open_cube(cube).isel(crop=[0, 2]).load())
+    with pytest.raises(ValueError, match="chunks: got 'some'"):
+        store.open_cube(cube, chunks="some")
+
+
+_FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+import numpy as np
+from gridrad_cube.store import PatchReader
+readers = [PatchReader(sys.argv[1]) for _ in range(40)]
+index = np.array([[0, 0, 0], [2, 0, 0]])
+for reader in readers:
+    assert reader.read("ir_brightness_temperature", index).any()
+"""
+
+
+def test_open_shards_of_all_readers_together_are_few(cube):
+    subprocess.run([sys.executable, "-c", _FEW_FILES, str(cube)], check=True, timeout=60)
 
 
 def test_reader_gives_patches_in_the_order_asked(cube):
@@ -260,7 +317,7 @@ def test_store_info_says_what_is_wrong(tmp_path, cube):
     with pytest.raises(SchemaError, match="not a Zarr v3 store"):
         store.open_cube(tmp_path / "folder")
     xr.Dataset({"a": ("x", [1])}).to_zarr(tmp_path / "foreign.zarr")
-    with pytest.raises(SchemaError, match="none that gridrad-cube wrote"):
+    with pytest.raises(SchemaError, match="not one that gridrad-cube wrote"):
         store.open_cube(tmp_path / "foreign.zarr")
     with pytest.raises(SchemaError, match="holds patches, but this needs an embedding store"):
         store.open_embeddings(cube)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from gridrad_cube.schema import CHANNELS, Channel, Flag, Packing, SchemaError, channel_in
 from gridrad_cube.selection import choose_labels, labels_of
-from gridrad_cube.store import open_grid
+from gridrad_cube.store import open_grid, store_info
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -213,7 +213,7 @@ def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
     attributes, dtype = cube[name].attrs, cube[name].dtype
     channel = channel_in(name, attributes, dtype)
     if dtype.kind not in "iu":
-        about = cube.attrs.get("gridrad_cube", {}).get("channels", {}).get(name)
+        about = (store_info(cube) if "gridrad_cube" in cube.attrs else {}).get("channels", {}).get(name)
         if about is None:
             return channel
         attributes, dtype = about["attributes"], about["dtype"]

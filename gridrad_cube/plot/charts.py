@@ -13,6 +13,7 @@ import xarray as xr
 
 from gridrad_cube.plot.canvas import BLUE, GREEN, ORANGE, PURPLE, new_figure, title_of, write_units
 from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube.store import store_info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +156,8 @@ def statistics(cube: xr.Dataset) -> Figure:
     SchemaError
         If the dataset has no training statistics.
     """
-    known = cube.attrs.get("gridrad_cube", {}).get("training_statistics") or {}
+    info = store_info(cube) if "gridrad_cube" in cube.attrs else {}
+    known = info.get("training_statistics") or {}
     found = {label: numbers for label, numbers in known.items() if label.split("@")[0] in CHANNELS}
     if not found:
         raise SchemaError("plot: no training statistics among the attributes; expected those of open_cube")

@@ -21,12 +21,12 @@ from gridrad_cube.query.samples import (
     read_points,
     sample_dims,
     seconds_of,
-    store_info,
     written,
 )
 from gridrad_cube.query.selection import Where, select
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_neighborhood
+from gridrad_cube.store import store_info
 
 if TYPE_CHECKING:
     from gridrad_cube.query.index import Index
@@ -49,10 +49,9 @@ class Rows:
 
     def block(self) -> int:
         """Rows of whole crops, and of whole chunks where they are known, near the size of a block."""
-        for edge in (self.variable.encoding.get(n) for n in ("shards", "chunks")):
-            unit = self.per_crop * int(edge[0]) if edge else self.per_crop
-            if unit <= ROWS_AT_ONCE:
-                break
+        unit = self.per_crop * int(self.variable.encoding.get("preferred_chunks", {}).get("crop", 1))
+        if unit > ROWS_AT_ONCE:
+            unit = self.per_crop
         return max(ROWS_AT_ONCE // unit, 1) * unit
 
     def take(self, rows: npt.NDArray[np.int64]) -> np.ndarray:

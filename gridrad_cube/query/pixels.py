@@ -23,7 +23,7 @@ from gridrad_cube.query.samples import (
 from gridrad_cube.query.selection import select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of
-from gridrad_cube.store import open_cube, open_grid, open_packed
+from gridrad_cube.store import open_cube, open_grid, open_packed, store_info
 
 
 def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
@@ -211,7 +211,7 @@ def pixels(
 def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.Dataset:
     """The cube at a path, or the one that the answer's store names, relative to itself."""
     if cube is None:
-        info = answer.attrs.get("gridrad_cube") or {}
+        info = store_info(answer) if "gridrad_cube" in answer.attrs else {}
         name = answer.attrs.get("cube") or info.get("source")
         store = answer.attrs.get("store") or answer.encoding.get("source") or ""
         if not name:

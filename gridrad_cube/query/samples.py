@@ -16,6 +16,7 @@ from xarray.core import indexing
 
 from gridrad_cube.geometry import mean_position, wrap_longitude
 from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.store import store_info
 
 #: Positions of samples along each dim that tells them apart, arrays of one length.
 Index = Mapping[str, np.ndarray]
@@ -60,17 +61,6 @@ def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
 def cell_dims(dataset: xr.Dataset) -> tuple[str, ...]:
     """``("row", "col")`` where samples are patches, ``()`` where they are whole crops (level 2k)."""
     return tuple(d for d in sample_dims(dataset) if d in ("row", "col"))
-
-
-def store_info(dataset: xr.Dataset) -> dict[str, Any]:
-    """The ``gridrad_cube`` attributes of the store that the dataset comes from."""
-    info = dataset.attrs.get("gridrad_cube")
-    if not isinstance(info, Mapping):
-        raise SchemaError(
-            ".gridrad: the dataset lost its attributes (no gridrad_cube among them). Open the store with "
-            "open_embeddings or open_cube, and keep attributes: xarray.set_options(keep_attrs=True)."
-        )
-    return dict(info)
 
 
 def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:

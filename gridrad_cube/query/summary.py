@@ -11,7 +11,7 @@ import xarray as xr
 
 from gridrad_cube.query.samples import CROPS_AT_ONCE, is_embeddings, sample_dims
 from gridrad_cube.schema import Flag
-from gridrad_cube.store import STATUS
+from gridrad_cube.store import STATUS, store_info
 
 Facts = dict[str, Any]
 
@@ -31,7 +31,7 @@ def describe(dataset: xr.Dataset) -> Facts:
     if not _is_store(dataset):
         return {"kind": "an answer or a part of a store", "sizes": _sizes(dataset.sizes)}
     embeddings = is_embeddings(dataset)
-    info = dataset.attrs.get("gridrad_cube") or {}
+    info = store_info(dataset) if "gridrad_cube" in dataset.attrs else {}
     out: Facts = {
         "kind": f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
     }

@@ -4,25 +4,41 @@ This package alone knows how a store lies on disk. A store is a path or a URL.
 """
 
 from gridrad_cube.storage import Files, RemoteError
-from gridrad_cube.store.arrays import CODECS, ArraySpec, encode, group_metadata, metadata, write_array
-from gridrad_cube.store.attributes import cube_info, store_info
-from gridrad_cube.store.build import Build, Entry, check_duplicates, read_grid, write_crop, write_grid
-from gridrad_cube.store.commit import (
+from gridrad_cube.store.build import (
+    Build,
+    Entry,
+    Record,
+    check_duplicates,
+    pack_rows,
+    read_grid,
+    unpack_rows,
+    write_crop,
+    write_grid,
+)
+from gridrad_cube.store.commit import blocks, commit, gather, report_columns, write_block
+from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
+from gridrad_cube.store.layout import (
+    CODECS,
+    COORDINATES,
+    STATUS,
+    ArraySpec,
+    ChannelLayout,
+    CubeLayout,
     blank_rows,
     block_length,
-    blocks,
-    commit,
-    gather,
+    cube_info,
+    encode,
+    group_metadata,
+    metadata,
     number_arrays,
     record_type,
-    report_columns,
-    write_block,
+    small_specs,
+    store_info,
+    write_array,
 )
-from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
-from gridrad_cube.store.layout import COORDINATES, STATUS, ChannelLayout, CubeLayout
-from gridrad_cube.store.log import Record, pack_rows, unpack_rows
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed
-from gridrad_cube.store.patches import MissingChunkError, PatchReader
+from gridrad_cube.store.patches import PatchReader
+from gridrad_cube.store.shards import MissingChunkError
 from gridrad_cube.store.verify import Damage, verify
 
 __all__ = [
@@ -61,6 +77,7 @@ __all__ = [
     "read_grid",
     "record_type",
     "report_columns",
+    "small_specs",
     "store_info",
     "unpack_rows",
     "verify",

@@ -15,13 +15,17 @@ import numpy as np
 
 from gridrad_cube.schema import SchemaError, flag_attributes
 from gridrad_cube.storage import Files
-from gridrad_cube.store.arrays import ArraySpec, encode, group_metadata, metadata, write_array
-from gridrad_cube.store.commit import number_arrays
-from gridrad_cube.store.layout import COORDINATES
-from gridrad_cube.store.opening import open_embeddings
-from gridrad_cube.store.patches import damage_error
-from gridrad_cube.store.shard_layout import ShardLayout
-from gridrad_cube.store.shards import ShardReader
+from gridrad_cube.store.layout import (
+    COORDINATES,
+    ArraySpec,
+    encode,
+    group_metadata,
+    metadata,
+    number_arrays,
+    store_info,
+    write_array,
+)
+from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
 #: Uncompressed bytes of a shard, and of a chunk in it.
 SHARD_BYTES, CHUNK_BYTES = 8 * 2**20, 2**20
@@ -362,10 +366,9 @@ class EmbeddingReader:
     def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.files, self.threads = Files(store), threads
         self._shards: ShardReader | None = None
-        self._array: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": None, "_array": None}
+        return self.__dict__ | {"_shards": None}
 
     def __repr__(self) -> str:
         return f"EmbeddingReader({self.files.root!r})"
@@ -383,20 +386,16 @@ class EmbeddingReader:
         MissingChunkError
             If a chunk is missing, truncated or altered; names the crop and the channel.
         """
-        if self._shards is None and self._array is None:
-            metadata = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
-            layout = ShardLayout.from_metadata("embedding", metadata)
-            plain = layout is not None and layout.chunk_shape[1:] == (1, *metadata["shape"][2:])
-            if not plain or layout is None:
-                self._array = open_embeddings(self.files.root)["embedding"].variable
-            else:
-                self._shards = ShardReader(self.files, layout, threads=self.threads)
         if self._shards is None:
-            pairs = zip(crop.tolist(), channel.tolist(), strict=True)
-            return np.stack([self._array[place].values for place in pairs])
-        return self._from_shards(self._shards, crop, channel)
-
-    def _from_shards(self, shards: ShardReader, crop: np.ndarray, channel: np.ndarray) -> np.ndarray:
+            store_info(self.files.root, "embeddings")
+            array = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
+            layout = ShardLayout.from_metadata("embedding", array)
+            if layout.chunk_shape[1:] != (1, *array["shape"][2:]):
+                raise SchemaError(
+                    f"{self.files.root}: a chunk of embedding is not one channel of some whole crops"
+                )
+            self._shards = ShardReader(self.files, layout, threads=self.threads)
+        shards = self._shards
         together, *shape = shards.layout.chunk_shape
         block, within = np.divmod(crop, together)
         places, which = np.unique(np.stack([block, channel], axis=1), axis=0, return_inverse=True)

@@ -1,17 +1,30 @@
-"""The arrays of ``patches.zarr``: their names, dims, chunks and attributes (design: the cube on disk)."""
+"""How a store lies on disk: its attributes, its arrays with their metadata, and the encoding of shards and chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import google_crc32c
 import numpy as np
+import xarray as xr
+import zarr
+from numcodecs import Blosc, VLenUTF8
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
 
 from gridrad_cube.schema import (
+    FORMAT_VERSION,
+    HISTOGRAM_BINS,
     TIME_FILL,
     TIME_UNITS,
     Channel,
+    Flag,
     Packing,
     SchemaError,
     channel_in,
@@ -19,8 +32,232 @@ from gridrad_cube.schema import (
     statistic_units,
     statistics_of,
 )
-from gridrad_cube.store.arrays import ArraySpec, Codec
+from gridrad_cube.storage import Files
 
+#: Name of the root attribute that holds all that this package knows of a store.
+ATTRIBUTE = "gridrad_cube"
+
+Kind = Literal["patches", "embeddings"]
+_KINDS = {
+    "patches": "a cube of patches (gridrad-cube preprocess)",
+    "embeddings": "an embedding store (gridrad-cube embed)",
+}
+
+
+def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: Kind | None = None) -> dict[str, Any]:
+    """The ``gridrad_cube`` attribute of a finished store.
+
+    Parameters
+    ----------
+    store
+        Path or URL, or a Dataset opened from a store: by this package, by plain xarray, or saved and opened again.
+    kind
+        What the caller needs, if it needs one of the two.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at this place.
+    SchemaError
+        If it is not a store of this package, is not finished, is newer than this program, is of another kind, or holds
+        embeddings of int8, which earlier versions could write.
+    """
+    if isinstance(store, xr.Dataset):
+        name, attributes = str(store.encoding.get("source", "dataset")), store.attrs
+    else:
+        name, attributes = os.fspath(store), _root_attributes(store)
+    info: Any = attributes.get(ATTRIBUTE)
+    if isinstance(info, str):
+        info = _parse(info)
+    if not isinstance(info, Mapping):
+        if isinstance(store, xr.Dataset):
+            raise SchemaError(
+                f"{name}: the dataset lost its attributes (no {ATTRIBUTE} among them). Open the store with "
+                "open_embeddings or open_cube, and keep attributes: xarray.set_options(keep_attrs=True)."
+            )
+        raise SchemaError(
+            f"{name}: a Zarr store, but not one that gridrad-cube wrote (no {ATTRIBUTE} attribute)"
+        )
+    if info.get("format_version", 0) > FORMAT_VERSION:
+        raise SchemaError(
+            f"{name}: written by a newer gridrad-cube (format {info['format_version']}, this one reads up to "
+            f"{FORMAT_VERSION}). Upgrade gridrad-cube."
+        )
+    if info.get("dtype") == "int8":
+        raise SchemaError(
+            f"{name}: this store holds 8-bit integers, which this version does not read; embed again with float16"
+        )
+    if kind is not None and info.get("kind") != kind:
+        raise SchemaError(f"{name}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
+    return dict(info)
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``gridrad_cube`` attribute of a finished cube of patches."""
+    return store_info(store, "patches")
+
+
+def _root_attributes(store: str | os.PathLike[str]) -> dict[Any, Any]:
+    files = Files(store)
+    try:
+        return dict(files.read_json("zarr.json").get("attributes", {}))
+    except (FileNotFoundError, NotADirectoryError):
+        if files.exists("_build"):
+            raise SchemaError(
+                f"{store}: the store is not finished. Run the command that builds it again: it resumes."
+            ) from None
+        if not files.exists():
+            alone = "" if files.shared else " in this process, and others cannot see memory://"
+            raise FileNotFoundError(f"{store}: no such store{alone}") from None
+        raise SchemaError(f"{store}: not a Zarr v3 store (no zarr.json in it)") from None
+    except ValueError as error:
+        raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
+
+
+Codec = Literal["fast", "small", "raw"]
+
+#: Bytes to bytes codecs of a chunk, by name of the recipe's codec; a checksum always comes last.
+CODECS: dict[str, list[Any]] = {
+    "fast": [{"cname": "lz4hc", "clevel": 2, "shuffle": "shuffle"}],
+    "small": [{"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}],
+    "raw": [],
+}
+_SHUFFLES = {"shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """What makes the metadata of one array. ``shards`` None leaves the chunks unsharded."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    codec: Codec = "small"
+    fill_value: Any = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def key(self, index: Sequence[int]) -> str:
+        """Key of the shard (or chunk) at this place in the grid of shards."""
+        return f"{self.name}/c." + ".".join(str(i) for i in index) if index else f"{self.name}/c"
+
+    def grid(self) -> tuple[int, ...]:
+        """Number of shards (or chunks) along each dimension."""
+        edges = self.shards or self.chunks
+        return tuple(math.ceil(n / e) for n, e in zip(self.shape, edges, strict=True))
+
+
+def _compressors(codec: str, dtype: str) -> list[Any]:
+    """Zarr codecs of a chunk of this dtype, the CRC-32C last."""
+    size = 1 if dtype == "string" else np.dtype(dtype).itemsize
+    return [*(BloscCodec(typesize=size, **options) for options in CODECS[codec]), Crc32cCodec()]
+
+
+def _create(spec: ArraySpec, store: Any) -> zarr.Array[Any]:
+    return zarr.create_array(
+        store,
+        shape=spec.shape,
+        dtype=spec.dtype if spec.dtype != "string" else str,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        compressors=_compressors(spec.codec, spec.dtype),
+        fill_value=spec.fill_value,
+        attributes=dict(spec.attributes),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=spec.dims,
+        config={"write_empty_chunks": True},
+    )
+
+
+def metadata(spec: ArraySpec) -> dict[str, Any]:
+    """The ``zarr.json`` of an array."""
+    memory: dict[str, Any] = {}
+    _create(spec, MemoryStore(memory))
+    return dict(json.loads(memory["zarr.json"].to_bytes()))
+
+
+def encode(spec: ArraySpec, values: np.ndarray) -> bytes:
+    """Bytes of one whole shard (or of one chunk of an unsharded array).
+
+    Encoded here rather than by zarr-python, which takes three times as long over the same bytes. Every
+    chunk of a shard is written, also one that holds nothing but fill, so that an absent chunk is always an error.
+    Chunks lie in raster order, their index last. ``values`` has the shape of the shard.
+    """
+    shape = spec.shards or spec.chunks
+    if values.shape != shape:
+        raise SchemaError(f"{spec.name}: a shard has shape {shape}, got {values.shape}")
+    if spec.shards is None:
+        return _encode_chunk(spec, values)
+    grid = tuple(s // c for s, c in zip(shape, spec.chunks, strict=True))
+    parts = []
+    for place in np.ndindex(grid):
+        window = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, spec.chunks, strict=True))
+        parts.append(_encode_chunk(spec, values[window]))
+    sizes = np.array([len(part) for part in parts], np.uint64)
+    index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=-1).astype("<u8").tobytes()
+    return b"".join([*parts, _with_checksum(index)])
+
+
+def _encode_chunk(spec: ArraySpec, values: np.ndarray) -> bytes:
+    if spec.dtype == "string":
+        data = VLenUTF8().encode(values.reshape(-1))
+    else:
+        data = np.ascontiguousarray(values, np.dtype(spec.dtype).newbyteorder("<"))
+    for options in CODECS[spec.codec]:
+        data = Blosc(**(options | {"shuffle": _SHUFFLES[options["shuffle"]]})).encode(data)
+    return _with_checksum(bytes(data))
+
+
+def _with_checksum(data: bytes) -> bytes:
+    return data + google_crc32c.value(data).to_bytes(4, "little")
+
+
+def write_array(files: Files, spec: ArraySpec, values: np.ndarray, *, first: int = 0) -> None:
+    """Write a small array whole, a chunk at a time, each atomically; then its ``zarr.json``.
+
+    Parameters
+    ----------
+    first
+        Chunks that lie wholly before this index of the first dimension are left as they are.
+    """
+    edges = spec.chunks
+    for index in np.ndindex(*spec.grid()):
+        if spec.shape and (index[0] + 1) * edges[0] <= first:
+            continue
+        window = tuple(
+            slice(i * e, min((i + 1) * e, n)) for i, e, n in zip(index, edges, spec.shape, strict=True)
+        )
+        block = np.full(edges, spec.fill_value, dtype=object if spec.dtype == "string" else spec.dtype)
+        part = values[window]
+        block[tuple(slice(0, n) for n in part.shape)] = part
+        files.write(spec.key(index), encode(spec, block))
+    files.write_json(f"{spec.name}/zarr.json", metadata(spec))
+
+
+def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The ``zarr.json`` of a group, with consolidated metadata of its members if given."""
+    out: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+    if members is not None:
+        out["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": dict(sorted(members.items())),
+        }
+    return out
+
+
+#: Small values of a block of crops, in memory while a store is finished.
+_BLOCK_BYTES = 128 * 2**20
 #: Values of ``status``: every planned crop keeps its row, whatever became of it.
 STATUS = {"written": 0, "skipped": 1, "failed": 2}
 
@@ -248,3 +485,108 @@ COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
         {"units": "degree", "standard_name": "platform_zenith_angle"},
     ),
 }
+
+
+#: Coordinates that the plan of a build has.
+OF_THE_PLAN = ("time", "status", "y_origin", "x_origin", "grid", "scene", "source")
+
+
+def small_specs(layout: CubeLayout, rows: int) -> dict[str, ArraySpec]:
+    """Specs of every array with ``crop`` first that is no channel's pixels."""
+    cells = dict(zip(("row", "col"), layout.cells, strict=True))
+    specs = {}
+    for name in layout.coordinates:
+        dims, dtype, attributes = COORDINATES[name]
+        shape = (rows, *(cells[d] for d in dims[1:]))
+        specs[name] = layout.small(name, dims, shape, dtype, attributes)
+    for name in layout.channels:
+        specs[f"{name}_flags"] = layout.flags(name, rows)
+        for statistic in statistics_of(layout.channels[name].channel):
+            specs[f"{name}_{statistic}"] = layout.statistic(name, statistic, rows)
+    return specs
+
+
+def record_type(layout: CubeLayout) -> np.dtype[Any]:
+    """Type of a crop's row in the log: every small value that its pixels and place decide.
+
+    The arrays of `small_specs`, less those that the plan has, and per channel of the table ``<channel>_histogram``,
+    uint32 ([altitude,] bins): counts of clean data pixels over the typical range.
+    """
+    fields: list[tuple[str, Any, tuple[int, ...]]] = [
+        (name, spec.dtype, spec.shape[1:])
+        for name, spec in small_specs(layout, 1).items()
+        if name not in OF_THE_PLAN
+    ]
+    for name, channel in layout.channels.items():
+        if channel.channel.kind != "other":
+            levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
+            fields.append((f"{name}_histogram", np.uint32, (*levels, HISTOGRAM_BINS)))
+    return np.dtype(fields)
+
+
+def block_length(layout: CubeLayout, scenes: int) -> int:
+    """Crops whose small values are finished together, and chunked together: a power of two, at most 128 MiB of them.
+
+    Parameters
+    ----------
+    scenes
+        Number of scenes of the first plan; a store that starts small has smaller chunks.
+    """
+    fits = max(1, _BLOCK_BYTES // record_type(layout).itemsize)
+    return min(16384, 1 << (fits.bit_length() - 1), max(256, 1 << (scenes - 1).bit_length()))
+
+
+def blank_rows(layout: CubeLayout, count: int) -> np.ndarray:
+    """Rows of crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere."""
+    dtype = record_type(layout)
+    out = np.zeros(count, dtype)
+    for name in dtype.names or ():
+        if name.endswith("_flags"):
+            out[name] = int(Flag.unreadable)
+        elif name == "observation_time":
+            out[name] = TIME_FILL
+        elif dtype[name].base.kind == "f":
+            out[name] = np.nan
+    return out
+
+
+def whole_array(
+    name: str,
+    dims: tuple[str, ...],
+    values: np.ndarray,
+    attributes: Mapping[str, Any],
+    chunks: tuple[int, ...] | None = None,
+) -> tuple[ArraySpec, np.ndarray]:
+    """Spec and values of an array that is written as a whole, in one chunk unless said."""
+    dtype = "string" if values.dtype.kind in "OUT" else values.dtype.name
+    fill: Any = {"f": np.nan, "s": ""}.get(dtype[0], 0)
+    spec = ArraySpec(
+        name=name,
+        dims=dims,
+        shape=values.shape,
+        dtype=dtype,
+        chunks=chunks or tuple(max(n, 1) for n in values.shape),
+        fill_value=fill,
+        attributes=attributes,
+    )
+    return spec, values
+
+
+def number_arrays(sizes: Mapping[str, int], rows_per_chunk: int) -> list[tuple[ArraySpec, np.ndarray]]:
+    """Coordinates that number crops, rows and columns, so that a part of a store knows what it is a part of."""
+    what = {
+        "crop": "row of the store",
+        "row": "row of patches in the crop",
+        "col": "column of patches in the crop",
+    }
+    return [
+        whole_array(
+            name,
+            (name,),
+            np.arange(sizes[name]),
+            {"long_name": what[name]},
+            (rows_per_chunk,) if name == "crop" else None,
+        )
+        for name in ("crop", "row", "col")
+        if name in sizes
+    ]

@@ -2,124 +2,95 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gridrad_cube.schema import Packing, SchemaError
+from gridrad_cube.schema import Packing
 from gridrad_cube.storage import Files
-from gridrad_cube.store.attributes import cube_info, store_info
+from gridrad_cube.store.layout import COORDINATES, Kind, store_info
 from gridrad_cube.store.patches import PatchReader
 
-_COORDINATES = frozenset(
-    [
-        "time",
-        "status",
-        "latitude",
-        "longitude",
-        "y_origin",
-        "x_origin",
-        "grid",
-        "scene",
-        "source",
-        "observation_time",
-        "solar_zenith_angle",
-        "satellite_zenith_angle",
-        "altitude",
-        "crs",
-        "channel",
-        "variable",
-        "altitude_km",
-    ]
-)
+#: Dask chunks of an opened store: None for none, ``"auto"``, crops a chunk, or a number for each dimension.
+Chunks = Literal["auto"] | int | Mapping[str, int] | None
 
-
-def _open(files: Files) -> xr.Dataset:
-    dataset = xr.open_zarr(
-        files.zarr(), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
-    )
-    # Times alone are decoded here: everything else keeps its codes for our own decoding.
-    for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
-        dataset[name] = xr.decode_cf(dataset[[name]])[name]
-    dataset.encoding["source"] = files.root
-    return dataset
+_COORDINATES = frozenset({*COORDINATES, "altitude", "crs", "channel", "variable", "altitude_km"})
+#: What of a variable's encoding holds for any part of it, wherever it is saved.
+_KEPT_ENCODING = frozenset({"units", "calendar", "dtype", "_FillValue", "preferred_chunks"})
 
 
 def open_packed(store: str | os.PathLike[str]) -> xr.Dataset:
     """Open a cube lazily with its packed codes as they are stored; see `open_cube`."""
-    cube_info(store)
-    files = Files(store)
-    dataset = _open(files)
-    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
-    for name in cube_info(store)["channels"]:
-        variable = dataset[name].variable
-        lazy = _PixelArray(files.root, name, tuple(variable.shape), variable.dtype, None)
-        dataset[name] = (variable.dims, indexing.LazilyIndexedArray(lazy), variable.attrs)
+    dataset, info = _open(store, "patches")
+    for name in info["channels"]:
+        dataset[name] = _pixels(dataset, name, None)
     return dataset
 
 
-def open_cube(store: str | os.PathLike[str]) -> xr.Dataset:
+def open_cube(store: str | os.PathLike[str], *, chunks: Chunks = None) -> xr.Dataset:
     """Open a cube of patches lazily, decoded to float32, with every coordinate attached.
 
-    Nothing is a dask array: select first, then ``.chunk()``. Pixels that were not observed, or lie outside
-    the valid range, are NaN; radar codes without echo decode to about -99 dBZ
-    (``.gridrad.reflectivity()`` masks them).
+    Pixels that were not observed, or lie outside the valid range, are NaN; radar codes without echo decode to about
+    -99 dBZ (``.gridrad.reflectivity()`` masks them).
 
     Parameters
     ----------
     store
         Path or URL of a finished store.
+    chunks
+        None gives lazy arrays without Dask: select first, then load. ``"auto"`` gives Dask arrays whose chunks are as
+        many whole crops as fit in Dask's ``array.chunk-size``; a number, that many crops; a mapping, the sizes as of
+        ``Dataset.chunk``. Coordinates are never Dask arrays.
 
     Returns
     -------
     ``<channel>(crop, [altitude,] y, x)`` with flags, statistics and coordinates per patch on
-    ``(crop, [altitude,] row, col)``.
+    ``(crop, [altitude,] row, col)``. Attributes are text and numbers, so that any part can be saved; the attribute
+    ``gridrad_cube`` is JSON, which `store_info` parses.
 
     Raises
     ------
     SchemaError
-        If this is no finished cube. Reading a pixel whose chunk is missing or altered raises
+        If this is not a finished cube. Reading a pixel whose chunk is missing or altered raises
         `MissingChunkError`.
     """
     dataset = open_packed(store)
-    info = cube_info(store)
-    files = Files(store)
-    for name in info["channels"]:
+    for name in store_info(dataset)["channels"]:
         variable = dataset[name].variable
-        packing = Packing.from_attributes(variable.attrs, variable.dtype)
-        lazy = _PixelArray(files.root, name, tuple(variable.shape), np.dtype("float32"), packing)
-        attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
-        dataset[name] = (variable.dims, indexing.LazilyIndexedArray(lazy), attributes)
-    return dataset
+        dataset[name] = _pixels(dataset, name, Packing.from_attributes(variable.attrs, variable.dtype))
+    return _chunked(dataset, chunks, block=1)
 
 
-def open_embeddings(store: str | os.PathLike[str]) -> xr.Dataset:
+def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> xr.Dataset:
     """Open an embedding store lazily, with every coordinate attached.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a finished store.
+    chunks
+        As for `open_cube`; ``"auto"`` takes whole shards.
 
     Returns
     -------
     ``embedding(crop, channel, row, col, feature)`` at level 256, ``embedding(crop, channel, feature)`` at
-    level 2k, as stored (float16, float32); NaN where there was nothing to embed. No dask arrays.
+    level 2k, float16 or float32 as stored; NaN where there was nothing to embed. Attributes as of `open_cube`.
 
     Raises
     ------
     SchemaError
-        If this is no finished embedding store, or one of int8, which earlier versions wrote.
+        If this is not a finished embedding store, or holds 8-bit integers.
     """
-    info = store_info(store, "embeddings")
-    if info.get("dtype") == "int8":
-        raise SchemaError(
-            f"{store}: embeddings of int8, which this version no longer reads; expected float16 or float32. Embed "
-            "again with --dtype float16."
-        )
-    dataset = _open(Files(store))
-    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
-    dataset.encoding["level"] = info.get("level")
-    return dataset
+    dataset, _ = _open(store, "embeddings")
+    return _chunked(dataset, chunks, block=dataset["embedding"].encoding["preferred_chunks"]["crop"])
 
 
 def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
@@ -131,6 +102,63 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
         If the store has no such grid.
     """
     return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
+
+
+def _open(store: str | os.PathLike[str], kind: Kind) -> tuple[xr.Dataset, dict[str, Any]]:
+    """A store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
+    info, files = store_info(store, kind), Files(store)
+    dataset = xr.open_zarr(
+        files.zarr(), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
+    )
+    # Times alone are decoded here: everything else keeps its codes for our own decoding.
+    for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
+        dataset[name] = xr.decode_cf(dataset[[name]])[name]
+    dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
+    for variable in dataset.variables.values():
+        edges = variable.encoding.get("shards") or variable.encoding["chunks"]
+        encoding = variable.encoding | {"preferred_chunks": dict(zip(variable.dims, edges, strict=True))}
+        variable.encoding = {k: v for k, v in encoding.items() if k in _KEPT_ENCODING}
+    dataset.attrs = {name: _as_text(value) for name, value in dataset.attrs.items()}
+    dataset.encoding = {"source": files.root}
+    return dataset, info
+
+
+def _as_text(value: Any) -> Any:
+    """An attribute as text or a number, which all formats can hold."""
+    return value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Variable:
+    """A channel's pixels lazily: packed codes, or values if a packing is given."""
+    variable = dataset[name].variable
+    dtype = variable.dtype if packing is None else np.dtype(np.float32)
+    lazy = _PixelArray(dataset.encoding["source"], name, tuple(variable.shape), dtype, packing)
+    coded = {} if packing is None else packing.to_attributes()
+    attributes = {k: v for k, v in variable.attrs.items() if k not in coded}
+    return xr.Variable(variable.dims, indexing.LazilyIndexedArray(lazy), attributes)
+
+
+def _chunked(dataset: xr.Dataset, chunks: Chunks, *, block: int) -> xr.Dataset:
+    """Data variables as Dask arrays of whole crops, a multiple of ``block`` at a time unless asked otherwise."""
+    if chunks is None:
+        return dataset
+    import dask  # takes as long as all else
+
+    if isinstance(chunks, str):
+        if chunks != "auto":
+            raise ValueError(f"chunks: got {chunks!r}; expected 'auto', a number of crops, a mapping or None")
+        largest = max(math.prod(v.shape[1:]) * v.dtype.itemsize for v in dataset.data_vars.values())
+        crops = dask.utils.parse_bytes(dask.config.get("array.chunk-size")) // max(1, largest)
+        sizes = {"crop": max(block, crops // block * block)}
+    else:
+        sizes = {"crop": chunks} if isinstance(chunks, int) else {"crop": block, **chunks}
+    return dataset.assign(
+        {
+            name: variable.chunk({dim: n for dim, n in sizes.items() if dim in variable.dims})
+            for name, variable in dataset.variables.items()
+            if name in dataset.data_vars
+        }
+    )
 
 
 class _PixelArray(BackendArray):
@@ -150,16 +178,11 @@ class _PixelArray(BackendArray):
             slice(*k.indices(n)) if isinstance(k, slice) else int(k)
             for k, n in zip(key, self.shape, strict=True)
         )
-        codes = reader(self.root, self.shape[0]).read_window(self.name, exact)
+        codes = _reader(os.getpid(), self.root, self.shape[0]).read_window(self.name, exact)
         return codes if self.packing is None else self.packing.decode(codes)
 
 
-_READERS: dict[tuple[int, str, int], PatchReader] = {}
-
-
-def reader(root: str, crops: int) -> PatchReader:
+@functools.lru_cache(maxsize=16)
+def _reader(pid: int, root: str, crops: int) -> PatchReader:
     """The process's reader of a store of so many crops, opened once."""
-    key = (os.getpid(), root, crops)
-    if key not in _READERS:
-        _READERS[key] = PatchReader(root)
-    return _READERS[key]
+    return PatchReader(root)

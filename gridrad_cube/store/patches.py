@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,11 @@ import zarr
 
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.storage import Files
-from gridrad_cube.store.attributes import cube_info
-from gridrad_cube.store.shard_layout import ShardLayout
-from gridrad_cube.store.shards import MISSING, ShardReader
+from gridrad_cube.store.layout import store_info
+from gridrad_cube.store.shards import MissingChunkError, ShardLayout, ShardReader, damage_error
 
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.
 WINDOW_PATCHES = 512
-
-
-class MissingChunkError(SchemaError):
-    """A chunk that should be there is missing, truncated or altered."""
 
 
 class PatchReader:
@@ -40,7 +35,12 @@ class PatchReader:
         Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
     """
 
-    def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+    ) -> None:
         self.files = Files(store)
         self.threads = threads
         self._info: dict[str, Any] | None = None
@@ -50,7 +50,7 @@ class PatchReader:
         self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "threads": self.threads}
+        return {name: getattr(self, name) for name in ("files", "threads")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("files").root, **state)  # type: ignore[misc]
@@ -62,7 +62,7 @@ class PatchReader:
     def info(self) -> dict[str, Any]:
         """The ``gridrad_cube`` attributes of the store."""
         if self._info is None:
-            self._info = cube_info(self.files.root)
+            self._info = store_info(self.files.root, "patches")
         return self._info
 
     @property
@@ -73,11 +73,8 @@ class PatchReader:
     def _shard_reader(self, variable: str) -> ShardReader:
         if variable not in self._shards:
             layout = ShardLayout.from_metadata(variable, self._metadata(variable))
-            if layout is None or math.prod(layout.chunk_shape) != self.patch**2:
-                raise SchemaError(
-                    f"{self.files.root}: {variable} is not stored as gridrad-cube writes it (a patch a chunk, a crop a "
-                    "shard); expected a store that was not encoded again. Read it with xarray.open_zarr."
-                )
+            if math.prod(layout.chunk_shape) != self.patch**2:
+                raise SchemaError(f"{self.files.root}: a chunk of {variable} is not a patch of the store")
             self._shards[variable] = ShardReader(self.files, layout, threads=self.threads)
         return self._shards[variable]
 
@@ -218,15 +215,6 @@ class PatchReader:
         place = {n: int(v) for n, v in zip(names, where, strict=False)}
         remedy = "gridrad-cube verify STORE --repair --source-root DIR"
         return damage_error(self.files.root, variable, place, reason, remedy)
-
-
-def damage_error(
-    root: str, variable: str, place: Mapping[str, int], reason: str, remedy: str
-) -> MissingChunkError:
-    """The error of a chunk that `ShardReader` could not give, by name."""
-    where = ", ".join(f"{name} {number}" for name, number in place.items())
-    what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
-    return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
 
 
 def _joined(patches: np.ndarray) -> np.ndarray:

@@ -1,81 +1,326 @@
-"""Patches straight from the shards of an array: index kept, whole batches at a time, checksums always checked.
+"""Chunks straight from the shards of an array: whole batches at a time, indexes kept, checksums always checked.
 
 A shard of Zarr v3 is its chunks one after the other and, at the end, an index: offset and length of every chunk
-(16 bytes each), then a CRC-32C. General readers fetch that index for every patch. Here it is kept, so that a
-random patch costs one read of its own bytes, one checksum and one decompression into the batch it belongs to.
+(16 bytes each), then a CRC-32C. General readers fetch that index for every chunk. Here it is kept, so that a random
+chunk costs one read of its own bytes, one checksum and one decompression into the batch that it belongs to.
 
 Threads share Python's lock: each system call and each decompression releases it and has to get it back. So local
-shards stay open (`shard_files`), and what is done for every patch is short.
+shards stay open, and what is done for every chunk is short.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import struct
 import threading
+import time
+import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
+import google_crc32c
 import numpy as np
+from numcodecs import blosc, zstd
 
 from gridrad_cube.launch import cores
+from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files
-from gridrad_cube.store.shard_files import DamagedShard, LocalShard, OpenShards, RemoteShard, ShardSource
-from gridrad_cube.store.shard_layout import ABSENT, ShardLayout, chunk_decoder
 
-#: Bytes of shard indexes that a reader keeps (16 a patch: of 4 million patches).
+#: Bytes of shard indexes that a reader keeps (16 a chunk: of 4 million chunks).
 INDEX_BYTES = 64 * 2**20
-#: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a patch.
+#: Largest number of shards that this process keeps open, and their largest share of the files that it may open.
+OPEN_SHARDS, OPEN_SHARE = 1024, 1 / 4
+#: Seconds for which an open shard is taken for the file at its path without looking.
+RECHECK_SECONDS = 1.0
+#: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a chunk.
 LOCAL_THREADS = 8
-#: Requests that are under way at a time, to a remote store: each is waited for much longer than it takes.
+#: Requests to a remote store that are under way at a time: each is waited for much longer than it takes.
 REMOTE_THREADS = 16
-#: Patches that a thread takes on at a time, at most: so many that it seldom asks, so few that all are busy to the end.
+#: Chunks that a thread takes at a time, at most: so many that it seldom asks, so few that all threads stay busy.
 TOGETHER = 16
-#: What `ShardReader.read` says of a patch that is not there; anything else says why it cannot be read.
+#: What `ShardReader.read` says of a chunk that is not there; anything else says why it cannot be read.
 MISSING = "missing"
+#: Offset and length, in an index, of a chunk that a shard does not have.
+ABSENT = 2**64 - 1
+#: Bytes of a CRC-32C, which follows the bytes that it belongs to.
+CHECKSUM_BYTES = 4
+
+_UINT32 = struct.Struct("<I")
 
 
-class _IndexCache:
-    """Shard indexes by shard, the least recently used dropped first."""
+class MissingChunkError(SchemaError):
+    """A chunk that should be there is missing, truncated or altered."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
-        self._kept: OrderedDict[int, tuple[Any, np.ndarray]] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def get(self, shard: int, stamp: Any) -> np.ndarray | None:
-        """The index of a shard, if it was kept with this stamp."""
+def damage_error(
+    root: str, variable: str, place: Mapping[str, int], reason: str, remedy: str
+) -> MissingChunkError:
+    """The error of a chunk that `ShardReader` could not give, by name."""
+    where = ", ".join(f"{name} {number}" for name, number in place.items())
+    what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
+    return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
+
+
+class DamagedShard(Exception):
+    """Bytes that are not what was written; says what is wrong with them."""
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """How an array lies in its shards."""
+
+    name: str
+    dtype: np.dtype[Any]
+    #: Chunks and shards along each dimension of the array, and chunks along each dimension of a shard.
+    extent: tuple[int, ...]
+    shards: tuple[int, ...]
+    chunks: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    separator: str
+    compressor: str | None
+    checksum: bool
+
+    @classmethod
+    def from_metadata(cls, name: str, metadata: Mapping[str, Any]) -> Self:
+        """Take the layout from an array's ``zarr.json``.
+
+        Raises
+        ------
+        SchemaError
+            If it is not a sharded array of little-endian numbers, compressed by blosc, zstd or not at all, with or
+            without a CRC-32C, whose shards have their index at the end.
+        """
+        try:
+            (codec,), keys, grid = metadata["codecs"], metadata["chunk_key_encoding"], metadata["chunk_grid"]
+            sharding = codec["configuration"]
+            (first, *rest), (index, *checks) = sharding["codecs"], sharding["index_codecs"]
+            names = [inner["name"] for inner in rest]
+            checksum = names[-1:] == ["crc32c"]
+            compressors = names[: len(names) - checksum]
+            dtype, shard = np.dtype(metadata["data_type"]), grid["configuration"]["chunk_shape"]
+            shape, chunk = metadata["shape"], sharding["chunk_shape"]
+            understood = (
+                (codec["name"], keys["name"], grid["name"]) == ("sharding_indexed", "default", "regular")
+                and sharding.get("index_location", "end") == "end"
+                and [check["name"] for check in checks] == ["crc32c"]
+                and all(c["name"] == "bytes" and _is_little(c) for c in (first, index))
+                and compressors in ([], ["blosc"], ["zstd"])
+                and dtype.kind in "iuf"
+            )
+        except (KeyError, TypeError, ValueError):
+            understood = False
+        if not understood:
+            raise SchemaError(
+                f"{name}: not stored in shards as gridrad-cube writes them; expected a store that was not encoded "
+                "again. Read it with xarray.open_zarr"
+            )
+        return cls(
+            name=name,
+            dtype=dtype.newbyteorder("<"),
+            extent=tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True)),
+            shards=tuple(-(-n // s) for n, s in zip(shape, shard, strict=True)),
+            chunks=tuple(s // c for s, c in zip(shard, chunk, strict=True)),
+            chunk_shape=tuple(chunk),
+            separator=keys.get("configuration", {}).get("separator", "/"),
+            compressor=compressors[0] if compressors else None,
+            checksum=checksum,
+        )
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of a shard's index, its checksum included."""
+        return 16 * math.prod(self.chunks) + CHECKSUM_BYTES
+
+    def index(self, data: bytes) -> np.ndarray:
+        """Offset and length of each chunk of a shard, (chunks, 2), from the shard's last `index_bytes`.
+
+        Raises
+        ------
+        DamagedShard
+            If there are fewer bytes, or the checksum differs.
+        """
+        if len(data) != self.index_bytes:
+            raise DamagedShard(f"the shard is truncated to {len(data)} bytes")
+        body, (checksum,) = data[:-CHECKSUM_BYTES], _UINT32.unpack(data[-CHECKSUM_BYTES:])
+        if google_crc32c.value(body) != checksum:
+            raise DamagedShard("the checksum of the shard's index differs")
+        return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+    def key(self, shard: int) -> str:
+        """Key of a shard by its number in C order."""
+        place = map(str, np.unravel_index(shard, self.shards))
+        return f"{self.name}/" + self.separator.join(["c", *place])
+
+    def decoder(self) -> Callable[[Any, np.ndarray], str | None]:
+        """A function that decodes one chunk into an array, and returns what is wrong with it, or None."""
+        checked, compressor = self.checksum, self.compressor
+        expected = math.prod(self.chunk_shape) * self.dtype.itemsize
+        # Local names: this runs for every chunk.
+        checksum, number, decompress = google_crc32c.value, _UINT32.unpack_from, blosc.decompress
+
+        def decode(data: Any, out: np.ndarray) -> str | None:
+            if checked:
+                end = len(data) - CHECKSUM_BYTES
+                if end < 0:
+                    return "the chunk is truncated"
+                (right,), data = number(data, end), data[:end]
+                if checksum(data) != right:
+                    return "its checksum differs"
+            try:
+                if compressor == "blosc":
+                    # Fewer bytes than expected would leave a part of the batch as it was.
+                    (size,) = number(data, 4)
+                    if size == expected:
+                        decompress(data, out)
+                        return None
+                else:
+                    if compressor is not None:
+                        data = np.frombuffer(zstd.decompress(data), np.uint8)
+                    size = len(data)
+                    if size == expected:
+                        out.reshape(-1).view(np.uint8)[:] = data
+                        return None
+            except (RuntimeError, ValueError, struct.error) as error:
+                return f"it cannot be decompressed: {error}"
+            return f"it holds {size} bytes; expected {expected}"
+
+        return decode
+
+
+def _is_little(codec: Mapping[str, Any]) -> bool:
+    return bool(codec.get("configuration", {}).get("endian", "little") == "little")
+
+
+class _Recent:
+    """Values by key, of which those that were used last are kept. For several threads."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.RLock()  # a finalizer may run within another call
+
+    def get(self, key: Any) -> Any:
+        """The value of a key, or None."""
         with self._lock:
-            found = self._kept.get(shard)
-            if found is None or found[0] != stamp:
-                return None
-            self._kept.move_to_end(shard)
-            return found[1]
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
 
-    def put(self, shard: int, stamp: Any, index: np.ndarray) -> None:
-        """Keep an index."""
+    def put(self, key: Any, value: Any, limit: int) -> None:
+        """Keep a value, among at most ``limit``."""
         with self._lock:
-            self._drop(shard)
-            self._kept[shard] = (stamp, index)
-            self.bytes += index.nbytes
-            while self.bytes > self.limit and len(self._kept) > 1:
-                self.bytes -= self._kept.popitem(last=False)[1][1].nbytes
+            self._kept[key] = value
+            self._kept.move_to_end(key)
+            while len(self._kept) > limit:
+                self._kept.popitem(last=False)
 
-    def drop(self, shard: int) -> None:
-        """Forget an index."""
+    def drop(self, key: Any) -> None:
+        """Forget a value."""
         with self._lock:
-            self._drop(shard)
+            self._kept.pop(key, None)
 
-    def _drop(self, shard: int) -> None:
-        found = self._kept.pop(shard, None)
-        if found is not None:
-            self.bytes -= found[1].nbytes
+    def drop_owner(self, owner: int) -> None:
+        """Forget the values whose keys begin with ``owner``."""
+        with self._lock:
+            for key in [key for key in list(self._kept) if key[0] == owner]:
+                self._kept.pop(key, None)
+
+
+#: Open local shards of all readers of this process, by reader and shard.
+_OPEN = _Recent()
+_OWNERS = itertools.count()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_OPEN.clear)  # another thread may have held the lock
+
+
+def _open_limit() -> int:
+    """How many shards this process may keep open."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 128
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_SHARDS if most == resource.RLIM_INFINITY else max(1, min(OPEN_SHARDS, int(most * OPEN_SHARE)))
+
+
+class _LocalShard:
+    """An open shard on a local disk; closed when nothing refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        status = os.fstat(self._descriptor)
+        self._size = status.st_size
+        #: Another stamp means another file, or other bytes.
+        self.stamp = _stamp(status)
+        self.index: np.ndarray | None = None
+        self._seen = time.monotonic()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
+        now = time.monotonic()
+        if now - self._seen >= RECHECK_SECONDS:
+            if _stamp(os.stat(self._path)) != self.stamp:
+                return False
+            self._seen = now
+        return True
+
+    def tail(self, size: int) -> bytes:
+        """The last bytes."""
+        return os.pread(self._descriptor, size, max(0, self._size - size))
+
+    def read(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Any]:
+        """Bytes of each (offset, size); None where they lie past the end."""
+        pread, descriptor, end = os.pread, self._descriptor, self._size
+        for offset, size in wanted:
+            if offset + size > end:  # an index may say anything
+                yield None
+                continue
+            data = pread(descriptor, size, offset)
+            while 0 < len(data) < size and (more := pread(descriptor, size - len(data), offset + len(data))):
+                data += more
+            yield np.frombuffer(data, np.uint8) if len(data) == size else None
+
+
+class _RemoteShard:
+    """A shard anywhere else. Its index is believed until a checksum differs."""
+
+    stamp = None
+
+    def __init__(self, files: Files, key: str) -> None:
+        self._files, self._key = files, key
+        self.index: np.ndarray | None = None
+
+    def tail(self, size: int) -> bytes:
+        """The last bytes."""
+        return self._files.read_tail(self._key, size)
+
+    def read(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Any]:
+        """Bytes of each (offset, size); None where they lie past the end."""
+        blocks = self._files.read_ranges(self._key, [(offset, offset + size) for offset, size in wanted])
+        for block, (_, size) in zip(blocks, wanted, strict=True):
+            yield np.frombuffer(block, np.uint8) if len(block) == size else None
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _Unit(NamedTuple):
-    """Some patches of one shard."""
+    """Some chunks of one shard."""
 
     shard: int
     #: Numbers of the chunks in the shard, and the places in the batch that they go to.
@@ -83,27 +328,10 @@ class _Unit(NamedTuple):
     places: np.ndarray
 
 
-class Process:
-    """The process that something was first used in; threads and locks do not survive a fork into another."""
-
-    def __init__(self) -> None:
-        self._pid: int | None = None
-
-    def check(self, root: str) -> None:
-        """Take note of this process, or refuse if it is a fork of the noted one."""
-        if self._pid is None:
-            self._pid = os.getpid()
-        elif self._pid != os.getpid():
-            raise RuntimeError(
-                f"{root}: this reader was opened before the process forked, and its threads did not "
-                "survive. Start workers with multiprocessing_context='spawn' or 'forkserver', or use threads."
-            )
-
-
 class ShardReader:
     """Read chunks of one sharded array into a batch, by the calling thread and others of its own.
 
-    Refuses in a process forked from the one that it was first used in.
+    Refuses in a process forked from the one that it was first used in: threads and locks do not survive a fork.
 
     Parameters
     ----------
@@ -114,28 +342,19 @@ class ShardReader:
     threads
         Threads that read and decompress, the caller's among them; None takes one a core, 8 at most, and 16 for
         a remote store.
-    index_bytes
-        How much to keep of the shards' indexes.
     """
 
-    def __init__(
-        self,
-        files: Files,
-        layout: ShardLayout,
-        *,
-        threads: int | None = None,
-        index_bytes: int = INDEX_BYTES,
-    ) -> None:
+    def __init__(self, files: Files, layout: ShardLayout, *, threads: int | None = None) -> None:
         self.files, self.layout = files, layout
         self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
-        self._process = Process()
-        self._indexes = _IndexCache(index_bytes)
-        self._open = OpenShards()
+        self._pid: int | None = None
+        self._indexes = _Recent()
+        self._owner = next(_OWNERS)
+        weakref.finalize(self, _OPEN.drop_owner, self._owner)
         self._pool: ThreadPoolExecutor | None = None
-        self._scratch = threading.local()
         self._starting = threading.Lock()
         self._callers = 0
-        self._decode = chunk_decoder(layout)
+        self._decode = layout.decoder()
 
     def __repr__(self) -> str:
         return f"ShardReader({self.files.root!r}, {self.layout.name!r})"
@@ -168,7 +387,7 @@ class ShardReader:
         OSError
             If the disk or network fails, which says nothing about the store.
         """
-        self._process.check(self.files.root)
+        self._check_process()
         targets = np.arange(len(index)) if places is None else np.asarray(places)
         if targets.size and not 0 <= targets.min() <= targets.max() < len(out):
             raise IndexError(f"{self!r}: places {targets.min()} to {targets.max()} in a batch of {len(out)}")
@@ -190,7 +409,7 @@ class ShardReader:
         futures: list[Future[None]] = []
         try:
             futures.extend(self._executor().submit(work) for _ in range(helpers))
-            work()  # rather than wait: waking threads up takes as long as reading some patches
+            work()  # rather than wait: waking threads up takes as long as reading some chunks
         finally:
             with self._starting:
                 self._callers -= 1
@@ -202,6 +421,15 @@ class ShardReader:
             raise errors[0]
         return failures
 
+    def _check_process(self) -> None:
+        if self._pid is None:
+            self._pid = os.getpid()
+        elif self._pid != os.getpid():
+            raise RuntimeError(
+                f"{self.files.root}: this reader was opened before the process forked, and its threads did not "
+                "survive. Start workers with multiprocessing_context='spawn' or 'forkserver', or use threads."
+            )
+
     def _executor(self) -> ThreadPoolExecutor:
         with self._starting:
             if self._pool is None:
@@ -209,7 +437,7 @@ class ShardReader:
             return self._pool
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
-        """Patches sorted by shard and chunk; a shard's in pieces that keep all threads busy."""
+        """Chunks sorted by shard and number; a shard's in pieces that keep all threads busy."""
         layout = self.layout
         outside = ((index < 0) | (index >= np.array(layout.extent))).any(axis=1)
         if outside.any():
@@ -232,60 +460,55 @@ class ShardReader:
     def _read_unit(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
         if any(what != MISSING for what in failures.values()):
-            # Rewritten in place while it was read, perhaps: once more with an index read anew.
+            # Rewritten in place while it was read, perhaps: once more with a new index.
             self._indexes.drop(unit.shard)
-            self._open.drop(unit.shard)
+            _OPEN.drop((self._owner, unit.shard))
             failures = self._attempt(unit, out, targets)
         return failures
 
     def _attempt(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         try:
             source = self._source(unit.shard)
-            index = self._index(unit.shard, source)
-            return self._read_chunks(unit, index, source, out, targets)
+            if source.index is None:
+                source.index = self._index(unit.shard, source)
+            return self._read_chunks(unit, source.index, source, out, targets)
         except FileNotFoundError:
             return dict.fromkeys(unit.places.tolist(), MISSING)
         except DamagedShard as error:
             return dict.fromkeys(unit.places.tolist(), str(error))
         except OSError as error:
-            error.add_note(f"while reading {self._path(unit.shard)}")
+            error.add_note(f"while reading {self.files.path(self.layout.key(unit.shard))}")
             raise
 
-    def _source(self, shard: int) -> LocalShard | RemoteShard:
-        if self.files.local:
-            return self._open.get(shard, self._path)
-        return RemoteShard(self.files, self.layout.key(shard))
+    def _source(self, shard: int) -> _LocalShard | _RemoteShard:
+        if not self.files.local:
+            return _RemoteShard(self.files, self.layout.key(shard))
+        found: _LocalShard | None = _OPEN.get((self._owner, shard))
+        if found is None or not found.is_current():
+            found = _LocalShard(self.files.path(self.layout.key(shard)))
+            _OPEN.put((self._owner, shard), found, _open_limit())
+        return found
 
-    def _path(self, shard: int) -> str:
-        return self.files.path(self.layout.key(shard))
-
-    def _index(self, shard: int, source: ShardSource) -> np.ndarray:
-        kept = self._indexes.get(shard, source.stamp)
-        if kept is None:
-            kept = self.layout.index(source.tail(self.layout.index_bytes))
-            self._indexes.put(shard, source.stamp, kept)
-        return kept
+    def _index(self, shard: int, source: _LocalShard | _RemoteShard) -> np.ndarray:
+        kept: tuple[Any, np.ndarray] | None = self._indexes.get(shard)
+        if kept is None or kept[0] != source.stamp:
+            kept = source.stamp, self.layout.index(source.tail(self.layout.index_bytes))
+            self._indexes.put(shard, kept, max(1, INDEX_BYTES // self.layout.index_bytes))
+        return kept[1]
 
     def _read_chunks(
-        self, unit: _Unit, index: np.ndarray, source: ShardSource, out: np.ndarray, targets: np.ndarray
-    ) -> dict[int, str]:
-        failures: dict[int, str] = {}
-        wanted = []
+        self, unit: _Unit, index: np.ndarray, source: _LocalShard | _RemoteShard, out: np.ndarray, targets: np.ndarray
+    ) -> dict[int, str]:  # fmt: skip
+        failures, wanted, places = dict[int, str](), [], []
         for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places.tolist(), strict=True):
             if offset == size == ABSENT:
                 failures[place] = MISSING
             else:
-                wanted.append((offset, size, place))
+                wanted.append((offset, size))
+                places.append(place)
         decode = self._decode
-        for data, place in source.read(wanted, self._buffer):
+        for data, place in zip(source.read(wanted), places, strict=True):
             wrong = "the shard is truncated" if data is None else decode(data, out[targets[place]])
             if wrong:
                 failures[place] = wrong
         return failures
-
-    def _buffer(self, size: int) -> Any:
-        """Bytes that this thread may use until it asks again."""
-        kept = getattr(self._scratch, "bytes", None)
-        if kept is None or len(kept) < size:
-            kept = self._scratch.bytes = np.empty(max(size, 2**18), np.uint8)
-        return kept[:size]
