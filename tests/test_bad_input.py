@@ -32,11 +32,11 @@ def test_source_that_vanishes_after_planning_is_told_and_can_come_back(sources, 
             shutil.move(victim, aside)
         return real(*task)
 
-    monkeypatch.setattr(pipeline, "write_source", vanishes)
+    monkeypatch.setattr(pipeline.run, "write_source", vanishes)
     report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
     assert [o.status for o in report.outcomes] == ["written", "failed", "written"]
     assert "No such file" in report.failed[0].reason
-    monkeypatch.setattr(pipeline, "write_source", real)
+    monkeypatch.setattr(pipeline.run, "write_source", real)
     # Not there at all: its row stays, as failed.
     assert [o.status for o in pipeline.preprocess(sources, tmp_path / "p.zarr").outcomes].count("failed") == 1
     shutil.move(aside, victim)
@@ -101,7 +101,7 @@ def test_half_written_store_does_not_open(sources, tmp_path, monkeypatch):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "finalise", stops)
+    monkeypatch.setattr(pipeline.run, "finalise", stops)
     with pytest.raises(KeyboardInterrupt):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
     for opens in (store.open_cube, store.open_packed, store.cube_info):

@@ -13,7 +13,7 @@ import pytest
 from small_data import write_sources
 
 from gridrad_cube import pipeline, store
-from gridrad_cube.pipeline.execution import SUBMITTED_PER_WORKER, executor
+from gridrad_cube.pipeline.work import SUBMITTED_PER_WORKER, executor
 from gridrad_cube.schema import Recipe, TileSpec
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
@@ -22,6 +22,8 @@ RECIPE = Recipe(tile=TileSpec(patch=32))
 def square(number):
     if number == 13:
         raise ValueError("thirteen")
+    if number is None:
+        raise TypeError("no number")
     return number * number
 
 
@@ -36,9 +38,14 @@ def test_tasks_are_submitted_a_few_at_a_time_and_each_gives_one_result():
                 most = max(most, len(client.futures))
                 assert number not in found
                 found[number] = result
+            with pytest.raises(TypeError, match="no number") as raised:
+                list(run(square, [(1,), (None,)]))
+            assert "in square" in raised.value.__notes__[0]
         assert client.status == "running"
     assert most <= SUBMITTED_PER_WORKER + 1
-    assert str(found.pop(13)) == "thirteen"
+    error = found.pop(13)
+    assert str(error) == "thirteen"
+    assert "in square" in error.__notes__[0]  # where it was raised, in the worker
     assert found == {i: i * i for i in range(200) if i != 13}
 
 

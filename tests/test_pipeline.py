@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 
+import h5py
 import netCDF4
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import xarray as xr
 from small_data import make_store, write_sources
 from synthetic_files import spoil
 
+import gridrad_cube
 from gridrad_cube import pipeline, readers, store
 from gridrad_cube.schema import Flag, QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
 
@@ -160,12 +163,12 @@ def test_interrupted_run_continues_to_the_same_store(sources, cube, tmp_path, mo
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(pipeline, "write_source", stops_at_third)
+    monkeypatch.setattr(pipeline.run, "write_source", stops_at_third)
     with pytest.raises(KeyboardInterrupt):
         pipeline.preprocess(sources, path, recipe=RECIPE)
     with pytest.raises(SchemaError, match="not finished"):
         store.open_cube(path)
-    monkeypatch.setattr(pipeline, "write_source", real)
+    monkeypatch.setattr(pipeline.run, "write_source", real)
     report = pipeline.preprocess(sources, path, recipe=RECIPE)
     assert (report.count("kept"), report.count("written")) == (2, 3)
     assert_same_store(cube, path)
@@ -254,9 +257,9 @@ def test_mended_source_does_not_block_later_runs(sources, tmp_path, monkeypatch)
             raise OSError(5, "Input/output error")
         return real(root, layout, recipe, entry, source)
 
-    monkeypatch.setattr(pipeline, "write_source", fails)
+    monkeypatch.setattr(pipeline.run, "write_source", fails)
     pipeline.preprocess(folder, path, recipe=RECIPE)
-    monkeypatch.setattr(pipeline, "write_source", real)
+    monkeypatch.setattr(pipeline.run, "write_source", real)
     os.utime(victim)  # downloaded again
     assert pipeline.preprocess(folder, path, recipe=RECIPE).count("written") == 1
     assert pipeline.preprocess(folder, path, recipe=RECIPE).count("kept") == 5
@@ -304,6 +307,58 @@ def test_later_files_are_appended_and_old_rows_stay(sources, cube, tmp_path):
     assert store.cube_info(path)["thresholds"] == thresholds
 
 
+def test_scene_passes_few_modules_and_is_opened_once_to_plan_and_once_to_write(
+    sources, tmp_path, monkeypatch
+):
+    opened, modules, package = [], set(), os.path.dirname(gridrad_cube.__file__)
+
+    def counted(kind):
+        return lambda *args, **options: opened.append(kind.__name__) or kind(*args, **options)
+
+    def profile(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(package) and code.co_name != "<module>":
+            modules.add(os.path.relpath(code.co_filename, package))
+
+    source = sorted(sources.rglob("*.nc"))[0]
+    pipeline.preprocess(source, tmp_path / "first.zarr", recipe=RECIPE)  # imports what is imported late
+    monkeypatch.setattr(netCDF4, "Dataset", counted(netCDF4.Dataset))
+    monkeypatch.setattr(h5py, "File", counted(h5py.File))
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        pipeline.preprocess(source, tmp_path / "p.zarr", recipe=RECIPE)
+    finally:
+        sys.setprofile(before)
+    assert opened == ["File", "Dataset", "File", "Dataset"]
+    assert len(modules) < 23, sorted(modules)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError, KeyError, AttributeError, AssertionError, NameError, ZeroDivisionError]
+)
+def test_error_of_the_program_ends_the_run_and_keeps_what_is_written(sources, tmp_path, monkeypatch, error):
+    real, calls = pipeline.write_source, []
+
+    def fails(*task):
+        calls.append(task)
+        if len(calls) == 3:
+            raise error("of the program")
+        return real(*task)
+
+    monkeypatch.setattr(pipeline.run, "write_source", fails)
+    with pytest.raises(error, match="of the program"):
+        pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
+    report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
+    assert (report.count("kept"), report.count("written")) == (2, 3)
+
+
+def test_error_of_the_program_while_planning_ends_the_run(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "inspect", lambda *_, **__: {}["header"])
+    with pytest.raises(KeyError, match="header"):
+        pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
+
+
 FAULTS = {
     "truncated": "truncated|cannot|HDF",
     "text": "not a netCDF file",
@@ -313,7 +368,8 @@ FAULTS = {
 }
 
 
-def test_one_bad_file_of_each_kind_stops_nothing(sources, tmp_path):
+def test_one_bad_file_of_each_kind_stops_nothing(sources, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG, "gridrad_cube")
     folder = tmp_path / "sources"
     shutil.copytree(sources, folder)
     bad = {}
@@ -339,6 +395,8 @@ def test_one_bad_file_of_each_kind_stops_nothing(sources, tmp_path):
         assert outcomes[name].status == "failed", fault
         assert any(word in outcomes[name].reason for word in FAULTS[fault].split("|")), outcomes[name].reason
         assert "\n" not in outcomes[name].reason
+        (record,) = (r for r in caplog.records if name in r.getMessage())
+        assert record.exc_info[2] is not None  # the traceback, which --debug shows
     table = xr.open_zarr(tmp_path / "patches.zarr", group="report", chunks=None)
     assert dict(zip(table["source"].values, table["status"].values, strict=True)) == {
         o.source: o.status for o in report.outcomes
@@ -357,13 +415,13 @@ def test_file_that_breaks_after_planning_keeps_its_row_and_can_be_mended(sources
             raise OSError(5, "Input/output error")
         return real(root, layout, recipe, entry, source)
 
-    monkeypatch.setattr(pipeline, "write_source", fails_once)
+    monkeypatch.setattr(pipeline.run, "write_source", fails_once)
     report = pipeline.preprocess(folder, path, recipe=RECIPE)
     assert [o.status for o in report.outcomes] == ["written", "written", "failed", "written", "written"]
     opened = store.open_cube(path)
     assert opened["status"].values.tolist() == [0, 0, 2, 0, 0]
     assert (opened["ir_brightness_temperature_flags"][2].values == Flag.unreadable).all()
-    monkeypatch.setattr(pipeline, "write_source", real)
+    monkeypatch.setattr(pipeline.run, "write_source", real)
     assert pipeline.preprocess(folder, path, recipe=RECIPE).count("written") == 1
     assert store.open_cube(path)["status"].values.tolist() == [0] * 5
 

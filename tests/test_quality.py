@@ -910,7 +910,7 @@ def test_clutter_removal_equals_the_plain_rules(mode, weak, seed):
 
 @pytest.mark.parametrize("mode", ["published", "fixed"])
 def test_clean_compares_the_floats_of_the_file_and_not_the_codes(mode):
-    from gridrad_cube.pipeline import radar
+    from gridrad_cube.pipeline import work
 
     rng = np.random.default_rng(5)
     km = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0])
@@ -922,18 +922,22 @@ def test_clean_compares_the_floats_of_the_file_and_not_the_codes(mode):
     index = np.flatnonzero(np.isfinite(dense))
     counts = np.full(dense.shape, 1, np.int8)  # one look: the filter keeps what is heavy
     header = SimpleNamespace(
-        shape=dense.shape, altitude_km=km, version="4.2", time=np.datetime64("2011-04-27", "s"), path="x"
+        shape=dense.shape[1:],
+        altitude_km=km,
+        format="gridrad_v4_2",
+        time=np.datetime64("2011-04-27", "s"),
+        path="x",
     )
     volume = readers.RadarVolume(
         header=header, levels=range(len(km)), index=index, values={"reflectivity": dense.ravel()[index]},
         weights={"reflectivity": np.full(index.size, 3, np.float32)}, nradobs=counts, nradecho=counts,
     )  # fmt: skip
     spec = quality.RadarQualitySpec(mode=mode)
-    cleaned = radar.clean(volume, ["reflectivity"], spec)["reflectivity"]
+    cleaned = work._clean(volume, ["reflectivity"], spec)["reflectivity"]
     expected = np.isfinite(plain_clutter(dense.astype(np.float64), km, mode))
     np.testing.assert_array_equal(cleaned >= 16, expected)
     assert 0 < expected.sum() < index.size
-    by_codes = quality.remove_clutter(radar._PACKING.encode(dense), km, radar._PACKING, mode)
+    by_codes = quality.remove_clutter(RADAR.packing.encode(dense), km, RADAR.packing, mode)
     assert ((by_codes >= 16) != expected).any()  # so the floats do decide
 
 

@@ -286,11 +286,11 @@ def test_rejected_patches_never_reach_training(road):
 def test_interrupted_cube_is_finished_by_the_same_command(tmp_path, monkeypatch):
     write_sources(tmp_path / "data", scenes=2, shape=(64, 64))
     real = pipeline.write_source
-    monkeypatch.setattr(pipeline, "write_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pipeline.run, "write_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ("preprocess", tmp_path / "data", "--store", tmp_path / "p.zarr", "--patch", 64)
     command(*arguments, status=1)
     assert "not finished" in command("info", tmp_path / "p.zarr", status=1)
-    monkeypatch.setattr(pipeline, "write_source", real)
+    monkeypatch.setattr(pipeline.run, "write_source", real)
     assert "2 written" in command(*arguments)
     assert xr.open_zarr(tmp_path / "p.zarr", chunks=None).sizes["crop"] == 2
 

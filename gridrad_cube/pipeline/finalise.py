@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube import quality, store
-from gridrad_cube.pipeline import radar
 from gridrad_cube.schema import (
     Flag,
     QualitySpec,
@@ -52,7 +51,6 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bo
     thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
     parts = _write_blocks(build, flagging, thresholds, anew)
     sums = _merged(parts)
-    radar_quality = radar.quality_spec(build.recipe.radar)
     attributes = {
         "Conventions": "CF-1.11",
         "title": "Crops and patches of gridded radar and satellite fields",
@@ -67,7 +65,7 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bo
             "training_statistics": {label: _summary(t) for label, t in sums["training"].items()},
             "flag_counts": sums["flags"],
             "software": _software(),
-            **({"radar_quality": radar_quality.to_dict()} if radar_quality and _has_radar(build) else {}),
+            **_radar_quality(build),
             "identity": build.identity(),
             "build_state": build.state(),
         },
@@ -103,8 +101,21 @@ def _write_blocks(
     return [block["sums"] for block in after.values()]
 
 
-def _has_radar(build: store.Build) -> bool:
-    return any(entry.format.startswith("gridrad") for entry in build.entries)
+def is_finished(build: store.Build) -> bool:
+    """Whether the store is there and was made from all that the log says."""
+    try:
+        return bool(store.cube_info(build.files.root).get("build_state") == build.state())
+    except (SchemaError, FileNotFoundError):  # there is none, or it cannot be read
+        return False
+
+
+def _radar_quality(build: store.Build) -> dict[str, Any]:
+    """Constants of the quality control of radar volumes, where the store has any."""
+    assert build.recipe is not None
+    has_radar = any(entry.format.startswith("gridrad") for entry in build.entries)
+    if not has_radar or build.recipe.radar.qc == "none":
+        return {}
+    return {"radar_quality": quality.RadarQualitySpec.of(build.recipe.radar).to_dict()}
 
 
 def _old_attributes(build: store.Build) -> dict[str, Any]:

@@ -1,19 +1,24 @@
-"""The unit of work: one source file to the shards of its crops and one record for the build log."""
+"""The unit of work, one source file to the shards of its crops and one record for the log; and running many of them."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import logging
 import os
+import sys
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from gridrad_cube import quality, readers, store, tiling
-from gridrad_cube.pipeline import radar
-from gridrad_cube.pipeline.plan import reading
 from gridrad_cube.schema import (
     CHANNELS,
     Flag,
@@ -23,6 +28,25 @@ from gridrad_cube.schema import (
     channel_label,
     default_reject,
 )
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Gives (number, result or exception) of ``function(*arguments)`` for each tuple of arguments, as they come.
+Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
+
+#: Files a worker may have waiting, so that the graph stays small however many there are.
+SUBMITTED_PER_WORKER = 4
+#: Errors of the program, not of a file.
+_PROGRAM = (
+    AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError,
+    ZeroDivisionError,
+)  # fmt: skip
+#: Of ``malloc.h``.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+#: Codes of bins that quality control removes, the same in every radar field of the table.
+_LOW_CONFIDENCE = int(CHANNELS["reflectivity"].packing.low_confidence or 0)
+_CLUTTER = int(CHANNELS["reflectivity"].packing.clutter or 0)
 
 
 def write_source(
@@ -38,13 +62,22 @@ def write_source(
         If the file is not what the plan says, or a channel is packed otherwise than in the store.
     """
     start = time.perf_counter()
-    files = store.Files(root)
     found = os.stat(path)
-    spec = radar.quality_spec(recipe.radar)
+    is_controlled = entry.format.startswith("gridrad") and recipe.radar.qc != "none"
     scene = readers.read_scene(
         path,
-        **reading(recipe, _labels(layout, entry)),
-        clean=None if spec is None else partial(radar.clean, spec=spec),
+        format=recipe.format,
+        channels=[
+            channel_label(name, altitude)
+            for name, channel in layout.channels.items()
+            if name in entry.channels
+            for altitude in (channel.altitudes_km or (None,))
+        ],
+        radar=recipe.radar,
+        variables=recipe.variables,
+        clean=functools.partial(_clean, spec=quality.RadarQualitySpec.of(recipe.radar))
+        if is_controlled
+        else None,
     )
     if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
         raise SchemaError(f"{path}: its time is not the one that was planned; it changed meanwhile")
@@ -52,8 +85,7 @@ def write_source(
         raise SchemaError(
             f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
         )
-    scene = scene.load()
-    store.write_grid(files, entry.grid, scene["latitude"].values, scene["longitude"].values)
+    store.write_grid(store.Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
     windows = (tiling.Window(y, x, *layout.crop) for y, x in entry.windows)
     crops = (tiling.cut(scene, window, layout.patch) for window in windows)
     record = write_crops(root, layout, recipe, entry, crops, path)
@@ -107,16 +139,6 @@ def write_crops(
     )
 
 
-def _labels(layout: store.CubeLayout, entry: store.Entry) -> tuple[str, ...]:
-    """Labels of the store's channels that this scene offers."""
-    return tuple(
-        channel_label(name, altitude)
-        for name, channel in layout.channels.items()
-        if name in entry.channels
-        for altitude in (channel.altitudes_km or (None,))
-    )
-
-
 def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArray) -> None:
     found = Packing.from_attributes(variable.attrs, variable.dtype)
     if found != channel.packing:
@@ -160,3 +182,181 @@ def _histogram(variable: xr.DataArray, flags: np.ndarray) -> np.ndarray:
     channel = CHANNELS[str(variable.name)]
     clean = (flags & int(default_reject(channel.kind))) == 0
     return quality.clean_histogram(variable.values, packing, channel, clean)
+
+
+# --- quality control of radar volumes, on the native grid and before anything is derived
+
+
+def _clean(
+    volume: readers.RadarVolume, fields: Collection[str], spec: quality.RadarQualitySpec
+) -> dict[str, np.ndarray]:
+    """Remove low-confidence bins and clutter from fields of a GridRad volume: the ``clean`` of `read_scene`.
+
+    In the published order: the low-confidence filter and the dual-polarisation test on the listed bins, then
+    speckle, weak columns and echo below anvils on the dense grid. What is removed keeps a code that says why.
+    Version 4.1 files have no weights and counts, and skip the filter.
+
+    Returns
+    -------
+    Codes of all levels, ``(altitude, latitude, longitude)`` uint16, for reflectivity and each of ``fields``.
+    """
+    states = _states_of_bins(volume, spec)
+    _add_clutter(volume, spec, states)
+    return {
+        name: readers.densify(volume, name, states=states)
+        for name in dict.fromkeys(("reflectivity", *fields))
+    }
+
+
+def _add_clutter(volume: readers.RadarVolume, spec: quality.RadarQualitySpec, states: np.ndarray) -> None:
+    """Find clutter and speckle on the dense grid, by the file's own floats, and add them to the states of bins."""
+    stored = CHANNELS["reflectivity"].packing
+    _, packing = quality.exact_codes(np.zeros(0, np.float32), stored)
+    dense = readers.densify(
+        volume,
+        "reflectivity",
+        states=states,
+        encoding=lambda values: quality.exact_codes(values, stored)[0],
+    )
+    quality.remove_clutter(dense, volume.header.altitude_km, packing, spec=spec, out=dense)
+    for plane, level in zip(dense, volume.levels, strict=True):
+        part = volume.part(level)
+        bins = plane.reshape(-1)[volume.index[part] - level * volume.plane]
+        states[part][bins == _CLUTTER] = _CLUTTER
+
+
+def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
+    """Per listed bin the code of why it goes, 0 where it stays; a level at a time, which bounds the memory."""
+    states = np.zeros(len(volume.index), np.uint8)
+    for level in volume.levels:
+        part = volume.part(level)
+        values = volume.values["reflectivity"][part]
+        if volume.nradobs is not None and volume.nradecho is not None:
+            keep = quality.filter_low_confidence(
+                values,
+                volume.weights["reflectivity"][part],
+                volume.at_bins(volume.nradobs, level),
+                volume.at_bins(volume.nradecho, level),
+                version=volume.version,
+                year=int(volume.header.time.astype("datetime64[Y]").astype(int)) + 1970,
+                spec=spec,
+            )
+            states[part][~keep] = _LOW_CONFIDENCE
+        if "correlation_coefficient" in volume.values:
+            kept = states[part] == 0
+            keep = quality.filter_dual_polarisation(
+                np.where(kept, values, np.nan),
+                np.where(kept, volume.values["correlation_coefficient"][part], np.nan),
+                np.full(values.shape, volume.header.altitude_km[level]),
+                spec=spec,
+            )
+            states[part][kept & ~keep] = _CLUTTER
+    return states
+
+
+# --- many tasks, in this process or over Dask
+
+
+@contextmanager
+def executor(client: Client | None, workers: int, scheduler: str | None) -> Iterator[Runner]:
+    """Give a `Runner`: in this process for one worker, else over Dask with a bounded number of tasks under way.
+
+    What a task raises about its file is its result. An error of the program (TypeError, KeyError and the like) is
+    raised here and ends the run.
+    """
+    if client is None and scheduler is None and workers <= 1:
+        yield _run_here
+        return
+    from distributed import Client, LocalCluster
+
+    if client is not None:
+        yield lambda f, args: _run_dask(client, f, args)
+        return
+    if scheduler is not None:
+        by = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
+        with Client(**by, set_as_default=False) as connected:
+            yield lambda f, args: _run_dask(connected, f, args)
+        return
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as own,
+    ):
+        yield lambda f, args: _run_dask(own, f, args)
+        # Workers that are closed in the middle of a heartbeat log that as an error.
+        own.run(_log_no_more)
+
+
+def _log_no_more() -> None:
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Let this process keep the memory of arrays that it has let go of, up to 256 MiB, where glibc manages it.
+
+    Dask's nannies set MALLOC_TRIM_THRESHOLD_, with which glibc asks the system again for every array of 128 kB or more;
+    faulting those pages in took half of the time of a scene.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+            mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+
+
+def _run_here(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, Any]]:
+    for i, args in enumerate(arguments):
+        yield i, _checked(_result(function, args))
+
+
+def _result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What a task gives, or its exception: a fault met in one file must not stop the others."""
+    _keep_memory()
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
+
+
+def _remote_result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """As `_result`, in a worker: pickling drops the traceback of an exception, so it goes into a note."""
+    result = _result(function, args)
+    if isinstance(result, Exception):
+        result.add_note("In the worker:\n" + "".join(traceback.format_exception(result)))
+    return result
+
+
+def _checked(result: Any) -> Any:
+    if isinstance(result, _PROGRAM):
+        raise result
+    return result
+
+
+def _run_dask(
+    client: Client, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, Any]]:
+    from distributed import as_completed
+
+    workers = max(1, len(client.scheduler_info().get("workers", {})))
+    waiting = iter(enumerate(arguments))
+    futures: dict[Any, int] = {}
+
+    def submit() -> Any:
+        for i, args in waiting:
+            future = client.submit(_remote_result, function, args, pure=False)
+            futures[future] = i
+            return future
+        return None
+
+    pool = as_completed(loop=client.loop)
+    for _ in range(min(workers * SUBMITTED_PER_WORKER, len(arguments))):
+        pool.add(submit())
+    for future in pool:
+        i = futures.pop(future)
+        error = future.exception()  # of Dask itself: a task that killed several workers
+        yield i, _checked(future.result() if error is None else error)
+        following = submit()
+        if following is not None:
+            pool.add(following)

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from gridrad_cube.pipeline import Source
+from gridrad_cube.pipeline import SourceFile
 from gridrad_cube.readers import parse_stamp
 from gridrad_cube.schema import TIME_FILL, SchemaError
 
@@ -41,7 +41,7 @@ _SLICE = re.compile(r"(crop|patch)_(\d+)_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
-class OldSource(Source):
+class OldSource(SourceFile):
     """Files of the predecessor that are one source of a cube: a file, or all files of one scene.
 
     ``name`` is that of the file, or of the scene with ``.pt``; ``path`` the file, or the folder of the scene's files.

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.schema import Packing, SchemaError
+from gridrad_cube.schema import Packing, RadarSpec, SchemaError, build_spec
 
 Mode = Literal["published", "fixed"]
 
@@ -63,6 +63,18 @@ class RadarQualitySpec:
             raise SchemaError(f"mode: got {self.mode!r}; expected published or fixed")
         if self.speckle_window < 1 or self.speckle_window % 2 == 0:
             raise SchemaError(f"speckle_window: got {self.speckle_window}; expected an odd number of bins")
+
+    @classmethod
+    def of(cls, radar: RadarSpec) -> RadarQualitySpec:
+        """The constants that a recipe asks for: the published ones, and those that it gives."""
+        given: dict[str, Any] = dict(radar.qc_constants)
+        for name, value in given.items():
+            kind = type(getattr(cls, name, value))
+            if kind(value) != value:
+                raise SchemaError(f"qc_constants: {name} is {kind.__name__}, got {value}")
+            given[name] = kind(value)
+        spec: RadarQualitySpec = build_spec(cls, {"mode": radar.qc, **given})
+        return spec
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types, for attributes."""

@@ -1,0 +1,558 @@
+"""Building a cube: find the files, plan them, write what the plan lacks, finish the store; extend and repair it.
+
+A plan gives each file its rows for good. The unit of work is a file (`gridrad_cube.pipeline.work`): a run that was
+interrupted resumes with the files that are not written.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from gridrad_cube import quality, readers, store, tiling
+from gridrad_cube.pipeline.finalise import finalise, is_finished
+from gridrad_cube.pipeline.work import Runner, executor, write_source
+from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_logger = logging.getLogger(__name__)
+
+#: Suffixes of files that a folder is searched for.
+_SUFFIXES = (".nc", ".nc4", ".cdf")
+#: Errors of the place that is written to: no other file would fare better.
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file found: its name relative to the root that was given, and where it is."""
+
+    name: str
+    path: str
+
+    def stat(self) -> tuple[int, int]:
+        """Size in bytes and modification time in nanoseconds."""
+        found = os.stat(self.path)
+        return found.st_size, found.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source file: ``written``, ``kept`` (already there), ``skipped`` or ``failed``."""
+
+    source: str
+    status: str
+    reason: str = ""
+    crops: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One outcome for each source file, in the order of the plan; files that could not be planned come last."""
+
+    store: str
+    outcomes: tuple[Outcome, ...]
+
+    def count(self, status: str) -> int:
+        """Number of files with this outcome."""
+        return sum(o.status == status for o in self.outcomes)
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Files that failed."""
+        return tuple(o for o in self.outcomes if o.status == "failed")
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self.count(s)} {s}" for s in ("written", "kept", "skipped", "failed"))
+        crops = sum(o.crops for o in self.outcomes)
+        lines = [f"{self.store}: {len(self.outcomes)} files: {counts}; {crops} crops"]
+        lines += [f"  {o.status:8}{o.source}: {o.reason}" for o in self.outcomes if o.reason]
+        return "\n".join(lines)
+
+
+def preprocess(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    store_path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    client: Client | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    retries: int = 2,
+    progress: bool = False,
+) -> Report:
+    """Build a cube of patches from source files, or continue or extend one.
+
+    What is already written and verified stays; the rest of the plan is done; new files are appended. One
+    bad file never stops the others; an error of the program does. The store appears, or grows, when all are done.
+
+    Parameters
+    ----------
+    sources
+        Files and folders (searched for netCDF files).
+    store_path
+        Path or URL of the store.
+    recipe
+        What to make of them; None takes that of an existing store, else the defaults.
+    client
+        Dask client to use; it is never closed here.
+    workers
+        Without a client: 1 works in this process, more start that many processes of one thread each.
+    scheduler
+        Address of a running Dask scheduler, or the path of its scheduler file.
+    retries
+        How often a file is tried again after an error of disk or network.
+    progress
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    What became of each file. The traceback of each failure is logged at level DEBUG.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a source is not there.
+    SchemaError
+        If no source file is found, the store has another recipe, a written source has changed, two files
+        hold the same scene, somebody else writes to the store, or other processes could not reach it.
+    """
+    if recipe is not None and recipe.radar.qc_constants:
+        quality.RadarQualitySpec.of(recipe.radar)  # refuses an unknown constant before any file is read
+    found = find_sources(sources)
+    build = store.Build(store_path)
+    if build.layout is None and build.files.names() and not build.files.exists("_build"):
+        raise SchemaError(
+            f"{store_path}: there is something here that is no store under construction; give a new path"
+        )
+    if not build.files.shared and (client is not None or scheduler or workers > 1):
+        raise SchemaError(f"{store_path}: lives in this process alone; build it with workers=1 and no client")
+    with executor(client, workers, scheduler) as run, build.lease():
+        build = store.Build(store_path)  # what a writer before us did is seen only under the lease
+        recipe = _recipe(build, recipe)
+        found = _under_known_names(build, found)
+        try:
+            refused = _plan(build, recipe, found, run, progress)
+            outcomes = write_plan(build, found, run, progress, retries)
+        finally:
+            build.flush()
+        if not build.entries:
+            reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
+            raise SchemaError(f"{store_path}: no file can be used, so there is no store:\n{reasons}")
+        if not is_finished(build):
+            finalise(build)
+    return Report(os.fspath(store_path), (*outcomes, *refused))
+
+
+def repair(
+    store_path: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+) -> list[Outcome]:
+    """Rebuild damaged shards of a store from its sources, and only those.
+
+    Parameters
+    ----------
+    sources
+        Root folders (or files) that the store was built from.
+
+    Returns
+    -------
+    What became of each source with a damaged shard.
+    """
+    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    build = store.Build(store_path)
+    if build.layout is None:
+        raise SchemaError(f"{store_path}: no build log in it; nothing to repair by")
+    with build.lease():
+        damaged = {d.source for d in store.verify(store_path)}
+        files = {s.name: s for s in find_sources(roots)}
+        outcomes = []
+        assert build.recipe is not None
+        for entry in (e for e in build.entries if e.source in damaged):
+            try:
+                if entry.source not in files:
+                    raise FileNotFoundError(f"{entry.source}: not under --source-root")
+                check_unchanged(build, files[entry.source])
+                record = write_source(
+                    build.files.root, build.layout, build.recipe, entry, files[entry.source].path
+                )
+            except (OSError, ValueError) as error:
+                _logger.debug("%s failed", entry.source, exc_info=error)
+                outcomes.append(Outcome(entry.source, "failed", reason(error)))
+                continue
+            build.record(record)
+            outcomes.append(_outcome(record, len(entry.windows)))
+        build.flush()
+        finalise(build, anew=True)
+    return outcomes
+
+
+def _recipe(build: store.Build, wanted: Recipe | None) -> Recipe:
+    """The recipe of a store; refuses another one."""
+    if build.recipe is None:
+        return wanted or Recipe()
+    if wanted is None:
+        return build.recipe
+    if not wanted.channels or sorted(wanted.channels) == sorted(build.recipe.channels):  # in any order
+        wanted = replace(wanted, channels=build.recipe.channels)
+    old, new = build.recipe.to_dict(), wanted.to_dict()
+    changed = {k: (old[k], new[k]) for k in old if old[k] != new[k]}
+    if changed:
+        text = "; ".join(f"{k}: store {a}, asked {b}" for k, (a, b) in changed.items())
+        hint = " Thresholds change with: gridrad-cube reflag." if "quality" in changed else ""
+        raise SchemaError(f"{build.files.root}: built with another recipe ({text}). Use a new --store.{hint}")
+    return build.recipe
+
+
+# --- source files
+
+
+def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
+    """Files named, and netCDF files under folders named; sorted, each with a name relative to its root.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path is not there.
+    SchemaError
+        If a folder holds no netCDF file, or two roots hold a file of the same relative name.
+    """
+    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    found: dict[str, SourceFile] = {}
+    paths: set[str] = set()
+    for root in map(Path, roots):
+        if root.is_dir():
+            pairs = [(p.relative_to(root).as_posix(), p) for p in _netcdf_files(root)]
+            if not pairs:
+                raise SchemaError(f"{root}: no netCDF file ({', '.join(_SUFFIXES)}) in this folder or below")
+        elif root.exists():
+            pairs = [(root.name, root)]
+        else:
+            raise FileNotFoundError(f"{root}: no such file or folder")
+        for name, path in pairs:
+            source = SourceFile(name, str(path.resolve()))
+            if source.path in paths:
+                continue  # given twice: by its name and by its folder, or through a link
+            if name in found:
+                raise SchemaError(f"{path}: another source of the same relative name: {found[name].path}")
+            found[name] = source
+            paths.add(source.path)
+    return sorted(found.values(), key=lambda s: s.name)
+
+
+def _netcdf_files(root: Path) -> Iterator[Path]:
+    """Files with a netCDF suffix under a folder, through links to folders too, each folder once."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in _SUFFIXES)
+
+
+def _under_known_names(build: store.Build, found: Sequence[SourceFile]) -> list[SourceFile]:
+    """Give a file the name that it has in the plan already, where it was found from another root then."""
+    files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
+    out: dict[str, SourceFile] = {}
+    for source in found:
+        same = files.get((source.name.rsplit("/", 1)[-1], *source.stat()))
+        named = source if source.name in build.number or same is None else replace(source, name=same)
+        out.setdefault(named.name, named)
+    return list(out.values())
+
+
+def check_unchanged(build: store.Build, source: SourceFile) -> None:
+    """Refuse a written source whose size or time of modification is another now."""
+    record = build.outcome(build.number[source.name])
+    if record and record.status == "written" and (record.size, record.mtime_ns) != source.stat():
+        raise SchemaError(
+            f"{source.path}: changed since it was written to {build.files.root} (size or time of modification). "
+            "Put the old file back, or build a new store."
+        )
+
+
+# --- the plan
+
+
+class _Planned(NamedTuple):
+    """What a header says of a file: its entry of the plan, as yet without a row, and what its crops look like."""
+
+    entry: store.Entry
+    crop: tuple[int, int]
+    channels: Mapping[str, store.ChannelLayout]
+    coordinates: tuple[str, ...]
+
+
+def _plan(
+    build: store.Build, recipe: Recipe, found: Sequence[SourceFile], run: Runner, progress: bool
+) -> list[Outcome]:
+    """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
+    for source in found:
+        if source.name in build.number:
+            check_unchanged(build, source)
+    new = [s for s in found if s.name not in build.number]
+    results = run(_read_header, [(source, recipe) for source in new])
+    planned: list[_Planned] = []
+    refused: list[Outcome] = []
+    offered: dict[str, tuple[_Planned, store.ChannelLayout]] = {}  # by the first scene that has it
+    for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
+        if isinstance(result, Exception):
+            refused.append(_refuse(build, new[i], result))
+            continue
+        planned.append(result._replace(channels={}))
+        for name, channel in result.channels.items():
+            if name not in offered or _order(result) < _order(offered[name][0]):
+                offered[name] = planned[-1], channel
+    planned.sort(key=_order)
+    files = {source.name: source for source in new}
+    layout = build.layout
+    if layout is None:
+        if not planned:
+            return sorted(refused, key=lambda o: o.source)
+        channels = {name: channel for name, (_, channel) in offered.items()}
+        layout = _layout(recipe, planned, channels, files[planned[0].entry.source].path)
+        own = tuple(n for n, channel in layout.channels.items() if channel.channel.kind != "other")
+        recipe = replace(recipe, channels=recipe.channels or own)
+    entries: list[store.Entry] = []
+    row = build.rows
+    for entry, crop, _, _ in planned:
+        if crop[0] > layout.crop[0] or crop[1] > layout.crop[1]:
+            error = SchemaError(
+                f"needs crops of {crop} px, but this store has {layout.crop}. Build another store for it, or "
+                "cut windows that fit (--crop, --placement)."
+            )
+            refused.append(_refuse(build, files[entry.source], error))
+            continue
+        entries.append(replace(entry, row=row))
+        row += len(entry.windows)
+    store.check_duplicates(build.entries, entries)
+    if not recipe.mixed_lattices:
+        _check_lattices(build, [*build.entries, *entries])
+    if build.layout is None:
+        build.begin(recipe, layout, entries)
+    else:
+        build.extend(entries)
+    return sorted(refused, key=lambda o: o.source)
+
+
+def _order(planned: _Planned) -> tuple[int, str]:
+    return planned.entry.time, planned.entry.source
+
+
+def _read_header(source: SourceFile, recipe: Recipe) -> _Planned:
+    """Plan one file by its header. The header itself stays here: it holds the position of every pixel."""
+    header = readers.inspect(
+        source.path,
+        format=recipe.format,
+        channels=recipe.channels,
+        radar=recipe.radar,
+        variables=recipe.variables,
+    )
+    moment = header.time.astype("datetime64[s]")
+    windows = tiling.windows(header.shape, recipe.tile, f"{header.product}/{moment}", header.lattice)
+    size, mtime = source.stat()
+    entry = store.Entry(
+        source=source.name,
+        size=size,
+        mtime_ns=mtime,
+        row=0,
+        grid=header.grid_id,
+        shape=header.shape,
+        time=int(moment.astype(np.int64)),
+        product=header.product,
+        format=header.format,
+        channels=header.channels,
+        windows=tuple((w.y, w.x) for w in windows),
+    )
+    channels = {}
+    for name, about in header.fields.items():
+        attributes = dict(about.attributes) | about.packing.to_attributes()
+        altitudes = header.altitudes if len(about.dims) == 3 else ()
+        said = {"dtype": about.packing.dtype, "attributes": attributes, "altitudes_km": altitudes}
+        channels[name] = store.ChannelLayout.from_dict(name, said)
+    further = {
+        "observation_time": header.observation_time is not None,
+        "satellite_zenith_angle": header.satellite_longitude is not None,
+    }
+    crop = tiling.crop_shape(header.shape, recipe.tile, header.lattice)
+    return _Planned(entry, crop, channels, tuple(name for name, is_there in further.items() if is_there))
+
+
+def _layout(
+    recipe: Recipe, planned: Sequence[_Planned], channels: Mapping[str, store.ChannelLayout], example: str
+) -> store.CubeLayout:
+    """What the crops of a new store have in common: the union of channels, the largest crop."""
+    asked = [label.split("@")[0] for label in recipe.channels]
+    lacking = [name for name in asked if name not in CHANNELS and name not in channels]
+    if lacking:
+        raise SchemaError(
+            f"channels: no file has {lacking}; expected some of {list(CHANNELS)}, or variables that a file has. "
+            f"List them with: gridrad-cube info {example}"
+        )
+    rank = {name: number for number, name in enumerate(dict.fromkeys((*CHANNELS, *asked)))}
+    names = sorted(channels, key=lambda name: (rank.get(name, len(rank)), name))
+    further = dict.fromkeys(name for p in planned for name in p.coordinates)
+    always = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
+    layout = store.CubeLayout(
+        channels={name: channels[name] for name in names},
+        crop=(max(p.crop[0] for p in planned), max(p.crop[1] for p in planned)),
+        patch=recipe.tile.patch,
+        codec=recipe.codec,
+        coordinates=(*always, *sorted(further)),
+    )
+    return replace(layout, rows_per_chunk=store.block_length(layout, len(planned)))
+
+
+def _check_lattices(build: store.Build, entries: Sequence[store.Entry]) -> None:
+    formats = {entry.format for entry in entries}
+    if "gridrad_v3_1" in formats and any(f.startswith("gridrad_v4") for f in formats):
+        raise SchemaError(
+            f"{build.files.root}: GridRad v3.1 and v4 lie on different lattices (0.02 and 1/48 degree) and do not "
+            "belong in one store. Build two, or pass --mixed-lattices if their pixels need not align."
+        )
+
+
+# --- what is written, and what becomes of each file
+
+
+def write_plan(
+    build: store.Build,
+    found: Sequence[SourceFile],
+    run: Runner,
+    progress: bool,
+    retries: int,
+    *,
+    write: Callable[..., store.Record] | None = None,
+    title: str = "preprocess",
+) -> list[Outcome]:
+    """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan.
+
+    Parameters
+    ----------
+    write
+        The unit of work, with the parameters of `write_source`, which it is if None.
+    title
+        Of the progress bar.
+    """
+    paths = {s.name: s.path for s in found}
+    damaged = build.damaged_rows()
+    outcomes: dict[int, Outcome] = {}
+    todo = []
+    for number, entry in enumerate(build.entries):
+        rows = slice(entry.row, entry.rows.stop)
+        if build.is_written(number) and not damaged[rows].any():
+            outcomes[number] = Outcome(entry.source, "kept", crops=len(entry.windows))
+        elif entry.source in paths:
+            todo.append(number)
+        else:
+            outcomes[number] = _not_given(build, number)
+    if todo:
+        task = retries, write or write_source, build.files.root, build.layout, build.recipe
+        entries = (build.entries[number] for number in todo)
+        tasks = [(*task, entry, paths[entry.source]) for entry in entries]
+        for i, result in tqdm(run(_attempt, tasks), title, len(todo), unit="file", disable=not progress):
+            outcomes[todo[i]] = _account(build, todo[i], result)
+    return [outcomes[n] for n in range(len(build.entries))]
+
+
+def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> store.Record:
+    """Write a source, again after a fault of the disk or the network; what is wrong with a file stays wrong."""
+    for attempt in range(retries + 1):
+        try:
+            return write(*task)
+        except OSError as error:
+            if attempt == retries or isinstance(error, FileNotFoundError) or error.errno in _FATAL:
+                raise
+            time.sleep(2.0**attempt / 4)
+    raise AssertionError("unreachable")
+
+
+def _account(build: store.Build, number: int, result: Any) -> Outcome:
+    """Put what became of a task into the log."""
+    entry = build.entries[number]
+    if isinstance(result, store.RemoteError):
+        raise result
+    if isinstance(result, OSError) and _is_of_the_store(build, result):
+        raise OSError(
+            result.errno,
+            f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
+        )
+    record: store.Record = _failure(entry, result) if isinstance(result, Exception) else result
+    if record.status == "written" or not build.is_written(number):
+        build.record(record)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
+    return _outcome(record, len(entry.windows))
+
+
+def _is_of_the_store(build: store.Build, error: OSError) -> bool:
+    """Whether an error is of the place that is written to, so that no other file would fare better."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return error.errno in _FATAL or (refused and str(error.filename).startswith(build.files.root))
+
+
+def _not_given(build: store.Build, number: int) -> Outcome:
+    """A planned source that is not written whole and not among SOURCE now: what is known of it stays."""
+    entry = build.entries[number]
+    if build.is_written(number):
+        why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"
+        return Outcome(entry.source, "failed", why, len(entry.windows))
+    record = build.outcome(number)
+    if record is None:
+        record = _failure(entry, FileNotFoundError("planned, not written, and not among SOURCE now"))
+        build.record(record)
+    return _outcome(record)
+
+
+def _failure(entry: store.Entry, error: Exception) -> store.Record:
+    _logger.debug("%s failed", entry.source, exc_info=error)
+    return store.Record(
+        source=entry.source,
+        status="failed",
+        size=entry.size,
+        mtime_ns=entry.mtime_ns,
+        reason=reason(error),
+    )
+
+
+def _refuse(build: store.Build, source: SourceFile, error: Exception) -> Outcome:
+    """Record a file that cannot be planned."""
+    _logger.debug("%s cannot be planned", source.name, exc_info=error)
+    size = os.stat(source.path).st_size if os.path.exists(source.path) else 0
+    record = store.Record(
+        source=source.name, status="skipped" if size == 0 else "failed", size=size, reason=reason(error)
+    )
+    if build.refused.get(source.name) != record:
+        build.record(record)
+    return _outcome(record)
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why a file failed; the type too where it is no error about the file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def _outcome(record: store.Record, crops: int = 0) -> Outcome:
+    """The outcome that a record of the build log tells; ``crops`` is how many it planned."""
+    return Outcome(
+        record.source,
+        record.status,
+        record.reason,
+        crops if record.status == "written" else 0,
+        record.bytes,
+        record.seconds,
+    )
