@@ -38,12 +38,13 @@ import machine
 import numpy as np
 import storms
 from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.preprocessing import StandardScaler
 
 from gridrad_cube import pipeline, store
 from gridrad_cube.embedding import embed
-from gridrad_cube.evaluation import CHOOSE, FIT, TEST, describe_pixels, rank_me, ridge
+from gridrad_cube.evaluation import CHOOSE, FIT, TEST, describe_pixels, ridge
 from gridrad_cube.schema import Packing, RadarSpec, Recipe
+from gridrad_cube.similarity import rank_me, unit_rows
 from gridrad_cube.training import load_config, train
 
 CHANNEL = "reflectivity_column_maximum"
@@ -224,7 +225,7 @@ def schedule(trial: Trial, steps: int, samples: int) -> dict[str, Any]:
 
 def hits(vectors: np.ndarray) -> np.ndarray:
     """Share of the pairs of frames in which each system finds itself an hour or more later, (systems,)."""
-    unit = normalize(_rows(vectors)).reshape(vectors.shape)
+    unit = unit_rows(vectors)
     found = [(unit[:, a] @ unit[:, b].T).argmax(axis=1) == np.arange(len(unit)) for a, b in PAIRS]
     return np.asarray(np.mean(found, axis=0))
 
@@ -281,12 +282,9 @@ def measure(vectors: Sequence[np.ndarray], data: Data) -> Measured:
 def together(one: Sequence[np.ndarray], other: np.ndarray, fit: np.ndarray) -> list[np.ndarray]:
     """Vectors of each seed beside others, both standardised and of equal length."""
     return [
-        np.concatenate([_unit(standardised(v, fit)), _unit(standardised(other, fit))], axis=-1) for v in one
+        np.concatenate([unit_rows(standardised(v, fit)), unit_rows(standardised(other, fit))], axis=-1)
+        for v in one
     ]
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    return normalize(_rows(values)).reshape(values.shape)
 
 
 def cells(draws: np.ndarray, *, signed: bool = False) -> list[str]:
@@ -370,7 +368,7 @@ def smoke(folder: Path, mrms: Path, steps: int) -> list[str]:
         train(load_config(store=str(cube), out=str(out), **options))
         embed(cube, out / "checkpoint.pth", out / "embeddings.zarr", pool="mean")
         vectors = store.open_embeddings(out / "embeddings.zarr")["embedding"].values[:, 0]
-        unit = [normalize(v[east].astype(np.float32)) for v in (vectors[0], vectors[-1])]
+        unit = [unit_rows(v[east].astype(np.float32)) for v in (vectors[0], vectors[-1])]
         found[words] = float(np.mean((unit[0] @ unit[1].T).argmax(axis=1) == np.arange(east.sum())))
     return [
         "## Smoke test on real frames", "",

@@ -1,4 +1,4 @@
-"""Vectors: their directions, principal axes and effective rank, and the nearest of a large array.
+"""Vectors: their directions and effective rank, and the nearest of a large array.
 
 The search for the nearest is exact and reads blocks. A matrix product in float32 finds the rows that can be
 among the nearest; those few are measured again in float64. So the answer depends on the vectors alone: not on
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
 
-__all__ = ["Metric", "PrincipalAxes", "nearest", "principal_axes", "rank_me", "scores", "unit_rows"]
+__all__ = ["Metric", "nearest", "rank_me", "scores", "unit_rows"]
 
 #: How two vectors are compared: the cosine of their angle, their distance, or their inner product.
 Metric = Literal["cosine", "euclidean", "dot"]
@@ -57,45 +56,6 @@ def rank_me(vectors: npt.ArrayLike) -> float:
     share = values / max(values.sum(), 1e-300)
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-@dataclass(frozen=True)
-class PrincipalAxes:
-    """Principal axes of rows, of which the first ones have the most variance; from `principal_axes`.
-
-    Attributes
-    ----------
-    mean
-        Mean of the rows, (features,).
-    axes
-        Columns of length one, (features, axes). The largest weight of each is positive.
-    share
-        Of the variance, along each axis.
-    """
-
-    mean: npt.NDArray[np.float64]
-    axes: npt.NDArray[np.float64]
-    share: npt.NDArray[np.float64]
-
-    def project(self, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Coordinates of rows (..., features) along the axes."""
-        return np.asarray((np.asarray(rows, np.float64) - self.mean) @ self.axes)
-
-
-def principal_axes(rows: npt.ArrayLike, count: int) -> PrincipalAxes:
-    """The principal axes of rows (N, features): at most ``count``, and only those with variance above rounding."""
-    rows = np.asarray(rows)
-    mean = rows.mean(axis=0, dtype=np.float64)
-    centered = rows - mean
-    wide = len(rows) < len(mean)  # the smaller of the two matrices of products has the same eigenvalues
-    weights, vectors = np.linalg.eigh(centered @ centered.T if wide else centered.T @ centered)
-    least = max(1e-10 * weights[-1], 1e-20 * len(rows) * float(mean @ mean), 1e-300)
-    kept = np.flatnonzero(weights > least)[::-1][:count]
-    axes = vectors[:, kept]
-    if wide:
-        axes = centered.T @ axes / np.sqrt(weights[kept])
-    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))] < 0, -1.0, 1.0)
-    return PrincipalAxes(mean, axes, weights[kept] / max(weights.sum(), 1e-300))
 
 
 class Rows(Protocol):

@@ -159,28 +159,3 @@ def test_two_things_in_one_patch_are_no_pair() -> None:
     assert np.isnan(ranks[0, 1])
     assert np.isnan(ranks[1, 0])
     assert ranks[0, 2] == ranks[1, 2]
-
-
-def orthogonal(rows: int, columns: int) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(0).standard_normal((rows, columns)))[0]
-
-
-@pytest.mark.parametrize("dimensions", [1, 3, 8])
-def test_rank_me_of_equal_singular_values_is_their_number(dimensions: int) -> None:
-    vectors = orthogonal(50, dimensions) @ orthogonal(8, dimensions).T
-    assert evaluation.rank_me(vectors) == pytest.approx(dimensions, abs=1e-4)
-
-
-def test_rank_me_of_a_known_spectrum() -> None:
-    spectrum = np.array([4.0, 2.0, 1.0, 1.0])
-    vectors = orthogonal(30, 4) * spectrum @ orthogonal(6, 4).T
-    share = spectrum / spectrum.sum()
-    expected = np.exp(-(share * np.log(share)).sum())  # 2 ** 1.75
-    assert expected == pytest.approx(2**1.75)
-    assert evaluation.rank_me(vectors) == pytest.approx(expected, rel=1e-6)
-    spoiled = np.concatenate([vectors, np.full((2, 6), np.nan)])
-    assert evaluation.rank_me(spoiled) == pytest.approx(expected, rel=1e-6)
-
-
-def test_rank_me_of_zeros_is_one() -> None:
-    assert evaluation.rank_me(np.zeros((5, 3))) == 1.0

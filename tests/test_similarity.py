@@ -238,20 +238,6 @@ def test_threads_that_share_the_tiles_out_change_nothing(monkeypatch, metric):
             np.testing.assert_array_equal(a, b)
 
 
-def test_principal_axes_equal_those_of_a_singular_value_decomposition():
-    rng = np.random.default_rng(0)
-    for shape in ((200, 12), (8, 40)):
-        rows = (rng.standard_normal(shape) * np.linspace(3, 1, shape[1]) + 5).astype(np.float32)
-        found = similarity.principal_axes(rows, 4)
-        centered = rows - rows.mean(axis=0, dtype=np.float64)
-        _, values, axes = np.linalg.svd(centered, full_matrices=False)
-        np.testing.assert_allclose(np.abs(found.axes.T @ axes[:4].T), np.eye(4), atol=1e-6)
-        np.testing.assert_allclose(found.share, values[:4] ** 2 / (values**2).sum(), rtol=1e-6)
-        np.testing.assert_allclose(found.project(rows), centered @ found.axes, atol=1e-9)
-        assert (found.axes.max(axis=0) >= -found.axes.min(axis=0)).all()
-    assert similarity.principal_axes(np.ones((5, 3)), 3).axes.shape == (3, 0)
-
-
 def test_rank_me_counts_dimensions_and_unit_rows_have_length_one():
     assert similarity.rank_me(np.eye(6)) == pytest.approx(6)
     assert similarity.rank_me(np.vstack([np.ones((4, 3)), [[np.nan, 0, 0]]])) == pytest.approx(1)

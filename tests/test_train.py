@@ -20,7 +20,7 @@ import torch
 from ranks import train_by_two
 from small_data import make_store
 
-from gridrad_cube import evaluation
+from gridrad_cube import similarity
 from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
@@ -878,12 +878,12 @@ def test_level_2k_refuses_in_words(grids, tmp_path):
 # monitors
 
 
-def test_rank_me_is_that_of_evaluate():
+def test_rank_me_is_that_of_similarity():
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [5.0, 1, 1, 1, 0, 0, 0, 0]
     )
-    assert rank_me(features) == pytest.approx(evaluation.rank_me(features.numpy()), rel=1e-5)
-    assert rank_me(features[:5]) == pytest.approx(evaluation.rank_me(features[:5].numpy()), rel=1e-5)
+    assert rank_me(features) == pytest.approx(similarity.rank_me(features.numpy()), rel=1e-5)
+    assert rank_me(features[:5]) == pytest.approx(similarity.rank_me(features[:5].numpy()), rel=1e-5)
 
 
 def test_monitor_keeps_the_latest_features():

@@ -1,15 +1,7 @@
 """Judging embeddings without labels: what a network adds to pixels, on days that it has not seen."""
 
 from gridrad_cube.evaluation.baselines import describe_pixels
-from gridrad_cube.evaluation.measures import (
-    CHOOSE,
-    FIT,
-    TEST,
-    feature_spread,
-    planted_retrieval,
-    rank_me,
-    ridge,
-)
+from gridrad_cube.evaluation.measures import CHOOSE, FIT, TEST, feature_spread, planted_retrieval, ridge
 from gridrad_cube.evaluation.result import SECTIONS, Cell, Evaluation, Row
 from gridrad_cube.evaluation.run import LEADS, evaluate
 from gridrad_cube.evaluation.sequels import sources_of
@@ -27,7 +19,6 @@ __all__ = [
     "evaluate",
     "feature_spread",
     "planted_retrieval",
-    "rank_me",
     "ridge",
     "sources_of",
 ]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import convective_day, solar_hour_of, split_by_day
+from gridrad_cube.similarity import nearest, unit_rows
 
 #: Parts of the days, in order of time, and the share of the days of each.
 FIT, CHOOSE, TEST = 0, 1, 2
@@ -205,20 +205,13 @@ def rank_among(own: float, others: np.ndarray) -> float:
     return float(1 + (~equal & (others > own)).sum() + equal.sum() / 2)
 
 
-def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one, float64; rows of zeros stay."""
-    out = np.asarray(vectors, np.float64)
-    length = np.linalg.norm(out, axis=1, keepdims=True)
-    return np.asarray(out / np.where(length > 0, length, 1.0))
-
-
 def usable(vectors: np.ndarray) -> np.ndarray:
     """Which rows are finite and not zero, so that they have a direction."""
     return np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
 
 
 def analogue_forecast(
-    vectors: np.ndarray, case: np.ndarray, known: np.ndarray, after: np.ndarray, *, count: int = ANALOGUES
+    vectors: np.ndarray, case: np.ndarray, known: np.ndarray, after: np.ndarray
 ) -> np.ndarray:
     """Mean of what came after the known samples that are most similar to each case.
 
@@ -231,8 +224,8 @@ def analogue_forecast(
     after
         What came after each sample.
     """
-    nearest, _ = similarity.nearest(vectors[known], vectors[case], min(count, len(known)))
-    return np.asarray(after[known][nearest].mean(axis=1))
+    rows, _ = nearest(vectors[known], vectors[case], min(ANALOGUES, len(known)))
+    return np.asarray(after[known][rows].mean(axis=1))
 
 
 def planted_retrieval(
@@ -272,7 +265,7 @@ def planted_retrieval(
     """
     time, latitude, longitude = _places(where)
     known = usable(vectors)
-    unit = unit_vectors(np.where(known[:, None], vectors, 0.0))
+    unit = unit_rows(np.where(known[:, None], vectors, 0.0))
     center, holding, taken = [], [], np.zeros(len(unit), bool)
     for i, thing in enumerate(zip(*_places(planted), strict=True)):
         distance = great_circle_km(thing[1], thing[2], latitude, longitude)
@@ -307,18 +300,7 @@ def _places(where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # Spread
 
 
-def rank_me(vectors: np.ndarray) -> float:
-    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885).
-
-    From 1 to the number of features; 1 if all vectors are zero. Vectors that are not finite do not count.
-    """
-    values = np.linalg.svd(vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64), compute_uv=False)
-    share = values / max(values.sum(), 1e-300)
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
 def feature_spread(vectors: np.ndarray) -> float:
     """Mean deviation of unit vectors times the root of their length: 1 if evenly spread, 0 if all are alike."""
-    unit = unit_vectors(vectors)
+    unit = unit_rows(vectors)
     return float(unit.std(axis=0).mean() * np.sqrt(unit.shape[1]))

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gridrad_cube.evaluation import measures
 from gridrad_cube.evaluation.baselines import ATTRIBUTES, COMPONENTS, describe_pixels
-from gridrad_cube.evaluation.measures import (
-    CHOOSE,
-    FIT,
-    LEAST_CASES,
-    LEAST_DAYS,
-    TEST,
-    analogue_forecast,
-    auc_scores,
-    clock,
-    count_days,
-    divide_days,
-    draw_days,
-    feature_spread,
-    is_near,
-    logistic,
-    mean_scores,
-    nuisance,
-    r2_scores,
-    rank_among,
-    rank_me,
-    ridge,
-    unit_vectors,
-    usable,
-)
+from gridrad_cube.evaluation.measures import CHOOSE, FIT, LEAST_CASES, LEAST_DAYS, TEST
 from gridrad_cube.evaluation.result import Cell, Evaluation, Row
 from gridrad_cube.evaluation.sequels import PathLike, Samples, Stores, draw, open_stores
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds, convective_day, hour_of
+from gridrad_cube.similarity import rank_me, unit_rows
 from gridrad_cube.store import store_info
 
 #: Times after which the same place is looked for.
@@ -48,11 +27,12 @@ LEADS = ("10min", "30min", "60min", "180min")
 LEAST_DISTRACTORS, SAME_HOUR, NEAR_HOURS = 20, 0.5, 6.0
 #: Fewest samples of the rarer answer of a yes or no, on the fitting and on the testing days.
 LEAST_RARE = 10
-_CENTERED = ", centered"
-_PCA = f"PCA-{COMPONENTS} of pixels"
+_CENTERED, _NOTHING = ", centered", Cell()
 
-#: A score of some cases under each row of weights of days.
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: A score of some cases under each row of weights of days, from the day of each case and the weights.
+_Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: Kinds of vectors: which gathered vectors each is made of, and how.
+_Kinds = Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
 
 
 def evaluate(
@@ -111,9 +91,10 @@ def evaluate(
     pool = _gather(stores, stores.draw(samples, seed))
     if not len(pool.rows):
         raise SchemaError(f"evaluate: no clean sample of {stores.label} has an embedding in every store")
-    part, lacking = divide_days(pool.time, gap=gap)
+    part, lacking = measures.divide_days(pool.time, gap=gap)
     kinds = _learn(stores, pool, part == FIT if not lacking else np.ones(len(part), bool))
     pool = _project(pool, kinds)
+    part, lacking = measures.divide_days(pool.time, gap=gap)
     after = {str(lead): stores.after(pool, as_seconds(lead)) for lead in leads}
     rows = np.unique(np.concatenate([np.empty(0, np.int64), *(r[r >= 0] for r in after.values())]))
     later = _project(_gather(stores, rows), kinds)
@@ -128,10 +109,6 @@ def _gather(stores: Stores, rows: np.ndarray) -> Samples:
     return replace(found, attributes=attributes, vectors={**found.vectors, **vectors})
 
 
-#: Kinds of vectors: which gathered vectors each is made of, and how.
-_Kinds = Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
-
-
 def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
     """How each kind of vectors is made, learned from some samples; kinds that do not vary are left out."""
     from sklearn.decomposition import PCA
@@ -139,7 +116,7 @@ def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
 
     kinds: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
     for name in stores.datasets:
-        kinds[name] = (name, lambda values: values)
+        kinds[name] = (name, np.asarray)
     for name in stores.datasets:
         mean = pool.vectors[name][some].mean(axis=0, dtype=np.float64)
         kinds[name + _CENTERED] = (name, partial(np.add, -mean))
@@ -149,29 +126,39 @@ def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
             kinds[name] = (name, scaler.transform)
     picture = pool.vectors["picture"][some].astype(np.float64)
     if np.ptp(picture, axis=0).any():
-        pca = PCA(min(COMPONENTS, *picture.shape), svd_solver="full").fit(picture)
+        pca = PCA(min(COMPONENTS, *picture.shape), svd_solver="covariance_eigh").fit(picture)
         count = int((pca.explained_variance_ > 1e-10 * pca.explained_variance_[0]).sum())
-        kinds[_PCA] = ("picture", lambda values: pca.transform(values)[:, :count])
+        kinds[f"PCA-{COMPONENTS} of pixels"] = ("picture", lambda values: pca.transform(values)[:, :count])
     if stores.patches is not None:
-        kinds["mean of patches"] = ("mean of patches", lambda values: values)
+        kinds["mean of patches"] = ("mean of patches", np.asarray)
     return kinds
 
 
 def _project(samples: Samples, kinds: _Kinds) -> Samples:
-    """Samples with all kinds of vectors."""
-    return replace(samples, vectors={name: make(samples.vectors[raw]) for name, (raw, make) in kinds.items()})
+    """Samples with all kinds of vectors; those without a direction in one of them are left out."""
+    vectors = {name: make(samples.vectors[raw]) for name, (raw, make) in kinds.items()}
+    known = np.all([measures.usable(v) for v in vectors.values()], axis=0)
+    return replace(samples, vectors=vectors).take(known)
 
 
-def _at(values: np.ndarray, positions: np.ndarray, otherwise: float | bool) -> np.ndarray:
+def _at(values: np.ndarray, positions: np.ndarray, otherwise: float) -> np.ndarray:
     """Values at positions, and something else where the position is -1."""
     if not len(values):
         return np.full(positions.shape, otherwise)
     return np.where(positions >= 0, values[np.maximum(positions, 0)], otherwise)
 
 
-def _directed(samples: Samples) -> np.ndarray:
-    """Which samples have a direction in all kinds of vectors."""
-    return np.asarray(np.all([usable(v) for v in samples.vectors.values()], axis=0))
+def _count(time: np.ndarray) -> Cell:
+    """A cell that has its numbers of cases and of convective days alone."""
+    return Cell(cases=len(time), days=len(np.unique(convective_day(time))))
+
+
+def _lack(values: np.ndarray, noun: str, least: int = LEAST_CASES) -> str:
+    """In words, if there are too few values or too few that differ from the usual one; else nothing."""
+    differ = int((values != np.median(values)).sum()) if len(values) else 0
+    if len(values) >= LEAST_CASES and differ >= least:
+        return ""
+    return f"too few {noun}: {len(values)}, of which {differ} differ; at least {least} must"
 
 
 @dataclass(frozen=True)
@@ -211,7 +198,7 @@ class _Evaluator:
         for name in told:
             row, score = self._probe(name, residual=False)
             rows += [row, self._probe(name, residual=True)[0]]
-            scores += [score] if np.isfinite(list(score.values())).all() and score else []
+            scores += [score] if score and np.isfinite(list(score.values())).all() else []
         chosen, choice = self._choose(scores)
         notes = ["[low, high]: 95 % interval, from drawing convective days with replacement."]
         if told:
@@ -222,10 +209,10 @@ class _Evaluator:
 
     def _about(self) -> dict[str, Any]:
         """What the evaluation is made from."""
-        stores, time, days = self.stores, self.pool.time, convective_day(self.pool.time)
+        stores, time = self.stores, self.pool.time
         paths = [str(d.encoding.get("source")) for d in stores.datasets.values()]
-        counts = [len(np.unique(days[self.part == p])) for p in (FIT, CHOOSE, TEST)]
-        divided = "{} to fit, {} to choose, {} to test".format(*counts)
+        fit, choose, test = (_count(time[self.part == p]).days for p in (FIT, CHOOSE, TEST))
+        days = f"{measures.count_days(_count(time).days)}: {fit} to fit, {choose} to choose, {test} to test"
         return {
             "stores": paths,
             "checkpoints": [str(store_info(path).get("checkpoint")) for path in paths],
@@ -234,16 +221,12 @@ class _Evaluator:
             "channel": stores.label,
             "samples": f"{len(time)} of {int(stores.mask.sum())} clean samples",
             "time": f"{time.min()} to {time.max()} UTC",
-            "days": self.lacking or f"{count_days(len(np.unique(days)))}: {divided}",
+            "days": self.lacking or days,
             "seed": self.seed,
         }
 
-    # Cells
-
-    def _cells(
-        self, scores: Mapping[str, Score], time: np.ndarray, noun: str, better: str = "higher"
-    ) -> dict[str, Any]:
-        """Cells, gain and baseline of a row: by how much the first store is better than the best baseline.
+    def _answer(self, row: Row, scores: Mapping[str, _Score], time: np.ndarray, noun: str) -> Row:
+        """A row with a cell for each kind of vectors, and by how much the first store beats the best baseline.
 
         Parameters
         ----------
@@ -254,77 +237,79 @@ class _Evaluator:
         noun
             What the cases are.
         """
-        days, day = np.unique(convective_day(time), return_inverse=True)
-        counted, sign = Cell(cases=len(time), days=len(days)), 1.0 if better == "higher" else -1.0
-        words = ""
-        if len(time) < LEAST_CASES:
-            words = f"too few {noun}: {len(time)}, of at least {LEAST_CASES}"
-        elif len(days) < LEAST_DAYS:
-            words = f"too few days: {len(time)} {noun} of {count_days(len(days))}, of at least {LEAST_DAYS}"
-        if words:
-            return {"cells": dict.fromkeys(scores, replace(counted, words=words))}
-        weights = draw_days(len(days), self.seed)
-        drawn = {name: sign * score(day, weights) for name, score in scores.items()}
-        cells = {name: _cell(sign * values, counted, noun) for name, values in drawn.items()}
+        counted, sign = _count(time), -1.0 if row.better == "lower" else 1.0
+        if counted.cases < LEAST_CASES:
+            return self._in_words(
+                row, scores, f"too few {noun}: {len(time)}, of at least {LEAST_CASES}", counted
+            )
+        if counted.days < LEAST_DAYS:
+            words = f"too few days: {len(time)} {noun} of {measures.count_days(counted.days)}, of at least {LEAST_DAYS}"
+            return self._in_words(row, scores, words, counted)
+        _, day = np.unique(convective_day(time), return_inverse=True)
+        weights = measures.draw_days(counted.days, self.seed)
+        drawn = {name: score(day, weights) for name, score in scores.items()}
+        row = replace(row, cells={name: _cell(values, counted, noun) for name, values in drawn.items()})
         first = next(iter(self.stores.datasets))
-        rivals = [n for n in drawn if self._is_baseline(n) and cells[n].value is not None]
-        if not rivals or cells[first].value is None:
-            return {"cells": cells}
-        best = max(rivals, key=lambda n: drawn[n][0])
-        return {"cells": cells, "gain": _cell(drawn[first] - drawn[best], counted, noun), "baseline": best}
+        rivals = [n for n in drawn if self._is_baseline(n) and row.cells[n].value is not None]
+        if not row.better or not rivals or row.cells[first].value is None:
+            return row
+        best = max(rivals, key=lambda n: sign * drawn[n][0])
+        return replace(row, gain=_cell(sign * (drawn[first] - drawn[best]), counted, noun), baseline=best)
 
     def _is_baseline(self, name: str) -> bool:
         """Whether a store has to beat this."""
-        made = name in self.stores.datasets or name.endswith(_CENTERED)
-        return not made and name not in ("mean", "chance")
+        return name not in self.stores.datasets and not name.endswith(_CENTERED) and name != "mean"
 
-    def _linear(self) -> list[str]:
-        """Kinds of vectors that differ to a linear probe: without their mean they are the same to it."""
-        return [name for name in self.kinds if not name.endswith(_CENTERED)]
+    def _in_words(self, row: Row, names: Iterable[str], words: str, counted: Cell = _NOTHING) -> Row:
+        """A row with the same words for every kind of vectors."""
+        return replace(row, cells=dict.fromkeys(names, replace(counted, words=words)))
+
+    def _no_pairs(self, lead: str) -> str:
+        """In words why nothing came after."""
+        step = self.stores.step
+        if not np.isfinite(step):
+            return "one time only: nothing came after"
+        if step > 1.25 * as_seconds(lead):
+            return f"no pairs {lead} apart: frames are {step / 60:.4g} min apart"
+        return f"no pairs {lead} apart among the samples"
 
     # Questions
 
     def _spread(self) -> list[Row]:
         """How many dimensions the embeddings fill, and how far they spread."""
-        counted = Cell(cases=len(self.pool.time), days=len(np.unique(convective_day(self.pool.time))))
-        rows = []
-        for question, measure, per_feature, of in (
-            ("RankMe, effective dimensions", "RankMe", 2, rank_me),
-            ("feature spread (1: even, 0: all alike)", "feature spread", 0, feature_spread),
-        ):
-            cells = {}
-            for name in self.stores.datasets:
-                count, features = self.pool.vectors[name].shape
-                least = max(per_feature * features, LEAST_CASES)
-                needed = f"{least} for {features} features" if per_feature else f"{least}"
-                words = f"too few samples: {count}, of at least {needed}"
-                value = of(self.pool.vectors[name]) if count >= least else None
-                cells[name] = replace(counted, value=value, words="" if count >= least else words)
-            rows.append(Row("spread", question, measure, cells, better=""))
-        return rows
+        counted, rank, spread = _count(self.pool.time), {}, {}
+        for name in self.stores.datasets:
+            values = self.pool.vectors[name]
+            count, features = values.shape
+            least, few = max(2 * features, LEAST_CASES), f"too few samples: {count}, of at least"
+            words = replace(counted, words=f"{few} {least} for {features} features")
+            rank[name] = replace(counted, value=rank_me(values)) if count >= least else words
+            words = replace(counted, words=f"{few} {LEAST_CASES}")
+            enough = count >= LEAST_CASES
+            spread[name] = replace(counted, value=measures.feature_spread(values)) if enough else words
+        return [
+            Row("spread", "RankMe, effective dimensions", "RankMe", rank, better=""),
+            Row("spread", "feature spread (1: even, 0: all alike)", "feature spread", spread, better=""),
+        ]
 
     def _same_place(self, lead: str) -> Row:
         """Whether what lies at the same place some time later is the most similar of all that is of its hour."""
-        allowed, sequel = _directed(self.pool), self.sequels[lead]
-        good = allowed & _at(_directed(self.later), sequel, False)
-        sequel = np.where(good, sequel, -1)
-        return self._retrieve(f"same place after {lead}", lead, sequel, self.later, allowed)
+        everything = np.ones(len(self.pool.rows), bool)
+        return self._retrieve(f"same place after {lead}", lead, self.sequels[lead], self.later, everything)
 
     def _same_storm(self, lead: str, attribute: str) -> Row:
         """The same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has most of it."""
-        allowed = _directed(self.pool) & (np.nan_to_num(self.pool.attributes[attribute]) > 0)
-        sequel = np.full(len(allowed), -1)
-        query = draw(np.flatnonzero(allowed & (self.sequels[lead] >= 0)), self.queries, (self.seed, 1))
-        if not len(query):
-            return self._retrieve(f"same storm after {lead}", lead, sequel, self.later, allowed)
-        around = self.stores.around(self.later.rows[self.sequels[lead][query]])
-        cells = _project(_gather(self.stores, np.unique(around[around >= 0])), self.kinds)
-        at = cells.find(around)
-        amount = _at(np.where(_directed(cells), np.nan_to_num(cells.attributes[attribute]), 0.0), at, 0.0)
-        most = amount.argmax(axis=1)
-        line = np.arange(len(query))
-        sequel[query] = np.where(amount[line, most] > 0, at[line, most], -1)
-        return self._retrieve(f"same storm after {lead}", lead, sequel, cells, allowed)
+        stormy, sequel = self.pool.attributes[attribute] > 0, np.full(len(self.pool.rows), -1)
+        query = draw(np.flatnonzero(stormy & (self.sequels[lead] >= 0)), self.queries, (self.seed, 1))
+        cells = self.later
+        if len(query):
+            around = self.stores.around(self.later.rows[self.sequels[lead][query]])
+            cells = _project(_gather(self.stores, np.unique(around[around >= 0])), self.kinds)
+            at = cells.find(around)
+            amount = _at(np.nan_to_num(cells.attributes[attribute]), at, 0.0)
+            most, line = amount.argmax(axis=1), np.arange(len(query))
+            sequel[query] = np.where(amount[line, most] > 0, at[line, most], -1)
+        return self._retrieve(f"same storm after {lead}", lead, sequel, cells, stormy)
 
     def _retrieve(
         self, question: str, lead: str, sequel: np.ndarray, targets: Samples, allowed: np.ndarray
@@ -332,28 +317,24 @@ class _Evaluator:
         """How often the sequel of a sample, a position among targets, ranks first among allowed ones of its hour."""
         row = Row("retrieval", question, "share ranked first", {})
         query = draw(np.flatnonzero(sequel >= 0), self.queries, (self.seed, 0))
-        if not len(query):
-            return self._in_words(row, [*self.kinds, "chance"], self._no_pairs(lead))
-        among = [self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()]
-        enough = np.array([len(a) >= LEAST_DISTRACTORS for a in among])
-        if enough.sum() < LEAST_CASES:
+        among = {q: self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()}
+        among = {q: at for q, at in among.items() if len(at) >= LEAST_DISTRACTORS}
+        if len(among) < LEAST_CASES:
             words = (
-                f"too few queries: {len(query)}, of which {int(enough.sum())} have {LEAST_DISTRACTORS} distractors "
-                f"of the same hour; at least {LEAST_CASES} must"
+                f"too few queries: {len(query)}, of which {len(among)} have {LEAST_DISTRACTORS} distractors of the "
+                f"same hour; at least {LEAST_CASES} must"
             )
-            return self._in_words(row, [*self.kinds, "chance"], words)
-        query, among = query[enough], [a for a, e in zip(among, enough, strict=True) if e]
-        counts = np.array([len(a) for a in among], float)
-        ranks = {}
+            return self._in_words(row, [*self.kinds, "chance"], words if len(query) else self._no_pairs(lead))
+        counts, ranks = np.array([len(at) for at in among.values()], float), {}
         for name in self.kinds:
-            unit, other = (unit_vectors(s.vectors[name]) for s in (self.pool, targets))
+            unit, other = (unit_rows(s.vectors[name]) for s in (self.pool, targets))
             ranks[name] = np.array([
-                rank_among(float(other[sequel[q]] @ unit[q]), np.einsum("ij,j->i", unit[a], unit[q]))
-                for q, a in zip(query.tolist(), among, strict=True)
+                measures.rank_among(float(other[sequel[q]] @ unit[q]), np.einsum("ij,j->i", unit[at], unit[q]))
+                for q, at in among.items()
             ])  # fmt: skip
-        scores = {name: partial(mean_scores, r <= 1) for name, r in ranks.items()}
-        found = self._cells(scores, self.pool.time[query], "queries")
-        cells = found["cells"]
+        scores = {name: partial(measures.mean_scores, r <= 1) for name, r in ranks.items()}
+        row = self._answer(row, scores, self.pool.time[list(among)], "queries")
+        cells = dict(row.cells)
         for name, r in ranks.items():
             if cells[name].value is not None:
                 more = {
@@ -363,8 +344,8 @@ class _Evaluator:
                     "median_distractors": float(np.median(counts)),
                 }
                 cells[name] = replace(cells[name], more=more)
-                cells["chance"] = Cell(float((1 / (1 + counts)).mean()), cases=len(query))
-        return replace(row, **found)
+                cells["chance"] = Cell(float((1 / (1 + counts)).mean()), cases=len(counts))
+        return replace(row, cells=cells)
 
     def _distractors(self, query: int, sequel: int, targets: Samples, allowed: np.ndarray) -> np.ndarray:
         """Positions of the allowed samples among which a query's sequel is looked for.
@@ -377,34 +358,28 @@ class _Evaluator:
         for some, i in ((pool, query), (targets, sequel)):
             time, latitude, longitude = (v[at] for v in pool.places)
             place = tuple(v[i] for v in some.places)
-            at = at[
-                ~is_near(time, latitude, longitude, place, hours=NEAR_HOURS, km=0.945 * self.stores.edge_km)
-            ]
+            km = 0.945 * self.stores.edge_km  # what lies nearer shares pixels
+            at = at[~measures.is_near(time, latitude, longitude, place, hours=NEAR_HOURS, km=km)]
         return at
 
     def _forecast(self, name: str, lead: str) -> Row:
         """What the most similar samples of the fitting days say of an attribute some time later."""
-        about, pool, kinds = ATTRIBUTES[name], self.pool, self.kinds
-        question = f"{about.long_name} after {lead}"
-        row = Row("forecast", question, "mean absolute error", {}, about.units, "lower")
+        about, pool = ATTRIBUTES[name], self.pool
+        question, measure = f"{about.long_name} after {lead}", "mean absolute error"
+        row = Row("forecast", question, measure, {}, about.units, "lower")
         now = pool.attributes[name]
         after = _at(self.later.attributes[name], self.sequels[lead], np.nan)
-        known = _directed(pool) & np.isfinite(now) & np.isfinite(after)
+        known = np.isfinite(now) & np.isfinite(after)
         case, fit = (np.flatnonzero(known & (self.part == p)) for p in (TEST, FIT))
         words = self.lacking if np.isfinite(after).any() else self._no_pairs(lead)
-        differ = int((after[case] != np.median(after[case])).sum()) if len(case) else 0
         if not words and len(fit) < LEAST_CASES:
             words = f"too few known sequels: {len(fit)}, of at least {LEAST_CASES}"
-        elif not words and differ < LEAST_CASES:
-            words = (
-                f"too few cases: {len(case)} to test, of which {differ} differ; at least {LEAST_CASES} must"
-            )
-        if words:
-            return self._in_words(row, [*kinds, "persistence", "mean"], words)
-        guesses = {kind: analogue_forecast(pool.vectors[kind], case, fit, after) for kind in kinds}
+        if words := words or _lack(after[case], "cases to test"):
+            return self._in_words(row, [*self.kinds, "persistence", "mean"], words)
+        guesses = {k: measures.analogue_forecast(v, case, fit, after) for k, v in pool.vectors.items()}
         guesses |= {"persistence": now[case], "mean": np.full(len(case), after[fit].mean())}
-        scores = {kind: partial(mean_scores, np.abs(g - after[case])) for kind, g in guesses.items()}
-        return replace(row, **self._cells(scores, pool.time[case], "cases", "lower"))
+        scores = {k: partial(measures.mean_scores, np.abs(g - after[case])) for k, g in guesses.items()}
+        return self._answer(row, scores, pool.time[case], "cases")
 
     def _probe(self, name: str, *, residual: bool) -> tuple[Row, dict[str, float]]:
         """A probe of an attribute, or of what solar time, latitude and season leave of it.
@@ -413,57 +388,49 @@ class _Evaluator:
         -------
         The row, and the score of each store on the choosing days; empty where the attribute is not probed.
         """
-        about = ATTRIBUTES[name]
-        binary = about.yes_no and not residual
+        about, y = ATTRIBUTES[name], self.pool.attributes[name]
+        binary, known = about.yes_no and not residual, np.isfinite(y)
         question = f"{about.long_name}, residual" if residual else about.long_name
         row = Row("probe", question, "AUC" if binary else "R²", {})
-        y = self.pool.attributes[name]
-        known = np.isfinite(y)
-        if words := self.lacking or self._too_few(name):
-            return self._in_words(row, self._linear(), words), {}
         part, y, where = self.part[known], y[known], [v[known] for v in self.pool.places]
+        least, words = LEAST_RARE if about.yes_no else LEAST_CASES, self.lacking
+        for some, what in ((FIT, "fitting"), (TEST, "testing")):
+            words = words or _lack(y[part == some], f"samples on the {what} days", least)
+        if words:
+            return self._in_words(row, self._linear(), words), {}
         if residual:
-            y = y - ridge(nuisance(*where), y[:, None], part)[:, 0]
+            y = y - measures.ridge(measures.nuisance(*where), y[:, None], part)[:, 0]
         guesses = {}
-        for kind in self._linear():
-            x = self.pool.vectors[kind][known]
-            guesses[kind] = logistic(x, y > 0, part) if binary else ridge(x, y[:, None], part)[:, 0]
-        truth, score = (y > 0, auc_scores) if binary else (y, r2_scores)
+        for kind, x in self._linear().items():
+            probe = measures.logistic(x[known], y > 0, part) if binary else None
+            guesses[kind] = measures.ridge(x[known], y[:, None], part)[:, 0] if probe is None else probe
+        truth, score = (y > 0, measures.auc_scores) if binary else (y, measures.r2_scores)
         test, choose = part == TEST, part == CHOOSE
         scores = {kind: partial(score, truth[test], g[test]) for kind, g in guesses.items()}
-        row = replace(row, **self._cells(scores, where[0][test], "samples"))
         once = np.zeros(int(choose.sum()), int), np.ones((1, 1))
         chosen = {n: float(score(truth[choose], guesses[n][choose], *once)[0]) for n in self.stores.datasets}
-        return row, {n: 2 * s - 1 if binary else s for n, s in chosen.items()}
+        chosen = {n: 2 * s - 1 if binary else s for n, s in chosen.items()}
+        return self._answer(row, scores, where[0][test], "samples"), chosen
 
-    def _too_few(self, name: str) -> str:
-        """What an attribute lacks to be probed, in words."""
-        y, least = (
-            self.pool.attributes[name],
-            LEAST_RARE if ATTRIBUTES[name].yes_no else LEAST_CASES,
-        )
-        for part, what in ((FIT, "fitting"), (TEST, "testing")):
-            some = y[np.isfinite(y) & (self.part == part)]
-            other = int((some != np.median(some)).sum()) if len(some) else 0
-            if len(some) < LEAST_CASES or other < least:
-                return (
-                    f"too few samples: {len(some)} on the {what} days, of which {other} differ; at least {least} "
-                    "must"
-                )
-        return ""
+    def _linear(self) -> dict[str, np.ndarray]:
+        """Kinds of vectors that differ to a linear probe: without their mean they are the same to it."""
+        return {name: v for name, v in self.pool.vectors.items() if not name.endswith(_CENTERED)}
 
     def _leaks(self) -> list[Row]:
         """How much the vectors say of the hour and the latitude, which is not the weather."""
         pool, test, rows = self.pool, self.part == TEST, []
-        targets = {"solar hour": clock(pool.time, pool.longitude), "latitude": pool.latitude[:, None]}
+        targets = {
+            "solar hour": measures.clock(pool.time, pool.longitude),
+            "latitude": pool.latitude[:, None],
+        }
         for question, y in targets.items():
             row = Row("leak", question, "R²", {}, better="")
             if self.lacking:
                 rows.append(self._in_words(row, self._linear(), self.lacking))
                 continue
-            guesses = {kind: ridge(pool.vectors[kind], y, self.part) for kind in self._linear()}
-            scores = {kind: partial(r2_scores, y[test], g[test]) for kind, g in guesses.items()}
-            rows.append(replace(row, cells=self._cells(scores, pool.time[test], "samples")["cells"]))
+            guesses = {kind: measures.ridge(x, y, self.part) for kind, x in self._linear().items()}
+            scores = {kind: partial(measures.r2_scores, y[test], g[test]) for kind, g in guesses.items()}
+            rows.append(self._answer(row, scores, pool.time[test], "samples"))
         return rows
 
     def _choose(self, scores: Sequence[Mapping[str, float]]) -> tuple[str, list[Row]]:
@@ -474,24 +441,10 @@ class _Evaluator:
         row = Row("choice", "probes", "mean score", {})
         if not scores:
             return "", [self._in_words(row, names, self.lacking or "no attribute could be probed")]
-        time = self.pool.time[self.part == CHOOSE]
-        counted = Cell(cases=len(time), days=len(np.unique(convective_day(time))))
+        counted = _count(self.pool.time[self.part == CHOOSE])
         mean = {n: float(np.mean([s[n] for s in scores])) for n in names}
-        cells = {n: replace(counted, value=value) for n, value in mean.items()}
-        return max(names, key=lambda n: mean[n]), [replace(row, cells=cells)]
-
-    def _in_words(self, row: Row, names: Sequence[str], words: str) -> Row:
-        """A row with the same words for every kind of vectors."""
-        return replace(row, cells=dict.fromkeys(names, Cell(words=words)))
-
-    def _no_pairs(self, lead: str) -> str:
-        """In words why nothing came after."""
-        step = self.stores.step
-        if not np.isfinite(step):
-            return "one time only: nothing came after"
-        if step > 1.25 * as_seconds(lead):
-            return f"no pairs {lead} apart: frames are {step / 60:.4g} min apart"
-        return f"no pairs {lead} apart among the samples"
+        row = replace(row, cells={n: replace(counted, value=value) for n, value in mean.items()})
+        return max(names, key=lambda n: mean[n]), [row]
 
 
 def _cell(drawn: np.ndarray, counted: Cell, noun: str) -> Cell:

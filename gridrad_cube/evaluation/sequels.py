@@ -50,6 +50,13 @@ class Samples:
         """Time, latitude and longitude."""
         return self.time, self.latitude, self.longitude
 
+    def take(self, keep: np.ndarray) -> Samples:
+        """Some of the samples, by a mask."""
+        crop, y, x = (v[keep] for v in self.windows)
+        vectors, attributes = ({n: v[keep] for n, v in d.items()} for d in (self.vectors, self.attributes))
+        time, latitude, longitude = (v[keep] for v in self.places)
+        return Samples(self.rows[keep], time, latitude, longitude, (crop, y, x), vectors, attributes)
+
     def find(self, rows: np.ndarray) -> np.ndarray:
         """Positions of rows among these; -1 for one that is not there."""
         if not len(self.rows):
