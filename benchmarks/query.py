@@ -1,7 +1,7 @@
 """Questions to a store of a million embeddings: likeness, one and many at once, and places; beside other programs.
 
     python benchmarks/query.py --out benchmarks/results/query.md                            (some minutes, 6 GB)
-    python benchmarks/query.py --samples 20000 --index                                      (a quick look)
+    python benchmarks/query.py --samples 20000                                              (a quick look)
 
 Writes an embedding store as ``gridrad-cube embed`` does: crops of 8 x 8 patches, one channel, float16, vectors of 384
 features that lie about some hundred centres. Then, each step in a process of its own, which reports its time and its
@@ -11,7 +11,6 @@ zarr      open the store and search it on disk, one query and 64
 resident  the same with all embeddings in memory as float32, and the same by a plain product of numpy, by faiss
           (flat) and by usearch (exact), over the same vectors; says whether all agree
 places    the nearest patch to 1,000 places and times among all
-index     build the index of the extra ``index``; its recall and time (with --index)
 
 faiss-cpu and usearch are needed for this benchmark alone: pip install faiss-cpu usearch. Without them their rows are
 left out.
@@ -177,7 +176,7 @@ def step_resident(store: Path, repeats: int) -> dict[str, Any]:
 def step_places(store: Path, repeats: int) -> dict[str, Any]:
     """The patch at many places and times."""
     from gridrad_cube.geometry import great_circle_km
-    from gridrad_cube.query import Places
+    from gridrad_cube.query import locate
 
     embeddings, _, _ = queries(store)
     for name in embeddings.coords:
@@ -187,11 +186,8 @@ def step_places(store: Path, repeats: int) -> dict[str, Any]:
     times = embeddings["time"].values[crop].astype("datetime64[s]") + np.timedelta64(60, "s")
     lat = embeddings["latitude"].values[crop, 3, 3] + rng.uniform(-1.5, 1.5, POINTS)
     lon = embeddings["longitude"].values[crop, 3, 3] + rng.uniform(-1.5, 1.5, POINTS)
-    start = time.perf_counter()
-    places = Places(embeddings)
-    built = time.perf_counter() - start
-    spent, worked = best_of(lambda: places.find(times, lat, lon), max(repeats, 5))
-    found, km = places.find(times, lat, lon)
+    spent, worked = best_of(lambda: locate(embeddings, times, lat, lon), max(repeats, 5))
+    found, km = locate(embeddings, times, lat, lon)
     lats, lons = (embeddings[n].values for n in ("latitude", "longitude"))
     start = time.perf_counter()
     brute = [
@@ -205,7 +201,6 @@ def step_places(store: Path, repeats: int) -> dict[str, Any]:
     assert (found["crop"] == crop).all(), "a point was found at another time"
     assert np.allclose(km, brute, atol=1e-6), "a point was found elsewhere"
     return {
-        "built": built,
         "find": spent,
         "worked": worked,
         "loop": one_crop,
@@ -214,19 +209,7 @@ def step_places(store: Path, repeats: int) -> dict[str, Any]:
     }
 
 
-def step_index(store: Path, repeats: int) -> dict[str, Any]:
-    """The index of the extra, beside exact search."""
-    from gridrad_cube.query import build_index
-
-    embeddings, asked, _ = queries(store)
-    start = time.perf_counter()
-    index = build_index(embeddings)
-    built = time.perf_counter() - start
-    spent, _ = best_of(lambda: embeddings.gridrad.search(asked[0], K, index=index), repeats)
-    return {"built": built, "search": spent, "recall": index.recall, "index": repr(index)}
-
-
-STEPS = {"zarr": step_zarr, "resident": step_resident, "places": step_places, "index": step_index}
+STEPS = {"zarr": step_zarr, "resident": step_resident, "places": step_places}
 
 
 def run(step: str, store: Path, repeats: int) -> dict[str, Any]:
@@ -243,7 +226,6 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--index", action="store_true", help="build the index too")
     parser.add_argument(
         "--folder", type=Path, default=None, help="scratch folder; a temporary one by default"
     )
@@ -258,8 +240,7 @@ def main() -> None:
         store = Path(folder) / "embeddings.zarr"
         write_store(store, options.samples)
         size = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
-        names = [name for name in STEPS if name != "index" or options.index]
-        results = {name: run(name, store, options.repeats) for name in names}
+        results = {name: run(name, store, options.repeats) for name in STEPS}
     machine.report("Questions to a store of embeddings", lines(results, size, options), options.out)
 
 
@@ -288,15 +269,9 @@ def lines(results: dict[str, dict[str, Any]], size: int, options: argparse.Names
         f"with {MANY} queries {zarr['peak_many_mb']:.0f} MB.",
         "",
         f"The nearest patch to {POINTS:,} places and times: {1000 * places['find']:.1f} ms "
-        f"({1000 * places['worked']:.1f}), once the tree is built ({places['built']:.2f} s). Looking at the one crop "
-        f"of each point by hand {1000 * places['loop']:.0f} ms, at all samples for each point {places['every']:.0f} s.",
+        f"({1000 * places['worked']:.1f}). Looking at the one crop of each point by hand "
+        f"{1000 * places['loop']:.0f} ms, at all samples for each point {places['every']:.0f} s.",
     ]
-    if "index" in results:
-        index = results["index"]
-        out += [
-            "",
-            f"{index['index']}: built in {index['built']:.0f} s, one query on disk {index['search']:.3f} s.",
-        ]
     return out
 
 

@@ -8,7 +8,11 @@ answer questions by place, time and likeness. Importing this package imports nei
 
 from __future__ import annotations
 
-import importlib
+import importlib.abc
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,13 +57,36 @@ _HOMES = {
 }  # fmt: skip
 
 
+class _Registration(importlib.abc.MetaPathFinder):
+    """Registers the accessor when xarray is imported: this package starts without it, for a quick command line."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "xarray":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module("gridrad_cube.accessor")
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "xarray" in sys.modules:
+    importlib.import_module(f"{__name__}.accessor")
+else:
+    sys.meta_path.insert(0, _Registration())
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "plot":
         return importlib.import_module(f"{__name__}.plot")
-    if name.startswith("open_"):
-        importlib.import_module(f"{__name__}.query")  # registers the accessor .gridrad
     return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'schema')}"), name)
 
 

@@ -16,7 +16,7 @@ import gridrad_cube
 PACKAGE = Path(gridrad_cube.__file__).parent
 PROJECT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    0: {"schema", "geometry", "storage", "launch", "selection", "versions"},
+    0: {"schema", "geometry", "storage", "launch", "selection", "versions", "accessor"},
     1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluation", "plot", "info"},
     3: {"training", "embedding", "predecessor"},
@@ -33,7 +33,6 @@ ONLY_IN = {
     "deflate": {"readers"},
     "fsspec": {"storage"},
     "obstore": {"storage"},
-    "faiss": {"query"},
     "pyarrow": {"query"},
     "matplotlib": {"plot"},
     "click": {"cli"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_at_place_alone_is_a_track(emb):
     ("arguments", "message"),
     [
         (("2024-05-20", 20, 20), r"nothing within 8\d\.\d km \(half the diagonal of a patch\) of latitude 20, "
-         r"longitude 20 near 2024-05-20T00:00:00; the nearest is centred at latitude .* km away. Pass tolerance="),
+         r"longitude 20 near 2024-05-20T00:00:00; the nearest is centered at latitude .* km away. Pass tolerance="),
         (("2024-05-20", 40, -100.5, 10), r"nothing within 10.0 km \(tolerance\) .* -100.0000 .* 42.6 km away"),
         (("2024-05-22", 40, -100), "nothing within 60 min of 2024-05-22T00:00:00; the nearest time is "
          "2024-05-20T07:00:00, 41 h away. Pass time_tolerance="),
@@ -510,7 +511,7 @@ def _cosine(a, b):
         ((6, 1, 2, 0), {"exclude": "6h"}, r"exclude: got '6h'; expected a time and a distance such as"),
         ((6, 1, 2, 0), {"separate": ("200km", "6h")}, "duration: got '200km'"),
         ((6, 1, 2, 0), {"time": ("2024-05-20T02:00", "2024-05-20T02:30"), "bbox": (-98.1, 38, -97.9, 39)},
-         "every sample of the selection is the query or a neighbour of it"),
+         "every sample of the selection is the query or a neighbor of it"),
         ((6, 1, 2, 0), {"k": 0}, "k and block: got 0"),
         ((6, 1, 2, 0), {"metric": "taxicab"}, "metric: got 'taxicab'"),
     ],
@@ -530,7 +531,7 @@ def test_search_of_nothing_but_nan_says_so():
 def test_search_reads_crops_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "CROPS_AT_ONCE", 4)
     monkeypatch.setattr(samples, "READ_BYTES", 100)
-    monkeypatch.setattr("gridrad_cube.query.likeness.ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(sys.modules["gridrad_cube.query.search"], "ROWS_AT_ONCE", 50)
     dataset = write(make_embeddings().chunk(crop=5), tmp_path / "embeddings.zarr")
     answer = dataset.gridrad.search((6, 1, 2, 1), 30)
     xr.testing.assert_allclose(answer, make_embeddings().gridrad.search((6, 1, 2, 1), 30))
@@ -618,7 +619,7 @@ def test_track_is_one_place_at_every_time(emb):
     np.testing.assert_array_equal(track.embedding, emb.embedding.values[1::3, :, 1, 2])
     some = emb.gridrad.track(8.9, -179.4, time=slice("2024-05-20T02:00", "2024-05-20T04:00"))
     assert some.crop.values.tolist() == [7, 10, 13]
-    with pytest.raises(SchemaError, match=r"nothing within .* at any time; the nearest is centred"):
+    with pytest.raises(SchemaError, match=r"nothing within .* at any time; the nearest is centered"):
         emb.gridrad.track(0, 0)
 
 
@@ -671,8 +672,12 @@ def test_follow_finds_a_planted_storm():
 
 def test_other_datasets_are_refused():
     with pytest.raises(SchemaError, match="neither a store of embeddings nor a cube of patches"):
-        xr.Dataset({"a": ("x", [1])}).gridrad.within()
+        query.within(xr.Dataset({"a": ("x", [1])}))
     with pytest.raises(SchemaError, match="select crops by a list or slice"):
+        query.search(_SHARED.isel(crop=0), np.ones(FEATURES))
+    with pytest.raises(
+        AttributeError, match=r"not a store of embeddings .*; it has describe. Select crops by a list"
+    ):
         _SHARED.isel(crop=0).gridrad.search(np.ones(FEATURES))
     with pytest.raises(SchemaError, match="select rows and columns by a list or slice"):
         _SHARED.isel(row=0).gridrad.search(np.ones(FEATURES))
@@ -704,14 +709,37 @@ def test_an_unfinished_store_is_refused(tmp_path):
         open_embeddings(tmp_path / "e.zarr")
 
 
-def test_accessor_holds_every_function():
-    of_no_dataset = {"build_index", "convective_day", "format_answer", "split_by_day", "write_geoparquet"}
-    for name in query.__all__:
-        if name not in ("GridradAccessor", "Index", "Places") and name not in of_no_dataset:
-            method = getattr(_SHARED.gridrad, name)
-            assert method.__doc__ == getattr(query, name).__doc__
-            parameters = list(inspect.signature(getattr(query, name)).parameters)
-            assert list(inspect.signature(method).parameters) == parameters[1:]
+def test_accessor_offers_what_the_dataset_can_do():
+    methods = dir(_SHARED.gridrad)
+    assert methods == [
+        "analogues",
+        "at",
+        "describe",
+        "follow",
+        "frequency",
+        "grid",
+        "search",
+        "track",
+        "within",
+    ]
+    for name in methods:
+        method = getattr(_SHARED.gridrad, name)
+        assert method.__doc__ == getattr(query, name).__doc__
+        parameters = list(inspect.signature(getattr(query, name)).parameters)
+        assert list(inspect.signature(method).parameters) == parameters[1:]
+    with pytest.raises(
+        AttributeError, match=r".gridrad.patch: this dataset is not a cube of patches \(gridrad_cube.open"
+    ):
+        _SHARED.gridrad.patch(0, 0, 0)
+    with pytest.raises(
+        AttributeError, match=r".gridrad.pixels: this dataset is not an answer of at, within, track"
+    ):
+        _SHARED.gridrad.pixels()
+    with pytest.raises(
+        AttributeError, match=r".gridrad has no 'serach'; this dataset has analogues, at, describe"
+    ):
+        _SHARED.gridrad.serach((0, 0, 0))
+    assert dir(_SHARED.gridrad.within().gridrad) == ["describe", "pixels", "reflectivity"]
 
 
 # many points
@@ -733,9 +761,8 @@ def test_many_points_are_found_as_one_by_one(level, tolerance, time_tolerance):
     times = dataset.time.values[crop].astype("datetime64[s]") + rng.integers(-6, 7, 60) * np.timedelta64(
         10, "m"
     )
-    tree = query.Places(dataset)
     options = {"tolerance": tolerance, "time_tolerance": time_tolerance}
-    index, km = tree.find(times, lat, lon, **options)
+    index, km = query.locate(dataset, times, lat, lon, **options)
     hits = 0
     for i in range(60):
         try:
@@ -765,8 +792,8 @@ def test_at_takes_many_points_at_once():
     for wrong in (91.0, np.nan):
         with pytest.raises(SchemaError, match=f"place: got latitude {wrong}"):
             dataset.gridrad.at(times, np.where(np.arange(100) == 70, wrong, lat), lon)
-    with pytest.raises(SchemaError, match="no crop that was written has a position"):
-        query.Places(dataset.assign_coords(latitude=dataset.latitude * np.nan))
+    with pytest.raises(SchemaError, match="no patch with a position near"):
+        dataset.assign_coords(latitude=dataset.latitude * np.nan).gridrad.at(times, lat, lon)
     dataset["status"][:] = 2
     with pytest.raises(SchemaError, match="no crop was written"):
         dataset.gridrad.at(times, lat, lon)

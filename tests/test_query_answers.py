@@ -7,6 +7,8 @@ import io
 import json
 import shutil
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from query_stores import FEATURES, make_embeddings, write
 from small_data import make_store
 
 from gridrad_cube import cli, query
-from gridrad_cube.query import summary
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import open_cube, open_embeddings, store_info
 
@@ -141,7 +142,7 @@ def test_pixels_of_a_cube_that_has_moved_or_is_another(folder, tmp_path):
     with pytest.raises(SchemaError, match="does not say which cube"):
         answer.assign_attrs(cube="").gridrad.pixels()
     with pytest.raises(SchemaError, match="expected an answer of search"):
-        cube.gridrad.pixels()
+        query.pixels(cube)
     batch = EMB.gridrad.search(np.eye(FEATURES)[:2], 2)
     with pytest.raises(SchemaError, match=r"Take one: answer.isel\(query=0\)"):
         batch.gridrad.pixels(cube)
@@ -173,49 +174,60 @@ def test_format_answer_table():
     assert lines[1].endswith(window)
 
 
-def test_format_answer_json_and_csv_hold_the_same_records():
+def written(answer, path):
+    """What `write_answer` writes: records of JSON, lines of CSV, or GeoJSON."""
+    query.write_answer(answer, path)
+    text = path.read_text()
+    return list(csv.DictReader(io.StringIO(text))) if path.suffix == ".csv" else json.loads(text)
+
+
+def test_json_and_csv_hold_the_same_records(tmp_path):
     answer = EMB.gridrad.search((6, 1, 2, 0), 3)
-    rows = json.loads(query.format_answer(answer, "json"))
+    rows = written(answer, tmp_path / "a.json")
     assert [row["rank"] for row in rows] == [1, 2, 3]
     assert rows[0]["score"] == pytest.approx(float(answer.score[0]), abs=1e-6)
     assert rows[0]["time"] == np.datetime_as_string(answer.time.values[0], "s") + "Z"
     assert {"crop", "row", "col", "channel", "source", "scene", "y_start", "x_stop", "flags"} <= set(rows[0])
-    lines = list(csv.DictReader(io.StringIO(query.format_answer(answer, "csv"))))
-    assert [{k: str(v) for k, v in row.items()} for row in rows] == lines
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == written(answer, tmp_path / "a.csv")
+    frame = query.to_dataframe(answer)
+    assert list(frame) == list(rows[0])
+    assert str(frame["time"].dt.tz) == "UTC"
 
 
 def test_format_answer_of_other_answers():
     one = EMB.gridrad.at("2024-05-20T02:10", 39.2, -98.1)
-    assert json.loads(query.format_answer(one, "json"))[0]["time_difference"] == -600
+    assert query.to_dataframe(one)["time_difference"].tolist() == [-600]
     assert query.format_answer(one).splitlines()[0].split()[0] == "distance"
     assert len(query.format_answer(EMB.gridrad.track(39, -98)).splitlines()) == 9
     flat = EMB.gridrad.within((-180, 30, 0, 50), "2024-05-20T02", channel=0)
-    assert len(json.loads(query.format_answer(flat, "json"))) == 12
+    assert len(query.to_dataframe(flat)) == 12
     level_2k = make_embeddings(level="2k").gridrad.search((6, 0), 2)
     assert len(query.format_answer(level_2k).splitlines()) == 3
 
 
-def test_format_answer_writes_missing_numbers_and_strange_names():
+def test_answers_write_missing_numbers_and_strange_names(tmp_path):
     answer = EMB.gridrad.search((6, 1, 2, 0), 1)
     answer = answer.assign_coords(
         latitude=("rank", [np.nan]),
         source=("rank", ['a\x1b[31m\nb,"c".nc']),
         time=("rank", [np.datetime64("NaT", "ns")]),
     )
-    row = json.loads(query.format_answer(answer, "json"))[0]
+    row = written(answer, tmp_path / "a.json")[0]
     assert row["latitude"] is None
     assert row["time"] is None
     assert row["source"] == 'a\x1b[31m\nb,"c".nc'
     table = query.format_answer(answer)
     assert len(table.splitlines()) == 2
     assert "\x1b" not in table
-    assert next(csv.DictReader(io.StringIO(query.format_answer(answer, "csv"))))["latitude"] == ""
+    assert written(answer, tmp_path / "a.csv")[0]["latitude"] == ""
 
 
-def test_format_answer_refuses():
+def test_write_answer_refuses(tmp_path):
     answer = EMB.gridrad.search((6, 1, 2, 0), 1)
-    with pytest.raises(SchemaError, match="style: got 'xml'; expected table, json, csv or geojson"):
-        query.format_answer(answer, "xml")
+    with pytest.raises(
+        SchemaError, match=r"got suffix '.xml'; expected one of .csv, .json, .geojson, .parquet, .nc"
+    ):
+        query.write_answer(answer, tmp_path / "a.xml")
     with pytest.raises(SchemaError, match="expected an answer of"):
         query.format_answer(EMB)
 
@@ -223,22 +235,21 @@ def test_format_answer_refuses():
 # files
 
 
-def test_geojson_is_points_with_the_records():
+def test_geojson_is_points_with_the_records(tmp_path):
     answer = EMB.gridrad.search((6, 1, 2, 0), 3, percentile=False)
-    shape = json.loads(query.format_answer(answer, "geojson"))
-    rows = json.loads(query.format_answer(answer, "json"))
+    shape, rows = written(answer, tmp_path / "a.geojson"), written(answer, tmp_path / "a.json")
     assert shape["type"] == "FeatureCollection"
     for feature, row in zip(shape["features"], rows, strict=True):
         assert feature["geometry"] == {"type": "Point", "coordinates": [row["longitude"], row["latitude"]]}
         assert feature["properties"] == {k: v for k, v in row.items() if k not in ("latitude", "longitude")}
     lost = answer.assign_coords(latitude=("rank", [np.nan, 1, 2]))
-    assert json.loads(query.format_answer(lost, "geojson"))["features"][0]["geometry"] is None
+    assert written(lost, tmp_path / "a.geojson")["features"][0]["geometry"] is None
 
 
 def test_geoparquet_says_where_its_points_are(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     answer = EMB.gridrad.search((6, 1, 2, 0), 5)
-    query.write_geoparquet(answer, tmp_path / "a.parquet")
+    query.write_answer(answer, tmp_path / "a.parquet")
     table = parquet.read_table(tmp_path / "a.parquet")
     said = json.loads(table.schema.metadata[b"geo"])
     assert said["version"] == "1.1.0"
@@ -261,22 +272,51 @@ def test_geoparquet_says_where_its_points_are(tmp_path):
 
 
 def test_geoparquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SchemaError, match=r"pip install 'gridrad-cube\[geo\]'"):
-        query.write_geoparquet(EMB.gridrad.search((6, 1, 2, 0), 1), tmp_path / "a.parquet")
+        query.write_answer(EMB.gridrad.search((6, 1, 2, 0), 1), tmp_path / "a.parquet")
 
 
 def test_percentiles_and_events_are_columns():
     dataset = make_embeddings(times=30)
-    rows = json.loads(
-        query.format_answer(dataset.gridrad.search(np.ones(FEATURES), 3, percentile=True), "json")
-    )
-    assert 0 <= rows[0]["percentile"] <= 100
+    rows = query.to_dataframe(dataset.gridrad.search(np.ones(FEATURES), 3, percentile=True))
+    assert rows["percentile"].between(0, 100).all()
     found = dataset.gridrad.analogues((6, 1, 2, 0), "1h", k=3)
-    rows = json.loads(query.format_answer(found, "json"))
-    assert [row["event"] for row in rows] == found.event.values.tolist()
+    assert query.to_dataframe(found)["event"].tolist() == found.event.values.tolist()
+
+
+def answers_of(folder):
+    """An answer of each function, by its name."""
+    emb, cube = open_embeddings(folder / "embeddings.zarr"), open_cube(folder / "patches.zarr")
+    place = (emb.time.values[1], float(emb.latitude[1, 1, 2]), float(emb.longitude[1, 1, 2]))
+    found = emb.gridrad.search((0, 1, 2), 3, exclude=None)
+    return {
+        "at": emb.gridrad.at(*place), "at a time": emb.gridrad.at(place[0]), "within": emb.gridrad.within(),
+        "at of a cube": cube.gridrad.at(*place), "within of a cube": cube.gridrad.within(reject=()),
+        "track": emb.gridrad.track(*place[1:]), "grid": emb.gridrad.grid(), "follow": emb.gridrad.follow((0, 1, 2)),
+        "search": found, "batch": emb.gridrad.search([(0, 1, 2), (1, 1, 3)], 3, exclude=None, percentile=False),
+        "analogues": emb.gridrad.analogues((0, 1, 2), "15min", exclude=None, time_tolerance="10min"),
+        "frequency": emb.gridrad.frequency((0, 1, 2), 0.5), "pixels": found.gridrad.pixels(),
+        "crop": cube.gridrad.crop(1), "patch": cube.gridrad.patch(1, 1, 2), "patches": cube.gridrad.patches(),
+        "level 2k": open_embeddings(folder / "embeddings_2k.zarr").gridrad.search((0,), 2, exclude=None),
+        "half precision": EMB.gridrad.within(),
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of zarr about text and consolidated metadata
+def test_every_answer_can_be_written_and_opened_again(folder, tmp_path):
+    for name, answer in answers_of(folder).items():
+        for kind in ("nc", "zarr"):
+            path = tmp_path / f"{name}.{kind}"
+            if kind == "nc":
+                answer.to_netcdf(path)
+            else:
+                answer.to_zarr(path)
+            again = xr.open_dataset(path, engine={"nc": None, "zarr": "zarr"}[kind])
+            assert set(again.variables) == set(answer.variables), name
+            for variable in answer.data_vars:
+                np.testing.assert_array_equal(again[variable].values, answer[variable].values, err_msg=name)
+            assert not any(isinstance(value, dict) for value in again.attrs.values()), name
 
 
 # the command line
@@ -299,13 +339,15 @@ def test_command_line_of_examples_and_rules(folder, tmp_path):
         "--unlike",
         "2,0,0",
         "--no-exclude",
-        "--json",
+        "-o",
+        tmp_path / "a.json",
         "-k",
         3,
     )
     assert code == 0, text
     asked = {"positive": [(0, 1, 2, IR), (1, 1, 3)], "negative": [(2, 0, 0)]}
-    assert text.strip() == query.format_answer(emb.gridrad.search(asked, 3, exclude=None), "json")
+    answer = emb.gridrad.search(asked, 3, exclude=None)
+    assert json.loads((tmp_path / "a.json").read_text()) == written(answer, tmp_path / "b.json")
     lat, lon = emb.latitude.values[0], emb.longitude.values[0]
     box = {"type": "Polygon", "coordinates": [[[float(lon[0, 0]) - 0.1, 89], [float(lon[0, 2]) + 0.1, 89],
                                                [float(lon[0, 2]) + 0.1, float(lat[0, 0]) - 0.1],
@@ -313,10 +355,10 @@ def test_command_line_of_examples_and_rules(folder, tmp_path):
     (tmp_path / "box.geojson").write_text(json.dumps(box))
     np.save(tmp_path / "v.npy", np.array([1.0, 0, 0, 1]))
     code, text = run(store, "--vector", tmp_path / "v.npy", "--metric", "dot", "--polygon", tmp_path / "box.geojson",
-                     "--hour", 0, 24, "--format", "csv", "-k", 100, "--start", "2000")  # fmt: skip
+                     "--hour", 0, 24, "-k", 100, "--start", "2000", "--channel", IR)  # fmt: skip
     assert code == 0, text
     expected = emb.gridrad.search(np.array([1.0, 0, 0, 1]), 100, metric="dot", polygon=box)
-    assert text.strip() == query.format_answer(expected, "csv")
+    assert text.strip() == query.format_answer(expected)
     assert set(expected.col.values.tolist()) == {0, 1, 2}
 
 
@@ -327,7 +369,7 @@ def test_command_line_writes_files(folder, tmp_path):
     code, text = run(*asked, "-o", tmp_path / "a.parquet")
     assert (code, text.strip()) == (0, f"{tmp_path / 'a.parquet'}: 2 answers")
     assert (tmp_path / "a.parquet").read_bytes()[:4] == b"PAR1"
-    code, text = run(*asked, "--format", "geojson", "-o", tmp_path / "a.geojson")
+    code, text = run(*asked, "-o", tmp_path / "a.geojson")
     assert json.loads((tmp_path / "a.geojson").read_text())["features"][1]["properties"]["rank"] == 2
     assert run(*asked)[1].splitlines()[0].split()[0] == "rank"
 
@@ -342,7 +384,7 @@ def test_command_line_writes_files(folder, tmp_path):
             "give one of --like, --vector, or a time and place, not both",
         ),
         (("--time", "2024"), "a place needs all of --time, --latitude and --longitude"),
-        (("--like", "0,1,2", "--format", "geoparquet"), "--format geoparquet needs --out"),
+        (("--like", "0,1,2", "--no-exclude", "-o", "a.txt"), "got suffix '.txt'; expected one of .csv"),
         (("--like", "0,1,2", "--season", "XYZ"), "season: got 'XYZ'"),
         (("--like", "0,1,2", "--convective-day", "May"), "time: cannot read 'May'"),
         (("--unlike", "0,1,2"), "a query needs --like"),
@@ -354,6 +396,22 @@ def test_command_line_refuses(folder, arguments, message):
     assert code != 0
     assert message in text
     assert "Traceback" not in text
+
+
+# the accessor
+
+
+@pytest.mark.parametrize(
+    "imports", ["import gridrad_cube, xarray as xr", "import xarray as xr, gridrad_cube"]
+)
+def test_importing_the_package_registers_the_accessor_without_torch(folder, imports):
+    code = f"""{imports}; import sys
+store = xr.open_zarr({str(folder / "embeddings.zarr")!r}, chunks=None)
+print(store.gridrad.within().sizes["patch"], "torch" in sys.modules)"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["45", "False"]
 
 
 # what a notebook shows
@@ -388,7 +446,7 @@ def test_a_notebook_shows_a_table_and_nothing_of_it_runs(folder):
     assert page.startswith("<table>")
     assert page.count("<tr>") == len(cube.gridrad.describe())
     assert "complete" in page
-    assert repr(cube.gridrad) == summary.as_text(cube.gridrad.describe())
+    assert repr(cube.gridrad) == repr(cube.gridrad.describe())
     nasty = EMB.assign_attrs(
         gridrad_cube=EMB.attrs["gridrad_cube"] | {"checkpoint": "<script>alert(1)</script>"}
     )

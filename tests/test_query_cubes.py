@@ -8,6 +8,7 @@ import xarray as xr
 from query_stores import found, make_embeddings
 from small_data import make_store
 
+from gridrad_cube import query
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.store import PatchReader, open_cube, open_packed
 
@@ -94,6 +95,8 @@ def test_cube_answers_at_and_within(cube):
     box = dataset.gridrad.within((lon - 0.1, lat - 0.1, lon + 0.1, lat + 0.1), reject=())
     assert found(box, ("crop", "row", "col")) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
     with pytest.raises(SchemaError, match="a cube of patches has no embeddings"):
+        query.search(dataset, (0, 0, 0))
+    with pytest.raises(AttributeError, match=r".gridrad.search: this dataset is not a store of embeddings"):
         dataset.gridrad.search((0, 0, 0))
     with pytest.raises(SchemaError, match="no channel 'rain'"):
         dataset.gridrad.patches(channel="rain")
@@ -106,7 +109,7 @@ def test_crop_refuses(cube):
     with pytest.raises(SchemaError, match="no row 9"):
         dataset.gridrad.patch(0, 9, 0)
     with pytest.raises(SchemaError, match="embeddings have no pixels"):
-        _SHARED.gridrad.crop(0)
+        query.crop(_SHARED, 0)
     lost = dataset.copy()
     lost.encoding = {}
     with pytest.raises(SchemaError, match="does not know its store"):

@@ -11,8 +11,8 @@ import xarray as xr
 from query_stores import FEATURES, brute_search, found, make_embeddings, near, place_of, write
 
 from gridrad_cube import query, similarity
-from gridrad_cube.query import background
 from gridrad_cube.query.samples import positions
+from gridrad_cube.query.search import _percentiles, _random_pairs
 from gridrad_cube.schema import SchemaError
 
 IR = "ir_brightness_temperature"
@@ -124,9 +124,8 @@ def test_a_batch_with_fewer_answers_for_one_says_so(tmp_path):
     assert np.isnan(batch.score[0, few:]).all()
     assert np.isnat(batch.time[0, few:]).all()
     assert (batch.source[0, few:] == "").all()
-    rows = json.loads(query.format_answer(batch, "json"))
-    assert len(rows) == few + full
-    assert [r["query"] for r in rows] == [0] * few + [1] * full
+    rows = query.to_dataframe(batch)
+    assert rows["query"].tolist() == [0] * few + [1] * full
     batch.to_netcdf(tmp_path / "answer.nc")
     assert len(query.format_answer(batch).splitlines()) == 1 + few + full
 
@@ -170,7 +169,7 @@ def test_percentile_is_the_rank_among_pairs_of_the_same_hour():
     assert (np.diff(answer.percentile) <= 0).all()
     mask = np.zeros((144, 2, 3, 4), bool)
     mask[:, 0] = True
-    pairs = background.random_pairs(dataset, mask, "cosine", (6 * 3600, 200), 0)
+    pairs = _random_pairs(dataset, mask, "cosine", (6 * 3600, 200), 0)
     all_hours = np.corrcoef(rng.standard_normal((2, 10)))  # the hour alone makes samples alike
     assert np.median(pairs) > 0.5 > abs(all_hours[0, 1])
     # All pairs of one hour, two days apart, by brute force: the sample stands for them.
@@ -183,7 +182,7 @@ def test_percentile_is_the_rank_among_pairs_of_the_same_hour():
     every = np.concatenate(every)
     for share in (0.1, 0.5, 0.9):
         at = np.quantile(every, share)
-        assert background.percentiles(pairs, np.array([at]), "cosine")[0] == pytest.approx(100 * share, abs=6)
+        assert _percentiles(pairs, np.array([at]), "cosine")[0] == pytest.approx(100 * share, abs=6)
     same = dataset.gridrad.search((6, 1, 2, 0), 100, percentile=True)
     np.testing.assert_array_equal(same.percentile, answer.percentile)
 
@@ -192,9 +191,7 @@ def test_percentile_of_distances_and_where_there_are_no_pairs():
     dataset = make_embeddings(times=30, seed=6)
     answer = dataset.gridrad.search(np.ones(FEATURES), 50, metric="euclidean", percentile=True)
     assert (np.diff(answer.percentile) <= 0).all()
-    low = background.percentiles(
-        np.array([1, 2, 2, 3], np.float32), np.array([0, 2, 9], np.float32), "euclidean"
-    )
+    low = _percentiles(np.array([1, 2, 2, 3], np.float32), np.array([0, 2, 9], np.float32), "euclidean")
     assert low.tolist() == [100, 50, 0]
     with pytest.raises(SchemaError, match="no pairs of samples of one hour of the day that lie apart"):
         dataset.isel(crop=[0, 4]).gridrad.search(np.ones(FEATURES), percentile=True)
@@ -202,58 +199,12 @@ def test_percentile_of_distances_and_where_there_are_no_pairs():
         dataset.isel(crop=[6, 7]).gridrad.search(np.ones(FEATURES), percentile=True, exclude=("24h", None))
 
 
-# an index
-
-
-def test_an_index_answers_the_same_call_and_says_its_recall(tmp_path):
-    pytest.importorskip("faiss")
-    dataset = write(make_embeddings(times=100, seed=7), tmp_path / "e.zarr")
-    index = query.build_index(dataset, lists=20, probes=20)
-    assert index.recall > 0.99  # all lists are looked at; codes of eight bits order the candidates
-    asked = {"channel": IR, "exclude": ("6h", "200km"), "separate": ("3h", "100km"), "season": "MAM"}
-    exact = dataset.gridrad.search((6, 1, 2, 0), 10, **asked)
-    answer = dataset.gridrad.search((6, 1, 2, 0), 10, index=index, **asked)
-    assert found(answer) == found(exact)
-    np.testing.assert_array_equal(answer.score, exact.score)
-    assert answer.attrs["recall"] == index.recall
-    assert "IVF20" in answer.attrs["index"]
-    assert "recall" in repr(index)
-    some = query.build_index(dataset, lists=20, probes=1)
-    assert some.recall < index.recall
-    narrow = {
-        "bbox": (-101, 39.5, -99.5, 40.5),
-        "time": "2024-05-20T06",
-        "channel": IR,
-    }  # one sample, in one list
-    far = -dataset.embedding.values[18, 0, 0, 0].astype(float)
-    assert found(dataset.gridrad.search(far, 4, index=some, **narrow)) == [(18, 0, 0, 0)]
-    batch = dataset.gridrad.search(np.eye(6)[:3], 4, index=index)
-    assert found(batch.isel(query=2)) == found(dataset.gridrad.search(np.eye(6)[2], 4))
-
-
-def test_an_index_refuses_another_store_and_another_metric():
-    pytest.importorskip("faiss")
-    index = query.build_index(EMB, lists=4)
-    with pytest.raises(SchemaError, match=r"index: made for cosine .*; got euclidean"):
-        EMB.gridrad.search(np.ones(FEATURES), index=index, metric="euclidean")
-    with pytest.raises(SchemaError, match="Build one of this store"):
-        EMB.isel(crop=slice(0, 9)).gridrad.search(np.ones(FEATURES), index=index)
-    with pytest.raises(SchemaError, match="expected 1 <= probes <= lists"):
-        query.build_index(EMB, lists=4, probes=5)
-
-
-def test_without_faiss_an_index_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(SchemaError, match=r"pip install 'gridrad-cube\[index\]'"):
-        query.build_index(EMB)
-
-
 # memory
 
 
 def test_a_search_reads_a_store_in_blocks(tmp_path, monkeypatch):
     """No read takes more than the rows of one block, with a batch and an exclusion too."""
-    monkeypatch.setattr("gridrad_cube.query.likeness.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(sys.modules["gridrad_cube.query.search"], "ROWS_AT_ONCE", 100)
     dataset = write(make_embeddings(times=40), tmp_path / "e.zarr")
     sizes = []
     real = similarity._compare

@@ -8,7 +8,7 @@ import xarray as xr
 from query_stores import FEATURES, make_embeddings
 
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query import analogs
+from gridrad_cube.query.analogues import _events
 from gridrad_cube.schema import SchemaError
 
 IR = "ir_brightness_temperature"
@@ -123,8 +123,8 @@ def test_events_are_linked_by_chains():
         "latitude": ("rank", np.zeros(6)), "longitude": ("rank", [179.9, -179.9, 179.9, 179.9, -179.9, 100.0]),
     })  # fmt: skip
     assert great_circle_km(0, 179.9, 0, -179.9) < 30
-    assert analogs._events(found, (6 * 3600, 30)).tolist() == [0, 0, 0, 1, 0, 2]
-    assert analogs._events(found, None).tolist() == list(range(6))
+    assert _events(found, (6 * 3600, 30)).tolist() == [0, 0, 0, 1, 0, 2]
+    assert _events(found, None).tolist() == list(range(6))
 
 
 def test_analogues_at_the_end_of_the_store_and_of_a_vector():

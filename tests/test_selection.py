@@ -175,7 +175,7 @@ def test_rules_narrow_a_search():
         ({"polygon": [(0, 0), (1, 1), (0, 95)]}, "polygon: got a ring of corners"),
         ({"polygon": "circle"}, "polygon: the text is no GeoJSON"),
         ({"polygon": {"type": "Point", "coordinates": [0, 0]}}, "got GeoJSON of type 'Point'; expected Polygon"),
-        ({"polygon": [(0, 0), (1, 0), (0, 1)]}, r"no patch center in polygon \(\(0, 0\), .*; 95 of 96 crops"),
+        ({"polygon": [(0, 0), (1, 0), (0, 1)]}, r"no patch center in polygon \[\(0, 0\), .*; 95 of 96 crops"),
         ({"solar_hour": (3, 3.001)}, r"no patch center in solar_hour \(3, 3.001\)"),
     ],
 )  # fmt: skip

@@ -38,7 +38,7 @@ import click
 @click.option("--hour", type=float, nargs=2, default=None, help="Hours of the day, UTC: 18 24, or 21 3.")
 @click.option("--solar-hour", type=float, nargs=2, default=None, help="The same in local mean solar time.")
 @click.option("--convective-day", multiple=True, help="Date on which it begins, at 12 UTC (repeatable).")
-@click.option("--channel", default=None)
+@click.option("--channel", default=None, help="Label such as reflectivity@3.0km, or a variable's name.")
 @click.option(
     "--metric", type=click.Choice(["cosine", "euclidean", "dot"]), default="cosine", show_default=True
 )
@@ -59,26 +59,20 @@ import click
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
 @click.option("--percentile", is_flag=True, help="Also the rank among random pairs of the same hour.")
 @click.option(
-    "--format",
-    "style",
-    type=click.Choice(["table", "json", "csv", "geojson", "geoparquet"]),
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
     default=None,
-    help="[table; geoparquet for --out NAME.parquet]",
+    help="File for the answer, in the format of its suffix: csv, json, geojson, parquet or nc. [a table is printed]",
 )
-@click.option("--json", "style", flag_value="json", help="--format json: one record an answer.")
-@click.option("--csv", "style", flag_value="csv", help="--format csv.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), default=None, help="File for the answer.")
-def query(embeddings: str, style: Any, out: Path | None, **options: Any) -> None:
+def query(embeddings: str, out: Path | None, **options: Any) -> None:
     """Find the places and times of EMBEDDINGS that look most like the query.
 
     \b
     gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5
-    gridrad-cube query embeddings.zarr --like 12,3,4 --like 40,2,2 --unlike 7,0,0 --season JJA --json
+    gridrad-cube query embeddings.zarr --like 12,3,4 --like 40,2,2 --unlike 7,0,0 --season JJA -o storms.geojson
     gridrad-cube query embeddings.zarr --like 12,3,4 -k 500 --separate 6h 200km -o storms.parquet
     """
-    style = style or ("geoparquet" if out is not None and out.suffix == ".parquet" else "table")
-    if style == "geoparquet" and out is None:
-        raise click.UsageError("--format geoparquet needs --out FILE")
     from gridrad_cube import query as asking
     from gridrad_cube import store as stores
 
@@ -93,13 +87,9 @@ def query(embeddings: str, style: Any, out: Path | None, **options: Any) -> None
         percentile=options["percentile"],
         **where,
     )
-    if style == "geoparquet" and out is not None:
-        asking.write_geoparquet(answer, out)
-    elif out is not None:
-        out.write_text(asking.format_answer(answer, style) + "\n")
-    click.echo(
-        asking.format_answer(answer, style) if out is None else f"{out}: {answer.sizes['rank']} answers"
-    )
+    if out is not None:
+        asking.write_answer(answer, out)
+    click.echo(asking.format_answer(answer) if out is None else f"{out}: {answer.sizes['rank']} answers")
 
 
 def _where(options: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query import Places, collect, sample_dims, select
+from gridrad_cube.query import collect, locate, sample_dims, select
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import choose_labels, labels_of
 from gridrad_cube.store import open_embeddings, open_packed, store_info
@@ -125,10 +125,6 @@ class Stores:
         steps = np.diff(times[~np.isnat(times)]) / np.timedelta64(1, "s")
         return float(np.median(steps)) if len(steps) else np.inf
 
-    @cached_property
-    def _places(self) -> Places:
-        return Places(self.first)
-
     def draw(self, most: int, seed: int) -> np.ndarray:
         """Rows of at most ``most`` clean samples, at random, ascending."""
         return draw(np.flatnonzero(self.mask), most, seed)
@@ -164,8 +160,8 @@ class Stores:
     def after(self, samples: Samples, seconds: float) -> np.ndarray:
         """Row of the clean sample at each place some seconds later, within a quarter of them; -1 for none."""
         later = (samples.time + np.timedelta64(int(seconds), "s")).astype("datetime64[s]")
-        index, _ = self._places.find(
-            later, samples.latitude, samples.longitude, time_tolerance=f"{seconds / 4}s"
+        index, _ = locate(
+            self.first, later, samples.latitude, samples.longitude, time_tolerance=f"{seconds / 4}s"
         )
         return self._rows(index)
 

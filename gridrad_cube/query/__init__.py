@@ -1,27 +1,19 @@
-"""Questions about a store by place, time and likeness; importing this registers the accessor ``.gridrad``."""
+"""Questions about a store by place, time and similarity; the accessor ``.gridrad`` has them as methods."""
 
-from gridrad_cube.query.accessor import GridradAccessor
-from gridrad_cube.query.analogs import analogues
-from gridrad_cube.query.answers import format_answer, write_geoparquet
-from gridrad_cube.query.following import follow
-from gridrad_cube.query.frequencies import frequency
-from gridrad_cube.query.index import Index, build_index
-from gridrad_cube.query.likeness import search
-from gridrad_cube.query.nearby import Places
+from gridrad_cube.query.analogues import analogues
+from gridrad_cube.query.answers import format_answer, to_dataframe, write_answer
+from gridrad_cube.query.at import at, grid, track, within
+from gridrad_cube.query.follow import follow
+from gridrad_cube.query.frequency import frequency
 from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
-from gridrad_cube.query.places import at, track
-from gridrad_cube.query.samples import collect, sample_dims
-from gridrad_cube.query.selection import grid, select, within
+from gridrad_cube.query.samples import collect, locate, sample_dims, select
+from gridrad_cube.query.search import search
 from gridrad_cube.query.summary import describe
 from gridrad_cube.selection import convective_day, split_by_day
 
 __all__ = [
-    "GridradAccessor",
-    "Index",
-    "Places",
     "analogues",
     "at",
-    "build_index",
     "collect",
     "convective_day",
     "crop",
@@ -30,6 +22,7 @@ __all__ = [
     "format_answer",
     "frequency",
     "grid",
+    "locate",
     "patch",
     "patches",
     "pixels",
@@ -38,7 +31,12 @@ __all__ = [
     "search",
     "select",
     "split_by_day",
+    "to_dataframe",
     "track",
     "within",
-    "write_geoparquet",
+    "write_answer",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

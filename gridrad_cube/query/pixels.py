@@ -17,10 +17,11 @@ from gridrad_cube.query.samples import (
     check_pixels,
     collect,
     is_embeddings,
-    labels,
+    names_along,
     patch_and_stride,
+    select,
+    writable,
 )
-from gridrad_cube.query.selection import select
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of
 from gridrad_cube.store import open_cube, open_grid, open_packed, store_info
@@ -77,7 +78,7 @@ def _require_cube(dataset: xr.Dataset) -> None:
 
 
 def _position(dataset: xr.Dataset, dim: str, name: int) -> int:
-    names = labels(dataset, dim)
+    names = names_along(dataset, dim)
     found = np.flatnonzero(names == name)
     if not len(found):
         raise SchemaError(f".gridrad: no {dim} {name!r}; the cube has {names[0]} to {names[-1]}")
@@ -98,7 +99,7 @@ def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int
         out = out.assign_coords({name: (axes, values, grid[name].attrs)})
     for axis in "yx":
         out = out.assign_coords({f"scene_{axis}": (axis, where[axis], {"units": "1"})})
-    return out
+    return writable(out)
 
 
 def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
@@ -230,7 +231,7 @@ def _rows_of(answer: xr.Dataset, cube: xr.Dataset, crop: np.ndarray) -> np.ndarr
     """Positions of crops in a cube, checked to be those of the answer's samples."""
     if is_embeddings(cube):
         raise SchemaError("pixels: got a store of embeddings as cube=; expected the cube they were made from")
-    names = labels(cube, "crop")
+    names = names_along(cube, "crop")
     at = np.searchsorted(names, crop)
     there = at < len(names)
     if not (there.all() and (names[np.minimum(at, len(names) - 1)] == crop).all()):

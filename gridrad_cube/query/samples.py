@@ -1,4 +1,4 @@
-"""Samples of a store: where each is along the store's dims, and what the store holds there.
+"""Samples of a store: which there are, which a selection takes, which lies at a place, and what the store holds there.
 
 A sample is a patch of a channel in a store of patch embeddings, a crop of a channel in one of level 2k, and
 a patch with all its channels in a cube. Samples are mappings from the store's dims to integer positions.
@@ -6,16 +6,19 @@ a patch with all its channels in a cube. Samples are mappings from the store's d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gridrad_cube.geometry import mean_position, wrap_longitude
+from gridrad_cube.geometry import great_circle_km, mean_position
 from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.selection import Label, Selection, as_km, as_seconds, labels_of, reject_masks
 from gridrad_cube.store import store_info
 
 #: Positions of samples along each dim that tells them apart, arrays of one length.
@@ -26,6 +29,15 @@ SAMPLE_DIMS = ("crop", "channel", "row", "col")
 READ_BYTES = 64 * 2**20
 #: Crops whose small variables are looked at together.
 CROPS_AT_ONCE = 4096
+#: How far in time an answer may be where the store has one time only, s.
+_ONE_TIME = 3600.0
+#: A corner lies this much further than half the diagonal where meridians converge (a patch of 5 degrees).
+_CORNER = 1.05
+#: Distances from places to samples that are taken together.
+_DISTANCES = 2**21
+
+
+# What a store is
 
 
 def is_embeddings(dataset: xr.Dataset) -> bool:
@@ -46,14 +58,20 @@ def is_embeddings(dataset: xr.Dataset) -> bool:
     )
 
 
+def require_embeddings(dataset: xr.Dataset, name: str) -> None:
+    """Refuse a cube of patches."""
+    if not is_embeddings(dataset):
+        raise SchemaError(
+            f"{name}: a cube of patches has no embeddings. Run gridrad-cube embed, open that store."
+        )
+
+
 def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
     """The dims that tell samples apart, in the order of the store."""
     if not is_embeddings(dataset):
         return ("crop", "row", "col")
     dims = tuple(d for d in SAMPLE_DIMS if d in dataset["embedding"].dims)
-    if "row" in dims and "col" in dims:
-        return dims
-    if "row" in dims or "col" in dims:
+    if ("row" in dims) != ("col" in dims):
         raise SchemaError(f".gridrad: embeddings on {dims}; select rows and columns by a list or slice")
     return dims
 
@@ -61,6 +79,19 @@ def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
 def cell_dims(dataset: xr.Dataset) -> tuple[str, ...]:
     """``("row", "col")`` where samples are patches, ``()`` where they are whole crops (level 2k)."""
     return tuple(d for d in sample_dims(dataset) if d in ("row", "col"))
+
+
+def writable(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset as ``to_netcdf`` and ``to_zarr`` write it: attributes are text or numbers, no chunks are set."""
+    out = dataset.drop_encoding()
+    out.encoding = {k: v for k, v in dataset.encoding.items() if k in ("source", "level")}
+    for name, value in out.attrs.items():
+        if isinstance(value, Mapping):
+            out.attrs[name] = json.dumps(value)
+    for variable in out.variables.values():
+        if variable.dtype == np.float16:  # netCDF has no half precision
+            variable.encoding["dtype"] = "float32"
+    return out
 
 
 def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
@@ -71,20 +102,29 @@ def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
     return int(info["patch"]), int(info.get("stride") or info["patch"])
 
 
-def labels(dataset: xr.Dataset, dim: str) -> np.ndarray:
+def names_along(dataset: xr.Dataset, dim: str) -> np.ndarray:
     """What samples are called along a dim: its coordinate (a part of a store may keep one), else positions."""
     return dataset[dim].values if dim in dataset.coords else np.arange(dataset.sizes[dim])
 
 
-def written(dataset: xr.Dataset) -> np.ndarray:
-    """Which crops hold data: status written, and a time. Bool, (crop,)."""
-    keep = ~np.isnat(dataset["time"].values)
-    return keep & (dataset["status"].values == 0) if "status" in dataset.variables else keep
+def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
+    """Time of each crop, to the second; NaT where a crop was not written."""
+    times = dataset["time"].values.astype("datetime64[s]")
+    if "status" in dataset.variables:
+        times = np.where(dataset["status"].values == 0, times, np.datetime64("NaT", "s"))
+    return times
 
 
 def seconds_of(times: Any) -> np.ndarray:
     """Times as int64 seconds since 1970."""
     return np.asarray(times).astype("datetime64[s]").astype(np.int64)
+
+
+def time_step(dataset: xr.Dataset) -> float:
+    """Median seconds from one time of the store to the next; an hour where it has one time only."""
+    times = np.unique(times_of(dataset))
+    steps = np.diff(seconds_of(times[~np.isnat(times)]))
+    return float(np.median(steps)) if len(steps) else _ONE_TIME
 
 
 def crop_blocks(wanted: np.ndarray, size: int = CROPS_AT_ONCE) -> Iterator[slice]:
@@ -98,15 +138,7 @@ def crop_blocks(wanted: np.ndarray, size: int = CROPS_AT_ONCE) -> Iterator[slice
 def positions(dataset: xr.Dataset, crops: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude of the samples of some crops, (crops, row, col) or, at level 2k, (crops,)."""
     latitude, longitude = (dataset[n].variable.isel(crop=crops).values for n in ("latitude", "longitude"))
-    if cell_dims(dataset):
-        return latitude, longitude
-    # Each crop about a meridian of its own: one for all would cut some crop in two.
-    cells = int(np.prod(longitude.shape[1:]))  # -1 in its place fails where there are no crops
-    flat = longitude.reshape(len(longitude), cells)
-    first = np.argmax(np.isfinite(flat), axis=1) if flat.size else np.zeros(len(flat), int)
-    base = np.nan_to_num(flat[np.arange(len(flat)), first])
-    latitude, offset = mean_position(latitude, wrap_longitude(longitude - base[:, None, None]), (1, 2))
-    return latitude, wrap_longitude(offset + base)
+    return (latitude, longitude) if cell_dims(dataset) else mean_position(latitude, longitude, (1, 2))
 
 
 def sample_flags(dataset: xr.Dataset, crops: slice | np.ndarray) -> np.ndarray:
@@ -124,9 +156,282 @@ def sample_flags(dataset: xr.Dataset, crops: slice | np.ndarray) -> np.ndarray:
     return np.where(padding.all(axis=(-2, -1)), np.uint16(Flag.padding), shared).astype(np.uint16)
 
 
-def flag_names(flags: int) -> str:
-    """Names of the bits, for messages."""
-    return ", ".join(f.name for f in Flag if f & flags and f.name) or "no flags"
+# Which samples a selection takes
+
+
+def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
+    """Which samples a `gridrad_cube.selection.Selection` takes: booleans on the sample dims, one or more of them true.
+
+    In a cube a patch is taken if one of the channels asked for has no rejecting flag.
+
+    Raises
+    ------
+    SchemaError
+        If nothing is left; says what ruled it out.
+    """
+    wanted = Selection(**where)
+    embeddings, times = is_embeddings(dataset), times_of(dataset)
+    keep = wanted.in_time(times)
+    dims, known = sample_dims(dataset), labels_of(dataset)
+    chosen = wanted.labels(known)
+    bits = dict(zip(chosen, reject_masks(chosen, wanted.reject), strict=True))
+    mask = np.zeros(tuple(dataset.sizes[d] for d in dims), bool)
+    placed = 0
+    for crops in crop_blocks(keep):
+        cells = wanted.in_place(*positions(dataset, crops), times[crops])
+        cells &= keep[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
+        placed += int(np.count_nonzero(cells))
+        if cells.any():
+            clean = _clean_embeddings if embeddings else _clean_patches
+            mask[crops] = clean(dataset, crops, known, bits) & (
+                cells[:, None] if "channel" in dims else cells
+            )
+    if not mask.any():
+        raise SchemaError(_why_nothing(dataset, keep, placed, wanted))
+    return mask
+
+
+def _clean_embeddings(
+    dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
+) -> np.ndarray:
+    """Which embeddings of some crops belong to a channel asked for and have no rejecting flag."""
+    flags = sample_flags(dataset, crops)
+    if "channel" not in sample_dims(dataset):
+        return np.asarray((flags & np.uint16(bits[known[0]])) == 0)
+    shape = (-1, *(1 for _ in flags.shape[2:]))
+    wanted = np.array([label in bits for label in known]).reshape(shape)
+    rejecting = np.array([bits.get(label, 0) for label in known], np.uint16).reshape(shape)
+    return np.asarray(((flags & rejecting) == 0) & wanted)
+
+
+def _clean_patches(
+    dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
+) -> np.ndarray:
+    """Which patches of a cube have one of the channels asked for without a rejecting flag."""
+    clean = []
+    for name in dict.fromkeys(label.variable for label in bits):
+        flags = dataset[f"{name}_flags"].isel(crop=crops).transpose("crop", ..., "row", "col").values
+        for label, rejecting in bits.items():
+            if label.variable == name:
+                here = flags if label.altitude is None else flags[:, label.altitude]
+                clean.append((here & np.uint16(rejecting)) == 0)
+    return np.any(clean, axis=0)
+
+
+def _why_nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, wanted: Selection) -> str:
+    crops = f"{np.count_nonzero(keep)} of {len(keep)} crops lie in the time asked for"
+    if placed:
+        return (
+            f"within: nothing is left of {placed} patches in the box and time asked for: reject={wanted.reject!r} and "
+            "channel= rule out all of them. Pass reject=() to keep every patch."
+        )
+    lats, lons = (dataset[n].values[keep] for n in ("latitude", "longitude"))
+    if not np.isfinite(lats).any():
+        return f"within: {crops}, but no patch of them has a position"
+    asked = {name: getattr(wanted, name) for name in ("bbox", "polygon", "solar_hour")}
+    rules = " and ".join(f"{name} {rule!r:.80}" for name, rule in asked.items() if rule is not None)
+    return (
+        f"within: no patch center in {rules}; {crops}, and their patches lie at latitudes {np.nanmin(lats):.2f} to "
+        f"{np.nanmax(lats):.2f}, longitudes {np.nanmin(lons):.2f} to {np.nanmax(lons):.2f}"
+    )
+
+
+# Which sample lies at a place
+
+
+def locate(
+    dataset: xr.Dataset,
+    times: npt.ArrayLike,
+    latitude: npt.ArrayLike,
+    longitude: npt.ArrayLike,
+    *,
+    tolerance: Any = None,
+    time_tolerance: Any = None,
+) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
+    """The sample at each of many places and times, and its distance in km; see `at` for the rules.
+
+    Parameters
+    ----------
+    times, latitude, longitude
+        Arrays of one length.
+
+    Returns
+    -------
+    Positions along each dim of samples but ``channel``; -1, and a distance of NaN, where nothing is near.
+
+    Raises
+    ------
+    SchemaError
+        If no crop was written, or a latitude or longitude is not one.
+    """
+    seconds, lat, lon = seconds_of(times), np.asarray(latitude, float), np.asarray(longitude, float)
+    wrong = np.flatnonzero(~((np.abs(lat) <= 90) & (np.abs(lon) <= 360)))
+    if len(wrong):
+        raise SchemaError(f"place: got latitude {lat[wrong[0]]}, longitude {lon[wrong[0]]}; expected degrees")
+    known = times_of(dataset)
+    crops = np.flatnonzero(~np.isnat(known))
+    if not len(crops):
+        raise SchemaError(".gridrad: no crop was written")
+    crops = crops[np.argsort(known[crops], kind="stable")]
+    frames, first, count = np.unique(seconds_of(known[crops]), return_index=True, return_counts=True)
+    limit = time_step(dataset) if time_tolerance is None else as_seconds(time_tolerance)
+    dims = ("crop", *cell_dims(dataset))
+    out, distance = {d: np.full(len(seconds), -1) for d in dims}, np.full(len(seconds), np.nan)
+    # Two fronts leave each time, one back and one forward; the frame that is nearer is looked at first.
+    after = np.searchsorted(frames, seconds)
+    fronts, left = np.stack([after - 1, after]), np.arange(len(seconds))
+    while len(left):
+        here = fronts[:, left]
+        away = np.abs(frames[np.clip(here, 0, len(frames) - 1)] - seconds[left]).astype(float)
+        away[(here < 0) | (here >= len(frames))] = np.inf
+        within = away.min(axis=0) <= limit
+        left, here, away = left[within], here[:, within], away[:, within]
+        side, at = np.nonzero(away == away.min(axis=0, initial=np.inf))  # both where they are equally far
+        fronts[side, left[at]] += 2 * side - 1
+        # Every point with every crop of its frame.
+        frame, point = here[side, at], left[at]
+        pair = np.repeat(np.arange(len(point)), count[frame])
+        nth = np.arange(len(pair)) - np.repeat(np.cumsum(count[frame]) - count[frame], count[frame])
+        crop, point = crops[first[frame][pair] + nth], point[pair]
+        km, cells, limits = nearest_cells(dataset, crop, lat[point], lon[point], tolerance)
+        near = np.flatnonzero(km <= limits)
+        near = near[np.lexsort((crop[near], km[near], point[near]))]
+        near = near[np.unique(point[near], return_index=True)[1]]
+        distance[point[near]] = km[near]
+        for d, values in zip(dims, (crop, *cells), strict=True):
+            out[d][point[near]] = values[near]
+        left = left[out["crop"][left] < 0]
+    return out, distance
+
+
+def find(
+    dataset: xr.Dataset,
+    times: npt.NDArray[np.datetime64],
+    latitude: npt.NDArray[np.float64],
+    longitude: npt.NDArray[np.float64],
+    *,
+    tolerance: Any = None,
+    time_tolerance: Any = None,
+) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
+    """The sample at each place and time, as `locate`; an error where there is none, which says what is nearest."""
+    index, km = locate(
+        dataset, times, latitude, longitude, tolerance=tolerance, time_tolerance=time_tolerance
+    )
+    for i in np.flatnonzero(index["crop"] < 0)[:1]:
+        crops = np.flatnonzero(np.isfinite(seconds_away(dataset, times[i], time_tolerance)))
+        place = (float(latitude[i]), float(longitude[i]))
+        raise SchemaError(too_far(dataset, crops, place, tolerance, f" near {times[i]}"))
+    return index, km
+
+
+def seconds_away(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> np.ndarray:
+    """Seconds from each crop to a time; NaN beyond the tolerance and where nothing was written."""
+    times = times_of(dataset)
+    away = np.abs(times - time) / np.timedelta64(1, "s")
+    if np.isnan(away).all():
+        raise SchemaError(".gridrad: no crop was written")
+    limit = time_step(dataset) if tolerance is None else as_seconds(tolerance)
+    nearest = int(np.nanargmin(away))
+    if away[nearest] > limit:
+        raise SchemaError(
+            f"at: nothing within {_span(limit)} of {time}; the nearest time is {times[nearest]}, "
+            f"{_span(away[nearest])} away. Pass time_tolerance=."
+        )
+    away[away > limit] = np.nan
+    return away
+
+
+def _span(seconds: float) -> str:
+    hours, minutes = seconds / 3600, seconds / 60
+    if seconds < 120:
+        return f"{seconds:g} s"
+    return f"{minutes:.4g} min" if hours < 2 else f"{hours:.4g} h" if hours < 72 else f"{hours / 24:.4g} days"
+
+
+def too_far(
+    dataset: xr.Dataset, crops: np.ndarray, place: tuple[float, float], tolerance: Any, when: str
+) -> str:
+    """Say which sample of some crops is the nearest to a place that none of them is near enough to."""
+    point = f"latitude {place[0]:g}, longitude {place[1]:g}"
+    km, cells, _ = nearest_cells(dataset, crops, *place, tolerance)
+    i = int(np.argmin(km))
+    if np.isinf(km[i]):
+        return f"at: no patch with a position{when}; the store has none near {point}"
+    crop = crops[i : i + 1]
+    cell = tuple(c[i : i + 1] for c in cells)
+    lat, lon = (float(p[(0, *(c[0] for c in cell))]) for p in positions(dataset, crop))
+    limit = as_km(tolerance) if tolerance is not None else half_diagonals(dataset, crop, cell)[0]
+    nearest = (
+        f"the nearest is centered at latitude {lat:.4f}, longitude {lon:.4f} (time {times_of(dataset)[crop[0]]}), "
+        f"{km[i]:.1f} km away"
+    )
+    if np.isnan(limit):
+        return f"at: a single patch does not tell its size; {nearest}. Pass tolerance= in km."
+    kind = "tolerance" if tolerance is not None else "half the diagonal of a patch"
+    return f"at: nothing within {limit:.1f} km ({kind}) of {point}{when}; {nearest}. Pass tolerance= in km."
+
+
+def nearest_cells(
+    dataset: xr.Dataset, crops: np.ndarray, latitude: npt.ArrayLike, longitude: npt.ArrayLike, tolerance: Any
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
+    """The sample of each crop that is nearest to a place.
+
+    Parameters
+    ----------
+    latitude, longitude
+        One place, or one for each crop.
+
+    Returns
+    -------
+    Its distance in km (infinite where the crop has no position), its row and column, and the distance up to
+    which it is near enough.
+    """
+    lat, lon = (np.broadcast_to(np.asarray(v, float), crops.shape) for v in (latitude, longitude))
+    shape = tuple(dataset.sizes[d] for d in cell_dims(dataset))
+    step = max(_DISTANCES // int(np.prod(shape)), 1)
+    parts: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0, np.int64))]
+    for start in range(0, len(crops), step):
+        part = slice(start, start + step)
+        some, inverse = np.unique(crops[part], return_inverse=True)
+        here = (p.reshape(len(some), -1)[inverse] for p in positions(dataset, some))
+        km = great_circle_km(lat[part, None], lon[part, None], *here)
+        km = np.where(np.isnan(km), np.inf, km)
+        best = km.argmin(axis=1)
+        parts.append((km[np.arange(len(km)), best], best))
+    km, best = (np.concatenate(column) for column in zip(*parts, strict=True))
+    cells = tuple(np.unravel_index(best, shape)) if shape else ()
+    limits = (
+        half_diagonals(dataset, crops, cells) if tolerance is None else np.full(len(km), as_km(tolerance))
+    )
+    return km, cells, limits
+
+
+def half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Half the diagonal of one patch of each crop (at level 2k of the crop), km, from the patches beside it."""
+    some, at = np.unique(crops, return_inverse=True)
+    lat, lon = (dataset[n].variable.isel(crop=some).values for n in ("latitude", "longitude"))
+    n, (rows, cols) = len(crops), lat.shape[1:]
+    row, col = cells if len(cells) else (np.full(n, rows // 2), np.full(n, cols // 2))
+    edges = []
+    for dy, dx in ((1, 0), (0, 1)):
+        sides = [np.zeros(n)]
+        for sign in (-1, 1):
+            r, c = row + sign * dy, col + sign * dx
+            inside = (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
+            r, c = np.clip(r, 0, rows - 1), np.clip(c, 0, cols - 1)
+            km = great_circle_km(lat[at, row, col], lon[at, row, col], lat[at, r, c], lon[at, r, c])
+            sides.append(np.where(inside & np.isfinite(km), km, 0.0))
+        edges.append(np.max(sides, axis=0))
+    height, width = edges
+    height, width = np.where(height == 0, width, height), np.where(width == 0, height, width)
+    patch, stride = patch_and_stride(dataset)
+    scale = patch / stride
+    if not len(cells):
+        height, width, scale = height * rows, width * cols, 1.0
+    return np.where(height > 0, _CORNER * 0.5 * scale * np.hypot(height, width), np.nan)
+
+
+# What a store holds at samples
 
 
 def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
@@ -198,7 +503,7 @@ def check_pixels(dataset: xr.Dataset) -> None:
     for dim, axis in (("row", "y"), ("col", "x")):
         if dim not in dataset.dims or axis not in dataset.dims:
             continue
-        whole = np.array_equal(labels(dataset, dim), np.arange(dataset.sizes[dim]))
+        whole = np.array_equal(names_along(dataset, dim), np.arange(dataset.sizes[dim]))
         if not whole or dataset.sizes[axis] != dataset.sizes[dim] * size:
             raise SchemaError(
                 f".gridrad: the cube was cut along {dim} or {axis}, so patches and pixels no longer match. Select "
@@ -279,14 +584,14 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
         out["channel"] = dataset["channel"].variable
     coords = [n for n in out if n not in dataset.data_vars]
     result = xr.Dataset(out, attrs=dataset.attrs).set_coords(coords)
-    result.encoding = {k: v for k, v in dataset.encoding.items() if k in ("source", "level")}
-    return result
+    result.encoding = dict(dataset.encoding)
+    return writable(result)
 
 
 def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Variable]:
     """Which samples these are: names along the store's dims, position, flags, and window of pixels."""
     out: dict[str, tuple[Any, ...]] = {
-        d: (dim, labels(dataset, d)[i], dataset[d].attrs if d in dataset.coords else {})
+        d: (dim, names_along(dataset, d)[i], dataset[d].attrs if d in dataset.coords else {})
         for d, i in index.items()
     }
     crops, inverse = np.unique(index["crop"], return_inverse=True)
@@ -304,7 +609,7 @@ def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Varia
     for axis, cell in (("y", "row"), ("x", "col")):
         origin = read_points(dataset[f"{axis}_origin"].variable, index).astype(np.int64)
         if cells:
-            start, length = origin + labels(dataset, cell)[index[cell]].astype(np.int64) * stride, patch
+            start, length = origin + names_along(dataset, cell)[index[cell]].astype(np.int64) * stride, patch
         else:
             start, length = origin, (dataset.sizes[cell] - 1) * stride + patch
         name = {"y": "row", "x": "column"}[axis]

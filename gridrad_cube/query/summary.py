@@ -13,7 +13,32 @@ from gridrad_cube.query.samples import CROPS_AT_ONCE, is_embeddings, sample_dims
 from gridrad_cube.schema import Flag
 from gridrad_cube.store import STATUS, store_info
 
-Facts = dict[str, Any]
+
+class Facts(dict[str, Any]):
+    """Names and texts about a store, in the order in which they are shown."""
+
+    def __repr__(self) -> str:
+        lines = []
+        for name, value in self.items():
+            if isinstance(value, Mapping):
+                lines += [f"{name}:", *(f"  {key}: {text}" for key, text in value.items())]
+            else:
+                lines.append(f"{name}: {value}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table. Everything is escaped: names come from files."""
+        rows = []
+        for name, value in self.items():
+            several = value.items() if isinstance(value, Mapping) else ()
+            inner = "".join(
+                f"<div><b>{html.escape(str(k))}</b>&ensp;{html.escape(str(v))}</div>" for k, v in several
+            )
+            rows.append(
+                f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
+                f"<td style='text-align:left'>{inner or html.escape(str(value))}</td></tr>"
+            )
+        return f"<table>{''.join(rows)}</table>"
 
 
 def describe(dataset: xr.Dataset) -> Facts:
@@ -29,12 +54,10 @@ def describe(dataset: xr.Dataset) -> Facts:
         If the dataset is no store.
     """
     if not _is_store(dataset):
-        return {"kind": "an answer or a part of a store", "sizes": _sizes(dataset.sizes)}
+        return Facts(kind="an answer or a part of a store", sizes=_sizes(dataset.sizes))
     embeddings = is_embeddings(dataset)
     info = store_info(dataset) if "gridrad_cube" in dataset.attrs else {}
-    out: Facts = {
-        "kind": f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
-    }
+    out = Facts(kind=f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches")
     if dataset.encoding.get("source"):
         out["store"] = str(dataset.encoding["source"])
     out["crops"] = _crops(dataset)
@@ -112,32 +135,3 @@ def _flags(dataset: xr.Dataset, name: str) -> str:
     shares = [f"no flag {clear / max(total, 1):.1%}"]
     shares += [f"{flag.name} {n / total:.1%}" for flag, n in counts.items() if n]
     return ", ".join(shares)
-
-
-def as_text(facts: Facts) -> str:
-    """Facts as lines."""
-    lines = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += [f"{name}:", *(f"  {key}: {text}" for key, text in value.items())]
-        else:
-            lines.append(f"{name}: {value}")
-    return "\n".join(lines)
-
-
-def as_html(facts: Facts) -> str:
-    """Facts as a table. Everything is escaped: names come from files."""
-    rows = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            inner = "".join(
-                f"<div><b>{html.escape(str(k))}</b>&ensp;{html.escape(str(v))}</div>"
-                for k, v in value.items()
-            )
-        else:
-            inner = html.escape(str(value))
-        rows.append(
-            f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{inner}</td></tr>"
-        )
-    return f"<table>{''.join(rows)}</table>"

@@ -1,23 +1,29 @@
-"""What came after: the sequels of situations like this one, beside persistence."""
+"""What came after the analogues of a situation, beside persistence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query.likeness import require_embeddings, search
-from gridrad_cube.query.nearby import Places
-from gridrad_cube.query.places import time_step
-from gridrad_cube.query.questions import Question, question
-from gridrad_cube.query.samples import cell_dims, labels, read_points, sample_dims, seconds_of
-from gridrad_cube.query.selection import Where, channel_positions
+from gridrad_cube.query.samples import (
+    cell_dims,
+    locate,
+    names_along,
+    read_points,
+    require_embeddings,
+    sample_dims,
+    seconds_of,
+    time_step,
+)
+from gridrad_cube.query.search import Query, read_query, search
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_neighborhood, as_seconds, convective_day
+from gridrad_cube.selection import as_neighborhood, as_seconds, choose_labels, convective_day, labels_of
+from gridrad_cube.similarity import Metric, unit_rows
 
 #: Analogues that lie nearer than this to each other in time and in space are one event.
 EVENT = ("12h", "500km")
@@ -33,12 +39,12 @@ def analogues(
     exclude: Any = EVENT,
     separate: Any = None,
     event: Any = EVENT,
-    metric: similarity.Metric = "cosine",
+    metric: Metric = "cosine",
     tolerance: Any = None,
     time_tolerance: Any = None,
-    **where: Unpack[Where],
+    **where: Any,
 ) -> xr.Dataset:
-    """What came after the samples most like a query, at the same place, with what really came where it is known.
+    """Find what came after the samples most similar to a query, at the same place, and what followed the query.
 
     The analogues are those of `search`; none of them lies within the exclusion window of the query, widened by
     the longest lead, so that no sequel is the query's own weather. A sequel is what `at` finds at an
@@ -61,7 +67,7 @@ def analogues(
         As in `search`.
     event
         Analogues within both this time and this distance of each other, or linked by others that are, count
-        as one independent event. Ten frames of one storm are not ten witnesses.
+        as one independent event: ten frames of one storm are one.
     tolerance, time_tolerance
         How far a sequel may lie from the place and time asked for. None: half the diagonal of the patch, and
         half the store's median step.
@@ -78,7 +84,7 @@ def analogues(
     the sequels, ``persistence`` (the query's value now) and ``observed`` (what came; NaN where it is not known).
 
     Else ``sequel(rank, lead, feature)``; on ``lead`` ``spread``, 1 less the length of the mean of the sequels' unit
-    vectors (0 where all came out alike), ``likeness``, the cosine of that mean and what came, and ``persistence``,
+    vectors (0 where all are alike), ``likeness``, the cosine of that mean and what came, and ``persistence``,
     the cosine of the query and what came.
 
     Raises
@@ -87,132 +93,104 @@ def analogues(
         As `search`; or if no analogue has a sequel, or ``of`` is on other patches.
     """
     require_embeddings(dataset, "analogues")
-    leads = _leads(lead)
+    leads = [as_seconds(one) for one in (lead if isinstance(lead, (list, tuple)) else [lead])]
+    if not leads or not all(0 < s < np.inf for s in leads):
+        raise SchemaError(f"lead: got {lead!r}; expected a length of time such as '60min', or a list of them")
+    after = np.rint(leads).astype(np.int64).astype("timedelta64[s]")
     rule = as_neighborhood(exclude, "exclude")
     if rule is not None:
-        wider = rule[0] + max(leads)
-        exclude = (None if np.isinf(wider) else np.timedelta64(round(wider), "s"), _km(rule[1]))
-    channel = where.get("channel")
-    asked = question(dataset, query, channel, metric)
+        seconds, km = rule[0] + max(leads), rule[1]
+        exclude = (
+            None if np.isinf(seconds) else np.timedelta64(round(seconds), "s"), None if np.isinf(km) else km
+        )  # fmt: skip
+    asked = read_query(dataset, query, where.get("channel"), metric)
     found = search(dataset, query, k, exclude=exclude, separate=separate, metric=metric, **where)
+    limits = {
+        "tolerance": tolerance,
+        "time_tolerance": f"{time_step(dataset) / 2}s" if time_tolerance is None else time_tolerance,
+    }
+    channel = None
+    if "channel" in sample_dims(dataset):
+        known = labels_of(dataset)
+        labels = [str(name) for name in found["channel"].values]
+        channel = np.array([known.index(choose_labels(known, name, "channel")[0]) for name in labels])
     times = found["time"].values.astype("datetime64[s]")
-    limit = time_step(dataset) / 2 if time_tolerance is None else as_seconds(time_tolerance)
-    places = _Sequels(dataset, leads, tolerance, limit)
-    after = places.at(times, found["latitude"].values, found["longitude"].values, _channels(dataset, found))
-    member = after["crop"] >= 0
-    if not member.any():
+    sequels = _later(
+        dataset, times, found["latitude"].values, found["longitude"].values, channel, after, limits
+    )
+    if not (sequels["crop"] >= 0).any():
         raise SchemaError(
             f"analogues: none of the {len(times)} analogues has a sequel {lead} later in the store; its times are "
-            f"{_minutes(time_step(dataset))} apart. Pass another lead=, or time_tolerance=."
+            f"{time_step(dataset) / 60:g} min apart. Pass another lead=, or time_tolerance=."
         )
     truth = None
     if asked.sample is not None and asked.place is not None:
-        seconds, *point = (np.array([v]) for v in asked.place)
+        time, lat, lon = (np.array([value]) for value in asked.place)
         own = np.array([asked.sample["channel"]]) if "channel" in asked.sample else None
-        truth = places.at(seconds.astype("datetime64[s]"), point[0], point[1], own)
-    out = found.assign_coords(lead=("lead", _seconds(leads), {"long_name": "time after"}))
+        truth = _later(dataset, time.astype("datetime64[s]"), lat, lon, own, after, limits)
     if of is None:
-        columns, used = _of_embeddings(dataset, asked, after, truth)
+        columns, used = _of_embeddings(dataset, asked, sequels, truth)
     else:
-        now = {d: _positions(dataset, d, found[d].values) for d in ("crop", *cell_dims(dataset))}
-        columns, used = _of_variable(dataset, of, asked, after, truth, now)
+        now = {
+            d: pd.Index(names_along(dataset, d)).get_indexer(found[d].values)
+            for d in ("crop", *cell_dims(dataset))
+        }
+        columns, used = _of_variable(dataset, of, asked, sequels, truth, now)
     events = _events(found, as_neighborhood(event, "event"))
-    days = convective_day(times)
-    out = out.assign(columns)
-    out["event"] = (
-        "rank",
-        events,
-        {"long_name": "independent event that the analogue belongs to", "units": "1"},
-    )
-    out["sequel_crop"] = (("rank", "lead"), np.where(used, _names(dataset, after["crop"]), -1))
-    came = dataset["time"].values[np.maximum(after["crop"], 0)]
+    out = found.assign_coords(lead=("lead", after, {"long_name": "time after"})).assign(columns)
+    said = {"long_name": "independent event that the analogue belongs to", "units": "1"}
+    out["event"] = ("rank", events, said)
+    crops = np.maximum(sequels["crop"], 0)
+    out["sequel_crop"] = (("rank", "lead"), np.where(used, names_along(dataset, "crop")[crops], -1))
+    came = dataset["time"].values[crops]
     out["sequel_time"] = (("rank", "lead"), np.where(used, came, np.array("NaT", came.dtype)))
-    said = "sequels that the lead's numbers are made of"
-    out["members"] = ("lead", used.sum(axis=0), {"long_name": said, "units": "1"})
-    for name, group in (("events", events), ("days", days)):
+    said = {"long_name": "sequels that the lead's numbers are made of", "units": "1"}
+    out["members"] = ("lead", used.sum(axis=0), said)
+    for name, group in (("events", events), ("days", convective_day(times))):
         counts = [len(np.unique(group[column])) for column in used.T]
         out[name] = ("lead", counts, {"long_name": f"independent {name} among the sequels", "units": "1"})
     out.attrs |= {"event": str(event), "exclude": str(exclude)}
     return out
 
 
-def _leads(lead: Any) -> list[float]:
-    leads = [as_seconds(one) for one in (lead if isinstance(lead, (list, tuple)) else [lead])]
-    if not leads or not all(0 < s < np.inf for s in leads):
-        raise SchemaError(f"lead: got {lead!r}; expected a length of time such as '60min', or a list of them")
-    return leads
-
-
-def _seconds(leads: Sequence[float]) -> np.ndarray:
-    return np.rint(leads).astype(np.int64).astype("timedelta64[s]")
-
-
-def _km(km: float) -> float | None:
-    return None if np.isinf(km) else km
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:g} min"
-
-
-def _positions(dataset: xr.Dataset, dim: str, names: np.ndarray) -> np.ndarray:
-    known = labels(dataset, dim)
-    order = np.argsort(known, kind="stable")
-    return np.asarray(order[np.searchsorted(known[order], names)])
-
-
-def _names(dataset: xr.Dataset, crops: np.ndarray) -> np.ndarray:
-    return labels(dataset, "crop")[np.maximum(crops, 0)]
-
-
-def _channels(dataset: xr.Dataset, found: xr.Dataset) -> np.ndarray | None:
-    if "channel" not in sample_dims(dataset):
-        return None
-    return np.array([int(channel_positions(dataset, str(c))[0]) for c in found["channel"].values])
-
-
-class _Sequels:
-    """What stands at places some time later."""
-
-    def __init__(self, dataset: xr.Dataset, leads: Sequence[float], tolerance: Any, limit: float) -> None:
-        self.places, self.leads, self.tolerance = Places(dataset), leads, tolerance
-        self.limit = np.timedelta64(int(limit), "s")
-
-    def at(
-        self, times: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, channel: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        """Positions of the samples (places, leads) along each dim; -1 where there is none."""
-        shape = (len(times), len(self.leads))
-        later = times[:, None] + _seconds(self.leads)
-        index, _ = self.places.find(
-            later.reshape(-1), np.repeat(latitude, shape[1]), np.repeat(longitude, shape[1]),
-            tolerance=self.tolerance, time_tolerance=self.limit,
-        )  # fmt: skip
-        out = {d: i.reshape(shape) for d, i in index.items()}
-        if channel is not None:
-            out["channel"] = np.where(out["crop"] >= 0, channel[:, None], -1)
-        return out
+def _later(
+    dataset: xr.Dataset,
+    times: np.ndarray,
+    latitude: np.ndarray,
+    longitude: np.ndarray,
+    channel: np.ndarray | None,
+    after: np.ndarray,
+    limits: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Positions of the samples at places some time later (places, leads) along each dim; -1 where there is none."""
+    shape = (len(times), len(after))
+    lat, lon = (np.repeat(degrees, shape[1]) for degrees in (latitude, longitude))
+    index, _ = locate(dataset, (times[:, None] + after).reshape(-1), lat, lon, **limits)
+    out = {d: i.reshape(shape) for d, i in index.items()}
+    if channel is not None:
+        out["channel"] = np.where(out["crop"] >= 0, channel[:, None], -1)
+    return out
 
 
 def _of_embeddings(
-    dataset: xr.Dataset, asked: Question, after: dict[str, np.ndarray], truth: dict[str, np.ndarray] | None
+    dataset: xr.Dataset, asked: Query, after: dict[str, np.ndarray], truth: dict[str, np.ndarray] | None
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Sequels as embeddings: they, their spread, and how like they and the query are to what came."""
     sequel = _read(dataset["embedding"].variable, after)
     used = np.isfinite(sequel).all(axis=-1)
-    unit = _unit(np.where(used[..., None], sequel, 0.0))
+    unit = unit_rows(np.where(used[..., None], sequel, 0.0))
     count = np.maximum(used.sum(axis=0), 1)[:, None]
     mean = unit.sum(axis=0) / count
     spread = np.where(used.any(axis=0), 1 - np.linalg.norm(mean, axis=-1), np.nan)
     came = np.full(mean.shape, np.nan)
     if truth is not None:
-        came = _unit(_read(dataset["embedding"].variable, truth)[0])
+        came = unit_rows(_read(dataset["embedding"].variable, truth)[0])
     out = {
         "sequel": (("rank", "lead", "feature"), sequel, {"long_name": "embedding of what came after", "units": "1"}),
         "spread": ("lead", spread, {"long_name": "1 less the length of the mean unit vector", "units": "1"}),
-        "likeness": ("lead", (_unit(mean) * came).sum(-1),
+        "likeness": ("lead", (unit_rows(mean) * came).sum(-1),
                      {"long_name": "cosine of the mean of the sequels and what came", "units": "1"}),
-        "persistence": ("lead", (_unit(asked.vector) * came).sum(-1),
+        "persistence": ("lead", (unit_rows(asked.vector) * came).sum(-1),
                         {"long_name": "cosine of the query and what came", "units": "1"}),
     }  # fmt: skip
     return out, used
@@ -221,7 +199,7 @@ def _of_embeddings(
 def _of_variable(
     dataset: xr.Dataset,
     of: xr.DataArray,
-    asked: Question,
+    asked: Query,
     after: dict[str, np.ndarray],
     truth: dict[str, np.ndarray] | None,
     now: dict[str, np.ndarray],
@@ -271,23 +249,15 @@ def _read(variable: xr.Variable, index: dict[str, np.ndarray]) -> np.ndarray:
     return out.reshape(*shape, *found.shape[1:])
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-300))
-
-
 def _events(found: xr.Dataset, rule: tuple[float, float] | None) -> np.ndarray:
     """Number of the event that each analogue belongs to, from 0: those near each other, linked by any chain."""
     count = found.sizes["rank"]
     if rule is None:
         return np.arange(count)
+    from scipy.sparse.csgraph import connected_components
+
     seconds = seconds_of(found["time"].values)
     lat, lon = found["latitude"].values, found["longitude"].values
     near = np.abs(seconds[:, None] - seconds) < rule[0]
     near &= great_circle_km(lat[:, None], lon[:, None], lat, lon) < rule[1]
-    group = np.arange(count)
-    while True:
-        least = np.where(near, group, count).min(axis=1)
-        least = np.minimum(least, group)
-        if (least == group).all():
-            return np.asarray(np.unique(group, return_inverse=True)[1])
-        group = least
+    return np.asarray(connected_components(near, directed=False)[1])

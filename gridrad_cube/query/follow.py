@@ -1,4 +1,4 @@
-"""A pattern from frame to frame."""
+"""Follow a pattern from frame to frame."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.query.places import time_step
-from gridrad_cube.query.questions import question
-from gridrad_cube.query.samples import cell_dims, collect, read_points, sample_dims, seconds_of, written
+from gridrad_cube.query.samples import (
+    cell_dims,
+    collect,
+    read_points,
+    require_embeddings,
+    sample_dims,
+    seconds_of,
+    time_step,
+    times_of,
+)
+from gridrad_cube.query.search import read_query
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds
 from gridrad_cube.similarity import nearest
@@ -25,7 +33,7 @@ def follow(
     channel: Any = None,
     time_tolerance: Any = None,
 ) -> xr.Dataset:
-    """Follow a pattern from frame to frame: at each next time the likest of the 3 x 3 patches about the last.
+    """Follow a pattern from frame to frame: at each next time the most similar of the 3 x 3 patches about the last.
 
     Frames are crops of the same window of the same grid. It ends after ``steps`` frames, where the next one
     is further away in time than the tolerance, or where none of the nine has an embedding.
@@ -37,20 +45,21 @@ def follow(
     query
         A sample, or a place and time; see `search`.
     steps
-        Frames after the first; None goes on to the end.
+        Frames after the first; None continues to the last one.
     time_tolerance
         Longest gap between frames; None: twice the store's median step.
 
     Returns
     -------
-    The dataset on dim ``time``; ``score`` is the cosine likeness to the frame before (1 for the first).
+    The dataset on dim ``time``; ``score`` is the cosine similarity to the frame before (1 for the first).
 
     Raises
     ------
     SchemaError
         If the query is no sample of the store, or the store is of level 2k.
     """
-    asked = question(dataset, query, channel)
+    require_embeddings(dataset, "follow")
+    asked = read_query(dataset, query, channel)
     if asked.sample is None or not cell_dims(dataset):
         raise SchemaError(
             "follow: expected a patch, (crop, row, col), or a time and place, in a store of patches"
@@ -73,18 +82,18 @@ def follow(
         scores.append(float(score[0]))
         vector = vectors[found[0]].astype(np.float64)
     out = collect(dataset, {d: np.array([p[d] for p in path]) for d in sample_dims(dataset)}, "time")
-    said = {"long_name": "cosine likeness to the frame before", "units": "1"}
+    said = {"long_name": "cosine similarity to the frame before", "units": "1"}
     return out.assign(score=("time", np.array(scores, np.float32), said))
 
 
 def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
     """Crops of the same window and grid from a crop on, one a time, in time."""
-    same = written(dataset)
+    times = times_of(dataset)
+    same = ~np.isnat(times)
     for name in ("grid", "y_origin", "x_origin"):
         if name in dataset.variables:
             values = dataset[name].values
             same &= values == values[crop]
-    times = seconds_of(dataset["time"].values)
     later = np.flatnonzero(same & (times > times[crop]))
     later = later[np.unique(times[later], return_index=True)[1]]
     return np.concatenate([[crop], later])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
 
 from gridrad_cube import selection, similarity
-from gridrad_cube.query.likeness import Rows, common_channels, provenance, require_embeddings
-from gridrad_cube.query.questions import question
-from gridrad_cube.query.samples import crop_blocks, positions, sample_dims
-from gridrad_cube.query.selection import Where, select
+from gridrad_cube.query.samples import crop_blocks, positions, require_embeddings, sample_dims, select
+from gridrad_cube.query.search import Rows, common_channels, provenance, read_query
 from gridrad_cube.schema import SchemaError
 
 By = Literal["hour", "solar_hour", "month", "season", "year"]
@@ -24,9 +22,9 @@ def frequency(
     by: By = "hour",
     *,
     metric: similarity.Metric = "cosine",
-    **where: Unpack[Where],
+    **where: Any,
 ) -> xr.Dataset:
-    """How often samples are at least so much like a query: a share of those observed, for each hour, month or season.
+    """Count how often samples are similar to a query, as a share of those observed, by hour, month or season.
 
     Parameters
     ----------
@@ -60,13 +58,13 @@ def frequency(
         raise SchemaError(f"frequency: by={by!r}; expected one of {', '.join(get_args(By))}")
     if not np.isfinite(threshold):
         raise SchemaError(f"frequency: threshold {threshold!r}; expected a finite score")
-    asked = question(dataset, query, where.get("channel"), metric)
+    asked = read_query(dataset, query, where.get("channel"), metric)
     if where.get("channel") is None:
         where["channel"] = common_channels([asked])
     mask = select(dataset, **where)
     rows = Rows(dataset["embedding"].variable)
     scores = similarity.scores(
-        rows, asked.vector, metric=metric, mask=mask.reshape(-1), block=rows.block()
+        rows, asked.vector, metric=metric, mask=mask.reshape(-1), block=rows.block
     ).reshape(mask.shape)
     observed = np.isfinite(scores)
     with np.errstate(invalid="ignore"):

@@ -1,0 +1,236 @@
+"""Samples by place and time: at a point, in an area, along time, and crops as a field in time."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from gridrad_cube.query.samples import (
+    cell_dims,
+    collect,
+    find,
+    is_embeddings,
+    locate,
+    sample_dims,
+    seconds_away,
+    seconds_of,
+    select,
+    times_of,
+    too_far,
+    writable,
+)
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import Box, Selection, as_time
+
+#: Degrees by which latitudes along a row may differ and still be one axis.
+_STRAIGHT = 1e-6
+_DISTANCE = {"units": "km", "long_name": "great-circle distance from the place asked for"}
+
+
+def at(
+    dataset: xr.Dataset,
+    time: Any = None,
+    latitude: npt.ArrayLike | None = None,
+    longitude: npt.ArrayLike | None = None,
+    tolerance: Any = None,
+    time_tolerance: Any = None,
+) -> xr.Dataset:
+    """Find the sample at a place and time: of the patches near enough, those nearest in time; of these the nearest.
+
+    Great-circle distance to patch centers, in a crop that was written. If nothing lies within the tolerance,
+    this is an error.
+
+    Parameters
+    ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
+    time
+        UTC; a time with a zone is converted, one without is UTC. None takes every time (`track`).
+    latitude, longitude
+        Degrees: two numbers, or two arrays of one length (with one time, or as many). None takes every
+        patch of the crops nearest in time.
+    tolerance
+        Kilometers. None: half the diagonal of the patch that was found (of the crop at level 2k).
+    time_tolerance
+        Such as ``"30min"``. None: the store's median step in time.
+
+    Returns
+    -------
+    The dataset at the patch, with ``crop``, ``row``, ``col``, position, source file and pixel window,
+    ``distance`` (km) and ``time_difference``; on dim ``point`` for arrays. Data variables are lazy.
+
+    Raises
+    ------
+    SchemaError
+        If nothing is near enough (it names the nearest), or the place or time cannot be read.
+    """
+    if (latitude is None) != (longitude is None):
+        raise SchemaError("at: latitude and longitude belong together; got one of them")
+    if latitude is None or longitude is None:
+        if time is None:
+            raise SchemaError(
+                "at: got neither time nor place; pass time=, or latitude= and longitude=, or all"
+            )
+        return _at_time(dataset, as_time(time), time_tolerance)
+    if time is None:
+        if np.ndim(latitude):
+            raise SchemaError("at: an array of places needs time=; expected one time, or one a place")
+        return track(dataset, float(np.asarray(latitude)), float(np.asarray(longitude)), tolerance=tolerance)
+    times, lats, lons, scalar = _points(time, latitude, longitude)
+    index, km = find(dataset, times, lats, lons, tolerance=tolerance, time_tolerance=time_tolerance)
+    out = collect(dataset, index, "point")
+    out.coords["distance"] = ("point", km, _DISTANCE)
+    difference = out["time"].values.astype("datetime64[s]") - times
+    said = {"long_name": "time of the patch less that asked for"}
+    out.coords["time_difference"] = ("point", difference, said)
+    return out.isel(point=0) if scalar else out
+
+
+def _points(time: Any, latitude: Any, longitude: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+    several = not isinstance(time, str) and np.ndim(time) == 1
+    times = np.array([as_time(t) for t in time] if several else as_time(time), "datetime64[s]")
+    try:
+        times, lat, lon = np.broadcast_arrays(times, lat, lon)
+    except ValueError:
+        times = times[None, None]
+    if times.ndim > 1 or not times.size:
+        raise SchemaError(
+            f"at: got time, latitude and longitude of shapes {np.shape(time)}, {np.shape(latitude)} and "
+            f"{np.shape(longitude)}; expected single values, or 1-D arrays of one length"
+        )
+    return np.atleast_1d(times), np.atleast_1d(lat), np.atleast_1d(lon), times.ndim == 0
+
+
+def _at_time(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> xr.Dataset:
+    is_embeddings(dataset)
+    away = seconds_away(dataset, time, tolerance)
+    return writable(dataset.isel(crop=np.flatnonzero(away == np.nanmin(away))))
+
+
+def track(
+    dataset: xr.Dataset, latitude: float, longitude: float, *, time: Any = None, tolerance: Any = None
+) -> xr.Dataset:
+    """Follow one place through time: the nearest patch at every time that has one near enough.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Degrees.
+    time
+        A pair (start, stop), stop not included, a slice, or one value; see `within`.
+    tolerance
+        Kilometers; see `at`.
+
+    Returns
+    -------
+    The dataset on dim ``time``, ascending, with ``distance`` in km. Data variables are lazy.
+
+    Raises
+    ------
+    SchemaError
+        If no patch is near enough at any time.
+    """
+    is_embeddings(dataset)
+    times = times_of(dataset)
+    every = np.unique(times[Selection(time=time).in_time(times)])
+    places = (np.full(len(every), float(v)) for v in (latitude, longitude))
+    index, km = locate(dataset, every, *places, tolerance=tolerance, time_tolerance="0s")
+    there = index["crop"] >= 0
+    if not there.any():
+        crops = np.flatnonzero(np.isin(times, every))
+        raise SchemaError(too_far(dataset, crops, (latitude, longitude), tolerance, " at any time"))
+    out = collect(dataset, {d: i[there] for d, i in index.items()}, "time")
+    return out.assign_coords(distance=("time", km[there], _DISTANCE))
+
+
+def within(dataset: xr.Dataset, bbox: Box | None = None, time: Any = None, **where: Any) -> xr.Dataset:
+    """Take every sample whose center lies in an area and whose crop lies in a time range.
+
+    The same rules narrow `search`, `analogues` and `frequency`.
+
+    Parameters
+    ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
+    bbox
+        ``(west, south, east, north)`` in degrees, edges included; west above east crosses the date line.
+    time
+        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included; one value, which takes all
+        that it names (``"2024-05-20"`` the whole day); or a list of pairs. UTC.
+    polygon, season, hour, solar_hour, convective_day, channel, altitude, reject
+        See `gridrad_cube.selection.Selection`. A patch of a cube is taken if one of its channels is clean.
+
+    Returns
+    -------
+    The dataset on dim ``patch`` (crop, channel, row, col in order), with position, source file and pixel
+    window of each. Data variables are lazy.
+
+    Raises
+    ------
+    SchemaError
+        If nothing is left; says what ruled it out.
+    """
+    mask = select(dataset, bbox=bbox, time=time, **where)
+    index = dict(zip(sample_dims(dataset), np.nonzero(mask), strict=True))
+    return collect(dataset, index, "patch")
+
+
+def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"] = "cell") -> xr.Dataset:
+    """Arrange the crops of one window of one grid as a field in time: ``(time, [channel,] row, col[, feature])``.
+
+    Parameters
+    ----------
+    time
+        A time range; see `within`.
+    by
+        ``"cell"`` keeps ``row`` and ``col``. ``"degree"`` names them ``latitude`` and ``longitude``, so that
+        ``sel(latitude=..., longitude=..., method="nearest")`` works; only where every row has one latitude and
+        every column one longitude. Across the date line longitudes go on beyond 180.
+
+    Returns
+    -------
+    The dataset on dim ``time``, ascending, in place of ``crop``; ``latitude`` and ``longitude`` on
+    ``(row, col)``, or as axes. Lazy.
+
+    Raises
+    ------
+    SchemaError
+        If the crops do not lie on one another, two share a time, or there are no such axes.
+    """
+    if by not in ("cell", "degree"):
+        raise SchemaError(f"grid: by={by!r}; expected 'cell' or 'degree'")
+    is_embeddings(dataset)
+    crops = np.flatnonzero(Selection(time=time).in_time(times_of(dataset)))
+    lat, lon = (dataset[n].variable.isel(crop=crops).values for n in ("latitude", "longitude"))
+    for name, values in (("latitude", lat), ("longitude", lon)):
+        if not np.array_equal(values, np.broadcast_to(values[:1], values.shape), equal_nan=True):
+            places = len(np.unique(values.reshape(len(values), -1), axis=0))
+            raise SchemaError(
+                f"grid: the crops do not lie on one another, got {places} different {name}s of patches. Select those "
+                "of one window and grid first: ds.isel(crop=(ds.grid == ds.grid[0]) & (ds.y_origin == 0) & ...)."
+            )
+    times = seconds_of(dataset["time"].values[crops])
+    if len(np.unique(times)) < len(times):
+        raise SchemaError("grid: several crops share a time. Select one of each first, or a shorter period.")
+    out = writable(dataset.isel(crop=crops[np.argsort(times)]))
+    if by == "cell":
+        lat_lon = {"latitude": lat[0], "longitude": lon[0]}
+        centers = {n: (("row", "col"), values, dataset[n].attrs) for n, values in lat_lon.items()}
+        return out.assign_coords(centers).swap_dims(crop="time")
+    if not cell_dims(dataset):
+        raise SchemaError("grid: by='degree' needs patches; at level 2k a crop is one place")
+    axes = {"latitude": lat[0][:, 0], "longitude": np.unwrap(lon[0][0], period=360)}
+    spread = max(np.ptp(lat[0], axis=1).max(), np.ptp(lon[0], axis=0).max())
+    if not spread < _STRAIGHT:  # NaN of padding included
+        raise SchemaError(
+            f"grid: by='degree', but latitudes along a row or longitudes along a column differ by {spread:.3g} degrees "
+            "(NaN: patches of padding have no position). Use by='cell', or leave out rows and columns with isel."
+        )
+    out = out.drop_vars(["latitude", "longitude", "row", "col"], errors="ignore").swap_dims(crop="time")
+    return out.rename(row="latitude", col="longitude").assign_coords(
+        {name: (name, values, dataset[name].attrs) for name, values in axes.items()}
+    )

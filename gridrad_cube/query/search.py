@@ -1,0 +1,555 @@
+"""Search by similarity: what a query is, the nearest embeddings of a selection, and how rare such scores are."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from gridrad_cube import similarity
+from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.query.samples import (
+    cell_dims,
+    collect,
+    crop_blocks,
+    find,
+    names_along,
+    positions,
+    read_points,
+    require_embeddings,
+    sample_dims,
+    sample_flags,
+    seconds_of,
+    select,
+    times_of,
+)
+from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.selection import as_neighborhood, as_time, choose_labels, hour_of, labels_of
+from gridrad_cube.similarity import Metric
+from gridrad_cube.store import store_info
+
+#: Rows of one read: with the chunks they come from, a search of a store on disk stays under half a gigabyte.
+ROWS_AT_ONCE = 32768
+#: Neighbors of the query in space and time that a search leaves out.
+EXCLUDE = ("6h", "200km")
+#: Pairs of crops that are drawn for percentiles, and pairs of samples from each: crops are what costs reading.
+_CROP_PAIRS, _SAMPLES_EACH = 64, 32
+
+#: Seconds since 1970, latitude, longitude.
+Place = tuple[float, float, float]
+#: Seconds and kilometers within which two samples are neighbors.
+Rule = tuple[float, float]
+
+
+def search(
+    dataset: xr.Dataset,
+    query: Any,
+    k: int = 10,
+    *,
+    exclude: Any = EXCLUDE,
+    separate: Any = None,
+    metric: Metric = "cosine",
+    percentile: bool = False,
+    seed: int = 0,
+    **where: Any,
+) -> xr.Dataset:
+    """Find the samples most similar to a query: filters first, then an exact search of all that is left.
+
+    Parameters
+    ----------
+    dataset
+        A store of embeddings, level 256 or 2k.
+    query
+        - A sample of the store, a tuple ``(crop, row, col[, channel])`` (level 2k: ``(crop[, channel])``).
+        - A place and time, ``{"time": ..., "latitude": ..., "longitude": ...}`` or ``(time, latitude,
+          longitude)``, for the sample that `at` finds there.
+        - A vector: an array, or a ``DataArray`` such as ``at(...).embedding.sel(channel=...)``, whose time and
+          place then count as the query's. With ``metric="dot"``, the weights of a linear probe.
+        - Several examples of one thing, ``{"positive": [...], "negative": [...]}``, each one of the above: the
+          mean of their directions (with cosine), less that of what is not looked for.
+        - A batch: a list of queries, or an array ``(queries, feature)``, each answered for itself, all in one
+          pass over the store.
+    k
+        Answers at most. Fewer come back where fewer are left.
+    exclude
+        Leave out neighbors of the query (of each of its examples): samples that lie both less than this long
+        before or after it and less than this far from it. None in the place of either means however long or
+        far; None for the rule leaves out the query alone. A vector without a place has no neighbors.
+    separate
+        The same rule among the answers: of two neighbors the one with the better score stays.
+    metric
+        ``"cosine"`` (scores fall from 1), ``"euclidean"`` (distances rise from 0) or ``"dot"`` (inner
+        products fall).
+    percentile
+        Whether to say what share of random pairs of samples of the same hour of the day are less similar than
+        the query and the answer: the hour alone makes fields similar.
+    seed
+        Of the random pairs.
+    bbox, time, polygon, season, hour, solar_hour, convective_day, channel, altitude, reject
+        As in `within`. ``channel=None`` searches the channel of the query, or all for a vector.
+
+    Returns
+    -------
+    ``score(rank)`` with the coordinates of each answer: ``crop``, ``channel``, ``row``, ``col``, time,
+    position, source file, scene, pixel window and flags. Equal scores stand in the order of the store: crop,
+    channel, row, col. Attributes describe the query and what was searched. A batch gives ``score(query,
+    rank)``: where one has fewer answers than others, the score is NaN and the crop -1.
+
+    Raises
+    ------
+    SchemaError
+        If the query has no embedding or does not fit the store, or the filters leave nothing.
+    """
+    require_embeddings(dataset, "search")
+    batch = is_batch(query)
+    asked = _read_batch(dataset, query if batch else [query], where.get("channel"), metric)
+    if where.get("channel") is None:
+        where["channel"] = common_channels(asked)
+    rule, apart = as_neighborhood(exclude, "exclude"), as_neighborhood(separate, "separate")
+    mask = select(dataset, **where)
+    drops = [_excluded(dataset, one, rule) for one in asked]
+    total = int(np.count_nonzero(mask))
+    counts = [total - int(np.count_nonzero(mask.reshape(-1)[d])) for d in drops]
+    if not all(counts):
+        raise SchemaError(
+            f"search: every sample of the selection is the query or a neighbor of it (exclude={exclude!r}). "
+            "Pass a wider bbox or time, or exclude=None."
+        )
+    rows, scores = _ranked(dataset, asked, k, mask, drops, apart, metric)
+    empty = np.flatnonzero((rows < 0).all(axis=1)) if rows.size else np.arange(len(asked))
+    if len(empty):
+        raise SchemaError(
+            f"search: none of the {counts[empty[0]]} samples of the selection has an embedding (all are NaN)"
+        )
+    answers = _answer(dataset, rows, scores, mask.shape)
+    if percentile:
+        pairs = _random_pairs(dataset, mask, metric, rule, seed)
+        answers["percentile"] = (("query", "rank"), _percentiles(pairs, scores, metric), {
+            "long_name": f"share of {len(pairs)} random pairs of samples of one hour of the day that are less similar",
+            "units": "percent",
+        })  # fmt: skip
+    placed = any(part.place for one in asked for part in one.parts)
+    answers["score"].attrs["long_name"] = f"similarity to the query ({metric})"
+    answers.attrs = {
+        "metric": metric, "searched": counts if batch else counts[0], "exclude": str(exclude if placed else None),
+        "separate": str(separate),
+    } | provenance(dataset)  # fmt: skip
+    if batch:
+        return _with_queries(answers, [one.attributes(dataset) for one in asked])
+    return answers.isel(query=0).assign_attrs(asked[0].attributes(dataset))
+
+
+def common_channels(asked: Sequence[Query]) -> list[int] | None:
+    """Channels to search for queries that are samples: theirs; None if one of them is a vector alone."""
+    channels = [one.channels() for one in asked]
+    if any(c is None for c in channels):
+        return None
+    found = sorted({c for some in channels for c in some or ()})
+    if any(c != channels[0] for c in channels):
+        raise SchemaError(
+            f"search: the queries are of several channels, {found}, and each is compared with its own. Ask for one "
+            "after the other, or pass channel= with those to compare with."
+        )
+    return found
+
+
+def provenance(dataset: xr.Dataset) -> dict[str, Any]:
+    """Where an answer comes from: store, checkpoint, and the cube that was embedded."""
+    info = store_info(dataset)
+    out = {"store": str(dataset.encoding.get("source", "")), "cube": info.get("source")}
+    out |= {name: info.get(name) for name in ("checkpoint", "level", "patch", "stride")}
+    return {name: value for name, value in out.items() if value}
+
+
+# What a query is
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query as a vector; where and when it is, and which sample, where it is one."""
+
+    vector: np.ndarray
+    place: Place | None = None
+    sample: Mapping[str, int] | None = None
+    examples: tuple[Query, ...] = ()  # what the vector was made from
+    negatives: int = 0  # how many of the examples, the last ones, are what is not looked for
+
+    def attributes(self, dataset: xr.Dataset) -> dict[str, Any]:
+        """What an answer says about its query."""
+        if self.examples:
+            return {
+                "query": "examples",
+                "query_positives": len(self.examples) - self.negatives,
+                "query_negatives": self.negatives,
+                "query_examples": json.dumps([e.attributes(dataset) for e in self.examples]),
+            }
+        out: dict[str, Any] = {"query": "vector" if self.sample is None else "sample"}
+        for dim, at in (self.sample or {}).items():
+            name = names_along(dataset, dim)[at]
+            out[f"query_{dim}"] = str(name) if dim == "channel" else int(name)
+        if self.place is not None:
+            out["query_time"] = str(np.datetime64(int(self.place[0]), "s")) + "Z"
+            out["query_latitude"], out["query_longitude"] = self.place[1:]
+        return out
+
+    @property
+    def parts(self) -> tuple[Query, ...]:
+        """What it is made of: its examples, or itself."""
+        return self.examples or (self,)
+
+    def channels(self) -> list[int] | None:
+        """Positions of the channels of the samples it is made of; None where none of them is one."""
+        found = {p.sample["channel"] for p in self.parts if p.sample is not None and "channel" in p.sample}
+        return sorted(found) or None
+
+
+def is_batch(query: Any) -> bool:
+    """Whether these are several queries to be answered each for itself: a 2-D array, or a list of queries."""
+    if isinstance(query, xr.Dataset):
+        query = query.get("embedding", query)
+    if isinstance(query, (np.ndarray, xr.DataArray)):
+        return query.ndim == 2
+    return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
+
+
+def _read_batch(dataset: xr.Dataset, queries: Any, channel: Any, metric: Metric) -> list[Query]:
+    queries = queries["embedding"] if isinstance(queries, xr.Dataset) else queries
+    if not len(queries):
+        raise SchemaError("query: got an empty batch; expected one query or more")
+    return [read_query(dataset, query, channel, metric) for query in queries]
+
+
+def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Metric = "cosine") -> Query:
+    """Read a query; see `search`.
+
+    Raises
+    ------
+    SchemaError
+        If it is not a query, does not fit the store, or has no embedding.
+    """
+    if isinstance(query, Mapping) and not isinstance(query, xr.Dataset):
+        return (_of_examples if "positive" in query else _of_place)(dataset, dict(query), channel, metric)
+    if isinstance(query, (int, np.integer)):
+        query = (query,)
+    if isinstance(query, tuple) and query:
+        if len(query) > 2 and isinstance(query[0], (str, dt.datetime, np.datetime64)):
+            named = dict(zip(("time", "latitude", "longitude", "channel"), query, strict=False))
+            return _of_place(dataset, named, channel, metric)
+        if isinstance(query[0], (int, np.integer)):
+            return _of_sample(dataset, query, channel)
+    return _of_vector(dataset, query)
+
+
+def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: Metric) -> Query:
+    """The mean of the positive examples less that of the negative ones."""
+    unknown = sorted(set(query) - {"positive", "negative"})
+    several = {name: query.get(name, []) for name in ("positive", "negative")}
+    good = all(is_batch(v) or isinstance(v, list) for v in several.values())
+    if unknown or not good or not len(several["positive"]):
+        raise SchemaError(
+            f"query: got {unknown or query!r:.120}; expected lists of queries, {{'positive': [...], "
+            "'negative': [...]}, with one positive or more"
+        )
+    positive, negative = (
+        [read_query(dataset, one, channel) for one in several[name]] for name in ("positive", "negative")
+    )
+    if metric == "euclidean" and negative:
+        raise SchemaError("query: a distance knows no negative examples. Pass metric='cosine'.")
+
+    def mean(examples: list[Query]) -> np.ndarray:
+        vectors = np.stack([e.vector for e in examples])
+        if metric == "cosine":  # each counts by its direction alone
+            vectors = similarity.unit_rows(vectors)
+        return np.asarray(vectors.mean(axis=0))
+
+    vector = mean(positive) - mean(negative) if negative else mean(positive)
+    return Query(vector, examples=(*positive, *negative), negatives=len(negative))
+
+
+def _of_place(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: Metric) -> Query:
+    channel = query.pop("channel", channel)
+    needed, known = {"time", "latitude", "longitude"}, {"tolerance", "time_tolerance"}
+    if not needed <= set(query) <= needed | known:
+        raise SchemaError(f"query: got {sorted(query)}; expected time, latitude and longitude (and channel)")
+    time = np.array([as_time(query.pop("time"))])
+    place = (np.array([float(query.pop(name))]) for name in ("latitude", "longitude"))
+    index, _ = find(dataset, time, *place, **query)
+    return _with_vector(dataset, {d: int(i[0]) for d, i in index.items()}, channel)
+
+
+def _of_sample(dataset: xr.Dataset, query: tuple[Any, ...], channel: Any) -> Query:
+    dims = ("crop", *cell_dims(dataset))
+    if len(query) not in (len(dims), len(dims) + 1):
+        raise SchemaError(f"query: got {query!r}; expected ({', '.join(dims)}[, channel]) in this store")
+    sample = {}
+    for dim, asked in zip(dims, query, strict=False):
+        names = names_along(dataset, dim)
+        if not len(names):
+            raise SchemaError(f"query: the selection is empty, it has no {dim}")
+        found = np.flatnonzero(names == asked)
+        if not len(found):
+            raise SchemaError(f"query: no {dim} {asked!r}; the store has {names[0]} to {names[-1]}")
+        sample[dim] = int(found[0])
+    return _with_vector(dataset, sample, query[len(dims)] if len(query) > len(dims) else channel)
+
+
+def _with_vector(dataset: xr.Dataset, sample: dict[str, int], channel: Any) -> Query:
+    if "channel" in sample_dims(dataset):
+        known = labels_of(dataset)
+        chosen = choose_labels(known, channel, "channel")
+        if len(chosen) > 1:
+            raise SchemaError(
+                f"query: the sample has several channels, {[c.name for c in chosen]}. Pass channel= with one of them."
+            )
+        sample = sample | {"channel": known.index(chosen[0])}
+    index = {d: np.array([sample[d]]) for d in sample_dims(dataset)}
+    vector = read_points(dataset["embedding"].variable, index)[0].astype(np.float64)
+    if not np.isfinite(vector).all():
+        at = tuple(sample[d] for d in sample_dims(dataset))
+        flags = int(sample_flags(dataset, np.array(at[:1]))[(0, *at[1:])])
+        names = ", ".join(f.name for f in Flag if f & flags and f.name) or "no flags"
+        raise SchemaError(f"query: the sample {sample} has no embedding (NaN); its flags: {names}")
+    return Query(vector, _place_of(dataset, sample), sample)
+
+
+def _place_of(dataset: xr.Dataset, sample: Mapping[str, int]) -> Place:
+    cell = tuple(sample[d] for d in cell_dims(dataset))
+    lat, lon = (float(p[(0, *cell)]) for p in positions(dataset, np.array([sample["crop"]])))
+    return float(seconds_of(dataset["time"].values[sample["crop"]])), lat, lon
+
+
+def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
+    if isinstance(query, xr.Dataset):
+        query = query["embedding"]
+    try:
+        vector = np.asarray(query, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(
+            f"query: got {query!r}; expected a vector, a sample (crop, row, col), or time, latitude and longitude"
+        ) from error
+    if vector.shape != (dataset.sizes["feature"],):
+        raise SchemaError(
+            f"query: got a vector of shape {vector.shape}; expected ({dataset.sizes['feature']},), the length of the "
+            "store's embeddings, or a tuple (crop, row, col)"
+        )
+    if not np.isfinite(vector).all():
+        raise SchemaError("query: the vector holds a NaN or an infinity; expected finite numbers")
+    names = ("time", "latitude", "longitude")
+    if isinstance(query, xr.DataArray) and all(n in query.coords and query[n].ndim == 0 for n in names):
+        time, lat, lon = (query[n].values[()] for n in names)
+        if np.isfinite([lat, lon]).all() and not np.isnat(time):
+            return Query(vector, (float(seconds_of(time)), float(lat), float(lon)))
+    return Query(vector)
+
+
+# The nearest embeddings
+
+
+class Rows:
+    """Embeddings as rows of a matrix, in the order of the sample dims; whole crops are read."""
+
+    def __init__(self, variable: xr.Variable) -> None:
+        order = (*(d for d in ("crop", "channel", "row", "col") if d in variable.dims), "feature")
+        self.variable = variable if variable.dims == order else variable.transpose(*order)
+        self.per_crop = int(np.prod(self.variable.shape[1:-1], dtype=np.int64))
+        self.shape = (self.variable.sizes["crop"] * self.per_crop, self.variable.sizes["feature"])
+        unit = self.per_crop
+        for edge in (self.variable.encoding.get(n) for n in ("shards", "chunks")):
+            unit = self.per_crop * int(edge[0]) if edge else self.per_crop
+            if unit <= ROWS_AT_ONCE:
+                break
+        #: Rows of whole crops, and of whole chunks where they are known, near `ROWS_AT_ONCE`.
+        self.block = max(ROWS_AT_ONCE // unit, 1) * unit
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last = rows.start // self.per_crop, -(-rows.stop // self.per_crop)
+        values = self.variable.isel(crop=slice(first, last)).values.reshape(-1, self.shape[1])
+        start = first * self.per_crop
+        return np.asarray(values[rows.start - start : rows.stop - start])
+
+
+def _ranked(
+    dataset: xr.Dataset,
+    asked: Sequence[Query],
+    k: int,
+    mask: np.ndarray,
+    drops: Sequence[np.ndarray],
+    apart: Rule | None,
+    metric: Metric,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores (query, rank) of the best k samples under a mask, none near another if ``apart`` is given."""
+    rows = Rows(dataset["embedding"].variable)
+    vectors = np.stack([one.vector for one in asked])
+
+    def best(which: slice, some: int, drop: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return similarity.nearest(
+            rows, vectors[which], some, metric=metric, mask=mask.reshape(-1), drop=drop, block=rows.block
+        )
+
+    if apart is None:
+        return best(slice(None), k, drops)
+    if k < 1:
+        raise SchemaError(f"k: got {k}; expected at least 1")
+    out_rows, out_scores = np.full((len(asked), k), -1), np.full((len(asked), k), np.nan, np.float32)
+    for i, drop in enumerate(drops):
+        kept = 0
+        while kept < k:
+            # Neighbors come in crowds: ask for more than enough, and again for the rest if it was not.
+            more = max(4 * (k - kept), 64)
+            (found,), (score,) = best(slice(i, i + 1), more, [drop])
+            gone: set[int] = set()
+            for row, s in zip(found.tolist(), score.tolist(), strict=True):
+                if row < 0 or kept == k or row in gone:
+                    continue
+                out_rows[i, kept], out_scores[i, kept] = row, s
+                kept += 1
+                at = dict(zip(sample_dims(dataset), map(int, np.unravel_index(row, mask.shape)), strict=True))
+                gone.update(_neighbors(dataset, _place_of(dataset, at), apart).tolist(), [row])
+            if len(found) < more:
+                break
+            drop = np.union1d(drop, np.fromiter(gone, np.int64))
+    longest = int((out_rows >= 0).sum(axis=1).max())
+    return out_rows[:, :longest], out_scores[:, :longest]
+
+
+def _excluded(dataset: xr.Dataset, asked: Query, rule: Rule | None) -> npt.NDArray[np.int64]:
+    """Rows of samples that are the query, one of its examples, or a neighbor of one; ascending."""
+    dims = sample_dims(dataset)
+    shape = tuple(dataset.sizes[d] for d in dims)
+    out = [np.empty(0, np.int64)]
+    for part in asked.parts:
+        if part.sample is not None:
+            out.append(np.array([np.ravel_multi_index(tuple(part.sample[d] for d in dims), shape)]))
+        if rule is not None and part.place is not None:
+            out.append(_neighbors(dataset, part.place, rule))
+    return np.unique(np.concatenate(out))
+
+
+def _neighbors(dataset: xr.Dataset, place: Place, rule: Rule) -> npt.NDArray[np.int64]:
+    """Rows of samples that lie within both a time and a distance of a place, ascending."""
+    seconds, km = rule
+    if km < np.inf and np.isnan(place[1]):
+        raise SchemaError(
+            f"search: no position is known of a sample that others are to be {km:g} km away from. Pass "
+            "exclude=None and separate=None, or a time alone, such as ('3h', None)."
+        )
+    shape = tuple(dataset.sizes[d] for d in sample_dims(dataset))
+    times = times_of(dataset)
+    near = ~np.isnat(times) & (np.abs(seconds_of(times) - place[0]) < seconds)
+    out = [np.empty(0, np.int64)]
+    for crops in crop_blocks(near):
+        lat, lon = positions(dataset, crops)
+        close = np.full(lat.shape, True)
+        if km < np.inf:
+            close = great_circle_km(place[1], place[2], lat, lon) < km
+        close &= near[crops].reshape(-1, *(1 for _ in close.shape[1:]))
+        if "channel" in sample_dims(dataset):
+            close = close[:, None]
+        block = np.broadcast_to(close, (len(close), *shape[1:]))
+        out.append(np.flatnonzero(block) + crops.start * int(np.prod(shape[1:])))
+    return np.concatenate(out)
+
+
+def _answer(dataset: xr.Dataset, rows: np.ndarray, scores: np.ndarray, shape: tuple[int, ...]) -> xr.Dataset:
+    """The samples of rows (query, rank), as a dataset on these dims; row -1 is a missing answer."""
+    there = rows >= 0
+    index = dict(zip(sample_dims(dataset), np.unravel_index(rows[there], shape), strict=True))
+    small = dataset.drop_vars([n for n in dataset.data_vars if n not in ("embedding", "flags")])
+    flat = collect(small, index, "rank").drop_vars("embedding")
+    out = xr.Dataset({n: v if "rank" not in v.dims else _unfold(v, there) for n, v in flat.variables.items()})
+    out = out.set_coords(list(out.data_vars)).assign(score=(("query", "rank"), scores, {"units": "1"}))
+    return out.assign_coords(rank=("rank", np.arange(1, rows.shape[1] + 1))).load()
+
+
+def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
+    """A variable of samples, in order, on (query, rank), with what stands for none elsewhere."""
+    values = variable.values
+    kind = values.dtype.kind
+    fill: Any = np.array("NaT", values.dtype) if kind in "Mm" else {"f": np.nan, "i": -1}.get(kind, 0)
+    out = np.full((*there.shape, *values.shape[1:]), "" if kind in "OTU" else fill, values.dtype)
+    out[there] = values
+    return xr.Variable(("query", *variable.dims), out, variable.attrs)
+
+
+def _with_queries(answers: xr.Dataset, said: list[dict[str, Any]]) -> xr.Dataset:
+    """What each query of a batch is, as coordinates on ``query``, as far as all of them say it."""
+    names = [name for name in said[0] if all(name in one for one in said)]
+    columns = {name: ("query", [one[name] for one in said]) for name in names if name != "query"}
+    return answers.assign_coords(columns).assign_attrs(query="batch")
+
+
+# How similar two samples are that have nothing to do with each other
+
+
+def _random_pairs(
+    dataset: xr.Dataset, mask: np.ndarray, metric: Metric, apart: Rule | None, seed: int
+) -> npt.NDArray[np.float32]:
+    """Scores of random pairs of samples of the same hour (UTC) and channel, from different crops, ascending.
+
+    Pairs that lie within both the seconds and the kilometers of ``apart`` do not count.
+    """
+    rng = np.random.default_rng(seed)
+    crops = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
+    hour = np.floor(hour_of(dataset["time"].values[crops])).astype(np.int64)
+    order = np.argsort(hour, kind="stable")
+    first, count = np.searchsorted(hour[order], hour, side="left"), np.bincount(hour, minlength=24)[hour]
+    pairs = []
+    for a in rng.choice(np.flatnonzero(count > 1), _CROP_PAIRS) if (count > 1).any() else ():
+        others = order[first[a] : first[a] + count[a]]
+        pairs.append((int(crops[a]), int(crops[rng.choice(others[others != a])])))
+    scores = [_scores_between(dataset, mask, pair, metric, apart, rng) for pair in pairs]
+    out = np.sort(np.concatenate([np.empty(0), *scores])).astype(np.float32)
+    if not len(out):
+        raise SchemaError(
+            "percentile: the selection has no pairs of samples of one hour of the day that lie apart in time or place. "
+            "Pass a wider selection, or percentile=False."
+        )
+    return out
+
+
+def _scores_between(
+    dataset: xr.Dataset,
+    mask: np.ndarray,
+    crops: tuple[int, int],
+    metric: Metric,
+    apart: Rule | None,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.float64]:
+    """Scores of random pairs of one sample of one crop and one of another, of the same channel."""
+    dims = sample_dims(dataset)
+    inside = [np.argwhere(mask[crop]) for crop in crops]
+    picked = [some[rng.integers(len(some), size=_SAMPLES_EACH)] for some in inside]
+    sides = [
+        {"crop": np.full(_SAMPLES_EACH, crop)} | dict(zip(dims[1:], some.T, strict=True))
+        for crop, some in zip(crops, picked, strict=True)
+    ]
+    use = np.ones(_SAMPLES_EACH, bool)
+    if "channel" in dims:
+        use &= sides[0]["channel"] == sides[1]["channel"]
+    if apart is not None:
+        times = seconds_of(dataset["time"].values[list(crops)])
+        lat, lon = positions(dataset, np.array(crops))
+        at = [(i, *(side[d] for d in cell_dims(dataset))) for i, side in enumerate(sides)]
+        km = great_circle_km(lat[at[0]], lon[at[0]], lat[at[1]], lon[at[1]])
+        use &= (abs(float(times[0] - times[1])) >= apart[0]) | (km >= apart[1])
+    a, b = (read_points(dataset["embedding"].variable, side).astype(np.float64) for side in sides)
+    if metric == "cosine":
+        a, b = similarity.unit_rows(a), similarity.unit_rows(b)
+    score = np.linalg.norm(a - b, axis=1) if metric == "euclidean" else np.einsum("ij,ij->i", a, b)
+    return np.asarray(score[use & np.isfinite(score)])
+
+
+def _percentiles(
+    background: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], metric: Metric
+) -> npt.NDArray[np.float32]:
+    """What share of the background, in percent, is less similar than each score; half of what is equal counts."""
+    low, high = (np.searchsorted(background, scores, side=side) for side in ("left", "right"))
+    share = (low + high) / (2 * len(background))
+    share = 1 - share if metric == "euclidean" else share
+    return np.where(np.isnan(scores), np.nan, 100 * share).astype(np.float32)
