@@ -32,9 +32,8 @@ from gridrad_cube import (
 from gridrad_cube.cli import cli
 from gridrad_cube.embedding import embed
 from gridrad_cube.models import DINOHead, build, load_backbone, load_checkpoint
-from gridrad_cube.predecessor import arrays
 from gridrad_cube.predecessor import cube as cubes
-from gridrad_cube.predecessor.arrays import IR, VISIBLE, arrange_crops, arrange_patches, arrange_unordered
+from gridrad_cube.predecessor.arrays import IR, VISIBLE, _arrange_crops, _arrange_patches, _arrange_unordered
 from gridrad_cube.readers import read_fields
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 
@@ -72,7 +71,7 @@ def assert_holds(path: Path, crops: list[np.ndarray]) -> None:
 
 
 def test_slices_of_crops_are_told_apart_by_their_channels() -> None:
-    assert arrange_crops([IR, VISIBLE, IR, IR, VISIBLE, VISIBLE]) == [
+    assert _arrange_crops([IR, VISIBLE, IR, IR, VISIBLE, VISIBLE]) == [
         {IR: 0, VISIBLE: 1},
         {IR: 2},
         {IR: 3, VISIBLE: 4},
@@ -82,13 +81,13 @@ def test_slices_of_crops_are_told_apart_by_their_channels() -> None:
 
 def test_slices_of_patches_have_a_place_only_where_none_is_missing() -> None:
     day, night = [IR, VISIBLE] * 64, [IR] * 64
-    first, second = arrange_patches(day + night) or []
+    first, second = _arrange_patches(day + night) or []
     assert first[VISIBLE][2, 3] == (2 * 8 + 3) * 2 + 1
     assert second.keys() == {IR}
     assert second[IR][7, 7] == 128 + 63
-    assert arrange_patches(day[1:] + night) is None
-    assert arrange_patches(day[:-1]) is None
-    infrared, visible = arrange_unordered(day[:-1])
+    assert _arrange_patches(day[1:] + night) is None
+    assert _arrange_patches(day[:-1]) is None
+    infrared, visible = _arrange_unordered(day[:-1])
     assert (visible[VISIBLE] >= 0).sum() == 63
     np.testing.assert_array_equal(infrared[IR].ravel(), np.arange(0, 128, 2))
 
@@ -121,11 +120,10 @@ def test_float32_keeps_every_bit(crops: list[np.ndarray], tmp_path: Path) -> Non
         np.testing.assert_array_equal(dataset[IR].values[number], crop[0])
 
 
-@pytest.mark.parametrize("bloated", [True, False])
-def test_scenes_of_patches_and_crops(crops: list[np.ndarray], tmp_path: Path, bloated: bool) -> None:
-    old.write_scenes(tmp_path / "pt", crops[:2], PATCH, bloated=bloated)
+def test_scenes_of_patches_and_crops(crops: list[np.ndarray], tmp_path: Path) -> None:
+    old.write_scenes(tmp_path / "pt", crops[:2], PATCH)
     some = next((tmp_path / "pt" / "patches").iterdir())
-    assert (some.stat().st_size > 64 * PATCH**2 * 4) == bloated
+    assert some.stat().st_size > 64 * PATCH**2 * 4  # the whole scene is in the file of each patch
     assert not predecessor.from_pt(tmp_path / "pt", tmp_path / "both.zarr").failed
     assert_holds(tmp_path / "both.zarr", crops[:2])
     assert not predecessor.from_pt(tmp_path / "pt" / "patches", tmp_path / "patches.zarr").failed
@@ -224,19 +222,19 @@ def test_it_goes_on_extends_and_refuses_what_changed(
     paths = old.write_npz(tmp_path / "npz", crops, PATCH)
     last = paths[2].rename(tmp_path / "later.npz")
     path = tmp_path / "c.zarr"
-    write = cubes.write_old
+    write = cubes._write_crops
 
     def killed(*task: Any) -> Any:
         if task[3].row == 1:
             raise KeyboardInterrupt
         return write(*task)
 
-    monkeypatch.setattr(cubes, "write_old", killed)
+    monkeypatch.setattr(cubes, "_write_crops", killed)
     with pytest.raises(KeyboardInterrupt):
         predecessor.from_npz(tmp_path / "npz", path)
     with pytest.raises(SchemaError, match="not finished"):
         open_cube(path)
-    monkeypatch.setattr(cubes, "write_old", write)
+    monkeypatch.setattr(cubes, "_write_crops", write)
     assert [o.status for o in predecessor.from_npz(tmp_path / "npz", path).outcomes] == ["kept", "written"]
     last.rename(paths[2])
     report = predecessor.from_npz(tmp_path / "npz", path)
@@ -306,7 +304,7 @@ def test_a_crop_that_is_not_in_its_source_has_no_place(
 
 def test_a_field_of_one_value_has_no_place() -> None:
     flat = np.full((180, 200), 27000, np.uint16)
-    assert cubes.find_window(flat, CHANNELS[IR].packing, np.full((64, 64), 270.0)) is None
+    assert cubes._find_window(flat, CHANNELS[IR].packing, np.full((64, 64), 270.0)) is None
 
 
 # --- what is not trusted -------------------------------------------------------------------------------------
@@ -329,21 +327,21 @@ def test_files_that_are_something_else_are_refused_in_a_line(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(data)
         bad.append((tmp_path / name, match))
 
-    add("text.pt", b"not a tensor at all", "begins with")
-    add("pickle.pt", pickle.dumps({"a": 1}), "begins with")
-    add("lfs.pt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer")
-    bad.append((_torch_file(tmp_path / "runs.pt", _Runs()), "a safe load refuses"))
-    bad.append((_torch_file(tmp_path / "dict.pt", {"a": torch.zeros(2)}), "from-features"))
-    bad.append((_torch_file(tmp_path / "flat.pt", torch.zeros(4)), "expected 2 dimensions"))
+    add("crop_1_0.pt", b"not a tensor at all", "begins with")
+    add("crop_2_0.pt", pickle.dumps({"a": 1}), "begins with")
+    add("crop_3_0.pt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer")
+    bad.append((_torch_file(tmp_path / "crop_4_0.pt", _Runs()), "a safe load refuses"))
+    bad.append((_torch_file(tmp_path / "crop_5_0.pt", {"a": torch.zeros(2)}), "from-features"))
+    bad.append((_torch_file(tmp_path / "crop_6_0.pt", torch.zeros(4)), "expected 2 dimensions"))
     bad.append(
-        (_torch_file(tmp_path / "huge.pt", torch.zeros(1).expand(10**6, 10**6)), "larger than its file")
+        (_torch_file(tmp_path / "crop_7_0.pt", torch.zeros(1).expand(10**6, 10**6)), "larger than its file")
     )
-    with zipfile.ZipFile(tmp_path / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(tmp_path / "crop_8_0.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", bytes(10**6))
-    bad.append((tmp_path / "deflated.pt", "compressed inside"))
+    bad.append((tmp_path / "crop_8_0.pt", "compressed inside"))
     for path, match in bad:
         with pytest.raises(SchemaError, match=match):
-            arrays.load_tensor(path, 2)
+            predecessor.from_pt(path, tmp_path / "c.zarr")
     assert not Path("/tmp/should-not-be-there").exists()
 
 
@@ -360,7 +358,7 @@ def test_npz_files_that_declare_what_they_do_not_hold(tmp_path: Path) -> None:
         ("other", "expected 'crop'"), ("objects", "of numbers"), ("shape", "1 or 2 channels"), ("short", "declares")
     ):  # fmt: skip
         with pytest.raises(SchemaError, match=match):
-            arrays.read_npz(tmp_path / f"{name}.npz")
+            predecessor.from_npz(tmp_path / f"{name}.npz", tmp_path / "c.zarr")
 
 
 # --- embeddings ----------------------------------------------------------------------------------------------

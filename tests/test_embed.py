@@ -313,7 +313,7 @@ def interrupt_after(patch, batches):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """One crop a block."""
-    monkeypatch.setattr("gridrad_cube.store.embeddings.BLOCK_CROPS", {"256": 1, "2k": 1})
+    monkeypatch.setattr("gridrad_cube.store.embeddings._BLOCK_CROPS", {"256": 1, "2k": 1})
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(cube, checkpoint, tmp_path, small_blocks):

@@ -45,10 +45,10 @@ _CONTENT = ("valid_fraction", "mean", "std", "minimum", "maximum")
 #: Coordinates that `tiling.cut` and `quality.assess` give; others vary smoothly and are taken between patches.
 _CUT = ("latitude", "longitude", "solar_zenith_angle", "solar_zenith_angle_maximum")
 #: Bytes of grids that are read together.
-READ_BYTES = 64 * 2**20
+_READ_BYTES = 64 * 2**20
 
 #: Where the samples of a batch belong in the embeddings of some crops, and what the network is called with.
-Batch = tuple[tuple[np.ndarray, ...], tuple[Any, ...]]
+_Batch = tuple[tuple[np.ndarray, ...], tuple[Any, ...]]
 
 
 class PatchInput:
@@ -274,7 +274,7 @@ class PatchInput:
             quality.global_outliers(statistics, mine), np.uint16(Flag.global_outlier), np.uint16(0)
         )
 
-    def batches(self, rows: range, size: int) -> Iterator[Batch]:
+    def batches(self, rows: range, size: int) -> Iterator[_Batch]:
         """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules."""
         usable = (self._assessed(rows)["flags"] & int(NO_PIXELS)) == 0
         where = np.argwhere(usable.any(axis=1, keepdims=True) if self.stacked else usable)
@@ -370,7 +370,7 @@ class GridInput:
         sizes = self.dataset.sizes
         self.cells, self.shape = (sizes["row"], sizes["col"]), (len(chosen),)
         bytes_each = 4 * len(available) * sizes["row"] * sizes["col"] * sizes["feature"]
-        self._together = max(1, READ_BYTES // bytes_each)
+        self._together = max(1, _READ_BYTES // bytes_each)
 
     @property
     def crops(self) -> int:
@@ -418,7 +418,7 @@ class GridInput:
         cells = [name for name in ("flags", "valid_fraction") if name in self.dataset.variables]
         return _coordinates(self.dataset, rows, names) | {name: self._block(name, rows) for name in cells}
 
-    def batches(self, rows: range, size: int) -> Iterator[Batch]:
+    def batches(self, rows: range, size: int) -> Iterator[_Batch]:
         """Grids of these crops that have a cell to read: embeddings, cells, and the normalization."""
         for some in self._parts(rows):
             grids, cells = self.grids_of(some)

@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 #: How embeddings are stored.
 Dtype = Literal["float16", "float32"]
 #: Shares of the work for each process here, so that none waits long for another; and on a cluster.
-SHARES, REMOTE_SHARES = 2, 64
+_SHARES, _REMOTE_SHARES = 2, 64
 #: Share by which the pixel spacing of a store may differ from that of training without a warning.
-SPACING_TOLERANCE = 0.1
+_SPACING_TOLERANCE = 0.1
 
 T = TypeVar("T")
 
@@ -280,7 +280,7 @@ class _Job:
             return self.source.info.get("pixel_spacing_km")
         found = measure_spacing(self.source.dataset, self.source.patch)
         trained = self.network.trained["view"].get("pixel_spacing_km")
-        if found and trained and abs(found / trained - 1) > SPACING_TOLERANCE:
+        if found and trained and abs(found / trained - 1) > _SPACING_TOLERANCE:
             logger.warning(
                 "%s has pixels of %.3g km, but %s was trained on pixels of %.3g km, which is another scale",
                 self.source.store, found, self.network.path, trained,
@@ -313,7 +313,7 @@ def _embed_elsewhere(
     """Embed all blocks by other processes, some shares for each."""
     here = client is None and scheduler is None
     threads = max(1, cores() // workers) if here else None
-    shares = min(blocks, SHARES * workers if here else REMOTE_SHARES)
+    shares = min(blocks, _SHARES * workers if here else _REMOTE_SHARES)
     with executor(client, workers, scheduler) as run:
         results = [r for _, r in run(_embed_share, [(job, (i, shares), threads) for i in range(shares)])]
     for result in results:

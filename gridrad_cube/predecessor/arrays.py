@@ -90,7 +90,7 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
         raise _damaged(path, error) from error
 
 
-def load_tensor(path: str | os.PathLike[str], dimensions: int) -> Tensor:
+def _load_tensor(path: str | os.PathLike[str], dimensions: int) -> Tensor:
     """A tensor of numbers with this many dimensions, still on disk.
 
     Raises
@@ -166,7 +166,7 @@ def _npy_header(
         return shape, dtype, archive.getinfo(name).file_size - file.tell()
 
 
-def read_npz(path: str | os.PathLike[str]) -> np.ndarray:
+def _read_npz(path: str | os.PathLike[str]) -> np.ndarray:
     """The crop of an ``.npz``, (channel, y, x); its patches are the same pixels again.
 
     Raises
@@ -236,20 +236,20 @@ def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: i
         shape, edge = _npz_header(path)
         channels: tuple[str, ...] = CHANNEL_NAMES
         if shape[0] == 1:
-            channels = (channel_of_values(read_npz(path)[0]) or IR,)
-        crops = (OldCrop(dict(zip(channels, read_npz(path), strict=True))) for _ in range(1))
+            channels = (_channel_of_values(_read_npz(path)[0]) or IR,)
+        crops = (OldCrop(dict(zip(channels, _read_npz(path), strict=True))) for _ in range(1))
         return OldCrops(1, channels, shape[1:], edge, crops)
     if kind in ("crop", "crops"):
-        tensor = load_tensor(path, 2 if kind == "crop" else 3)
+        tensor = _load_tensor(path, 2 if kind == "crop" else 3)
         slices = tensor[None] if kind == "crop" else tensor
-        layout = arrange_crops([_channel_of(t) for t in slices])
+        layout = _arrange_crops([_channel_of(t) for t in slices])
         channels = tuple({channel: None for crop in layout for channel in crop})
         crops = (OldCrop({c: values_of(slices[n]) for c, n in crop.items()}) for crop in layout)
         return OldCrops(len(layout), channels, (slices.shape[1], slices.shape[2]), None, crops)
     return _open_patches(path, patch) if kind == "patches" else _open_slices(name, path, patch)
 
 
-def channel_of_values(values: np.ndarray) -> str | None:
+def _channel_of_values(values: np.ndarray) -> str | None:
     """Which channel a slice is, by its values (kelvin or not); None if it holds none."""
     sample = _thinned(values)
     with np.errstate(invalid="ignore"):
@@ -261,7 +261,7 @@ def channel_of_values(values: np.ndarray) -> str | None:
 
 def _channel_of(tensor: Tensor) -> str | None:
     """Which channel a slice on disk is, by some of its values."""
-    return channel_of_values(values_of(_thinned(tensor)))
+    return _channel_of_values(values_of(_thinned(tensor)))
 
 
 def _thinned(values: Any) -> Any:
@@ -270,7 +270,7 @@ def _thinned(values: Any) -> Any:
     return values[::step_y, ::step_x]
 
 
-def arrange_crops(kinds: Sequence[str | None]) -> list[dict[str, int]]:
+def _arrange_crops(kinds: Sequence[str | None]) -> list[dict[str, int]]:
     """Slices of crops, channel after channel, as crops: an infrared slice, and the visible one that follows it.
 
     A slice without values begins a crop.
@@ -284,7 +284,7 @@ def arrange_crops(kinds: Sequence[str | None]) -> list[dict[str, int]]:
     return out
 
 
-def arrange_patches(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]] | None:
+def _arrange_patches(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]] | None:
     """Slices of patches as crops: per channel the number of the slice at each (row, col).
 
     None if they are not whole crops: of 64 slices of one channel, or 128 whose channels alternate. Then some are
@@ -312,7 +312,7 @@ def _all(kinds: Sequence[str | None], kind: str, count: int) -> bool:
     return len(kinds) == count and all(k in (kind, None) for k in kinds) and any(kinds)
 
 
-def arrange_unordered(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]]:
+def _arrange_unordered(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]]:
     """Patches whose places are not known, 64 of a channel side by side; -1 where there is none."""
     cells = EARLY_CELLS[0] * EARLY_CELLS[1]
     out = []
@@ -372,7 +372,7 @@ def _first_readable(paths: Iterable[str | None], patch: int | None) -> Tensor | 
     """The first of some files that holds pixels (of this shape, if given); damaged ones are skipped."""
     for path in paths:
         try:
-            tensor = None if path is None else load_tensor(path, 2)
+            tensor = None if path is None else _load_tensor(path, 2)
         except SchemaError:
             continue
         if tensor is not None and (patch is None or tuple(tensor.shape) == (patch, patch)):
@@ -402,7 +402,7 @@ def _assemble(
 
 def _open_patches(path: str, patch: int | None) -> OldCrops:
     """The crops of ``patches_K.pt``."""
-    tensor = load_tensor(path, 3)
+    tensor = _load_tensor(path, 3)
     edge = patch or int(tensor.shape[-1])
     if tuple(tensor.shape[1:]) != (edge, edge):
         raise SchemaError(f"{path}: slices of {tuple(tensor.shape[1:])} pixels; expected {edge} x {edge}")
@@ -426,7 +426,7 @@ def _open_slices(name: str, path: str, patch: int | None) -> OldCrops:
         return None if tensor is None else values_of(tensor)
 
     values = map(read, range(len(files)))
-    kinds = [(v is not None, None if v is None else channel_of_values(v)) for v in values]
+    kinds = [(v is not None, None if v is None else _channel_of_values(v)) for v in values]
     whole = numbers[0] in (0, 1) and numbers[-1] - numbers[0] + 1 == len(numbers) and all(k[0] for k in kinds)
     return _arranged([kind for _, kind in kinds], read, edge, whole=whole)
 
@@ -435,8 +435,8 @@ def _arranged(
     kinds: Sequence[str | None], read: Callable[[int], np.ndarray | None], patch: int, *, whole: bool
 ) -> OldCrops:
     """Crops of slices: at their places if nothing is missing, else side by side."""
-    ordered = arrange_patches(kinds) if whole else None
-    layout = arrange_unordered(kinds) if ordered is None else ordered
+    ordered = _arrange_patches(kinds) if whole else None
+    layout = _arrange_unordered(kinds) if ordered is None else ordered
 
     def crops() -> Iterator[OldCrop]:
         for crop in layout:

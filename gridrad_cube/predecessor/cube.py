@@ -29,21 +29,21 @@ from gridrad_cube.schema import CHANNELS, PATCH_SIZE, TIME_FILL, Packing, Recipe
 
 logger = logging.getLogger(__name__)
 
-VisibleUnits = Literal["auto", "percent", "1"]
+_VisibleUnits = Literal["auto", "percent", "1"]
 
 #: Values that stand for missing data in the old files: fill codes that a lost mask let through (uint16, netCDF's
 #: default, and what products write).
-MISSING = (65535.0, -999.0, -9999.0)
-LARGEST_NUMBER = 1e30
+_MISSING = (65535.0, -999.0, -9999.0)
+_LARGEST_NUMBER = 1e30
 #: Reflectance as a fraction stays below this; in percent any day is brighter.
-BRIGHTEST_FRACTION = 1.6
+_BRIGHTEST_FRACTION = 1.6
 #: Sources looked at to tell percent from fractions.
 _LOOKED_AT = 16
 #: Pixels compared at every offset before whole crops are: each leaves about one offset in a thousand of noise.
 _PROBES = 64
 _FORMAT = "predecessor"
 #: Grid of crops whose position in their scene is not known, and of patches whose position in a crop is not.
-UNKNOWN, UNORDERED = "unknown", "unordered"
+_UNKNOWN, _UNORDERED = "unknown", "unordered"
 
 
 class _Position(NamedTuple):
@@ -122,7 +122,7 @@ def _convert(
     store_path: str | os.PathLike[str],
     *,
     source_root: str | os.PathLike[str] | None = None,
-    visible_units: VisibleUnits = "auto",
+    visible_units: _VisibleUnits = "auto",
     dtype: Literal["uint16", "float32"] = "uint16",
     patch: int | None = None,
     workers: int = 1,
@@ -155,7 +155,7 @@ def _convert(
             else:
                 build.extend(entries)
             outcomes = pipeline.write_plan(
-                build, found, run, progress, retries=2, write=write_old, title="convert"
+                build, found, run, progress, retries=2, write=_write_crops, title="convert"
             )
         finally:
             build.flush()
@@ -173,7 +173,7 @@ def _look(source: OldSource) -> OldCrops:
 def _settle(
     found: Sequence[OldSource],
     facts: Sequence[OldCrops | Exception],
-    visible_units: VisibleUnits,
+    visible_units: _VisibleUnits,
     dtype: str,
     patch: int | None,
 ) -> tuple[Recipe, store.CubeLayout]:
@@ -217,7 +217,7 @@ def _units(found: Sequence[OldSource], cells: tuple[int, int], patch: int) -> st
                 values = crop.values.get(VISIBLE, np.empty(0))
                 with np.errstate(invalid="ignore"):
                     brightest = values[np.abs(values) < 400.0].max(initial=0.0)
-                if brightest > BRIGHTEST_FRACTION:
+                if brightest > _BRIGHTEST_FRACTION:
                     return "percent"
                 seen |= bool(brightest > 0.0)
         except (SchemaError, OSError):
@@ -263,13 +263,13 @@ def _entries(
 ) -> list[store.Entry]:
     """New sources of the plan, each at its position in its scene where that is known; writes their grids."""
     height, width = layout.crop
-    blank = {grid: f"{grid}-{height}x{width}" for grid in (UNKNOWN, UNORDERED)}
+    blank = {grid: f"{grid}-{height}x{width}" for grid in (_UNKNOWN, _UNORDERED)}
     entries = []
     row = build.rows
     for number, (source, fact) in enumerate(zip(new, facts, strict=True)):
         # An exception is reported when the source is written.
         count, ordered = (1, True) if isinstance(fact, Exception) else (fact.count, fact.ordered)
-        grid, shape, time = blank[UNKNOWN if ordered else UNORDERED], layout.crop, source.time
+        grid, shape, time = blank[_UNKNOWN if ordered else _UNORDERED], layout.crop, source.time
         windows: tuple[tuple[int, int], ...] = ((0, 0),) * count
         if number in positions:
             grid, shape, window, time, latitude, longitude = positions[number]
@@ -319,7 +319,7 @@ def _locate(
     channel = next(iter(crop.values))
     header, scene = readers.inspect(path, channels=(channel,)), readers.read_scene(path, channels=(channel,))
     packing = Packing.from_attributes(scene[channel].attrs, scene[channel].dtype)
-    window = find_window(scene[channel].values, packing, _clean(crop.values[channel], scaling[channel]))
+    window = _find_window(scene[channel].values, packing, _clean(crop.values[channel], scaling[channel]))
     if window is None:
         return None
     time = int(header.time.astype("datetime64[s]").astype(np.int64))
@@ -327,7 +327,7 @@ def _locate(
     return _Position(header.grid_id, header.shape, window, time, latitude, longitude)
 
 
-def find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple[int, int] | None:
+def _find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple[int, int] | None:
     """First row and column of a crop in its scene; None if it is not there, or could be at several places.
 
     Exact: at that place every code of the scene equals that of the crop, wherever the crop holds a value.
@@ -360,7 +360,7 @@ def find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple[
     return found[0] if len(found) == 1 else None
 
 
-def write_old(
+def _write_crops(
     root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str
 ) -> store.Record:
     """Write the crops of one source of the predecessor's; the unit of work, as `pipeline.write_source`."""
@@ -413,6 +413,6 @@ def _clean(values: np.ndarray, scaling: float) -> np.ndarray:
     """Values in the channel's units, NaN where the old file held a mark of missing data."""
     out = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        out[np.isin(out, MISSING) | (np.abs(out) > LARGEST_NUMBER) & np.isfinite(out)] = np.nan
+        out[np.isin(out, _MISSING) | (np.abs(out) > _LARGEST_NUMBER) & np.isfinite(out)] = np.nan
     out *= scaling
     return out

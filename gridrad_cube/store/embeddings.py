@@ -28,11 +28,11 @@ from gridrad_cube.store.layout import (
 from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
 #: Uncompressed bytes of a shard, and of a chunk in it.
-SHARD_BYTES, CHUNK_BYTES = 8 * 2**20, 2**20
+_SHARD_BYTES, _CHUNK_BYTES = 8 * 2**20, 2**20
 #: Largest number of crops in a block, by level: what an interrupted run may lose.
-BLOCK_CROPS = {"256": 64, "2k": 1024}
+_BLOCK_CROPS = {"256": 64, "2k": 1024}
 #: Crops of a chunk of the small arrays; a multiple of every block.
-ROWS = 1024
+_ROWS = 1024
 
 _BUILD = "_build"
 _CLAIM = f"{_BUILD}/embed.json"
@@ -73,8 +73,8 @@ class EmbeddingWriter:
         self.files, self.request, self.crops = Files(out), dict(request), crops
         dtype = request["dtype"]
         bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._block = _power_of_two(BLOCK_CROPS[request["level"]], bytes_each, SHARD_BYTES)
-        together = _power_of_two(self._block, bytes_each // shape[0], CHUNK_BYTES)
+        self._block = _power_of_two(_BLOCK_CROPS[request["level"]], bytes_each, _SHARD_BYTES)
+        together = _power_of_two(self._block, bytes_each // shape[0], _CHUNK_BYTES)
         self._spec = ArraySpec(
             name="embedding", shape=(crops, *shape), dtype=dtype, codec="fast", fill_value=float("nan"),
             dims=("crop", "channel", *(("row", "col") if len(shape) == 4 else ()), "feature"),
@@ -222,8 +222,8 @@ class EmbeddingWriter:
         if old.get("gridrad_cube") == json.loads(json.dumps(ours)):
             return
         specs = self._write_labels(info["channels"])
-        for start in range(0, self.crops, ROWS):
-            rows = range(start, min(start + ROWS, self.crops))
+        for start in range(0, self.crops, _ROWS):
+            rows = range(start, min(start + _ROWS, self.crops))
             values = dict(small(rows)) | self._values(records, rows)
             specs |= {name: self._write_rows(name, rows, array) for name, array in values.items()}
         cells = [name for name in _CELL_ATTRIBUTES if name in specs]
@@ -234,7 +234,7 @@ class EmbeddingWriter:
         }  # fmt: skip
         specs["embedding"] = dataclasses.replace(self._spec, attributes=described)
         sizes = {d: n for spec in specs.values() for d, n in zip(spec.dims, spec.shape, strict=True)}
-        for spec, numbers in number_arrays(sizes, ROWS):
+        for spec, numbers in number_arrays(sizes, _ROWS):
             specs[spec.name] = spec
             write_array(self.files, spec, numbers)
         members = {name: metadata(spec) for name, spec in specs.items()}
@@ -298,11 +298,11 @@ class EmbeddingWriter:
         fill: Any = attributes.get("_FillValue", {"f": np.nan, "s": ""}.get(dtype[0], 0))
         spec = ArraySpec(
             name=name, dims=dims, shape=(self.crops, *values.shape[1:]), dtype=dtype,
-            chunks=(ROWS, *values.shape[1:]), fill_value=fill, attributes=attributes,
+            chunks=(_ROWS, *values.shape[1:]), fill_value=fill, attributes=attributes,
         )  # fmt: skip
         block = np.full(spec.chunks, fill, object if dtype == "string" else dtype)
         block[: len(rows)] = values
-        self.files.write(spec.key((rows.start // ROWS, *(0 for _ in dims[1:]))), encode(spec, block))
+        self.files.write(spec.key((rows.start // _ROWS, *(0 for _ in dims[1:]))), encode(spec, block))
         return spec
 
 
