@@ -456,7 +456,7 @@ def _input(shape: tuple[int, ...]) -> torch.Tensor:
 def _old_checkpoint(name: str, path: Path) -> None:
     network = build(name)
     state = _filled(network.state_dict())
-    head = DINOHead(network.embed_dim, 16, hidden_dim=8, bottleneck_dim=4).state_dict()
+    head = DINOHead(network.embed_dim, 16, hidden_dim=8).state_dict()
     torch.save(
         {
             "student": {f"module.backbone.{k}": v for k, v in state.items()}

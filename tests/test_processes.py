@@ -48,11 +48,12 @@ def test_workers_stay_for_epochs_and_go_when_left_early(cube, method):
     )  # fmt: skip
     workers = []
     for epoch in range(2):
-        sampler.set_epoch(epoch)
+        assert sampler.epoch == epoch
         for batch, index in zip(loader, sampler.batches(), strict=True):
             assert batch.index.tolist() == index.tolist()
             assert torch.equal(batch.codes, data.__getitems__(index).codes)
         workers.append(multiprocessing.active_children())
+        sampler.advance(sampler.steps_left)
     assert len(workers[0]) == 2
     assert {p.pid for p in workers[0]} == {p.pid for p in workers[1]}
     stream = iter(loader)

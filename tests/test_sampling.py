@@ -97,14 +97,6 @@ def test_sampler_mixes_plain_samples_in_once_each():
     assert 10 < (order[:525] < 50).sum() < 40
 
 
-def test_sampler_without_shares_takes_every_sample_once():
-    assert sorted(whole_epoch(EpochSampler(STRATA, batch_size=10, shares=None))) == list(range(1000))
-    with pytest.raises(SchemaError, match="shares: got"):
-        EpochSampler(STRATA, batch_size=10, shares={"echo": -1.0})
-    with pytest.raises(SchemaError, match="one above 0 for a stratum that has samples"):
-        EpochSampler(np.full(30, 1, np.uint8), batch_size=2, shares={"echo": 1.0})
-
-
 def test_sampler_refuses_fewer_samples_than_a_step():
     with pytest.raises(SchemaError, match="fewer samples than a batch, got 15 for 4 ranks of batch size 4"):
         EpochSampler(15, batch_size=4, world_size=4)
@@ -162,17 +154,6 @@ def test_sampler_resumes_mid_epoch_with_another_world_size(before, after):
     )
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_sampler_keeping_the_last_step_gives_ranks_equally_many(world):
-    ranks = make_ranks(world, 16, strata=103, drop_last=False)
-    assert len({len(list(s)) for s in ranks}) == 1
-    count = ranks[0].steps_per_epoch
-    done = steps(ranks, count)
-    assert len(done) == 103 // world * world
-    assert len(set(done)) == len(done)
-    assert ranks[0].epoch == 1
-
-
 def test_sampler_position_near_the_end_starts_the_next_epoch():
     sampler = EpochSampler(100, batch_size=30)
     state = {**sampler.state_dict(), "position": 90}
@@ -185,17 +166,15 @@ def test_sampler_refuses_the_state_of_other_samples():
     with pytest.raises(SchemaError, match="the samples are not those of the saved run"):
         EpochSampler(STRATA[:-1], batch_size=10).load_state_dict(state)
     with pytest.raises(SchemaError, match="the samples are not those of the saved run"):
-        EpochSampler(STRATA, batch_size=10, shares=None).load_state_dict(state)
+        EpochSampler(len(STRATA), batch_size=10).load_state_dict(state)
 
 
-def test_sampler_set_epoch_keeps_the_position_of_the_current_one():
-    sampler = EpochSampler(100, batch_size=10)
+def test_sampler_position_and_length_follow_the_steps_done():
+    sampler = EpochSampler(105, batch_size=10)
     sampler.advance(3)
-    sampler.set_epoch(0)
-    assert sampler.position == 30
-    assert len(sampler) == 70
-    sampler.set_epoch(2)
-    assert sampler.position == 0
+    assert (sampler.epoch, sampler.position, len(sampler), sampler.steps_left) == (0, 30, 70, 7)
+    sampler.advance(7)
+    assert (sampler.epoch, sampler.position, sampler.steps_left) == (1, 0, sampler.steps_per_epoch)
 
 
 def test_sampler_of_a_hundred_million_samples_makes_no_list_of_them():

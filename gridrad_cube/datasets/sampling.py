@@ -16,7 +16,7 @@ from gridrad_cube.datasets.table import Stratum
 from gridrad_cube.schema import SchemaError
 
 #: Share of each stratum in the samples of an epoch that can have echoes.
-SHARES: Mapping[str, float] = {"echo": 0.80, "weak": 0.15, "empty": 0.05}
+SHARES = {Stratum.echo: 0.80, Stratum.weak: 0.15, Stratum.empty: 0.05}
 
 _ROUNDS = 8
 _ORDER = 255  # tag of the keys that order an epoch; strata have theirs
@@ -80,7 +80,7 @@ class _Part:
     drawn: int
 
 
-def _parts(strata: int | np.ndarray, shares: Mapping[str, float] | None) -> list[_Part]:
+def _parts(strata: int | np.ndarray) -> list[_Part]:
     if not isinstance(strata, np.ndarray):
         return [_Part(Stratum.plain, None, int(strata), int(strata))] if strata else []
     small = np.int32 if len(strata) < 2**31 else np.int64
@@ -88,14 +88,9 @@ def _parts(strata: int | np.ndarray, shares: Mapping[str, float] | None) -> list
     members = {s: m for s, m in members.items() if len(m)}
     drawn = {s: len(m) for s, m in members.items()}
     echoes = [s for s in members if s is not Stratum.plain]
-    if shares is not None and echoes:
-        weights = np.array([float(shares.get(s.name, 0.0)) for s in echoes])
-        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-            raise SchemaError(
-                f"shares: got {dict(shares)}; expected parts of {sorted(SHARES)} that are not negative, one "
-                f"above 0 for a stratum that has samples ({', '.join(s.name for s in echoes)})"
-            )
+    if echoes:
         # Largest remainder: whole numbers that sum to the number of patches.
+        weights = np.array([SHARES[s] for s in echoes])
         exact = weights / weights.sum() * sum(drawn[s] for s in echoes)
         counts = np.floor(exact).astype(int)
         order = np.argsort(-(exact - counts), kind="stable")
@@ -110,14 +105,13 @@ class EpochSampler(Sampler[int]):
     """Give each rank its samples of an epoch, in an order that depends on seed and epoch alone.
 
     An epoch has as many samples as the data set. Samples of channels without echoes come exactly once. Radar and
-    rain are drawn by `Stratum`: ``shares`` of them (80 % patches with at least 1 % echo, 15 % with less, 5 %
-    empty). A stratum is passed through in a random order, a new one for each pass, and an epoch continues where
-    the last one stopped, so that over epochs all its samples come equally often. A stratum without samples leaves
-    its share to the others, in proportion.
+    rain are drawn by `Stratum`: 80 % patches with at least 1 % echo, 15 % with less, 5 % empty. Each epoch
+    continues the random order of a stratum where the last one stopped, and a new order begins when all its samples
+    have come, so that over epochs they come equally often. A stratum without samples leaves its share to the
+    others, in proportion.
 
     Step s of all W ranks together takes positions ``[s * B * W, (s + 1) * B * W)`` of the epoch, rank r every
-    W-th of them from r on. Samples at the end that fill no such step are left out (with ``drop_last=False`` only
-    those that do not divide by W), so that all ranks take equally many.
+    W-th of them from r on. Samples at the end that fill no such step are left out.
 
     Iterating starts at `position` and does not move it, because a loader reads ahead of training. `advance` moves
     it: `PatchLoader` calls it for each batch that it hands out; with torch's DataLoader, call it after each step.
@@ -125,17 +119,13 @@ class EpochSampler(Sampler[int]):
     Parameters
     ----------
     strata
-        ``dataset.strata``, or a number of samples.
+        ``dataset.strata``; or a number of samples, each of which comes once per epoch.
     batch_size
         Samples per step and rank.
     seed
         Seed of the order.
     rank, world_size
         Number of this process, and of the processes that train together.
-    drop_last
-        Whether to leave out the last, short step.
-    shares
-        Share of each stratum (``echo``, ``weak``, ``empty``); None takes every sample once.
 
     Raises
     ------
@@ -151,17 +141,15 @@ class EpochSampler(Sampler[int]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = True,
-        shares: Mapping[str, float] | None = SHARES,
     ) -> None:
         if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 f"got batch_size {batch_size}, rank {rank} of {world_size}; expected rank < world_size"
             )
         self.seed, self.rank, self.world_size = int(seed), rank, world_size
-        self.batch_size, self.drop_last = batch_size, drop_last
+        self.batch_size = batch_size
         self.epoch = self.position = 0
-        self._parts = _parts(strata, shares)
+        self._parts = _parts(strata)
         #: Samples of an epoch, all ranks together.
         self.length = sum(part.drawn for part in self._parts)
         if not self._left(0):
@@ -179,20 +167,19 @@ class EpochSampler(Sampler[int]):
     @property
     def steps_per_epoch(self) -> int:
         """Steps of a whole epoch."""
-        return -(-self._left(0) // self.step)
+        return self._left(0) // self.step
 
     @property
     def steps_left(self) -> int:
         """Steps from `position` to the end of the epoch."""
-        return -(-self._left(self.position) // self.step)
+        return self._left(self.position) // self.step
 
     def __len__(self) -> int:
         """Samples of this rank from `position` to the end of the epoch."""
         return self._left(self.position) // self.world_size
 
     def _left(self, position: int) -> int:
-        unit = self.step if self.drop_last else self.world_size
-        return (self.length - position) // unit * unit
+        return (self.length - position) // self.step * self.step
 
     def order(self, positions: npt.ArrayLike, epoch: int | None = None) -> npt.NDArray[np.int64]:
         """Samples at these positions of an epoch (the current one if None)."""
@@ -228,17 +215,12 @@ class EpochSampler(Sampler[int]):
     def advance(self, steps: int = 1) -> None:
         """Count steps as done; after the last one of an epoch the next epoch begins."""
         for _ in range(steps):
-            self.position += min(self.step, self._left(self.position))
+            self.position += self.step
             self._roll_over()
 
     def _roll_over(self) -> None:
         if not self._left(self.position):
             self.epoch, self.position = self.epoch + 1, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Move to the start of an epoch; nothing changes if it is the current one."""
-        if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, epoch and position in samples of all ranks: good for any number of ranks and batch size."""

@@ -7,7 +7,6 @@ of SimDINO (Wu et al. 2025, arXiv 2502.10385).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,31 +20,21 @@ from gridrad_cube.models.vit import initialize_linear
 
 
 class ProjectionHead(nn.Module):
-    """A perceptron whose outputs are unit vectors: the head of `CodingRateLoss`.
+    """A perceptron of three layers whose outputs are unit vectors: the head of `CodingRateLoss`.
 
-    Hidden layers have ``hidden_dim`` units. ``use_bn`` puts batch normalization after each of them, which
+    The two hidden layers have ``hidden_dim`` units. ``use_bn`` puts batch normalization after each of them, which
     shifts the numbers in the keys, as in DINO.
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        out_dim: int = 256,
-        *,
-        use_bn: bool = False,
-        layers: int = 3,
-        hidden_dim: int = 2048,
+        self, in_dim: int, out_dim: int = 256, *, use_bn: bool = False, hidden_dim: int = 2048
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"ProjectionHead: layers={layers}; expected at least 1")
-        widths = [in_dim] + [hidden_dim] * (layers - 1)
         modules: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            modules.append(nn.Linear(before, after))
-            modules += [nn.BatchNorm1d(after), nn.GELU()] if use_bn else [nn.GELU()]
-        modules.append(nn.Linear(widths[-1], out_dim))
-        self.mlp = nn.Sequential(*modules).apply(initialize_linear)
+        for width in (in_dim, hidden_dim):
+            modules.append(nn.Linear(width, hidden_dim))
+            modules += [nn.BatchNorm1d(hidden_dim), nn.GELU()] if use_bn else [nn.GELU()]
+        self.mlp = nn.Sequential(*modules, nn.Linear(hidden_dim, out_dim)).apply(initialize_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
@@ -70,8 +59,8 @@ class Prototypes(nn.Module):
         return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
-class DINOHead(nn.Module):
-    """DINO's head: `ProjectionHead`, then cosines with ``out_dim`` prototypes.
+class DINOHead(ProjectionHead):
+    """DINO's head: `ProjectionHead` onto 256 dimensions, then cosines with ``out_dim`` prototypes.
 
     ``norm_last_layer`` keeps the prototypes at unit length (``weight_g`` frozen at 1).
     """
@@ -83,18 +72,14 @@ class DINOHead(nn.Module):
         *,
         use_bn: bool = False,
         norm_last_layer: bool = True,
-        layers: int = 3,
         hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
     ) -> None:
-        super().__init__()
-        sizes: dict[str, Any] = {"use_bn": use_bn, "layers": layers, "hidden_dim": hidden_dim}
-        self.mlp = ProjectionHead(in_dim, bottleneck_dim, **sizes).mlp
-        self.last_layer = Prototypes(bottleneck_dim, out_dim, learn_scale=not norm_last_layer)
+        super().__init__(in_dim, use_bn=use_bn, hidden_dim=hidden_dim)
+        self.last_layer = Prototypes(256, out_dim, learn_scale=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to logits (B, out_dim)."""
-        return self.last_layer(F.normalize(self.mlp(x).float(), dim=-1))
+        return self.last_layer(super().forward(x))
 
 
 class DINOLoss(nn.Module):
