@@ -37,7 +37,7 @@ def command(*arguments, status=0):
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """Everything that the README's commands leave, on eight small scenes of 4 x 5 patches, the last column half empty."""
+    """What the README's commands leave, on eight small scenes of 4 x 5 patches, the last column half empty."""
     folder = tmp_path_factory.mktemp("road")
     command("synthesize", folder / "data", "--scenes", 8, "--shape", 256, 280, "--start", "2021-07-05T15:00")
     command("preprocess", folder / "data", "--store", folder / "patches.zarr", "--patch", 64)
