@@ -38,10 +38,10 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 126
+MODULES = 122
 LINES = 30_900
 FILES_OF_A_PACKAGE = 16
-LONGEST_CHAIN = 22
+LONGEST_CHAIN = 23
 #: Imports past the `__init__` of another package: in the package and in the programs beside it; and test modules that
 #: import modules of more than one package past its `__init__`.
 DEEP_IMPORTS = 4
