@@ -41,7 +41,7 @@ ONLY_IN = {
 MODULES = 122
 LINES = 30_900
 FILES_OF_A_PACKAGE = 16
-LONGEST_CHAIN = 23
+LONGEST_CHAIN = 22
 #: Imports past the `__init__` of another package: in the package and in the programs beside it; and test modules that
 #: import modules of more than one package past its `__init__`.
 DEEP_IMPORTS = 4
@@ -87,9 +87,8 @@ def files_imported(path):
     """Names of the files of the package that a file imports."""
     found = set()
     for module, name in imports(path):
-        is_export = module in FILES and name in exports(
-            FILES[module]
-        )  # of a package with a module of that name
+        # `from package import name` is the function where the package has a module of that name too.
+        is_export = module in FILES and name in exports(FILES[module]) and path.parent != FILES[module].parent
         found.add(module if is_export or f"{module}.{name}" not in FILES else f"{module}.{name}")
     return found & FILES.keys() - {"gridrad_cube"}
 
