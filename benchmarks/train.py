@@ -52,8 +52,8 @@ from gridrad_cube.datasets import Batch, PatchDataset, PatchLoader
 from gridrad_cube.launch import World, choose_device
 from gridrad_cube.models import DINOHead, VisionTransformer, build, parameter_groups
 from gridrad_cube.schema import Recipe, TileSpec
-from gridrad_cube.training import Config, engine, load_config, train
-from gridrad_cube.training.flops import peak_flops, training_flops
+from gridrad_cube.training import Config, load_config, loop, train
+from gridrad_cube.training.monitors import count_flops, peak_flops
 from gridrad_cube.training.networks import use_bf16
 
 CHANNEL = "ir_brightness_temperature"
@@ -141,7 +141,7 @@ def project(config: Config, loader: type[Known]) -> Spent:
     """Train some steps; what the counted ones took."""
     clock = Clock(lambda: Known.latest.seconds_waiting if Known.latest else 0.0)
     with tempfile.TemporaryDirectory(dir=Path(config.store).parent) as out, \
-            mock.patch.object(engine, "PatchLoader", loader):  # fmt: skip
+            mock.patch.object(loop, "PatchLoader", loader):  # fmt: skip
         train(Config.from_dict(config.to_dict() | {"out": f"{out}/run"}), progress=clock)
     return clock.measured()
 
@@ -377,7 +377,7 @@ def ways_of(
 ) -> tuple[list[Way], float, bool]:
     """What is compared, FLOP of one sample, and whether the project's way computes in bf16."""
     probe = Config.from_dict(config.to_dict() | {"out": str(store.parent / "unused"), "resume": "never"})
-    run = engine._Run(probe, World(), torch.device("cpu"))
+    run = loop._Run(probe, World(), torch.device("cpu"))
     student, out_dim = run.networks.student, run.plan.out_dim
     shutil.rmtree(probe.out)
     sizes = [(config.global_size,) * 2] * 2 + [(config.local_size,) * 2] * config.local_crops_number
@@ -391,7 +391,7 @@ def ways_of(
     if options.compile:
         faster = Config.from_dict(config.to_dict() | {"compile": True})
         ways.insert(2, Way("store, compiled", lambda: project(faster, Known)))
-    flops = training_flops(student.backbone, student.head, sizes)
+    flops = count_flops(student, sizes)
     return ways, flops, use_bf16(config.precision, device)
 
 

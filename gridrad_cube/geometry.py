@@ -47,6 +47,20 @@ def great_circle_km(
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
 
 
+def pixel_spacing_km(latitude: npt.ArrayLike, longitude: npt.ArrayLike, patch: int) -> float | None:
+    """Median distance of neighboring pixels from the centers of patches (crop, row, col); None for single patches.
+
+    Neighbors are taken south of each other, or east of each other where every crop has one row.
+    """
+    position = [np.asarray(values) for values in (latitude, longitude)]
+    for axis in (1, 2):
+        near, far = ([np.delete(values, end, axis) for values in position] for end in (-1, 0))
+        steps = great_circle_km(*near, *far) / patch
+        if np.isfinite(steps).any():
+            return float(np.nanmedian(steps))
+    return None
+
+
 def mean_position(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike, axis: tuple[int, ...]
 ) -> tuple[Float, Float]:

@@ -52,7 +52,10 @@ def rank_me(vectors: npt.ArrayLike) -> float:
     From 1 to the number of features; 1 if all vectors are zero. Rows that are not finite do not count.
     """
     rows = np.asarray(vectors, np.float64)
-    values = np.linalg.svd(rows[np.isfinite(rows).all(axis=1)], compute_uv=False)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    # Eigenvalues of the smaller matrix of products are the squares of the singular values, and cost a third.
+    products = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
+    values = np.sqrt(np.linalg.eigvalsh(products).clip(min=0.0))
     share = values / max(values.sum(), 1e-300)
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))

@@ -1,4 +1,4 @@
-"""Training in processes of its own: one command, or two ranks that meet on this machine."""
+"""The training command: in this process, in a process of its own, or as two ranks that meet on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner, Result
+
+from gridrad_cube.cli import cli
+from gridrad_cube.cli.training import _configure, train
+from gridrad_cube.training import Config
+
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+def parse_config(argv: list[str]) -> Config:
+    """The configuration that a command line asks for."""
+    return _configure(train.make_context("train", list(argv)).params)
+
+
+def invoke_train(*argv: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli, ["train", *argv])
 
 
 def free_port() -> int:
@@ -21,7 +37,7 @@ def free_port() -> int:
 
 def command(store: Path, out: Path, **options: Any) -> list[str]:
     """The training command with these options."""
-    argv = [sys.executable, "-m", "gridrad_cube.training", "--store", str(store), "--out", str(out)]
+    argv = [sys.executable, "-m", "gridrad_cube", "train", "--store", str(store), "--out", str(out)]
     return argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 

@@ -606,7 +606,7 @@ def test_the_page_names_everything_old() -> None:
 
 
 def test_what_the_page_says_can_be_typed() -> None:
-    from gridrad_cube.training.config import FIELDS
+    from gridrad_cube.training import FIELDS
 
     spans = re.findall(r"`(gridrad-cube [^`]+)`", PAGE) + re.findall(r"^(gridrad-cube .+)$", PAGE, re.M)
     assert len(spans) > 20

@@ -17,7 +17,7 @@ from test_readme import blocks
 from gridrad_cube import store
 from gridrad_cube.cli import cli
 from gridrad_cube.schema import CHANNELS, Flag
-from gridrad_cube.training.config import ALIASES, FIELDS
+from gridrad_cube.training import ALIASES, FIELDS
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -23,7 +23,7 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.training import Config, load_config, presets, train
-from gridrad_cube.training.sources import PatchSource, is_handed
+from gridrad_cube.training.data import PatchSource, is_handed
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: A network and views for the 16 px patches of `cubes`.
@@ -275,10 +275,10 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
         statistics={name: {"mean": 0.0, "std": 1.0} for name in names},
     )  # fmt: skip
     source = PatchSource(config_for(store, tmp_path, flips="d4", channels=names))
-    assert [spec.flips for spec in source._specs] == ["none", "d4", "d4"]
+    assert [spec.flips for spec in source.specs] == ["none", "d4", "d4"]
     assert "views of azimuthal_shear are not mirrored" in caplog.text
     stacked = PatchSource(config_for(store, tmp_path, flips="h", channels=names, channel_mode="stack"))
-    assert {spec.flips for spec in stacked._specs} == {"none"}
+    assert {spec.flips for spec in stacked.specs} == {"none"}
     assert is_handed("eastward_wind")
     assert not any(is_handed(name) for name in CHANNELS if name != "azimuthal_shear")
 
@@ -300,7 +300,7 @@ def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
 def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(cube, tmp_path, preset):
     options = {"patch_size": 4, "global_size": 12, "local_size": 8, "image_size": "auto", "coarsen": 1}
     source = PatchSource(load_config(preset=preset, store=str(cube), out=str(tmp_path), **options))
-    for spec, rule in zip(source._specs, source.dataset.normalizations.values(), strict=True):
+    for spec, rule in zip(source.specs, source.dataset.normalizations.values(), strict=True):
         physical = {
             "mode": spec.mode == "zoom",
             "zoom": 0.8 <= spec.zoom[0] <= spec.zoom[1] <= 1.25,

@@ -32,7 +32,7 @@ from gridrad_cube.schema import (
     default_reject,
     statistics_of,
 )
-from gridrad_cube.training.sources import gain_of
+from gridrad_cube.training.data import gain_of
 
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
 OT, TROPOPAUSE = "ot_id_number", "tropopause_temperature"

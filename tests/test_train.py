@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import train_by_two
+from ranks import invoke_train, parse_config, train_by_two
 from small_data import make_store
 
-from gridrad_cube import similarity
+from gridrad_cube import training
 from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
@@ -30,18 +30,14 @@ from gridrad_cube.training import (
     Config,
     TrainingError,
     load_config,
-    main,
-    parse_config,
     presets,
     store_level,
     train,
 )
-from gridrad_cube.training.config import FIELDS, read_options
-from gridrad_cube.training.flags import make_parser
-from gridrad_cube.training.monitors import Monitor, rank_me
+from gridrad_cube.training.config import FIELDS, make_plan, read_options
+from gridrad_cube.training.data import PatchSource, open_source
+from gridrad_cube.training.monitors import Monitor
 from gridrad_cube.training.networks import use_bf16
-from gridrad_cube.training.plan import make_plan
-from gridrad_cube.training.sources import PatchSource, open_source
 
 PROJECT = Path(__file__).resolve().parents[1]
 IR, VISIBLE = "ir_brightness_temperature", "visible_reflectance"
@@ -176,8 +172,8 @@ def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, ca
     config = parse_config([*argv, "--preset", "predecessor"])
     expected = load_config(preset="predecessor", level=level, store=str(store), out="o", num_workers=10)
     assert dataclasses.replace(config, arch="auto") == expected
-    (record,) = [r for r in caplog.records if r.name == "gridrad_cube.training.flags"]
-    assert record.getMessage().startswith("no effect any more: --save-best (checkpoint_best.pth is kept")
+    (record,) = [r for r in caplog.records if r.name == "gridrad_cube.cli.training"]
+    assert record.getMessage().startswith("no effect: --save-best (checkpoint_best.pth is kept")
     assert "--dist-url (processes find each other" in record.getMessage()
     assert "--local-rank (the rank is read" in record.getMessage()
     plain = parse_config(argv)  # under the default preset too its flags mean what they say
@@ -246,10 +242,10 @@ def test_config_survives_json():
     [
         (["--epoch", "3"], r"unknown option --epoch; did you mean --epochs"),
         (["--teacher_tmp=3"], r"unknown option --teacher-tmp; did you mean --teacher-temp"),
-        (["--zzzz"], r"unknown option --zzzz; see --help"),
+        (["--zzzz"], r"unknown option --zzzz; see --help-all"),
         (
             ["--arch2k", "vit2k_xs"],
-            r"there is no option --arch2k any more: the network of level 2k is --arch when",
+            r"option --arch2k no longer exists: the network of level 2k is --arch when",
         ),
         (["--optimizer", "lars"], r"--optimizer: got 'lars'; expected adamw or sgd"),
         (["--lr", "fast"], r"--lr: got 'fast'; expected a number"),
@@ -265,13 +261,13 @@ def test_config_survives_json():
         (["stray"], r"unexpected argument 'stray'"),
     ],
 )
-def test_flags_refuse_in_one_line(cube, capsys, argv, message):
-    assert main(["--store", str(cube), "--out", "o", *argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1
-    with pytest.raises(SchemaError, match=message):
-        parse_config(["--store", str(cube), "--out", "o", *argv])
+def test_flags_refuse_in_one_line(cube, argv, message):
+    done = invoke_train("--store", str(cube), "--out", "o", *argv)
+    assert done.exit_code in (1, 2)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert re.search(message, line), line
 
 
 def test_file_with_an_unknown_key_is_refused_by_name(tmp_path):
@@ -290,11 +286,21 @@ def test_file_with_an_unknown_key_is_refused_by_name(tmp_path):
 
 
 def test_help_names_every_option_with_its_default():
-    text = " ".join(make_parser("python training/dino.py").format_help().split())
+    text = " ".join(invoke_train("--help-all").stdout.split())
     for name in FIELDS:
         assert f"--{name.replace('_', '-')}" in text
-    assert "torchrun --nproc-per-node 4 training/dino.py" in text
-    assert "--batch-size-per-gpu SAMPLES samples a step and process (default: 64, level 2k: 16)" in text
+    assert "torchrun --nproc-per-node 4 -m gridrad_cube train" in text
+    assert "--batch-size-per-gpu SAMPLES samples per process and batch (default: 64, level 2k: 16)" in text
+
+
+def test_short_help_shows_what_matters_first():
+    text = invoke_train("--help").stdout
+    options = re.findall(r"^  (?:-h, )?(--[\w-]+)", text, re.MULTILINE)
+    assert options == [
+        "--store", "--out", "--preset", "--config", "--channels", "--epochs", "--steps", "--batch-size-per-gpu",
+        "--device", "--resume", "--seed", "--help-all", "--help",
+    ]  # fmt: skip
+    assert "A loss that is not finite stops the run" in " ".join(text.split())
 
 
 def test_flag_of_another_level_is_told_to_have_no_effect(grids, caplog):
@@ -506,7 +512,7 @@ def test_rejected_patches_never_reach_training(cube, tmp_path):
 
 def test_channels_of_one_batch_keep_their_own_gain_and_fill(cube, tmp_path):
     source = PatchSource(config_for(cube, tmp_path, channels=()))
-    gains = {label: spec.gain for label, spec in zip(source.dataset.labels, source._specs, strict=True)}
+    gains = {label: spec.gain for label, spec in zip(source.dataset.labels, source.specs, strict=True)}
     rules = source.dataset.normalizations
     assert gains == pytest.approx({IR: 1.0 / rules[IR].std, VISIBLE: 0.02 / rules[VISIBLE].std})
     index = np.arange(12)
@@ -554,15 +560,14 @@ def test_interrupted_run_goes_on_as_if_nothing_had_been(cube, tmp_path):
     assert a["sampler"] == b["sampler"]
 
 
-def test_signal_saves_and_exits_zero(cube, tmp_path, capsys, monkeypatch):
-    import gridrad_cube.training.flags as flags
-
-    monkeypatch.setattr(flags, "train", lambda config, progress: train(config, progress=Stop(2)))
+def test_signal_saves_and_exits_zero(cube, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda config, progress: train(config, progress=Stop(2)))
     old = signal.getsignal(signal.SIGTERM)
     argv = ["--store", str(cube), "--out", str(tmp_path), "--channels", IR, "--steps", "50"]
     argv += [w for k, v in TINY.items() for w in ("--" + k, str(v))]
-    assert main(argv) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "checkpoint.pth")
+    done = invoke_train(*argv)
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(tmp_path / "checkpoint.pth")
     assert 2 <= load_checkpoint(tmp_path / "checkpoint.pth")["step"] < 5
     assert signal.getsignal(signal.SIGTERM) == old
 
@@ -617,10 +622,10 @@ def test_more_processes_with_smaller_batches_may_go_on(cube, tmp_path):
     config = config_for(cube, tmp_path, steps=1)
     checkpoint = load_checkpoint(train(config)["checkpoint"])
     same = {"level": "256", "identity": checkpoint["store"]["identity"]}
-    half = dataclasses.replace(config, batch_size_per_gpu=4, out="elsewhere", device="cpu")
-    check_same_run(checkpoint, half, tmp_path, batch=8, **same)
+    half = dataclasses.replace(config, batch_size_per_gpu=4, out="elsewhere", device="cpu").to_dict()
+    check_same_run(checkpoint, checkpoint["config"], half, tmp_path, batch=8, **same)
     with pytest.raises(SchemaError, match="8 samples a step there, 4 here"):
-        check_same_run(checkpoint, half, tmp_path, batch=4, **same)
+        check_same_run(checkpoint, checkpoint["config"], half, tmp_path, batch=4, **same)
 
 
 #: The options of an earlier version that there are no more, at their defaults of that time.
@@ -733,7 +738,7 @@ def test_resume_names_a_checkpoint_of_a_run(cube, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         train(config_for(cube, tmp_path, steps=1, resume=str(tmp_path / "none.pth")))
     save_checkpoint({"teacher": {"norm.weight": torch.zeros(3)}}, tmp_path / "weights.pth")
-    with pytest.raises(SchemaError, match=r"no checkpoint of a run that can be gone on with.*--init-from"):
+    with pytest.raises(SchemaError, match=r"not a checkpoint of a run that can be resumed.*--init-from"):
         train(config_for(cube, tmp_path / "new", steps=1, resume=str(tmp_path / "weights.pth")))
 
 
@@ -833,8 +838,8 @@ def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
         ({"bbox": (0, 0, 1, 1)}, r"no clean patch of"),
         ({"global_size": 48}, r"--global-size: a view covers 48 px, but a field has 32"),
         ({"local_size": 20}, r"--local-size: 20 px are not whole tokens of 8 px"),
-        ({"zoom": (0.0, 1.0)}, r"config: ViewSpec: zoom=\(0.0, 1.0\); expected 0 < low <= high"),
-        ({"image_size": 20}, r"config: build\('vit_demo'\): image_size=20 is no multiple of patch_size=8"),
+        ({"zoom": (0.0, 1.0)}, r"--zoom: got 0.0 1.0; expected 0 < LOW <= HIGH"),
+        ({"image_size": 20}, r"--image-size: 20 px are not whole tokens of 8 px"),
         ({"coarsen": 3}, r"coarsen: got 3; expected a divisor of the patch, 32 px"),
         ({"device": "cuda"}, r"device: 'cuda' asked for but torch sees no GPU"),
     ],
@@ -858,7 +863,7 @@ def test_store_that_cannot_be_trained_from_is_refused(cube, tmp_path):
     ):
         store_level(str(unfinished))
     above = write_grids(tmp_path / "embeddings_2k.zarr", level="2k")
-    with pytest.raises(SchemaError, match="holds embeddings of level 2k, got no level above it to train"):
+    with pytest.raises(SchemaError, match="holds embeddings of level 2k, above which no level trains"):
         store_level(str(above))
 
 
@@ -876,14 +881,6 @@ def test_level_2k_refuses_in_words(grids, tmp_path):
 
 
 # monitors
-
-
-def test_rank_me_is_that_of_similarity():
-    features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
-        [5.0, 1, 1, 1, 0, 0, 0, 0]
-    )
-    assert rank_me(features) == pytest.approx(similarity.rank_me(features.numpy()), rel=1e-5)
-    assert rank_me(features[:5]) == pytest.approx(similarity.rank_me(features[:5].numpy()), rel=1e-5)
 
 
 def test_monitor_keeps_the_latest_features():

@@ -1,4 +1,4 @@
-"""The training engine: steps of several batches, compiled networks, no waiting, many processes, reading, refusals."""
+"""The training loop: steps of several batches, compiled networks, no waiting, many processes, reading, refusals."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from gridrad_cube.datasets import Batch, PatchDataset
 from gridrad_cube.launch import World
 from gridrad_cube.models import CodingRateLoss, DINOLoss, load_checkpoint
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.training import TrainingError, load_config, main, train
-from gridrad_cube.training.engine import _Run
-from gridrad_cube.training.networks import _make_loss as make_loss
+from gridrad_cube.training import TrainingError, load_config, train
+from gridrad_cube.training.config import make_plan
+from gridrad_cube.training.data import open_source
+from gridrad_cube.training.loop import _Run
+from gridrad_cube.training.networks import _make_dino_loss as make_loss
 from gridrad_cube.training.networks import make_networks
-from gridrad_cube.training.plan import make_plan
-from gridrad_cube.training.sources import open_source
 
 #: 30 infrared patches of 45.
 TWO_SCENES = ("2021-07-05T17:50", "2021-07-05T18:05")
@@ -126,7 +126,9 @@ def test_coding_rate_of_a_step_is_the_mean_of_its_batches(cube, tmp_path):
     config = config_for(cube, tmp_path, objective="coding-rate", steps=1, drop_path_rate=0.0, **HALVES)
     source = open_source(config)
     torch.manual_seed(0)
-    networks = make_networks(config, make_plan(config, level="256", samples=source.samples), source)
+    networks = make_networks(
+        config, make_plan(config, level="256", samples=source.samples), source.network, source.views
+    )
     order = _Run(
         dataclasses.replace(config, out=str(tmp_path / "other")), World(), torch.device("cpu")
     ).sampler
@@ -273,7 +275,7 @@ def test_step_waits_for_no_number_on_the_device(cube, grids, tmp_path, monkeypat
     for name in ("tensor", "as_tensor"):
         monkeypatch.setattr(torch, name, copies(name))
     # The seed of the networks' own randomness is made on the host.
-    monkeypatch.setattr("gridrad_cube.training.engine.sample_seeds", lambda *_: 0)
+    monkeypatch.setattr("gridrad_cube.training.loop.sample_seeds", lambda *_: 0)
     with _Waits():
         outcomes = [run._train_step(index, batch, 0) for _ in range(2)]
     assert np.isfinite([outcome.wait()[0] for outcome in outcomes]).all()
@@ -457,7 +459,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", list(REFUSALS))
-def test_command_that_cannot_be_done_is_told_in_one_line(cube, grids, run, tmp_path, capsys, caplog, case):
+def test_command_that_cannot_be_done_is_told_in_one_line(cube, grids, run, tmp_path, caplog, case):
     options, message = REFUSALS[case]
     before = {p.name: p.stat().st_mtime_ns for p in run.iterdir()}
     places = {
@@ -476,10 +478,10 @@ def test_command_that_cannot_be_done_is_told_in_one_line(cube, grids, run, tmp_p
 
     words = {"store": str(cube), "out": str(tmp_path / "out"), "channels": IR, "steps": 1} | TINY | options
     argv = [w for k, v in words.items() for w in ("--" + k, *placed(str(v)).split())]
-    assert main(argv) in (1, 2)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
+    done = ranks.invoke_train(*argv)
+    assert done.exit_code in (1, 2)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
     assert line.startswith("Error: ")
     assert re.search(message.replace("FOLDER", re.escape(str(tmp_path))), line), line
     assert not [r for r in caplog.records if r.levelname == "ERROR"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a network without labels, straight from a store; the store says which level.
+"""Train a network without labels, straight from a store; the store decides the level.
 
 Level 256, from a cube of patches, and level 2k, from the embeddings of that network::
 
@@ -11,21 +11,21 @@ On all GPUs of a machine, or on many machines, the same with torchrun, srun or m
 
     torchrun --nproc-per-node 4 training/dino.py --store patches.zarr --out runs/256
 
-``--help`` lists every option; ``presets/`` beside this file holds the recipes (``--preset small``). A run that
-was cut short goes on by the same command. What happens inside is `gridrad_cube.training`: `config.py` has the
-options, `engine.py` the loop, step by step.
+This is the command ``gridrad-cube train``; ``--help-all`` lists every option, and ``presets/`` beside this file holds
+the recipes (``--preset small``). The code is in `gridrad_cube.training`: `config.py` has the options, `loop.py` the
+loop, step by step.
 """
 
 import sys
 from pathlib import Path
 
 try:
-    from gridrad_cube.training import main
+    from gridrad_cube.cli import cli
 except ModuleNotFoundError as error:  # run from a clone that is not installed
     if error.name != "gridrad_cube":
         raise
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from gridrad_cube.training import main
+    from gridrad_cube.cli import cli
 
 if __name__ == "__main__":
-    raise SystemExit(main(prog="python training/dino.py"))
+    cli.main(["train", *sys.argv[1:]], prog_name="gridrad-cube")

@@ -11,10 +11,11 @@ import click
 
 from gridrad_cube import __version__
 from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
-from gridrad_cube.cli.networks import attention, embed, train
+from gridrad_cube.cli.networks import attention, embed
 from gridrad_cube.cli.pictures import plot
 from gridrad_cube.cli.predecessor import convert
 from gridrad_cube.cli.questions import evaluate, query
+from gridrad_cube.cli.training import train
 
 __all__ = ["cli", "main"]
 
@@ -48,18 +49,18 @@ def _one_line(error: BaseException) -> str:
 )
 @click.version_option(__version__, package_name="gridrad-cube")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
 
     \b
     The road:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
     See it run on synthetic storms:  gridrad-cube demo
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    training = ctx.invoked_subcommand == "train"  # its log says how the run goes, and when
+    level = logging.DEBUG if debug else logging.INFO if training else logging.WARNING
+    text = "%(asctime)s %(levelname)s %(message)s" if training else "%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level, format=text, datefmt="%H:%M:%S")
 
 
 @click.command()

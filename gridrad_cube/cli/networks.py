@@ -1,4 +1,4 @@
-"""Commands of networks: train, embed, attention."""
+"""Commands of trained networks: embed, attention."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.questions import numbers
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def train(arguments: Sequence[str]) -> None:
-    """Train a network on a store; the same as python training/dino.py (see its --help)."""
-    from gridrad_cube.training import main as train_main
-
-    raise SystemExit(train_main(list(arguments)))
-
 
 _KEY = click.option("--key", type=click.Choice(["teacher", "student"]), default="teacher", show_default=True)
 _CHANNELS = click.option(

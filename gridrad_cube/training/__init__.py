@@ -1,16 +1,32 @@
-"""Training of both levels: a configuration, the loop, checkpoints that go on where they stopped."""
+"""Training of both levels: a configuration, the loop, and checkpoints from which a run resumes."""
 
-from gridrad_cube.training.config import Config, load_config, presets, store_level
-from gridrad_cube.training.engine import TrainingError, train
-from gridrad_cube.training.flags import main, parse_config
+from gridrad_cube.training.config import (
+    ALIASES,
+    FIELDS,
+    HINTS,
+    IDLE,
+    Config,
+    load_config,
+    presets,
+    store_level,
+    unknown_option,
+)
+from gridrad_cube.training.loop import TrainingError, train
 
 __all__ = [
+    "ALIASES",
+    "FIELDS",
+    "HINTS",
+    "IDLE",
     "Config",
     "TrainingError",
     "load_config",
-    "main",
-    "parse_config",
     "presets",
     "store_level",
     "train",
+    "unknown_option",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

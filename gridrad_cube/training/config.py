@@ -1,4 +1,4 @@
-"""The configuration of a training run: one frozen dataclass, read from defaults, a preset, a file and flags."""
+"""The options of a training run, and the numbers that follow from them and the size of the data set."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.resources
+import logging
+import math
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import store_info
-from gridrad_cube.training.values import coerce, flag
+
+logger = logging.getLogger(__name__)
 
 Level = Literal["256", "2k"]
 Auto = Literal["auto"]
@@ -32,44 +35,50 @@ def _option(default: Any, group: str, help: str, *, unit: str = "", level: Level
 class Config:
     """Everything that decides a training run; `load_config` puts one together.
 
-    The defaults are DINO's published ones, as the predecessor had them. ``auto`` is worked out from the size
-    of the data set, the length of the run and the level, by `gridrad_cube.training.plan.make_plan`.
+    The defaults are those that DINO published. `make_plan` works out ``auto`` from the size of the data set, the
+    length of the run and the level.
+
+    Raises
+    ------
+    SchemaError
+        If a value does not fit its option.
     """
 
     # fmt: off
     # data
     store: str = _option("", "data", "cube of patches (level 256) or embedding store (level 2k) to learn from")
     out: str = _option("", "data", "folder of checkpoints, metrics.jsonl and config.json")
-    channels: tuple[str, ...] = _option((), "data", "channels to learn from; none means all of the store")
+    channels: tuple[str, ...] = _option((), "data", "channels to learn from; default: all of the store")
     channel_mode: Literal["auto", "each", "stack"] = _option(
-        "auto", "data", "one channel a sample, or all channels of a patch stacked as input; auto stacks the "
-        "altitudes of radar volumes", level="256")
+        "auto", "data", "one channel a sample, or all channels of a patch stacked as input; auto stacks the altitudes "
+        "of radar volumes", level="256")
     reject: tuple[str, ...] | None = _option(
-        None, "data", "flags that keep a patch from training, or 'none'; default: the store's own list by channel")
-    time: tuple[str, ...] = _option((), "data", "only crops from START to STOP (two ISO times, UTC)", unit="START STOP")
-    bbox: tuple[float, ...] = _option(
-        (), "data", "only patches with their centre inside", unit="WEST SOUTH EAST NORTH, degrees")
+        None, "data", "flags that keep a patch from training, or 'none'; default: the store's list of each channel")
+    time: tuple[str, ...] = _option((), "data", "only crops from START to STOP (UTC), or of one day, month or year",
+                                    unit="START STOP")
+    bbox: tuple[float, ...] = _option((), "data", "only patches with their center inside; degrees",
+                                      unit="WEST SOUTH EAST NORTH", level="256")
     coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
-    num_workers: int = _option(1, "data", "batches read at a time, by all cores together", unit="batches")
+    num_workers: int = _option(1, "data", "batches that are read at the same time, each by all cores", unit="batches")
     on_damage: Literal["raise", "skip"] = _option(
         "raise", "data", "stop at a patch that is missing or altered in the store, or leave it out", level="256")
 
     # network
     arch: str = _option("auto", "network", "vit_tiny, vit_small, vit_base, vit_demo; vit2k_xs, vit4k_xs for "
                         "embeddings; auto: vit_small or vit2k_xs")
-    patch_size: int | Auto = _option("auto", "network", "edge of a token; auto: the network's own", unit="pixels",
+    patch_size: int | Auto = _option("auto", "network", "edge of a token; auto: that of the network", unit="pixels",
                                      level="256")
     image_size: int | Auto = _option(
-        "auto", "network", "edge for which positions are learned; auto: the global view, or the grid of cells",
-        unit="pixels or cells")
-    drop_path_rate: float = _option(0.1, "network", "stochastic depth of the student, at its last layer", unit="share")
+        "auto", "network", "edge for which positions are learned, in pixels or cells; auto: the global view, or the "
+        "grid of cells", unit="edge")
+    drop_path_rate: float = _option(0.1, "network", "stochastic depth of the student, at its last layer")
     out_dim: int | Auto = _option(65536, "network", "prototypes K; auto: by the number of samples")
     norm_last_layer: bool = _option(True, "network", "keep prototypes at unit length (steadier, a little worse)")
-    use_bn_in_head: bool = _option(False, "network", "batch normalisation in the head")
-    head_hidden_dim: int = _option(2048, "network", "width of the head's hidden layers")
+    use_bn_in_head: bool = _option(False, "network", "batch normalization in the head")
+    head_hidden_dim: int = _option(2048, "network", "width of the hidden layers of the head")
     dino_v1: bool = _option(
-        False, "network", "compute as DINO's own program does: positions interpolated by its rule, no learned content "
-        "for tokens of missing pixels, each gradient tensor clipped by itself, the teacher's temperature raised "
+        False, "network", "compute as the program of DINO does: positions interpolated by its rule, no learned content "
+        "for tokens of missing pixels, each gradient tensor clipped by itself, the temperature of the teacher raised "
         "epoch by epoch")
 
     # objective
@@ -82,27 +91,28 @@ class Config:
     warmup_teacher_temp_epochs: float | Auto = _option(
         30, "objective", "length of that warm-up; auto: 37,500 steps, 30 % of the run at most", unit="epochs")
 
-    # optimiser
-    epochs: int = _option(100, "optimiser", "length of the run, unless --steps says it", unit="epochs")
-    steps: int | None = _option(None, "optimiser", "length of the run in optimiser steps", unit="steps")
-    batch_size_per_gpu: int = _option(64, "optimiser", "samples a step and process", unit="samples")
+    # optimizer
+    epochs: int = _option(100, "optimizer", "length of the run, unless --steps is given", unit="epochs")
+    steps: int | None = _option(None, "optimizer", "length of the run in optimizer steps", unit="steps")
+    batch_size_per_gpu: int = _option(64, "optimizer", "samples per process and batch", unit="samples")
     accumulate: int = _option(
-        1, "optimiser", "batches that make one step: for a larger step than fits into memory", unit="batches")
-    optimizer: Literal["adamw", "sgd"] = _option("adamw", "optimiser", "adamw, or sgd with momentum 0.9")
-    lr: float = _option(5e-4, "optimiser", "peak learning rate for a batch of 256; scaled with the batch")
+        1, "optimizer", "batches that make one step: for a larger step than fits into memory", unit="batches")
+    optimizer: Literal["adamw", "sgd"] = _option("adamw", "optimizer", "adamw, or sgd with momentum 0.9")
+    lr: float = _option(5e-4, "optimizer", "peak learning rate for a batch of 256; scaled with the batch")
     warmup_epochs: float | Auto = _option(
-        10, "optimiser", "linear rise of the learning rate; auto: 12,500 steps, 10 % of the run at most", unit="epochs")
-    min_lr: float = _option(1e-6, "optimiser", "learning rate at the end")
-    weight_decay: float = _option(0.04, "optimiser", "weight decay at the start")
-    weight_decay_end: float = _option(0.4, "optimiser", "weight decay at the end")
+        10, "optimizer", "linear rise of the learning rate; auto: 12,500 steps, 10 % of the run at most", unit="epochs")
+    min_lr: float = _option(1e-6, "optimizer", "learning rate at the end")
+    weight_decay: float = _option(0.04, "optimizer", "weight decay at the start")
+    weight_decay_end: float = _option(0.4, "optimizer", "weight decay at the end")
     momentum_teacher: float | Auto = _option(
-        0.996, "optimiser", "the teacher keeps this share of itself at each step, rising to 1; auto: half of it is "
+        0.996, "optimizer", "share of itself that the teacher keeps at each step, rising to 1; auto: half of it is "
         "renewed in one epoch, or 177,000 samples")
-    clip_grad: float = _option(3.0, "optimiser", "largest norm of the gradient; 0 is off")
+    clip_grad: float = _option(3.0, "optimizer", "largest norm of the gradient; 0 is off")
     freeze_last_layer: float | Auto = _option(
-        1, "optimiser", "prototypes stay as they are so long; auto: 1,250 steps, 5 % of the run at most", unit="epochs")
+        1, "optimizer", "time in which prototypes stay as they are; auto: 1,250 steps, 5 % of the run at most",
+        unit="epochs")
     precision: Literal["auto", "fp32", "bf16"] = _option(
-        "auto", "optimiser", "of matrix products; losses and weights are fp32. auto: bf16 where the processor has it")
+        "auto", "optimizer", "of matrix products; losses and weights are fp32. auto: bf16 where the processor has it")
 
     # views
     views: Literal["zoom", "area"] = _option(
@@ -111,39 +121,42 @@ class Config:
         "takes parts with cells left out, area takes whole grids as global views")
     global_size: int = _option(224, "views", "edge of the global views", unit="pixels", level="256")
     local_size: int = _option(96, "views", "edge of the local views", unit="pixels", level="256")
-    local_crops_number: int = _option(8, "views", "local views a sample")
+    local_crops_number: int = _option(8, "views", "local views of a sample")
     zoom: tuple[float, ...] = _option((0.8, 1.25), "views", "range of the random zoom", unit="LOW HIGH", level="256")
     global_crops_scale: tuple[float, ...] = _option(
-        (0.4, 1.0), "views", "with --views area: share of the field a global view covers", unit="LOW HIGH", level="256")
+        (0.4, 1.0), "views", "with --views area: share of the field that a global view covers", unit="LOW HIGH",
+        level="256")
     local_crops_scale: tuple[float, ...] = _option(
-        (0.05, 0.4), "views", "with --views area: share of the field a local view covers", unit="LOW HIGH", level="256")
+        (0.05, 0.4), "views", "with --views area: share of the field that a local view covers", unit="LOW HIGH",
+        level="256")
     flips: Literal["none", "h", "d4"] = _option(
         "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k); "
         "never those of wind and shear")
     temporal_positives: float = _option(
-        0.0, "views", "draw the second global view from the same place so much later (the nearest time within half "
+        0.0, "views", "draw the second global view from the same place this much later (the nearest time within half "
         "of that; samples without one use themselves); 0 is off", unit="minutes")
 
     # run
     seed: int = _option(0, "run", "of weights, order and views")
-    device: Literal["auto", "cpu", "cuda"] = _option("auto", "run", "auto takes a GPU where there is one")
+    device: str = _option("auto", "run", "auto (a GPU where there is one), cpu, cuda or cuda:N")
     compile: bool = _option(
-        False, "run", "compile the networks: needs a C++ compiler and a minute or more at the start")
-    resume: str = _option("auto", "run", "auto: go on with the run in --out, if any; a checkpoint's path; never")
-    init_from: str | None = _option(None, "run", "start from the weights of this checkpoint, as a new run")
-    saveckp_freq: int = _option(20, "run", "keep a checkpoint for good every so many epochs; 0 is never", unit="epochs")
-    save_minutes: float = _option(2.0, "run", "save at least every so many minutes; 0 is off", unit="minutes")
-    log_steps: int = _option(20, "run", "write metrics every so many steps", unit="steps")
+        False, "run", "compile the networks: needs a C++ compiler and some minutes at the start")
+    resume: str = _option("auto", "run", "auto: resume the run in --out, if there is one; the path of a checkpoint; "
+                          "never")
+    init_from: str | None = _option(None, "run", "start a new run from the weights of this checkpoint")
+    saveckp_freq: int = _option(20, "run", "keep a checkpoint every this many epochs; 0 is never", unit="epochs")
+    save_minutes: float = _option(2.0, "run", "save at least every this many minutes; 0 is off", unit="minutes")
+    log_steps: int = _option(20, "run", "write metrics every this many steps", unit="steps")
     tensorboard: bool = _option(
         False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
     probe_steps: int | Auto = _option(
-        "auto", "run", "embed some samples every so many steps and score how well a place finds itself an hour later; "
-        "the best one's checkpoint is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
+        "auto", "run", "embed some samples every this many steps and score how well a place finds itself an hour "
+        "later; the checkpoint of the best is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
     # fmt: on
 
     def __post_init__(self) -> None:
-        for name, annotation in HINTS.items():
-            object.__setattr__(self, name, coerce(name, getattr(self, name), annotation))
+        for name, kind in HINTS.items():
+            object.__setattr__(self, name, _coerce(name, getattr(self, name), kind))
         if self.reject == ("none",):
             object.__setattr__(self, "reject", ())
         _check(self)
@@ -154,24 +167,23 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`, also for what an earlier version wrote; unknown keys are refused by name."""
+        """The inverse of `to_dict`, also for options that an earlier version wrote."""
         return cls(**canonical(upgrade(data, "config"), "config"))
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
 HINTS: dict[str, Any] = get_type_hints(Config)
 
-#: Other names of options, kept from the predecessor: canonical name, and what becomes of the value.
+#: Other names of options, kept from the predecessor: the name here, and what becomes of the value.
 ALIASES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "data_path": ("store", lambda value: value),
     "output_dir": ("out", lambda value: value),
-    "use_fp16": ("precision", lambda value: "bf16" if coerce("use_fp16", value, bool) else "fp32"),
+    "use_fp16": ("precision", lambda value: "bf16" if _coerce("use_fp16", value, bool) else "fp32"),
 }
-
 #: Other names of networks, kept from the predecessor.
 _ARCH_ALIASES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
 
-#: Options of the predecessor that do nothing any more, and what does instead.
+#: Options of the predecessor that have no effect, and why.
 IDLE: dict[str, str] = {
     "save_best": "checkpoint_best.pth is kept in any case, the best by probe (--probe-steps), not by training loss",
     "dist_url": "processes find each other by what torchrun, srun or mpiexec set",
@@ -179,15 +191,15 @@ IDLE: dict[str, str] = {
 }
 
 #: Options of earlier versions, and the values at which they had no effect on what a run computes.
-DROPPED: dict[str, Any] = {
+_DROPPED: dict[str, Any] = {
     "limit": None, "shuffle_block": 1, "student_temp": 0.1, "center_momentum": 0.9, "coding_distortion": 0.05,
     "coding_weight": 1.0, "koleo": 0.0, "token_weight": 0.0, "magnification": 1.0, "row_dropout": 0.0,
     "local_fraction": 0.25, "temporal_share": 1.0,
 }  # fmt: skip
 #: Options of earlier versions that had no effect at any value.
 _WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints")
-#: Options of earlier versions that one option replaces: level, option, and of each of its values what it stands for.
-#: The first value stands for the defaults of that time.
+#: Options of earlier versions that one option replaces: level, option, and what each of its values stands for. The
+#: first value stands for the defaults of that time.
 _MERGED: tuple[tuple[Level | None, str, dict[Any, dict[str, Any]]], ...] = (
     (None, "dino_v1", {
         False: {"position": "exact", "mask_tokens": True, "clip_by": "global", "teacher_temp_by": "step"},
@@ -203,22 +215,52 @@ _MERGED: tuple[tuple[Level | None, str, dict[Any, dict[str, Any]]], ...] = (
     }),
 )  # fmt: skip
 
-#: Options that there are no more, and what there is instead.
-REMOVED: dict[str, str] = {
+#: Options that no longer exist, and what to use instead.
+_REMOVED: dict[str, str] = {
     "arch2k": "the network of level 2k is --arch when --store holds embeddings",
-    **dict.fromkeys((*DROPPED, *_WITHOUT_EFFECT), "runs have what was its default"),
-    **{
-        old: f"see {flag(name)}"
-        for _, name, choices in _MERGED
-        for choice in choices.values()
-        for old in choice
-        if old != name
-    },
-}
+    **dict.fromkeys((*_DROPPED, *_WITHOUT_EFFECT), "every run has what was its default"),
+    **{old: f"see --{name.replace('_', '-')}" for _, name, choices in _MERGED
+       for choice in choices.values() for old in choice if old != name},
+}  # fmt: skip
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def unknown_option(name: str) -> str:
+    """A sentence about an option that does not exist, with those that are spelled alike."""
+    name = name.lstrip("-").replace("-", "_")
+    if name in _REMOVED:
+        return f"option {flag(name)} no longer exists: {_REMOVED[name]}"
+    near = difflib.get_close_matches(name, [*FIELDS, *ALIASES, "preset", "config"], n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(flag(n) for n in near)}?" if near else "see --help-all for the list"
+    return f"unknown option {flag(name)}; {hint}"
+
+
+def canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Options under their own names, aliases and dashes resolved.
+
+    Raises
+    ------
+    SchemaError
+        If an option is unknown.
+    """
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in ALIASES:
+            name, convert = ALIASES[name]
+            value = convert(value)
+        if name not in FIELDS:
+            raise SchemaError(f"{where}: {unknown_option(name)}")
+        out[name] = _ARCH_ALIASES.get(value, value) if name == "arch" else value
+    return out
 
 
 def upgrade(options: Mapping[str, Any], where: object, level: Level | None = None) -> dict[str, Any]:
-    """Express options that an earlier version wrote by those that there are.
+    """Express options that an earlier version wrote by those that exist now.
 
     Parameters
     ----------
@@ -232,14 +274,13 @@ def upgrade(options: Mapping[str, Any], where: object, level: Level | None = Non
     Raises
     ------
     SchemaError
-        If the run was made with an option that there is no more.
+        If the run was made with an option that no longer exists.
     """
     out = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
-    old = [name for name in out if name in REMOVED]
-    if not old:
+    if not any(name in _REMOVED for name in out):
         return out
     level = level or store_level(str(out["store"]))
-    refused = [name for name in DROPPED if out.pop(name, DROPPED[name]) != DROPPED[name]]
+    refused = [name for name in _DROPPED if out.pop(name, _DROPPED[name]) != _DROPPED[name]]
     for at, name, choices in _MERGED:
         defaults = next(iter(choices.values()))
         given = {k: out.pop(k) for k in defaults if k in out and (k != name or at == level)}
@@ -250,42 +291,96 @@ def upgrade(options: Mapping[str, Any], where: object, level: Level | None = Non
     if refused:
         made = ", ".join(f"{flag(name)} {options[name]}" for name in refused)
         raise SchemaError(
-            f"{where}: of an earlier version, with {made}; expected the defaults of these options, which there are no "
-            "more. Finish the run with the version that started it, or start a new one with --init-from."
+            f"{where}: of an earlier version, with {made}; expected the defaults of these options, which no longer "
+            "exist. Finish the run with the version that started it, or start a new one with --init-from."
         )
     return out
 
 
-def canonical(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options under their own names, aliases and dashes resolved.
-
-    Raises
-    ------
-    SchemaError
-        If an option is unknown; names those that are spelled alike.
-    """
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name in ALIASES:
-            name, convert = ALIASES[name]
-            value = convert(value)
-        if name == "arch":
-            value = _ARCH_ALIASES.get(value, value)
-        if name not in FIELDS:
-            raise SchemaError(f"{where}: {unknown_option(name)}")
-        out[name] = value
-    return out
+# values
 
 
-def unknown_option(name: str) -> str:
-    """A sentence about an option that there is not."""
-    name = name.lstrip("-").replace("-", "_")
-    if name in REMOVED:
-        return f"there is no option {flag(name)} any more: {REMOVED[name]}"
-    near = difflib.get_close_matches(name, [*FIELDS, *ALIASES, "preset", "config"], n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(flag(n) for n in near)}?" if near else "see --help for the list"
-    return f"unknown option {flag(name)}; {hint}"
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """A value as its field declares it: numbers from text, tuples from lists or text with commas."""
+    try:
+        return _convert(value, kind)
+    except (TypeError, ValueError):
+        raise SchemaError(f"{flag(name)}: got {value!r}; expected {_describe(kind)}") from None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if get_origin(kind) is Literal and value in choices:
+        return value
+    if get_origin(kind) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if choices[0] is str:
+            parts = [word for part in parts for word in str(part).split(",")]
+        return tuple(_convert(part, choices[0]) for part in parts if part != "")
+    if get_origin(kind) in (Union, types.UnionType):
+        for choice in choices:
+            try:
+                return _convert(value, choice)
+            except (TypeError, ValueError):
+                continue
+    if kind is types.NoneType and value is None:
+        return None
+    if kind is bool and str(value).lower() in _WORDS:
+        return _WORDS[str(value).lower()]
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind in (int, float) and not isinstance(value, bool) and (kind is float or float(value) == int(value)):
+        return kind(value)
+    raise ValueError
+
+
+_WORDS = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+
+
+def _describe(kind: Any) -> str:
+    """What a field takes, in words."""
+    choices = [choice for choice in get_args(kind) if choice is not types.NoneType]
+    if get_origin(kind) is Literal:
+        return " or ".join(choices) if len(choices) < 3 else "one of " + ", ".join(choices)
+    if get_origin(kind) is tuple:
+        return "words" if choices[0] is str else "numbers"
+    if choices:
+        return " or ".join(_describe(choice) for choice in choices)
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+
+
+_SIZES = {
+    "time": (0, 1, 2),
+    "bbox": (0, 4),
+    "zoom": (2,),
+    "global_crops_scale": (2,),
+    "local_crops_scale": (2,),
+}
+_POSITIVE = (
+    "coarsen", "batch_size_per_gpu", "accumulate", "epochs", "global_size", "local_size", "head_hidden_dim",
+    "log_steps", "lr", "patch_size", "image_size", "out_dim",
+)  # fmt: skip
+_NOT_NEGATIVE = ("steps", "temporal_positives", "probe_steps", "local_crops_number")
+
+
+def _check(config: Config) -> None:
+    for name, sizes in _SIZES.items():
+        values = getattr(config, name)
+        if len(values) not in sizes:
+            raise SchemaError(f"{flag(name)}: got {len(values)} values; expected {sizes[-1]}")
+        if sizes == (2,) and not 0 < values[0] <= values[1]:
+            raise SchemaError(f"{flag(name)}: got {values[0]} {values[1]}; expected 0 < LOW <= HIGH")
+    for names, least, words in ((_POSITIVE, 1e-300, "a number above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
+        for name in names:
+            value = getattr(config, name)
+            if isinstance(value, int | float) and not value >= least:
+                raise SchemaError(f"{flag(name)}: got {value}; expected {words}")
+
+
+# recipes
 
 
 def presets() -> dict[str, Path]:
@@ -300,7 +395,7 @@ def read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
     Raises
     ------
     SchemaError
-        If it is no TOML file or holds an unknown option.
+        If it is not a TOML file or holds an unknown option.
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -312,18 +407,7 @@ def read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
     unknown = sorted(set(tables) - set(get_args(Level)))
     if unknown:
         raise SchemaError(f"{path}: unknown table [level.{unknown[0]}]; expected [level.256] or [level.2k]")
-    return canonical(data, str(path)) | canonical(tables.get(level, {}), str(path))
-
-
-@contextmanager
-def named_refusals() -> Iterator[None]:
-    """Turn a ValueError about a value that came from the configuration into a `SchemaError`."""
-    try:
-        yield
-    except SchemaError:
-        raise
-    except ValueError as error:
-        raise SchemaError(f"config: {error}") from error
+    return canonical(data, path) | canonical(tables.get(level, {}), path)
 
 
 def store_level(store: str) -> Level:
@@ -332,7 +416,7 @@ def store_level(store: str) -> Level:
     Raises
     ------
     FileNotFoundError, SchemaError
-        If it is no finished store, or holds the embeddings of level 2k, above which there is none.
+        If it is not a finished store, or holds the embeddings of level 2k, above which there is no level.
     """
     info = store_info(store)
     if info.get("kind") == "patches":
@@ -340,8 +424,8 @@ def store_level(store: str) -> Level:
     if info.get("kind") == "embeddings" and info.get("level") == "256":
         return "2k"
     raise SchemaError(
-        f"{store}: holds {info.get('kind')} of level {info.get('level')}, got no level above it to train; expected "
-        "a cube of patches, or embeddings of level 256. Pass one of these as --store."
+        f"{store}: holds {info.get('kind')} of level {info.get('level')}, above which no level trains; expected a "
+        "cube of patches, or embeddings of level 256. Pass one of these as --store."
     )
 
 
@@ -352,7 +436,7 @@ def load_config(
     file: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Config:
-    """Put a configuration together: default, then preset, then file, then options.
+    """Put a configuration together: defaults, then preset, then file, then options.
 
     Parameters
     ----------
@@ -372,40 +456,140 @@ def load_config(
     """
     options = canonical(options, "options")
     if level is None:
-        level = store_level(options.get("store") or _store_in(file))
-    values: dict[str, Any] = {}
+        store = options.get("store") or (read_options(file, "256").get("store") if file is not None else None)
+        if not store:
+            raise SchemaError(
+                "--store: missing. Pass the cube of patches or the embedding store to learn from."
+            )
+        level = store_level(str(store))
+    files = [] if file is None else [file]
     if preset != "none":
         known = presets()
         if preset not in known:
             raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
-        values |= read_options(known[preset], level)
-    if file is not None:
-        values |= read_options(file, level)
+        files.insert(0, known[preset])
+    values: dict[str, Any] = {}
+    for path in files:
+        values |= read_options(path, level)
     return Config(**values | options)
 
 
-def _store_in(file: str | os.PathLike[str] | None) -> str:
-    store = read_options(file, "256").get("store") if file is not None else None
-    if not store:
-        raise SchemaError("--store: missing. Pass the cube of patches or the embedding store to learn from.")
-    return str(store)
+# what `auto` stands for
+
+#: Prototypes by number of samples (the table of lightly-train); at level 2k never more than `MOST_PROTOTYPES_2K`,
+#: or the head would outweigh the network.
+PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
+MOST_PROTOTYPES_2K = 4096
+#: Level 2k learns nothing from fewer grids per step: their features have no distribution to speak of.
+SMALLEST_STEP_2K = 16
+#: Samples after which half of the teacher of DINO is renewed: 0.996 per step of 1024.
+HALF_LIFE = 177_000
 
 
-_RANGES = ("zoom", "global_crops_scale", "local_crops_scale")
-_POSITIVE = (
-    "coarsen", "batch_size_per_gpu", "accumulate",
-    "epochs", "global_size", "local_size", "head_hidden_dim", "log_steps", "lr",
-)  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run does, in optimizer steps. ``lr`` is the peak itself, scaled with the batch."""
+
+    steps: int
+    steps_per_epoch: int
+    global_batch: int
+    lr: float
+    warmup_steps: int
+    momentum_teacher: float
+    freeze_steps: int
+    out_dim: int
+    warmup_teacher_temp: float
+    teacher_temp: float
+    temp_warmup_steps: int
 
 
-def _check(config: Config) -> None:
-    for name, sizes in {**dict.fromkeys(_RANGES, (2,)), "time": (0, 2), "bbox": (0, 4)}.items():
-        if len(getattr(config, name)) not in sizes:
-            raise SchemaError(f"{flag(name)}: got {len(getattr(config, name))} values; expected {sizes[-1]}")
-    for name in _POSITIVE:
-        if not getattr(config, name) > 0:
-            raise SchemaError(f"{flag(name)}: got {getattr(config, name)}; expected a number above 0")
-    for name in ("steps", "temporal_positives", "probe_steps"):
-        value = getattr(config, name)
-        if isinstance(value, int | float) and value < 0:
-            raise SchemaError(f"{flag(name)}: got {value}; expected at least 0")
+def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1) -> Plan:
+    """Work out the length of a run, its schedules and prototypes.
+
+    Parameters
+    ----------
+    samples
+        Of an epoch.
+
+    Raises
+    ------
+    SchemaError
+        If there are too few samples for a step, or a warm-up is longer than the run.
+    """
+    batch = config.batch_size_per_gpu * world_size * config.accumulate
+    _check_batch(config, level, samples, batch, world_size)
+    per_epoch = samples // batch
+    steps = config.epochs * per_epoch if config.steps is None else config.steps
+    temp, first_temp = config.teacher_temp, config.warmup_teacher_temp
+    temp = _temperature(samples) if temp == "auto" else temp
+    renewing = max(
+        0.99, 2.0 ** (-batch / min(samples, HALF_LIFE))
+    )  # half of the teacher in an epoch, or `HALF_LIFE`
+    return Plan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        global_batch=batch,
+        lr=config.lr * batch / 256,
+        warmup_steps=_length(config, "warmup_epochs", steps, per_epoch, 12_500, 0.1),
+        momentum_teacher=renewing if config.momentum_teacher == "auto" else config.momentum_teacher,
+        freeze_steps=_length(config, "freeze_last_layer", steps, per_epoch, 1_250, 0.05),
+        out_dim=_prototypes(samples, level) if config.out_dim == "auto" else config.out_dim,
+        warmup_teacher_temp=min(0.04, temp) if first_temp == "auto" else first_temp,
+        teacher_temp=temp,
+        temp_warmup_steps=_length(config, "warmup_teacher_temp_epochs", steps, per_epoch, 37_500, 0.3),
+    )
+
+
+def _check_batch(config: Config, level: Level, samples: int, batch: int, world_size: int) -> None:
+    what = "grids (crops x channels)" if level == "2k" else "clean patches (of all channels)"
+    counted = f"{config.batch_size_per_gpu} x {world_size} processes"
+    counted += f" x {config.accumulate} accumulated" if config.accumulate > 1 else ""
+    least = SMALLEST_STEP_2K if level == "2k" else 1
+    if batch < least:
+        raise SchemaError(
+            f"--batch-size-per-gpu: {counted} make {batch} grids a step; level 2k needs at least {least}. Raise it, "
+            "or start more processes."
+        )
+    # The coding rate spreads the samples of one batch, not of the step.
+    if config.objective == "coding-rate" and batch // config.accumulate < least:
+        raise SchemaError(
+            f"--accumulate: {counted} make {batch // config.accumulate} grids for one coding rate; level 2k needs "
+            f"at least {least}. Lower it and raise --batch-size-per-gpu, or pass --objective dino."
+        )
+    if samples < batch:
+        share = samples // (world_size * config.accumulate)
+        enough = samples >= max(least, world_size * config.accumulate)
+        smaller = f"Pass --batch-size-per-gpu {share} or less, or add" if enough else "Add"
+        more = "scenes"
+        if level == "2k":
+            more += " or channels to the cube, or cut smaller crops (preprocess --crop)"
+        raise SchemaError(
+            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). {smaller} {more}."
+        )
+
+
+def _length(config: Config, name: str, steps: int, per_epoch: int, most: int, share: float) -> int:
+    """A length in steps: given in epochs, or at most this many steps and this share of the run."""
+    epochs = getattr(config, name)
+    if epochs == "auto":
+        return min(most, round(share * steps))
+    length = round(epochs * per_epoch)
+    if length > steps and name != "freeze_last_layer":
+        if config.steps is None:
+            raise SchemaError(
+                f"{flag(name)}: {epochs:g} epochs do not fit into --epochs {config.epochs}. Lower it, or train longer."
+            )
+        if steps:
+            logger.warning("--steps %d ends within %s %g (%d steps)", steps, flag(name), epochs, length)
+    return min(length, steps)
+
+
+def _prototypes(samples: int, level: Level) -> int:
+    number = next((k for most, k in PROTOTYPES if samples <= most), 65536)
+    return min(number, MOST_PROTOTYPES_2K) if level == "2k" else number
+
+
+def _temperature(samples: int) -> float:
+    """0.02 up to 20,000 samples, rising with their logarithm to 0.07 at 1.28 million, as ImageNet has."""
+    share = math.log(samples / 20_000) / math.log(1_280_000 / 20_000)
+    return round(0.02 + 0.05 * min(max(share, 0.0), 1.0), 4)

@@ -1,34 +1,26 @@
-"""What tells learning from collapse while it happens; `gridrad_cube.evaluation` probes afterwards."""
+"""What tells learning from collapse, and how well a GPU is used, while a run goes on."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from gridrad_cube.similarity import rank_me, unit_rows
 
 logger = logging.getLogger(__name__)
 
 
-def rank_me(features: Tensor) -> float:
-    """Effective rank of features (N, D): the exponential of the entropy of their singular values.
-
-    RankMe (Garrido et al. 2023, arXiv 2210.02885): between 1 and D, comparable between runs of one method.
-    """
-    x = features.double()
-    # Eigenvalues of the small Gram matrix are the squares of the singular values.
-    gram = x.mT @ x if x.shape[0] >= x.shape[1] else x @ x.mT
-    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    share = values / values.sum().clamp(min=1e-30)
-    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
-
-
 class Monitor:
-    """Teacher's outputs and features of late, and what they say.
+    """The latest features of the teacher, and what they say.
 
     Parameters
     ----------
@@ -57,7 +49,7 @@ class Monitor:
         self._filled = min(len(self._queue), max(self._filled, end))
 
     def state_dict(self) -> dict[str, Any]:
-        """The features kept, and what was warned of: so that a resumed run says the same."""
+        """The features, and the warnings given: so that a resumed run says the same."""
         return {
             "features": self._queue[: self._filled].clone(), "next": self._next,
             "suspected": sorted(self._suspected), "warned": sorted(self._warned),
@@ -69,25 +61,22 @@ class Monitor:
         self._queue[: self._filled] = state["features"].to(self._queue.device)
         self._suspected, self._warned = set(state["suspected"]), set(state["warned"])
 
-    @torch.no_grad()
     def describe(self, features: Tensor, views: int) -> dict[str, float]:
         """Spread of the features of one step, and whether the two views of a sample find each other.
 
         Returns
         -------
-        ``feature_std``: mean deviation of unit features times sqrt(D), 1 if evenly spread, 0 if all alike;
+        ``feature_std``: mean deviation of unit features times sqrt(D), 1 if evenly spread, 0 if all are equal;
         ``rankme`` over the queue; ``view_retrieval``: share of samples whose second view is nearest to
         their first, among the batch.
         """
-        unit = F.normalize(features.float(), dim=-1).unflatten(0, (views, -1))
-        out = {
-            "feature_std": float(unit.flatten(0, 1).std(0).mean() * math.sqrt(unit.shape[-1])),
-            "rankme": rank_me(self._queue[: self._filled]),
-        }
+        unit = unit_rows(features.float().cpu().numpy())
+        spread = unit.std(axis=0, ddof=1).mean() * math.sqrt(unit.shape[1])
+        out = {"feature_std": float(spread), "rankme": rank_me(self._queue[: self._filled].cpu().numpy())}
         if views > 1:
-            nearest = (unit[0] @ unit[1].T).argmax(1)
-            own = torch.arange(len(nearest), device=nearest.device)
-            out["view_retrieval"] = float((nearest == own).float().mean())
+            first, second = unit.reshape(views, -1, unit.shape[1])[:2]
+            nearest = (first @ second.T).argmax(axis=1)
+            out["view_retrieval"] = float((nearest == range(len(nearest))).mean())
         return out
 
     @torch.no_grad()
@@ -98,7 +87,7 @@ class Monitor:
 
         Returns
         -------
-        ``teacher_entropy`` in nats, ``teacher_kl_to_uniform`` = ln K - entropy (0: it tells nothing apart),
+        ``teacher_entropy`` in nats, ``teacher_kl_to_uniform`` = ln K - entropy (0: all prototypes alike),
         ``prototypes_used``: exponential of the entropy of the mean target (1: all samples alike), ``headroom``
         = ln K - loss (0: the loss is stuck).
         """
@@ -113,7 +102,7 @@ class Monitor:
             "headroom": most - loss,
         }
 
-    def warn(self, metrics: dict[str, Any], step: int) -> list[str]:
+    def warn(self, metrics: Mapping[str, Any], step: int) -> list[str]:
         """Say in words what looks like collapse, once each, if two records in a row show it."""
         now = _symptoms(metrics)
         lasting = {
@@ -126,7 +115,7 @@ class Monitor:
         return list(lasting.values())
 
 
-def _symptoms(m: dict[str, Any]) -> dict[str, str]:
+def _symptoms(m: Mapping[str, Any]) -> dict[str, str]:
     out = {}
     if m["feature_std"] < 0.02 or m["rankme"] < 1.5:
         out["features"] = (
@@ -145,3 +134,84 @@ def _symptoms(m: dict[str, Any]) -> dict[str, str]:
                 "or --momentum-teacher, or raise the batch."
             )
     return out
+
+
+# arithmetic of a step, and what a GPU can do: their ratio is the model's FLOP utilization (MFU)
+
+
+class Peak(NamedTuple):
+    """Dense matrix products, TFLOP/s: bf16, TF32 and plain fp32; None where the GPU has no such arithmetic."""
+
+    bf16: float | None
+    tf32: float | None
+    fp32: float
+
+
+#: The name of a GPU in torch, as a pattern, and its peak; the first that matches counts. From NVIDIA's whitepapers of
+#: the architectures (V100, GA100, GA102, Ada, H100) and data sheets (H100 NVL, H200, HGX B200), which state tensor
+#: cores with sparsity from Ampere on: halved here. Form factors of one GPU differ in their clocks.
+PEAKS: tuple[tuple[str, Peak], ...] = (
+    (r"\bB200\b", Peak(2250, 1100, 75)),
+    (r"\bH200 NVL\b", Peak(835.5, 417.5, 60)),
+    (r"\bG?H200\b", Peak(989.4, 494.7, 66.9)),
+    (r"\bH100 NVL\b", Peak(835.5, 417.5, 60)),
+    (r"\bH100 PCIe\b", Peak(756, 378, 51.2)),
+    (r"\bH100\b", Peak(989.4, 494.7, 66.9)),
+    (r"\bA100\b", Peak(312, 156, 19.5)),
+    (r"\bL40S\b", Peak(362.1, 183, 91.6)),
+    (r"\bA40\b", Peak(149.7, 74.8, 37.4)),
+    (r"\bA30\b", Peak(165, 82, 10.3)),
+    (r"\bV100S", Peak(None, None, 16.4)),
+    (r"\bV100-PCIE", Peak(None, None, 14)),
+    (r"\bV100\b", Peak(None, None, 15.7)),
+)
+
+
+def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
+    """Peak of dense matrix products on a device, FLOP/s; None for CPUs and GPUs that `PEAKS` does not list.
+
+    Parameters
+    ----------
+    device
+        A torch device, or the name of a GPU in torch.
+    bf16
+        Under bf16 autocast; else in fp32, by TF32 where torch may use it.
+    """
+    if isinstance(device, torch.device):
+        if device.type != "cuda":
+            return None
+        device = torch.cuda.get_device_name(device)
+    peak = next((peak for pattern, peak in PEAKS if re.search(pattern, device)), None)
+    if peak is None or " MIG " in device:  # a slice of a GPU has a slice of its peak
+        return None
+    tf32 = torch.get_float32_matmul_precision() != "highest" and peak.tf32
+    tflops = peak.bf16 if bf16 else tf32 or peak.fp32
+    return None if tflops is None else tflops * 1e12
+
+
+def count_flops(student: nn.Module, shapes: Sequence[tuple[int, int]], *, teacher_views: int = 2) -> float:
+    """FLOP of one sample of a training step: the student's passes over all views, the teacher's over the first.
+
+    Matrix products as torch counts them. A backward pass counts as two forward passes: gradients of inputs and of
+    weights. The loss, the optimizer and the drawing of views do not count; what drop-path leaves out does, as is
+    usual for MFU. ViT-S/16 with 65,536 prototypes, 2 views of 224 px and 8 of 96 px: 112.9 GFLOP.
+
+    Parameters
+    ----------
+    student
+        With ``backbone`` and ``head``; the teacher is of the same size.
+    shapes
+        Height and width of each view, global ones first.
+    teacher_views
+        How many of them the teacher sees.
+    """
+    network: Any = copy.deepcopy(student).to("meta").eval()  # shapes alone
+    planes = network.backbone.architecture.in_channels
+    costs = dict.fromkeys(shapes, 0.0)
+    for shape in costs:
+        counter = FlopCounterMode(display=False)
+        # The counter does not know the fused attention of CPUs.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            network.head.forward(network.backbone.forward(torch.empty(1, planes, *shape, device="meta")))
+        costs[shape] = counter.get_total_flops()
+    return sum(3 * costs[shape] for shape in shapes) + sum(costs[shape] for shape in shapes[:teacher_views])

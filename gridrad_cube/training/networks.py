@@ -24,49 +24,47 @@ from gridrad_cube.models import (
     parameter_groups,
 )
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.training.config import Config, named_refusals
-from gridrad_cube.training.plan import Plan
-from gridrad_cube.training.sources import DrawnView, Source
+from gridrad_cube.training.config import Config, Plan
 
 logger = logging.getLogger(__name__)
 
+#: One view of a batch as a `VisionTransformer` takes it: values, token mask, attention mask.
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+
 
 class Outputs(NamedTuple):
-    """What a network gives of views, view by view: of the head (views * B, K), and its class tokens (views * B, D)."""
+    """Results of a network, view by view: of its head (views * B, K), and its class tokens (views * B, D)."""
 
     heads: Tensor
     features: Tensor
 
 
 class MultiView(nn.Module):
-    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as DINO's."""
+    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as in DINO."""
 
     def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
-    def forward(self, views: Sequence[DrawnView]) -> Outputs:
-        """Neighbouring views of one shape go through the backbone together."""
+    def forward(self, views: Sequence[Inputs]) -> Outputs:
+        """Neighboring views of one shape go through the backbone together."""
         parts = []
-        for _, group in itertools.groupby(views, key=lambda view: view.x.shape):
-            same = list(group)
-            masks = [_joined([v.token_mask for v in same]), _joined([v.attention_mask for v in same])]
-            parts.append(self.backbone(torch.cat([v.x for v in same]), *masks))
+        for _, group in itertools.groupby(views, key=lambda view: view[0].shape):
+            x, *masks = zip(*group, strict=True)
+            parts.append(self.backbone(torch.cat(x), *(_join(mask) for mask in masks)))
         features = torch.cat(parts)
         return Outputs(self.head(features), features)
 
 
-def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
+def _join(masks: Sequence[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
-    if not given:
-        return None
-    return torch.cat([torch.zeros_like(given[0]) if mask is None else mask for mask in masks])
+    return torch.cat(given) if given else None
 
 
 @dataclass
 class Networks:
-    """Student and teacher, the loss between them, and what the head was made with."""
+    """Student and teacher, the loss between them, and the options of the head."""
 
     student: MultiView
     teacher: MultiView
@@ -89,7 +87,7 @@ class Networks:
         }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of the same run.
+        """Resume from a checkpoint of the same run.
 
         Raises
         ------
@@ -117,34 +115,36 @@ class Networks:
         checkpoint = load_checkpoint(path)
         head = head_state(checkpoint)
         shapes = {name: value.shape for name, value in self.student.head.state_dict().items()}
+        fits = {name: value.shape for name, value in head.items()} == shapes
         for network in (self.student, self.teacher):
             load_backbone(checkpoint, model=network.backbone)
             network.backbone.train()
-            if {name: value.shape for name, value in head.items()} == shapes:
+            if fits:
                 network.head.load_state_dict(head)
-        fits = {name: value.shape for name, value in head.items()} == shapes
-        logger.info(
-            "weights from %s, %s", path, "head and all" if fits else "backbone only: the head starts anew"
-        )
+        parts = "backbone and head" if fits else "backbone only: the head has new weights"
+        logger.info("weights from %s, %s", path, parts)
 
 
-def make_networks(config: Config, plan: Plan, source: Source) -> Networks:
-    """Build student and teacher, alike at first, and the loss; weights from torch's global generator."""
-    sizes: dict[str, Any] = {
-        "in_channels": source.in_channels,
-        "patch_size": source.patch_size,
-        "image_size": source.image_size,
-        "position": "dino_v1" if config.dino_v1 else "exact",
-        "mask_token": source.level == "256" and not config.dino_v1,
-    }
-    with named_refusals():
-        student = build(source.arch, drop_path_rate=config.drop_path_rate, **sizes)
-        teacher = build(source.arch, **sizes)
-    head = _head_options(config, plan)
+def make_networks(config: Config, plan: Plan, options: Mapping[str, Any], views: int) -> Networks:
+    """Build student and teacher, alike at first, and the loss; weights from the global generator of torch.
+
+    Parameters
+    ----------
+    options
+        Of `gridrad_cube.models.build`.
+    views
+        Of a sample.
+    """
+    student = build(drop_path_rate=config.drop_path_rate, **options)
+    teacher = build(**options)
+    dino = config.objective == "dino"
+    own = {"kind": "dino", "out_dim": plan.out_dim, "norm_last_layer": config.norm_last_layer}
+    head = own if dino else {"kind": "projection", "out_dim": 256}
+    head |= {"use_bn": config.use_bn_in_head, "hidden_dim": config.head_hidden_dim}
     networks = Networks(
         MultiView(student, _make_head(student.embed_dim, head)),
         MultiView(teacher, _make_head(student.embed_dim, head)),
-        _make_loss(config, plan, source.views),
+        _make_dino_loss(config, plan, views) if dino else CodingRateLoss(views),
         head,
     )
     networks.teacher.load_state_dict(networks.student.state_dict())
@@ -152,38 +152,28 @@ def make_networks(config: Config, plan: Plan, source: Source) -> Networks:
     return networks
 
 
-def _head_options(config: Config, plan: Plan) -> dict[str, Any]:
-    common: dict[str, Any] = {"use_bn": config.use_bn_in_head, "hidden_dim": config.head_hidden_dim}
-    if config.objective == "coding-rate":
-        return {"kind": "projection", "out_dim": 256, **common}
-    return {"kind": "dino", "out_dim": plan.out_dim, "norm_last_layer": config.norm_last_layer, **common}
-
-
 def _make_head(width: int, options: Mapping[str, Any]) -> nn.Module:
-    arguments = {name: value for name, value in options.items() if name != "kind"}
-    return DINOHead(width, **arguments) if options["kind"] == "dino" else ProjectionHead(width, **arguments)
+    kind = DINOHead if options["kind"] == "dino" else ProjectionHead
+    return kind(width, **{name: value for name, value in options.items() if name != "kind"})
 
 
-def _make_loss(config: Config, plan: Plan, views: int) -> nn.Module:
-    if config.objective == "coding-rate":
-        return CodingRateLoss(views)
+def _make_dino_loss(config: Config, plan: Plan, views: int) -> DINOLoss:
     unit = plan.steps_per_epoch if config.dino_v1 else 1
     loss = DINOLoss(
         plan.out_dim, views, plan.warmup_teacher_temp, plan.teacher_temp, plan.temp_warmup_steps // unit,
         -(-plan.steps // unit),
     )  # fmt: skip
-    loss.teacher_temps = loss.teacher_temps.repeat(unit)[: plan.steps]  # one a step
+    loss.teacher_temps = loss.teacher_temps.repeat(unit)[: plan.steps]  # one per step
     return loss
 
 
 def make_optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the student; its two groups get rate and decay at each step."""
+    """The optimizer of the student; its two groups get rate and decay at each step."""
     groups = parameter_groups(student)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
-    return torch.optim.AdamW(
-        groups, lr=0.0, fused=True
-    )  # on a CPU a tenth of the loop that is torch's default
+    # On a CPU the fused one takes a tenth of the time of the loop that is the default of torch.
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 def compile_networks(networks: Networks, device: torch.device) -> None:
@@ -195,22 +185,21 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
         If torch cannot compile here.
     """
     try:
-        torch.compile(_probe, dynamic=False)(torch.zeros(8, device=device))
+        torch.compile(_sine, dynamic=False)(torch.zeros(8, device=device))
     except (ImportError, RuntimeError) as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
         raise SchemaError(
             f"--compile: torch cannot compile for {device.type} here ({reason.rstrip('.')}). Install a C++ "
             "compiler (for a GPU Triton too), or leave --compile out."
         ) from error
     for network in (networks.student, networks.teacher):
-        # Views have two shapes: two static graphs are faster than one that takes any.
+        # Views have two shapes: two static graphs are faster than one for any shape.
         network.backbone.compile(dynamic=False)
         network.head.compile(dynamic=False)
 
 
-def _probe(x: Tensor) -> Tensor:
+def _sine(x: Tensor) -> Tensor:
     return x.sin() + x.cos()
 
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from gridrad_cube.datasets import Stratum, nearest_later
+from gridrad_cube.datasets import Batch, GridDataset, PatchDataset, Stratum, nearest_later
 from gridrad_cube.models import VisionTransformer
+from gridrad_cube.similarity import rank_me, unit_rows
 from gridrad_cube.store import open_embeddings, open_packed
-from gridrad_cube.training.config import Config
-from gridrad_cube.training.monitors import rank_me
-from gridrad_cube.training.sources import DrawnView, Source
 
 logger = logging.getLogger(__name__)
 
@@ -38,28 +36,28 @@ LEADS = (60, 180, 360, 10)
 NEAR_SECONDS = 6 * 3600
 #: ``auto``: probes a run, at most, and the share of its samples that they may embed.
 MOST_PROBES, SHARE = 50, 0.05
-#: What the network has to beat, by level.
-BASELINES = {"256": "histogram of the pixels", "2k": "mean of the cells"}
+
+#: The samples of a run, and one view of a batch as a `VisionTransformer` takes it.
+Samples = PatchDataset | GridDataset
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 #: Samples that are embedded at once, whatever the batch of training, so that scores do not depend on it.
 _BATCH = 32
 #: Samples among which pairs are looked for.
 _CANDIDATES = 2**16
-#: Bins of the histogram, over normalised values up to this size.
+#: Bins of the histogram, over normalized values up to this size.
 _BINS, _SPAN = 32, 3.0
 #: Cosines this close are equal: those of equal vectors differ by rounding.
 _EQUAL = 1e-9
 
 
-def probe_interval(config: Config, steps: int) -> int:
-    """Steps from one probe to the next; 0 for none.
+def probe_interval(steps: int, samples_per_step: int) -> int:
+    """Steps from one probe to the next for ``--probe-steps auto``; 0 for none.
 
-    ``auto`` spreads up to 50 over the run, but embeds no more samples than 5 % of what a process trains on (one
-    view of each, there only, so less of its time); a run too short for two has none.
+    Up to 50 are spread over the run, but they embed no more samples than 5 % of those that a process trains on (one
+    view of each, forward only, so less of its time). A run too short for two has none.
     """
-    if config.probe_steps != "auto":
-        return config.probe_steps
-    affordable = int(SHARE * steps * config.batch_size_per_gpu * config.accumulate / (2 * PAIRS))
+    affordable = int(SHARE * steps * samples_per_step / (2 * PAIRS))
     return math.ceil(steps / min(affordable - 1, MOST_PROBES)) if affordable >= 2 else 0
 
 
@@ -111,12 +109,12 @@ class Scores:
         return self
 
 
-def draw_pairs(source: Source, seed: int) -> Pairs | None:
-    """Pairs of a source's samples, drawn over its days and hours; the same for one seed. None for too few.
+def draw_pairs(dataset: Samples, seed: int) -> Pairs | None:
+    """Pairs of samples, drawn over its days and hours; the same for one seed. None for too few.
 
     Of radar and rain only samples with echo at both times: empty ones are all alike.
     """
-    stored, crop, cell, channel, usable = _samples(source)
+    stored, crop, cell, channel, usable = _samples(dataset)
     time = stored["time"].values.astype("datetime64[s]").astype(np.int64)
     place = _places(stored)
     crops = np.flatnonzero(np.bincount(crop))
@@ -144,14 +142,13 @@ def draw_pairs(source: Source, seed: int) -> Pairs | None:
 
 
 def _samples(
-    source: Source,
+    dataset: Samples,
 ) -> tuple[xr.Dataset, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """The store, and of each sample its crop, cell of the crop, channel, and whether there is something in it."""
-    dataset, store = source.dataset, source.dataset.store
-    if source.level == "2k":
+    if isinstance(dataset, GridDataset):
         crop, channel = (v.astype(np.int64) for v in (dataset.crop, dataset.channel))
-        return open_embeddings(store), crop, np.zeros_like(crop), channel, np.ones(len(crop), bool)
-    stored, table = open_packed(store), dataset.table
+        return open_embeddings(dataset.store), crop, np.zeros_like(crop), channel, np.ones(len(crop), bool)
+    stored, table = open_packed(dataset.store), dataset.table
     cell = table.row.astype(np.int64) * stored.sizes["col"] + table.col
     usable = np.isin(table.stratum, (Stratum.plain, Stratum.echo))
     return stored, table.crop.astype(np.int64), cell, table.channel.astype(np.int64), usable
@@ -197,7 +194,7 @@ def _rivals(
     return rival
 
 
-def retrieval(query: Tensor, sequel: Tensor, pairs: Pairs) -> float:
+def retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: Pairs) -> float:
     """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; half of those that score the same count.
 
     Parameters
@@ -205,36 +202,24 @@ def retrieval(query: Tensor, sequel: Tensor, pairs: Pairs) -> float:
     query, sequel
         Vectors of the pairs, (P, D); pairs of which one is not finite do not count.
     """
-    one, other = (F.normalize(v.double(), dim=-1) for v in (query, sequel))
-    scores, rival = one @ other.T, torch.from_numpy(pairs.rival)
+    scores = unit_rows(query) @ unit_rows(sequel).T
     own = scores.diagonal()[:, None]
-    equal = rival & ((scores - own).abs() <= _EQUAL)
-    rank = 1 + (rival & ~equal & (scores > own)).sum(1) + equal.sum(1) / 2
-    counted = torch.from_numpy(pairs.asked) & own[:, 0].isfinite()
-    return float((1 / rank[counted]).mean())
-
-
-def make_probe(config: Config, source: Source, steps: int, device: torch.device, bf16: bool) -> Probe | None:
-    """The probe of a run of so many steps; None if it shall have none, or the store is too small for it."""
-    every = probe_interval(config, steps)
-    if not every:
-        return None
-    pairs = draw_pairs(source, config.seed)
-    if pairs is None:
-        logger.info("no probes and no best checkpoint: too few samples are seen again minutes or hours later")
-        return None
-    logger.info(
-        "probe every %d steps: %d samples look for themselves %d min later (by chance %.3f), also by the %s", every,
-        pairs.asked.sum(), pairs.minutes, pairs.chance, BASELINES[source.level],
-    )  # fmt: skip
-    return Probe(source, pairs, every=every, steps=steps, device=device, bf16=bf16)
+    equal = pairs.rival & (np.abs(scores - own) <= _EQUAL)
+    rank = 1 + (pairs.rival & ~equal & (scores > own)).sum(axis=1) + equal.sum(axis=1) / 2
+    return float((1 / rank[pairs.asked & np.isfinite(own[:, 0])]).mean())
 
 
 class Probe:
-    """Embeds the same samples each time and scores them. Takes no random number, and leaves the network as it is.
+    """Embeds the same samples each time and scores them. Uses no random numbers and does not change the network.
 
     Parameters
     ----------
+    dataset
+        The samples.
+    whole
+        Makes one view of a batch of them, as they will be embedded.
+    pairs
+        From `draw_pairs`.
     every, steps
         Steps from one probe to the next, and of the run.
     device, bf16
@@ -242,18 +227,25 @@ class Probe:
     """
 
     def __init__(
-        self, source: Source, pairs: Pairs, *, every: int, steps: int, device: torch.device, bf16: bool
-    ) -> None:
-        self.source, self.pairs, self.every, self.steps = source, pairs, every, steps
+        self, dataset: Samples, whole: Callable[[Batch], Inputs], pairs: Pairs, *, every: int, steps: int,
+        device: torch.device, bf16: bool,
+    ) -> None:  # fmt: skip
+        self.dataset, self.whole, self.pairs, self.every, self.steps = dataset, whole, pairs, every, steps
         self._device, self._bf16 = device, bf16
         self._rows = np.unique(np.concatenate([pairs.query, pairs.sequel]))
+        #: What the network has to beat.
+        self.baseline = "mean of the cells" if isinstance(dataset, GridDataset) else "histogram of the pixels"
+        logger.info(
+            "probe every %d steps: %d samples look for themselves %d min later (by chance %.3f), also by the %s",
+            every, pairs.asked.sum(), pairs.minutes, pairs.chance, self.baseline,
+        )  # fmt: skip
 
     def due(self, step: int) -> bool:
-        """Whether to probe after a step: every so many, and after the last."""
+        """Whether to probe after a step: at the interval, and after the last one."""
         return step % self.every == 0 or step == self.steps
 
     def run(self, network: VisionTransformer, step: int, scores: Scores) -> tuple[Scores, dict[str, Any]]:
-        """Score a network after a step, and say so.
+        """Score a network after a step, and log it.
 
         Returns
         -------
@@ -263,7 +255,7 @@ class Probe:
         scores = scores.with_score(found["probe_retrieval"], step)
         logger.info(
             "step %d: probe %.3f (at the start %.3f, %s %.3f, best %.3f)", step, found["probe_retrieval"],
-            scores.start or math.nan, BASELINES[self.source.level], found["probe_baseline"], scores.best or math.nan,
+            scores.start or math.nan, self.baseline, found["probe_baseline"], scores.best or math.nan,
         )  # fmt: skip
         if step == self.steps and scores.start is not None and (scores.best or 0.0) <= scores.start:
             logger.warning(
@@ -271,13 +263,12 @@ class Probe:
             )
         return scores, found | {"probe_at_start": scores.start, "probe_best": scores.best}
 
-    @torch.no_grad()
     def measure(self, network: VisionTransformer) -> dict[str, float]:
         """Score a network.
 
         Returns
         -------
-        ``probe_retrieval``, see `retrieval`; ``probe_baseline``, that of what needs no network (`BASELINES`);
+        ``probe_retrieval``, see `retrieval`; ``probe_baseline``, that of the baseline, which needs no network;
         ``probe_rankme``, the effective rank of the features.
         """
         features, plain = self._embed(network)
@@ -285,36 +276,32 @@ class Probe:
         return {
             "probe_retrieval": retrieval(features[query], features[sequel], self.pairs),
             "probe_baseline": retrieval(plain[query], plain[sequel], self.pairs),
-            "probe_rankme": rank_me(features[features.isfinite().all(1)]),
+            "probe_rankme": rank_me(features),
         }
 
-    def _embed(self, network: VisionTransformer) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _embed(self, network: VisionTransformer) -> list[npt.NDArray[np.float32]]:
         """Features and baseline vectors of all samples, NaN for those that are damaged in the store."""
-        dataset, parts = self.source.dataset, list[tuple[Tensor, Tensor]]()
-        there = []
+        parts: list[list[Tensor]] = []
         for start in range(0, len(self._rows), _BATCH):
-            batch = dataset.__getitems__(self._rows[start : start + _BATCH])
-            there.append(batch.index)
-            view = self.source.whole(batch.to(self._device))
+            batch = self.dataset.__getitems__(self._rows[start : start + _BATCH])
+            view = self.whole(batch.to(self._device))
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                # Not by calling it: a compiled network would be compiled anew for these shapes.
-                features = network.forward(view.x, view.token_mask, view.attention_mask)
-            parts.append((features.float().cpu(), _baseline(view).cpu()))
-        rows = np.searchsorted(self._rows, torch.cat(there).numpy())
-        out = []
-        for columns in zip(*parts, strict=True):
-            known = torch.cat(columns)
-            whole = known.new_full((len(self._rows), known.shape[1]), torch.nan)
-            whole[rows] = known
-            out.append(whole)
-        return out[0], out[1]
+                # Not by calling it: a compiled network would be compiled again for these shapes.
+                features = network.forward(*view)
+            parts.append([batch.index, features.float().cpu(), _baseline(view).cpu()])
+        index, *columns = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+        out = [np.full((len(self._rows), column.shape[1]), np.nan, np.float32) for column in columns]
+        for whole, column in zip(out, columns, strict=True):
+            whole[np.searchsorted(self._rows, index)] = column
+        return out
 
 
-def _baseline(view: DrawnView) -> Tensor:
-    """What a network has to beat, (B, ...): the mean of a grid's cells, or roots of shares of pixels by value."""
-    if view.attention_mask is not None:
-        cells = view.attention_mask.sum((1, 2)).clamp(min=1)
-        return view.x.sum((2, 3)) / cells[:, None]  # cells that do not count are 0
-    bins = ((view.x / _SPAN + 1) / 2 * _BINS).clamp(0, _BINS - 1).long().flatten(2)
+def _baseline(view: Inputs) -> Tensor:
+    """What a network has to beat, (B, ...): the mean of the cells of a grid, or roots of shares of pixels by value."""
+    x, _, cells = view
+    if cells is not None:
+        return x.sum((2, 3)) / cells.sum((1, 2)).clamp(min=1)[:, None]  # cells that do not count are 0
+    bins = ((x / _SPAN + 1) / 2 * _BINS).clamp(0, _BINS - 1).long().flatten(2)
     counts = bins.new_zeros(*bins.shape[:2], _BINS).scatter_add_(2, bins, torch.ones_like(bins))
     return (counts / bins.shape[2]).sqrt().flatten(1)

@@ -6,9 +6,13 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gridrad_cube import __version__
 from gridrad_cube.datasets import Batch, EpochSampler, PatchLoader
 from gridrad_cube.launch import (
     World,
@@ -33,38 +36,55 @@ from gridrad_cube.models import (
     DINOHead,
     DINOLoss,
     clip_per_tensor_,
+    cosine_schedule,
     sample_seeds,
     update_teacher_,
 )
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import MissingChunkError
-from gridrad_cube.training.config import Config, store_level
-from gridrad_cube.training.flops import peak_flops, training_flops
-from gridrad_cube.training.monitors import Monitor
+from gridrad_cube.training.config import Config, load_config, make_plan, store_level, upgrade
+from gridrad_cube.training.data import open_source, store_state
+from gridrad_cube.training.monitors import Monitor, count_flops, peak_flops
 from gridrad_cube.training.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
-from gridrad_cube.training.plan import make_plan, make_schedules
-from gridrad_cube.training.probe import Scores, make_probe
-from gridrad_cube.training.reporting import Progress, caught_signals, reporter
+from gridrad_cube.training.probe import Probe, Scores, draw_pairs, probe_interval
 from gridrad_cube.training.run import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
-from gridrad_cube.training.sources import Source, open_source, store_identity, store_state
+from gridrad_cube.versions import versions
 
 logger = logging.getLogger(__name__)
 
+#: Called after each step with the step, the number of steps and the latest record of metrics.
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot continue: the loss is not finite, or a step has no samples."""
 
 
-def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any]:
-    """Train the level that the configuration's store is for, or go on with such a run.
+def train(
+    store: str | os.PathLike[str] | Config,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    preset: str = "small",
+    progress: Progress | bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train the level that a store is for, or resume such a run.
 
-    One process of many if a launcher started it so. SIGTERM saves and returns, telling so; Ctrl-C saves before
-    it interrupts.
+    If a launcher started several processes, this is one of them. SIGTERM saves and returns; Ctrl-C saves before it
+    interrupts.
 
     Parameters
     ----------
+    store
+        Cube of patches (level 256) or embedding store (level 2k) to learn from; or a whole `Config`.
+    out
+        Folder of checkpoints and metrics.
+    preset
+        Name of a recipe that comes with the package, or ``"none"``.
     progress
         Show a bar on standard error; or a function to call after each step. Metrics are logged in any case.
+    options
+        Fields of `Config`, and ``file``, a TOML file of them.
 
     Returns
     -------
@@ -75,20 +95,25 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
     Raises
     ------
     SchemaError
-        If the store cannot be trained from, the configuration does not fit it, or ``out`` holds another run.
+        If the store cannot be trained from, an option is unknown or does not fit it, or ``out`` holds another run.
     TrainingError
         If the loss is not finite; names the samples.
     """
+    if not isinstance(store, Config):
+        config = load_config(preset=preset, store=os.fspath(store), out=os.fspath(out or ""), **options)
+    elif out is None and not options:
+        config = store
+    else:
+        raise TypeError("train: a Config holds every option; expected no other options beside it")
     if not config.store or not config.out:
-        raise SchemaError(f"config: store={config.store!r}, out={config.out!r}; both are needed")
+        raise SchemaError(f"train: got store {config.store!r} and out {config.out!r}; expected both")
     world = find_world()
     device = choose_device(config.device, world)
     cuda = [device] if device.type == "cuda" else []
-    with process_group(world, device), torch.random.fork_rng(devices=cuda), caught_signals() as received:
+    with process_group(world, device), torch.random.fork_rng(devices=cuda), _caught_signals() as received:
         run = _Run(config, world, device)
         run.announce()
-        bar = reporter(progress, steps=run.plan.steps, step=run.step, level=run.source.level, world=world)
-        with contextlib.closing(run.folder), bar as report:
+        with contextlib.closing(run.folder), _reporter(progress, run) as report:
             try:
                 summary = run.fit(received, report)
             except MissingChunkError as error:
@@ -100,6 +125,57 @@ def train(config: Config, *, progress: Progress | bool = False) -> dict[str, Any
     return summary
 
 
+@contextmanager
+def _caught_signals() -> Iterator[list[str]]:
+    """Collect SIGTERM and the first SIGINT instead of ending the process."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, old[signal.Signals(number)])  # a second one acts as usual
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _reporter(progress: Progress | bool, run: _Run) -> Iterator[Progress | None]:
+    """The function to call after each step; a bar where one is asked for."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if (
+        not progress or not run.world.is_main or run.step >= run.plan.steps
+    ):  # a bar without steps says nothing
+        yield None
+        return
+    # Importing it warns in notebooks without ipywidgets, where no bar may be asked for.
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    label = f"train {run.source.level}"
+    with logging_redirect_tqdm(), tqdm(
+        total=run.plan.steps, initial=run.step, desc=label, unit="step", dynamic_ncols=True
+    ) as bar:  # fmt: skip
+
+        def move(step: int, steps: int, record: Mapping[str, Any]) -> None:
+            bar.update(step - bar.n)
+            if record.get("step") == step:
+                speed = f"{record['images_per_second']:.0f} samples/s"
+                bar.set_postfix_str(f"loss {record['train_loss']:.3f}, {speed}", refresh=False)
+
+        yield move
+
+
 class _Run:
     """Everything that one run holds while it trains."""
 
@@ -108,13 +184,14 @@ class _Run:
         self.folder = RunFolder(config.out, tensorboard=config.tensorboard)
         path = self.folder.find(config.resume)
         barrier(world)
-        checkpoint = self._read(path) if path is not None else None
-        self.source: Source = open_source(config, checkpoint["normalization"] if checkpoint else None)
-        self.plan = make_plan(
+        self.store = store_state(config.store)
+        checkpoint = None if path is None else self._read(path)
+        self.source = open_source(config, checkpoint["normalization"] if checkpoint else None)
+        self.plan = plan = make_plan(
             config, level=self.source.level, samples=self.source.samples, world_size=world.size
         )
         torch.manual_seed(config.seed)
-        self.networks = make_networks(config, self.plan, self.source)
+        self.networks = make_networks(config, plan, self.source.network, self.source.views)
         if config.init_from is not None and checkpoint is None:
             self.networks.load_weights(config.init_from)
         self.networks.to(device)
@@ -122,7 +199,12 @@ class _Run:
             compile_networks(self.networks, device)
         self.optimizer = make_optimizer(config, self.networks.student)
         self.bf16 = use_bf16(config.precision, device)
-        self.schedules = make_schedules(config, self.plan)
+        #: One value per step.
+        self.schedules = {
+            "lr": cosine_schedule(plan.lr, config.min_lr, plan.steps, plan.warmup_steps),
+            "decay": cosine_schedule(config.weight_decay, config.weight_decay_end, plan.steps),
+            "momentum": cosine_schedule(plan.momentum_teacher, 1.0, plan.steps),
+        }
         self.sampler = EpochSampler(
             self.source.strata, batch_size=config.batch_size_per_gpu * config.accumulate, seed=config.seed,
             rank=world.rank, world_size=world.size,
@@ -132,36 +214,58 @@ class _Run:
             device=device if device.type == "cuda" else None,
         )  # fmt: skip
         self.monitor = Monitor(self.networks.student.backbone.embed_dim, device=device)
+        self.probe, self.scores = self._make_probe(), Scores()
         self.step = 0
         self.stopped: str | None = None
         #: Losses since the last record of metrics; saved, so that a resumed run writes the same records.
         self.window: list[float] = []
         self.record: dict[str, Any] = {}
-        self.probe, self.scores = (
-            make_probe(config, self.source, self.plan.steps, device, self.bf16),
-            Scores(),
-        )
-        self._peak = peak_flops(device, bf16=self.bf16)
+        self._peak, self._flops = peak_flops(device, bf16=self.bf16), 0.0
         if checkpoint is not None:
             self._restore(checkpoint)
-            logger.info("going on with %s from step %d of %d", path, self.step, self.plan.steps)
+            logger.info("resuming %s from step %d of %d", path, self.step, plan.steps)
         if world.is_main:
-            self.folder.begin(config, self.step if checkpoint is not None else None)
+            self.folder.begin(config.to_dict(), self.step if checkpoint is not None else None)
             if path is not None and self.scores.best_step == self.step:
-                self.folder.mark_best(path)  # it was killed before it could
+                self.folder.mark_best(path)  # an earlier process ended before it could
         self.model: nn.Module = self.networks.student
         if world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.model = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        checkpoint = read_run(path)
+        """The checkpoint from which to resume, if it is of the same run."""
+        c, checkpoint = self.config, read_run(path)
+        # Options newer than the checkpoint count as their defaults there.
+        old = Config().to_dict() | upgrade(checkpoint["config"], path, checkpoint["level"])
         check_same_run(
-            checkpoint, self.config, path, level=store_level(self.config.store),
-            identity=store_identity(self.config.store),
-            batch=self.config.batch_size_per_gpu * self.config.accumulate * self.world.size,
+            checkpoint, old, c.to_dict(), path, level=store_level(c.store), identity=self.store["identity"],
+            batch=c.batch_size_per_gpu * c.accumulate * self.world.size,
         )  # fmt: skip
         return checkpoint
+
+    def _make_probe(self) -> Probe | None:
+        """The probe of the run; None if it is to have none, or the store is too small for it."""
+        c, steps = self.config, self.plan.steps
+        every = c.probe_steps
+        if every == "auto":
+            every = probe_interval(steps, c.batch_size_per_gpu * c.accumulate)
+        pairs = draw_pairs(self.source.dataset, c.seed) if every else None
+        if pairs is None:
+            if every:
+                logger.info(
+                    "no probes and no best checkpoint: too few samples are seen again minutes or hours later"
+                )
+            return None
+        return Probe(
+            self.source.dataset,
+            self.source.whole,
+            pairs,
+            every=every,
+            steps=steps,
+            device=self.device,
+            bf16=self.bf16,
+        )
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         self.networks.load(checkpoint)
@@ -173,11 +277,11 @@ class _Run:
             self.monitor.load_state_dict(checkpoint["monitor"])
 
     def announce(self) -> None:
-        """Say what is about to happen."""
+        """Log what is about to happen."""
         networks, source, plan = self.networks, self.source, self.plan
         logger.info("%s, %s", machine_label(self.world, self.device), "bf16" if self.bf16 else "fp32")
         logger.info(
-            "level %s: %s (%.1f M parameters, head %.1f M) on %d samples of %s", source.level, source.arch,
+            "level %s: %s (%.1f M parameters, head %.1f M) on %d samples of %s", source.level, source.network["name"],
             _millions(networks.student.backbone), _millions(networks.student.head), source.samples,
             ", ".join(source.dataset.labels),
         )  # fmt: skip
@@ -193,11 +297,8 @@ class _Run:
             self.folder.log({"step": 0, "epoch": 0} | found)
         self._clock = _Clock(time.monotonic(), self.step, self.loader.seconds_waiting)
         self._received, self._pending, self._has_bar = received, deque[_Outcome](), progress is not None
-        self._saved_step, self._saved_at, self._due = (
-            self.step if self.folder.latest.exists() else -1,
-            started,
-            False,
-        )
+        self._saved_step = self.step if self.folder.latest.exists() else -1
+        self._saved_at, self._due = started, False
         while self.step < self.plan.steps and self.stopped is None:
             self._train_epoch(progress)
         if self._saved_step != self.step:
@@ -213,7 +314,7 @@ class _Run:
 
     def _train_epoch(self, progress: Progress | None) -> None:
         """Train to the end of an epoch, of the run, or until a signal."""
-        epoch = self.sampler.epoch  # handing out its last batch moves the sampler to the next
+        epoch = self.sampler.epoch  # handing out the last batch moves the sampler to the next epoch
         with contextlib.closing(iter(self.loader)) as batches:  # type: ignore[type-var]
             for index, batch in zip(self.sampler.batches(), batches, strict=False):
                 self._pending.append(self._train_step(self._undamaged(index, batch), batch, epoch))
@@ -224,7 +325,7 @@ class _Run:
                     return
 
     def _undamaged(self, index: np.ndarray, batch: Batch) -> np.ndarray:
-        """Which samples the batch has: all that were asked for but those that are damaged in the store."""
+        """Which samples the batch has: all that were asked for except those that are damaged in the store."""
         if batch.damaged is None:
             return index
         kept = index[~np.isin(index, batch.damaged.cpu().numpy())]
@@ -243,7 +344,7 @@ class _Run:
     def _train_step(self, index: np.ndarray, batch: Batch, epoch: int) -> _Outcome:
         """One update of student and teacher, from all batches of the step."""
         networks, step = self.networks, self.step
-        # What is random in the networks depends on the step alone, so that nothing of it need be saved.
+        # Randomness in the networks depends on the step alone, so that checkpoints keep no state of it.
         torch.manual_seed(int(sample_seeds(self.config.seed, step, torch.tensor([self.world.rank]))))
         for group, decay in zip(
             self.optimizer.param_groups, (self.schedules["decay"][step], 0.0), strict=True
@@ -300,23 +401,23 @@ class _Run:
         return clip(parameters, self.config.clip_grad)
 
     def _after_step(self, epoch: int) -> None:
-        """Look at the losses, a step behind so that a GPU never waits; write metrics and checkpoints."""
+        """Check the losses, a step late so that a GPU never waits; write metrics and checkpoints."""
         c, step, last = self.config, self.step, self.step == self.plan.steps
         epochs, within = divmod(step, self.plan.steps_per_epoch)
-        for_good = not within and c.saveckp_freq > 0 and epochs % c.saveckp_freq == 0
+        keeping = not within and c.saveckp_freq > 0 and epochs % c.saveckp_freq == 0
         probing = self.probe is not None and self.probe.due(step)
         recording = step % c.log_steps == 0 or last or probing
-        saving = for_good or probing
+        saving = keeping or probing
         self._settle(leave=0 if recording or saving else 1)
         if recording:
             self._write_record(epoch, probing=probing)
-        # Every process has read the same flags by now, and so does the same.
+        # Every process has read the same flags by now, so all of them do the same.
         if saving or self._due or self.stopped is not None:
             self._settle(leave=0)
-            self._save(epochs if for_good else None)
+            self._save(epochs if keeping else None)
 
     def _settle(self, leave: int) -> None:
-        """Look at all steps but the last ``leave``: is the loss finite, did any process ask to stop or save?"""
+        """Check all steps but the last ``leave``: whether the loss is finite, and a process asks to stop or save."""
         while len(self._pending) > leave:
             outcome = self._pending.popleft()
             loss, stop, due = outcome.wait()
@@ -377,14 +478,12 @@ class _Run:
             )  # fmt: skip
 
     def _utilisation(self, speed: float) -> float | None:
-        """Share of the peak of all devices that so many samples a second take; None where that is not known."""
+        """Share of the peak of all devices at this many samples a second; None where the peak is not known."""
         if self._peak is None:
             return None
-        student = self.networks.student
-        sample = training_flops(
-            student.backbone, student.head, self._shapes, teacher_views=self.source.global_views
-        )
-        return speed * sample / (self._peak * self.world.size)
+        views = self.source.global_views
+        self._flops = self._flops or count_flops(self.networks.student, self._shapes, teacher_views=views)
+        return speed * self._flops / (self._peak * self.world.size)
 
     def _measure(self) -> dict[str, Any]:
         """Probe the teacher, in the main process: the others meet it at the next step."""
@@ -393,13 +492,13 @@ class _Run:
         self.scores, found = self.probe.run(self.networks.teacher.backbone, self.step, self.scores)
         return found
 
-    def _save(self, for_good: int | None = None) -> None:
+    def _save(self, epochs: int | None = None) -> None:
         if self.world.is_main:
-            self.folder.save(self.state(), for_good=for_good, best=self.scores.best_step == self.step)
+            self.folder.save(self.state(), epochs=epochs, best=self.scores.best_step == self.step)
         self._saved_step, self._saved_at, self._due = self.step, time.monotonic(), False
 
     def state(self) -> dict[str, Any]:
-        """The checkpoint: all that going on and embedding need, in plain types and tensors."""
+        """The checkpoint: all that resuming and embedding need, in plain types and tensors."""
         return {
             "format": CHECKPOINT_FORMAT,
             "level": self.source.level,
@@ -415,14 +514,14 @@ class _Run:
             "config": self.config.to_dict(),
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),
-            "store": store_state(self.config.store),
-            "software": {"gridrad_cube": __version__, "torch": str(torch.__version__)},
+            "store": self.store,
+            "software": {"gridrad_cube": versions()["gridrad-cube"], "torch": str(torch.__version__)},
         }
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """A step whose loss nobody has looked at yet: its samples, the student's features batch by batch, its loss."""
+    """A step whose loss is not checked yet: its samples, the features of the student by batch, its loss."""
 
     step: int
     index: np.ndarray

@@ -1,0 +1,365 @@
+"""What a run learns from: samples of a store, and the views drawn from them, at either level."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gridrad_cube.datasets import Batch, GridDataset, Normalization, PairDataset, PatchDataset, followers
+from gridrad_cube.geometry import pixel_spacing_km
+from gridrad_cube.models import (
+    ARCHITECTURES,
+    GridViewSpec,
+    View,
+    ViewSpec,
+    draw_grid_views,
+    draw_views,
+    sample_seeds,
+    token_coverage,
+    whole_view,
+)
+from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube.selection import choose_labels, labels_of
+from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.training.config import Config, Level, store_level
+
+logger = logging.getLogger(__name__)
+
+#: Largest random offset of a channel of each kind, in its units, of views that keep the scale.
+GAIN = {"infrared": 1.0, "visible": 0.02}
+#: The same for dBZ, and for log10 of mm/h by Z = 200 R^1.6 (Marshall and Palmer 1948).
+GAIN_DBZ = 2.0
+GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
+#: What the predecessor does to the views of --views area: blur of first global, other global and local views.
+_PHOTOGRAPHIC: dict[str, Any] = {"blur": (1.0, 0.1, 0.5), "solarize": 0.2}
+
+#: Parts of the names of fields with a sense of direction or rotation.
+_HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
+
+
+class NetworkInput(NamedTuple):
+    """One view of a batch: the arguments of a `gridrad_cube.models.VisionTransformer`."""
+
+    x: Tensor
+    token_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+
+def store_state(store: str) -> dict[str, Any]:
+    """What a checkpoint keeps of its store.
+
+    Returns
+    -------
+    ``path``; ``identity``, which tells this store from another, and from itself after it grew; of embeddings also
+    ``checkpoint``, the network that made them.
+    """
+    info = store_info(store)
+    text = json.dumps(info, sort_keys=True, default=str)
+    identity = info.get("identity") or hashlib.sha256(text.encode()).hexdigest()[:32]
+    made_by = info.get("checkpoint")
+    return {"path": store, "identity": str(identity)} | ({"checkpoint": made_by} if made_by else {})
+
+
+def open_source(config: Config, normalization: Mapping[str, Any] | None = None) -> Source:
+    """Open the store of a configuration for the level that it trains.
+
+    Parameters
+    ----------
+    normalization
+        That of the checkpoint from which a run resumes; worked out from the store if None.
+    """
+    kind = PatchSource if store_level(config.store) == "256" else GridSource
+    return kind(config, normalization)
+
+
+class Source(ABC):
+    """Samples of one store, and how their views are drawn.
+
+    Attributes
+    ----------
+    dataset, loaded
+        The samples, and what the loader reads: the same, or pairs in time.
+    samples
+        Of an epoch.
+    network
+        The arguments of `gridrad_cube.models.build` for the network that reads them.
+    views, global_views
+        Views of a sample, and how many of them are global.
+    """
+
+    level: Level
+    global_views = 2
+
+    def __init__(
+        self, config: Config, dataset: Any, *, in_channels: int, patch_size: int, image_size: int
+    ) -> None:
+        self.config, self.dataset = config, dataset
+        image_size = image_size if config.image_size == "auto" else config.image_size
+        if image_size % patch_size:
+            raise SchemaError(
+                f"--image-size: {image_size} px are not whole tokens of {patch_size} px. Pass a multiple, or another "
+                "--patch-size."
+            )
+        self.network: dict[str, Any] = {
+            "name": _choose_arch(config, self.level), "in_channels": in_channels, "patch_size": patch_size,
+            "image_size": image_size, "position": "dino_v1" if config.dino_v1 else "exact",
+            "mask_token": self.level == "256" and not config.dino_v1,
+        }  # fmt: skip
+        self.patch_size = patch_size
+        self.strata: int | np.ndarray = dataset.strata
+        self.samples = self.strata if isinstance(self.strata, int) else len(self.strata)
+        self.views = self.global_views + config.local_crops_number
+        self.loaded = dataset
+
+    def pair_in_time(self) -> None:
+        """Read each sample together with its partner in time, if the configuration asks for it."""
+        minutes = self.config.temporal_positives
+        if minutes:
+            partners = followers(self.dataset, minutes)
+            share = 100 * np.mean(partners != np.arange(len(partners)))
+            logger.info("%.0f %% of the samples have a partner %g min later", share, minutes)
+            self.loaded = PairDataset(self.dataset, partners)
+
+    def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[NetworkInput]:
+        """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
+        values, valid = self.dataset.decode(batch)
+        partner, count = None, len(values)
+        if self.config.temporal_positives:
+            count //= 2
+            partner = values[count:], valid[count:]
+        seeds = sample_seeds(self.config.seed, epoch, batch.index[:count])
+        return self._draw(values[:count], valid[:count], seeds, partner, index)
+
+    @abstractmethod
+    def _draw(
+        self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
+    ) -> list[NetworkInput]:
+        """Draw views; the second global one from the partners, if there are any."""
+
+    @abstractmethod
+    def whole(self, batch: Batch) -> NetworkInput:
+        """Whole samples as one view without randomness: what the network will embed."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the source: all that embedding needs to treat its inputs alike."""
+
+
+def _choose_arch(config: Config, level: Level) -> str:
+    cells = level == "2k"
+    name = config.arch if config.arch != "auto" else "vit2k_xs" if cells else "vit_small"
+    if name not in ARCHITECTURES:
+        raise SchemaError(
+            f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}. Networks of torchvision and torch.hub "
+            "(xcit) are not built here: attention and masked tokens need a transformer of this list."
+        )
+    if ARCHITECTURES[name].cells != cells:
+        fitting = sorted(n for n, a in ARCHITECTURES.items() if a.cells == cells)
+        what = "embeddings, level 2k" if cells else "patches, level 256"
+        raise SchemaError(
+            f"--arch: {name} is not for {config.store}, which holds {what}; expected one of {fitting}. "
+            "Pass another --store, or leave --arch out."
+        )
+    return name
+
+
+def _selection(config: Config) -> dict[str, Any]:
+    time = config.time[0] if len(config.time) == 1 else config.time or None
+    return {"channels": config.channels or None, "reject": config.reject, "time": time}
+
+
+class PatchSource(Source):
+    """Patches of a cube: level 256."""
+
+    level: Level = "256"
+
+    def __init__(self, config: Config, normalization: Mapping[str, Any] | None = None) -> None:
+        arch = _choose_arch(config, self.level)
+        patch_size = ARCHITECTURES[arch].patch_size if config.patch_size == "auto" else config.patch_size
+        dataset = PatchDataset(
+            config.store, **_selection(config), channel_mode=_choose_mode(config), coarsen=config.coarsen,
+            bbox=config.bbox or None, on_damage=config.on_damage,
+        )  # fmt: skip
+        if normalization is not None:
+            dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
+        self.field = dataset.patch // config.coarsen
+        super().__init__(
+            config, dataset, in_channels=dataset.planes, patch_size=patch_size, image_size=config.global_size
+        )
+        self._check_sizes()
+        self.pair_in_time()
+        self.specs = [self._spec(label) for label in dataset.labels]
+
+    def _check_sizes(self) -> None:
+        c, token = self.config, self.patch_size
+        if c.views == "zoom" and c.global_size > self.field:
+            raise SchemaError(
+                f"--global-size: a view covers {c.global_size} px, but a field has {self.field} ({self.dataset.patch} "
+                f"px by blocks of {c.coarsen}). Lower --global-size or --coarsen."
+            )
+        sizes = {"--global-size": c.global_size, "--local-size": c.local_size, "--coarsen": self.field}
+        for name, edge in sizes.items():
+            if edge % token:
+                raise SchemaError(
+                    f"{name}: {edge} px are not whole tokens of {token} px. Pass a multiple, or another --patch-size."
+                )
+
+    def _spec(self, label: str) -> ViewSpec:
+        """How to draw views of one channel; of all of them where they are stacked."""
+        c, rules = self.config, self.dataset.normalizations
+        labels = list(rules) if self.dataset.planes > 1 else [label]
+        gains = tuple(gain_of(name, rules[name]) if c.views == "zoom" else 0.0 for name in labels)
+        floors = [rules[name].no_echo for name in labels if rules[name].rule in ("reflectivity", "rain")]
+        ranges: Any = {"zoom": c.zoom, "global_area": c.global_crops_scale, "local_area": c.local_crops_scale}
+        return ViewSpec(
+            global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
+            gain=gains if len(gains) > 1 else gains[0], gain_floor=min(floors, default=None),
+            flips=self._flips(labels), fill=rules[labels[0]].fill, **ranges,
+            **(_PHOTOGRAPHIC if c.views == "area" else {}),
+        )  # fmt: skip
+
+    def _flips(self, labels: list[str]) -> Any:
+        """As configured, except for wind and shear: their signs say which way they blow or turn."""
+        if self.config.flips == "none":
+            return "none"
+        stored = open_packed(self.config.store)
+        variables = sorted({label.split("@")[0] for label in labels})
+        handed = [
+            v for v in variables if is_handed(v) or is_handed(str(stored[v].attrs.get("standard_name")))
+        ]
+        if handed:
+            names = ", ".join(handed)
+            logger.warning("--flips: views of %s are not mirrored: their direction would change", names)
+        return "none" if handed else self.config.flips
+
+    def _draw(
+        self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
+    ) -> list[NetworkInput]:
+        kinds = list(dict.fromkeys(self.specs))
+        if len(kinds) == 1 or self.dataset.planes > 1:
+            views = draw_views(values, valid, kinds[0], seeds, partner)
+        else:
+            views = self._draw_by_channel(kinds, values, valid, seeds, partner, index)
+        return [NetworkInput(x, self._missing(seen)) for x, seen in views]
+
+    def _draw_by_channel(
+        self, kinds: list[ViewSpec], values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None,
+        index: np.ndarray,
+    ) -> list[View]:  # fmt: skip
+        """Draw a batch of channels that differ in gain and fill, each as it would be drawn alone."""
+        kind_of = np.array([kinds.index(spec) for spec in self.specs])[self.dataset.table.channel[index]]
+        out: list[View] = []
+        for number in np.unique(kind_of).tolist():
+            rows = torch.from_numpy(np.flatnonzero(kind_of == number))
+            if values.device.type == "cuda":  # without waiting for the device
+                rows = rows.pin_memory().to(values.device, non_blocking=True)
+            other = None if partner is None else (partner[0][rows], partner[1][rows])
+            part = draw_views(values[rows], valid[rows], kinds[number], seeds[rows], other)
+            if not out:
+                out = [
+                    (x.new_zeros(len(values), *x.shape[1:]), s.new_zeros(len(values), *s.shape[1:]))
+                    for x, s in part
+                ]
+            for whole, view in zip(out, part, strict=True):
+                for target, piece in zip(whole, view, strict=True):
+                    target[rows] = piece
+        return out
+
+    def _missing(self, seen: Tensor) -> Tensor | None:
+        """Tokens of which less than half was observed; None for a network without a content for them."""
+        return None if self.config.dino_v1 else token_coverage(seen, self.patch_size) < 0.5
+
+    def whole(self, batch: Batch) -> NetworkInput:
+        """See `Source.whole`."""
+        values, valid = self.dataset.decode(batch)
+        fills = [rule.fill for rule in self.dataset.normalizations.values()]
+        fill = (
+            torch.tensor(fills, device=values.device)[batch.channel] if self.dataset.planes == 1 else fills[0]
+        )
+        x, seen = whole_view(values, valid, fill=fill)
+        return NetworkInput(x, self._missing(seen))
+
+    def state(self) -> dict[str, Any]:
+        """See `Source.state`."""
+        stored = open_packed(self.config.store).isel(crop=slice(0, 16))
+        spacing = pixel_spacing_km(stored["latitude"].values, stored["longitude"].values, self.dataset.patch)
+        view = dataclasses.asdict(self.specs[0]) | {"pixel_spacing_km": spacing, "field": self.field}
+        return {
+            "normalization": {k: v.to_dict() for k, v in self.dataset.normalizations.items()},
+            "channels": list(self.dataset.labels), "channel_mode": self.dataset.channel_mode,
+            "coarsen": self.config.coarsen, "view": view,
+        }  # fmt: skip
+
+
+def _choose_mode(config: Config) -> Any:
+    """One channel a sample, or the altitudes of a radar volume stacked."""
+    if config.channel_mode != "auto":
+        return config.channel_mode
+    available = labels_of(open_packed(config.store), list(store_info(config.store)["channels"]))
+    labels = choose_labels(available, config.channels or None, config.store)
+    sky = any(label.kind in ("infrared", "visible") for label in labels)
+    return "stack" if not sky and any(label.altitude is not None for label in labels) else "each"
+
+
+def is_handed(name: str) -> bool:
+    """Whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear, rotation."""
+    return any(word in name.lower() for word in _HANDED)
+
+
+def gain_of(label: str, rule: Normalization) -> float:
+    """Largest random offset of a channel in the numbers that a network sees."""
+    if rule.rule == "reflectivity":
+        return GAIN_DBZ / rule.std
+    if rule.rule == "rain":
+        return GAIN_LOG_RAIN
+    channel = CHANNELS.get(label.split("@")[0])  # kind "other" has no gain
+    return GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
+
+
+class GridSource(Source):
+    """Grids of patch embeddings: level 2k."""
+
+    level: Level = "2k"
+
+    def __init__(self, config: Config, normalization: Mapping[str, Any] | None = None) -> None:
+        if config.bbox:
+            raise SchemaError("--bbox: grids are whole crops; choose them by --time, or embed a smaller cube")
+        if config.flips == "d4":
+            raise SchemaError(
+                "--flips: got 'd4'; expected none or h at level 2k, whose cells cannot be turned"
+            )
+        _choose_arch(config, self.level)  # before a store is read for the wrong network
+        dataset = GridDataset(config.store, **_selection(config), normalization=normalization)
+        features, *shape = dataset.shape
+        super().__init__(config, dataset, in_channels=features, patch_size=1, image_size=max(shape))
+        whole: Any = {"global_fraction": 1.0, "token_dropout": 0.0} if config.views == "area" else {}
+        self._spec = GridViewSpec(local_views=config.local_crops_number, flips=config.flips, **whole)
+        self.pair_in_time()
+
+    def _draw(
+        self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
+    ) -> list[NetworkInput]:
+        views = draw_grid_views(values, valid, self._spec, seeds, partner)
+        return [NetworkInput(x, attention_mask=kept) for x, kept in views]
+
+    def whole(self, batch: Batch) -> NetworkInput:
+        """See `Source.whole`."""
+        values, cells = self.dataset.decode(batch)
+        return NetworkInput(values, attention_mask=cells)
+
+    def state(self) -> dict[str, Any]:
+        """See `Source.state`."""
+        view = dataclasses.asdict(self._spec) | {"grid": list(self.dataset.shape[1:])}
+        return {
+            "normalization": self.dataset.normalization, "channels": list(self.dataset.labels),
+            "channel_mode": "each", "coarsen": 1, "view": view,
+        }  # fmt: skip
