@@ -9,10 +9,10 @@ import numpy.typing as npt
 EARTH_RADIUS_KM = 6371.0088
 #: Equatorial radius of the Earth (WGS 84), km.
 EQUATORIAL_RADIUS_KM = 6378.137
-#: Radius of the geostationary orbit, km from the centre of the Earth.
+#: Radius of the geostationary orbit, km from the center of the Earth.
 GEOSTATIONARY_RADIUS_KM = 42164.0
 
-#: Pixels per degree of the lattice that GridRad version 4 grids share: centres at (n + 0.5) / 48 degrees.
+#: Pixels per degree of the lattice that GridRad version 4 grids share: centers at (n + 0.5) / 48 degrees.
 LATTICE_PER_DEGREE = 48
 #: How far, in pixels, an axis may stray from the lattice (float32 axes stray by 1e-3).
 LATTICE_TOLERANCE = 1e-2
@@ -111,7 +111,7 @@ def satellite_zenith_angle(
     """Zenith angle in degrees of a geostationary satellite over a spherical Earth. Broadcasts."""
     lat = np.deg2rad(np.asarray(latitude, np.float64))
     d_lon = np.deg2rad(np.asarray(longitude, np.float64) - satellite_longitude)
-    cosine = np.cos(lat) * np.cos(d_lon)  # of the angle at the centre of the Earth
+    cosine = np.cos(lat) * np.cos(d_lon)  # of the angle at the center of the Earth
     ratio = GEOSTATIONARY_RADIUS_KM / EQUATORIAL_RADIUS_KM
     return np.rad2deg(np.arctan2(np.sqrt(np.clip(1 - cosine**2, 0.0, 1.0)), cosine - 1.0 / ratio))
 
@@ -119,7 +119,7 @@ def satellite_zenith_angle(
 def lattice_origin(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> tuple[int, int] | None:
     """Find the place of a scene's pixel (0, 0) on GridRad's common 1/48 degree lattice.
 
-    Pixel (j, i) of the lattice has its centre at latitude (j + 0.5) / 48 and longitude (i + 0.5) / 48 degrees,
+    Pixel (j, i) of the lattice has its center at latitude (j + 0.5) / 48 and longitude (i + 0.5) / 48 degrees,
     with longitudes in [-180, 180).
 
     Parameters

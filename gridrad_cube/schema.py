@@ -251,7 +251,7 @@ def _radar_packing(step: float, offset: float) -> Packing:
 class Channel:
     """One physical field: its units and how float sources of it are packed.
 
-    ``typical_range`` in ``units`` is what histograms and colour scales span; values outside are data too.
+    ``typical_range`` in ``units`` is what histograms and color scales span; values outside are data too.
     """
 
     name: str

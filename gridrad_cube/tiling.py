@@ -240,7 +240,7 @@ def _cut_channel(variable: xr.DataArray, window: Window) -> tuple[tuple[str, ...
 
 def _positions(scene: xr.Dataset, rows: list[tuple[int, int]], cols: list[tuple[int, int]]) -> dict:
     latitude, longitude = (np.asarray(scene[name].values, np.float64) for name in ("latitude", "longitude"))
-    centre = np.full((2, len(rows), len(cols)), np.nan)
+    center = np.full((2, len(rows), len(cols)), np.nan)
     corner = np.full((2, len(rows), len(cols), 4), np.nan)
     if latitude.ndim == 1:
         mean_latitude = [_mean_position(latitude[a:b], np.zeros(b - a))[0] for a, b in rows]
@@ -251,16 +251,16 @@ def _positions(scene: xr.Dataset, rows: list[tuple[int, int]], cols: list[tuple[
                 continue
             ys, xs = [y0, y0, y1 - 1, y1 - 1], [x0, x1 - 1, x0, x1 - 1]
             if latitude.ndim == 1:
-                centre[:, r, c] = mean_latitude[r], mean_longitude[c]
+                center[:, r, c] = mean_latitude[r], mean_longitude[c]
                 corner[:, r, c] = latitude[ys], longitude[xs]
             else:
-                centre[:, r, c] = _mean_position(latitude[y0:y1, x0:x1], longitude[y0:y1, x0:x1])
+                center[:, r, c] = _mean_position(latitude[y0:y1, x0:x1], longitude[y0:y1, x0:x1])
                 corner[:, r, c] = latitude[ys, xs], longitude[ys, xs]
     empty = [[y0 == y1 or x0 == x1 for x0, x1 in cols] for y0, y1 in rows]
     north, east = {"units": "degrees_north"}, {"units": "degrees_east"}
     return {
-        "latitude": (("row", "col"), centre[0], north | {"standard_name": "latitude"}),
-        "longitude": (("row", "col"), centre[1], east | {"standard_name": "longitude"}),
+        "latitude": (("row", "col"), center[0], north | {"standard_name": "latitude"}),
+        "longitude": (("row", "col"), center[1], east | {"standard_name": "longitude"}),
         "corner_latitude": (("row", "col", "corner"), corner[0], north),
         "corner_longitude": (("row", "col", "corner"), corner[1], east),
         "padding": (("row", "col"), np.array(empty)),

@@ -315,4 +315,4 @@ def reflag(store: str, **thresholds: Any) -> None:
     if not given:
         raise click.UsageError("give at least one threshold to change")
     pipeline.reflag(store, build_spec(QualitySpec, stores.cube_info(store)["quality"] | given))
-    click.echo(f"{store}: flagged anew by {', '.join(f'{k}={v}' for k, v in given.items())}")
+    click.echo(f"{store}: flagged again by {', '.join(f'{k}={v}' for k, v in given.items())}")

@@ -29,7 +29,7 @@ from gridrad_cube.schema import (
 _BLOCKS = "_build/blocks.json"
 
 
-def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bool = False) -> None:
+def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, rewrite: bool = False) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, then the root.
 
     Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
@@ -39,8 +39,8 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bo
     Parameters
     ----------
     flag_by
-        Flag everything anew by these thresholds, from the stored statistics. None keeps those of the store.
-    anew
+        Flag everything again by these thresholds, from the stored statistics. None keeps those of the store.
+    rewrite
         Write every block, whatever is there.
     """
     assert build.recipe is not None
@@ -49,7 +49,7 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bo
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
     thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
-    parts = _write_blocks(build, flagging, thresholds, anew)
+    parts = _write_blocks(build, flagging, thresholds, rewrite)
     sums = _merged(parts)
     attributes = {
         "Conventions": "CF-1.11",
@@ -74,11 +74,11 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, anew: bo
 
 
 def _write_blocks(
-    build: store.Build, flagging: QualitySpec, thresholds: Mapping[str, Any], anew: bool
+    build: store.Build, flagging: QualitySpec, thresholds: Mapping[str, Any], rewrite: bool
 ) -> list[dict[str, Any]]:
     """Write what changed of the small arrays; return the sums of every block, in the order of rows."""
     try:
-        before = {} if anew else build.files.read_json(_BLOCKS)
+        before = {} if rewrite else build.files.read_json(_BLOCKS)
     except (FileNotFoundError, ValueError):
         before = {}
     judged_by = [dataclasses.asdict(flagging), thresholds]
@@ -141,7 +141,7 @@ def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str,
         name: values[name] for name in values if name.endswith(("zenith_angle", "zenith_angle_maximum"))
     }
     for name, channel in build.layout.channels.items():
-        flags, _ = quality.reflag(
+        values[f"{name}_flags"] = quality.reflag(
             values[f"{name}_flags"],
             _statistics(values, channel),
             channel.channel,
@@ -150,9 +150,6 @@ def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str,
             pixels=build.layout.patch**2,
             angles=angles,
         )
-        values[f"{name}_flags"] = flags & ~np.uint16(
-            Flag.global_outlier
-        )  # of the whole store, not of a block
     return values
 
 

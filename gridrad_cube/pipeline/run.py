@@ -195,7 +195,7 @@ def repair(
             build.record(record)
             outcomes.append(_outcome(record, len(entry.windows)))
         build.flush()
-        finalise(build, anew=True)
+        finalise(build, rewrite=True)
     return outcomes
 
 

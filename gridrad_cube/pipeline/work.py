@@ -192,7 +192,7 @@ def _clean(
 ) -> dict[str, np.ndarray]:
     """Remove low-confidence bins and clutter from fields of a GridRad volume: the ``clean`` of `read_scene`.
 
-    In the published order: the low-confidence filter and the dual-polarisation test on the listed bins, then
+    In the published order: the low-confidence filter and the dual-polarization test on the listed bins, then
     speckle, weak columns and echo below anvils on the dense grid. What is removed keeps a code that says why.
     Version 4.1 files have no weights and counts, and skip the filter.
 
@@ -244,7 +244,7 @@ def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec)
             states[part][~keep] = _LOW_CONFIDENCE
         if "correlation_coefficient" in volume.values:
             kept = states[part] == 0
-            keep = quality.filter_dual_polarisation(
+            keep = quality.filter_dual_polarization(
                 np.where(kept, values, np.nan),
                 np.where(kept, volume.values["correlation_coefficient"][part], np.nan),
                 np.full(values.shape, volume.header.altitude_km[level]),

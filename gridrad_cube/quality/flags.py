@@ -1,7 +1,7 @@
 """Flags of patches: what is wrong, or merely special, about each. Nothing is deleted.
 
-Bits that pixels decide (`PIXEL_BITS` and those a pipeline sets for what it could not read) never change;
-`THRESHOLD_BITS` follow from stored statistics, coordinates and a `QualitySpec`, so `reflag` needs no pixels.
+Bits that pixels decide, and those of what could not be read, never change. The others follow from stored statistics,
+coordinates and a `QualitySpec`, so `reflag` needs no pixels.
 """
 
 from __future__ import annotations
@@ -26,22 +26,17 @@ from gridrad_cube.schema import (
     statistic_units,
 )
 
-#: Bits that the pixels of a patch decide.
-PIXEL_BITS = (
-    Flag.some_missing | Flag.all_missing | Flag.out_of_valid_range | Flag.non_finite | Flag.constant
-    | Flag.no_echo
-)  # fmt: skip
 #: Bits that thresholds decide.
-THRESHOLD_BITS = (
+_THRESHOLD_BITS = (
     Flag.local_outlier | Flag.global_outlier | Flag.night | Flag.low_coverage | Flag.low_sun | Flag.limb
 )  # fmt: skip
 #: Patches of radar and rain with a smaller share of echo have no say in the store's distribution of means, and
 #: are not judged by it: a mean over a few pixels is far from it by nature.
-MINIMUM_ECHO_FRACTION = 0.01
+_MINIMUM_ECHO_FRACTION = 0.01
 #: With fewer patches there is no distribution to be far from.
-MINIMUM_PATCHES = 8
+_MINIMUM_PATCHES = 8
 #: Deviations up to this many steps of the packing may come from rounding alone.
-ROUNDING_STEPS = 2.0
+_ROUNDING_STEPS = 2.0
 
 
 def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
@@ -56,9 +51,9 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     - ``local_outlier``: a pixel further than k standard deviations from the patch mean (of rain in the
       logarithm), and more than two steps of the packing; or a dead line. Off where the deviation is 0.
     - ``low_coverage``: under ``spec.low_coverage`` observed.
-    - ``night``: visible, and the patch centre's solar zenith angle at observation time (the scan's where the
-      scene has it) above its threshold. ``low_sun``: visible, and that of the centre or a corner above its own.
-    - ``limb``: the zenith angle of the satellite at the patch centre above its threshold.
+    - ``night``: visible, and the patch center's solar zenith angle at observation time (the scan's where the
+      scene has it) above its threshold. ``low_sun``: visible, and that of the center or a corner above its own.
+    - ``limb``: the zenith angle of the satellite at the patch center above its threshold.
     - ``no_echo``: radar or rain, observed, nothing there.
     - ``padding``: no pixel of the scene in it.
 
@@ -76,7 +71,7 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     Returns
     -------
     On ([altitude,] row, col): ``<channel>_flags`` (uint16) and ``<channel>_<statistic>`` (float32) for every
-    channel. Coordinates of the crop, with ``solar_zenith_angle``, ``solar_zenith_angle_maximum`` (over the centre
+    channel. Coordinates of the crop, with ``solar_zenith_angle``, ``solar_zenith_angle_maximum`` (over the center
     and the corners) and, where the attribute ``satellite_longitude`` is known, ``satellite_zenith_angle``, all
     float32 (row, col) in degrees.
 
@@ -100,9 +95,7 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
         packing = Packing.from_attributes(variable.attrs, variable.dtype)
         statistics = patch_statistics(variable.values, packing, channel, patch)
         flags = statistics.pop("pixel_flags") | padding
-        flags |= flags_from_statistics(
-            statistics, channel, packing, spec, pixels=patch * patch, angles=angles
-        )
+        flags |= _threshold_flags(statistics, channel, packing, spec, pixels=patch * patch, angles=angles)
         dims = (*variable.dims[:-2], "row", "col")
         out[f"{name}_flags"] = (dims, flags, flag_attributes())
         for statistic, values in statistics.items():
@@ -113,7 +106,7 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     return xr.Dataset(out, coords, attrs=dict(crop.attrs))
 
 
-def flags_from_statistics(
+def _threshold_flags(
     statistics: Mapping[str, np.ndarray],
     channel: Channel,
     packing: Packing,
@@ -122,27 +115,13 @@ def flags_from_statistics(
     pixels: int,
     angles: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Set the bits of `THRESHOLD_BITS` that one patch's own numbers decide (all but ``global_outlier``).
+    """Set the bits of `_THRESHOLD_BITS` that one patch's own numbers decide (all but ``global_outlier``).
 
     With ``spec.rule == "predecessor"`` a local outlier is ``max|x - mean| > k * std`` with the unbiased standard
     deviation, whatever the packing's step. For radar and rain the stored statistics are those of echo pixels,
     so the rule sees these only.
 
-    Parameters
-    ----------
-    statistics
-        float32 statistics of one channel by name, ([crop,] [altitude,] row, col).
-    packing
-        Of the stored codes; its step bounds what is rounding.
-    pixels
-        Pixels of a patch.
-    angles
-        float32 ([crop,] row, col) in degrees: ``solar_zenith_angle``, ``solar_zenith_angle_maximum``,
-        ``satellite_zenith_angle``. The flag of one that is not given stays off.
-
-    Returns
-    -------
-    uint16, of the statistics' shape.
+    Shapes are those of `reflag`, or of one crop. The flag of an angle that is not given stays off.
     """
     shape = statistics["mean"].shape
     flags = np.zeros(shape, np.uint16)
@@ -167,64 +146,44 @@ def flags_from_statistics(
     return flags
 
 
-def global_thresholds(
-    statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
-) -> dict[str, Any]:
-    """Draw the thresholds of ``global_outlier`` from the patches of a whole store.
-
-    The distribution is that of patch means: for ``rule="echo"`` over patches without a rejecting bit that, for
-    radar and rain, have at least 1 % echo; its centre is the median and its spread 1.4826 times the median
-    absolute deviation, or the standard deviation where that is 0; of rain, the means' logarithm is taken. For
-    ``rule="predecessor"`` mean and population deviation over the patches that the old pipeline's earlier tests
-    kept: complete, and no local outlier. Either way the result does not depend on the order of patches. With
-    under 8 patches or no spread the rule is off and the dict says so; so it is for channels of kind ``other``.
-
-    Parameters
-    ----------
-    statistics, flags
-        Of all patches, (crop, row, col). With altitudes, (crop, altitude, row, col), every altitude has a
-        distribution of its own.
-
-    Returns
-    -------
-    JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``, ``minimum_echo_fraction``, or
-    ``rule="off"`` with a ``reason``; with altitudes a list of these under ``levels``.
-    """
-    found = [
-        thresholds_of(means, channel, spec) for means in global_population(statistics, flags, channel, spec)
-    ]
-    return {"levels": found} if flags.ndim == 4 else found[0]
-
-
 def global_population(
     statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
 ) -> list[np.ndarray]:
-    """Patch means that `global_thresholds` draws on, float32 (N,), one array an altitude.
+    """Patch means that the thresholds of ``global_outlier`` are drawn from, float32 (N,), one array an altitude.
+
+    For ``rule="echo"`` those of patches without a rejecting bit that, for radar and rain, have at least 1 % echo; for
+    ``rule="predecessor"`` those that the predecessor's earlier tests kept: complete, and no local outlier.
 
     Parameters
     ----------
     statistics, flags
-        As for `global_thresholds`; of a part of a store for a part of its means.
+        Of all patches of a store or a part of it, (crop, [altitude,] row, col).
     """
-    if flags.ndim == 4:
-        levels = (
-            ({name: values[:, level] for name, values in statistics.items()}, flags[:, level])
-            for level in range(flags.shape[1])
-        )
-        return [global_population(part, bits, channel, spec)[0] for part, bits in levels]
     if spec.rule == "echo":
         use = (flags & int(default_reject(channel.kind))) == 0
     else:
         use = (statistics["valid_fraction"] == 1.0) & ((flags & int(Flag.local_outlier)) == 0)
     minimum_echo = _minimum_echo(channel, spec)
     if minimum_echo is not None:
-        use = use & (statistics["echo_fraction"] >= minimum_echo)
-    means = statistics["mean"][use]
-    return [means[np.isfinite(means)]]
+        use &= statistics["echo_fraction"] >= minimum_echo
+    use &= np.isfinite(statistics["mean"])
+    levels = range(flags.shape[1]) if flags.ndim == 4 else (slice(None),)
+    return [statistics["mean"][:, level][use[:, level]] for level in levels]
 
 
 def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dict[str, Any]:
-    """Thresholds of one distribution of patch means, as `global_thresholds` has them; off for kind ``other``."""
+    """Draw the thresholds of ``global_outlier`` from the patch means of a whole store (`global_population`).
+
+    For ``rule="echo"`` the center is the median and the spread 1.4826 times the median absolute deviation, or the
+    standard deviation where that is 0; of rain, the means' logarithm is taken. For ``rule="predecessor"`` they are mean
+    and population deviation. Either way the result does not depend on the order of patches. With under 8 patches or no
+    spread the rule is off and the dict says so; so it is for channels of kind ``other``.
+
+    Returns
+    -------
+    JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``, ``minimum_echo_fraction``, or
+    ``rule="off"`` with a ``reason``.
+    """
     if channel.kind == "other":
         return {"rule": "off", "reason": "a companion field is not judged"}
     transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
@@ -233,8 +192,8 @@ def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dic
         population = population[np.isfinite(population)]
     population.sort()  # so that sums do not depend on the order
     found = {"count": int(population.size), "factor": float(spec.global_mean_deviation_factor)}
-    if population.size < MINIMUM_PATCHES:
-        return {"rule": "off", "reason": f"under {MINIMUM_PATCHES} clean patches", **found}
+    if population.size < _MINIMUM_PATCHES:
+        return {"rule": "off", "reason": f"under {_MINIMUM_PATCHES} clean patches", **found}
     center, spread = _robust(population) if spec.rule == "echo" else (population.mean(), population.std())
     if not spread > 0.0:
         return {"rule": "off", "reason": "the patch means do not spread", **found}
@@ -245,19 +204,18 @@ def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dic
 
 
 def _minimum_echo(channel: Channel, spec: QualitySpec) -> float | None:
-    return MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
+    return _MINIMUM_ECHO_FRACTION if channel.has_echo and spec.rule == "echo" else None
 
 
 def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[str, Any]) -> np.ndarray:
-    """Find patches whose mean lies further than the factor times the spread from the centre.
+    """Find patches whose mean lies further than the factor times the spread from the center.
 
     Parameters
     ----------
     statistics
-        Of any patches, shaped as for `global_thresholds`; others than those that the thresholds were drawn from
-        are judged alike.
+        Of any patches, (crop, [altitude,] row, col).
     thresholds
-        What `global_thresholds` gave, or the JSON of it.
+        What `thresholds_of` gave, or the JSON of it; with altitudes a list of these under ``levels``.
 
     Returns
     -------
@@ -276,23 +234,6 @@ def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[st
         return np.abs(means - thresholds["center"]) > thresholds["factor"] * thresholds["spread"]
 
 
-def global_flags(
-    statistics: Mapping[str, np.ndarray],
-    flags: np.ndarray,
-    channel: Channel,
-    spec: QualitySpec,
-    thresholds: Mapping[str, Any] | None = None,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Find the global outliers of a whole store, by given thresholds or by its own.
-
-    Returns
-    -------
-    uint16 bits to add to the flags, and the thresholds.
-    """
-    used = dict(thresholds) if thresholds is not None else global_thresholds(statistics, flags, channel, spec)
-    return np.where(global_outliers(statistics, used), np.uint16(Flag.global_outlier), np.uint16(0)), used
-
-
 def reflag(
     flags: np.ndarray,
     statistics: Mapping[str, np.ndarray],
@@ -302,8 +243,8 @@ def reflag(
     *,
     pixels: int,
     angles: Mapping[str, np.ndarray],
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Set the flags of a whole store anew for other thresholds, from what is stored.
+) -> np.ndarray:
+    """Set the flags of stored patches for other thresholds, all but ``global_outlier``, which is taken away.
 
     The same as assessing all pixels again. Bits that thresholds do not decide stay, and so do all bits of
     patches that were never assessed (``channel_absent``, ``unreadable``). A bit whose angle is not given
@@ -313,14 +254,17 @@ def reflag(
     ----------
     flags
         uint16 (crop, [altitude,] row, col).
-    statistics, channel, packing, spec, pixels, angles
-        As for `flags_from_statistics`.
-
-    Returns
-    -------
-    The new flags, and the new thresholds of ``global_outlier``.
+    statistics
+        float32 statistics of the channel by name, of the same shape.
+    packing
+        Of the stored codes; its step bounds what is rounding.
+    pixels
+        Pixels of a patch.
+    angles
+        float32 (crop, row, col) in degrees: ``solar_zenith_angle``, ``solar_zenith_angle_maximum``,
+        ``satellite_zenith_angle``.
     """
-    keep = ~THRESHOLD_BITS
+    keep = ~_THRESHOLD_BITS
     for name, flag in (
         ("solar_zenith_angle", Flag.night),
         ("solar_zenith_angle_maximum", Flag.low_sun),
@@ -329,12 +273,10 @@ def reflag(
         if name not in angles:
             keep |= flag
     new = flags & np.uint16(int(keep) & 0xFFFF)
-    new |= flags_from_statistics(statistics, channel, packing, spec, pixels=pixels, angles=angles)
+    new |= _threshold_flags(statistics, channel, packing, spec, pixels=pixels, angles=angles)
     never = (flags & int(Flag.channel_absent | Flag.unreadable)) != 0
     new[never] = flags[never]
-    outliers, thresholds = global_flags(statistics, new, channel, spec)
-    new[~never] |= outliers[~never]
-    return new, thresholds
+    return new
 
 
 def _angles(crop: xr.Dataset) -> dict[str, np.ndarray]:
@@ -374,7 +316,7 @@ def _local_outliers(
     step: np.ndarray | float = abs(packing.scale_factor)
     if np.dtype(packing.dtype).kind == "f":
         step = float(np.finfo(np.float32).eps) * np.fmax(np.abs(low), np.abs(high))
-    far = (std > 0.0) & (away > ROUNDING_STEPS * step)
+    far = (std > 0.0) & (away > _ROUNDING_STEPS * step)
     if "std_log10" in statistics:
         mean, std = (statistics[name].astype(np.float64) for name in ("mean_log10", "std_log10"))
         away = np.fmax(np.log10(np.fmax(high, LEAST_RAIN)) - mean, mean - np.log10(np.fmax(low, LEAST_RAIN)))

@@ -3,7 +3,7 @@
 The rules are those that C. Homeyer published with GridRad (Python, 2017 for version 3.1, 2021 for version 4.2;
 http://gridrad.org). They work on the native grid, before any crop, level selection or averaging: a crop changes
 the speckle counts at its edges, and a selection of levels changes what a column is. `filter_low_confidence` and
-`filter_dual_polarisation` work on the file's sparse vectors, `remove_clutter` on the dense volume.
+`filter_dual_polarization` work on the file's sparse vectors, `remove_clutter` on the dense volume.
 """
 
 from __future__ import annotations
@@ -139,14 +139,14 @@ def filter_low_confidence(
     return ~(bad | seldom)
 
 
-def filter_dual_polarisation(
+def filter_dual_polarization(
     values: np.ndarray,
     correlation: np.ndarray,
     altitude_at_km: np.ndarray,
     *,
     spec: RadarQualitySpec | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Find the bins that look like weather to dual-polarisation radar, on sparse vectors (version 4).
+    """Find the bins that look like weather to dual-polarization radar, on sparse vectors (version 4).
 
     A bin goes below 40 dBZ if its correlation coefficient is below 0.9, and from 10 km up below 25 dBZ if it is
     below 0.95. A missing correlation coefficient or reflectivity never removes one. Step 0 of the published

@@ -7,6 +7,7 @@ statistics do not depend on how pixels are chunked, ordered or summed.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,12 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gridrad_cube.quality.lines import count_dead_lines, may_hold_dead_line
 from gridrad_cube.schema import HISTOGRAM_BINS, Channel, Flag, Packing, SchemaError, statistics_of
 
 #: Logarithms of rain take smaller rates as this one, mm/h: the step of the packing.
 LEAST_RAIN = 0.01
-Curve = Literal["power", "log10", "none"]
+_Curve = Literal["power", "log10", "none"]
+#: Lines thicker than this part of the patch are fields of their own.
+_THICKEST = 0.25
+#: Variation of the nearest line over that of the next: 0.5 beside a level line of a smooth field, 1 beside a
+#: dead line.
+_AT_ONCE = 0.75
+#: A value has jumped if it is this many times further from the nearest line than that is from the next.
+_JUMP = 4.0
 _DATA, _NO_ECHO, _MISSING, _OUT_OF_RANGE, _NON_FINITE = range(5)
 
 
@@ -47,7 +54,7 @@ def patch_statistics(
 
     - ``valid_fraction``: observed pixels, echo or not, over all pixels of the patch, padding among them;
     - ``mean``, ``std``, ``minimum``, ``maximum`` in the channel's units;
-    - ``dead_lines``: rows and columns that repeat one value in a field that varies (`quality.lines`); not of
+    - ``dead_lines``: rows and columns that repeat one value in a field that varies (below); not of
       channels of kind ``other``;
     - channels with echoes: ``echo_fraction``, echo pixels over observed pixels (NaN if none is); and
       ``mean_linear``, for dBZ ``10 log10(mean(10 ** (dBZ / 10)))`` over echo pixels. Where the unit is not
@@ -72,7 +79,7 @@ def patch_statistics(
         )
     shape = (*lead, height // patch, width // patch)
     packing = _with_valid_range(packing, channel)
-    curve: Curve = "power" if channel.units == "dBZ" else "log10" if channel.kind == "rain" else "none"
+    curve: _Curve = "power" if channel.units == "dBZ" else "log10" if channel.kind == "rain" else "none"
     table = _table(packing, curve) if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2 else None
     names = (*statistics_of(channel), "pixel_flags")
     work = _Work(packing, table, channel.has_echo, "dead_lines" in names, curve, np.empty((patch, patch)))
@@ -144,7 +151,7 @@ class _Table:
 
 
 @functools.lru_cache(maxsize=64)
-def _table(packing: Packing, shape: Curve) -> _Table:
+def _table(packing: Packing, shape: _Curve) -> _Table:
     dtype = np.dtype(packing.dtype)
     info = np.iinfo(dtype)
     codes = np.arange(info.min, info.max + 1, dtype=np.int64).astype(dtype)
@@ -161,7 +168,7 @@ def _table(packing: Packing, shape: Curve) -> _Table:
     return _Table(kinds[order], first + info.min, stop - 1 + info.min, _curve(physical, shape))
 
 
-def _curve(physical: np.ndarray, shape: Curve) -> np.ndarray | None:
+def _curve(physical: np.ndarray, shape: _Curve) -> np.ndarray | None:
     """Linear reflectivity of dBZ, logarithm of rain."""
     if shape == "power":
         with np.errstate(over="ignore"):  # values that no radar gives
@@ -208,7 +215,7 @@ class _Work:
     table: _Table | None
     has_echo: bool
     looks_for_lines: bool
-    shape: Curve
+    shape: _Curve
     buffer: np.ndarray
 
     def sum_band(self, band: np.ndarray, patch: int) -> Iterator[_Sums]:
@@ -337,10 +344,108 @@ class _Work:
 
     def _dead_lines(self, pixels: np.ndarray, kinds: np.ndarray | None) -> float:
         observed, data = (None, None) if kinds is None else (kinds <= _NO_ECHO, kinds == _DATA)
-        if not self.looks_for_lines or not may_hold_dead_line(pixels, observed, data):
+        if not self.looks_for_lines or not _may_hold_dead_line(pixels, observed, data):
             return 0.0
         # Two steps of the packing: nearer values may differ by rounding alone.
         step = 1.0
         if pixels.dtype.kind == "f":
             step = float(np.finfo(pixels.dtype).eps) * float(np.abs(pixels[data]).max())
-        return float(count_dead_lines(pixels.astype(np.float64), observed, data, 2.0 * step))
+        return float(_count_dead_lines(pixels.astype(np.float64), observed, data, 2.0 * step))
+
+
+# --- dead lines
+#
+# A lost scan line is often filled with a constant. What tells it from a level line of a smooth field, which can be flat
+# as well: in a smooth field the variation along neighboring lines grows gradually from a flat line (twice as far, at
+# least half as much again); beside a dead line it is back at once, or the value jumps.
+
+
+def _may_hold_dead_line(pixels: np.ndarray, observed: np.ndarray | None, data: np.ndarray | None) -> bool:
+    """Whether some eight samples of a row or column are equal: a quick test before `_count_dead_lines`.
+
+    Parameters
+    ----------
+    pixels
+        One patch.
+    observed, data
+        As for `_count_dead_lines`.
+    """
+    for turn in (np.asarray, np.transpose):
+        view = turn(pixels)
+        every = slice(None, None, max(1, (len(view) - 1) // 7))
+        sample = np.ascontiguousarray(view[every])
+        if observed is None or data is None:
+            if (sample == sample[0]).all(axis=0).any():
+                return True
+            continue
+        seen = turn(observed)[every]
+        first, lines = seen.argmax(axis=0), np.arange(view.shape[1])
+        may = ((sample == sample[first, lines]) | ~seen).all(axis=0)
+        may &= turn(data)[every][first, lines] | ~seen.any(axis=0)
+        if may.any() and (may & (2 * turn(observed).sum(axis=0) >= len(view))).any():
+            return True
+    return False
+
+
+def _count_dead_lines(
+    pixels: np.ndarray, observed: np.ndarray | None, data: np.ndarray | None, tolerance: float
+) -> int:
+    """Count the dead rows and columns of a patch.
+
+    A line is dead if at least half of it is observed, all that is observed are data of one value, at most a
+    quarter of the patch lies in one run of such lines, and beside the run the field is another one: most of the
+    nearest line differs from the value by more than ``tolerance``, and either it varies about as much as the
+    line after it, or the value jumps against it.
+
+    Parameters
+    ----------
+    pixels
+        One patch, float64.
+    observed, data
+        Where pixels are observed, and where they are data too (an echo); ``None`` for everywhere.
+    tolerance
+        Differences up to this one may be rounding.
+    """
+    everywhere = np.ones(pixels.shape, bool)
+    observed = everywhere if observed is None else observed
+    data = everywhere if data is None else data
+    return _dead_rows(pixels, observed, data, tolerance) + _dead_rows(pixels.T, observed.T, data.T, tolerance)
+
+
+def _dead_rows(pixels: np.ndarray, observed: np.ndarray, data: np.ndarray, tolerance: float) -> int:
+    values = np.where(observed, pixels, np.nan)
+    low = np.where(observed, pixels, np.inf).min(axis=1)
+    high = np.where(observed, pixels, -np.inf).max(axis=1)
+    flat = (low == high) & data.any(axis=1) & (2 * observed.sum(axis=1) >= pixels.shape[1])
+    if flat.all():
+        return 0
+    dead = 0
+    for start, stop in _runs(np.where(flat, low, np.nan)):
+        if stop - start > max(1, _THICKEST * len(flat)):
+            continue
+        sides = ((start, start - 1, start - 2), (stop - 1, stop, stop + 1))
+        inside = [side for side in sides if min(side) >= 0 and max(side) < len(flat)]
+        if any(_breaks_off(low[line], values[near], values[far], tolerance) for line, near, far in inside):
+            dead += stop - start
+    return dead
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of one value; NaN is in no run."""
+    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
+    bounds = [0, *edges.tolist(), len(values)]
+    return ((a, b) for a, b in itertools.pairwise(bounds) if not np.isnan(values[a]))
+
+
+def _breaks_off(value: float, near: np.ndarray, far: np.ndarray, tolerance: float) -> bool:
+    away, onward, roughness, further = (
+        np.abs(x[np.isfinite(x)]) for x in (near - value, near - far, np.diff(near), np.diff(far))
+    )
+    if 2 * min(away.size, onward.size) < near.size or not roughness.size or not further.size:
+        return False
+    distance = np.median(away)
+    if not distance > tolerance:
+        return False
+    spread = np.nanmax(near) - np.nanmin(near)
+    at_once = spread > 2 * tolerance and roughness.mean() >= _AT_ONCE * further.mean()
+    return bool(at_once or distance > max(2 * tolerance, _JUMP * np.median(onward)))

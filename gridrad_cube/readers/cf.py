@@ -189,13 +189,13 @@ def _find_axes(source: Source, found: dict[str, _Found]) -> _Axes:
             return pair
     if not found and pairs:
         return pairs[0]
-    metres = [
+    projected = [
         v.name for v in source.variables.values()
         if text(v.attributes, "standard_name").startswith("projection_") or v.name in ("x", "y")
     ]  # fmt: skip
-    if metres:
+    if projected:
         raise SchemaError(
-            f"{source.path}: {metres} are coordinates of a projection, and no latitude and longitude lie on them; "
+            f"{source.path}: {projected} are coordinates of a projection, and no latitude and longitude lie on them; "
             "expected 1-D axes or 2-D arrays in degrees. Add latitude(y, x) and longitude(y, x), for example "
             "from pyproj or Py-ART's grid.get_point_longitude_latitude()."
         )

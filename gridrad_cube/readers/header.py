@@ -45,7 +45,7 @@ _LAST_YEAR = 2200
 #: Calendars whose dates are days of the real world.
 _CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")
 #: Longitude over which a GOES satellite works, degrees east: 75.2 W is GOES-East (GOES-16 from December 2017
-#: to April 2025, then GOES-19), 137.2 W GOES-West (GOES-17, then GOES-18), as NOAA's GOES-R programme states
+#: to April 2025, then GOES-19), 137.2 W GOES-West (GOES-17, then GOES-18), as NOAA's GOES-R program states
 #: them. Files give the nominal 75 and 137 W of the projection instead.
 _GOES_LONGITUDE = {16: -75.2, 19: -75.2, 17: -137.2, 18: -137.2}
 _GOES = re.compile(r"GOES[-_ ]?(\d{2})(?!\d)", re.IGNORECASE)
@@ -369,7 +369,7 @@ def make_grid(
     tolerance
         Degrees by which a pixel may move.
     rebuild
-        Whether an evenly spaced axis on no lattice is made anew from its first and last value (float32 axes
+        Whether an evenly spaced axis on no lattice is made again from its first and last value (float32 axes
         jitter), again moving no pixel by more than ``tolerance``.
 
     Raises
