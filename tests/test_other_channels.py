@@ -317,7 +317,7 @@ def test_header_says_what_else_could_be_carried(tmp_path, volume):
     assert header.further == (VIS, OT, TROPOPAUSE)
     assert header.satellite_longitude == -75.2
     assert header.observation_time.shape == header.shape[:1]
-    assert "ot_id_number" in info.inspect_target(path).facts["further channels (--channels)"]
+    assert "ot_id_number" in info.inspect_target(path)["further channels (--channels)"]
     header = readers.inspect(volume[0])
     moments = ("reflectivity", "echo_top_height")
     assert header.further == (*moments, "Nradecho", "Nradobs", "wReflectivity")
@@ -560,8 +560,8 @@ def test_statistics_are_drawn_of_channels_alone(cube):
 
 
 def test_info_lists_other_channels_apart(cube):
-    facts = info.inspect_target(cube).facts
+    facts = info.inspect_target(cube)
     assert set(facts["other channels"]) == {OT, TROPOPAUSE, *PARALLAX}
-    assert OT not in facts
+    assert OT not in facts["flags"]
     assert facts["other channels"][OT] == "uint16, in 4 of 45 patches"
     assert facts["other channels"][TROPOPAUSE] == "float32, degrees_Kelvin, in 45 of 45 patches"

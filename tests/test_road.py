@@ -151,8 +151,8 @@ def test_info_and_verify_tell_what_there_is(road):
     text = command("info", road / "patches.zarr")
     assert "8 written" in text
     assert "ir_brightness_temperature" in text
-    facts = json.loads(command("info", road / "embeddings.zarr", "--json"))["facts"]
-    assert facts["level"] == "256"
+    facts = json.loads(command("info", road / "embeddings.zarr", "--json"))
+    assert facts["kind"] == "embeddings of level 256"
     assert "larc_goes" in command("info", next((road / "data").rglob("*.nc")))
     assert "all shards as written" in command("verify", road / "patches.zarr")
     assert "continues" not in command(

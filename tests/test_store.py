@@ -478,3 +478,16 @@ def test_created_object_appears_whole_and_once(tmp_path, monkeypatch, links):
     assert not files.create("a/lease.json", b"yours")
     assert files.read("a/lease.json") == b"mine"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["lease.json"]
+
+
+def test_a_summary_says_what_a_store_holds_and_escapes_it(cube):
+    facts = store.describe(store.open_packed(cube))
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["kind"], facts["crops"]) == ("cube of patches", "2 written, 1 failed, 66.7% complete")
+    assert facts["patches"] == "2 x 3 of 16 px a crop"
+    assert facts["variables"] == {"ir_brightness_temperature": "3 crop x 32 y x 48 x, uint16, K, 0.0 MiB"}
+    assert facts["flags"] == {"ir_brightness_temperature": "no flag 66.7%, unreadable 33.3%"}
+    assert "crops: 2 written, 1 failed" in store.as_text(facts)
+    part = store.open_cube(cube).isel(crop=[0]).rename(ir_brightness_temperature="<script>")
+    assert "<script>" not in store.as_html(store.describe(part))
+    assert store.describe(part.isel(crop=0))["kind"] == "an answer or a part of a store"

@@ -268,9 +268,10 @@ def _variable(text: str) -> tuple[str, str, str | None]:
 def info(target: str, as_json: bool) -> None:
     """Say what a store or a source file holds: channels, counts, time span, flags, completeness."""
     from gridrad_cube import inspect_target
+    from gridrad_cube import store as stores
 
-    summary = inspect_target(target)
-    click.echo(json.dumps(summary.to_dict(), indent=1) if as_json else str(summary))
+    facts = inspect_target(target)
+    click.echo(json.dumps(facts, indent=1) if as_json else stores.as_text(facts))
 
 
 @click.command()

@@ -39,6 +39,7 @@ from gridrad_cube.store.layout import (
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed
 from gridrad_cube.store.patches import PatchReader
 from gridrad_cube.store.shards import MissingChunkError
+from gridrad_cube.store.summary import Facts, as_html, as_text, describe
 from gridrad_cube.store.verify import Damage, verify
 
 __all__ = [
@@ -53,17 +54,21 @@ __all__ = [
     "EmbeddingReader",
     "EmbeddingWriter",
     "Entry",
+    "Facts",
     "Files",
     "MissingChunkError",
     "PatchReader",
     "Record",
     "RemoteError",
+    "as_html",
+    "as_text",
     "blank_rows",
     "block_length",
     "blocks",
     "check_duplicates",
     "commit",
     "cube_info",
+    "describe",
     "encode",
     "gather",
     "group_metadata",

@@ -37,14 +37,13 @@ from gridrad_cube.storage import Files
 #: Name of the root attribute that holds all that this package knows of a store.
 ATTRIBUTE = "gridrad_cube"
 
-Kind = Literal["patches", "embeddings"]
 _KINDS = {
     "patches": "a cube of patches (gridrad-cube preprocess)",
     "embeddings": "an embedding store (gridrad-cube embed)",
 }
 
 
-def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: Kind | None = None) -> dict[str, Any]:
+def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = None) -> dict[str, Any]:
     """The ``gridrad_cube`` attribute of a finished store.
 
     Parameters
@@ -52,7 +51,7 @@ def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: Kind | None = N
     store
         Path or URL, or a Dataset opened from a store: by this package, by plain xarray, or saved and opened again.
     kind
-        What the caller needs, if it needs one of the two.
+        ``"patches"`` or ``"embeddings"``, if the caller needs one of them.
 
     Raises
     ------

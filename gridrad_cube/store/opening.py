@@ -16,7 +16,7 @@ from xarray.core import indexing
 
 from gridrad_cube.schema import Packing
 from gridrad_cube.storage import Files
-from gridrad_cube.store.layout import COORDINATES, Kind, store_info
+from gridrad_cube.store.layout import COORDINATES, store_info
 from gridrad_cube.store.patches import PatchReader
 
 #: Dask chunks of an opened store: None for none, ``"auto"``, crops a chunk, or a number for each dimension.
@@ -104,7 +104,7 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
     return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
 
 
-def _open(store: str | os.PathLike[str], kind: Kind) -> tuple[xr.Dataset, dict[str, Any]]:
+def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[str, Any]]:
     """A store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
     info, files = store_info(store, kind), Files(store)
     dataset = xr.open_zarr(

@@ -1,0 +1,172 @@
+"""What a store holds, for people: a mapping of facts, as text, and as a table in a notebook."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from gridrad_cube.schema import CHANNELS, Flag
+from gridrad_cube.store.layout import ATTRIBUTE, STATUS, ChannelLayout, store_info
+
+#: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
+Facts = dict[str, Any]
+
+#: Crops whose flags are read at once.
+_CROPS_AT_ONCE = 16384
+#: Heights of a histogram's bins in text, none to most.
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def describe(dataset: xr.Dataset) -> Facts:
+    """What a store, or a part of one, holds. Reads no pixels and no embeddings.
+
+    Returns
+    -------
+    Texts by name: kind, counts, time span, extent, completeness; ``variables``, ``statistics`` of clean patches (of
+    the whole store, with their histogram) and ``flags`` are mappings themselves.
+    """
+    if not ("crop" in dataset.dims and {"time", "latitude", "longitude"} <= set(dataset.variables)):
+        return {"kind": "an answer or a part of a store", "sizes": _sizes(dataset.sizes)}
+    info = store_info(dataset) if ATTRIBUTE in dataset.attrs else {}
+    embeddings = "embedding" in dataset.data_vars
+    kind = f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
+    out: Facts = {"kind": kind}
+    if dataset.encoding.get("source"):
+        out["store"] = str(dataset.encoding["source"])
+    out |= {"crops": _crops(dataset), "time": _span(dataset), "place": _extent(dataset)}
+    if embeddings:
+        dims = [d for d in dataset["embedding"].dims if d != "feature"]
+        out["samples"] = _sizes({d: dataset.sizes[d] for d in dims})
+        out["checkpoint"] = str(info.get("checkpoint", "?"))
+        names, flags = ["embedding"], {"embedding": "flags"}
+    else:
+        rows, cols = (dataset.sizes.get(dim, "?") for dim in ("row", "col"))
+        out["patches"] = f"{rows} x {cols} of {info.get('patch', '?')} px a crop"
+        out["codec"] = str(info.get("recipe", {}).get("codec", "?"))
+        out["identity"] = str(info.get("identity", "?"))
+        names = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
+        others = _others(info)
+        flags = {n: f"{n}_flags" for n in names if n not in others}
+    out["variables"] = {n: f"{_sizes(dataset[n].sizes)}, {_type(dataset[n])}" for n in names}
+    found = info.get("training_statistics", {})
+    out["statistics"] = {
+        label: _statistics(label, s) for label, s in found.items() if label.split("@")[0] in flags
+    }
+    out["flags"] = {n: _flags(dataset[f]) for n, f in flags.items() if f in dataset.variables}
+    if not embeddings:
+        out["other channels"] = {n: _presence(dataset, n) for n in names if n in others}
+    return {name: value for name, value in out.items() if value != {}}
+
+
+def _others(info: Mapping[str, Any]) -> set[str]:
+    """Channels of kind ``other``."""
+    layouts = {n: ChannelLayout.from_dict(n, c) for n, c in info.get("channels", {}).items()}
+    return {n for n, layout in layouts.items() if layout.channel.kind == "other"}
+
+
+def _sizes(sizes: Mapping[Any, int]) -> str:
+    return " x ".join(f"{n} {d}" for d, n in sizes.items())
+
+
+def _type(array: xr.DataArray) -> str:
+    return f"{array.dtype}, {array.attrs.get('units', '1')}, {array.nbytes / 2**20:,.1f} MiB"
+
+
+def _crops(dataset: xr.Dataset) -> str:
+    """How many crops there are, and how many of them hold data."""
+    count = dataset.sizes["crop"]
+    if "status" not in dataset.variables:
+        return str(count)
+    status = dataset["status"].values
+    parts = {name: int((status == code).sum()) for name, code in STATUS.items()}
+    done = f", {parts['written'] / count:.1%} complete" if count else ""
+    return (", ".join(f"{n} {name}" for name, n in parts.items() if n) or "none") + done
+
+
+def _span(dataset: xr.Dataset) -> str:
+    times = dataset["time"].values.astype("datetime64[s]")
+    known = np.unique(times[~np.isnat(times)])
+    return f"{known[0]} to {known[-1]} UTC, {len(known)} times" if len(known) else "none"
+
+
+def _extent(dataset: xr.Dataset) -> str:
+    lat, lon = (dataset[n].values for n in ("latitude", "longitude"))
+    if not np.isfinite(lat).any():
+        return "none"
+    return (
+        f"patch centers at latitudes {np.nanmin(lat):.2f} to {np.nanmax(lat):.2f}, "
+        f"longitudes {np.nanmin(lon):.2f} to {np.nanmax(lon):.2f}"
+    )
+
+
+def _statistics(label: str, found: Mapping[str, Any]) -> str:
+    """Statistics of clean patches, and their histogram over the typical range of the channel."""
+    if found.get("mean") is None:
+        return "no clean patch"
+    low, high = CHANNELS[label.split("@")[0]].typical_range
+    return (
+        f"{found['patches']} clean patches, mean {found['mean']:.4g}, std {found['std']:.4g}, {found['minimum']:.4g} "
+        f"to {found['maximum']:.4g}, {low:g} |{_bars(found['histogram'])}| {high:g}"
+    )
+
+
+def _bars(counts: Sequence[int]) -> str:
+    pairs = np.asarray(counts, np.float64).reshape(-1, 2).sum(axis=1)  # 32 characters wide
+    share = pairs / max(pairs.max(), 1.0)
+    return "".join(_BARS[math.ceil(s * (len(_BARS) - 1))] for s in share)
+
+
+def _flags(flags: xr.DataArray) -> str:
+    """Share of what has no flag, and of each flag that occurs."""
+    counts, clear = dict.fromkeys(Flag, 0), 0
+    for start in range(0, flags.sizes["crop"], _CROPS_AT_ONCE):
+        part = flags.isel(crop=slice(start, start + _CROPS_AT_ONCE)).values
+        kinds, numbers = np.unique(part, return_counts=True)
+        for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True):
+            clear += number if kind == 0 else 0
+            for flag in Flag:
+                counts[flag] += number if kind & int(flag) else 0
+    total = max(flags.size, 1)
+    shares = [f"{flag.name} {n / total:.1%}" for flag, n in counts.items() if n]
+    return ", ".join([f"no flag {clear / total:.1%}", *shares])
+
+
+def _presence(dataset: xr.Dataset, name: str) -> str:
+    """In how many patches a channel of kind ``other`` has values."""
+    array, fraction = dataset[name], dataset[f"{name}_valid_fraction"].values
+    units = [array.attrs["units"]] if array.attrs["units"] != "1" else []
+    return ", ".join([str(array.dtype), *units, f"in {int((fraction > 0).sum())} of {fraction.size} patches"])
+
+
+def as_text(facts: Facts) -> str:
+    """Facts as lines."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            width = max(map(len, value), default=0)
+            lines += [f"{name}:", *(f"  {key:{width}}  {text}" for key, text in value.items())]
+        else:
+            lines.append(f"{name}: {value}")
+    return "\n".join(lines)
+
+
+def as_html(facts: Facts) -> str:
+    """Facts as a table. Everything is escaped: names come from files."""
+    rows = []
+    for name, value in facts.items():
+        inner = html.escape(str(value))
+        if isinstance(value, Mapping):
+            inner = "".join(
+                f"<div><b>{html.escape(str(k))}</b>&ensp;{html.escape(str(v))}</div>"
+                for k, v in value.items()
+            )
+        rows.append(
+            f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{inner}</td></tr>"
+        )
+    return f"<table>{''.join(rows)}</table>"
