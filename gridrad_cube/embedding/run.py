@@ -141,7 +141,7 @@ def embed(
     if distributed:
         blocks = range(len(here.writer.blocks))
         kept = sum(here.writer.record(number) is not None for number in blocks)
-        _embed_elsewhere(job, len(blocks), workers, scheduler, client)
+        _embed_elsewhere(job, len(blocks), workers, scheduler, client, progress=progress)
         here.embed_blocks(share, progress=False)
     else:
         kept = here.embed_blocks(share, progress=progress)
@@ -271,7 +271,7 @@ class _Job:
             records, functools.partial(source.small, windows=not source.overlapping), info,
             event=f"gridrad-cube embed: {source.crops} crops to level {source.level} by {network.fingerprint}",
             attributes=geoemb(request, source.info, features=network.features, spacing_km=spacing),
-            history=Files(source.store).read_json("zarr.json").get("attributes", {}).get("history"),
+            history=source.dataset.attrs.get("history"),
         )  # fmt: skip
 
     def _spacing(self) -> float | None:
@@ -308,14 +308,22 @@ def _hash_crops(dataset: xr.Dataset, rows: range) -> str:
 
 
 def _embed_elsewhere(
-    job: Callable[..., _Job], blocks: int, workers: int, scheduler: str | None, client: Client | None
+    job: Callable[..., _Job],
+    blocks: int,
+    workers: int,
+    scheduler: str | None,
+    client: Client | None,
+    *,
+    progress: bool,
 ) -> None:
     """Embed all blocks by other processes, some shares for each."""
     here = client is None and scheduler is None
     threads = max(1, cores() // workers) if here else None
     shares = min(blocks, _SHARES * workers if here else _REMOTE_SHARES)
+    tasks = [(job, (i, shares), threads) for i in range(shares)]
     with executor(client, workers, scheduler) as run:
-        results = [r for _, r in run(_embed_share, [(job, (i, shares), threads) for i in range(shares)])]
+        bar = tqdm(run(_embed_share, tasks), "embed", shares, unit="share", disable=not progress)
+        results = [result for _, result in bar]
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,13 +16,14 @@ from gridrad_cube.store.layout import (
     ArraySpec,
     CubeLayout,
     blank_rows,
-    encode,
     group_metadata,
     metadata,
     number_arrays,
     small_specs,
     whole_array,
     write_array,
+    write_chunk,
+    write_root,
 )
 
 
@@ -67,9 +67,7 @@ def write_block(build: Build, rows: range, values: Mapping[str, np.ndarray]) -> 
     layout = _layout(build)
     for name, spec in small_specs(layout, len(rows)).items():
         index = (rows.start // layout.rows_per_chunk, *(0 for _ in spec.dims[1:]))
-        block = np.full(spec.chunks, spec.fill_value, dtype=object if spec.dtype == "string" else spec.dtype)
-        block[: len(rows)] = values[name]
-        build.files.write(spec.key(index), encode(spec, block))
+        write_chunk(build.files, spec, index, values[name])
 
 
 def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.ndarray]) -> None:
@@ -95,11 +93,8 @@ def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.
         members[spec.name] = metadata(spec)
     for group in sorted({name.rsplit("/", 1)[0] for name in members if "/" in name} | {"grids"}):
         members[group] = group_metadata({})
-    for name, value in members.items():
-        files.write_json(f"{name}/zarr.json", value)
     ours = dict(attributes["gridrad_cube"]) | {"format_version": FORMAT_VERSION, "kind": "patches"}
-    root = group_metadata(dict(attributes) | {"gridrad_cube": ours}, members)
-    files.write("zarr.json", json.dumps(root, allow_nan=False).encode())
+    write_root(files, dict(attributes) | {"gridrad_cube": ours}, members)
 
 
 def _whole_arrays(

@@ -19,11 +19,13 @@ from gridrad_cube.store.layout import (
     COORDINATES,
     ArraySpec,
     encode,
-    group_metadata,
     metadata,
     number_arrays,
     store_info,
+    whole_array,
     write_array,
+    write_chunk,
+    write_root,
 )
 from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
@@ -221,7 +223,10 @@ class EmbeddingWriter:
         ours = {**self.request, "kind": "embeddings", **info, "identity": self._identity(records)}
         if old.get("gridrad_cube") == json.loads(json.dumps(ours)):
             return
-        specs = self._write_labels(info["channels"])
+        specs = {}
+        for spec, column in _label_arrays(info["channels"]):
+            specs[spec.name] = spec
+            write_array(self.files, spec, column)
         for start in range(0, self.crops, _ROWS):
             rows = range(start, min(start + _ROWS, self.crops))
             values = dict(small(rows)) | self._values(records, rows)
@@ -237,9 +242,6 @@ class EmbeddingWriter:
         for spec, numbers in number_arrays(sizes, _ROWS):
             specs[spec.name] = spec
             write_array(self.files, spec, numbers)
-        members = {name: metadata(spec) for name, spec in specs.items()}
-        for name, value in members.items():
-            self.files.write_json(f"{name}/zarr.json", value)
         stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
         before = old.get("history") or history
         root = {
@@ -249,8 +251,7 @@ class EmbeddingWriter:
             "gridrad_cube": ours,
             **(attributes or {}),
         }
-        data = json.dumps(group_metadata(root, members), allow_nan=False).encode()
-        self.files.write("zarr.json", data)
+        write_root(self.files, root, {name: metadata(spec) for name, spec in specs.items()})
 
     def _identity(self, records: Mapping[int, Mapping[str, Any]]) -> str:
         """Hash of what the store holds: the request and every shard's checksum."""
@@ -264,27 +265,6 @@ class EmbeddingWriter:
         numbers = range(rows.start // self._block, -(-rows.stop // self._block))
         parts = [_unpack(records[n].get("values", {})) for n in numbers]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
-    def _write_labels(self, channels: Mapping[str, Sequence[str]]) -> dict[str, ArraySpec]:
-        """Write the coordinates on ``channel``; return their specs."""
-        columns: dict[str, list[Any]] = {
-            "channel": list(channels),
-            "variable": [
-                "+".join(dict.fromkeys(m.split("@")[0] for m in some)) for some in channels.values()
-            ],
-            "altitude_km": [_altitude(some) for some in channels.values()],
-        }
-        specs = {}
-        for name, values in columns.items():
-            number = name == "altitude_km"
-            specs[name] = ArraySpec(
-                name=name, dims=("channel",), shape=(len(values),), chunks=(len(values),),
-                dtype="float64" if number else "string", fill_value=np.nan if number else "",
-                attributes=_LABEL_ATTRIBUTES[name],
-            )  # fmt: skip
-            column = np.array(values, np.float64 if number else object)
-            self.files.write(specs[name].key((0,)), encode(specs[name], column))
-        return specs
 
     def _write_rows(self, name: str, rows: range, values: np.ndarray) -> ArraySpec:
         """Write a chunk of a small array; return its spec."""
@@ -300,9 +280,7 @@ class EmbeddingWriter:
             name=name, dims=dims, shape=(self.crops, *values.shape[1:]), dtype=dtype,
             chunks=(_ROWS, *values.shape[1:]), fill_value=fill, attributes=attributes,
         )  # fmt: skip
-        block = np.full(spec.chunks, fill, object if dtype == "string" else dtype)
-        block[: len(rows)] = values
-        self.files.write(spec.key((rows.start // _ROWS, *(0 for _ in dims[1:]))), encode(spec, block))
+        write_chunk(self.files, spec, (rows.start // _ROWS, *(0 for _ in dims[1:])), values)
         return spec
 
 
@@ -327,6 +305,18 @@ def _unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
         name: np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype).reshape(shape)
         for name, (dtype, shape, data) in packed.items()
     }
+
+
+def _label_arrays(channels: Mapping[str, Sequence[str]]) -> list[tuple[ArraySpec, np.ndarray]]:
+    """Coordinates on ``channel``: the labels, and the variable and altitude of those that have one."""
+    columns = {
+        "channel": np.array(list(channels), object),
+        "variable": np.array(
+            ["+".join(dict.fromkeys(m.split("@")[0] for m in c)) for c in channels.values()], object
+        ),
+        "altitude_km": np.array([_altitude(members) for members in channels.values()], np.float64),
+    }
+    return [whole_array(n, ("channel",), column, _LABEL_ATTRIBUTES[n]) for n, column in columns.items()]
 
 
 def _altitude(members: Sequence[str]) -> float:

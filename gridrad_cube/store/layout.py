@@ -236,11 +236,29 @@ def write_array(files: Files, spec: ArraySpec, values: np.ndarray, *, first: int
         window = tuple(
             slice(i * e, min((i + 1) * e, n)) for i, e, n in zip(index, edges, spec.shape, strict=True)
         )
-        block = np.full(edges, spec.fill_value, dtype=object if spec.dtype == "string" else spec.dtype)
-        part = values[window]
-        block[tuple(slice(0, n) for n in part.shape)] = part
-        files.write(spec.key(index), encode(spec, block))
+        write_chunk(files, spec, index, values[window])
     files.write_json(f"{spec.name}/zarr.json", metadata(spec))
+
+
+def write_chunk(files: Files, spec: ArraySpec, index: Sequence[int], values: np.ndarray) -> None:
+    """Write one chunk of an unsharded array in one step; where ``values`` end, fill follows."""
+    block = np.full(spec.chunks, spec.fill_value, dtype=object if spec.dtype == "string" else spec.dtype)
+    block[tuple(slice(0, n) for n in values.shape)] = values
+    files.write(spec.key(index), encode(spec, block))
+
+
+def write_root(files: Files, attributes: Mapping[str, Any], members: Mapping[str, Any]) -> None:
+    """Write the metadata of all members, and then the root: the store appears, or grows, at once.
+
+    Parameters
+    ----------
+    members
+        ``zarr.json`` of every array and group, by name.
+    """
+    for name, value in members.items():
+        files.write_json(f"{name}/zarr.json", value)
+    root = group_metadata(attributes, members)
+    files.write("zarr.json", json.dumps(root, allow_nan=False).encode())
 
 
 def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, Any] | None = None) -> dict[str, Any]:
