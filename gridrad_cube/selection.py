@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from gridrad_cube.schema import (
 
 __all__ = [
     "ALTITUDE_TOLERANCE_KM", "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
-    "as_periods", "as_rings", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
+    "as_periods", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
     "in_box", "in_polygon", "kind_of", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
     "split_by_day",
 ]  # fmt: skip
@@ -43,10 +42,6 @@ __all__ = [
 Box = Sequence[float]
 #: Flags that rule a sample out: names, one name, a mask, ``()`` for none; None for the default of each channel.
 Reject = int | Flag | str | Iterable[str] | None
-#: Start and end (not included) of a time range; None leaves an end open.
-Period = tuple[np.datetime64 | None, np.datetime64 | None]
-#: Corners of a ring, (corners, 2): longitude and latitude in degrees, longitudes without jumps.
-Ring = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 #: An altitude is found within this distance, km; nothing is interpolated.
@@ -114,10 +109,6 @@ class Selection:
     altitude: Any = None
     reject: Reject = None
 
-    @cached_property
-    def _rings(self) -> list[Ring]:
-        return as_rings(self.polygon)
-
     def in_time(self, times: npt.ArrayLike) -> Mask:
         """Which times the selection takes, of those that are known (NaT: a crop that holds no data).
 
@@ -154,10 +145,6 @@ class Selection:
             )
         return keep
 
-    def has_place(self) -> bool:
-        """Whether a rule needs positions."""
-        return any(rule is not None for rule in (self.bbox, self.polygon, self.solar_hour))
-
     def in_place(self, latitude: npt.ArrayLike, longitude: npt.ArrayLike, times: npt.ArrayLike) -> Mask:
         """Which positions the selection takes.
 
@@ -171,12 +158,12 @@ class Selection:
         """
         latitude, longitude = np.asarray(latitude), np.asarray(longitude)
         keep = np.isfinite(latitude)
-        if not self.has_place():
+        if self.bbox is None and self.polygon is None and self.solar_hour is None:
             return keep | ~keep.any(axis=tuple(range(1, keep.ndim)), keepdims=True)
         if self.bbox is not None:
             keep &= in_box(latitude, longitude, self.bbox)
         if self.polygon is not None:
-            keep &= in_polygon(latitude, longitude, self._rings)
+            keep &= in_polygon(latitude, longitude, self.polygon)
         if self.solar_hour is not None:
             of_crop = np.asarray(times).reshape(-1, *(1 for _ in keep.shape[1:]))
             keep &= _in_hours(solar_hour_of(of_crop, longitude), self.solar_hour, "solar_hour")
@@ -254,8 +241,8 @@ def _span(value: np.datetime64) -> tuple[np.datetime64, np.datetime64]:
     return value.astype("datetime64[s]"), following.astype("datetime64[s]")
 
 
-def as_periods(time: Any) -> list[Period]:
-    """Time ranges as ``(start, stop)``, stop not included; the parameter ``time`` of `Selection`.
+def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | None]]:
+    """Time ranges ``(start, stop)``, stop not included and None for an open end, of ``time`` in `Selection`.
 
     Raises
     ------
@@ -412,13 +399,7 @@ def month_of(time: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _as_months(season: Any) -> list[int]:
-    """Months of a season: initials such as ``"JJA"`` or ``"AMJJAS"``, a number, or several numbers.
-
-    Raises
-    ------
-    SchemaError
-        If it is none of these.
-    """
+    """Months of a season: initials such as ``"JJA"`` or ``"AMJJAS"``, a number, or several numbers."""
     if isinstance(season, str) and len(season) > 1:
         first = _INITIALS.find(season.upper())
         if first >= 0 and len(season) <= 12:
@@ -436,13 +417,7 @@ def _as_months(season: Any) -> list[int]:
 
 
 def _in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDArray[np.bool_]:
-    """Which hours of the day lie in a span ``(start, stop)``, stop not included, or in one whole hour.
-
-    Raises
-    ------
-    SchemaError
-        If it is neither.
-    """
+    """Which hours of the day lie in a span ``(start, stop)``, stop not included, or in one whole hour."""
     span = (wanted, wanted + 1) if isinstance(wanted, (int, np.integer)) else tuple(np.atleast_1d(wanted))
     numbers = all(isinstance(edge, (int, float, np.number)) and 0 <= edge <= 24 for edge in span)
     if len(span) != 2 or not numbers or span[0] == span[1] or span[0] == 24:
@@ -455,13 +430,7 @@ def _in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDA
 
 
 def _as_days(day: Any) -> npt.NDArray[np.datetime64]:
-    """Convective days from one date or several.
-
-    Raises
-    ------
-    SchemaError
-        If one is no date.
-    """
+    """Convective days from one date or several."""
     one = isinstance(day, str) or np.ndim(day) == 0
     out = []
     for value in [day] if one else list(day):
@@ -506,8 +475,10 @@ def in_box(latitude: npt.ArrayLike, longitude: npt.ArrayLike, box: Box) -> Mask:
     return np.asarray(inside & ((lon - west + margin) % 360.0 <= width + 2 * margin))
 
 
-def as_rings(polygon: Any) -> list[Ring]:
-    """Rings of a polygon.
+def in_polygon(latitude: npt.ArrayLike, longitude: npt.ArrayLike, polygon: Any) -> Mask:
+    """Which points lie in a polygon: in an odd number of its rings, so that an inner ring is a hole.
+
+    Edges run straight in longitude and latitude. A point on an edge may fall to either side.
 
     Parameters
     ----------
@@ -524,10 +495,23 @@ def as_rings(polygon: Any) -> list[Ring]:
         try:
             polygon = json.loads(polygon)
         except ValueError as error:
-            raise SchemaError(f"polygon: the text is no GeoJSON ({error})") from None
+            raise SchemaError(f"polygon: the text is not GeoJSON ({error})") from None
     polygon = getattr(polygon, "__geo_interface__", polygon)
-    rings = _geojson(polygon) if isinstance(polygon, Mapping) else [polygon]
-    return [_ring(ring) for ring in rings]
+    lat, lon = np.asarray(latitude), np.asarray(longitude)
+    out = np.zeros(lat.shape, bool)
+    for corners in _geojson(polygon) if isinstance(polygon, Mapping) else [polygon]:
+        ring = _ring(corners)
+        west, east = ring[:, 0].min(), ring[:, 0].max()
+        at = west + (lon - west) % 360.0
+        near = np.nonzero((at <= east) & (lat >= ring[:, 1].min()) & (lat <= ring[:, 1].max()))
+        x, y = at[near], lat[near]
+        inside = np.zeros(x.shape, bool)
+        for (x1, y1), (x2, y2) in itertools.pairwise(ring):
+            if y1 != y2:
+                crosses = (y1 > y) != (y2 > y)
+                inside ^= crosses & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))
+        out[near] ^= inside
+    return out
 
 
 def _geojson(shape: Mapping[str, Any]) -> list[Any]:
@@ -544,7 +528,8 @@ def _geojson(shape: Mapping[str, Any]) -> list[Any]:
     raise SchemaError(f"polygon: got GeoJSON of type {kind!r}; expected Polygon or MultiPolygon")
 
 
-def _ring(corners: Sequence[Sequence[float]]) -> Ring:
+def _ring(corners: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+    """Corners of a closed ring, (corners, 2): longitude and latitude in degrees, longitudes without jumps."""
     try:
         ring = np.array([corner[:2] for corner in corners], np.float64)
     except (TypeError, ValueError, IndexError):
@@ -563,28 +548,6 @@ def _ring(corners: Sequence[Sequence[float]]) -> Ring:
         longitude = np.concatenate([longitude, longitude[[-1, 0, 0]]])
         latitude = np.concatenate([latitude, [pole, pole, latitude[0]]])
     return np.stack([longitude, latitude], axis=1)
-
-
-def in_polygon(
-    latitude: npt.NDArray[np.float64], longitude: npt.NDArray[np.float64], rings: Sequence[Ring]
-) -> npt.NDArray[np.bool_]:
-    """Which points lie inside: in an odd number of rings, so that an inner ring is a hole.
-
-    Edges run straight in longitude and latitude. A point on an edge may fall to either side.
-    """
-    out = np.zeros(latitude.shape, bool)
-    for ring in rings:
-        west, east = ring[:, 0].min(), ring[:, 0].max()
-        at = west + (longitude - west) % 360.0
-        near = np.nonzero((at <= east) & (latitude >= ring[:, 1].min()) & (latitude <= ring[:, 1].max()))
-        x, y = at[near], latitude[near]
-        inside = np.zeros(x.shape, bool)
-        for (x1, y1), (x2, y2) in itertools.pairwise(ring):
-            if y1 != y2:
-                crosses = (y1 > y) != (y2 > y)
-                inside ^= crosses & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))
-        out[near] ^= inside
-    return out
 
 
 # Channels, altitudes, flags
