@@ -12,10 +12,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import xarray as xr
-
-from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.store import Files
 
 #: Registration of the ``geoemb:`` convention, https://github.com/geo-embeddings/embeddings-zarr-convention
@@ -57,17 +53,6 @@ def describe_source(info: Mapping[str, Any], source: str, out: str | os.PathLike
         "embedded_from": below,
         "software": {package: importlib.metadata.version(package) for package in _SOFTWARE},
     }
-
-
-def measure_spacing(dataset: xr.Dataset, patch: int) -> float | None:
-    """Distance of neighboring pixels in the first crops of a cube, km; None if no position is known."""
-    position = [dataset[n][:16].values for n in ("latitude", "longitude")]
-    for axis in (1, 2):
-        near, far = ([np.delete(p, end, axis) for p in position] for end in (-1, 0))
-        steps = great_circle_km(near[0], near[1], far[0], far[1]) / patch
-        if np.isfinite(steps).any():
-            return float(np.nanmedian(steps))
-    return None
 
 
 def geoemb(

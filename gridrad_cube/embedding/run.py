@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from gridrad_cube.embedding.inputs import Normalize, PatchInput, open_input
 from gridrad_cube.embedding.network import Network, Pool
-from gridrad_cube.embedding.output import describe_source, geoemb, measure_spacing
+from gridrad_cube.embedding.output import describe_source, geoemb
+from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.launch import World, choose_device, cores, find_world
 from gridrad_cube.pipeline import executor
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
@@ -278,7 +279,8 @@ class _Job:
         """Distance of neighboring pixels, km; warns if training had another."""
         if not isinstance(self.source, PatchInput):
             return self.source.info.get("pixel_spacing_km")
-        found = measure_spacing(self.source.dataset, self.source.patch)
+        latitude, longitude = (self.source.dataset[n][:16].values for n in ("latitude", "longitude"))
+        found = pixel_spacing_km(latitude, longitude, self.source.patch)
         trained = self.network.trained["view"].get("pixel_spacing_km")
         if found and trained and abs(found / trained - 1) > _SPACING_TOLERANCE:
             logger.warning(

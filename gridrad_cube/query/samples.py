@@ -29,8 +29,6 @@ SAMPLE_DIMS = ("crop", "channel", "row", "col")
 READ_BYTES = 64 * 2**20
 #: Crops whose small variables are looked at together.
 CROPS_AT_ONCE = 4096
-#: How far in time an answer may be where the store has one time only, s.
-_ONE_TIME = 3600.0
 #: A corner lies this much further than half the diagonal where meridians converge (a patch of 5 degrees).
 _CORNER = 1.05
 #: Distances from places to samples that are taken together.
@@ -124,7 +122,7 @@ def time_step(dataset: xr.Dataset) -> float:
     """Median seconds from one time of the store to the next; an hour where it has one time only."""
     times = np.unique(times_of(dataset))
     steps = np.diff(seconds_of(times[~np.isnat(times)]))
-    return float(np.median(steps)) if len(steps) else _ONE_TIME
+    return float(np.median(steps)) if len(steps) else 3600.0
 
 
 def crop_blocks(wanted: np.ndarray, size: int = CROPS_AT_ONCE) -> Iterator[slice]:
