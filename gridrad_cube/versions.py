@@ -1,4 +1,4 @@
-"""What is installed here, for the report of a fault."""
+"""Versions of what is installed, for the report of a fault."""
 
 from __future__ import annotations
 
@@ -7,59 +7,37 @@ import platform
 import re
 import sys
 from importlib import metadata
-from typing import TextIO
 
-#: Settings of the environment that change what the libraries below do.
+#: Settings of the environment that change what the libraries do.
 _SETTINGS = (
     "CUDA_VISIBLE_DEVICES", "HDF5_USE_FILE_LOCKING", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
     "OPENBLAS_NUM_THREADS", "TMPDIR",
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """Versions by name: Python, the system, this package and all that it asks for, extras among them.
+def show_versions() -> None:
+    """Print the versions of Python, this package and its dependencies, and the settings of the environment.
 
-    Nothing is imported. What is not installed is left out if an extra brings it, and is ``"missing"`` otherwise.
+    Nothing is imported. Optional dependencies that are not installed are left out.
     """
     found = {
         "python": sys.version.replace("\n", " "),
         "system": platform.platform(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "gridrad-cube": _version("gridrad-cube") or "not installed, runs from its folder",
+        "cores": str(os.cpu_count()),
     }
-    for requirement in _requirements():
-        name = re.match(r"[\w.-]+", requirement)
-        assert name is not None, requirement
-        version = _version(name.group())
-        if version or "extra ==" not in requirement:
-            found[name.group()] = version or "missing"
-    return found | {name: os.environ[name] for name in _SETTINGS if name in os.environ}
-
-
-def show_versions(file: TextIO | None = None) -> None:
-    """Print what is installed here, to be pasted into the report of a fault.
-
-    Parameters
-    ----------
-    file
-        Where to; standard output by default.
-    """
-    found = versions()
+    try:
+        found["gridrad-cube"] = metadata.version("gridrad-cube")
+        required = metadata.requires("gridrad-cube") or []
+    except metadata.PackageNotFoundError:
+        found["gridrad-cube"], required = "not installed, runs from its folder", []
+    for requirement in required:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if "extra ==" not in requirement:
+                found[name] = "missing"
+    found |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     width = max(map(len, found))
     for name, version in found.items():
-        print(f"{name:{width}}  {version}", file=file or sys.stdout)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _requirements() -> list[str]:
-    try:
-        requirements = metadata.requires("gridrad-cube") or []
-    except metadata.PackageNotFoundError:
-        return []
-    return [r for r in requirements if not r.startswith("gridrad-cube")]
+        print(f"{name:{width}}  {version}")
