@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gridrad_cube import __version__
 from gridrad_cube.datasets import Batch, EpochSampler, PatchLoader
 from gridrad_cube.launch import (
     World,
@@ -48,7 +49,6 @@ from gridrad_cube.training.monitors import Monitor, count_flops, peak_flops
 from gridrad_cube.training.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
 from gridrad_cube.training.probe import Probe, Scores, draw_pairs, probe_interval
 from gridrad_cube.training.run import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
-from gridrad_cube.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -515,7 +515,7 @@ class _Run:
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),
             "store": self.store,
-            "software": {"gridrad_cube": versions()["gridrad-cube"], "torch": str(torch.__version__)},
+            "software": {"gridrad_cube": __version__, "torch": str(torch.__version__)},
         }
 
 
