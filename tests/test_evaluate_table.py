@@ -173,7 +173,7 @@ def test_a_sequel_is_ranked_among_distractors_of_its_hour_as_by_brute_force():
     sequel[:390] = np.arange(7, 397)
     stores = SimpleNamespace(edge_km=60 / 0.945, datasets={"x": None})
     asked = run._Evaluator(stores, {"x": None}, pool, later, {}, np.zeros(600), "", 400, 0)
-    row = asked._retrieve("q", "30min", sequel, later, allowed)
+    row = asked._row("retrieval", "q", asked._retrieve, "30min", sequel, later, allowed)
 
     def cosine(a, b):
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
@@ -373,6 +373,19 @@ def test_result_is_json_with_words_for_numbers_that_are_not_there(result):
     assert "nan" not in text
 
 
+def test_collapsed_embeddings_are_evaluated_all_the_same(store_folder, tmp_path):
+    path = store_folder / "patches.zarr"
+    vectors = np.full((*store.open_cube(path)[f"{IR}_mean"].shape, 8), 0.5)
+    write_embeddings(tmp_path / "e.zarr", path, vectors, source=str(path))
+    result = evaluation.evaluate(tmp_path / "e.zarr", leads=LEADS[1:])
+    assert row_of(result, "spread", "RankMe, effective dimensions").cells["embedding"].value == pytest.approx(
+        1
+    )
+    retrieval = row_of(result, "retrieval", "same place after 30min").cells["embedding"]
+    assert retrieval.value == 0  # all others are equal, so it never ranks first
+    assert row_of(result, "probe", "minimum brightness temperature").cells["embedding"].value < 0.01
+
+
 def test_one_day_gives_words_all_over(tmp_path):
     path = make_cube(tmp_path, days=1, scenes=4, hours=False)
     write_embeddings(tmp_path / "e.zarr", path, vectors_of(store.open_cube(path)))
@@ -531,7 +544,7 @@ def test_kinds_of_vectors_are_learned_on_some_samples(stores):
     expected = PCA(64, svd_solver="full").fit(picture[some]).transform(picture)
     np.testing.assert_allclose(found["PCA-64 of pixels"], expected, rtol=1e-5, atol=1e-5)
     steady = replace(pool, vectors={n: np.ones_like(v) for n, v in pool.vectors.items()})
-    assert list(run._learn(stores, steady, some)) == ["embedding", "embedding, centered"]
+    assert list(run._learn(stores, steady, some)) == ["embedding"]
 
 
 def test_feature_spread_is_one_if_even_and_nothing_if_alike():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,10 +24,17 @@ from gridrad_cube.store import store_info
 LEADS = ("10min", "30min", "60min", "180min")
 #: Fewest distractors of a query; they are within half an hour of the sequel's hour of the day, and not within so many
 #: hours and an edge of the query or its sequel.
-LEAST_DISTRACTORS, SAME_HOUR, NEAR_HOURS = 20, 0.5, 6.0
+LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
 #: Fewest samples of the rarer answer of a yes or no, on the fitting and on the testing days.
-LEAST_RARE = 10
-_CENTERED, _NOTHING = ", centered", Cell()
+_LEAST_RARE = 10
+_CENTERED = ", centered"
+#: Measure of each section, and whether higher or lower is better.
+_MEASURES = {
+    "retrieval": ("share ranked first", "higher"),
+    "forecast": ("mean absolute error", "lower"),
+    "probe": ("R²", "higher"),
+    "leak": ("R²", ""),
+}
 
 #: A score of some cases under each row of weights of days, from the day of each case and the weights.
 _Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -114,19 +121,16 @@ def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    kinds: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
-    for name in stores.datasets:
-        kinds[name] = (name, np.asarray)
-    for name in stores.datasets:
-        mean = pool.vectors[name][some].mean(axis=0, dtype=np.float64)
-        kinds[name + _CENTERED] = (name, partial(np.add, -mean))
-    for name in ("moments", "histogram"):
-        scaler = StandardScaler().fit(pool.vectors[name][some].astype(np.float64))
-        if (scaler.scale_ != 1).any():  # 1 where a feature does not vary
-            kinds[name] = (name, scaler.transform)
-    picture = pool.vectors["picture"][some].astype(np.float64)
-    if np.ptp(picture, axis=0).any():
-        pca = PCA(min(COMPONENTS, *picture.shape), svd_solver="covariance_eigh").fit(picture)
+    raw = {name: values[some].astype(np.float64) for name, values in pool.vectors.items()}
+    varying = [name for name, values in raw.items() if np.ptp(values, axis=0).any()]
+    kinds: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
+    kinds = {name: (name, np.asarray) for name in stores.datasets}
+    for name in (n for n in stores.datasets if n in varying):
+        kinds[name + _CENTERED] = (name, partial(np.add, -raw[name].mean(axis=0)))
+    for name in (n for n in ("moments", "histogram") if n in varying):
+        kinds[name] = (name, StandardScaler().fit(raw[name]).transform)
+    if "picture" in varying:
+        pca = PCA(min(COMPONENTS, *raw["picture"].shape), svd_solver="covariance_eigh").fit(raw["picture"])
         count = int((pca.explained_variance_ > 1e-10 * pca.explained_variance_[0]).sum())
         kinds[f"PCA-{COMPONENTS} of pixels"] = ("picture", lambda values: pca.transform(values)[:, :count])
     if stores.patches is not None:
@@ -153,12 +157,8 @@ def _count(time: np.ndarray) -> Cell:
     return Cell(cases=len(time), days=len(np.unique(convective_day(time))))
 
 
-def _lack(values: np.ndarray, noun: str, least: int = LEAST_CASES) -> str:
-    """In words, if there are too few values or too few that differ from the usual one; else nothing."""
-    differ = int((values != np.median(values)).sum()) if len(values) else 0
-    if len(values) >= LEAST_CASES and differ >= least:
-        return ""
-    return f"too few {noun}: {len(values)}, of which {differ} differ; at least {least} must"
+class _TooFew(Exception):
+    """Data are too few for a number; the message stands in its place."""
 
 
 @dataclass(frozen=True)
@@ -188,24 +188,38 @@ class _Evaluator:
     def run(self) -> Evaluation:
         """Ask all questions."""
         told = {name: about for name, about in ATTRIBUTES.items() if name in self.pool.attributes}
-        rows = [*self._spread(), *map(self._same_place, self.sequels)]
-        storms = [name for name, about in told.items() if about.storm]
-        if storms and self.stores.patches is None:
-            rows += [self._same_storm(lead, storms[0]) for lead in self.sequels]
-        numbers = [name for name, about in told.items() if not about.yes_no]
-        rows += [self._forecast(name, lead) for name in numbers for lead in self.sequels]
-        scores: list[dict[str, float]] = []
-        for name in told:
-            row, score = self._probe(name, residual=False)
-            rows += [row, self._probe(name, residual=True)[0]]
-            scores += [score] if score and np.isfinite(list(score.values())).all() else []
-        chosen, choice = self._choose(scores)
+        storms = [name for name, about in told.items() if about.storm and self.stores.patches is None]
+        rows = self._spread()
+        for lead in self.sequels:
+            rows.append(self._row("retrieval", f"same place after {lead}", self._same_place, lead))
+        for lead in self.sequels if storms else ():
+            rows.append(self._row("retrieval", f"same storm after {lead}", self._same_storm, lead, storms[0]))
+        for name, about in told.items():
+            for lead in self.sequels if not about.yes_no else ():
+                question = f"{about.long_name} after {lead}"
+                rows.append(self._row("forecast", question, self._forecast, name, lead, units=about.units))
+        scores: dict[str, list[float]] = {name: [] for name in self.stores.datasets}
+        for name, about in told.items():
+            rows.append(self._row("probe", about.long_name, self._probe, name, scores))
+            rows.append(self._row("probe", f"{about.long_name}, residual", self._probe, name))
+        pool = self.pool
+        for question, y in (("solar hour", measures.clock(pool.time, pool.longitude)),
+                            ("latitude", pool.latitude[:, None])):  # fmt: skip
+            rows.append(self._row("leak", question, self._leak, y))
+        chosen = ""
+        if len(scores) > 1:
+            counted = _count(pool.time[self.part == CHOOSE])
+            mean = {name: float(np.mean(found)) for name, found in scores.items() if found}
+            chosen = max(mean, key=lambda name: mean[name], default="")
+            words = replace(counted, words=self.lacking or "no attribute could be probed")
+            cells = {n: replace(counted, value=mean[n]) if mean else words for n in scores}
+            rows.append(Row("choice", "probes", "mean score", cells))
         notes = ["[low, high]: 95 % interval, from drawing convective days with replacement."]
         if told:
             notes.append("residual: R² of what solar time, latitude and season leave of the attribute.")
         if missing := [about.long_name for name, about in ATTRIBUTES.items() if name not in told]:
             notes.append(f"The cube does not tell: {'; '.join(missing)}.")
-        return Evaluation(self._about(), (*rows, *self._leaks(), *choice), chosen, tuple(notes))
+        return Evaluation(self._about(), tuple(rows), chosen, tuple(notes))
 
     def _about(self) -> dict[str, Any]:
         """What the evaluation is made from."""
@@ -225,7 +239,21 @@ class _Evaluator:
             "seed": self.seed,
         }
 
-    def _answer(self, row: Row, scores: Mapping[str, _Score], time: np.ndarray, noun: str) -> Row:
+    # Rows
+
+    def _row(
+        self, section: str, question: str, ask: Callable[..., Row], *about: Any, units: str = "1"
+    ) -> Row:
+        """A row as a question fills it, or with words in every cell if data are too few."""
+        measure, better = _MEASURES[section]
+        row = Row(section, question, measure, {}, units, better)
+        try:
+            return ask(row, *about)
+        except _TooFew as lacking:
+            names = self.kinds if section in ("retrieval", "forecast") else self._linear()
+            return replace(row, cells=dict.fromkeys(names, Cell(words=str(lacking))))
+
+    def _fill(self, row: Row, scores: Mapping[str, _Score], time: np.ndarray, noun: str) -> Row:
         """A row with a cell for each kind of vectors, and by how much the first store beats the best baseline.
 
         Parameters
@@ -239,12 +267,10 @@ class _Evaluator:
         """
         counted, sign = _count(time), -1.0 if row.better == "lower" else 1.0
         if counted.cases < LEAST_CASES:
-            return self._in_words(
-                row, scores, f"too few {noun}: {len(time)}, of at least {LEAST_CASES}", counted
-            )
+            raise _TooFew(f"too few {noun}: {len(time)}, of at least {LEAST_CASES}")
         if counted.days < LEAST_DAYS:
-            words = f"too few days: {len(time)} {noun} of {measures.count_days(counted.days)}, of at least {LEAST_DAYS}"
-            return self._in_words(row, scores, words, counted)
+            days = measures.count_days(counted.days)
+            raise _TooFew(f"too few days: {len(time)} {noun} of {days}, of at least {LEAST_DAYS}")
         _, day = np.unique(convective_day(time), return_inverse=True)
         weights = measures.draw_days(counted.days, self.seed)
         drawn = {name: score(day, weights) for name, score in scores.items()}
@@ -260,9 +286,9 @@ class _Evaluator:
         """Whether a store has to beat this."""
         return name not in self.stores.datasets and not name.endswith(_CENTERED) and name != "mean"
 
-    def _in_words(self, row: Row, names: Iterable[str], words: str, counted: Cell = _NOTHING) -> Row:
-        """A row with the same words for every kind of vectors."""
-        return replace(row, cells=dict.fromkeys(names, replace(counted, words=words)))
+    def _linear(self) -> dict[str, np.ndarray]:
+        """Kinds of vectors that differ to a linear probe: without their mean they are the same to it."""
+        return {name: v for name, v in self.pool.vectors.items() if not name.endswith(_CENTERED)}
 
     def _no_pairs(self, lead: str) -> str:
         """In words why nothing came after."""
@@ -277,54 +303,53 @@ class _Evaluator:
 
     def _spread(self) -> list[Row]:
         """How many dimensions the embeddings fill, and how far they spread."""
-        counted, rank, spread = _count(self.pool.time), {}, {}
-        for name in self.stores.datasets:
-            values = self.pool.vectors[name]
-            count, features = values.shape
-            least, few = max(2 * features, LEAST_CASES), f"too few samples: {count}, of at least"
-            words = replace(counted, words=f"{few} {least} for {features} features")
-            rank[name] = replace(counted, value=rank_me(values)) if count >= least else words
-            words = replace(counted, words=f"{few} {LEAST_CASES}")
-            enough = count >= LEAST_CASES
-            spread[name] = replace(counted, value=measures.feature_spread(values)) if enough else words
-        return [
-            Row("spread", "RankMe, effective dimensions", "RankMe", rank, better=""),
-            Row("spread", "feature spread (1: even, 0: all alike)", "feature spread", spread, better=""),
-        ]
+        counted, rows = _count(self.pool.time), []
+        for question, measure, features_each, of in (
+            ("RankMe, effective dimensions", "RankMe", 2, rank_me),
+            ("feature spread (1: even, 0: all alike)", "feature spread", 0, measures.feature_spread),
+        ):
+            cells = {}
+            for name in self.stores.datasets:
+                values = self.pool.vectors[name]
+                least = max(features_each * values.shape[1], LEAST_CASES)
+                few = replace(counted, words=f"too few samples: {len(values)}, of at least {least}")
+                cells[name] = replace(counted, value=of(values)) if len(values) >= least else few
+            rows.append(Row("spread", question, measure, cells, better=""))
+        return rows
 
-    def _same_place(self, lead: str) -> Row:
+    def _same_place(self, row: Row, lead: str) -> Row:
         """Whether what lies at the same place some time later is the most similar of all that is of its hour."""
         everything = np.ones(len(self.pool.rows), bool)
-        return self._retrieve(f"same place after {lead}", lead, self.sequels[lead], self.later, everything)
+        return self._retrieve(row, lead, self.sequels[lead], self.later, everything)
 
-    def _same_storm(self, lead: str, attribute: str) -> Row:
+    def _same_storm(self, row: Row, lead: str, attribute: str) -> Row:
         """The same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has most of it."""
         stormy, sequel = self.pool.attributes[attribute] > 0, np.full(len(self.pool.rows), -1)
         query = draw(np.flatnonzero(stormy & (self.sequels[lead] >= 0)), self.queries, (self.seed, 1))
-        cells = self.later
-        if len(query):
-            around = self.stores.around(self.later.rows[self.sequels[lead][query]])
-            cells = _project(_gather(self.stores, np.unique(around[around >= 0])), self.kinds)
-            at = cells.find(around)
-            amount = _at(np.nan_to_num(cells.attributes[attribute]), at, 0.0)
-            most, line = amount.argmax(axis=1), np.arange(len(query))
-            sequel[query] = np.where(amount[line, most] > 0, at[line, most], -1)
-        return self._retrieve(f"same storm after {lead}", lead, sequel, cells, stormy)
+        if not len(query):
+            raise _TooFew(self._no_pairs(lead))
+        around = self.stores.around(self.later.rows[self.sequels[lead][query]])
+        cells = _project(_gather(self.stores, np.unique(around[around >= 0])), self.kinds)
+        at = cells.find(around)
+        amount = _at(np.nan_to_num(cells.attributes[attribute]), at, 0.0)
+        most, line = amount.argmax(axis=1), np.arange(len(query))
+        sequel[query] = np.where(amount[line, most] > 0, at[line, most], -1)
+        return self._retrieve(row, lead, sequel, cells, stormy)
 
     def _retrieve(
-        self, question: str, lead: str, sequel: np.ndarray, targets: Samples, allowed: np.ndarray
+        self, row: Row, lead: str, sequel: np.ndarray, targets: Samples, allowed: np.ndarray
     ) -> Row:
         """How often the sequel of a sample, a position among targets, ranks first among allowed ones of its hour."""
-        row = Row("retrieval", question, "share ranked first", {})
         query = draw(np.flatnonzero(sequel >= 0), self.queries, (self.seed, 0))
+        if not len(query):
+            raise _TooFew(self._no_pairs(lead))
         among = {q: self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()}
         among = {q: at for q, at in among.items() if len(at) >= LEAST_DISTRACTORS}
         if len(among) < LEAST_CASES:
-            words = (
+            raise _TooFew(
                 f"too few queries: {len(query)}, of which {len(among)} have {LEAST_DISTRACTORS} distractors of the "
                 f"same hour; at least {LEAST_CASES} must"
             )
-            return self._in_words(row, [*self.kinds, "chance"], words if len(query) else self._no_pairs(lead))
         counts, ranks = np.array([len(at) for at in among.values()], float), {}
         for name in self.kinds:
             unit, other = (unit_rows(s.vectors[name]) for s in (self.pool, targets))
@@ -333,19 +358,17 @@ class _Evaluator:
                 for q, at in among.items()
             ])  # fmt: skip
         scores = {name: partial(measures.mean_scores, r <= 1) for name, r in ranks.items()}
-        row = self._answer(row, scores, self.pool.time[list(among)], "queries")
-        cells = dict(row.cells)
+        row = self._fill(row, scores, self.pool.time[list(among)], "queries")
+        cells = {"chance": Cell(float((1 / (1 + counts)).mean()), cases=len(counts))}
         for name, r in ranks.items():
-            if cells[name].value is not None:
-                more = {
-                    "median_rank": float(np.median(r)),
-                    "among_ten": float((r <= 10).mean()),
-                    "outranked": float((1 - (r - 1) / counts).mean()),
-                    "median_distractors": float(np.median(counts)),
-                }
-                cells[name] = replace(cells[name], more=more)
-                cells["chance"] = Cell(float((1 / (1 + counts)).mean()), cases=len(counts))
-        return replace(row, cells=cells)
+            more = {
+                "median_rank": float(np.median(r)),
+                "among_ten": float((r <= 10).mean()),
+                "outranked": float((1 - (r - 1) / counts).mean()),
+                "median_distractors": float(np.median(counts)),
+            }
+            cells[name] = replace(row.cells[name], more=more)
+        return replace(row, cells={name: cells[name] for name in (*ranks, "chance")})
 
     def _distractors(self, query: int, sequel: int, targets: Samples, allowed: np.ndarray) -> np.ndarray:
         """Positions of the allowed samples among which a query's sequel is looked for.
@@ -354,97 +377,77 @@ class _Evaluator:
         """
         pool = self.pool
         apart = np.abs(hour_of(pool.time) - hour_of(targets.time[sequel]))
-        at = np.flatnonzero(allowed & (np.minimum(apart, 24 - apart) <= SAME_HOUR))
+        at = np.flatnonzero(allowed & (np.minimum(apart, 24 - apart) <= _SAME_HOUR))
         for some, i in ((pool, query), (targets, sequel)):
             time, latitude, longitude = (v[at] for v in pool.places)
             place = tuple(v[i] for v in some.places)
             km = 0.945 * self.stores.edge_km  # what lies nearer shares pixels
-            at = at[~measures.is_near(time, latitude, longitude, place, hours=NEAR_HOURS, km=km)]
+            at = at[~measures.is_near(time, latitude, longitude, place, hours=_NEAR_HOURS, km=km)]
         return at
 
-    def _forecast(self, name: str, lead: str) -> Row:
+    def _forecast(self, row: Row, name: str, lead: str) -> Row:
         """What the most similar samples of the fitting days say of an attribute some time later."""
-        about, pool = ATTRIBUTES[name], self.pool
-        question, measure = f"{about.long_name} after {lead}", "mean absolute error"
-        row = Row("forecast", question, measure, {}, about.units, "lower")
-        now = pool.attributes[name]
+        pool, now = self.pool, self.pool.attributes[name]
         after = _at(self.later.attributes[name], self.sequels[lead], np.nan)
         known = np.isfinite(now) & np.isfinite(after)
         case, fit = (np.flatnonzero(known & (self.part == p)) for p in (TEST, FIT))
-        words = self.lacking if np.isfinite(after).any() else self._no_pairs(lead)
-        if not words and len(fit) < LEAST_CASES:
-            words = f"too few known sequels: {len(fit)}, of at least {LEAST_CASES}"
-        if words := words or _lack(after[case], "cases to test"):
-            return self._in_words(row, [*self.kinds, "persistence", "mean"], words)
+        if not np.isfinite(after).any():
+            raise _TooFew(self._no_pairs(lead))
+        self._check_varied(after[fit], "known sequels", least=0)
+        self._check_varied(after[case], "cases to test")
         guesses = {k: measures.analogue_forecast(v, case, fit, after) for k, v in pool.vectors.items()}
         guesses |= {"persistence": now[case], "mean": np.full(len(case), after[fit].mean())}
         scores = {k: partial(measures.mean_scores, np.abs(g - after[case])) for k, g in guesses.items()}
-        return self._answer(row, scores, pool.time[case], "cases")
+        return self._fill(row, scores, pool.time[case], "cases")
 
-    def _probe(self, name: str, *, residual: bool) -> tuple[Row, dict[str, float]]:
-        """A probe of an attribute, or of what solar time, latitude and season leave of it.
+    def _probe(self, row: Row, name: str, chosen: dict[str, list[float]] | None = None) -> Row:
+        """A linear probe of an attribute; without ``chosen`` of what solar time, latitude and season leave of it.
 
-        Returns
-        -------
-        The row, and the score of each store on the choosing days; empty where the attribute is not probed.
+        Parameters
+        ----------
+        chosen
+            Scores of each store on the choosing days; that of this probe is added.
         """
-        about, y = ATTRIBUTES[name], self.pool.attributes[name]
-        binary, known = about.yes_no and not residual, np.isfinite(y)
-        question = f"{about.long_name}, residual" if residual else about.long_name
-        row = Row("probe", question, "AUC" if binary else "R²", {})
+        y, binary = self.pool.attributes[name], ATTRIBUTES[name].yes_no and chosen is not None
+        known = np.isfinite(y)
         part, y, where = self.part[known], y[known], [v[known] for v in self.pool.places]
-        least, words = LEAST_RARE if about.yes_no else LEAST_CASES, self.lacking
+        least = _LEAST_RARE if ATTRIBUTES[name].yes_no else LEAST_CASES
         for some, what in ((FIT, "fitting"), (TEST, "testing")):
-            words = words or _lack(y[part == some], f"samples on the {what} days", least)
-        if words:
-            return self._in_words(row, self._linear(), words), {}
-        if residual:
+            self._check_varied(y[part == some], f"samples on the {what} days", least)
+        if chosen is None:
             y = y - measures.ridge(measures.nuisance(*where), y[:, None], part)[:, 0]
-        guesses = {}
-        for kind, x in self._linear().items():
-            probe = measures.logistic(x[known], y > 0, part) if binary else None
-            guesses[kind] = measures.ridge(x[known], y[:, None], part)[:, 0] if probe is None else probe
-        truth, score = (y > 0, measures.auc_scores) if binary else (y, measures.r2_scores)
-        test, choose = part == TEST, part == CHOOSE
+        vectors, test, choose = self._linear(), part == TEST, part == CHOOSE
+        score: Callable[..., np.ndarray] = measures.auc_scores if binary else measures.r2_scores
+        truth = y > 0 if binary else y
+        if binary:
+            row = replace(row, measure="AUC")
+            guesses = {kind: measures.logistic(x[known], truth, part) for kind, x in vectors.items()}
+        else:
+            guesses = {kind: measures.ridge(x[known], y[:, None], part)[:, 0] for kind, x in vectors.items()}
         scores = {kind: partial(score, truth[test], g[test]) for kind, g in guesses.items()}
+        row = self._fill(row, scores, where[0][test], "samples")
         once = np.zeros(int(choose.sum()), int), np.ones((1, 1))
-        chosen = {n: float(score(truth[choose], guesses[n][choose], *once)[0]) for n in self.stores.datasets}
-        chosen = {n: 2 * s - 1 if binary else s for n, s in chosen.items()}
-        return self._answer(row, scores, where[0][test], "samples"), chosen
+        for store, found in (chosen or {}).items():
+            value = float(score(truth[choose], guesses[store][choose], *once)[0])
+            found += [2 * value - 1 if binary else value] if np.isfinite(value) else []
+        return row
 
-    def _linear(self) -> dict[str, np.ndarray]:
-        """Kinds of vectors that differ to a linear probe: without their mean they are the same to it."""
-        return {name: v for name, v in self.pool.vectors.items() if not name.endswith(_CENTERED)}
+    def _leak(self, row: Row, y: np.ndarray) -> Row:
+        """How much the vectors say of the hour or the latitude, which is not the weather."""
+        self._check_varied(y[:, 0], "samples", least=0)
+        test = self.part == TEST
+        guesses = {kind: measures.ridge(x, y, self.part) for kind, x in self._linear().items()}
+        scores = {kind: partial(measures.r2_scores, y[test], g[test]) for kind, g in guesses.items()}
+        return self._fill(row, scores, self.pool.time[test], "samples")
 
-    def _leaks(self) -> list[Row]:
-        """How much the vectors say of the hour and the latitude, which is not the weather."""
-        pool, test, rows = self.pool, self.part == TEST, []
-        targets = {
-            "solar hour": measures.clock(pool.time, pool.longitude),
-            "latitude": pool.latitude[:, None],
-        }
-        for question, y in targets.items():
-            row = Row("leak", question, "R²", {}, better="")
-            if self.lacking:
-                rows.append(self._in_words(row, self._linear(), self.lacking))
-                continue
-            guesses = {kind: measures.ridge(x, y, self.part) for kind, x in self._linear().items()}
-            scores = {kind: partial(measures.r2_scores, y[test], g[test]) for kind, g in guesses.items()}
-            rows.append(self._answer(row, scores, pool.time[test], "samples"))
-        return rows
-
-    def _choose(self, scores: Sequence[Mapping[str, float]]) -> tuple[str, list[Row]]:
-        """The store whose probes do best on the choosing days; "" for one store, or nothing to choose by."""
-        names = list(self.stores.datasets)
-        if len(names) == 1:
-            return "", []
-        row = Row("choice", "probes", "mean score", {})
-        if not scores:
-            return "", [self._in_words(row, names, self.lacking or "no attribute could be probed")]
-        counted = _count(self.pool.time[self.part == CHOOSE])
-        mean = {n: float(np.mean([s[n] for s in scores])) for n in names}
-        row = replace(row, cells={n: replace(counted, value=value) for n, value in mean.items()})
-        return max(names, key=lambda n: mean[n]), [row]
+    def _check_varied(self, values: np.ndarray, noun: str, least: int = LEAST_CASES) -> None:
+        """Refuse too few days, too few values, and too few values that differ from the usual one."""
+        if self.lacking:
+            raise _TooFew(self.lacking)
+        differ = int((values != np.median(values)).sum()) if len(values) else 0
+        if len(values) < LEAST_CASES or differ < least:
+            some = f", of which {differ} differ" if least else ""
+            raise _TooFew(f"too few {noun}: {len(values)}{some}; at least {least or LEAST_CASES} must")
 
 
 def _cell(drawn: np.ndarray, counted: Cell, noun: str) -> Cell:

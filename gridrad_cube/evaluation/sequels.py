@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -17,6 +18,7 @@ from gridrad_cube.selection import choose_labels, labels_of
 from gridrad_cube.store import open_embeddings, open_packed, store_info
 
 PathLike = str | os.PathLike[str]
+_Kind = Literal["patches", "embeddings"]
 #: Names that the result has for vectors that no store holds.
 _TAKEN = {"moments", "histogram", "picture", "mean of patches", "persistence", "mean", "chance"}
 
@@ -300,7 +302,7 @@ def sources_of(
     return _source(path, cube, "patches", "--cube"), between
 
 
-def _source(path: PathLike, given: PathLike | None, kind: str, flag: str) -> str:
+def _source(path: PathLike, given: PathLike | None, kind: _Kind, flag: str) -> str:
     """What a store was made from: as given, or as it says, relative to itself."""
     path, name = os.fspath(path), given or store_info(path).get("source")
     if not name:
