@@ -480,7 +480,7 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
         "under 5 days",
         "under 30 cases",
         "20 distractors",
-        "ten most alike",
+        "ten nearest samples",
         "below 220 K",
         "18.5 dBZ",
     ):
