@@ -69,6 +69,8 @@ def write(dataset, path):
     out["time"].encoding = {"units": schema.TIME_UNITS, "dtype": "int64", "_FillValue": schema.TIME_FILL}
     for name in ("grid", "scene", "source", "channel", "variable"):
         out[name] = out[name].astype(np.dtypes.StringDType())
+    one = out["embedding"].shape[2:]
+    out["embedding"].encoding = {"chunks": (2, 1, *one), "shards": (4, out.sizes["channel"], *one)}
     out.to_zarr(path, zarr_format=3, consolidated=True)
     return open_embeddings(path)
 

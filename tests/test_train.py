@@ -25,7 +25,7 @@ from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import ArraySpec, Files, group_metadata, metadata, write_array
+from gridrad_cube.store import ArraySpec, Files, encode, group_metadata, metadata, write_array
 from gridrad_cube.training import (
     Config,
     TrainingError,
@@ -93,7 +93,12 @@ def write_grids(path: Path, crops: int = 20, *, level: str = "256", shape: tuple
             name=name, dims=dims, shape=values.shape, dtype=dtype, chunks=values.shape,
             fill_value="" if dtype == "string" else 0, attributes=attributes,
         )  # fmt: skip
-        write_array(files, spec, values)
+        if name == "embedding":
+            spec = dataclasses.replace(spec, chunks=(1, *values.shape[1:]), shards=values.shape, codec="fast")
+            files.write(spec.key((0,) * values.ndim), encode(spec, values))
+            files.write_json(f"{name}/zarr.json", metadata(spec))
+        else:
+            write_array(files, spec, values)
         members[name] = metadata(spec)
     info = {"format_version": FORMAT_VERSION, "kind": "embeddings", "level": level, "checkpoint": "f" * 32,
             "channels": {IR: [IR]}}  # fmt: skip
