@@ -51,7 +51,8 @@ class GridradAccessor:
 
     def __getattr__(self, name: str) -> Any:
         if name in _METHODS[self._kind]:
-            return MethodType(getattr(importlib.import_module("gridrad_cube.query"), name), self._dataset)
+            home = importlib.import_module(f"gridrad_cube.{'store' if name == 'describe' else 'query'}")
+            return MethodType(getattr(home, name), self._dataset)
         homes = [source for kind, source in _SOURCES.items() if name in _METHODS[kind]]
         if not homes:
             raise AttributeError(f".gridrad has no {name!r}; this dataset has {', '.join(dir(self))}")
@@ -65,7 +66,7 @@ class GridradAccessor:
         )
 
     def __repr__(self) -> str:
-        return str(importlib.import_module("gridrad_cube.query").describe(self._dataset))
+        return str(importlib.import_module("gridrad_cube.store").as_text(self.describe()))
 
     def _repr_html_(self) -> str:
-        return str(importlib.import_module("gridrad_cube.query").describe(self._dataset)._repr_html_())
+        return str(importlib.import_module("gridrad_cube.store").as_html(self.describe()))

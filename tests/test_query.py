@@ -722,7 +722,7 @@ def test_accessor_offers_what_the_dataset_can_do():
         "track",
         "within",
     ]
-    for name in methods:
+    for name in set(methods) - {"describe"}:
         method = getattr(_SHARED.gridrad, name)
         assert method.__doc__ == getattr(query, name).__doc__
         parameters = list(inspect.signature(getattr(query, name)).parameters)

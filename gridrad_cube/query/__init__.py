@@ -8,7 +8,6 @@ from gridrad_cube.query.frequency import frequency
 from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
 from gridrad_cube.query.samples import collect, locate, sample_dims, select
 from gridrad_cube.query.search import search
-from gridrad_cube.query.summary import describe
 from gridrad_cube.selection import convective_day, split_by_day
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "collect",
     "convective_day",
     "crop",
-    "describe",
     "follow",
     "format_answer",
     "frequency",
