@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "ATTRIBUTE",
     "CHANNELS",
     "ECHO_STATISTICS",
     "FORMAT_VERSION",
@@ -42,6 +45,7 @@ __all__ = [
     "channel_of",
     "default_reject",
     "flag_attributes",
+    "read_attribute",
     "reject_mask",
     "statistic_units",
     "statistics_of",
@@ -60,6 +64,44 @@ TIME_UNITS = "seconds since 1970-01-01"
 TIME_FILL = -(2**63)
 #: Version of the layout of ``patches.zarr``; readers refuse a newer one.
 FORMAT_VERSION = 1
+#: Name of the root attribute that holds all that this package knows of a store.
+ATTRIBUTE = "gridrad_cube"
+
+
+def read_attribute(attributes: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The ``gridrad_cube`` attribute of a store, or of a dataset from one: a mapping, or JSON text in a saved dataset.
+
+    Raises
+    ------
+    SchemaError
+        If there is none, it is newer than this program, or of embeddings of int8, which earlier versions could write.
+    """
+    info = attributes.get(ATTRIBUTE)
+    if isinstance(info, str):
+        info = _parse(info)
+    if not isinstance(info, Mapping):
+        raise SchemaError(
+            f"{where}: has no attribute {ATTRIBUTE}; expected a store that gridrad-cube wrote, or a dataset that "
+            "keeps the attributes of one: xarray.set_options(keep_attrs=True)"
+        )
+    if info.get("format_version", 0) > FORMAT_VERSION:
+        raise SchemaError(
+            f"{where}: written by a newer gridrad-cube (format {info['format_version']}, this one reads up to "
+            f"{FORMAT_VERSION}). Upgrade gridrad-cube."
+        )
+    if info.get("dtype") == "int8":
+        raise SchemaError(
+            f"{where}: this store holds 8-bit integers, which this version does not read; embed again with float16"
+        )
+    return dict(info)
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.questions import numbers
+from gridrad_cube.cli.arguments import numbers
 
 _KEY = click.option("--key", type=click.Choice(["teacher", "student"]), default="teacher", show_default=True)
 _CHANNELS = click.option(

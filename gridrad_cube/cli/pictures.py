@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.questions import asked
+from gridrad_cube.cli.arguments import asked
 
 
 @click.group()

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from gridrad_cube.cli.arguments import asked
+
 
 @click.command()
 @click.argument("embeddings")
@@ -103,52 +105,6 @@ def _where(options: dict[str, Any]) -> dict[str, Any]:
     }
     rules |= {name: options[name] for name in ("season", "hour", "solar_hour", "channel")}
     return {name: rule for name, rule in rules.items() if rule}
-
-
-def asked(options: dict[str, Any]) -> Any:
-    """The question that options of a command put: samples, examples, or a place and time."""
-    place = {
-        k: options[o] for k, o in (("time", "time_"), ("latitude", "latitude"), ("longitude", "longitude"))
-    }
-    at_place = any(v is not None for v in place.values())
-    if at_place + bool(options["like"]) + (options["vector"] is not None) > 1:
-        raise click.UsageError("give one of --like, --vector, or a time and place, not both")
-    if at_place and None in place.values():
-        raise click.UsageError("a place needs all of --time, --latitude and --longitude")
-    if options["vector"] is not None:
-        import numpy as np
-
-        wanted: Any = np.load(options["vector"], allow_pickle=False)
-    elif at_place:
-        wanted = place
-    else:
-        wanted = [_sample(text) for text in options["like"]]
-    if not at_place and not len(wanted):
-        raise click.UsageError(
-            "a query needs --like CROP,ROW,COL, --vector FILE, or all of --time, --latitude and --longitude"
-        )
-    several = wanted if isinstance(wanted, list) else [wanted]
-    if len(several) == 1 and not options["unlike"]:
-        return several[0]
-    return {"positive": several, "negative": [_sample(text) for text in options["unlike"]]}
-
-
-def _sample(text: str) -> tuple[Any, ...]:
-    """``CROP,ROW,COL``, ``CROP`` alone at level 2k, and perhaps a channel after it."""
-    parts = [p.strip() for p in text.split(",")]
-    channel = [] if parts[-1].isdigit() else [parts.pop()]
-    return (*numbers(",".join(parts), text), *channel)
-
-
-def numbers(text: str, whole: str | None = None) -> tuple[int, ...]:
-    """Whole numbers of a text such as 12,3,4."""
-    parts = [p.strip() for p in text.split(",")]
-    if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
-        raise click.UsageError(
-            f"{whole or text!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it where the store "
-            "has several"
-        )
-    return tuple(map(int, parts))
 
 
 @click.command()

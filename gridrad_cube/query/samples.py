@@ -17,9 +17,8 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from gridrad_cube.geometry import great_circle_km, mean_position
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.schema import Flag, SchemaError, read_attribute
 from gridrad_cube.selection import Label, Selection, as_km, as_seconds, labels_of, reject_masks
-from gridrad_cube.store import store_info
 
 #: Positions of samples along each dim that tells them apart, arrays of one length.
 Index = Mapping[str, np.ndarray]
@@ -94,7 +93,7 @@ def writable(dataset: xr.Dataset) -> xr.Dataset:
 
 def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
     """Edge of a patch, and the step from one to the next, in pixels of the source."""
-    info = store_info(dataset)
+    info = read_attribute(dataset.attrs, ".gridrad")
     if "patch" not in info:
         raise SchemaError(f".gridrad: the store does not say its patch size, got attributes {sorted(info)}")
     return int(info["patch"]), int(info.get("stride") or info["patch"])

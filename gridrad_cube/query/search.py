@@ -29,10 +29,9 @@ from gridrad_cube.query.samples import (
     select,
     times_of,
 )
-from gridrad_cube.schema import Flag, SchemaError
+from gridrad_cube.schema import Flag, SchemaError, read_attribute
 from gridrad_cube.selection import as_neighborhood, as_time, choose_labels, hour_of, labels_of
 from gridrad_cube.similarity import Metric
-from gridrad_cube.store import store_info
 
 #: Rows of one read: with the chunks they come from, a search of a store on disk stays under half a gigabyte.
 ROWS_AT_ONCE = 32768
@@ -161,7 +160,7 @@ def common_channels(asked: Sequence[Query]) -> list[int] | None:
 
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
     """Where an answer comes from: store, checkpoint, and the cube that was embedded."""
-    info = store_info(dataset)
+    info = read_attribute(dataset.attrs, ".gridrad")
     out = {"store": str(dataset.encoding.get("source", "")), "cube": info.get("source")}
     out |= {name: info.get(name) for name in ("checkpoint", "level", "patch", "stride")}
     return {name: value for name, value in out.items() if value}

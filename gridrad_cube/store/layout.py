@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -19,7 +18,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from gridrad_cube.schema import (
-    FORMAT_VERSION,
     HISTOGRAM_BINS,
     TIME_FILL,
     TIME_UNITS,
@@ -29,13 +27,11 @@ from gridrad_cube.schema import (
     SchemaError,
     channel_in,
     flag_attributes,
+    read_attribute,
     statistic_units,
     statistics_of,
 )
 from gridrad_cube.storage import Files
-
-#: Name of the root attribute that holds all that this package knows of a store.
-ATTRIBUTE = "gridrad_cube"
 
 _KINDS = {
     "patches": "a cube of patches (gridrad-cube preprocess)",
@@ -65,38 +61,10 @@ def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = No
         name, attributes = str(store.encoding.get("source", "dataset")), store.attrs
     else:
         name, attributes = os.fspath(store), _root_attributes(store)
-    info: Any = attributes.get(ATTRIBUTE)
-    if isinstance(info, str):
-        info = _parse(info)
-    if not isinstance(info, Mapping):
-        if isinstance(store, xr.Dataset):
-            raise SchemaError(
-                f"{name}: the dataset lost its attributes (no {ATTRIBUTE} among them). Open the store with "
-                "open_embeddings or open_cube, and keep attributes: xarray.set_options(keep_attrs=True)."
-            )
-        raise SchemaError(
-            f"{name}: a Zarr store, but not one that gridrad-cube wrote (no {ATTRIBUTE} attribute)"
-        )
-    if info.get("format_version", 0) > FORMAT_VERSION:
-        raise SchemaError(
-            f"{name}: written by a newer gridrad-cube (format {info['format_version']}, this one reads up to "
-            f"{FORMAT_VERSION}). Upgrade gridrad-cube."
-        )
-    if info.get("dtype") == "int8":
-        raise SchemaError(
-            f"{name}: this store holds 8-bit integers, which this version does not read; embed again with float16"
-        )
+    info = read_attribute(attributes, name)
     if kind is not None and info.get("kind") != kind:
         raise SchemaError(f"{name}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
-    return dict(info)
-
-
-@functools.lru_cache(maxsize=64)
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    return info
 
 
 def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:

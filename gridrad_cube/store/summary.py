@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import CHANNELS, Flag
-from gridrad_cube.store.layout import ATTRIBUTE, STATUS, ChannelLayout, store_info
+from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag
+from gridrad_cube.store.layout import STATUS, ChannelLayout, store_info
 
 #: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
 Facts = dict[str, Any]
