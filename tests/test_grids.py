@@ -116,7 +116,7 @@ def embeddings(tmp_path_factory, vectors, grid_flags) -> Path:
 def limit_memory(monkeypatch, in_memory: bool) -> None:
     """Have embeddings kept in memory, or read as they are asked for."""
     if not in_memory:
-        monkeypatch.setattr("gridrad_cube.datasets.grids.IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("gridrad_cube.datasets.grids._IN_MEMORY_BYTES", 0)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

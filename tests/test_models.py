@@ -29,7 +29,7 @@ from gridrad_cube.models import (
     parameter_groups,
     update_teacher_,
 )
-from gridrad_cube.models.vit import DropPath
+from gridrad_cube.models.vit import _DropPath
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "predecessor.json").read_text())
 
@@ -249,7 +249,7 @@ def test_masks_of_a_wrong_shape_are_refused() -> None:
 
 def test_drop_path_acts_in_training_only_and_keeps_the_mean() -> None:
     network = build("vit_demo", drop_path_rate=0.5)
-    drops = [module for module in network.modules() if isinstance(module, DropPath)]
+    drops = [module for module in network.modules() if isinstance(module, _DropPath)]
     np.testing.assert_allclose([drop.rate for drop in drops], np.linspace(0, 0.5, 6), atol=1e-7)
     x = torch.ones(20_000, 2)
     dropped = drops[-1](x)

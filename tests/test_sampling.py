@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from gridrad_cube.datasets import (
     EpochSampler,
 )
-from gridrad_cube.datasets.sampling import _key, permute
+from gridrad_cube.datasets.sampling import _key, _permute
 from gridrad_cube.schema import SchemaError
 
 
 @settings(max_examples=60, deadline=None)
 @given(length=st.integers(1, 3000), seed=st.integers(0, 2**62))
 def test_permute_is_a_bijection(length, seed):
-    out = permute(np.arange(length), length, _key(seed))
+    out = _permute(np.arange(length), length, _key(seed))
     assert sorted(out.tolist()) == list(range(length))
 
 
 def test_permute_with_a_key_each_equals_one_at_a_time():
     keys = _key(5, np.arange(20))
-    together = permute(np.arange(20) % 7, 7, keys)
-    alone = [permute([i % 7], 7, keys[i : i + 1])[0] for i in range(20)]
+    together = _permute(np.arange(20) % 7, 7, keys)
+    alone = [_permute([i % 7], 7, keys[i : i + 1])[0] for i in range(20)]
     assert together.tolist() == alone
 
 
@@ -36,8 +36,8 @@ def test_permute_with_a_key_each_equals_one_at_a_time():
 def test_permute_spreads_evenly(length):
     """Chi-squared of where the first index goes, and of how far apart neighbours land, over 4000 keys."""
     keys = _key(1, np.arange(4000))
-    first = permute(np.zeros(4000, int), length, keys)
-    apart = (permute(np.ones(4000, int), length, keys) - first) % length
+    first = _permute(np.zeros(4000, int), length, keys)
+    apart = (_permute(np.ones(4000, int), length, keys) - first) % length
     for values, bins in ((first, length), (apart - 1, length - 1)):
         counts = np.bincount(values, minlength=bins)
         expected = 4000 / bins

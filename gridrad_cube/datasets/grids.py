@@ -19,9 +19,9 @@ from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_mask
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 
 #: Views of grids with fewer cells along an edge do not differ.
-SMALLEST_GRID = 4
+_SMALLEST_GRID = 4
 #: Embeddings of up to this many bytes are kept in memory.
-IN_MEMORY_BYTES = 2**30
+_IN_MEMORY_BYTES = 2**30
 
 _CROPS_AT_ONCE = 256
 
@@ -197,7 +197,7 @@ class GridDataset(Dataset[Batch]):
         index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
-        if self._kept is None and 2 * len(self) * int(np.prod(self.shape)) <= IN_MEMORY_BYTES:
+        if self._kept is None and 2 * len(self) * int(np.prod(self.shape)) <= _IN_MEMORY_BYTES:
             self._kept = np.concatenate([block for _, block in self._blocks()])
         embeddings = self._read(index) if self._kept is None else self._kept[index]
         return Batch(
@@ -286,9 +286,9 @@ def _check_level(dataset: xr.Dataset, level: Any, where: str) -> None:
             "a grid of them. Pass the store that gridrad-cube embed made from the patches."
         )
     rows, cols = dataset.sizes["row"], dataset.sizes["col"]
-    if min(rows, cols) < SMALLEST_GRID:
+    if min(rows, cols) < _SMALLEST_GRID:
         raise SchemaError(
             f"{where}: the grids are too small for views that differ, got {rows} x {cols} cells; expected "
-            f"at least {SMALLEST_GRID} x {SMALLEST_GRID}. Embed overlapping patches (gridrad-cube embed "
+            f"at least {_SMALLEST_GRID} x {_SMALLEST_GRID}. Embed overlapping patches (gridrad-cube embed "
             "--stride 128), or preprocess with a larger --crop."
         )

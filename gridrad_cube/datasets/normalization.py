@@ -21,11 +21,11 @@ from torch.nn.functional import avg_pool2d
 from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import cube_info, open_packed
 
-Rule = Literal["reflectivity", "rain", "standard"]
-_RULES = get_args(Rule)
+_Rule = Literal["reflectivity", "rain", "standard"]
+_RULES = get_args(_Rule)
 
 #: Rain rates below this, mm/h, count as no rain: log10 of it is the -1 that reflectivity has there too.
-RAIN_FLOOR = 0.1
+_RAIN_FLOOR = 0.1
 #: dBZ from here on are averaged as this: no echo comes near, and sums of linear Z stay finite in float32.
 _LARGEST_DBZ = 300.0
 
@@ -45,7 +45,7 @@ class Normalization:
     (it is valid). ``packing`` says what the codes mean.
     """
 
-    rule: Rule
+    rule: _Rule
     mean: float
     std: float
     fill: float
@@ -82,7 +82,7 @@ class Normalization:
         else:
             values = np.where(echo, self.packing.decode(codes), np.float32(0))
             if self.rule == "rain":
-                values = np.log10(np.maximum(values, np.float32(RAIN_FLOOR)))
+                values = np.log10(np.maximum(values, np.float32(_RAIN_FLOOR)))
             else:
                 values = (values - np.float32(self.mean)) / np.float32(self.std)
         if self.rule == "reflectivity":
@@ -241,7 +241,7 @@ def decode(
         average = total / counted.clamp(min=1)
         decibels = (10.0 * torch.log10(average)).clamp(min=0.0)
         values = (torch.where(rule == _RULES.index("reflectivity"), decibels, average) - mean) / std
-        rain = torch.log10(average.clamp(min=RAIN_FLOOR))
+        rain = torch.log10(average.clamp(min=_RAIN_FLOOR))
         values = torch.where(rule == _RULES.index("rain"), rain, values)
         values = torch.where(seen > 0, values, no_echo)
         values = torch.where(looked > 0, values, torch.nan)

@@ -18,8 +18,8 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import Files, MissingChunkError, PatchReader, cube_info, open_packed
 
-ChannelMode = Literal["each", "stack"]
-OnDamage = Literal["raise", "skip"]
+_ChannelMode = Literal["each", "stack"]
+_OnDamage = Literal["raise", "skip"]
 
 
 class PatchDataset(Dataset[Batch]):
@@ -77,14 +77,14 @@ class PatchDataset(Dataset[Batch]):
         channels: str | Iterable[str] | None = None,
         altitude: float | Sequence[float] | None = None,
         reject: Reject = None,
-        channel_mode: ChannelMode = "each",
+        channel_mode: _ChannelMode = "each",
         time: Any = None,
         bbox: Box | None = None,
         coarsen: int = 1,
-        on_damage: OnDamage = "raise",
+        on_damage: _OnDamage = "raise",
     ) -> None:
-        _check_one_of("channel_mode", channel_mode, get_args(ChannelMode))
-        _check_one_of("on_damage", on_damage, get_args(OnDamage))
+        _check_one_of("channel_mode", channel_mode, get_args(_ChannelMode))
+        _check_one_of("on_damage", on_damage, get_args(_OnDamage))
         self.store = os.fspath(store)
         info = cube_info(store)
         self.patch, self.coarsen = int(info["patch"]), int(coarsen)

@@ -16,7 +16,7 @@ from gridrad_cube.datasets.table import Stratum
 from gridrad_cube.schema import SchemaError
 
 #: Share of each stratum in the samples of an epoch that can have echoes.
-SHARES = {Stratum.echo: 0.80, Stratum.weak: 0.15, Stratum.empty: 0.05}
+_SHARES = {Stratum.echo: 0.80, Stratum.weak: 0.15, Stratum.empty: 0.05}
 
 _ROUNDS = 8
 _ORDER = 255  # tag of the keys that order an epoch; strata have theirs
@@ -38,7 +38,7 @@ def _key(*parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     return key
 
 
-def permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Where a keyed permutation of ``range(length)`` sends these indices, without making the permutation.
 
     A Feistel network over the next power of two, walked until it lands inside (Black and Rogaway 2002,
@@ -90,7 +90,7 @@ def _parts(strata: int | np.ndarray) -> list[_Part]:
     echoes = [s for s in members if s is not Stratum.plain]
     if echoes:
         # Largest remainder: whole numbers that sum to the number of patches.
-        weights = np.array([SHARES[s] for s in echoes])
+        weights = np.array([_SHARES[s] for s in echoes])
         exact = weights / weights.sum() * sum(drawn[s] for s in echoes)
         counts = np.floor(exact).astype(int)
         order = np.argsort(-(exact - counts), kind="stable")
@@ -184,14 +184,14 @@ class EpochSampler(Sampler[int]):
     def order(self, positions: npt.ArrayLike, epoch: int | None = None) -> npt.NDArray[np.int64]:
         """Samples at these positions of an epoch (the current one if None)."""
         epoch = self.epoch if epoch is None else epoch
-        places = permute(positions, self.length, _key(self.seed, _ORDER, epoch))
+        places = _permute(positions, self.length, _key(self.seed, _ORDER, epoch))
         out = np.empty_like(places)
         first = 0
         for part in self._parts:
             mine = (places >= first) & (places < first + part.drawn)
             number = epoch * part.drawn + places[mine] - first
             turn = _key(self.seed, int(part.stratum), number // part.size)
-            item = permute(number % part.size, part.size, turn)
+            item = _permute(number % part.size, part.size, turn)
             out[mine] = item if part.members is None else part.members[item]
             first += part.drawn
         return out

@@ -16,7 +16,7 @@ from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.selection import Box, Label, Selection, in_box
 
 #: Share of the observed pixels of a patch that must be echo for `Stratum.echo`.
-ECHO_FRACTION = 0.01
+_ECHO_FRACTION = 0.01
 
 _CROPS_AT_ONCE = 8192
 
@@ -129,7 +129,7 @@ def _clean(
                 level = _level(label)
                 clean[..., number] = inside & ((flags[level] & np.uint16(mask)) == 0)
                 if echo is not None:
-                    strata[..., number] = Stratum.empty + (echo[level] > 0) + (echo[level] >= ECHO_FRACTION)
+                    strata[..., number] = Stratum.empty + (echo[level] > 0) + (echo[level] >= _ECHO_FRACTION)
     return clean, strata
 
 

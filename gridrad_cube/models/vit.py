@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Position = Literal["dino_v1", "exact"]
+_Position = Literal["dino_v1", "exact"]
 
 _EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture:
+class _Architecture:
     """What a name stands for. ``cells`` marks the networks that read grids of embeddings."""
 
     embed_dim: int
@@ -32,21 +32,21 @@ class Architecture:
 
 
 #: The networks that `build` knows. ``vit2k_xs`` and ``vit4k_xs`` differ in their reference grid only.
-ARCHITECTURES: dict[str, Architecture] = {
-    "vit_base": Architecture(embed_dim=768, depth=12, heads=12),
-    "vit_demo": Architecture(embed_dim=192, depth=6, heads=3, patch_size=8, image_size=64),
-    "vit_small": Architecture(embed_dim=384, depth=12, heads=6),
-    "vit_tiny": Architecture(embed_dim=192, depth=12, heads=3),
-    "vit2k_xs": Architecture(
+ARCHITECTURES: dict[str, _Architecture] = {
+    "vit_base": _Architecture(embed_dim=768, depth=12, heads=12),
+    "vit_demo": _Architecture(embed_dim=192, depth=6, heads=3, patch_size=8, image_size=64),
+    "vit_small": _Architecture(embed_dim=384, depth=12, heads=6),
+    "vit_tiny": _Architecture(embed_dim=192, depth=12, heads=3),
+    "vit2k_xs": _Architecture(
         embed_dim=192, depth=6, heads=6, patch_size=1, image_size=28, in_channels=384, cells=True
     ),
-    "vit4k_xs": Architecture(
+    "vit4k_xs": _Architecture(
         embed_dim=192, depth=6, heads=6, patch_size=1, image_size=14, in_channels=384, cells=True
     ),
 }
 
 
-class DropPath(nn.Module):
+class _DropPath(nn.Module):
     """Drop a residual branch for whole samples in training, keeping its expected value."""
 
     def __init__(self, rate: float) -> None:
@@ -62,7 +62,7 @@ class DropPath(nn.Module):
         return x * (x.new_empty(shape).bernoulli_(keep) / keep)
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Multi-head self-attention with one linear map for queries, keys and values."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return scores.softmax(-1)
 
 
-class Mlp(nn.Module):
+class _Mlp(nn.Module):
     """Two linear maps, four times as wide in between."""
 
     def __init__(self, dim: int) -> None:
@@ -103,24 +103,24 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, dim: int, heads: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=_EPS)
-        self.attn = Attention(dim, heads)
+        self.attn = _Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=_EPS)
-        self.mlp = Mlp(dim)
-        self.drop_path = DropPath(drop_path)
+        self.mlp = _Mlp(dim)
+        self.drop_path = _DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); ``keys`` as in `Attention`."""
+        """(B, T, D) to (B, T, D); ``keys`` as in `_Attention`."""
         x = x + self.drop_path(self.attn(self.norm1(x), keys))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class PatchEmbed(nn.Module):
+class _PatchEmbed(nn.Module):
     """Cut a field into square patches and map each to a token."""
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
@@ -151,10 +151,10 @@ class VisionTransformer(nn.Module):
     def __init__(
         self,
         name: str,
-        architecture: Architecture,
+        architecture: _Architecture,
         *,
         drop_path_rate: float = 0.0,
-        position: Position = "dino_v1",
+        position: _Position = "dino_v1",
         mask_token: bool = False,
     ) -> None:
         super().__init__()
@@ -171,9 +171,9 @@ class VisionTransformer(nn.Module):
         if a.cells:
             self.phi = nn.Sequential(nn.Linear(a.in_channels, a.embed_dim), nn.GELU())
         else:
-            self.patch_embed = PatchEmbed(a.in_channels, a.embed_dim, a.patch_size)
+            self.patch_embed = _PatchEmbed(a.in_channels, a.embed_dim, a.patch_size)
         rates = [drop_path_rate * i / max(a.depth - 1, 1) for i in range(a.depth)]
-        self.blocks = nn.ModuleList(Block(a.embed_dim, a.heads, rate) for rate in rates)
+        self.blocks = nn.ModuleList(_Block(a.embed_dim, a.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(a.embed_dim, eps=_EPS)
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -227,7 +227,7 @@ class VisionTransformer(nn.Module):
         *before, last = self.blocks
         for block in before:
             tokens = block(tokens, keys)
-        assert isinstance(last, Block)
+        assert isinstance(last, _Block)
         return last.attn.weights(last.norm1(tokens), keys)
 
     def _embed(
@@ -294,7 +294,7 @@ def build(
     embed_dim: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
-    position: Position = "dino_v1",
+    position: _Position = "dino_v1",
     mask_token: bool = False,
 ) -> VisionTransformer:
     """Make a network by name, with fresh weights from torch's global generator.
@@ -344,7 +344,7 @@ def build(
     )
 
 
-def _check(name: str, a: Architecture, position: str) -> None:
+def _check(name: str, a: _Architecture, position: str) -> None:
     if min(a.embed_dim, a.depth, a.heads, a.patch_size, a.image_size, a.in_channels) < 1:
         raise ValueError(f"build({name!r}): every size must be at least 1, got {a}")
     if a.cells and a.patch_size != 1:
