@@ -195,7 +195,7 @@ def test_a_sequel_is_ranked_among_distractors_of_its_hour_as_by_brute_force():
                 continue
             count += 1
             rank += cosine(x[i], x[q]) > cosine(y[s], x[q])
-        if count >= run.LEAST_DISTRACTORS:
+        if count >= run._LEAST_DISTRACTORS:
             found.append(rank)
     assert row.cells["x"].more["median_rank"] == np.median(found)
     assert row.cells["x"].value is None or row.cells["x"].value == np.mean(np.array(found) == 1)
@@ -326,7 +326,7 @@ def test_retrieval_has_words_where_there_are_no_pairs(result):
     assert known.cells["embedding"].value > 3 * known.cells["chance"].value
     more = known.cells["embedding"].more
     assert known.cells["embedding"].value <= more["among_ten"] <= 1
-    assert more["median_distractors"] >= run.LEAST_DISTRACTORS
+    assert more["median_distractors"] >= run._LEAST_DISTRACTORS
 
 
 def test_forecasts_stand_beside_persistence(result):
@@ -485,10 +485,10 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
         "18.5 dBZ",
     ):
         assert text in page.replace("\n", " ")
-    thresholds = (measures.LEAST_DAYS, measures.LEAST_CASES, run.LEAST_DISTRACTORS, measures.ANALOGUES)
+    thresholds = (measures.LEAST_DAYS, measures.LEAST_CASES, run._LEAST_DISTRACTORS, measures._ANALOGUES)
     assert thresholds == (5, 30, 20, 10)
-    assert (baselines.COLD_CLOUD_K, baselines.ECHO_TOP_DBZ, baselines.CORE_DBZ) == (220.0, 18.5, 40.0)
-    assert measures.SHARES == (0.6, 0.2, 0.2)
+    assert (baselines._COLD_CLOUD_K, baselines._ECHO_TOP_DBZ, baselines._CORE_DBZ) == (220.0, 18.5, 40.0)
+    assert measures._SHARES == (0.6, 0.2, 0.2)
 
 
 # what an evaluation is made of

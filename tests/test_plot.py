@@ -21,8 +21,8 @@ from gridrad_cube import pipeline, plot, query, store
 from gridrad_cube.cli import cli
 from gridrad_cube.plot import canvas, charts, neighbors
 from gridrad_cube.plot.canvas import PADDING
-from gridrad_cube.plot.patches import BADGES
-from gridrad_cube.plot.vectors import lab_to_rgb
+from gridrad_cube.plot.patches import _BADGES
+from gridrad_cube.plot.vectors import _lab_to_rgb
 from gridrad_cube.schema import CHANNELS, Flag, Recipe, SchemaError, TileSpec, default_reject
 
 IR, VIS, RADAR = "ir_brightness_temperature", "visible_reflectance", "reflectivity_column_maximum"
@@ -335,14 +335,14 @@ def test_states_follow_the_packing_of_the_store() -> None:
 
 def test_colours_of_states_are_in_no_colour_map() -> None:
     for channel in CHANNELS.values():
-        colours = canvas.color_map(channel)(np.linspace(0, 1, 256))[:, :3]
-        for state in (canvas.NOT_OBSERVED, *((canvas.NO_ECHO, canvas.REMOVED) if channel.has_echo else ())):
+        colours = canvas._color_map(channel)(np.linspace(0, 1, 256))[:, :3]
+        for state in (canvas.NOT_OBSERVED, *((canvas._NO_ECHO, canvas._REMOVED) if channel.has_echo else ())):
             assert np.abs(colours - to_rgb(state)).max(axis=1).min() > 0.05, channel.name
 
 
 def test_infrared_turns_to_colour_at_cold_tops() -> None:
     channel = CHANNELS[IR]
-    scale, colours = canvas.color_scale(channel), canvas.color_map(channel)
+    scale, colours = canvas._color_scale(channel), canvas._color_map(channel)
     red, green, blue, _ = colours(float(scale(241.0)))
     assert red == green == blue
     red, green, blue, _ = colours(float(scale(239.0)))
@@ -385,7 +385,7 @@ def test_flags_counts_every_flag_of_the_crop(larc: xr.Dataset) -> None:
     assert f"Rejected in training: {int(((bits & reject) != 0).sum())} of 15" in side
     assert f"Other flags; clean patches: {int(((bits & reject) == 0).sum())}" in side
     drawn = badges_of(figure)
-    for flag, (letters, colour) in BADGES.items():
+    for flag, (letters, colour) in _BADGES.items():
         count = int(((bits & flag) != 0).sum())
         name = str(flag.name).replace("_", " ")
         assert (f"{name}: {count}" in side) == (count > 0)
@@ -411,7 +411,7 @@ def test_all_flags_of_one_patch_have_places_of_their_own_inside_it(south_first: 
     cube[f"{RADAR}_flags"][0, 2, 3] = sum(int(f) for f in Flag)
     figure = plot.flags(cube)
     boxes = [box for group in badges_of(figure).values() for box in group]
-    assert len(boxes) == len(BADGES) == len(Flag)
+    assert len(boxes) == len(_BADGES) == len(Flag)
     for i, (x, y, width, height) in enumerate(boxes):
         assert x >= 48
         assert x + width <= 64
@@ -422,13 +422,13 @@ def test_all_flags_of_one_patch_have_places_of_their_own_inside_it(south_first: 
     top = boxes[0][1]
     assert (top > 40) == south_first  # the first badge is in the upper left corner of the picture
     letters = [t.get_text() for t in figure.axes[0].texts]
-    assert all(letters.count(code) == 1 for code, _ in BADGES.values())
+    assert all(letters.count(code) == 1 for code, _ in _BADGES.values())
 
 
 def test_badges_differ_in_letters_and_colours() -> None:
-    assert set(BADGES) == set(Flag)
-    assert len({letters for letters, _ in BADGES.values()}) == len(BADGES)
-    assert len({colour for _, colour in BADGES.values()}) == len(BADGES)
+    assert set(_BADGES) == set(Flag)
+    assert len({letters for letters, _ in _BADGES.values()}) == len(_BADGES)
+    assert len({colour for _, colour in _BADGES.values()}) == len(_BADGES)
 
 
 def test_flags_of_an_absent_channel(larc: xr.Dataset) -> None:
@@ -492,7 +492,7 @@ def test_curves_draws_every_record_of_every_run(tmp_path: Path) -> None:
     }
     figure = plot.curves(runs)
     shown = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title(loc="left") for ax in shown] == list(charts.CURVES.values())
+    assert [ax.get_title(loc="left") for ax in shown] == list(charts._CURVES.values())
     loss = figure.axes[0]
     lines = {line.get_label(): line for line in loss.get_lines()}
     np.testing.assert_array_equal(lines["one"].get_xdata(), [1, 2, 3, 4, 5])
@@ -501,7 +501,7 @@ def test_curves_draws_every_record_of_every_run(tmp_path: Path) -> None:
     assert lines["two: ln K = 5.55"].get_ydata()[0] == pytest.approx(np.log(256))
     assert legend_texts(figure) == ["one", "one: ln K = 6.93", "two", "two: ln K = 5.55"]
     assert figure.axes[3].get_ylim()[0] == 0
-    probe = figure.axes[list(charts.CURVES).index("probe_retrieval")]
+    probe = figure.axes[list(charts._CURVES).index("probe_retrieval")]
     assert [line.get_ydata()[0] for line in probe.get_lines()] == pytest.approx([0.31, 0.6, 0.32, 0.6])
     assert all(ax.get_xlabel() == "step" for ax in shown)
 
@@ -621,7 +621,7 @@ def test_query_of_whole_crops_and_of_examples(larc: xr.Dataset) -> None:
 @pytest.mark.parametrize("which", ["larc_store", "radar_store"])
 def test_map_outlines_crops_where_their_scene_is(which: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(which)
-    rings = list(neighbors.outlines(store.open_cube(path)))
+    rings = list(neighbors._outlines(store.open_cube(path)))
     assert len(rings) == 1  # all crops lie at the same place
     for ring, pixels in zip(rings[0], pixel_axes(path), strict=True):
         half = abs(pixels[1] - pixels[0]) / 2
@@ -633,7 +633,7 @@ def test_map_fills_outlines_and_names_them_once(searched: tuple[xr.Dataset, xr.D
     latitude, longitude = np.mgrid[40:36:-1, -100:-94:1].astype(float)
     two = xr.concat([fake(latitude, longitude), fake(latitude + 10, longitude)], "crop")
     figure, grid = canvas.new_figure(1, 1)
-    neighbors.draw_map(grid[0, 0], searched[1], (38.0, -97.0), [False] * 4, "", two)
+    neighbors._draw_map(grid[0, 0], searched[1], (38.0, -97.0), [False] * 4, "", two)
     assert len(grid[0, 0].patches) == 2
     _, labels = grid[0, 0].get_legend_handles_labels()
     assert labels.count("crops of the store") == 1
@@ -645,7 +645,7 @@ def test_numbers_keep_clear_of_each_other_and_of_points() -> None:
     axes = grid[0, 0]
     axes.set(xlim=(0, 100), ylim=(0, 100))
     places = [(50, 50), (50, 50), (53, 50), (50, 53), (53, 53), (20, 20)]
-    neighbors.write_numbers(axes, [(x, y, str(i + 1), "black") for i, (x, y) in enumerate(places)])
+    neighbors._write_numbers(axes, [(x, y, str(i + 1), "black") for i, (x, y) in enumerate(places)])
     png(figure)
     assert "1, 2" in [t.get_text() for t in axes.texts]
     boxes = [t.get_window_extent() for t in axes.texts]
@@ -727,11 +727,11 @@ def test_embeddings_refuses_what_has_no_grid_of_embeddings(larc: xr.Dataset) -> 
 
 def test_lab_colours_match_known_ones() -> None:
     # Grey of CIE lightness 56 is sRGB 0.527 (134.4 of 255).
-    np.testing.assert_allclose(lab_to_rgb(np.array([0.5, 0.5, 0.5])), 0.5271, atol=2e-3)
-    dark, light = lab_to_rgb(np.array([[0.0, 0.5, 0.5], [1.0, 0.5, 0.5]]))
+    np.testing.assert_allclose(_lab_to_rgb(np.array([0.5, 0.5, 0.5])), 0.5271, atol=2e-3)
+    dark, light = _lab_to_rgb(np.array([[0.0, 0.5, 0.5], [1.0, 0.5, 0.5]]))
     assert dark.max() < 0.25
     assert light.min() > 0.85
-    blue, yellow = lab_to_rgb(np.array([[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]]))
+    blue, yellow = _lab_to_rgb(np.array([[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]]))
     assert blue[2] > blue[0] + 0.2
     assert yellow[0] > yellow[2] + 0.2
 

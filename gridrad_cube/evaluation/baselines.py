@@ -13,7 +13,7 @@ from gridrad_cube.selection import find_altitudes
 from gridrad_cube.store import PatchReader
 
 #: Cloud tops colder than this, K, are those of deep convection; echo of 40 dBZ is its core.
-COLD_CLOUD_K, CORE_DBZ, ECHO_TOP_DBZ = 220.0, 40.0, 18.5
+_COLD_CLOUD_K, _CORE_DBZ, _ECHO_TOP_DBZ = 220.0, 40.0, 18.5
 #: Components of the pixels' principal components.
 COMPONENTS = 64
 #: Pixels that are decoded at once.
@@ -23,7 +23,7 @@ _BINS, _EDGE = 32, 32
 
 
 @dataclass(frozen=True)
-class Attribute:
+class _Attribute:
     """A property of a patch (or a crop) that its pixels tell.
 
     Attributes
@@ -45,11 +45,11 @@ class Attribute:
 
 _INFRARED, _RADAR = ("ir_brightness_temperature",), ("reflectivity_column_maximum", "reflectivity")
 ATTRIBUTES = {
-    "minimum_brightness_temperature": Attribute("minimum brightness temperature", "K", _INFRARED),
-    "cold_cloud_share": Attribute(f"share of pixels below {COLD_CLOUD_K:g} K", "1", _INFRARED, storm=True),
-    "echo_top_height": Attribute("highest echo top", "km", ("echo_top_height", "reflectivity")),
-    "core_share": Attribute(f"share of pixels above {CORE_DBZ:g} dBZ", "1", _RADAR, storm=True),
-    "overshooting_top": Attribute("overshooting top: yes or no", "1", ("ot_id_number",), yes_no=True),
+    "minimum_brightness_temperature": _Attribute("minimum brightness temperature", "K", _INFRARED),
+    "cold_cloud_share": _Attribute(f"share of pixels below {_COLD_CLOUD_K:g} K", "1", _INFRARED, storm=True),
+    "echo_top_height": _Attribute("highest echo top", "km", ("echo_top_height", "reflectivity")),
+    "core_share": _Attribute(f"share of pixels above {_CORE_DBZ:g} dBZ", "1", _RADAR, storm=True),
+    "overshooting_top": _Attribute("overshooting top: yes or no", "1", ("ot_id_number",), yes_no=True),
 }
 
 
@@ -166,13 +166,13 @@ def _attribute(name: str, field: _Field) -> np.ndarray:
     if name == "minimum_brightness_temperature":
         found = np.where(observed, column, np.inf).min(axis=1)
     elif name == "cold_cloud_share":
-        found = (column < COLD_CLOUD_K).sum(axis=1) / count
+        found = (column < _COLD_CLOUD_K).sum(axis=1) / count
     elif name == "core_share":
-        found = (column >= CORE_DBZ).sum(axis=1) / count
+        found = (column >= _CORE_DBZ).sum(axis=1) / count
     elif field.altitudes is None:
         found = np.where(field.echo, field.values, -np.inf).reshape(pixels).max(axis=1)
     else:
-        high = (field.echo & (field.values >= ECHO_TOP_DBZ)).any(axis=(2, 3))
+        high = (field.echo & (field.values >= _ECHO_TOP_DBZ)).any(axis=(2, 3))
         found = np.where(high, field.altitudes, -np.inf).max(axis=1)
     enough = observed.mean(axis=1) >= 0.5
     return np.where(enough & np.isfinite(found), found, np.nan).astype(np.float64)

@@ -13,16 +13,16 @@ from gridrad_cube.similarity import nearest, unit_rows
 
 #: Parts of the days, in order of time, and the share of the days of each.
 FIT, CHOOSE, TEST = 0, 1, 2
-SHARES = (0.6, 0.2, 0.2)
+_SHARES = (0.6, 0.2, 0.2)
 #: Days and cases below which a number has no meaning.
 LEAST_DAYS, LEAST_CASES = 5, 30
 #: Draws of the bootstrap.
-DRAWS = 1000
+_DRAWS = 1000
 #: Penalties of ridge regression and of logistic regression, a case; the choosing days choose one.
-RIDGE = tuple(10.0**p for p in range(-6, 4))
-LOGISTIC = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_RIDGE = tuple(10.0**p for p in range(-6, 4))
+_LOGISTIC = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: Analogues of a forecast.
-ANALOGUES = 10
+_ANALOGUES = 10
 #: Scores this close are equal: those of equal vectors differ by rounding.
 _EQUAL = 1e-9
 
@@ -37,7 +37,7 @@ def divide_days(time: np.ndarray, *, gap: int = 1) -> tuple[np.ndarray, str]:
     """
     none = np.full(len(time), -1)
     try:
-        part = split_by_day(time, SHARES, gap=gap)
+        part = split_by_day(time, _SHARES, gap=gap)
     except SchemaError:
         part = none
     fit, choose, test = (len(np.unique(convective_day(time[part == p]))) for p in (FIT, CHOOSE, TEST))
@@ -55,8 +55,8 @@ def count_days(count: int) -> str:
 
 
 def draw_days(days: int, seed: int) -> np.ndarray:
-    """Weights of days, (1 + DRAWS, days): ones, then how often each day occurs in a draw with replacement."""
-    drawn = np.random.default_rng(seed).multinomial(days, np.full(days, 1 / days), size=DRAWS)
+    """Weights of days, (1 + _DRAWS, days): ones, then how often each day occurs in a draw with replacement."""
+    drawn = np.random.default_rng(seed).multinomial(days, np.full(days, 1 / days), size=_DRAWS)
     return np.concatenate([np.ones((1, days)), drawn])
 
 
@@ -147,10 +147,10 @@ def ridge(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
 
     fit, choose = part == FIT, part == CHOOSE
     # A target for each penalty: one pass over the features serves all.
-    model = Ridge(alpha=np.repeat(RIDGE, y.shape[1]) * fit.sum(), solver="cholesky")
+    model = Ridge(alpha=np.repeat(_RIDGE, y.shape[1]) * fit.sum(), solver="cholesky")
     x = x.astype(np.float64)
-    model = make_pipeline(StandardScaler(), model).fit(x[fit], np.tile(y[fit], len(RIDGE)))
-    guess = model.predict(x).reshape(len(x), len(RIDGE), y.shape[1])
+    model = make_pipeline(StandardScaler(), model).fit(x[fit], np.tile(y[fit], len(_RIDGE)))
+    guess = model.predict(x).reshape(len(x), len(_RIDGE), y.shape[1])
     errors = ((guess[choose] - y[choose, None]) ** 2).sum(axis=(0, 2))
     return np.asarray(guess[:, errors.argmin()])
 
@@ -163,7 +163,7 @@ def logistic(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
 
     fit, choose = part == FIT, part == CHOOSE
     sign, found = np.where(y[choose], 1.0, -1.0), []
-    for penalty in LOGISTIC:
+    for penalty in _LOGISTIC:
         model = LogisticRegression(C=1 / (penalty * fit.sum()), max_iter=1000)
         odds = make_pipeline(StandardScaler(), model).fit(x[fit], y[fit]).decision_function(x)
         found.append((float(np.logaddexp(0, -sign * odds[choose]).mean()), odds))
@@ -224,7 +224,7 @@ def analogue_forecast(
     after
         What came after each sample.
     """
-    rows, _ = nearest(vectors[known], vectors[case], min(ANALOGUES, len(known)))
+    rows, _ = nearest(vectors[known], vectors[case], min(_ANALOGUES, len(known)))
     return np.asarray(after[known][rows].mean(axis=1))
 
 

@@ -24,7 +24,7 @@ from gridrad_cube.store import store_info
 LEADS = ("10min", "30min", "60min", "180min")
 #: Fewest distractors of a query; they are within half an hour of the sequel's hour of the day, and not within so many
 #: hours and an edge of the query or its sequel.
-LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
+_LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
 #: Fewest samples of the rarer answer of a yes or no, on the fitting and on the testing days.
 _LEAST_RARE = 10
 _CENTERED = ", centered"
@@ -344,10 +344,10 @@ class _Evaluator:
         if not len(query):
             raise _TooFew(self._no_pairs(lead))
         among = {q: self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()}
-        among = {q: at for q, at in among.items() if len(at) >= LEAST_DISTRACTORS}
+        among = {q: at for q, at in among.items() if len(at) >= _LEAST_DISTRACTORS}
         if len(among) < LEAST_CASES:
             raise _TooFew(
-                f"too few queries: {len(query)}, of which {len(among)} have {LEAST_DISTRACTORS} distractors of the "
+                f"too few queries: {len(query)}, of which {len(among)} have {_LEAST_DISTRACTORS} distractors of the "
                 f"same hour; at least {LEAST_CASES} must"
             )
         counts, ranks = np.array([len(at) for at in among.values()], float), {}

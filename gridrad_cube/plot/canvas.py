@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 #: Behind a field: in none of the color maps, so plainly "nothing was observed here".
 NOT_OBSERVED = "#c3d4e3"
 #: Observed, and no echo there.
-NO_ECHO = "#f4f4f4"
+_NO_ECHO = "#f4f4f4"
 #: Observed; an echo stood there that quality control removed.
-REMOVED = "#a8a8a8"
+_REMOVED = "#a8a8a8"
 #: Colors for things on a picture (Okabe and Ito): told apart with any color vision.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 #: Look of what lies outside the scene.
@@ -35,8 +35,8 @@ PADDING: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#8c8c8c", "hatc
 #: Room beside, above and below a map, inches: degrees, titles with column numbers, degrees with a legend.
 LEFT, TOP, BOTTOM = 0.7, 1.0, 0.75
 #: Brightness temperature, K, below which cold cloud tops are drawn in color.
-COLD_TOPS = 240.0
-#: Below zero, about zero, above zero: dark in the middle, for white is `NO_ECHO`.
+_COLD_TOPS = 240.0
+#: Below zero, about zero, above zero: dark in the middle, for white is `_NO_ECHO`.
 _SIGNED = ("#ffd84d", "#9c5a12", "#1f1f28", "#6a3fb5", "#f08cff")
 #: Ticks of color scales that are not linear.
 _TICKS = {"rain": (0.1, 0.3, 1, 3, 10, 30, 100), "visible": (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)}
@@ -220,17 +220,17 @@ def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
     return replace(channel, packing=Packing.from_attributes(attributes, dtype))
 
 
-def color_map(channel: Channel) -> Colormap:
+def _color_map(channel: Channel) -> Colormap:
     """The channel's colors: infrared cold and bright, radar and rain pale to dark, signed fields about black.
 
-    Infrared is gray as forecasters know it, and colored below `COLD_TOPS`.
+    Infrared is gray as forecasters know it, and colored below `_COLD_TOPS`.
     """
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
     if channel.kind == "infrared":
         low, high = channel.typical_range
-        cold = round(256 * (COLD_TOPS - low) / (high - low))
+        cold = round(256 * (_COLD_TOPS - low) / (high - low))
         tops = colormaps["plasma"](np.linspace(1.0, 0.08, cold))
         return ListedColormap(np.vstack([tops, colormaps["Greys"](np.linspace(0.12, 1.0, 256 - cold))]))
     if channel.kind == "field" and channel.typical_range[0] == -channel.typical_range[1]:
@@ -238,7 +238,7 @@ def color_map(channel: Channel) -> Colormap:
     return colormaps[{"visible": "Greys_r", "radar": "magma_r"}.get(channel.kind, "viridis_r")]
 
 
-def color_scale(channel: Channel) -> Normalize:
+def _color_scale(channel: Channel) -> Normalize:
     """The channel's limits: always its typical range; rain by logarithm, visible by square root.
 
     A channel of kind ``other`` has none: its scale spans what is drawn.
@@ -280,12 +280,12 @@ def draw_field(
     extent = extent or (0, values.shape[1], values.shape[0], 0)
     values = values[::step, ::step]
     states = _states(values, channel.packing)
-    looks = {"not observed": NOT_OBSERVED, "observed, no echo": NO_ECHO, "echo removed by QC": REMOVED}
+    looks = {"not observed": NOT_OBSERVED, "observed, no echo": _NO_ECHO, "echo removed by QC": _REMOVED}
     axes.imshow(
         states, cmap=ListedColormap(list(looks.values())), vmin=0, vmax=2, extent=extent, interpolation="nearest"
     )  # fmt: skip
     image = axes.imshow(
-        np.ma.masked_where(states < 3, values), cmap=color_map(channel), norm=color_scale(channel), extent=extent,
+        np.ma.masked_where(states < 3, values), cmap=_color_map(channel), norm=_color_scale(channel), extent=extent,
         interpolation="antialiased",
     )  # fmt: skip
     return image, [

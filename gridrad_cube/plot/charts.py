@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Quantities of the training curves: key in metrics.jsonl -> title with unit.
-CURVES = {
+_CURVES = {
     "train_loss": "Training loss",
     "train_lr": "Learning rate",
     "teacher_entropy": "Entropy of the teacher's targets (nats)",
@@ -51,7 +51,7 @@ def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) 
     if not isinstance(runs, Mapping):
         runs = {Path(runs).name: runs}
     records = {label: _read_metrics(folder) for label, folder in runs.items()}
-    keys = [k for k in CURVES if any(r.get(k) is not None for rows in records.values() for r in rows)]
+    keys = [k for k in _CURVES if any(r.get(k) is not None for rows in records.values() for r in rows)]
     if not keys:
         raise SchemaError(
             f"plot: no metrics yet in {[str(r) for r in runs.values()]}; expected records of steps"
@@ -93,7 +93,7 @@ def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]
         baseline = next((b for r in reversed(rows) if (b := r.get("probe_baseline")) is not None), None)
         if key == "probe_retrieval" and baseline is not None:
             ax.axhline(baseline, color=color, linestyle="--", linewidth=1)
-    ax.set_title(CURVES[key], fontsize=10, loc="left")
+    ax.set_title(_CURVES[key], fontsize=10, loc="left")
     ax.set_xlabel("step", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

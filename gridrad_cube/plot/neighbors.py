@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Answers that fit beside the query, and panels in a line.
-SHOWN, _COLUMNS = 9, 5
+_SHOWN, _COLUMNS = 9, 5
 #: Color and marker of answers, by whether they are marked.
 _LOOKS = {False: ("0.3", "o"), True: (ORANGE, "D")}
 #: Different outlines that are drawn at most.
 _OUTLINES = 200
 
 #: A point of a plot: x, y, what to write beside it, color.
-Point = tuple[float, float, str, str]
+_Point = tuple[float, float, str, str]
 _Box = tuple[float, float, float, float]
 _Align = Literal["left", "right", "center"]
 
@@ -70,7 +70,7 @@ def query(
     marked = [False] * count if marks is None else [bool(m) for m in marks]
     if len(marked) != count:
         raise SchemaError(f"plot: got {len(marked)} marks for {count} answers; expected one for each")
-    answer, marked = answer.isel(rank=slice(SHOWN)), marked[:SHOWN]
+    answer, marked = answer.isel(rank=slice(_SHOWN)), marked[:_SHOWN]
     label = str(asked.get("query_channel", answer["channel"].values[0]))
     if label.split("@")[0] not in cube.data_vars and "variable" in answer.coords:
         label = str(np.atleast_1d(answer["variable"].values)[0]).split("+")[
@@ -111,7 +111,7 @@ def query(
         ax.set_title(words, fontsize=8.5, color=color or "black")
     color_bar(image, field.label, field.channel, ax=panels, shrink=0.9, aspect=30)
     where, when = figure.add_subplot(lower[0]), figure.add_subplot(lower[1])
-    places = draw_map(where, answer, place, marked, marks_text, cube)
+    places = _draw_map(where, answer, place, marked, marks_text, cube)
     moments = _draw_times(when, answer, time, marked)
     legend = [*where.get_legend_handles_labels()[0], *states.values()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
@@ -120,8 +120,8 @@ def query(
     wide = 3.2 * box.width / max(box.height, 1e-9) * np.cos(np.deg2rad(box.y0 + box.height / 2))
     width = float(np.clip(wide, 3.6, 7.0))
     lower.set_width_ratios([width, 11.5 - width])
-    write_numbers(where, places)
-    write_numbers(when, moments)
+    _write_numbers(where, places)
+    _write_numbers(when, moments)
     return figure
 
 
@@ -159,8 +159,8 @@ def _captions(answer: xr.Dataset) -> list[str]:
 
 def _draw_times(
     axes: Axes, answer: xr.Dataset, query_time: np.datetime64, marked: Sequence[bool]
-) -> list[Point]:
-    """Scores over time, and the query's time; what `write_numbers` takes."""
+) -> list[_Point]:
+    """Scores over time, and the query's time; what `_write_numbers` takes."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 
     axes.set_title("When they are", loc="left", fontsize=11)
@@ -187,28 +187,28 @@ def _draw_times(
 # Maps, without coastlines
 
 
-def draw_map(
+def _draw_map(
     axes: Axes,
     answer: xr.Dataset,
     place: tuple[float, float],
     marked: Sequence[bool],
     marks_text: str,
     cube: xr.Dataset,
-) -> list[Point]:
+) -> list[_Point]:
     """Draw answers and the query, and faintly the outline of each different crop of a cube.
 
     Right across the date line: longitudes are continuous about the query.
 
     Returns
     -------
-    What `write_numbers` takes.
+    What `_write_numbers` takes.
     """
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     axes.set_title("Where they are", loc="left", fontsize=11)
     base = place[1]
     look: dict[str, Any]
-    for i, (lat, lon) in enumerate(outlines(cube)):
+    for i, (lat, lon) in enumerate(_outlines(cube)):
         lon = lon + 360.0 * np.round((base - np.nanmean(lon)) / 360.0)
         look = {"facecolor": "0.94", "edgecolor": "0.7", "linewidth": 0.8, "zorder": 0}
         axes.fill(lon, lat, label="crops of the store" if i == 0 else None, **look)
@@ -253,7 +253,7 @@ def draw_map(
     return [*points, (base, place[0], "", BLUE)]
 
 
-def outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Outline of each different crop where its scene is, latitude and continuous longitude, along patch corners."""
     both = [dataset[n].transpose("crop", "row", "col").values for n in ("latitude", "longitude")]
     flat = np.stack(both, axis=-1).reshape(dataset.sizes["crop"], -1)
@@ -287,7 +287,7 @@ def _ring(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[0, :-1], values[:-1, -1], values[-1, :0:-1], values[::-1, 0]])
 
 
-def write_numbers(axes: Axes, points: Sequence[Point]) -> None:
+def _write_numbers(axes: Axes, points: Sequence[_Point]) -> None:
     """Write texts beside points, where they cover neither each other nor a point if there is room.
 
     Settles the layout of the figure first, so call it last. Texts of one color at one place stand together, and

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Two letters and a color a flag: the letters tell flags apart, the color helps.
-BADGES: dict[Flag, tuple[str, str]] = {
+_BADGES: dict[Flag, tuple[str, str]] = {
     Flag.padding: ("PA", "#000000"),
     Flag.unreadable: ("UR", "#7f0000"),
     Flag.channel_absent: ("CA", "#4d4d4d"),
@@ -191,7 +191,7 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
 
     field = select(cube, crop, channel)
     one, bits, reject = field.one, field.flags(), int(default_reject(field.channel.kind))
-    present = [f for f in BADGES if (bits & int(f)).any()]
+    present = [f for f in _BADGES if (bits & int(f)).any()]
     (width, height), tall = map_size(one), 0.28 * len(present) + 1.3
     size = (LEFT + width + 0.6 + _LEGEND, TOP + max(height, tall) + BOTTOM)
     figure, _ = new_figure(by_hand=True, figsize=size)
@@ -228,7 +228,7 @@ def _draw_badges(axes: Axes, bits: np.ndarray, present: list[Flag], edge: float,
     across, size = int(edge / slot + 1e-6), 0.42 * room * slot / edge
     upside_down = axes.get_ylim()[0] < axes.get_ylim()[1]
     for i, flag in enumerate(present):
-        letters, color = BADGES[flag]
+        letters, color = _BADGES[flag]
         right, down = (i % across) * slot, (i // across) * slot
         down = edge - slot - down if upside_down else down  # the first line is on top
         places = [(col * edge + right, row * edge + down) for row, col in np.argwhere(bits & int(flag))]
@@ -266,7 +266,7 @@ def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int,
         side.text(0.1, line, title, fontsize=10, weight="bold", va="center")
         for flag in members:
             line += 0.28
-            letters, color = BADGES[flag]
+            letters, color = _BADGES[flag]
             count = int(((bits & int(flag)) != 0).sum())
             box: dict[str, Any] = {"facecolor": color, "edgecolor": "0.5", "linewidth": 0.5}
             side.add_patch(Rectangle((0.1, line - 0.1), 0.26, 0.2, **box))

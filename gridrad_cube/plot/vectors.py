@@ -89,7 +89,7 @@ def embeddings(
     axes, lattice = add_axes(figure, LEFT, TOP, width, height), one
     more: list[Artist] = []
     if cube is not None:
-        field = select(cube, crop, first_field(cube, label.name, one))
+        field = select(cube, crop, _first_field(cube, label.name, one))
         image, more = draw_crop(add_axes(figure, LEFT + width + 1.3, TOP, width, height), field)
         bar = add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height)
         color_bar(image, field.label, field.channel, cax=bar)
@@ -105,7 +105,7 @@ def embeddings(
     return figure
 
 
-def first_field(cube: xr.Dataset, label: str, about: xr.Dataset) -> str:
+def _first_field(cube: xr.Dataset, label: str, about: xr.Dataset) -> str:
     """The field to draw for a channel label of embeddings: of a composite label its first member."""
     if label.split("@")[0] in cube.data_vars:
         return label
@@ -157,10 +157,10 @@ def _colors(vectors: xr.DataArray, crop: int, label: str) -> tuple[np.ndarray, n
     if known.any():
         scores = (pca.transform(mine[known]) - low) / np.maximum(high - low, 1e-9)
         part[known, : scores.shape[1]] = np.clip(scores, 0, 1)
-    return np.concatenate([lab_to_rgb(part), known[..., None]], axis=-1), pca.explained_variance_ratio_
+    return np.concatenate([_lab_to_rgb(part), known[..., None]], axis=-1), pca.explained_variance_ratio_
 
 
-def lab_to_rgb(parts: np.ndarray) -> np.ndarray:
+def _lab_to_rgb(parts: np.ndarray) -> np.ndarray:
     """Colors of three numbers in [0, 1]: CIE lightness 20 to 92, blue to yellow, green to magenta.
 
     CIELAB under D65 to sRGB (IEC 61966-2-1), clipped to what a screen shows.
@@ -217,7 +217,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     if cube is not None:
         axes = add_axes(figure, _LEFT, _TOP, *large)
         bar = add_axes(figure, _LEFT + large[0] + 0.15, _TOP, 0.16, large[1])
-        field = select(cube, int(one["crop"]), first_field(cube, label, one))
+        field = select(cube, int(one["crop"]), _first_field(cube, label, one))
         write_legend(figure, _draw_window(axes, bar, field, one, shape), left=_LEFT)
     span = (float(np.nanmin(heads)), float(np.nanmax(heads)))
     axes = add_axes(figure, _LEFT + beside, _TOP, *large)
