@@ -610,6 +610,16 @@ def test_quality_control_of_radar_removes_bins_and_says_why(tmp_path):
     assert "radar_quality" not in store.cube_info(tmp_path / "none.zarr")
 
 
+def test_volume_without_what_quality_control_needs_fails_alone(tmp_path):
+    paths = write_sources(tmp_path / "s", scenes=2, shape=(64, 64), format="gridrad-v4.2")
+    with netCDF4.Dataset(paths[0], "a") as file:
+        file.renameVariable("wReflectivity", "elsewhere")
+    report = pipeline.preprocess(tmp_path / "s", tmp_path / "p.zarr", recipe=RECIPE)
+    (failed,) = report.failed
+    assert "no wReflectivity; expected the weights of reflectivity" in failed.reason
+    assert report.count("written") == 1
+
+
 def test_real_rain_rates_become_a_cube(real_data, tmp_path):
     files = sorted(real_data.glob("mrms_precipitation_rate_*.nc"))[:2]
     report = pipeline.preprocess(files, tmp_path / "p.zarr")

@@ -228,6 +228,12 @@ def _add_clutter(volume: readers.RadarVolume, spec: quality.RadarQualitySpec, st
 def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
     """Per listed bin the code of why it goes, 0 where it stays; a level at a time, which bounds the memory."""
     states = np.zeros(len(volume.index), np.uint8)
+    is_counted = volume.nradobs is not None and volume.nradecho is not None
+    if is_counted and "reflectivity" not in volume.weights:
+        raise SchemaError(
+            f"{volume.header.path}: no wReflectivity; expected the weights of reflectivity, which quality control "
+            "compares. Build with --qc none."
+        )
     for level in volume.levels:
         part = volume.part(level)
         values = volume.values["reflectivity"][part]

@@ -36,7 +36,6 @@ __all__ = [
     "parse_stamp",
     "read_fields",
     "read_scene",
-    "read_volume",
 ]
 
 #: What ``format=`` takes. ``gridrad`` stands for any of its versions.
@@ -159,33 +158,6 @@ def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
     """
     with open_source(path) as source:
         return source.attributes, source.variables
-
-
-def read_volume(
-    path: _Path, fields: Iterable[str] = ("reflectivity",), *, weights: bool = False, nradecho: bool = False
-) -> RadarVolume:
-    """Read a GridRad file as lists of bins, for quality control between reading and `densify`.
-
-    Parameters
-    ----------
-    fields
-        Channels that the file has.
-    weights, nradecho
-        Whether to read the weights of reflectivity, and the counts of echoes, too.
-
-    Raises
-    ------
-    SchemaError
-        As `read_scene`, or if the file is no GridRad file.
-    """
-    names = tuple(fields)
-    with open_source(path) as source:
-        header = find_reader(source, "gridrad").describe(source, Request(channels=names))
-        if (weights or nradecho) and header.format == "gridrad_v4_1":
-            raise SchemaError(
-                f"{path}: {header.format} has no weights and counts; expected the sparse layout"
-            )
-        return gridrad.read_volume(source, header, names, weights=weights, nradecho=nradecho)
 
 
 def _request(channels: Iterable[str], radar: RadarSpec, variables: _Variables) -> Request:

@@ -23,7 +23,7 @@ from gridrad_cube.readers.fields import (
     read_codes,
     spelled,
 )
-from gridrad_cube.readers.files import Source, Variable, text
+from gridrad_cube.readers.files import Source, Variable, text_of
 from gridrad_cube.readers.header import (
     PARALLAX,
     Header,
@@ -132,7 +132,7 @@ def describe(source: Source, request: Request) -> Header:
     return Header(
         path=source.path,
         format=FORMAT,
-        product=f"{text(source.attributes, 'title') or 'CF file'} ({', '.join(known)})",
+        product=f"{text_of(source.attributes, 'title') or 'CF file'} ({', '.join(known)})",
         time=time,
         latitude=latitude,
         longitude=longitude,
@@ -165,10 +165,10 @@ def _find_fields(source: Source, request: Request) -> dict[str, _Found]:
             found[variable.name] = _Found(variable, None)
     by_standard_name: dict[str, list[Variable]] = {}
     for variable in grids:
-        channel = _STANDARD_NAMES.get(text(variable.attributes, "standard_name"), "")
+        channel = _STANDARD_NAMES.get(variable.text("standard_name"), "")
         taken = [f.variable.name for f in found.values()]
         if channel and channel not in found and variable.name not in taken:
-            units = text(variable.attributes, "units")
+            units = variable.text("units")
             if spelled(units) in CONVERSIONS[CHANNELS[channel].units]:
                 by_standard_name.setdefault(channel, []).append(variable)
     for channel, variables in by_standard_name.items():
@@ -191,7 +191,7 @@ def _find_axes(source: Source, found: dict[str, _Found]) -> _Axes:
         return pairs[0]
     projected = [
         v.name for v in source.variables.values()
-        if text(v.attributes, "standard_name").startswith("projection_") or v.name in ("x", "y")
+        if v.text("standard_name").startswith("projection_") or v.name in ("x", "y")
     ]  # fmt: skip
     if projected:
         raise SchemaError(
@@ -220,8 +220,8 @@ def _candidates(source: Source, axis: str) -> list[Variable]:
     units, names = _AXES[axis]
     numeric = [v for v in source.variables.values() if v.is_numeric]
     ranked = [
-        [v.name for v in numeric if text(v.attributes, "standard_name").lower() == axis],
-        [v.name for v in numeric if text(v.attributes, "units").lower() in units],
+        [v.name for v in numeric if v.text("standard_name").lower() == axis],
+        [v.name for v in numeric if v.text("units").lower() in units],
         [v.name for v in numeric if v.name.lower() in names],
     ]
     return [source.variables[name] for name in dict.fromkeys(chain.from_iterable(ranked))]
@@ -238,13 +238,13 @@ def _grid_dims(latitude: Variable, longitude: Variable) -> tuple[str, str] | Non
 
 
 def _spatial_dims(variable: Variable) -> tuple[str, ...]:
-    return tuple(d for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1)
+    return tuple(d for d, n in variable.sizes.items() if n > 1)
 
 
 def _vertical(source: Source, variable: Variable, axes: _Axes) -> str | None:
     """The altitude dimension of a field, None where it has none; any other is refused."""
     others = [
-        d for d, n in zip(variable.dims, variable.shape, strict=True) if d not in axes.dims and n > 1
+        d for d, n in variable.sizes.items() if d not in axes.dims and n > 1
     ]  # fmt: skip
     if not others:
         return None
@@ -260,8 +260,8 @@ def _vertical(source: Source, variable: Variable, axes: _Axes) -> str | None:
 def _altitude_variable(source: Source, dim: str) -> Variable | None:
     for variable in source.variables.values():
         if variable.dims == (dim,) and variable.is_numeric:
-            standard_name = text(variable.attributes, "standard_name").lower()
-            is_up = text(variable.attributes, "axis").upper() == "Z"
+            standard_name = variable.text("standard_name").lower()
+            is_up = variable.text("axis").upper() == "Z"
             if standard_name in _ALTITUDES or is_up or variable.name.lower() in _ALTITUDES:
                 return variable
     return None
@@ -276,10 +276,10 @@ def _altitudes(source: Source, dim: str) -> npt.NDArray[np.float64]:
 def _time(source: Source) -> np.datetime64:
     numeric = [v for v in source.variables.values() if v.is_numeric]
     named = [v.name for v in numeric if v.name.lower() == "time"]
-    standard = [v.name for v in numeric if text(v.attributes, "standard_name").lower() == "time"]
+    standard = [v.name for v in numeric if v.text("standard_name").lower() == "time"]
     for name in (*named, *standard):
         return only_time(source, name)
-    candidates = [(f"attribute {n}", parse_time(text(source.attributes, n)), 0) for n in _TIME_ATTRIBUTES]
+    candidates = [(f"attribute {n}", parse_time(text_of(source.attributes, n)), 0) for n in _TIME_ATTRIBUTES]
     known = [c for c in (*candidates, ("the file name", parse_stamp(source.name), 0)) if c[1] is not None]
     # The first known one alone: a file's name says when it was made as often as what it shows.
     return agreed_time(
@@ -292,9 +292,7 @@ def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDAr
     codes = {}
     for name, about in header.fields.items():
         variable = source.variables[about.variable]
-        tall = [
-            d for d, n in zip(variable.dims, variable.shape, strict=True) if n > 1 and d not in about.dims
-        ]
+        tall = [d for d, n in variable.sizes.items() if n > 1 and d not in about.dims]
         codes[name] = (
             _derive(source, header, about, (*tall, *about.dims), request)
             if tall

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.files import Source, Variable, number, text
+from gridrad_cube.readers.files import Source, Variable
 from gridrad_cube.schema import CHANNELS, OTHER_ATTRIBUTES, Channel, Packing, SchemaError, channel_in
 
 #: ``(factor, offset)`` from the units of files, as they spell them, to those of channels; other units are refused.
@@ -103,12 +103,10 @@ def known_field(
         If there are no units to go by, they are unknown, or an attribute makes no sense.
     """
     channel, about = CHANNELS[name], source.variables[variable]
-    where = f"{source.path}: variable {variable!r}"
-    given = units or text(about.attributes, "units")
-    factors = _conversion(channel, given, named=variable == name, where=where)
+    factors = _conversion(channel, about, units or about.text("units"))
     packing, missing = channel.packing, tuple[int, ...]()
     if about.dtype.kind != "f":
-        packing, missing = _integer_packing(about, channel, factors, where)
+        packing, missing = _integer_packing(about, channel, factors)
     return Field(
         channel=channel, variable=variable, dims=dims, packing=packing, attributes=channel.attributes(),
         units=factors, missing=missing,
@@ -122,24 +120,23 @@ def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
     have none, are widened. Floats are values, float32 or float64.
     """
     about = source.variables[variable]
-    where = f"{source.path}: variable {variable!r}"
-    units = text(about.attributes, "units")
+    units = about.text("units")
     attributes: dict[str, Any] = {
         "units": "1" if spelled(units) in _NO_UNITS else units,
-        "long_name": text(about.attributes, "long_name") or variable,
+        "long_name": about.text("long_name") or variable,
     }
-    if text(about.attributes, "standard_name"):
-        attributes["standard_name"] = text(about.attributes, "standard_name")
+    if about.text("standard_name"):
+        attributes["standard_name"] = about.text("standard_name")
     for key in _CATEGORIES:
         if key in about.attributes:
             attributes[key] = np.asarray(about.attributes[key]).tolist()
     attributes |= OTHER_ATTRIBUTES
     channel = channel_in(variable, attributes, about.dtype)
     if about.dtype.kind != "f":
-        packing, missing = _integer_packing(about, channel, (1.0, 0.0), where)
+        packing, missing = _integer_packing(about, channel, (1.0, 0.0))
     else:
-        scale, offset = _scaling(about.attributes, where)
-        bounds = [None if b is None else b * scale + offset for b in _valid_values(about.attributes, where)]
+        scale, offset = about.scaling
+        bounds = [None if b is None else b * scale + offset for b in _valid_range(about)]
         low, high = bounds if scale > 0 else bounds[::-1]
         dtype = "float64" if about.dtype.itemsize == 8 else "float32"
         packing, missing = Packing(dtype=dtype, valid_minimum=low, valid_maximum=high), ()
@@ -194,7 +191,7 @@ def _dims_on_grid(
         is_weight = name.startswith("w") and name[1:] in source.variables
         return (str(vertical), *dims) if is_weight else None
     on = (str(vertical), *dims) if vertical in variable.dims else dims
-    others = [n for d, n in zip(variable.dims, variable.shape, strict=True) if d not in on]
+    others = [n for d, n in variable.sizes.items() if d not in on]
     return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None
 
 
@@ -203,26 +200,26 @@ def spelled(units: str) -> str:
     return " ".join(units.lower().replace("**", "").replace("^", "").split())
 
 
-def _conversion(channel: Channel, units: str, *, named: bool, where: str) -> tuple[float, float]:
-    """Factor and offset from the units of a file to those of a channel.
+def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float, float]:
+    """Factor and offset from the units of a variable to those of a channel.
 
-    A variable that bears the channel's own name (``named``) and states no units is in the channel's units, except for
-    visible reflectance, where fraction and percent are equally common.
+    A variable that bears the channel's own name and states no units is in the channel's units, except for visible
+    reflectance, where fraction and percent are equally common.
     """
     known = CONVERSIONS[channel.units]
-    if not units and named and channel.kind != "visible":
+    if not units and variable.name == channel.name and channel.kind != "visible":
         return 1.0, 0.0
     if spelled(units) not in known:
         problem = f"units {units!r} for {channel.name}" if units else "no units"
         raise SchemaError(
-            f"{where}: {problem}; expected some of {sorted(known)}. "
+            f"{variable.where}: {problem}; expected some of {sorted(known)}. "
             f'Pass variables=(("{channel.name}", "<its variable>", "<its units>"),).'
         )
     return known[spelled(units)]
 
 
 def _integer_packing(
-    variable: Variable, channel: Channel, units: tuple[float, float], where: str
+    variable: Variable, channel: Channel, units: tuple[float, float]
 ) -> tuple[Packing, tuple[int, ...]]:
     """The packing of an integer variable as a channel, and the further codes that mean missing.
 
@@ -230,13 +227,9 @@ def _integer_packing(
     -99, and that of zero rain. Where they declare no valid range, codes below it are out of range.
     """
     dtype = _signedness(variable)
-    attributes = variable.attributes
-    scale, offset = _scaling(attributes, where)
-    fills = [
-        f for f in (number(attributes, n, where) for n in ("_FillValue", "missing_value")) if f is not None
-    ]
-    codes = [code for code in (_as_code(f, variable, dtype) for f in fills) if code is not None]
-    low, high = _valid_codes(variable, dtype, scale, offset, where)
+    scale, offset = variable.scaling
+    codes = [code for fill in variable.fills if (code := _as_code(fill, variable, dtype)) is not None]
+    low, high = _valid_codes(variable, dtype)
     if not codes and variable.name in _UNDECLARED_FILL:
         codes = [_UNDECLARED_FILL[variable.name]]
     if not codes and dtype.name in _WIDENED:
@@ -250,16 +243,7 @@ def _integer_packing(
         valid_minimum=low,
         valid_maximum=high,
     )
-    return _with_echo_codes(packing, channel, where), tuple(codes[1:])
-
-
-def _scaling(attributes: Mapping[str, Any], where: str) -> tuple[float, float]:
-    scale = number(attributes, "scale_factor", where)
-    offset = number(attributes, "add_offset", where)
-    scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
-    if not (np.isfinite(scale) and np.isfinite(offset) and scale != 0):
-        raise SchemaError(f"{where}: scale_factor {scale} and add_offset {offset}; expected finite, not zero")
-    return scale, offset
+    return _with_echo_codes(packing, channel, variable), tuple(codes[1:])
 
 
 def _tidy(value: float) -> float:
@@ -285,17 +269,24 @@ def _as_code(value: float, variable: Variable, dtype: np.dtype[Any]) -> int | No
     return code if limits.min <= code <= limits.max else None
 
 
-def _valid_codes(
-    variable: Variable, dtype: np.dtype[Any], scale: float, offset: float, where: str
-) -> tuple[int | None, int | None]:
-    attributes = variable.attributes
-    pair = np.asarray(attributes.get("valid_range", []))
-    if pair.size not in (0, 2) or pair.dtype.kind not in "iuf":
-        raise SchemaError(f"{where}: attribute 'valid_range' is {pair.tolist()!r}; expected two numbers")
-    bounds: list[float | None] = [float(v) for v in pair]
-    bounds = bounds or [number(attributes, n, where) for n in ("valid_min", "valid_max")]
+def _valid_range(variable: Variable) -> tuple[float | None, float | None]:
+    """The valid range that a file declares, as it declares it."""
+    pair = np.asarray(variable.attributes.get("valid_range", []))
+    if pair.size == 2 and pair.dtype.kind in "iuf":
+        return float(pair[0]), float(pair[1])
+    if pair.size and variable.dtype.kind != "f":
+        raise SchemaError(
+            f"{variable.where}: attribute 'valid_range' is {pair.tolist()!r}; expected two numbers"
+        )
+    return variable.number("valid_min"), variable.number("valid_max")
+
+
+def _valid_codes(variable: Variable, dtype: np.dtype[Any]) -> tuple[int | None, int | None]:
+    """The valid range of an integer variable in codes."""
+    bounds: Sequence[float | None] = _valid_range(variable)
     if all(bound is None for bound in bounds):
         return None, None
+    attributes, (scale, offset) = variable.attributes, variable.scaling
     given = next(attributes[n] for n in ("valid_range", "valid_min", "valid_max") if n in attributes)
     if np.asarray(given).dtype.kind == "f" and (scale, offset) != (1.0, 0.0):
         # In the type of the unpacked values, hence in their units (netCDF best practices).
@@ -309,12 +300,12 @@ def _valid_codes(
     return low, high
 
 
-def _with_echo_codes(packing: Packing, channel: Channel, where: str) -> Packing:
+def _with_echo_codes(packing: Packing, channel: Channel, variable: Variable) -> Packing:
     if channel.kind not in ("radar", "rain"):
         return packing
     if packing.scale_factor < 0:
         raise SchemaError(
-            f"{where}: scale_factor {packing.scale_factor}; expected a positive one for {channel.name}"
+            f"{variable.where}: scale_factor {packing.scale_factor}; expected a positive one for {channel.name}"
         )
     no_echo_value = _NO_ECHO_VALUE if channel.kind == "radar" else 0.0
     exact = (no_echo_value - packing.add_offset) / packing.scale_factor
@@ -332,21 +323,18 @@ def _with_echo_codes(packing: Packing, channel: Channel, where: str) -> Packing:
 def encode(
     values: npt.NDArray[Any],
     channel: Channel,
-    *,
-    attributes: Mapping[str, Any] | None = None,
+    variable: Variable | None = None,
     units: tuple[float, float] = (1.0, 0.0),
-    where: str = "",
 ) -> npt.NDArray[Any]:
     """Codes of float values by the channel's own packing, block by block.
 
-    Declared fills, netCDF's default fill and NaN are not observed. For dBZ and echo tops -99 and less is
-    observed without echo and -990 and less (-999, -9999) not observed; rain that rounds to nothing is no
-    echo, negative rain out of range. A declared valid range is applied.
+    NaN, and the fills of the variable that the values are from, are not observed; its scale and valid range are
+    applied. For dBZ and echo tops -99 and less is observed without echo and -990 and less (-999, -9999) not observed;
+    rain that rounds to nothing is no echo, negative rain out of range.
     """
-    attributes = attributes or {}
-    scale, offset = _scaling(attributes, where)
-    fills = _float_fills(values.dtype, attributes, where)
-    valid = _valid_values(attributes, where)
+    (scale, offset), valid, fills = (1.0, 0.0), (None, None), [_DEFAULT_FILL[values.dtype.name]]
+    if variable is not None:
+        (scale, offset), valid, fills = variable.scaling, _valid_range(variable), _float_fills(variable)
     out = np.empty(values.shape, channel.packing.dtype)
     flat, flat_out = values.reshape(-1), out.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
@@ -367,18 +355,10 @@ def encode(
     return out
 
 
-def _float_fills(dtype: np.dtype[Any], attributes: Mapping[str, Any], where: str) -> list[float]:
+def _float_fills(variable: Variable) -> list[float]:
     """Values that stand for missing in a float variable: declared ones, and netCDF's default."""
-    declared = [number(attributes, n, where) for n in ("_FillValue", "missing_value")]
-    fills = (*declared, _DEFAULT_FILL.get(dtype.name))
-    return [fill for fill in fills if fill is not None and np.isfinite(fill)]
-
-
-def _valid_values(attributes: Mapping[str, Any], where: str) -> tuple[float | None, float | None]:
-    pair = np.asarray(attributes.get("valid_range", []))
-    if pair.size == 2 and pair.dtype.kind in "iuf":
-        return float(pair[0]), float(pair[1])
-    return number(attributes, "valid_min", where), number(attributes, "valid_max", where)
+    fills = (*variable.fills, _DEFAULT_FILL.get(variable.dtype.name, np.nan))
+    return [fill for fill in fills if np.isfinite(fill)]
 
 
 def _encode_block(block: npt.NDArray[np.float64], channel: Channel) -> npt.NDArray[Any]:
@@ -406,7 +386,6 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
         If the variable lies on other dimensions, or its bytes cannot be read.
     """
     variable = source.variables[field.variable]
-    where = f"{source.path}: variable {field.variable!r}"
     raw = read_array(source, variable, field.dims, levels)
     if variable.dtype.kind != "f":
         codes = raw.view(_signedness(variable))
@@ -416,12 +395,12 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
             codes[codes == codes.dtype.type(code)] = codes.dtype.type(field.packing.fill_value or 0)
         return codes
     if field.channel.kind != "other":
-        return encode(raw, field.channel, attributes=variable.attributes, units=field.units, where=where)
-    scale, offset = _scaling(variable.attributes, where)
+        return encode(raw, field.channel, variable, field.units)
+    scale, offset = variable.scaling
     values = raw.astype(field.packing.dtype)
     if (scale, offset) != (1.0, 0.0):
         values = (raw.astype(np.float64) * scale + offset).astype(field.packing.dtype)
-    for fill in _float_fills(variable.dtype, variable.attributes, where):
+    for fill in _float_fills(variable):
         values[raw == raw.dtype.type(fill)] = np.nan
     return values
 
@@ -444,10 +423,10 @@ def read_array(
     SchemaError
         If the variable lies on other dimensions, or its bytes cannot be read.
     """
-    extra = {d: n for d, n in zip(variable.dims, variable.shape, strict=True) if d not in dims}
+    extra = {d: n for d, n in variable.sizes.items() if d not in dims}
     if not set(dims) <= set(variable.dims) or any(n != 1 for n in extra.values()):
         raise SchemaError(
-            f"{source.path}: variable {variable.name!r} lies on {variable.dims} {variable.shape}; expected "
+            f"{variable.where} lies on {variable.dims} {variable.shape}; expected "
             f"{tuple(dims)}, with one time. Split a file of several times: ds.isel(time=[i]).to_netcdf(...)."
         )
     kept = [d for d in variable.dims if d in dims]

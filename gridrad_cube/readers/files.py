@@ -51,18 +51,74 @@ _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError
 
 @dataclass(frozen=True)
 class Variable:
-    """What a header says of one variable."""
+    """What a header says of one variable. ``where`` names it and its file in messages."""
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     attributes: Mapping[str, Any] = field(repr=False)
+    where: str = field(repr=False)
 
     @property
     def is_numeric(self) -> bool:
         """Whether it holds integers or floats."""
         return self.dtype.kind in "iuf"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of each dimension."""
+        return dict(zip(self.dims, self.shape, strict=True))
+
+    def text(self, name: str) -> str:
+        """A text attribute, stripped; empty where there is none."""
+        return text_of(self.attributes, name)
+
+    def number(self, name: str) -> float | None:
+        """A numeric attribute, or None where there is none.
+
+        A float32 attribute becomes the shortest decimal that is stored as it: 0.01, not 0.0099999998.
+
+        Raises
+        ------
+        SchemaError
+            If it is not one number.
+        """
+        if name not in self.attributes:
+            return None
+        value = np.asarray(self.attributes[name])
+        try:
+            if value.size != 1:
+                raise ValueError("not one value")
+            scalar = value.reshape(())[()]
+            return float(str(scalar)) if isinstance(scalar, np.float32) else float(scalar)
+        except (ValueError, TypeError) as error:
+            raise SchemaError(
+                f"{self.where}: attribute {name!r} is {self.attributes[name]!r}; expected one number"
+            ) from error
+
+    @property
+    def fills(self) -> list[float]:
+        """Values that the file declares to be missing."""
+        declared = (self.number(name) for name in ("_FillValue", "missing_value"))
+        return [fill for fill in declared if fill is not None]
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Scale factor and offset, 1 and 0 where there are none."""
+        scale, offset = self.number("scale_factor"), self.number("add_offset")
+        scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
+        if not (np.isfinite(scale) and np.isfinite(offset) and scale != 0):
+            raise SchemaError(
+                f"{self.where}: scale_factor {scale} and add_offset {offset}; expected finite, not zero"
+            )
+        return scale, offset
+
+
+def text_of(attributes: Mapping[str, Any], name: str) -> str:
+    """A text attribute, stripped; empty where there is none."""
+    value = attributes.get(name, "")
+    return value.strip() if isinstance(value, str) else ""
 
 
 class Source:
@@ -102,7 +158,10 @@ class Source:
                 f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB in a file of {os.path.getsize(self.path)} bytes. "
                 "Check where the file comes from, or raise gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
             )
-        return Variable(name, tuple(variable.dimensions), shape, dtype, _attributes(variable, self.path))
+        where = f"{self.path}: variable {name!r}"
+        return Variable(
+            name, tuple(variable.dimensions), shape, dtype, _attributes(variable, self.path), where
+        )
 
     def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
         """Values as they lie in the file, in native byte order: nothing scaled, nothing masked.
@@ -242,84 +301,37 @@ def _open_hdf5(path: str) -> Iterator[Any]:
     """Open with h5py, refusing a file that reaches outside of itself: netCDF would follow without a word."""
     import h5py
 
+    links: set[str] = set()
+
+    def check_link(name: str, link: Any) -> str | None:  # an error may not be raised here
+        links.add(name)
+        if len(links) > MAX_HDF5_OBJECTS:
+            return f"more than {MAX_HDF5_OBJECTS} objects in one file"
+        return (
+            f"/{name} is a link to another file, {link.filename!r}"
+            if isinstance(link, h5py.ExternalLink)
+            else None
+        )
+
+    def check_object(name: str, item: Any) -> str | None:
+        if not isinstance(item, h5py.Dataset):
+            return None
+        if item.external:
+            return f"/{name} keeps its bytes in another file, {item.external[0][0]!r}"
+        outside = (
+            [s.file_name for s in item.virtual_sources() if s.file_name != "."] if item.is_virtual else []
+        )
+        return f"/{name} is a virtual dataset of another file, {outside[0]!r}" if outside else None
+
     with ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(path, "r"))
-            _walk_hdf5(path, file)
-        except SchemaError:
-            raise
+            problem = file.visititems_links(check_link) or file.visititems(check_object)
         except _BROKEN as error:
             raise SchemaError(f"{path}: damaged or cut HDF5 file ({error}). Download it again.") from error
+        if problem:
+            raise SchemaError(f"{path}: {problem}; refused")
         yield file
-
-
-def _walk_hdf5(path: str, file: Any) -> None:
-    import h5py
-
-    seen, groups = {h5py.h5o.get_info(file.id).addr}, [file["/"]]
-    while groups:
-        group = groups.pop()
-        for name in group:
-            link = group.get(name, getlink=True)
-            where = f"{group.name.rstrip('/')}/{name}"
-            if isinstance(link, h5py.ExternalLink):
-                raise SchemaError(f"{path}: {where} is a link to another file, {link.filename!r}; refused")
-            if isinstance(link, h5py.SoftLink):
-                continue  # stays inside this file, where its target is met by its own name
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if len(seen) > MAX_HDF5_OBJECTS:
-                raise SchemaError(f"{path}: more than {MAX_HDF5_OBJECTS} objects in one file; refused")
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-            elif isinstance(item, h5py.Dataset):
-                _check_dataset(path, where, item)
-
-
-def _check_dataset(path: str, where: str, dataset: Any) -> None:
-    if dataset.external:
-        raise SchemaError(
-            f"{path}: {where} keeps its bytes in another file, {dataset.external[0][0]!r}; refused"
-        )
-    if dataset.is_virtual:
-        outside = [s.file_name for s in dataset.virtual_sources() if s.file_name != "."]
-        if outside:
-            raise SchemaError(
-                f"{path}: {where} is a virtual dataset of another file, {outside[0]!r}; refused"
-            )
-
-
-def number(attributes: Mapping[str, Any], name: str, where: str) -> float | None:
-    """A numeric attribute, or None where there is none.
-
-    A float32 attribute becomes the shortest decimal that is stored as it: 0.01, not 0.0099999998.
-
-    Raises
-    ------
-    SchemaError
-        If it is not one finite number or NaN.
-    """
-    if name not in attributes:
-        return None
-    value = np.asarray(attributes[name])
-    try:
-        if value.size != 1:
-            raise ValueError("not one value")
-        scalar = value.reshape(())[()]
-        return float(str(scalar)) if isinstance(scalar, np.float32) else float(scalar)
-    except (ValueError, TypeError) as error:
-        raise SchemaError(
-            f"{where}: attribute {name!r} is {attributes[name]!r}; expected one number"
-        ) from error
-
-
-def text(attributes: Mapping[str, Any], name: str) -> str:
-    """A text attribute, stripped; empty where there is none."""
-    value = attributes.get(name, "")
-    return value.strip() if isinstance(value, str) else ""
 
 
 #: Bytes of one value of a classic netCDF file by the format's type number.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.fields import Field, encode, find_others, other_field, read_array, read_codes
-from gridrad_cube.readers.files import Source, text
+from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
     Header,
     Request,
@@ -121,23 +121,21 @@ def _is_sparse(source: Source) -> bool:
 def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     source.require(("Longitude", "Latitude", "Altitude"), "a GridRad file")
+    for name in _DIMS:
+        if len(source.variables[name].dims) != 1:
+            raise SchemaError(f"{source.path}: {name} on {source.variables[name].dims}; expected a 1-D axis")
     altitude = read_altitudes(source, "Altitude", ascending=True, units="km")
-    latitude, longitude = read_degrees(source, "Latitude"), read_degrees(source, "Longitude")
-    if latitude.ndim != 1 or longitude.ndim != 1:
-        raise SchemaError(
-            f"{source.path}: Latitude and Longitude have {latitude.ndim} dimensions; expected 1-D axes"
-        )
     time = agreed_time(
         source,
         [
             ("the time variable", only_time(source, "time") if "time" in source.variables else None, 0),
-            ("Analysis_time", parse_time(text(source.attributes, "Analysis_time")), 1),
+            ("Analysis_time", parse_time(text_of(source.attributes, "Analysis_time")), 1),
             ("the file name", parse_stamp(source.name), 60),
         ],
     )
     latitude, longitude = make_grid(
-        latitude,
-        longitude,
+        read_degrees(source, "Latitude"),
+        read_degrees(source, "Longitude"),
         where=source.path,
         lattice=_LATTICE,
         tolerance=_AXIS_TOLERANCE_DEGREES,
@@ -204,7 +202,7 @@ def format_of(source: Source) -> str:
     """Version by ``Algorithm_version`` where it says one, else by what only one version has."""
     if not _is_sparse(source):
         return "gridrad_v4_1"
-    match = _VERSION.search(text(source.attributes, "Algorithm_version"))
+    match = _VERSION.search(text_of(source.attributes, "Algorithm_version"))
     if match:
         return "gridrad_v3_1" if match[1] == "3" else "gridrad_v4_2"
     is_old = "files_merged" in source.variables and "SpectrumWidth" not in source.variables
@@ -234,25 +232,18 @@ def read(
     moments = [name for name, about in header.fields.items() if about.channel.kind != "other"]
     wanted = tuple(dict.fromkeys("reflectivity" if name in DERIVED else name for name in moments))
     codes: dict[str, npt.NDArray[Any]] = {}
-    if wanted and clean is not None:
-        every = dict.fromkeys((*wanted, "reflectivity", "correlation_coefficient"))
-        names = tuple(name for name in every if name in moments_of(source))
-        volume = read_volume(source, header, names, weights=True, nradecho=True)
-        codes |= _channels_of(volume, moments, request.radar.echo_top_dbz, clean(volume, wanted))
-    elif wanted:
+    if wanted:
         levels = range(header.altitude_km.size)
-        if not set(DERIVED) & set(moments):
+        if clean is None and not set(DERIVED) & set(moments):
             levels = range(min(header.levels), max(header.levels) + 1)
-        volume = read_volume(source, header, wanted, levels=levels)
-        codes |= _channels_of(volume, moments, request.radar.echo_top_dbz, {})
+        volume = _read_volume(source, header, wanted, levels, for_cleaning=clean is not None)
+        cleaned = {} if clean is None else clean(volume, wanted)
+        codes = _channels_of(volume, moments, request.radar.echo_top_dbz, cleaned)
     for name, about in header.fields.items():
-        if about.channel.kind == "other":
-            is_listed = len(source.variables[about.variable].dims) == 1
-            codes[name] = (
-                _read_dense_weights(source, header, name)
-                if is_listed
-                else read_codes(source, about, header.levels)
-            )
+        if name not in codes and len(source.variables[about.variable].dims) == 1:
+            codes[name] = _read_dense_weights(source, header, name)
+        elif name not in codes:
+            codes[name] = read_codes(source, about, header.levels)
     return codes
 
 
@@ -279,54 +270,35 @@ def _channels_of(
     return codes
 
 
-def read_volume(
-    source: Source,
-    header: Header,
-    fields: Sequence[str] = ("reflectivity",),
-    *,
-    weights: bool = False,
-    nradecho: bool = False,
-    levels: range | None = None,
+def _read_volume(
+    source: Source, header: Header, names: Sequence[str], levels: range, *, for_cleaning: bool
 ) -> RadarVolume:
-    """Read the bins of some channels.
+    """Read the bins of some channels on contiguous levels; for quality control with what else that needs.
 
     The order of ``index`` in the file does not matter. Dense files (4.1) are gathered: their finite values
     are the listed bins, and they count no looks.
 
-    Parameters
-    ----------
-    fields
-        Channels that the file has (`moments_of`).
-    weights, nradecho
-        Whether to read the weights of reflectivity, and the counts of echoes, too; quality control needs these.
-    levels
-        Contiguous levels to read; all by default.
-
     Raises
     ------
     SchemaError
-        If ``index`` repeats a bin or leaves the grid, or a channel is not in the file.
+        If ``index`` repeats a bin or leaves the grid.
     """
     moments = moments_of(source)
-    for name in fields:
-        if name not in moments:
-            raise SchemaError(f"{source.path}: no {name!r}; expected one of {sorted(moments)}")
-    levels = range(header.altitude_km.size) if levels is None else levels
+    if for_cleaning:
+        every = dict.fromkeys((*names, "reflectivity", "correlation_coefficient"))
+        names = [name for name in every if name in moments]
     if not _is_sparse(source):
-        return _gather_dense(source, header, fields, levels)
+        return _gather_dense(source, header, names, levels)
     index, take = _read_index(source, header, levels)
+    weighed = ["reflectivity"] if for_cleaning and "wReflectivity" in source.variables else []
     return RadarVolume(
         header=header,
         levels=levels,
         index=index,
-        values={name: _listed(source, moments[name], take) for name in fields},
-        weights={
-            name: _listed(source, f"w{moments[name]}", take)
-            for name in ("reflectivity",)
-            if weights and name in fields and f"w{moments[name]}" in source.variables
-        },
+        values={name: _listed(source, moments[name], take) for name in names},
+        weights={name: _listed(source, f"w{moments[name]}", take) for name in weighed},
         nradobs=_counts(source, "Nradobs", levels),
-        nradecho=_counts(source, "Nradecho", levels) if nradecho else None,
+        nradecho=_counts(source, "Nradecho", levels) if for_cleaning else None,
     )
 
 

@@ -22,7 +22,7 @@ import xarray as xr
 
 from gridrad_cube.geometry import lattice_origin, wrap_longitude
 from gridrad_cube.readers.fields import CONVERSIONS, Field, spelled
-from gridrad_cube.readers.files import Source, number, text
+from gridrad_cube.readers.files import Source
 from gridrad_cube.schema import (
     CHANNELS,
     ECHO_STATISTICS,
@@ -305,23 +305,18 @@ def _check_name(name: str, others: Sequence[str]) -> None:
 
 def read_numbers(source: Source, name: str) -> Float:
     """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
-    variable = source.variables[name]
-    where = f"{source.path}: {name}"
-    raw = source.read(name)
+    variable, raw = source.variables[name], source.read(name)
     values = raw.astype(np.float64)
-    for attribute in ("_FillValue", "missing_value"):
-        fill = number(variable.attributes, attribute, where)
-        if fill is not None:
-            values[raw == raw.dtype.type(fill)] = np.nan
-    scale = number(variable.attributes, "scale_factor", where)
-    offset = number(variable.attributes, "add_offset", where)
-    return values * (1.0 if scale is None else scale) + (0.0 if offset is None else offset)
+    for fill in variable.fills:
+        values[raw == raw.dtype.type(fill)] = np.nan
+    scale, offset = variable.scaling
+    return values * scale + offset
 
 
 def read_degrees(source: Source, name: str) -> Float:
     """Values of a latitude or longitude variable in degrees; units of radians are converted."""
     values = read_numbers(source, name)
-    units = text(source.variables[name].attributes, "units").lower()
+    units = source.variables[name].text("units").lower()
     return np.rad2deg(values) if units in ("radian", "radians", "rad") else values
 
 
@@ -335,7 +330,7 @@ def read_altitudes(source: Source, name: str, *, ascending: bool = False, units:
     SchemaError
         If its units are no lengths, or it is not strictly monotone (``ascending``: if it does not ascend).
     """
-    units = spelled(text(source.variables[name].attributes, "units")) or units
+    units = spelled(source.variables[name].text("units")) or units
     if units not in CONVERSIONS["km"]:
         raise SchemaError(f"{source.path}: {name} in {units!r}; expected an altitude axis in km or m")
     values = np.round(source.read(name).ravel().astype(np.float64) * CONVERSIONS["km"][units][0], 6)
@@ -480,9 +475,8 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
     SchemaError
         If units or calendar are not understood, or a value is no time.
     """
-    attributes = source.variables[name].attributes
-    where = f"{source.path}: time variable {name!r}"
-    units, calendar = text(attributes, "units"), text(attributes, "calendar").lower() or "standard"
+    variable, where = source.variables[name], f"{source.path}: time variable {name!r}"
+    units, calendar = variable.text("units"), variable.text("calendar").lower() or "standard"
     if calendar not in _CALENDARS:
         raise SchemaError(f"{where}: calendar {calendar!r}; expected some of {list(_CALENDARS)}")
     try:
@@ -490,7 +484,7 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
             np.datetime64(date.change_calendar("proleptic_gregorian").isoformat(), "us")
             for date in cftime.num2date([0, 1], units, calendar, only_use_cftime_datetimes=True)
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # cftime raises either for a date that it cannot read
         raise SchemaError(
             f"{where}: units {units!r}; expected such as 'seconds since 1970-01-01 00:00:00'"
         ) from error

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube.readers.fields import find_others, known_field, other_field, read_codes
-from gridrad_cube.readers.files import Source, number, text
+from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
     PARALLAX,
     Header,
@@ -49,7 +49,7 @@ def matches(source: Source) -> bool:
     axes = [source.variables.get(name) for name in ("latitude", "longitude")]
     if any(axis is None or len(axis.dims) != 1 for axis in axes):
         return False
-    scales = [number(axis.attributes, "scale_factor", source.path) for axis in axes if axis is not None]
+    scales = [axis.number("scale_factor") for axis in axes if axis is not None]
     is_radian = all(scale is not None and abs(scale - 57.29578) < 1e-3 for scale in scales)
     return is_radian or [axis.dims[0] for axis in axes if axis is not None] == ["nlines", "npixels"]
 
@@ -121,7 +121,7 @@ def _time(source: Source) -> np.datetime64:
     stamp = None
     if in_variable is None:
         attributes = source.variables["time"].attributes if "time" in source.variables else source.attributes
-        stamp = parse_time(text(attributes, "date_time_stamp"))
+        stamp = parse_time(text_of(attributes, "date_time_stamp"))
     return agreed_time(
         source,
         [
