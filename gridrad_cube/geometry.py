@@ -5,6 +5,23 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "EARTH_RADIUS_KM",
+    "great_circle_km",
+    "lattice_origin",
+    "mean_position",
+    "pixel_spacing_km",
+    "satellite_zenith_angle",
+    "solar_zenith_angle",
+    "unit_vectors",
+    "wrap_longitude",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: Mean radius of the Earth (IUGG), km.
 EARTH_RADIUS_KM = 6371.0088
 #: Equatorial radius of the Earth (WGS 84), km.

@@ -9,6 +9,12 @@ from typing import Any
 from gridrad_cube import readers, store
 from gridrad_cube.schema import SchemaError
 
+__all__ = ["inspect_target"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
     """Describe a store (cube or embeddings) or a source file; reads no pixels.

@@ -20,6 +20,22 @@ from gridrad_cube.schema import SchemaError
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "World",
+    "barrier",
+    "choose_device",
+    "cores",
+    "find_world",
+    "machine_label",
+    "mean_later",
+    "process_group",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: (launcher, rank, world size, local rank under any of these names). The first launcher whose rank and size are set
 #: decides: torchrun comes first because it may itself run under one of the others.
 _LAUNCHERS = (

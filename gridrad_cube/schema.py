@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class SchemaError(ValueError):
     """A file, store or checkpoint is not what its use asks for."""
 

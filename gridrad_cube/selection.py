@@ -38,6 +38,11 @@ __all__ = [
     "split_by_day",
 ]  # fmt: skip
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: ``(west, south, east, north)`` in degrees; west above east crosses the date line.
 Box = Sequence[float]
 #: Flags that rule a sample out: names, one name, a mask, ``()`` for none; None for the default of each channel.

@@ -20,6 +20,11 @@ from gridrad_cube.schema import SchemaError
 
 __all__ = ["Metric", "nearest", "rank_me", "scores", "unit_rows"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: How two vectors are compared: the cosine of their angle, their distance, or their inner product.
 Metric = Literal["cosine", "euclidean", "dot"]
 

@@ -27,6 +27,13 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from gridrad_cube.schema import SchemaError
 
+__all__ = ["Files", "RemoteError", "open_for_writing", "write_bytes"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: End of temporary names. A killed writer can leave such a file behind; nothing reads it.
 PARTIAL = ".partial"
 

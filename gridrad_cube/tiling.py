@@ -16,6 +16,12 @@ import xarray as xr
 from gridrad_cube.geometry import mean_position, wrap_longitude
 from gridrad_cube.schema import Packing, SchemaError, TileSpec
 
+__all__ = ["Window", "assemble", "crop_shape", "cut", "patches", "windows"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @dataclass(frozen=True)
 class Window:

@@ -8,6 +8,13 @@ import re
 import sys
 from importlib import metadata
 
+__all__ = ["show_versions"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: Settings of the environment that change what the libraries do.
 _SETTINGS = (
     "CUDA_VISIBLE_DEVICES", "HDF5_USE_FILE_LOCKING", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",

@@ -91,3 +91,7 @@ __all__ = [
     "write_crop",
     "write_grid",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
