@@ -26,6 +26,7 @@ import torch
 from gridrad_cube import pipeline, synthetic
 from gridrad_cube.datasets import normalizations
 from gridrad_cube.embedding import Network, embed
+from gridrad_cube.launch import World, choose_device
 from gridrad_cube.models import build, save_checkpoint
 from gridrad_cube.store import cube_info
 
@@ -77,14 +78,15 @@ def main() -> None:
         cube, checkpoint = folder / "patches.zarr", folder / "checkpoint.pth"
         pipeline.preprocess(folder / "sources", cube)
         make_checkpoint(checkpoint, cube, options.arch)
-        network = Network(checkpoint, device=options.device)
+        network = Network(checkpoint, device=choose_device(options.device, World()))
         asked = {"device": options.device, "batch_size": options.batch_size}
         count = embed(cube, checkpoint, folder / "warm.zarr", **asked)["embedded"]
         edge = int(cube_info(cube)["patch"])
         ready = torch.randn(options.batch_size, 1, edge, edge, device=network.device)
 
         def bare() -> None:
-            with torch.inference_mode(), network._autocast():
+            half = torch.autocast(network.device.type, torch.bfloat16, enabled=network.device.type == "cuda")
+            with torch.inference_mode(), half:
                 for start in range(0, count, options.batch_size):
                     network.backbone.forward_tokens(ready[: min(options.batch_size, count - start)])
 

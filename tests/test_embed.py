@@ -11,67 +11,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from small_data import make_scene, make_store
+from embedding_data import (
+    FAILED,
+    IR,
+    NIGHT,
+    PATCH,
+    TOKEN,
+    VIS,
+    assert_same_store,
+    checkpoint_2k,
+    checkpoint_of,
+    one_thread,  # noqa: F401
+    preprocess,
+    values_of,
+    write_scenes,
+)
+from small_data import make_store, write_sources
 
-from gridrad_cube import pipeline, readers, store
+from gridrad_cube import pipeline, store
 from gridrad_cube.datasets import GridDataset, Normalization, PatchDataset, normalizations
 from gridrad_cube.embedding import NO_PIXELS, Network, embed
 from gridrad_cube.embedding.inputs import PatchInput, _between, _between_times
 from gridrad_cube.models import ViewSpec, build, load_backbone, save_checkpoint
-from gridrad_cube.schema import CHANNELS, TIME_FILL, Flag, Recipe, SchemaError, TileSpec
-
-IR, VIS = "ir_brightness_temperature", "visible_reflectance"
-PATCH, TOKEN = 16, 8
-#: Crops by what became of them.
-FAILED, NIGHT = 3, 4
-
-
-def scene_of(number, shape=(70, 100)):
-    """One scene: the last row and column of patches are partly padding."""
-    scene = make_scene(shape, channels=(IR, VIS), seed=number)
-    hours = np.timedelta64(3600 * number, "s")
-    scene = scene.assign_coords(time=scene["time"] + hours)
-    missing = {name: int(CHANNELS[name].packing.fill_value) for name in (IR, VIS)}
-    if number == 1:
-        scene[IR][16:32, 32:48] = missing[IR]  # a whole patch
-        scene[IR][32:48, 48:57] = missing[IR]  # more than half of one
-        scene[VIS][0:5, 0:3] = missing[VIS]
-    if number == 2:
-        scene = scene.drop_vars(VIS)
-    if number == NIGHT:
-        scene = scene.assign_coords(time=scene["time"] + np.timedelta64(6 * 3600, "s"))  # night
-        scene[IR][0:16, 0:16] = 20000
-    return scene
-
-
-def write_scenes(folder, numbers, cut=0):
-    folder.mkdir(exist_ok=True)
-    for number in numbers:
-        scene_of(number).isel(y=slice(cut, None), x=slice(cut, None)).to_netcdf(folder / f"s{number}.nc")
-
-
-def preprocess(folder, path):
-    recipe = Recipe(format="cf", channels=(IR, VIS), tile=TileSpec(patch=PATCH))
-    read = readers.read_scene
-
-    def broken(path, **options):
-        if path.endswith(f"s{FAILED}.nc"):
-            raise SchemaError("planted fault")
-        return read(path, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "read_scene", broken)
-        pipeline.preprocess(folder, path, recipe=recipe)
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads cost more than they give for networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from gridrad_cube.schema import TIME_FILL, Flag, Recipe, SchemaError, TileSpec
 
 
 @pytest.fixture(scope="module")
@@ -80,37 +42,6 @@ def cube(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cube")
     write_scenes(folder / "sources", range(5))
     return preprocess(folder / "sources", folder / "patches.zarr")
-
-
-def checkpoint_of(path, cube, *, channels=(IR, VIS), mode="each", seed=0, view=None, **changes):
-    """A small network with random weights, as training saves one."""
-    torch.manual_seed(seed)
-    planes = len(channels) if mode == "stack" else 1
-    net = build("vit_demo", planes, embed_dim=24, depth=2, heads=2, image_size=PATCH, mask_token=True)
-    torch.nn.init.normal_(net.mask_token)
-    view = dataclasses.asdict(ViewSpec(**(view or {})))
-    state = {
-        "format": 1, "level": "256", "model": net.config(), "channels": list(channels), "channel_mode": mode,
-        "teacher": {f"backbone.{k}": v for k, v in net.state_dict().items()}, "coarsen": 1, "view": view,
-        "normalization": {k: v.to_dict() for k, v in normalizations(cube, channels).items()},
-        "config": {"reject": None}, "store": {"path": "x", "identity": "y"},
-    }  # fmt: skip
-    save_checkpoint(state | changes, path)
-    return path
-
-
-def checkpoint_2k(path, embeddings, *, features=24, **changes):
-    torch.manual_seed(5)
-    net = build("vit2k_xs", features, embed_dim=24, depth=2, heads=2, image_size=8)
-    grids = GridDataset(embeddings)
-    state = {
-        "format": 1, "level": "2k", "model": net.config(), "channels": list(grids.labels), "channel_mode": "each",
-        "teacher": {f"module.backbone.{k}": v for k, v in net.state_dict().items()}, "coarsen": 1, "view": {},
-        "normalization": grids.normalization, "config": {"reject": None},
-        "store": {"path": "x", "identity": "y", "checkpoint": store.store_info(embeddings)["checkpoint"]},
-    }  # fmt: skip
-    save_checkpoint(state | changes, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -134,26 +65,9 @@ def embeddings_2k(embeddings):
     return out
 
 
-def values_of(path):
-    with store.open_embeddings(path) as dataset:
-        return dataset["embedding"].values
-
-
 def cube_flags(cube):
     packed = store.open_packed(cube)
     return np.stack([packed[f"{name}_flags"].values for name in (IR, VIS)], axis=1)
-
-
-def assert_same_store(a, b):
-    """Every variable and attribute equal, history apart."""
-    one, two = (xr.open_zarr(p, chunks=None, mask_and_scale=False, decode_times=False) for p in (a, b))
-    for dataset in (one, two):
-        dataset.attrs.pop("history")
-        dataset.attrs["gridrad_cube"].pop("source")
-    assert json.dumps(one.attrs, sort_keys=True) == json.dumps(two.attrs, sort_keys=True)
-    assert set(one.variables) == set(two.variables)
-    for name in one.variables:
-        np.testing.assert_array_equal(one[name].values, two[name].values, err_msg=name)
 
 
 def by_hand(state, codes, label):
@@ -660,6 +574,21 @@ def test_overlapping_windows_inherit_what_pixels_cannot_tell(cube, checkpoint):
     np.testing.assert_array_equal((found[0] & int(Flag.limb)) != 0, expected)
 
 
+def test_overlapping_windows_have_observation_times_between_those_of_patches(tmp_path):
+    write_sources(tmp_path / "sources", format="larc-goes", scenes=1, shape=(96, 96))
+    cube = tmp_path / "patches.zarr"
+    pipeline.preprocess(tmp_path / "sources", cube, recipe=Recipe(channels=(IR,), tile=TileSpec(patch=32)))
+    path = checkpoint_of(tmp_path / "c.pth", cube, channels=(IR,))
+    embed(cube, path, tmp_path / "e.zarr", stride=16)
+    rows, windows = (
+        d["observation_time"].values[0]
+        for d in (store.open_packed(cube), store.open_embeddings(tmp_path / "e.zarr"))
+    )
+    np.testing.assert_array_equal(windows[::2], rows)
+    assert (windows[1::2] > rows[:-1]).all()
+    assert (windows[1::2] < rows[1:]).all()
+
+
 def test_times_and_angles_between_patches():
     times = np.array([[0, 10, TIME_FILL]])
     assert _between_times(times, 2, 5).tolist() == [[0, 5, 10, TIME_FILL, TIME_FILL]]
@@ -742,6 +671,9 @@ def test_grids_of_another_network_are_refused(cube, embeddings, embeddings_2k, t
 def test_the_predecessors_second_level_takes_raw_embeddings(embeddings, tmp_path):
     path, net = predecessor(tmp_path / "old.pth", cells=True)
     embed(embeddings, path, tmp_path / "e.zarr", channels=IR, dtype="float32")
+    embed(embeddings, path, tmp_path / "normal.zarr", channels=IR, normalize="store")
+    kept = store.store_info(tmp_path / "normal.zarr")["normalization"]
+    assert kept == GridDataset(embeddings, channels=[IR]).normalization
     grid = torch.from_numpy(values_of(embeddings)[0, 0]).permute(2, 0, 1)[None]
     cells = torch.from_numpy(
         store.open_embeddings(embeddings)["flags"].values[0, 0] & int(Flag.low_coverage) == 0

@@ -15,13 +15,14 @@ import pytest
 import torch
 import xarray as xr
 from click.testing import CliRunner
-from test_embed import (
+from embedding_data import (
     IR,
     PATCH,
     VIS,
     assert_same_store,
     checkpoint_2k,
     checkpoint_of,
+    one_thread,  # noqa: F401
     preprocess,
     scene_of,
     values_of,
@@ -33,15 +34,6 @@ from gridrad_cube.embedding import NO_PIXELS, Network, attention, embed
 from gridrad_cube.embedding.run import _embed_share, _Job, _local_ranks
 from gridrad_cube.models import load_backbone
 from gridrad_cube.schema import SchemaError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads cost more than they give for networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ import numpy as np
 import obstore
 import pytest
 import xarray as xr
+from embedding_data import checkpoint_of
 from small_data import write_sources
-from test_embed import checkpoint_of
 from test_readme import blocks
 
 from gridrad_cube import cli, pipeline, query, store

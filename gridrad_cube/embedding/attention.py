@@ -53,32 +53,32 @@ def attention(
         If a sample is not in the store, or the checkpoint does not fit.
     """
     network = Network(checkpoint, key=key, device=choose_device(device, World()))
-    source = open_input(os.fspath(store), network.trained, channels=channels, normalize=normalize)
-    index = _index(source, samples)
-    labels = list(source.labels)
-    if isinstance(source, PatchInput):
-        maps, dims = _of_patches(source, network, index), ("token_y", "token_x")
+    inputs = open_input(os.fspath(store), network.trained, channels=channels, normalize=normalize)
+    index = _index(inputs, samples)
+    labels = list(inputs.labels)
+    if isinstance(inputs, PatchInput):
+        maps, dims = _of_patches(inputs, network, index), ("token_y", "token_x")
     else:
-        maps, dims = _of_grids(source, network, index["crop"]), ("row", "col")
+        maps, dims = _of_grids(inputs, network, index["crop"]), ("row", "col")
     each = {d: np.repeat(i, len(labels)) for d, i in index.items()}
     attributes = {"long_name": "attention of the class token in the last block", "units": "1"}
-    result = _coordinates(source, each).assign(attention=(("sample", "head", *dims), maps, attributes))
+    result = _coordinates(inputs, each).assign(attention=(("sample", "head", *dims), maps, attributes))
     result = result.assign_coords(channel=("sample", np.array(labels * len(index["crop"]), object)))
     result.attrs = {
         "Conventions": "CF-1.11", "title": "Attention maps", "checkpoint": network.fingerprint,
-        "level": source.level, "source_identity": str(source.info.get("identity")),
+        "level": inputs.level, "source_identity": str(inputs.info.get("identity")),
     }  # fmt: skip
     return result
 
 
-def _index(source: PatchInput | GridInput, samples: xr.Dataset | Sequence[Any]) -> dict[str, np.ndarray]:
+def _index(inputs: PatchInput | GridInput, samples: xr.Dataset | Sequence[Any]) -> dict[str, np.ndarray]:
     """Positions of the samples asked for along crop (and row and col at level 256)."""
-    dims = ("crop", "row", "col") if isinstance(source, PatchInput) else ("crop",)
-    sizes = (source.crops, *source.cells)[: len(dims)]
+    dims = ("crop", "row", "col") if isinstance(inputs, PatchInput) else ("crop",)
+    sizes = (inputs.crops, *inputs.cells)[: len(dims)]
     if isinstance(samples, xr.Dataset):
         missing = [d for d in dims if d not in samples.variables]
         if missing:
-            raise SchemaError(f"attention: the answer has no {missing}; expected samples of {source.store}")
+            raise SchemaError(f"attention: the answer has no {missing}; expected samples of {inputs.store}")
         columns = [np.ravel(samples[d].values).tolist() for d in dims]
         asked = list(dict.fromkeys(zip(*columns, strict=True)))
     else:
@@ -86,27 +86,27 @@ def _index(source: PatchInput | GridInput, samples: xr.Dataset | Sequence[Any]) 
         for sample in samples:
             one = (sample,) if isinstance(sample, (int, np.integer)) else tuple(sample)
             whole = len(one) == 1 and len(dims) == 3
-            asked += [(*one, *cell) for cell in np.ndindex(*source.cells)] if whole else [one]
+            asked += [(*one, *cell) for cell in np.ndindex(*inputs.cells)] if whole else [one]
     for one in asked:
         if len(one) != len(sizes) or not all(0 <= i < n for i, n in zip(one, sizes, strict=True)):
             names = ", ".join(f"{d} 0 to {n - 1}" for d, n in zip(dims, sizes, strict=True))
-            raise SchemaError(f"attention: no sample {one} in {source.store}; it has {names}")
+            raise SchemaError(f"attention: no sample {one} in {inputs.store}; it has {names}")
     if not asked:
         raise SchemaError("attention: no samples; expected (crop, row, col), or numbers of crops")
     return dict(zip(dims, np.array(asked, np.int64).T, strict=True))
 
 
-def _of_patches(source: PatchInput, network: Network, index: dict[str, np.ndarray]) -> np.ndarray:
+def _of_patches(inputs: PatchInput, network: Network, index: dict[str, np.ndarray]) -> np.ndarray:
     """Maps of patches, (samples x labels, heads, tokens down, tokens across), a crop at a time."""
-    labels, heads = len(source.labels), network.backbone.architecture.heads
-    edge = round(source.patch / network.trained["coarsen"] * network.trained["magnification"])
+    labels, heads = len(inputs.labels), network.backbone.architecture.heads
+    edge = round(inputs.patch / network.trained["coarsen"] * network.trained["magnification"])
     tokens = edge // network.backbone.patch_size
     out = np.full((len(index["crop"]), labels, heads, tokens, tokens), np.nan, np.float32)
     for crop in np.unique(index["crop"]).tolist():
         here = np.flatnonzero(index["crop"] == crop)
         cells = [np.repeat(index[d][here], labels) for d in ("row", "col")]
         where = np.stack([np.tile(np.arange(labels), len(here)), *cells], axis=1)
-        there, batch = source.patches_of(crop, where)
+        there, batch = inputs.patches_of(crop, where)
         maps = np.full((len(where), *out.shape[2:]), np.nan, np.float32)
         if there.any():
             maps[there] = network.patch_attention(*batch)
@@ -114,22 +114,22 @@ def _of_patches(source: PatchInput, network: Network, index: dict[str, np.ndarra
     return out.reshape(-1, *out.shape[2:])
 
 
-def _of_grids(source: GridInput, network: Network, crops: np.ndarray) -> np.ndarray:
+def _of_grids(inputs: GridInput, network: Network, crops: np.ndarray) -> np.ndarray:
     """Maps of grids, (crops x labels, heads, rows, cols)."""
     heads = network.backbone.architecture.heads
-    out = np.full((len(crops), len(source.labels), heads, *source.cells), np.nan, np.float32)
+    out = np.full((len(crops), len(inputs.labels), heads, *inputs.cells), np.nan, np.float32)
     for i, crop in enumerate(crops.tolist()):
-        grids, cells = source.grids_of(range(crop, crop + 1))
+        grids, cells = inputs.grids_of(range(crop, crop + 1))
         there = cells[0].any(axis=(1, 2))
         if there.any():
-            out[i, there] = network.grid_attention(grids[0, there], cells[0, there], source.normalization)
+            out[i, there] = network.grid_attention(grids[0, there], cells[0, there], inputs.normalization)
     return out.reshape(-1, *out.shape[2:])
 
 
-def _coordinates(source: PatchInput | GridInput, index: dict[str, np.ndarray]) -> xr.Dataset:
+def _coordinates(inputs: PatchInput | GridInput, index: dict[str, np.ndarray]) -> xr.Dataset:
     """When, where and of which file the samples are."""
-    dataset = source.dataset
-    if isinstance(source, GridInput):  # one position for each crop, as in a store of level 2k
+    dataset = inputs.dataset
+    if isinstance(inputs, GridInput):  # one position for each crop, as in a store of level 2k
         blank = np.zeros((dataset.sizes["crop"], 1), np.float32)
         dataset = dataset.drop_vars([n for n in dataset.variables if "channel" in dataset[n].dims])
         dataset = dataset.assign(embedding=(("crop", "feature"), blank))

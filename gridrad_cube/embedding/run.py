@@ -150,11 +150,11 @@ def embed(
     finished = len(records) == len(here.writer.blocks)
     if finished:
         here.finish(records)
-    source = here.source
+    inputs = here.inputs
     return {
-        "out": here.writer.files.root, "level": source.level, "checkpoint": here.network.fingerprint,
-        "crops": source.crops, "channels": list(source.labels), "features": here.network.features,
-        "patches": int(np.prod((source.crops, *source.shape))),
+        "out": here.writer.files.root, "level": inputs.level, "checkpoint": here.network.fingerprint,
+        "crops": inputs.crops, "channels": list(inputs.labels), "features": here.network.features,
+        "patches": int(np.prod((inputs.crops, *inputs.shape))),
         "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks),
         "blocks_kept": kept, "finished": finished, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
@@ -180,26 +180,26 @@ class _Job:
         world: World,
     ) -> None:
         network = Network(checkpoint, key=key, pool=pool, device=choose_device(device, world))
-        source = open_input(store, network.trained, channels=channels, stride=stride, normalize=normalize)
-        self.source, self.network, self.batch_size = source, network, batch_size
+        inputs = open_input(store, network.trained, channels=channels, stride=stride, normalize=normalize)
+        self.inputs, self.network, self.batch_size = inputs, network, batch_size
         request = {
-            "format_version": FORMAT_VERSION, "level": source.level, "checkpoint": network.fingerprint, "key": key,
-            "pool": pool, "dtype": dtype, "channels": list(source.labels),
-            "stride": source.stride if isinstance(source, PatchInput) else source.info.get("stride"),
-            "patch": source.info["patch"], "crop": list(source.info["crop"]), "coarsen": network.trained["coarsen"],
-            "magnification": network.trained["magnification"], "normalization": source.normalization,
-            "source_checkpoint": source.info.get("checkpoint"),
+            "format_version": FORMAT_VERSION, "level": inputs.level, "checkpoint": network.fingerprint, "key": key,
+            "pool": pool, "dtype": dtype, "channels": list(inputs.labels),
+            "stride": inputs.stride if isinstance(inputs, PatchInput) else inputs.info.get("stride"),
+            "patch": inputs.info["patch"], "crop": list(inputs.info["crop"]), "coarsen": network.trained["coarsen"],
+            "magnification": network.trained["magnification"], "normalization": inputs.normalization,
+            "source_checkpoint": inputs.info.get("checkpoint"),
         }  # fmt: skip
         self.writer = EmbeddingWriter(
-            out, request, crops=source.crops, shape=(*source.shape, network.features)
+            out, request, crops=inputs.crops, shape=(*inputs.shape, network.features)
         )
 
     def embed_blocks(self, part: tuple[int, int], *, progress: bool) -> int:
         """Embed the missing blocks of a part; return how many were there."""
-        each = int(np.prod(self.source.shape))
+        each = int(np.prod(self.inputs.shape))
         mine = list(enumerate(self.writer.blocks))[part[0] :: part[1]]
         total = each * sum(len(rows) for _, rows in mine)
-        unit = "patch" if self.source.level == "256" else "grid"
+        unit = "patch" if self.inputs.level == "256" else "grid"
         kept = 0
         with tqdm(total=total, desc="embed", unit=unit, disable=not progress) as bar:
             for number, rows in mine:
@@ -222,27 +222,27 @@ class _Job:
         if record is None:
             return False
         old = range(rows.start, rows.start + record["rows"])
-        if record["rows"] > len(rows) or record["crops"] != _hash_crops(self.source.dataset, old):
+        if record["rows"] > len(rows) or record["crops"] != _hash_crops(self.inputs.dataset, old):
             raise SchemaError(
                 f"{self.writer.files.root}: holds embeddings of another store: rows {old.start} to {old.stop - 1} "
-                f"are not those of {self.source.store}. Pass another --out, or resume=False to overwrite it."
+                f"are not those of {self.inputs.store}. Pass another --out, or resume=False to overwrite it."
             )
-        return record["rows"] == len(rows) and record["content"] == self.source.content(rows)
+        return record["rows"] == len(rows) and record["content"] == self.inputs.content(rows)
 
     def _embed_block(self, number: int, rows: range, update: Callable[[int], Any]) -> None:
-        source = self.source
-        vectors = np.full((len(rows), *source.shape, self.network.features), np.nan, np.float32)
-        embed_batch = self.network.patches if source.level == "256" else self.network.grids
+        inputs = self.inputs
+        vectors = np.full((len(rows), *inputs.shape, self.network.features), np.nan, np.float32)
+        embed_batch = self.network.patches if inputs.level == "256" else self.network.grids
         done = 0
-        for place, batch in _ahead(source.batches(rows, self.batch_size)):
+        for place, batch in _ahead(inputs.batches(rows, self.batch_size)):
             vectors[place] = embed_batch(*batch)
             done += len(place[0])
             update(len(place[0]))
         update(int(np.prod(vectors.shape[:-1])) - done)
-        record = {"crops": _hash_crops(source.dataset, rows), "content": source.content(rows)}
+        record = {"crops": _hash_crops(inputs.dataset, rows), "content": inputs.content(rows)}
         values = None
-        if source.overlapping:
-            values = {n: v for n, v in source.small(rows).items() if COORDINATES.get(n, [()])[0] != ("crop",)}
+        if inputs.overlapping:
+            values = {n: v for n, v in inputs.small(rows).items() if COORDINATES.get(n, [()])[0] != ("crop",)}
         self.writer.write(number, vectors, record, values)
 
     def records(self, part: tuple[int, int]) -> dict[int, dict[str, Any]]:
@@ -254,38 +254,38 @@ class _Job:
                 continue
             mine = number % part[1] == part[0]
             # Another process may not have come yet to a block of the time before the cube changed.
-            if mine or record["content"] == self.source.content(rows):
+            if mine or record["content"] == self.inputs.content(rows):
                 out[number] = record
         return out
 
     def finish(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Commit the store, unless it is there as it would be."""
-        source, network, request = self.source, self.network, self.writer.request
+        inputs, network, request = self.inputs, self.network, self.writer.request
         spacing = self._spacing()
         info = {
-            "channels": source.labels, "channel_mode": "stack" if network.trained["stacked"] else "each",
+            "channels": inputs.labels, "channel_mode": "stack" if network.trained["stacked"] else "each",
             "features": network.features, "checkpoint_file": os.path.basename(network.path),
             "model": network.backbone.config(), "view": network.trained["view"],
-            **describe_source(source.info, source.store, self.writer.files.root), "pixel_spacing_km": spacing,
+            **describe_source(inputs.info, inputs.store, self.writer.files.root), "pixel_spacing_km": spacing,
         }  # fmt: skip
         self.writer.finish(
-            records, functools.partial(source.small, windows=not source.overlapping), info,
-            event=f"gridrad-cube embed: {source.crops} crops to level {source.level} by {network.fingerprint}",
-            attributes=geoemb(request, source.info, features=network.features, spacing_km=spacing),
-            history=source.dataset.attrs.get("history"),
+            records, functools.partial(inputs.small, windows=not inputs.overlapping), info,
+            event=f"gridrad-cube embed: {inputs.crops} crops to level {inputs.level} by {network.fingerprint}",
+            attributes=geoemb(request, inputs.info, features=network.features, spacing_km=spacing),
+            history=inputs.dataset.attrs.get("history"),
         )  # fmt: skip
 
     def _spacing(self) -> float | None:
         """Distance of neighboring pixels, km; warns if training had another."""
-        if not isinstance(self.source, PatchInput):
-            return self.source.info.get("pixel_spacing_km")
-        latitude, longitude = (self.source.dataset[n][:16].values for n in ("latitude", "longitude"))
-        found = pixel_spacing_km(latitude, longitude, self.source.patch)
+        if not isinstance(self.inputs, PatchInput):
+            return self.inputs.info.get("pixel_spacing_km")
+        latitude, longitude = (self.inputs.dataset[n][:16].values for n in ("latitude", "longitude"))
+        found = pixel_spacing_km(latitude, longitude, self.inputs.patch)
         trained = self.network.trained["view"].get("pixel_spacing_km")
         if found and trained and abs(found / trained - 1) > _SPACING_TOLERANCE:
             logger.warning(
                 "%s has pixels of %.3g km, but %s was trained on pixels of %.3g km, which is another scale",
-                self.source.store, found, self.network.path, trained,
+                self.inputs.store, found, self.network.path, trained,
             )  # fmt: skip
         return found
 
