@@ -245,8 +245,8 @@ def decode(
         values = torch.where(rule == _RULES.index("rain"), rain, values)
         values = torch.where(seen > 0, values, no_echo)
         values = torch.where(looked > 0, values, torch.nan)
-    valid = ~torch.isnan(values)
-    return torch.where(valid, values, fill).to(dtype), valid
+    valid = torch.isnan(values).logical_not_()
+    return torch.where(valid, values, fill, out=values).to(dtype), valid
 
 
 def _normalized(rule: Normalization, codes: np.ndarray) -> np.ndarray:
@@ -265,8 +265,10 @@ def _look_up(codes: torch.Tensor, which: torch.Tensor, rules: _Rules, function: 
     """A function of each code, under the normalization of its plane; float32."""
     if all(map(_has_table, rules)):
         tables, start = _tables(rules, function, codes.device)
-        index = (codes.to(torch.int32) & 0xFFFF) + start[which][:, :, None, None]
-        return tables.index_select(0, index.reshape(-1)).view(codes.shape)
+        # In place: new memory for each step would take longer on a CPU than the steps themselves.
+        index = codes.to(torch.int32, memory_format=torch.contiguous_format, copy=True)
+        index.bitwise_and_(0xFFFF).add_(start[which][:, :, None, None])
+        return tables.index_select(0, index.view(-1)).view(codes.shape)
     packed, labels = codes.cpu().numpy(), which.expand(codes.shape[:2]).cpu().numpy()
     values = np.empty(packed.shape, np.float32)
     for label in np.unique(labels):
