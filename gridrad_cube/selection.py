@@ -32,7 +32,7 @@ from gridrad_cube.schema import (
 )
 
 __all__ = [
-    "ALTITUDE_TOLERANCE_KM", "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
+    "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
     "as_periods", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
     "in_box", "in_polygon", "kind_of", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
     "split_by_day",
@@ -50,9 +50,9 @@ Reject = int | Flag | str | Iterable[str] | None
 Mask = npt.NDArray[np.bool_]
 
 #: An altitude is found within this distance, km; nothing is interpolated.
-ALTITUDE_TOLERANCE_KM = 0.010
+_ALTITUDE_TOLERANCE_KM = 0.010
 #: When a convective day begins, hours UTC: over North America storms of an evening end before it.
-CONVECTIVE_DAY_START = 12
+_CONVECTIVE_DAY_START = 12
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 #: Initials of the months, twice round, in which a season's name is looked up.
 _INITIALS = "JFMAMJJASOND" * 2
@@ -338,7 +338,7 @@ def convective_day(time: npt.ArrayLike) -> npt.NDArray[np.datetime64]:
     ``datetime64[D]``: ``2024-05-20`` for times from 2024-05-20T12:00 to 2024-05-21T11:59:59.
     """
     seconds = np.asarray(time).astype("datetime64[s]")
-    return (seconds - np.timedelta64(CONVECTIVE_DAY_START, "h")).astype("datetime64[D]")
+    return (seconds - np.timedelta64(_CONVECTIVE_DAY_START, "h")).astype("datetime64[D]")
 
 
 def split_by_day(
@@ -618,7 +618,7 @@ def choose_labels(
     available
         Labels of the store; see `labels_of`.
     channels
-        Labels (their altitude within `ALTITUDE_TOLERANCE_KM`), names of variables for all their altitudes, or
+        Labels (their altitude within 10 m), names of variables for all their altitudes, or
         positions in the store; one of these or several. None takes every channel but those of kind ``other``, which
         are taken by name alone unless there is nothing else.
     where
@@ -662,7 +662,7 @@ def _named(available: Sequence[Label], asked: Any, where: str) -> list[Label]:
             found = [
                 a
                 for a in available
-                if a.variable == name and a.km is not None and abs(a.km - km) <= ALTITUDE_TOLERANCE_KM + 1e-9
+                if a.variable == name and a.km is not None and abs(a.km - km) <= _ALTITUDE_TOLERANCE_KM + 1e-9
             ]
     else:
         found = [a for i, a in enumerate(available) if i == asked]
@@ -699,7 +699,7 @@ def parse_label(label: str) -> tuple[str, float | None]:
 
 
 def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str) -> tuple[int, ...]:
-    """Positions of altitudes in a list, both in km, each within `ALTITUDE_TOLERANCE_KM`.
+    """Positions of altitudes in a list, both in km, each within 10 m.
 
     Raises
     ------
@@ -710,7 +710,7 @@ def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str
     found = []
     for altitude in wanted:
         distance = np.abs(known - altitude)
-        if not known.size or not distance.min() <= ALTITUDE_TOLERANCE_KM + 1e-9:
+        if not known.size or not distance.min() <= _ALTITUDE_TOLERANCE_KM + 1e-9:
             raise SchemaError(
                 f"{where}: no level at {altitude:g} km; expected one of {[float(a) for a in known]} km. "
                 "Levels are not interpolated: choose from the list."
@@ -732,3 +732,7 @@ def reject_masks(labels: Iterable[Label], reject: Reject) -> list[int]:
     if reject is not None and not isinstance(reject, int):
         reject = (reject,) if isinstance(reject, str) else tuple(reject)
     return [int(reject_mask(reject, label.kind) | _NO_SAMPLE) & 0xFFFF for label in labels]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,17 +29,17 @@ def __dir__() -> list[str]:
 Metric = Literal["cosine", "euclidean", "dot"]
 
 #: Rows that one read takes, unless told otherwise.
-BLOCK = 65536
+_BLOCK = 65536
 #: Rows of one matrix product: 4096 x 384 float32 stay in the cache for the pass that takes their lengths.
-TILE = 4096
+_TILE = 4096
 #: Queries of one matrix product.
-QUERIES = 256
+_QUERIES = 256
 #: Up to so many queries are multiplied one by one, tiles shared out to threads that meet after every block: those
 #: of a matrix product meet after every tile, which costs more than they give where there is little to multiply.
-FEW = 4
+_FEW = 4
 
 #: Lengths of vectors whose square float32 holds with its full precision.
-SHORTEST, LONGEST = 1e-15, 1e18
+_SHORTEST, _LONGEST = 1e-15, 1e18
 
 _ROUNDOFF = 2.0**-24
 
@@ -85,7 +85,7 @@ def nearest(
     metric: Metric = "cosine",
     mask: npt.ArrayLike | None = None,
     drop: Sequence[npt.NDArray[np.int64]] | None = None,
-    block: int = BLOCK,
+    block: int = _BLOCK,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Find the k rows nearest to a query, best first; of equal scores the lower row comes first.
 
@@ -128,7 +128,7 @@ def nearest(
     allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
     drop = [np.empty(0, np.int64)] * len(queries) if drop is None else drop
     # Products of matrices have threads of their own.
-    threads = min(cores(), 16) if len(queries) <= FEW and vectors.shape[0] > 4 * TILE else 1
+    threads = min(cores(), 16) if len(queries) <= _FEW and vectors.shape[0] > 4 * _TILE else 1
     each = [_groups(queries, k, metric, drop) for _ in range(threads)]
     with ThreadPoolExecutor(threads, thread_name_prefix="nearest") as pool:
         _search(vectors, block, allowed, each, pool)
@@ -142,8 +142,8 @@ def nearest(
 
 
 def _groups(queries: np.ndarray, k: int, metric: Metric, drop: Sequence[np.ndarray]) -> list[_Best]:
-    starts = range(0, len(queries), QUERIES)
-    return [_Best(queries[i : i + QUERIES], k, metric, drop[i : i + QUERIES]) for i in starts]
+    starts = range(0, len(queries), _QUERIES)
+    return [_Best(queries[i : i + _QUERIES], k, metric, drop[i : i + _QUERIES]) for i in starts]
 
 
 def _search(
@@ -161,7 +161,7 @@ def _search(
             continue
         first, last = int(wanted[0]), int(wanted[-1]) + 1
         rows = np.asarray(vectors[start + first : start + last])
-        tiles, arguments = range(0, last - first, TILE), (rows, inside[first:last], start + first)
+        tiles, arguments = range(0, last - first, _TILE), (rows, inside[first:last], start + first)
         if len(each) == 1:
             _compare(*arguments, tiles, each[0])
         else:
@@ -186,7 +186,7 @@ def scores(
     *,
     metric: Metric = "cosine",
     mask: npt.ArrayLike | None = None,
-    block: int = BLOCK,
+    block: int = _BLOCK,
 ) -> npt.NDArray[np.float32]:
     """The score of every row for one query: the very numbers that `nearest` gives. NaN where it gives none.
 
@@ -207,8 +207,8 @@ def scores(
         if allowed is not None and not allowed[start:stop].any():
             continue
         rows = np.asarray(vectors[start:stop])
-        for tile in range(0, len(rows), TILE):
-            raw, here = rows[tile : tile + TILE], slice(start + tile, start + min(tile + TILE, len(rows)))
+        for tile in range(0, len(rows), _TILE):
+            raw, here = rows[tile : tile + _TILE], slice(start + tile, start + min(tile + _TILE, len(rows)))
             usable = _usable(_squares(raw)[1], metric)
             if allowed is not None:
                 usable &= allowed[here]
@@ -232,7 +232,7 @@ class _Best:
         # A dot product of D terms is off by at most D roundoffs times both lengths, in whatever order a
         # matrix product adds; so are the squared lengths. The rest covers conversions to float32.
         bound = (2 * part.shape[1] + 32) * _ROUNDOFF
-        if len(self.queries) <= FEW:
+        if len(self.queries) <= _FEW:
             products = np.stack([np.einsum("ij,j->i", part, vector) for vector in self.matrix], axis=1)
         else:
             products = part @ self.matrix.T
@@ -282,7 +282,7 @@ class _Best:
 def _compare(rows: np.ndarray, inside: np.ndarray, start: int, tiles: range, groups: list[_Best]) -> None:
     """Compare the rows of some tiles that lie inside a mask with the best so far."""
     for tile in tiles:
-        here = slice(tile, tile + TILE)
+        here = slice(tile, tile + _TILE)
         _compare_tile(rows[here], inside[here], start + tile, groups)
 
 
@@ -318,9 +318,9 @@ def _squares(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _usable(squares: np.ndarray, metric: Metric) -> np.ndarray:
     """Which rows have a score."""
-    usable = squares < LONGEST**2
+    usable = squares < _LONGEST**2
     if metric == "cosine":
-        usable &= squares > SHORTEST**2
+        usable &= squares > _SHORTEST**2
     return usable
 
 
@@ -337,9 +337,9 @@ def _check(vectors: Rows, query: npt.ArrayLike, k: int, metric: str, block: int)
             f"query: got shape {np.shape(query)}; expected ({vectors.shape[1]},), the length of the vectors, "
             f"or a batch (queries, {vectors.shape[1]})"
         )
-    if not (np.abs(queries) < LONGEST / queries.shape[1]).all():
+    if not (np.abs(queries) < _LONGEST / queries.shape[1]).all():
         raise SchemaError("query: it holds a NaN, an infinity or a huge number; expected finite numbers")
-    if metric == "cosine" and not (np.abs(queries).max(axis=1) > SHORTEST).all():
+    if metric == "cosine" and not (np.abs(queries).max(axis=1) > _SHORTEST).all():
         raise SchemaError("query: a vector of zeros has no direction. Pass metric='euclidean'.")
     return queries
 
@@ -351,3 +351,7 @@ def _check_mask(mask: npt.ArrayLike, rows: int) -> np.ndarray:
             f"mask: got {mask.dtype} of shape {mask.shape}; expected booleans of shape ({rows},)"
         )
     return mask
+
+
+def __dir__() -> list[str]:
+    return __all__

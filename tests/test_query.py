@@ -529,10 +529,10 @@ def test_search_of_nothing_but_nan_says_so():
 
 
 def test_search_reads_crops_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "CROPS_AT_ONCE", 4)
-    monkeypatch.setattr(samples, "READ_BYTES", 100)
-    monkeypatch.setattr(sys.modules["gridrad_cube.query.search"], "ROWS_AT_ONCE", 50)
-    dataset = write(make_embeddings().chunk(crop=5), tmp_path / "embeddings.zarr")
+    monkeypatch.setattr(samples, "_CROPS_AT_ONCE", 4)
+    monkeypatch.setattr(samples, "_READ_BYTES", 100)
+    monkeypatch.setattr(sys.modules["gridrad_cube.query.search"], "_ROWS_AT_ONCE", 50)
+    dataset = write(make_embeddings(), tmp_path / "embeddings.zarr")
     answer = dataset.gridrad.search((6, 1, 2, 1), 30)
     xr.testing.assert_allclose(answer, make_embeddings().gridrad.search((6, 1, 2, 1), 30))
 

@@ -204,7 +204,7 @@ def test_percentile_of_distances_and_where_there_are_no_pairs():
 
 def test_a_search_reads_a_store_in_blocks(tmp_path, monkeypatch):
     """No read takes more than the rows of one block, with a batch and an exclusion too."""
-    monkeypatch.setattr(sys.modules["gridrad_cube.query.search"], "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(sys.modules["gridrad_cube.query.search"], "_ROWS_AT_ONCE", 100)
     dataset = write(make_embeddings(times=40), tmp_path / "e.zarr")
     sizes = []
     real = similarity._compare

@@ -101,7 +101,7 @@ def test_nearest_of_nothing_is_empty():
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_nearest_answers_a_batch_as_it_answers_each(metric, monkeypatch):
-    monkeypatch.setattr(similarity, "QUERIES", 3)
+    monkeypatch.setattr(similarity, "_QUERIES", 3)
     rng = np.random.default_rng(4)
     vectors, queries = rng.standard_normal((300, 16)), rng.standard_normal((8, 16))
     rows, scores = nearest(vectors, queries, 5, metric=metric, block=100)
@@ -230,7 +230,7 @@ def test_threads_that_share_the_tiles_out_change_nothing(monkeypatch, metric):
     queries = rng.standard_normal((3, 6))
     mask, drop = rng.random(3000) < 0.8, [np.arange(k, 3000, 7) for k in range(3)]
     alone = nearest(vectors, queries, 40, metric=metric, mask=mask, drop=drop)
-    monkeypatch.setattr("gridrad_cube.similarity.TILE", 64)
+    monkeypatch.setattr("gridrad_cube.similarity._TILE", 64)
     for number in (1, 2, 5):
         monkeypatch.setattr("gridrad_cube.similarity.cores", lambda number=number: number)
         shared = nearest(vectors, queries, 40, metric=metric, mask=mask, drop=drop, block=1000)

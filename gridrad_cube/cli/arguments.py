@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 
-def asked(options: dict[str, Any]) -> Any:
-    """The question that options of a command put: samples, examples, or a place and time."""
+def read_query(options: dict[str, Any]) -> Any:
+    """The query that the options of a command give: samples, examples, a vector, or a place and time."""
     place = {
         k: options[o] for k, o in (("time", "time_"), ("latitude", "latitude"), ("longitude", "longitude"))
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import asked
+from gridrad_cube.cli.arguments import read_query
 
 
 @click.group()
@@ -130,7 +130,7 @@ def plot_query(
     from gridrad_cube.query import search
     from gridrad_cube.store import open_embeddings
 
-    question = asked(options | {"vector": None, "unlike": ()})
+    question = read_query(options | {"vector": None, "unlike": ()})
     answer = search(open_embeddings(embeddings), question, k, exclude=exclude, separate=separate)
     _draw("query", out, _open_cube(sources_of(embeddings, cube)[0]), answer)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import asked
+from gridrad_cube.cli.arguments import read_query
 
 
 @click.command()
@@ -78,7 +78,7 @@ def query(embeddings: str, out: Path | None, **options: Any) -> None:
     from gridrad_cube import query as asking
     from gridrad_cube import store as stores
 
-    question, where = asked(options), _where(options)
+    question, where = read_query(options), _where(options)
     answer = asking.search(
         stores.open_embeddings(embeddings),
         question,

@@ -26,7 +26,7 @@ from gridrad_cube.selection import as_neighborhood, as_seconds, choose_labels, c
 from gridrad_cube.similarity import Metric, unit_rows
 
 #: Analogues that lie nearer than this to each other in time and in space are one event.
-EVENT = ("12h", "500km")
+_EVENT = ("12h", "500km")
 
 
 def analogues(
@@ -36,9 +36,9 @@ def analogues(
     k: int = 20,
     *,
     of: xr.DataArray | None = None,
-    exclude: Any = EVENT,
+    exclude: Any = _EVENT,
     separate: Any = None,
-    event: Any = EVENT,
+    event: Any = _EVENT,
     metric: Metric = "cosine",
     tolerance: Any = None,
     time_tolerance: Any = None,

@@ -23,11 +23,11 @@ from gridrad_cube.selection import Label, Selection, as_km, as_seconds, labels_o
 #: Positions of samples along each dim that tells them apart, arrays of one length.
 Index = Mapping[str, np.ndarray]
 
-SAMPLE_DIMS = ("crop", "channel", "row", "col")
+_SAMPLE_DIMS = ("crop", "channel", "row", "col")
 #: Bytes that one read of scattered samples may take.
-READ_BYTES = 64 * 2**20
+_READ_BYTES = 64 * 2**20
 #: Crops whose small variables are looked at together.
-CROPS_AT_ONCE = 4096
+_CROPS_AT_ONCE = 4096
 #: A corner lies this much further than half the diagonal where meridians converge (a patch of 5 degrees).
 _CORNER = 1.05
 #: Distances from places to samples that are taken together.
@@ -67,7 +67,7 @@ def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
     """The dims that tell samples apart, in the order of the store."""
     if not is_embeddings(dataset):
         return ("crop", "row", "col")
-    dims = tuple(d for d in SAMPLE_DIMS if d in dataset["embedding"].dims)
+    dims = tuple(d for d in _SAMPLE_DIMS if d in dataset["embedding"].dims)
     if ("row" in dims) != ("col" in dims):
         raise SchemaError(f".gridrad: embeddings on {dims}; select rows and columns by a list or slice")
     return dims
@@ -124,7 +124,7 @@ def time_step(dataset: xr.Dataset) -> float:
     return float(np.median(steps)) if len(steps) else 3600.0
 
 
-def crop_blocks(wanted: np.ndarray, size: int = CROPS_AT_ONCE) -> Iterator[slice]:
+def crop_blocks(wanted: np.ndarray, size: int = _CROPS_AT_ONCE) -> Iterator[slice]:
     """Slices that together hold every wanted crop, at most ``size`` long."""
     for start in range(0, len(wanted), size):
         some = np.flatnonzero(wanted[start : start + size])
@@ -290,7 +290,7 @@ def locate(
         pair = np.repeat(np.arange(len(point)), count[frame])
         nth = np.arange(len(pair)) - np.repeat(np.cumsum(count[frame]) - count[frame], count[frame])
         crop, point = crops[first[frame][pair] + nth], point[pair]
-        km, cells, limits = nearest_cells(dataset, crop, lat[point], lon[point], tolerance)
+        km, cells, limits = _nearest_cells(dataset, crop, lat[point], lon[point], tolerance)
         near = np.flatnonzero(km <= limits)
         near = near[np.lexsort((crop[near], km[near], point[near]))]
         near = near[np.unique(point[near], return_index=True)[1]]
@@ -350,14 +350,14 @@ def too_far(
 ) -> str:
     """Say which sample of some crops is the nearest to a place that none of them is near enough to."""
     point = f"latitude {place[0]:g}, longitude {place[1]:g}"
-    km, cells, _ = nearest_cells(dataset, crops, *place, tolerance)
+    km, cells, _ = _nearest_cells(dataset, crops, *place, tolerance)
     i = int(np.argmin(km))
     if np.isinf(km[i]):
         return f"at: no patch with a position{when}; the store has none near {point}"
     crop = crops[i : i + 1]
     cell = tuple(c[i : i + 1] for c in cells)
     lat, lon = (float(p[(0, *(c[0] for c in cell))]) for p in positions(dataset, crop))
-    limit = as_km(tolerance) if tolerance is not None else half_diagonals(dataset, crop, cell)[0]
+    limit = as_km(tolerance) if tolerance is not None else _half_diagonals(dataset, crop, cell)[0]
     nearest = (
         f"the nearest is centered at latitude {lat:.4f}, longitude {lon:.4f} (time {times_of(dataset)[crop[0]]}), "
         f"{km[i]:.1f} km away"
@@ -368,7 +368,7 @@ def too_far(
     return f"at: nothing within {limit:.1f} km ({kind}) of {point}{when}; {nearest}. Pass tolerance= in km."
 
 
-def nearest_cells(
+def _nearest_cells(
     dataset: xr.Dataset, crops: np.ndarray, latitude: npt.ArrayLike, longitude: npt.ArrayLike, tolerance: Any
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
     """The sample of each crop that is nearest to a place.
@@ -398,12 +398,12 @@ def nearest_cells(
     km, best = (np.concatenate(column) for column in zip(*parts, strict=True))
     cells = tuple(np.unravel_index(best, shape)) if shape else ()
     limits = (
-        half_diagonals(dataset, crops, cells) if tolerance is None else np.full(len(km), as_km(tolerance))
+        _half_diagonals(dataset, crops, cells) if tolerance is None else np.full(len(km), as_km(tolerance))
     )
     return km, cells, limits
 
 
-def half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
+def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
     """Half the diagonal of one patch of each crop (at level 2k of the crop), km, from the patches beside it."""
     some, at = np.unique(crops, return_inverse=True)
     lat, lon = (dataset[n].variable.isel(crop=some).values for n in ("latitude", "longitude"))
@@ -434,9 +434,9 @@ def half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.nd
 def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
     """Values of a variable at samples, shape (samples, *other dims), reading each crop once.
 
-    Memory beyond the answer stays within `READ_BYTES` (or one crop).
+    Memory beyond the answer stays within `_READ_BYTES` (or one crop).
     """
-    here = [d for d in SAMPLE_DIMS if d in variable.dims and d in index]
+    here = [d for d in _SAMPLE_DIMS if d in variable.dims and d in index]
     rest = [d for d in variable.dims if d not in here]
     if variable.dims != (*here, *rest):
         variable = variable.transpose(*here, *rest)
@@ -448,7 +448,7 @@ def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
     ends = np.searchsorted(inverse[order], np.arange(len(crops) + 1))
     out = np.empty((count, *(variable.sizes[d] for d in rest)), variable.dtype)
     each = max(variable.nbytes // max(variable.sizes["crop"], 1), 1)
-    step = int(max(READ_BYTES // each, 1))
+    step = int(max(_READ_BYTES // each, 1))
     for i in range(0, len(crops), step):
         some = crops[i : i + step]
         run = int(some[-1]) - int(some[0]) + 1 == len(some)
@@ -557,7 +557,7 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
     out: dict[str, Any] = {}
     for name, variable in dataset.variables.items():
         dims = set(variable.dims)
-        if name in ("status", "y_origin", "x_origin", *SAMPLE_DIMS, "y", "x"):
+        if name in ("status", "y_origin", "x_origin", *_SAMPLE_DIMS, "y", "x"):
             continue
         if level_2k and dims & {"row", "col"}:  # of single patches: their mean comes below
             continue

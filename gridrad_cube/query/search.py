@@ -34,9 +34,9 @@ from gridrad_cube.selection import as_neighborhood, as_time, choose_labels, hour
 from gridrad_cube.similarity import Metric
 
 #: Rows of one read: with the chunks they come from, a search of a store on disk stays under half a gigabyte.
-ROWS_AT_ONCE = 32768
+_ROWS_AT_ONCE = 32768
 #: Neighbors of the query in space and time that a search leaves out.
-EXCLUDE = ("6h", "200km")
+_EXCLUDE = ("6h", "200km")
 #: Pairs of crops that are drawn for percentiles, and pairs of samples from each: crops are what costs reading.
 _CROP_PAIRS, _SAMPLES_EACH = 64, 32
 
@@ -51,7 +51,7 @@ def search(
     query: Any,
     k: int = 10,
     *,
-    exclude: Any = EXCLUDE,
+    exclude: Any = _EXCLUDE,
     separate: Any = None,
     metric: Metric = "cosine",
     percentile: bool = False,
@@ -106,7 +106,7 @@ def search(
         If the query has no embedding or does not fit the store, or the filters leave nothing.
     """
     require_embeddings(dataset, "search")
-    batch = is_batch(query)
+    batch = _is_batch(query)
     asked = _read_batch(dataset, query if batch else [query], where.get("channel"), metric)
     if where.get("channel") is None:
         where["channel"] = common_channels(asked)
@@ -208,7 +208,7 @@ class Query:
         return sorted(found) or None
 
 
-def is_batch(query: Any) -> bool:
+def _is_batch(query: Any) -> bool:
     """Whether these are several queries to be answered each for itself: a 2-D array, or a list of queries."""
     if isinstance(query, xr.Dataset):
         query = query.get("embedding", query)
@@ -249,7 +249,7 @@ def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metri
     """The mean of the positive examples less that of the negative ones."""
     unknown = sorted(set(query) - {"positive", "negative"})
     several = {name: query.get(name, []) for name in ("positive", "negative")}
-    good = all(is_batch(v) or isinstance(v, list) for v in several.values())
+    good = all(_is_batch(v) or isinstance(v, list) for v in several.values())
     if unknown or not good or not len(several["positive"]):
         raise SchemaError(
             f"query: got {unknown or query!r:.120}; expected lists of queries, {{'positive': [...], "
@@ -361,10 +361,10 @@ class Rows:
         unit = self.per_crop
         for edge in (self.variable.encoding.get(n) for n in ("shards", "chunks")):
             unit = self.per_crop * int(edge[0]) if edge else self.per_crop
-            if unit <= ROWS_AT_ONCE:
+            if unit <= _ROWS_AT_ONCE:
                 break
-        #: Rows of whole crops, and of whole chunks where they are known, near `ROWS_AT_ONCE`.
-        self.block = max(ROWS_AT_ONCE // unit, 1) * unit
+        #: Rows of whole crops, and of whole chunks where they are known, near `_ROWS_AT_ONCE`.
+        self.block = max(_ROWS_AT_ONCE // unit, 1) * unit
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last = rows.start // self.per_crop, -(-rows.stop // self.per_crop)
