@@ -732,7 +732,3 @@ def reject_masks(labels: Iterable[Label], reject: Reject) -> list[int]:
     if reject is not None and not isinstance(reject, int):
         reject = (reject,) if isinstance(reject, str) else tuple(reject)
     return [int(reject_mask(reject, label.kind) | _NO_SAMPLE) & 0xFFFF for label in labels]
-
-
-def __dir__() -> list[str]:
-    return __all__

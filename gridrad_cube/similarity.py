@@ -351,7 +351,3 @@ def _check_mask(mask: npt.ArrayLike, rows: int) -> np.ndarray:
             f"mask: got {mask.dtype} of shape {mask.shape}; expected booleans of shape ({rows},)"
         )
     return mask
-
-
-def __dir__() -> list[str]:
-    return __all__
