@@ -150,7 +150,7 @@ def test_plan_counts_all_batches_of_a_step():
     assert make_plan(few, level="2k", samples=100).global_batch == 16
     spread = dataclasses.replace(few, objective="coding-rate")
     with pytest.raises(
-        SchemaError, match=r"--accumulate: .* make 8 grids for one coding rate; level 2k needs at"
+        SchemaError, match=r"one loss has 8 grids \(8 x 1 processes x 2 accumulated\); level 2k needs at"
     ):
         make_plan(spread, level="2k", samples=100)
 
@@ -435,7 +435,7 @@ REFUSALS = {
         r"no clean patch of \['visible_reflectance'\]: .* rejected by flag: night 15\. Pass other channels"),
     "no patch there": ({"bbox": "-179 -5 -178 -4"}, r"no clean patch of \['ir_brightness_temperature'\]: .* bbox"),
     "fewer patches than a batch": (
-        {"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500 .* Pass --batch"),
+        {"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500 .* Lower --batch"),
     "no such channel": ({"channels": "rain_rate"}, r"no channel 'rain_rate'; expected some of"),
     "network of level 2k": ({"arch": "vit2k_xs"}, r"--arch: vit2k_xs is not for .*, which holds patches, level 256"),
     "store of embeddings, network of level 256": (

@@ -383,7 +383,7 @@ def test_probes_take_a_share_of_the_samples_by_default(steps, batch, every):
     assert probe_interval(steps, batch) == every
     if every:
         probes = 1 + -(-steps // every)
-        assert probes * 2 * probing.PAIRS <= 0.05 * steps * batch * 1.0001
+        assert probes * 2 * probing._PAIRS <= 0.05 * steps * batch * 1.0001
 
 
 # probes of a run

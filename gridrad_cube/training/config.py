@@ -22,7 +22,7 @@ from gridrad_cube.store import store_info
 logger = logging.getLogger(__name__)
 
 Level = Literal["256", "2k"]
-Auto = Literal["auto"]
+_Auto = Literal["auto"]
 
 
 def _option(default: Any, group: str, help: str, *, unit: str = "", level: Level | None = None) -> Any:
@@ -66,13 +66,13 @@ class Config:
     # network
     arch: str = _option("auto", "network", "vit_tiny, vit_small, vit_base, vit_demo; vit2k_xs, vit4k_xs for "
                         "embeddings; auto: vit_small or vit2k_xs")
-    patch_size: int | Auto = _option("auto", "network", "edge of a token; auto: that of the network", unit="pixels",
+    patch_size: int | _Auto = _option("auto", "network", "edge of a token; auto: that of the network", unit="pixels",
                                      level="256")
-    image_size: int | Auto = _option(
+    image_size: int | _Auto = _option(
         "auto", "network", "edge for which positions are learned, in pixels or cells; auto: the global view, or the "
         "grid of cells", unit="edge")
     drop_path_rate: float = _option(0.1, "network", "stochastic depth of the student, at its last layer")
-    out_dim: int | Auto = _option(65536, "network", "prototypes K; auto: by the number of samples")
+    out_dim: int | _Auto = _option(65536, "network", "prototypes K; auto: by the number of samples")
     norm_last_layer: bool = _option(True, "network", "keep prototypes at unit length (steadier, a little worse)")
     use_bn_in_head: bool = _option(False, "network", "batch normalization in the head")
     head_hidden_dim: int = _option(2048, "network", "width of the hidden layers of the head")
@@ -84,11 +84,11 @@ class Config:
     # objective
     objective: Literal["dino", "coding-rate"] = _option(
         "dino", "objective", "cross-entropy over prototypes, or coding rate (no prototypes, no temperatures)")
-    warmup_teacher_temp: float | Auto = _option(
+    warmup_teacher_temp: float | _Auto = _option(
         0.04, "objective", "first temperature of the teacher; lower it if the loss stays at ln K")
-    teacher_temp: float | Auto = _option(0.04, "objective", "temperature of the teacher after its warm-up; auto: by "
+    teacher_temp: float | _Auto = _option(0.04, "objective", "temperature of the teacher after its warm-up; auto: by "
                                          "the number of samples")
-    warmup_teacher_temp_epochs: float | Auto = _option(
+    warmup_teacher_temp_epochs: float | _Auto = _option(
         30, "objective", "length of that warm-up; auto: 37,500 steps, 30 % of the run at most", unit="epochs")
 
     # optimizer
@@ -99,16 +99,16 @@ class Config:
         1, "optimizer", "batches that make one step: for a larger step than fits into memory", unit="batches")
     optimizer: Literal["adamw", "sgd"] = _option("adamw", "optimizer", "adamw, or sgd with momentum 0.9")
     lr: float = _option(5e-4, "optimizer", "peak learning rate for a batch of 256; scaled with the batch")
-    warmup_epochs: float | Auto = _option(
+    warmup_epochs: float | _Auto = _option(
         10, "optimizer", "linear rise of the learning rate; auto: 12,500 steps, 10 % of the run at most", unit="epochs")
     min_lr: float = _option(1e-6, "optimizer", "learning rate at the end")
     weight_decay: float = _option(0.04, "optimizer", "weight decay at the start")
     weight_decay_end: float = _option(0.4, "optimizer", "weight decay at the end")
-    momentum_teacher: float | Auto = _option(
+    momentum_teacher: float | _Auto = _option(
         0.996, "optimizer", "share of itself that the teacher keeps at each step, rising to 1; auto: half of it is "
         "renewed in one epoch, or 177,000 samples")
     clip_grad: float = _option(3.0, "optimizer", "largest norm of the gradient; 0 is off")
-    freeze_last_layer: float | Auto = _option(
+    freeze_last_layer: float | _Auto = _option(
         1, "optimizer", "time in which prototypes stay as they are; auto: 1,250 steps, 5 % of the run at most",
         unit="epochs")
     precision: Literal["auto", "fp32", "bf16"] = _option(
@@ -149,7 +149,7 @@ class Config:
     log_steps: int = _option(20, "run", "write metrics every this many steps", unit="steps")
     tensorboard: bool = _option(
         False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
-    probe_steps: int | Auto = _option(
+    probe_steps: int | _Auto = _option(
         "auto", "run", "embed some samples every this many steps and score how well a place finds itself an hour "
         "later; the checkpoint of the best is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
     # fmt: on
@@ -168,7 +168,7 @@ class Config:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
         """The inverse of `to_dict`, also for options that an earlier version wrote."""
-        return cls(**canonical(upgrade(data, "config"), "config"))
+        return cls(**_canonical(upgrade(data, "config"), "config"))
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
@@ -190,41 +190,20 @@ IDLE: dict[str, str] = {
     "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
 }
 
-#: Options of earlier versions, and the values at which they had no effect on what a run computes.
-_DROPPED: dict[str, Any] = {
+#: Options of earlier versions, and their defaults. Every run has what was their default, except that ``dino_v1`` stands
+#: for other values of the first four, and ``views="area"`` for other values of the next five.
+_REMOVED: dict[str, Any] = {
+    "position": "exact", "mask_tokens": True, "clip_by": "global", "teacher_temp_by": "step",
+    "gain": 1.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0, "global_fraction": 0.75, "token_dropout": 0.25,
     "limit": None, "shuffle_block": 1, "student_temp": 0.1, "center_momentum": 0.9, "coding_distortion": 0.05,
     "coding_weight": 1.0, "koleo": 0.0, "token_weight": 0.0, "magnification": 1.0, "row_dropout": 0.0,
     "local_fraction": 0.25, "temporal_share": 1.0,
 }  # fmt: skip
-#: Options of earlier versions that had no effect at any value.
+#: Options of earlier versions that did not change what a run computes.
 _WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints")
-#: Options of earlier versions that one option replaces: level, option, and what each of its values stands for. The
-#: first value stands for the defaults of that time.
-_MERGED: tuple[tuple[Level | None, str, dict[Any, dict[str, Any]]], ...] = (
-    (None, "dino_v1", {
-        False: {"position": "exact", "mask_tokens": True, "clip_by": "global", "teacher_temp_by": "step"},
-        True: {"position": "dino_v1", "mask_tokens": False, "clip_by": "tensor", "teacher_temp_by": "epoch"},
-    }),
-    ("256", "views", {
-        "zoom": {"views": "zoom", "gain": 1.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0},
-        "area": {"views": "area", "gain": 0.0, "blur": [1.0, 0.1, 0.5], "solarize": 0.2},
-    }),
-    ("2k", "views", {
-        "zoom": {"global_fraction": 0.75, "token_dropout": 0.25},
-        "area": {"global_fraction": 1.0, "token_dropout": 0.0},
-    }),
-)  # fmt: skip
-
-#: Options that no longer exist, and what to use instead.
-_REMOVED: dict[str, str] = {
-    "arch2k": "the network of level 2k is --arch when --store holds embeddings",
-    **dict.fromkeys((*_DROPPED, *_WITHOUT_EFFECT), "every run has what was its default"),
-    **{old: f"see --{name.replace('_', '-')}" for _, name, choices in _MERGED
-       for choice in choices.values() for old in choice if old != name},
-}  # fmt: skip
 
 
-def flag(name: str) -> str:
+def _flag(name: str) -> str:
     """The command-line spelling of an option."""
     return "--" + name.replace("_", "-")
 
@@ -232,14 +211,16 @@ def flag(name: str) -> str:
 def unknown_option(name: str) -> str:
     """A sentence about an option that does not exist, with those that are spelled alike."""
     name = name.lstrip("-").replace("-", "_")
-    if name in _REMOVED:
-        return f"option {flag(name)} no longer exists: {_REMOVED[name]}"
+    if name == "arch2k":
+        return "option --arch2k no longer exists: the network of level 2k is --arch when --store holds embeddings"
+    if name in _REMOVED or name in _WITHOUT_EFFECT:
+        return f"option {_flag(name)} no longer exists; see --dino-v1 and --views for the recipe of the predecessor"
     near = difflib.get_close_matches(name, [*FIELDS, *ALIASES, "preset", "config"], n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(flag(n) for n in near)}?" if near else "see --help-all for the list"
-    return f"unknown option {flag(name)}; {hint}"
+    hint = f"did you mean {', '.join(_flag(n) for n in near)}?" if near else "see --help-all for the list"
+    return f"unknown option {_flag(name)}; {hint}"
 
 
-def canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
+def _canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Options under their own names, aliases and dashes resolved.
 
     Raises
@@ -259,42 +240,26 @@ def canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     return out
 
 
-def upgrade(options: Mapping[str, Any], where: object, level: Level | None = None) -> dict[str, Any]:
-    """Express options that an earlier version wrote by those that exist now.
-
-    Parameters
-    ----------
-    options
-        Of a ``config.json`` or a checkpoint.
-    where
-        What they come from, for messages.
-    level
-        That they were for; their store says it if None.
+def upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Express the options of a ``config.json`` or checkpoint of an earlier version by those that exist now.
 
     Raises
     ------
     SchemaError
-        If the run was made with an option that no longer exists.
+        If the run was made with an option that no longer exists, at another value than its default.
     """
-    out = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
-    if not any(name in _REMOVED for name in out):
-        return out
-    level = level or store_level(str(out["store"]))
-    refused = [name for name in _DROPPED if out.pop(name, _DROPPED[name]) != _DROPPED[name]]
-    for at, name, choices in _MERGED:
-        defaults = next(iter(choices.values()))
-        given = {k: out.pop(k) for k in defaults if k in out and (k != name or at == level)}
-        if at in (None, level) and given.keys() - {name}:
-            matching = [value for value, choice in choices.items() if choice == defaults | given]
-            out[name] = matching[0] if matching else None
-            refused += [] if matching else [k for k in given if given[k] != defaults[k]]
+    refused = {
+        name: options[name] for name, default in _REMOVED.items() if options.get(name, default) != default
+    }
+    if "gain" in options and options.get("views") == "area":  # which stood for less than it does now
+        refused["views"] = "area"
     if refused:
-        made = ", ".join(f"{flag(name)} {options[name]}" for name in refused)
+        made = ", ".join(f"{_flag(name)} {value}" for name, value in refused.items())
         raise SchemaError(
-            f"{where}: of an earlier version, with {made}; expected the defaults of these options, which no longer "
+            f"{where}: of an earlier version, with {made}; expected the defaults of the options that no longer "
             "exist. Finish the run with the version that started it, or start a new one with --init-from."
         )
-    return out
+    return {name: value for name, value in options.items() if name not in (*_REMOVED, *_WITHOUT_EFFECT)}
 
 
 # values
@@ -305,7 +270,7 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     try:
         return _convert(value, kind)
     except (TypeError, ValueError):
-        raise SchemaError(f"{flag(name)}: got {value!r}; expected {_describe(kind)}") from None
+        raise SchemaError(f"{_flag(name)}: got {value!r}; expected {_describe(kind)}") from None
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -370,14 +335,14 @@ def _check(config: Config) -> None:
     for name, sizes in _SIZES.items():
         values = getattr(config, name)
         if len(values) not in sizes:
-            raise SchemaError(f"{flag(name)}: got {len(values)} values; expected {sizes[-1]}")
+            raise SchemaError(f"{_flag(name)}: got {len(values)} values; expected {sizes[-1]}")
         if sizes == (2,) and not 0 < values[0] <= values[1]:
-            raise SchemaError(f"{flag(name)}: got {values[0]} {values[1]}; expected 0 < LOW <= HIGH")
+            raise SchemaError(f"{_flag(name)}: got {values[0]} {values[1]}; expected 0 < LOW <= HIGH")
     for names, least, words in ((_POSITIVE, 1e-300, "a number above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
         for name in names:
             value = getattr(config, name)
             if isinstance(value, int | float) and not value >= least:
-                raise SchemaError(f"{flag(name)}: got {value}; expected {words}")
+                raise SchemaError(f"{_flag(name)}: got {value}; expected {words}")
 
 
 # recipes
@@ -407,7 +372,7 @@ def read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
     unknown = sorted(set(tables) - set(get_args(Level)))
     if unknown:
         raise SchemaError(f"{path}: unknown table [level.{unknown[0]}]; expected [level.256] or [level.2k]")
-    return canonical(data, path) | canonical(tables.get(level, {}), path)
+    return _canonical(data, path) | _canonical(tables.get(level, {}), path)
 
 
 def store_level(store: str) -> Level:
@@ -454,7 +419,7 @@ def load_config(
     SchemaError
         If an option, preset or value is unknown.
     """
-    options = canonical(options, "options")
+    options = _canonical(options, "options")
     if level is None:
         store = options.get("store") or (read_options(file, "256").get("store") if file is not None else None)
         if not store:
@@ -476,14 +441,14 @@ def load_config(
 
 # what `auto` stands for
 
-#: Prototypes by number of samples (the table of lightly-train); at level 2k never more than `MOST_PROTOTYPES_2K`,
+#: Prototypes by number of samples (the table of lightly-train); at level 2k never more than `_MOST_PROTOTYPES_2K`,
 #: or the head would outweigh the network.
-PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
-MOST_PROTOTYPES_2K = 4096
+_PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
+_MOST_PROTOTYPES_2K = 4096
 #: Level 2k learns nothing from fewer grids per step: their features have no distribution to speak of.
-SMALLEST_STEP_2K = 16
+_SMALLEST_STEP_2K = 16
 #: Samples after which half of the teacher of DINO is renewed: 0.996 per step of 1024.
-HALF_LIFE = 177_000
+_HALF_LIFE = 177_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -523,8 +488,8 @@ def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1
     temp, first_temp = config.teacher_temp, config.warmup_teacher_temp
     temp = _temperature(samples) if temp == "auto" else temp
     renewing = max(
-        0.99, 2.0 ** (-batch / min(samples, HALF_LIFE))
-    )  # half of the teacher in an epoch, or `HALF_LIFE`
+        0.99, 2.0 ** (-batch / min(samples, _HALF_LIFE))
+    )  # half of the teacher in an epoch, or `_HALF_LIFE`
     return Plan(
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -541,30 +506,20 @@ def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1
 
 
 def _check_batch(config: Config, level: Level, samples: int, batch: int, world_size: int) -> None:
-    what = "grids (crops x channels)" if level == "2k" else "clean patches (of all channels)"
     counted = f"{config.batch_size_per_gpu} x {world_size} processes"
     counted += f" x {config.accumulate} accumulated" if config.accumulate > 1 else ""
-    least = SMALLEST_STEP_2K if level == "2k" else 1
-    if batch < least:
-        raise SchemaError(
-            f"--batch-size-per-gpu: {counted} make {batch} grids a step; level 2k needs at least {least}. Raise it, "
-            "or start more processes."
-        )
     # The coding rate spreads the samples of one batch, not of the step.
-    if config.objective == "coding-rate" and batch // config.accumulate < least:
+    together = batch if config.objective == "dino" else batch // config.accumulate
+    if level == "2k" and together < _SMALLEST_STEP_2K:
         raise SchemaError(
-            f"--accumulate: {counted} make {batch // config.accumulate} grids for one coding rate; level 2k needs "
-            f"at least {least}. Lower it and raise --batch-size-per-gpu, or pass --objective dino."
+            f"--batch-size-per-gpu: one loss has {together} grids ({counted}); level 2k needs at least "
+            f"{_SMALLEST_STEP_2K}. Raise it, or start more processes."
         )
     if samples < batch:
-        share = samples // (world_size * config.accumulate)
-        enough = samples >= max(least, world_size * config.accumulate)
-        smaller = f"Pass --batch-size-per-gpu {share} or less, or add" if enough else "Add"
-        more = "scenes"
-        if level == "2k":
-            more += " or channels to the cube, or cut smaller crops (preprocess --crop)"
+        what = "grids (crops x channels)" if level == "2k" else "clean patches (of all channels)"
         raise SchemaError(
-            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). {smaller} {more}."
+            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). Lower "
+            "--batch-size-per-gpu, or add scenes or channels."
         )
 
 
@@ -577,16 +532,16 @@ def _length(config: Config, name: str, steps: int, per_epoch: int, most: int, sh
     if length > steps and name != "freeze_last_layer":
         if config.steps is None:
             raise SchemaError(
-                f"{flag(name)}: {epochs:g} epochs do not fit into --epochs {config.epochs}. Lower it, or train longer."
+                f"{_flag(name)}: {epochs:g} epochs do not fit into --epochs {config.epochs}. Lower it, or train longer."
             )
         if steps:
-            logger.warning("--steps %d ends within %s %g (%d steps)", steps, flag(name), epochs, length)
+            logger.warning("--steps %d ends within %s %g (%d steps)", steps, _flag(name), epochs, length)
     return min(length, steps)
 
 
 def _prototypes(samples: int, level: Level) -> int:
-    number = next((k for most, k in PROTOTYPES if samples <= most), 65536)
-    return min(number, MOST_PROTOTYPES_2K) if level == "2k" else number
+    number = next((k for most, k in _PROTOTYPES if samples <= most), 65536)
+    return min(number, _MOST_PROTOTYPES_2K) if level == "2k" else number
 
 
 def _temperature(samples: int) -> float:

@@ -35,10 +35,10 @@ from gridrad_cube.training.config import Config, Level, store_level
 logger = logging.getLogger(__name__)
 
 #: Largest random offset of a channel of each kind, in its units, of views that keep the scale.
-GAIN = {"infrared": 1.0, "visible": 0.02}
+_GAIN = {"infrared": 1.0, "visible": 0.02}
 #: The same for dBZ, and for log10 of mm/h by Z = 200 R^1.6 (Marshall and Palmer 1948).
-GAIN_DBZ = 2.0
-GAIN_LOG_RAIN = GAIN_DBZ / 10 / 1.6
+_GAIN_DBZ = 2.0
+_GAIN_LOG_RAIN = _GAIN_DBZ / 10 / 1.6
 #: What the predecessor does to the views of --views area: blur of first global, other global and local views.
 _PHOTOGRAPHIC: dict[str, Any] = {"blur": (1.0, 0.1, 0.5), "solarize": 0.2}
 
@@ -318,11 +318,11 @@ def is_handed(name: str) -> bool:
 def gain_of(label: str, rule: Normalization) -> float:
     """Largest random offset of a channel in the numbers that a network sees."""
     if rule.rule == "reflectivity":
-        return GAIN_DBZ / rule.std
+        return _GAIN_DBZ / rule.std
     if rule.rule == "rain":
-        return GAIN_LOG_RAIN
+        return _GAIN_LOG_RAIN
     channel = CHANNELS.get(label.split("@")[0])  # kind "other" has no gain
-    return GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
+    return _GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
 
 
 class GridSource(Source):

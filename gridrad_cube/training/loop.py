@@ -237,7 +237,7 @@ class _Run:
         """The checkpoint from which to resume, if it is of the same run."""
         c, checkpoint = self.config, read_run(path)
         # Options newer than the checkpoint count as their defaults there.
-        old = Config().to_dict() | upgrade(checkpoint["config"], path, checkpoint["level"])
+        old = Config().to_dict() | upgrade(checkpoint["config"], path)
         check_same_run(
             checkpoint, old, c.to_dict(), path, level=store_level(c.store), identity=self.store["identity"],
             batch=c.batch_size_per_gpu * c.accumulate * self.world.size,

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,36 +139,29 @@ def _symptoms(m: Mapping[str, Any]) -> dict[str, str]:
 # arithmetic of a step, and what a GPU can do: their ratio is the model's FLOP utilization (MFU)
 
 
-class Peak(NamedTuple):
-    """Dense matrix products, TFLOP/s: bf16, TF32 and plain fp32; None where the GPU has no such arithmetic."""
-
-    bf16: float | None
-    tf32: float | None
-    fp32: float
-
-
-#: The name of a GPU in torch, as a pattern, and its peak; the first that matches counts. From NVIDIA's whitepapers of
+#: The name of a GPU in torch, as a pattern (the first that matches counts), and dense matrix products in TFLOP/s: bf16,
+#: TF32, plain fp32; None where the GPU has no such arithmetic. From NVIDIA's whitepapers of
 #: the architectures (V100, GA100, GA102, Ada, H100) and data sheets (H100 NVL, H200, HGX B200), which state tensor
 #: cores with sparsity from Ampere on: halved here. Form factors of one GPU differ in their clocks.
-PEAKS: tuple[tuple[str, Peak], ...] = (
-    (r"\bB200\b", Peak(2250, 1100, 75)),
-    (r"\bH200 NVL\b", Peak(835.5, 417.5, 60)),
-    (r"\bG?H200\b", Peak(989.4, 494.7, 66.9)),
-    (r"\bH100 NVL\b", Peak(835.5, 417.5, 60)),
-    (r"\bH100 PCIe\b", Peak(756, 378, 51.2)),
-    (r"\bH100\b", Peak(989.4, 494.7, 66.9)),
-    (r"\bA100\b", Peak(312, 156, 19.5)),
-    (r"\bL40S\b", Peak(362.1, 183, 91.6)),
-    (r"\bA40\b", Peak(149.7, 74.8, 37.4)),
-    (r"\bA30\b", Peak(165, 82, 10.3)),
-    (r"\bV100S", Peak(None, None, 16.4)),
-    (r"\bV100-PCIE", Peak(None, None, 14)),
-    (r"\bV100\b", Peak(None, None, 15.7)),
+_PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
+    (r"\bB200\b", (2250, 1100, 75)),
+    (r"\bH200 NVL\b", (835.5, 417.5, 60)),
+    (r"\bG?H200\b", (989.4, 494.7, 66.9)),
+    (r"\bH100 NVL\b", (835.5, 417.5, 60)),
+    (r"\bH100 PCIe\b", (756, 378, 51.2)),
+    (r"\bH100\b", (989.4, 494.7, 66.9)),
+    (r"\bA100\b", (312, 156, 19.5)),
+    (r"\bL40S\b", (362.1, 183, 91.6)),
+    (r"\bA40\b", (149.7, 74.8, 37.4)),
+    (r"\bA30\b", (165, 82, 10.3)),
+    (r"\bV100S", (None, None, 16.4)),
+    (r"\bV100-PCIE", (None, None, 14)),
+    (r"\bV100\b", (None, None, 15.7)),
 )
 
 
 def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
-    """Peak of dense matrix products on a device, FLOP/s; None for CPUs and GPUs that `PEAKS` does not list.
+    """Peak of dense matrix products on a device, FLOP/s; None for CPUs and GPUs that this module does not list.
 
     Parameters
     ----------
@@ -181,11 +174,12 @@ def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
         if device.type != "cuda":
             return None
         device = torch.cuda.get_device_name(device)
-    peak = next((peak for pattern, peak in PEAKS if re.search(pattern, device)), None)
+    peak = next((peak for pattern, peak in _PEAKS if re.search(pattern, device)), None)
     if peak is None or " MIG " in device:  # a slice of a GPU has a slice of its peak
         return None
-    tf32 = torch.get_float32_matmul_precision() != "highest" and peak.tf32
-    tflops = peak.bf16 if bf16 else tf32 or peak.fp32
+    half, tf32, single = peak
+    fast = tf32 is not None and torch.get_float32_matmul_precision() != "highest"
+    tflops = half if bf16 else tf32 if fast else single
     return None if tflops is None else tflops * 1e12
 
 

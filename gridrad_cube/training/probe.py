@@ -27,15 +27,15 @@ from gridrad_cube.store import open_embeddings, open_packed
 logger = logging.getLogger(__name__)
 
 #: Pairs of a sample and its sequel, at most; and those of a group, told apart from each other.
-PAIRS, GROUP = 256, 32
+_PAIRS, _GROUP = 256, 32
 #: Fewest others that a sequel is looked for among, and fewest samples that look for theirs.
-LEAST_RIVALS, LEAST_PAIRS = 8, 16
+_LEAST_RIVALS, _LEAST_PAIRS = 8, 16
 #: Leads in minutes, the first with enough pairs is taken: an hour, those of coarser archives, that of a short one.
 LEADS = (60, 180, 360, 10)
 #: A sequel this near in time, s, at the same place is no rival: it shows much of the same.
-NEAR_SECONDS = 6 * 3600
+_NEAR_SECONDS = 6 * 3600
 #: ``auto``: probes a run, at most, and the share of its samples that they may embed.
-MOST_PROBES, SHARE = 50, 0.05
+_MOST_PROBES, _SHARE = 50, 0.05
 
 #: The samples of a run, and one view of a batch as a `VisionTransformer` takes it.
 Samples = PatchDataset | GridDataset
@@ -57,8 +57,8 @@ def probe_interval(steps: int, samples_per_step: int) -> int:
     Up to 50 are spread over the run, but they embed no more samples than 5 % of those that a process trains on (one
     view of each, forward only, so less of its time). A run too short for two has none.
     """
-    affordable = int(SHARE * steps * samples_per_step / (2 * PAIRS))
-    return math.ceil(steps / min(affordable - 1, MOST_PROBES)) if affordable >= 2 else 0
+    affordable = int(_SHARE * steps * samples_per_step / (2 * _PAIRS))
+    return math.ceil(steps / min(affordable - 1, _MOST_PROBES)) if affordable >= 2 else 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Pairs:
     @property
     def asked(self) -> npt.NDArray[np.bool_]:
         """Which queries have enough rivals to count, (P,)."""
-        return np.asarray(self.rival.sum(axis=1) >= LEAST_RIVALS)
+        return np.asarray(self.rival.sum(axis=1) >= _LEAST_RIVALS)
 
     @property
     def chance(self) -> float:
@@ -136,7 +136,7 @@ def draw_pairs(dataset: Samples, seed: int) -> Pairs | None:
         query, sequel = query[chosen], sequel[chosen]
         where = place[crop[query]] * cells + cell[query]
         pairs = Pairs(query, sequel, _rivals(group, where, time[crop[query]], time[crop[sequel]]), minutes)
-        if pairs.asked.sum() >= LEAST_PAIRS:
+        if pairs.asked.sum() >= _LEAST_PAIRS:
             return pairs
     return None
 
@@ -171,10 +171,10 @@ def _groups(
     groups: list[npt.NDArray[np.int64]] = []
     for one in np.unique(kind):
         members = rng.permutation(np.flatnonzero(kind == one))
-        groups += np.split(members, range(GROUP, len(members), GROUP))
+        groups += np.split(members, range(_GROUP, len(members), _GROUP))
     groups = sorted((groups[i] for i in rng.permutation(len(groups))), key=len, reverse=True)
     total = np.cumsum([len(g) for g in groups])
-    groups = groups[: int(np.searchsorted(total, PAIRS, side="right"))]
+    groups = groups[: int(np.searchsorted(total, _PAIRS, side="right"))]
     if not groups:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(g) for g in groups])
@@ -187,8 +187,8 @@ def _rivals(
     after: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.bool_]:
     """Which sequels are rivals of each pair's own: of its group, and not of its place and time."""
-    near = np.abs(after - before[:, None]) < NEAR_SECONDS
-    near |= np.abs(after - after[:, None]) < NEAR_SECONDS
+    near = np.abs(after - before[:, None]) < _NEAR_SECONDS
+    near |= np.abs(after - after[:, None]) < _NEAR_SECONDS
     rival = (group == group[:, None]) & ~(near & (place == place[:, None]))
     np.fill_diagonal(rival, False)
     return rival

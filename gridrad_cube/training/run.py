@@ -14,7 +14,7 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files, write_bytes
 
 #: How many of the latest numbered checkpoints stay.
-KEPT = 3
+_KEPT = 3
 
 #: Version of the layout of checkpoints; another one is refused.
 CHECKPOINT_FORMAT = 1
@@ -132,7 +132,7 @@ class RunFolder:
             _link(numbered, self.path / f"checkpoint{epochs:04d}.pth")
         if best:
             self.mark_best(numbered)
-        for old in sorted(self.path.glob("checkpoint_step*.pth"))[:-KEPT]:
+        for old in sorted(self.path.glob("checkpoint_step*.pth"))[:-_KEPT]:
             old.unlink()
 
     def mark_best(self, path: Path) -> None:
