@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from ranks import invoke_train, parse_config, train_by_two
 from small_data import make_store
 
 from gridrad_cube import training
+from gridrad_cube.cli import cli
 from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
@@ -473,6 +475,33 @@ def test_metrics_tell_how_training_goes(cube, tmp_path):
     assert records[0]["train_lr"] == pytest.approx(
         1e-6 + 0.5 * (0.01 / 32 - 1e-6) * (1 + math.cos(math.pi / 4))
     )
+
+
+def test_train_takes_options_or_a_config(cube, tmp_path):
+    first = train(cube, tmp_path / "a", channels=[IR], steps=0, **TINY)
+    second = train(config_for(cube, tmp_path / "b", steps=0))
+    one, other = (load_checkpoint(summary["checkpoint"])["config"] for summary in (first, second))
+    assert one | {"out": ""} == other | {"out": ""}
+    with pytest.raises(TypeError, match="a Config holds every option"):
+        train(config_for(cube, tmp_path / "c"), steps=0)
+    with pytest.raises(SchemaError, match="expected both"):
+        train(cube, steps=0)
+    with pytest.raises(SchemaError, match=r"unknown option --step; did you mean --steps"):
+        train(cube, tmp_path / "c", step=0)
+
+
+def test_debug_shows_where_a_run_failed(cube, tmp_path, monkeypatch):
+    argv = ["train", "--store", str(cube), "--out", str(tmp_path / "run"), "--time", "2001"]
+    plain, debug = (CliRunner().invoke(cli, [*first, *argv]) for first in ([], ["--debug"]))
+    assert plain.exit_code == 1
+    assert plain.stderr.startswith("Error: ")
+    assert isinstance(debug.exception, SchemaError)
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a fault of the program")
+
+    monkeypatch.setattr(training, "train", fail)
+    assert isinstance(CliRunner().invoke(cli, argv).exception, KeyError)
 
 
 def test_no_steps_write_the_untrained_network(cube, tmp_path):

@@ -433,13 +433,6 @@ REFUSALS = {
     "no clean patch": (
         {"store": "DAWN", "channels": VISIBLE},
         r"no clean patch of \['visible_reflectance'\]: .* rejected by flag: night 15\. Pass other channels"),
-    "no patch there": ({"bbox": "-179 -5 -178 -4"}, r"no clean patch of \['ir_brightness_temperature'\]: .* bbox"),
-    "fewer patches than a batch": (
-        {"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500 .* Lower --batch"),
-    "no such channel": ({"channels": "rain_rate"}, r"no channel 'rain_rate'; expected some of"),
-    "network of level 2k": ({"arch": "vit2k_xs"}, r"--arch: vit2k_xs is not for .*, which holds patches, level 256"),
-    "store of embeddings, network of level 256": (
-        {"store": "GRIDS", "arch": "vit_small"}, r"vit_small is not for .*, which holds embeddings, level 2k"),
     "store that is no store": ({"store": "FOLDER"}, r"FOLDER: not a Zarr v3 store \(no zarr\.json in it\)"),
     "store that is not there": ({"store": "/nowhere.zarr"}, r"/nowhere\.zarr: no such store"),
     "checkpoint as a store": ({"store": "RUN/checkpoint.pth"}, r"checkpoint\.pth: "),
@@ -447,12 +440,6 @@ REFUSALS = {
         {"init_from": "RUN/checkpoint.pth", "arch": "vit_tiny", "patch_size": 8}, r"does not fit vit_tiny: "),
     "weights that are not there": ({"init_from": "/nowhere.pth"}, r"/nowhere\.pth: no such"),
     "weights that are none": ({"init_from": "RUN/metrics.jsonl"}, r"metrics\.jsonl: "),
-    "folder of a run of another network": (
-        {"out": "RUN", "arch": "vit_tiny", "patch_size": 8}, r"another configuration: .*--arch vit_demo there"),
-    "folder of a run of another rate": ({"out": "RUN", "lr": 5}, r"another configuration: --lr 0.01 there, 5.0 here"),
-    "folder of a run of level 256": (
-        {"out": "RUN", "store": "GRIDS", "arch": "auto", "batch_size_per_gpu": 16},
-        r"a run of level 256, but .* trains level 2k. Each level has its own --out"),
     "folder that is a file": ({"out": "RUN/metrics.jsonl"}, r"a file; expected a folder"),
     "folder that cannot be made": ({"out": "/proc/run"}, r"/proc/run"),
 }  # fmt: skip
