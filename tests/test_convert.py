@@ -422,7 +422,7 @@ def test_features_that_do_not_fit_say_what(cube: Path, tmp_path: Path) -> None:
         ([torch.zeros(64, 4)], "expected a dict of embeddings"),
         ({"a_crop_0.pt": torch.zeros(60, 4)}, "Pass --grid"),
         ({"a_crop_0.pt": torch.zeros(64, 4), "b_crop_0.pt": torch.zeros(64, 5)}, "as the first"),
-        ({"crop_1_0.pt": torch.zeros(64, 4)}, "does not tell the channel"),
+        ({"crop_1_0.pt": torch.zeros(64, 4)}, "does not contain the channel"),
         ({}, "no embeddings"),
     ):
         torch.save(value, path)

@@ -1,7 +1,7 @@
 """What the networks read: patches of a cube (level 256), or grids of patch embeddings (level 2k), with their flags.
 
 Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``content`` (a hash of what
-decides the embeddings), ``small`` (coordinates and flags), and ``batches``. Nothing here knows torch.
+decides the embeddings), ``small`` (coordinates and flags), and ``batches``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Normalize = Literal["auto", "store", "none"]
 NO_PIXELS = Flag.padding | Flag.all_missing | Flag.channel_absent | Flag.unreadable
 #: Bits that a stack of channels has only if all of its channels have them: there is nothing in the patch.
 _SHARED = NO_PIXELS | Flag.no_echo | Flag.constant | Flag.low_coverage
-#: Bits that the pixels of an overlapping window cannot tell.
+#: Bits of an overlapping window that do not follow from its pixels.
 _INHERITED = np.uint16(Flag.channel_absent | Flag.unreadable | Flag.limb)
 #: Statistics of a patch that stand for its pixels in the hash of a block.
 _CONTENT = ("valid_fraction", "mean", "std", "minimum", "maximum")
@@ -257,7 +257,7 @@ class PatchInput:
         return cut
 
     def _inherited(self, crop: int, member: Label) -> np.ndarray:
-        """Bits that pixels cannot tell, (row, col): those of any of the patches that a window overlaps."""
+        """Bits that do not follow from pixels, (row, col): those of any of the patches that a window overlaps."""
         flags = self._stored(member, "flags", range(crop, crop + 1))[0] & _INHERITED
         near = [_neighbors(n, self.patch // self.stride)[:2] for n in self.cells]
         return np.bitwise_or.reduce([flags[row[:, None], col] for row in near[0] for col in near[1]])

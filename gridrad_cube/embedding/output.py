@@ -1,6 +1,6 @@
 """What an embedding store says of itself: network, inputs, source, and the ``geoemb:`` convention.
 
-Network and inputs are described by plain values, so that nothing here knows them.
+Network and inputs come as plain values.
 """
 
 from __future__ import annotations

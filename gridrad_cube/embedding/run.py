@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 #: How embeddings are stored.
 Dtype = Literal["float16", "float32"]
-#: Shares of the work for each process here, so that none waits long for another; and on a cluster.
+#: Shares of the work for each process here, so that a fast process does not wait for a slow one; and on a cluster.
 _SHARES, _REMOTE_SHARES = 2, 64
 #: Share by which the pixel spacing of a store may differ from that of training without a warning.
 _SPACING_TOLERANCE = 0.1

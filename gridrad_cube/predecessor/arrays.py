@@ -26,7 +26,7 @@ from gridrad_cube.tiling import assemble
 IR, VISIBLE = "ir_brightness_temperature", "visible_reflectance"
 #: The predecessor's channels, in the order of its suffixes.
 CHANNEL_NAMES = (IR, VISIBLE)
-#: Rows and columns of patches in a crop of its earlier version, whose names do not tell them.
+#: Rows and columns of patches in a crop of its earlier version, whose names do not contain them.
 EARLY_CELLS = (8, 8)
 
 #: Between the coldest brightness temperature (K) and the brightest reflectance (percent).
@@ -96,7 +96,7 @@ def _load_tensor(path: str | os.PathLike[str], dimensions: int) -> Tensor:
     Raises
     ------
     SchemaError
-        If the file holds something else; says what.
+        If the file holds something else; the message says what.
     """
     return check_tensor(load_torch(path), dimensions, path)
 
@@ -199,10 +199,10 @@ class OldCrop:
 
 @dataclass
 class OldCrops:
-    """The crops of a source: what headers and names tell of them, and the pixels, one crop after the other.
+    """The crops of a source: what headers and names say of them, and an iterator over the crops.
 
-    ``shape`` (pixels) and ``patch`` are None where they do not tell; ``ordered`` is whether patches lie where they lay
-    in the scene.
+    ``shape`` (pixels) and ``patch`` are None where these do not say; ``ordered`` is whether the positions of patches
+    in the crop are known.
     """
 
     count: int
@@ -250,7 +250,7 @@ def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: i
 
 
 def _channel_of_values(values: np.ndarray) -> str | None:
-    """Which channel a slice is, by its values (kelvin or not); None if it holds none."""
+    """Which channel a slice is, by its values (kelvin or not); None if it has no values."""
     sample = _thinned(values)
     with np.errstate(invalid="ignore"):
         sample = sample[np.abs(sample) < _LARGEST_VALUE]
@@ -313,7 +313,7 @@ def _all(kinds: Sequence[str | None], kind: str, count: int) -> bool:
 
 
 def _arrange_unordered(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]]:
-    """Patches whose places are not known, 64 of a channel side by side; -1 where there is none."""
+    """Patches whose positions are not known, 64 of a channel side by side; -1 where there is no patch."""
     cells = EARLY_CELLS[0] * EARLY_CELLS[1]
     out = []
     for kind in CHANNEL_NAMES:

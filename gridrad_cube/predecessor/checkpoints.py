@@ -1,4 +1,4 @@
-"""The predecessor's checkpoints as ours. The weights' names are the same; what is around them is not."""
+"""The predecessor's checkpoints as ours. Names of the weights are the same; the rest of the file differs."""
 
 from __future__ import annotations
 

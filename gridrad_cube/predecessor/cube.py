@@ -37,7 +37,7 @@ _MISSING = (65535.0, -999.0, -9999.0)
 _LARGEST_NUMBER = 1e30
 #: Reflectance as a fraction stays below this; in percent any day is brighter.
 _BRIGHTEST_FRACTION = 1.6
-#: Sources looked at to tell percent from fractions.
+#: Number of sources that are read to distinguish percent from fractions.
 _LOOKED_AT = 16
 #: Pixels compared at every offset before whole crops are: each leaves about one offset in a thousand of noise.
 _PROBES = 64
@@ -76,9 +76,9 @@ def from_pt(
 ) -> pipeline.Report:
     """Build a cube from ``.pt`` files of crops or patches, of any version of the predecessor, or continue it.
 
-    Files of one scene become one crop with its channels in order. Patches go to the place that their names tell;
+    Files of one scene become one crop with its channels in order. Patches go to the position in their names;
     those that are missing, or cannot be read, have the flags ``unreadable`` and ``all_missing``. Numbered
-    patches whose filter left gaps have lost their places: they lie side by side on the grid ``unordered``.
+    patches whose filter left gaps have lost their positions: they lie side by side on the grid ``unordered``.
 
     Parameters
     ----------
@@ -88,11 +88,11 @@ def from_pt(
         Path or URL of the store. What it holds already stays; an interrupted run continues.
     source_root
         Folder of the netCDF files that the crops were cut from. Where a file of the scene's name holds a crop's
-        pixels exactly, at one place only, the crop gets its exact place, time and coordinates; otherwise they
+        pixels exactly, at one place only, the crop gets its exact position, time and coordinates; otherwise they
         are not known (NaN, and the time of the name), which is logged. Give it at the first run: a crop in the plan
         stays as it is.
     visible_units
-        Units of the reflectance: ``"percent"``, ``"1"``, or ``"auto"`` to tell by the brightest of 16 sources.
+        Units of the reflectance: ``"percent"``, ``"1"``, or ``"auto"`` to decide by the brightest of 16 sources.
     dtype
         ``"uint16"`` packs by the channel's table (steps of 0.01 K and 0.0001), ``"float32"`` keeps values.
     patch
@@ -292,7 +292,7 @@ def _locate_all(
 ) -> dict[int, _Position]:
     """Positions of new sources in the netCDF files of their names, where these hold their pixels; logs the others."""
     files = pipeline.find_sources(root)
-    counts = Counter(Path(file.name).stem for file in files)  # a name that two files have tells nothing
+    counts = Counter(Path(file.name).stem for file in files)  # a name that two files share is ambiguous
     paths = {stem: file.path for file in files if counts[stem := Path(file.name).stem] == 1}
     named = [n for n, s in enumerate(new) if s.kind in ("npz", "scene") and s.base in paths]
     tasks = [(new[n], layout, _scaling(recipe), paths[new[n].base]) for n in named]

@@ -50,7 +50,7 @@ class _Features:
             self._tensors = value
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
-        #: Name of each tensor -> the scene and channel that it tells (no channel in the earlier version).
+        #: Name of each tensor -> the scene and channel in it (no channel in the earlier version).
         self.names: dict[str, tuple[str, int | None]] = {
             name: base_of(name) or (Path(name).stem, None) for name in sorted(self._tensors or self._files)
         }
@@ -127,7 +127,7 @@ def from_features(
         Path or URL of the embedding store.
     cube
         The cube of the same crops: its rows, coordinates and flags are taken, crops matched by the name of their
-        scene. Without it positions are not known, and times only where names tell them.
+        scene. Without it positions are not known, and times only where names contain them.
     checkpoint
         The network that made them, so that the store says so.
     channels
@@ -149,7 +149,7 @@ def from_features(
     FileNotFoundError
         If there is no such file.
     SchemaError
-        If it holds something else, a channel cannot be told, or no name is one of the cube's.
+        If it holds something else, a channel cannot be identified, or no name is one of the cube's.
     """
     features = _Features(path)
     dataset = None if cube is None else store.open_packed(cube)
@@ -252,8 +252,8 @@ def _channel(
     if number is None or (alone and len(present) == 1):
         if len(present) != 1:
             raise SchemaError(
-                f"{path}: the name {name} does not tell the channel. Pass --cube with the cube of the same crops, or "
-                "--channel if all are of one."
+                f"{path}: the name {name} does not contain the channel. Pass --cube with the cube of the same crops, "
+                "or --channel if all are of one."
             )
         return present[0]
     if number >= len(channels):

@@ -1,4 +1,4 @@
-"""The names under which the predecessor kept its crops and patches, and what they tell.
+"""The names under which the predecessor kept its crops and patches, and what the names contain.
 
 ===========================  =========================================================================
 ``BASE.npz``                 one crop, every channel, and its patches again
@@ -45,7 +45,7 @@ class OldSource(SourceFile):
     """Files of the predecessor that are one source of a cube: a file, or all files of one scene.
 
     ``name`` is that of the file, or of the scene with ``.pt``; ``path`` the file, or the folder of the scene's files.
-    ``cells`` are rows and columns that the patches' names reach to.
+    ``cells`` is the number of rows and columns of patches, by their names.
     """
 
     kind: Kind
@@ -64,18 +64,18 @@ class OldSource(SourceFile):
 
     @property
     def time(self) -> int:
-        """Time that the name tells, seconds since 1970; `TIME_FILL` if none."""
+        """Time in the name, seconds since 1970; `TIME_FILL` if there is none."""
         return time_of(self.base)
 
 
 def time_of(name: str) -> int:
-    """Time that the name of a scene tells, seconds since 1970; `TIME_FILL` if none."""
+    """Time in the name of a scene, seconds since 1970; `TIME_FILL` if there is none."""
     found = parse_stamp(name)
     return TIME_FILL if found is None else int(found.astype(np.int64))
 
 
 def base_of(name: str) -> tuple[str, int] | None:
-    """Scene and channel that the name of a crop's file tells (a key of ``output_features.pt``); None if it does not."""
+    """Scene and channel in the name of a crop's file (a key of ``output_features.pt``); None for other names."""
     match = _SCENE.fullmatch(name.rsplit("/", 1)[-1])
     return (match["base"], int(match["channel"])) if match and match["row"] is None else None
 
@@ -97,7 +97,7 @@ def find_files(
     FileNotFoundError
         If a path is not there.
     SchemaError
-        If none has such a name, or the same pixels are there twice; says what to leave out.
+        If no file has such a name, or two of them hold the same pixels.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     groups: dict[tuple[str, Path, Kind], list[tuple[Path, tuple[int, int]]]] = {}
@@ -135,7 +135,7 @@ def _walk(roots: Iterable[str | os.PathLike[str]], suffix: str) -> Iterator[tupl
 
 
 def _parse(path: Path) -> tuple[Kind, Path, str, tuple[int, int]] | None:
-    """What the name of a file tells: kind, file or folder of the source, its name, and cells that it reaches to."""
+    """Kind, file or folder, name and cells of the source that a file belongs to; None for other names."""
     if path.suffix == ".npz":
         return "npz", path, path.name, (0, 0)
     if chunk := _CHUNK.fullmatch(path.name):
