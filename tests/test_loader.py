@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
 import pickle
 import threading
 import time
@@ -131,30 +129,6 @@ def test_dataloader_in_process_gives_whole_batches(cube):
     assert [b.index.tolist() for b in batches] == [b.tolist() for b in sampler.batches()]
     assert batches[0].codes.shape == (32, 1, PATCH, PATCH)
     assert sampler.position == 0
-
-
-def _read_after_fork(data: PatchDataset, answers) -> None:
-    try:
-        data.__getitems__([0])
-    except RuntimeError as error:
-        answers.put(str(error))
-    else:
-        answers.put("read")
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_dataset_read_before_a_fork_refuses_in_the_child(cube):
-    data = PatchDataset(cube)
-    data.__getitems__([0])
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    child = context.Process(target=_read_after_fork, args=(data, answers))
-    child.start()
-    assert "spawn" in answers.get(timeout=30)
-    child.join(timeout=30)
-    assert child.exitcode == 0
 
 
 def test_loader_keeps_no_more_batches_than_it_reads_ahead():

@@ -65,7 +65,7 @@ def test_workers_stay_for_epochs_and_go_when_left_early(cube, method):
 def test_a_workers_error_reaches_the_caller_with_the_patch(tmp_path):
     store, _ = damaged_store(tmp_path)
     data = PatchDataset(store, channels=IR)
-    loader = DataLoader(data, batch_size=10, num_workers=2, multiprocessing_context="forkserver")
+    loader = DataLoader(data, batch_size=10, num_workers=1, multiprocessing_context="forkserver")
     with pytest.raises(MissingChunkError, match=f"{IR} at crop 1, row 0, col 0 is missing"):
         list(loader)
     workers = multiprocessing.active_children()
@@ -125,9 +125,7 @@ print("one")
 
 
 def test_a_program_that_ends_in_mid_epoch_ends(cube):
-    started = time.monotonic()
     assert run(LEFT, str(cube)) == "one\n"
-    assert time.monotonic() - started < 140
 
 
 def _read_lazily(dataset, answers) -> None:
