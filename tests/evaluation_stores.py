@@ -64,5 +64,7 @@ def write_embeddings(path, cube_path, vectors, *, source="patches.zarr", level="
         out[name] = out[name].astype(np.dtypes.StringDType())
     times = {"units": schema.TIME_UNITS, "dtype": "int64", "_FillValue": schema.TIME_FILL}
     encoding = {n: times for n in ("time", "observation_time") if n in out.variables}
+    one = out["embedding"].shape[2:]
+    encoding["embedding"] = {"chunks": (2, 1, *one), "shards": (4, 1, *one)}
     out.to_zarr(path, zarr_format=3, consolidated=True, encoding=encoding)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import logging
 import math
 import os
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gridrad_cube import __version__
 from gridrad_cube.datasets import Batch, EpochSampler, PatchLoader
 from gridrad_cube.launch import (
     World,
@@ -515,7 +515,7 @@ class _Run:
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),
             "store": self.store,
-            "software": {"gridrad_cube": __version__, "torch": str(torch.__version__)},
+            "software": {"gridrad_cube": _package_version(), "torch": str(torch.__version__)},
         }
 
 
@@ -536,6 +536,14 @@ class _Clock:
     at: float
     step: int
     waited: float
+
+
+def _package_version() -> str:
+    """The version of this package, whether it is installed or run from a clone."""
+    try:
+        return importlib.metadata.version("gridrad-cube")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _millions(module: nn.Module) -> float:
