@@ -132,8 +132,8 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) 
     Parameters
     ----------
     channel
-        Names of channels, or labels such as ``"reflectivity@3.0km"``; None for all. A patch
-        stays if one of them (of the channels, if None) has no rejecting flag.
+        Names of channels, or labels such as ``"reflectivity@3.0km"``; None for all. A patch stays if one of them
+        has no rejecting flag, with all altitudes of the channel.
     reject
         Flags that rule a patch out; ``()`` for none, None for the default of each channel.
 
@@ -165,7 +165,7 @@ def pixels(
     cube
         The cube, opened or its path; None takes the one that the embeddings say they were made from.
     channel
-        Names of channels; None for all.
+        Names of channels, or labels, which stand for all altitudes of their channel; None for all.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def pixels(
     Raises
     ------
     SchemaError
-        If this is no answer, or the cube is not there or not the one that was embedded.
+        If this is not an answer, or the cube is not there or not the one that was embedded.
     """
     if not {"crop", "y_start", "y_stop", "x_start", "scene"} <= set(dataset.variables):
         raise SchemaError("pixels: expected an answer of search, within, track, follow or at (with a place)")
@@ -183,23 +183,18 @@ def pixels(
         raise SchemaError("pixels: the answer is of several queries. Take one: answer.isel(query=0).")
     opened = cube if isinstance(cube, xr.Dataset) else _open_source(dataset, cube)
     dim = dataset["y_start"].dims[0] if dataset["y_start"].ndim else "sample"
-    start, stop, crop = (
-        {n: np.atleast_1d(dataset[n].values) for n in names}
-        for names in (("y_start", "x_start"), ("y_stop", "x_stop"), ("crop",))
-    )
-    rows = _rows_of(dataset, opened, np.broadcast_to(crop["crop"], start["y_start"].shape))
-    y, x = (start[f"{a}_start"] - opened[f"{a}_origin"].values[rows].astype(np.int64) for a in "yx")
-    shape = (int((stop["y_stop"] - start["y_start"])[0]), int((stop["x_stop"] - start["x_start"])[0]))
-    names = [str(n) for n, v in opened.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
-    asked = names if channel is None else [channel] if isinstance(channel, str) else list(channel)
-    if not set(asked) <= set(names):
-        raise SchemaError(
-            f"channel: the cube has none called {sorted(set(asked) - set(names))}; expected some of {names}"
-        )
+    start = [np.atleast_1d(dataset[f"{a}_start"].values) for a in "yx"]
+    shape = [
+        int(np.atleast_1d(dataset[f"{a}_stop"].values)[0] - s[0]) for a, s in zip("yx", start, strict=True)
+    ]
+    rows = _rows_of(dataset, opened, np.broadcast_to(dataset["crop"].values, start[0].shape))
+    y, x = (s - opened[f"{a}_origin"].values[rows].astype(np.int64) for a, s in zip("yx", start, strict=True))
+    known = labels_of(opened)
+    chosen = known if channel is None else choose_labels(known, channel, "pixels")
     pictures = {}
-    for name in asked:
+    for name in dict.fromkeys(label.variable for label in chosen):
         variable = opened[name].variable
-        lazy = Windows(variable, rows, y, x, shape)
+        lazy = Windows(variable, rows, y, x, (shape[0], shape[1]))
         data = indexing.LazilyIndexedArray(lazy)
         pictures[name] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
     found = xr.Dataset(pictures)

@@ -30,6 +30,8 @@ _READ_BYTES = 64 * 2**20
 _CROPS_AT_ONCE = 4096
 #: A corner lies this much further than half the diagonal where meridians converge (a patch of 5 degrees).
 _CORNER = 1.05
+#: What a variable's encoding says of its values; the rest is of chunks.
+_PACKING = ("_FillValue", "add_offset", "dtype", "scale_factor")
 #: Distances from places to samples that are taken together.
 _DISTANCES = 2**21
 
@@ -85,7 +87,8 @@ def writable(dataset: xr.Dataset) -> xr.Dataset:
     for name, value in out.attrs.items():
         if isinstance(value, Mapping):
             out.attrs[name] = json.dumps(value)
-    for variable in out.variables.values():
+    for name, variable in out.variables.items():
+        variable.encoding = {k: v for k, v in dataset[name].encoding.items() if k in _PACKING}
         if variable.dtype == np.float16:  # netCDF has no half precision
             variable.encoding["dtype"] = "float32"
     return out
@@ -575,7 +578,7 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
             out[str(name)] = variable
             continue
         data = indexing.LazilyIndexedArray(lazy)
-        out[str(name)] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
+        out[str(name)] = xr.Variable((dim, *lazy.dims), data, variable.attrs, variable.encoding)
     out |= _identity(dataset, index, dim)
     if "channel" in dataset.coords and "channel" not in index:
         out["channel"] = dataset["channel"].variable
