@@ -20,7 +20,7 @@ from gridrad_cube.store import store_info
 
 PROJECT = Path(__file__).resolve().parents[1]
 HPC = PROJECT / "deploy" / "hpc"
-STEPS = 12
+STEPS = 4
 SETTINGS = {
     "GRIDRAD_SITE": "polaris", "GRIDRAD_FILESYSTEMS": "home:eagle", "GRIDRAD_ACCOUNT": "storms",
     "GRIDRAD_QUEUE": "debug", "GRIDRAD_NODES": "2", "GRIDRAD_WALLTIME": "0:10:00", "GRIDRAD_RUNTIME": "venv",
