@@ -373,7 +373,7 @@ def test_limb_corner_and_dropped_lines_are_missing(tmp_path):
 
 @pytest.mark.parametrize("name", ["larc-goes", "gridrad-v4.2"])
 def test_same_seed_writes_the_same_bytes(tmp_path, name):
-    options = {"format": name, "scenes": 2, "shape": (64, 80), "plants": 1}
+    options = {"format": name, "scenes": 2, "shape": (64, 80)}
     first, again, other = (
         [digest(p) for p in write_scenes(tmp_path / str(k), seed=seed, **options)]
         for k, seed in enumerate((4, 4, 5))
@@ -467,22 +467,17 @@ def test_plants_are_the_same_complex_elsewhere_and_later(tmp_path):
     assert overlap(shapes[0], shapes[0][::-1]) < 0.6, "the shape is distinctive"
 
 
-@pytest.mark.parametrize("name", ["larc-goes", "gridrad-v4.2"])
-def test_plant_table_tells_what_is_planted(tmp_path, name):
-    request = {"format": name, "scenes": 3, "shape": (400, 420), "interval": "6h", "seed": 9}
+def test_plant_table_tells_what_is_planted(tmp_path):
+    request = {"scenes": 3, "shape": (400, 420), "interval": "6h", "seed": 9}
     table = plant_table(plants=3, **request)
-    latitude, longitude = make_axes(FORMATS[name], (400, 420))
+    axes = make_axes(FORMATS["larc-goes"], (400, 420))
     for row, path in zip(table, write_scenes(tmp_path, plants=3, **request), strict=True):
         y, x = (
-            int(np.abs(axis - row[n]).argmin())
-            for axis, n in ((latitude, "latitude"), (longitude, "longitude"))
+            int(np.abs(axis - row[name]).argmin())
+            for axis, name in zip(axes, ("latitude", "longitude"), strict=True)
         )
         window = np.s_[y - 60 : y + 60, x - 60 : x + 60]
-        if name == "larc-goes":
-            assert (read(path, "ir_brightness_temperature")[0][window] < 23500).mean() > 0.25
-        else:
-            assert (read(path, "Nradobs")[10][window] > 0).mean() > 0.97, "where the radars look"
-            assert (read(path, "Nradecho")[4][window] > 0).mean() > 0.2
+        assert (read(path, "ir_brightness_temperature")[0][window] < 23500).mean() > 0.25
 
 
 def test_weather_makes_way_for_a_plant_and_noise_changes_it():
@@ -559,6 +554,7 @@ def test_radar_fields_have_weights_and_plausible_values(volume):
         ({"shape": (1, 5)}, r"shape: got \(1, 5\); expected at least 2 rows"),
         ({"shape": (20000, 50)}, "leaves the map"),
         ({"interval": "90s"}, "tell whole minutes"),
+        ({"format": "gridrad-v4.2", "plants": 2}, "plants: got 2 for gridrad-v4.2; expected 0"),
         ({"interval": "0s"}, "expected more than 0 s"),
         ({"interval": "soon"}, "got 'soon'; expected a length of time"),
     ],

@@ -68,7 +68,7 @@ def _given_thresholds(options: Mapping[str, Any]) -> dict[str, Any]:
     "--plants",
     type=click.IntRange(0),
     default=0,
-    help="Number of times that one storm complex is planted: later, elsewhere, mirrored and with noise.",
+    help="Number of times that one storm complex is planted (larc-goes): later, elsewhere, mirrored and with noise.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 def synthesize(out: Path, format_: str, shape: tuple[int, int] | None, **options: Any) -> None:

@@ -17,7 +17,7 @@ from gridrad_cube import geometry
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds
 from gridrad_cube.synthetic.noise import Float, Float32
-from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, place_sites, render_radar
+from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, render_radar
 from gridrad_cube.synthetic.satellite import (
     LIMB_ZENITH,
     SATELLITE_LONGITUDE,
@@ -27,7 +27,7 @@ from gridrad_cube.synthetic.satellite import (
 from gridrad_cube.synthetic.storms import Weather, seconds_of
 
 # Every file says what it is.
-_ORIGIN = "gridrad-cube synthesize: made-up weather, not an observation"
+_ORIGIN = "gridrad-cube synthesize: synthetic weather, not an observation"
 _ALTITUDES_V4 = tuple(float(z) for z in (*np.arange(1, 15) * 0.5, *range(8, 23)))
 
 
@@ -80,7 +80,6 @@ class _Run(NamedTuple):
     axes: tuple[Float, Float]
     times: list[np.datetime64]
     weather: Weather
-    plants: np.ndarray
 
 
 def write_scenes(
@@ -107,8 +106,8 @@ def write_scenes(
     start, interval
         Time of the first scene, UTC, and the step between scenes: a timedelta or a text such as ``"10min"``.
     plants
-        Number of times that one storm complex is planted: later, elsewhere, mirrored and with noise. `plant_table`
-        tells where.
+        Number of times that one storm complex is planted into ``larc-goes`` scenes: later, elsewhere, mirrored and
+        with noise. `plant_table` tells where.
     progress
         Show a progress bar.
 
@@ -150,14 +149,9 @@ def plant_table(seed: int = 0, *, plants: int = 20, **request: Any) -> np.ndarra
         A structured array with one row per plant: ``time`` and position of its center, ``mirrored`` and ``noise``.
         The first one is neither mirrored nor noisy.
     """
-    defaults: dict[str, Any] = {
-        "format": "larc-goes",
-        "scenes": 6,
-        "shape": None,
-        "start": None,
-        "interval": None,
-    }
-    return _plan(**(defaults | request), seed=seed, plants=plants).plants
+    defaults: dict[str, Any] = dict.fromkeys(("shape", "start", "interval"))
+    defaults |= {"format": "larc-goes", "scenes": 6}
+    return _plan(**(defaults | request), seed=seed, plants=plants).weather.plants
 
 
 def make_axes(format: Format, shape: tuple[int, int] | None = None) -> tuple[Float, Float]:
@@ -199,23 +193,30 @@ def _plan(
     # Small scenes get more storms per degree; otherwise most of them would be empty.
     area = abs((axes[0][-1] - axes[0][0]) * (axes[1][-1] - axes[1][0]))
     density = float(np.clip(300.0 / max(area, 1.0), 1.0, 2.5))
-    weather = Weather(seed, density=density)
-    table = _place_plants(weather, plants, times, spec, axes)
-    return _Run(spec, axes, times, Weather(seed, plants=table, density=density) if plants else weather, table)
+    if plants and spec.altitudes:
+        raise SchemaError(f"plants: got {plants} for {format}; expected 0, since only larc-goes has plants")
+    table = _place_plants(seed, plants, times, axes)
+    return _Run(spec, axes, times, Weather(seed, plants=table, density=density))
 
 
 def _place_plants(
-    weather: Weather, count: int, times: Sequence[np.datetime64], spec: Format, axes: tuple[Float, Float]
+    seed: int, count: int, times: Sequence[np.datetime64], axes: tuple[Float, Float]
 ) -> np.ndarray:
-    rng = np.random.default_rng([weather.seed, 40])
+    rng = np.random.default_rng([seed, 40])
     table = np.zeros(count, _PLANT_DTYPE)
     # The complex reaches 1.7 degrees from its center: it lies whole in the scene if that is large enough.
     ends = [(float(axis.min()) + 1.7, float(axis.max()) - 1.7) for axis in axes]
     ends = [(a, b) if b > a else ((a + b) / 2,) * 2 for a, b in ends]
+    around = 1.3 * np.array([(0, 0), (1, 1.2), (1, -1.2), (-1, 1.2), (-1, -1.2)])
     for k in range(count):
         time = times[k * len(times) // count]
         y, x = (rng.uniform(*end, _PLANT_TRIES) for end in ends)
-        score = _visibility(weather, spec, axes, y, x)
+        # Below 0 where the satellite does not see the whole complex, the worse the lower.
+        corners = y[:, None] + around[:, 0], x[:, None] + around[:, 1]
+        beyond = (
+            geometry.satellite_zenith_angle(*corners, SATELLITE_LONGITUDE).max(axis=1) - LIMB_ZENITH + 1.0
+        )
+        score = np.where(beyond > 0.0, -beyond, np.inf)
         for other in table[:k]:
             # As far as possible from earlier plants, the more so the closer in time.
             hours = abs((time - other["time"]) / np.timedelta64(3600, "s"))
@@ -225,22 +226,6 @@ def _place_plants(
         mirrored = bool(rng.random() < 0.5) and k > 0
         table[k] = (time, y[best], x[best], mirrored, _PLANT_NOISE if k else 0.0)
     return table
-
-
-def _visibility(weather: Weather, spec: Format, axes: tuple[Float, Float], y: Float, x: Float) -> Float:
-    """Infinity where the instrument sees the whole complex; elsewhere below 0, the worse the lower."""
-    around = 1.3 * np.array([(0, 0), (1, 1.2), (1, -1.2), (-1, 1.2), (-1, -1.2)])
-    latitude, longitude = y[:, None] + around[:, 0], x[:, None] + around[:, 1]
-    if spec.altitudes:
-        away = [
-            geometry.great_circle_km(latitude, longitude, site.latitude, site.longitude)
-            for site in place_sites(weather, *axes)
-        ]
-        beyond = np.min(away, axis=0, initial=1e4).max(axis=1) - 230.0
-    else:
-        zenith = geometry.satellite_zenith_angle(latitude, longitude, SATELLITE_LONGITUDE)
-        beyond = zenith.max(axis=1) - (LIMB_ZENITH - 1.0)
-    return np.where(beyond > 0.0, -beyond, np.inf)
 
 
 @contextlib.contextmanager

@@ -306,9 +306,11 @@ class Weather:
             angle=self.jet,
         )  # fmt: skip
         self.land = SmoothField.draw([self.seed, 6], longest=30, shortest=3.5)
-        self._plants = () if plants is None else tuple(
-            (seconds_of(plant["time"]), _plant_storm(self.seed, number, plant)) for number, plant in enumerate(plants)
-        )  # fmt: skip
+        self.plants = np.zeros(0) if plants is None else plants
+        self._planted = [
+            (seconds_of(plant["time"]), _plant_storm(self.seed, number, plant))
+            for number, plant in enumerate(self.plants)
+        ]
         self._births: Callable[[int, int, int], list[_Birth]] = functools.lru_cache(20_000)(self._draw_births)
 
     @property
@@ -334,7 +336,7 @@ class Weather:
             if 0.0 < seconds - b.seconds < 60.0 * b.life
         ]  # fmt: skip
         found = [storm for storm in found if not self._gives_way(storm)]
-        found += [storm for _, storm in self._plants if storm.is_alive(seconds)]
+        found += [storm for _, storm in self._planted if storm.is_alive(seconds)]
         return [
             storm
             for storm in found
@@ -342,7 +344,7 @@ class Weather:
         ]
 
     def _gives_way(self, storm: Storm) -> bool:
-        for seconds, planted in self._plants:
+        for seconds, planted in self._planted:
             if storm.is_alive(seconds):
                 latitude, longitude = (np.array([at]) for at in storm.position(seconds))
                 x, y = planted.offsets(seconds, (latitude, longitude))
