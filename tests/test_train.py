@@ -651,7 +651,7 @@ def test_damaged_latest_checkpoint_falls_back_to_the_one_before(cube, tmp_path, 
 
 
 def test_more_processes_with_smaller_batches_may_go_on(cube, tmp_path):
-    from gridrad_cube.training.run import check_same_run
+    from gridrad_cube.training.folder import check_same_run
 
     config = config_for(cube, tmp_path, steps=1)
     checkpoint = load_checkpoint(train(config)["checkpoint"])

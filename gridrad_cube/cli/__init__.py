@@ -11,7 +11,7 @@ import click
 
 from gridrad_cube import __version__
 from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
-from gridrad_cube.cli.networks import attention, embed
+from gridrad_cube.cli.embedding import attention, embed
 from gridrad_cube.cli.pictures import plot
 from gridrad_cube.cli.predecessor import convert
 from gridrad_cube.cli.questions import evaluate, query

@@ -45,10 +45,10 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import MissingChunkError
 from gridrad_cube.training.config import Config, load_config, make_plan, store_level, upgrade
 from gridrad_cube.training.data import open_source, store_state
+from gridrad_cube.training.folder import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
 from gridrad_cube.training.monitors import Monitor, count_flops, peak_flops
 from gridrad_cube.training.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
 from gridrad_cube.training.probe import Probe, Scores, draw_pairs, probe_interval
-from gridrad_cube.training.run import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
 
 logger = logging.getLogger(__name__)
 
