@@ -156,8 +156,8 @@ def run_floor(sources: list[Path], folder: Path, options: argparse.Namespace) ->
 
     from gridrad_cube import store
 
-    shuffles = {"shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
-    codecs = [Blosc(**(o | {"shuffle": shuffles[o["shuffle"]]})) for o in store.CODECS[options.codec]]
+    blosc = store.CODECS[options.codec]
+    codecs = [Blosc(**blosc)] if blosc else []
     patch = options.patch
     start, cpu = time.perf_counter(), time.process_time()
     for path in sources:

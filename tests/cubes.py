@@ -18,11 +18,10 @@ from gridrad_cube.store import (
     ChannelLayout,
     CubeLayout,
     Files,
-    group_metadata,
-    metadata,
     small_specs,
     write_array,
     write_crop,
+    write_root,
 )
 
 IR, VIS, Z, ZMAX = (
@@ -81,27 +80,25 @@ def write_cube(
             if not (values.get(f"{name}_flags", np.zeros(crops, np.uint16))[row] & Flag.channel_absent).all()
         }  # fmt: skip
         write_crop(files, layout, int(row), present)
-    members = {name: metadata(layout.pixels(name, crops)) for name in pixels}
+    specs = {name: layout.pixels(name, crops) for name in pixels}
     for name, spec in small_specs(layout, crops).items():
         dtype = object if spec.dtype == "string" else spec.dtype
         write_array(files, spec, np.asarray(values.get(name, np.zeros(spec.shape)), dtype))
-        members[name] = metadata(spec)
+        specs[name] = spec
     levels = max(len(channel.altitudes_km) for channel in channels.values())
     if levels:
         spec = ArraySpec(
             name="altitude", dims=("altitude",), shape=(levels,), dtype="float64", chunks=(levels,)
         )
         write_array(files, spec, np.array(ALTITUDES[:levels]))
-        members["altitude"] = metadata(spec)
+        specs["altitude"] = spec
     known = {"ir_brightness_temperature": {"patches": 9, "mean": 270.0, "std": 20.0}}
     info = {
         "format_version": FORMAT_VERSION, "kind": "patches", "patch": patch, "crop": [height, width],
         "channels": {n: c.to_dict() for n, c in channels.items()},
         "training_statistics": known if statistics is None else statistics,
     }  # fmt: skip
-    for name, value in members.items():
-        files.write_json(f"{name}/zarr.json", value)
-    files.write_json("zarr.json", group_metadata({"gridrad_cube": info}, members))
+    write_root(files, specs, {"gridrad_cube": info})
     return path
 
 

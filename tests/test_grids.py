@@ -26,9 +26,8 @@ from gridrad_cube.store import (
     Files,
     MissingChunkError,
     encode,
-    group_metadata,
-    metadata,
     write_array,
+    write_root,
 )
 
 
@@ -49,7 +48,7 @@ def write_embeddings(
     made_of: dict[str, list[str]] | None = None,
 ) -> Path:
     """An embedding store of these vectors, on (crop, channel, row, col, feature)."""
-    files, members = Files(path), {}
+    files, specs = Files(path), {}
     crops = len(embedding)
     cells = ("row", "col") if embedding.ndim == 5 else ()
     variables = {
@@ -80,12 +79,11 @@ def write_embeddings(
                 block = np.full(spec.shards, np.nan, np.float16)
                 block[: crops - first] = values[first : first + 4]
                 files.write(spec.key((number, *(0 for _ in values.shape[1:]))), encode(spec, block))
-            files.write_json("embedding/zarr.json", metadata(spec))
         else:
             write_array(files, spec, values)
-        members[name] = metadata(spec)
+        specs[name] = spec
     info = {"format_version": FORMAT_VERSION, "kind": "embeddings", "level": level, "channels": made_of or {}}
-    files.write_json("zarr.json", group_metadata({"gridrad_cube": info}, members))
+    write_root(files, specs, {"gridrad_cube": info})
     return path
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store import ArraySpec, Files, encode, metadata, shards
+from gridrad_cube.store import ArraySpec, Files, encode, shards, write_root
 from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
@@ -33,7 +33,7 @@ def write(folder, codec="fast", dtype="uint16", seed=0, grid=GRID):
     )  # fmt: skip
     values = np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
     files = Files(folder)
-    files.write_json("field/zarr.json", metadata(spec))
+    write_root(files, {"field": spec}, {})
     for crop in range(crops):
         files.write(spec.key((crop, 0, 0, 0)), encode(spec, values[crop : crop + 1]))
     chunks = values.reshape(crops, levels, rows, EDGE, cols, EDGE).swapaxes(3, 4)

@@ -27,7 +27,7 @@ from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import ArraySpec, Files, encode, group_metadata, metadata, write_array
+from gridrad_cube.store import ArraySpec, Files, encode, write_array, write_root
 from gridrad_cube.training import (
     Config,
     TrainingError,
@@ -88,7 +88,7 @@ def write_grids(path: Path, crops: int = 20, *, level: str = "256", shape: tuple
         "channel": (("channel",), np.array([IR], object), {}),
         "variable": (("channel",), np.array([IR], object), {}),
     }
-    files, members = Files(path), {}
+    files, specs = Files(path), {}
     for name, (dims, values, attributes) in variables.items():
         dtype = "string" if values.dtype == object else values.dtype.name
         spec = ArraySpec(
@@ -98,13 +98,12 @@ def write_grids(path: Path, crops: int = 20, *, level: str = "256", shape: tuple
         if name == "embedding":
             spec = dataclasses.replace(spec, chunks=(1, *values.shape[1:]), shards=values.shape, codec="fast")
             files.write(spec.key((0,) * values.ndim), encode(spec, values))
-            files.write_json(f"{name}/zarr.json", metadata(spec))
         else:
             write_array(files, spec, values)
-        members[name] = metadata(spec)
+        specs[name] = spec
     info = {"format_version": FORMAT_VERSION, "kind": "embeddings", "level": level, "checkpoint": "f" * 32,
             "channels": {IR: [IR]}}  # fmt: skip
-    files.write_json("zarr.json", group_metadata({"gridrad_cube": info}, members))
+    write_root(files, specs, {"gridrad_cube": info})
     return path
 
 

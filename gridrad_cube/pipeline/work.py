@@ -163,7 +163,7 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
                 values[f"{name}_flags"][..., lost] |= np.uint16(Flag.unreadable)
             values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"])
             continue
-        _, shape = layout.cell_dims(name)
+        shape = (*layout.channels[name].levels, *layout.cells)
         flags = np.full(shape, int(Flag.channel_absent), np.uint16)
         flags[..., padding] |= np.uint16(Flag.padding)
         values[f"{name}_flags"] = flags

@@ -11,7 +11,6 @@ from gridrad_cube.store.build import (
     check_duplicates,
     pack_rows,
     read_grid,
-    unpack_rows,
     write_crop,
     write_grid,
 )
@@ -28,13 +27,10 @@ from gridrad_cube.store.layout import (
     block_length,
     cube_info,
     encode,
-    group_metadata,
-    metadata,
-    number_arrays,
-    record_type,
     small_specs,
     store_info,
     write_array,
+    write_root,
 )
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed
 from gridrad_cube.store.patches import PatchReader
@@ -71,25 +67,21 @@ __all__ = [
     "describe",
     "encode",
     "gather",
-    "group_metadata",
-    "metadata",
-    "number_arrays",
     "open_cube",
     "open_embeddings",
     "open_grid",
     "open_packed",
     "pack_rows",
     "read_grid",
-    "record_type",
     "report_columns",
     "small_specs",
     "store_info",
-    "unpack_rows",
     "verify",
     "write_array",
     "write_block",
     "write_crop",
     "write_grid",
+    "write_root",
 ]
 
 

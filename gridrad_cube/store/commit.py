@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gridrad_cube.schema import FORMAT_VERSION, SchemaError
+from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError
 from gridrad_cube.store.build import BUILD, Build, read_grid, unpack_rows
 from gridrad_cube.store.layout import (
     COORDINATES,
@@ -16,14 +16,12 @@ from gridrad_cube.store.layout import (
     ArraySpec,
     CubeLayout,
     blank_rows,
-    group_metadata,
-    metadata,
     number_arrays,
     small_specs,
     whole_array,
     write_array,
-    write_chunk,
     write_root,
+    write_rows,
 )
 
 
@@ -64,10 +62,8 @@ def blocks(build: Build) -> Iterator[range]:
 
 def write_block(build: Build, rows: range, values: Mapping[str, np.ndarray]) -> None:
     """Write one block of rows of every small variable: one chunk each, in one step each."""
-    layout = _layout(build)
-    for name, spec in small_specs(layout, len(rows)).items():
-        index = (rows.start // layout.rows_per_chunk, *(0 for _ in spec.dims[1:]))
-        write_chunk(build.files, spec, index, values[name])
+    for name, spec in small_specs(_layout(build), len(rows)).items():
+        write_rows(build.files, spec, rows.start, values[name])
 
 
 def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.ndarray]) -> None:
@@ -80,37 +76,21 @@ def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.
     report
         Columns, one row a source file.
     """
-    layout, files = _layout(build), build.files
+    layout = _layout(build)
     specs = small_specs(layout, build.rows)
     specs |= {name: layout.pixels(name, build.rows) for name in layout.channels}
-    members: dict[str, Any] = {}
-    for name, spec in specs.items():
-        members[name] = metadata(spec)
+    for spec, values in _whole_arrays(build, report):
+        write_array(build.files, spec, values)
+        specs[spec.name] = spec
+    ours = dict(attributes[ATTRIBUTE]) | {"format_version": FORMAT_VERSION, "kind": "patches"}
+    write_root(build.files, specs, dict(attributes) | {ATTRIBUTE: ours}, groups=["grids"])
+
+
+def _whole_arrays(build: Build, report: Mapping[str, np.ndarray]) -> list[tuple[ArraySpec, np.ndarray]]:
+    layout = _layout(build)
+    mapping = {"grid_mapping_name": "latitude_longitude", "long_name": "positions are geodetic degrees"}
+    out = [whole_array("crs", (), np.array(0, np.int32), mapping)]
     altitudes = {c.altitudes_km for c in layout.channels.values() if c.altitudes_km}
-    whole = _whole_arrays(build, altitudes, report)
-    for spec, values in whole:
-        write_array(files, spec, values)
-        members[spec.name] = metadata(spec)
-    for group in sorted({name.rsplit("/", 1)[0] for name in members if "/" in name} | {"grids"}):
-        members[group] = group_metadata({})
-    ours = dict(attributes["gridrad_cube"]) | {"format_version": FORMAT_VERSION, "kind": "patches"}
-    write_root(files, dict(attributes) | {"gridrad_cube": ours}, members)
-
-
-def _whole_arrays(
-    build: Build, altitudes: set[tuple[float, ...]], report: Mapping[str, np.ndarray]
-) -> list[tuple[ArraySpec, np.ndarray]]:
-    out = [
-        whole_array(
-            "crs",
-            (),
-            np.array(0, np.int32),
-            {
-                "grid_mapping_name": "latitude_longitude",
-                "long_name": "positions are geodetic degrees",
-            },
-        )
-    ]
     if len(altitudes) > 1:
         raise SchemaError(f"a store has one list of altitudes, got {sorted(altitudes)}")
     attributes = {
@@ -130,12 +110,11 @@ def _whole_arrays(
             out.append(
                 whole_array(f"grids/{grid}/{name}", dims, values, {"units": units, "standard_name": name})
             )
-    rows, cols = _layout(build).cells
-    out += number_arrays({"crop": build.rows, "row": rows, "col": cols}, _layout(build).rows_per_chunk)
-    for name, column in report.items():
-        out.append(
-            whole_array(f"report/{name}", ("source_file",), column, {}, (_layout(build).rows_per_chunk,))
-        )
+    length = layout.rows_per_chunk
+    out += number_arrays({"crop": build.rows, "row": layout.cells[0], "col": layout.cells[1]}, length)
+    out += [
+        whole_array(f"report/{n}", ("source_file",), column, {}, (length,)) for n, column in report.items()
+    ]
     return out
 
 

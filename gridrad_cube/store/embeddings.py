@@ -19,13 +19,12 @@ from gridrad_cube.store.layout import (
     COORDINATES,
     ArraySpec,
     encode,
-    metadata,
     number_arrays,
     store_info,
     whole_array,
     write_array,
-    write_chunk,
     write_root,
+    write_rows,
 )
 from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
@@ -251,7 +250,7 @@ class EmbeddingWriter:
             "gridrad_cube": ours,
             **(attributes or {}),
         }
-        write_root(self.files, root, {name: metadata(spec) for name, spec in specs.items()})
+        write_root(self.files, specs, root)
 
     def _identity(self, records: Mapping[int, Mapping[str, Any]]) -> str:
         """Hash of what the store holds: the request and every shard's checksum."""
@@ -275,12 +274,11 @@ class EmbeddingWriter:
         else:
             dims = ("crop", "channel", "row", "col")[: values.ndim]
             dtype, attributes = values.dtype.name, _CELL_ATTRIBUTES[name]
-        fill: Any = attributes.get("_FillValue", {"f": np.nan, "s": ""}.get(dtype[0], 0))
         spec = ArraySpec(
             name=name, dims=dims, shape=(self.crops, *values.shape[1:]), dtype=dtype,
-            chunks=(_ROWS, *values.shape[1:]), fill_value=fill, attributes=attributes,
+            chunks=(_ROWS, *values.shape[1:]), fill_value=attributes.get("_FillValue"), attributes=attributes,
         )  # fmt: skip
-        write_chunk(self.files, spec, (rows.start // _ROWS, *(0 for _ in dims[1:])), values)
+        write_rows(self.files, spec, rows.start, values)
         return spec
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,18 +90,20 @@ def _root_attributes(store: str | os.PathLike[str]) -> dict[Any, Any]:
 
 Codec = Literal["fast", "small", "raw"]
 
-#: Bytes to bytes codecs of a chunk, by name of the recipe's codec; a checksum always comes last.
-CODECS: dict[str, list[Any]] = {
-    "fast": [{"cname": "lz4hc", "clevel": 2, "shuffle": "shuffle"}],
-    "small": [{"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}],
-    "raw": [],
+#: Blosc's options for the chunks of a recipe's codec, after a shuffle of bytes; none leaves them as they are.
+CODECS: dict[str, dict[str, Any]] = {
+    "fast": {"cname": "lz4hc", "clevel": 2},
+    "small": {"cname": "zstd", "clevel": 5},
+    "raw": {},
 }
-_SHUFFLES = {"shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """What makes the metadata of one array. ``shards`` None leaves the chunks unsharded."""
+    """What makes the metadata of one array.
+
+    ``shards`` None leaves the chunks unsharded. ``fill_value`` None is NaN for floats, "" for text, else 0.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -111,33 +112,29 @@ class ArraySpec:
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
     codec: Codec = "small"
-    fill_value: Any = 0
+    fill_value: Any = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.fill_value is None:
+            object.__setattr__(self, "fill_value", {"f": np.nan, "s": ""}.get(self.dtype[0], 0))
 
     def key(self, index: Sequence[int]) -> str:
         """Key of the shard (or chunk) at this place in the grid of shards."""
         return f"{self.name}/c." + ".".join(str(i) for i in index) if index else f"{self.name}/c"
 
-    def grid(self) -> tuple[int, ...]:
-        """Number of shards (or chunks) along each dimension."""
-        edges = self.shards or self.chunks
-        return tuple(math.ceil(n / e) for n, e in zip(self.shape, edges, strict=True))
-
-
-def _compressors(codec: str, dtype: str) -> list[Any]:
-    """Zarr codecs of a chunk of this dtype, the CRC-32C last."""
-    size = 1 if dtype == "string" else np.dtype(dtype).itemsize
-    return [*(BloscCodec(typesize=size, **options) for options in CODECS[codec]), Crc32cCodec()]
-
 
 def _create(spec: ArraySpec, store: Any) -> zarr.Array[Any]:
+    size = 1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
+    options = CODECS[spec.codec]
+    blosc = [BloscCodec(typesize=size, shuffle="shuffle", **options)] if options else []
     return zarr.create_array(
         store,
         shape=spec.shape,
         dtype=spec.dtype if spec.dtype != "string" else str,
         chunks=spec.chunks,
         shards=spec.shards,
-        compressors=_compressors(spec.codec, spec.dtype),
+        compressors=[*blosc, Crc32cCodec()],
         fill_value=spec.fill_value,
         attributes=dict(spec.attributes),
         chunk_key_encoding={"name": "default", "separator": "."},
@@ -180,8 +177,8 @@ def _encode_chunk(spec: ArraySpec, values: np.ndarray) -> bytes:
         data = VLenUTF8().encode(values.reshape(-1))
     else:
         data = np.ascontiguousarray(values, np.dtype(spec.dtype).newbyteorder("<"))
-    for options in CODECS[spec.codec]:
-        data = Blosc(**(options | {"shuffle": _SHUFFLES[options["shuffle"]]})).encode(data)
+    if options := CODECS[spec.codec]:
+        data = Blosc(shuffle=Blosc.SHUFFLE, **options).encode(data)
     return _with_checksum(bytes(data))
 
 
@@ -189,56 +186,56 @@ def _with_checksum(data: bytes) -> bytes:
     return data + google_crc32c.value(data).to_bytes(4, "little")
 
 
-def write_array(files: Files, spec: ArraySpec, values: np.ndarray, *, first: int = 0) -> None:
-    """Write a small array whole, a chunk at a time, each atomically; then its ``zarr.json``.
+def write_rows(files: Files, spec: ArraySpec, first: int, values: np.ndarray) -> None:
+    """Write one chunk of an array that is chunked along its first dimension alone; fill completes the last one.
 
     Parameters
     ----------
     first
-        Chunks that lie wholly before this index of the first dimension are left as they are.
+        Row of the array that ``values`` begin with, a multiple of the chunk's length.
     """
-    edges = spec.chunks
-    for index in np.ndindex(*spec.grid()):
-        if spec.shape and (index[0] + 1) * edges[0] <= first:
-            continue
-        window = tuple(
-            slice(i * e, min((i + 1) * e, n)) for i, e, n in zip(index, edges, spec.shape, strict=True)
-        )
-        write_chunk(files, spec, index, values[window])
-    files.write_json(f"{spec.name}/zarr.json", metadata(spec))
-
-
-def write_chunk(files: Files, spec: ArraySpec, index: Sequence[int], values: np.ndarray) -> None:
-    """Write one chunk of an unsharded array in one step; where ``values`` end, fill follows."""
-    block = np.full(spec.chunks, spec.fill_value, dtype=object if spec.dtype == "string" else spec.dtype)
-    block[tuple(slice(0, n) for n in values.shape)] = values
+    block = np.full(spec.chunks, spec.fill_value, object if spec.dtype == "string" else spec.dtype)
+    block[: len(values)] = values
+    index = (first // spec.chunks[0], *(0 for _ in spec.dims[1:]))
     files.write(spec.key(index), encode(spec, block))
 
 
-def write_root(files: Files, attributes: Mapping[str, Any], members: Mapping[str, Any]) -> None:
-    """Write the metadata of all members, and then the root: the store appears, or grows, at once.
+def write_array(files: Files, spec: ArraySpec, values: np.ndarray) -> None:
+    """Write all chunks of an array that is chunked along its first dimension alone."""
+    if not spec.dims:
+        files.write(spec.key(()), encode(spec, values))
+        return
+    for first in range(0, len(values), spec.chunks[0]):
+        write_rows(files, spec, first, values[first : first + spec.chunks[0]])
+
+
+def write_root(
+    files: Files, specs: Mapping[str, ArraySpec], attributes: Mapping[str, Any], *, groups: Sequence[str] = ()
+) -> None:
+    """Write the metadata of arrays and groups, then the root's: the store appears, or grows, at once.
 
     Parameters
     ----------
-    members
-        ``zarr.json`` of every array and group, by name.
+    specs
+        All arrays, by name.
+    attributes
+        Attributes of the root.
+    groups
+        Groups that exist even if no array lies in them.
     """
-    for name, value in members.items():
-        files.write_json(f"{name}/zarr.json", value)
-    root = group_metadata(attributes, members)
+    members: dict[str, Any] = {name: metadata(spec) for name, spec in specs.items()}
+    for name in sorted({name.rsplit("/", 1)[0] for name in specs if "/" in name} | set(groups)):
+        members[name] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+    for name, member in members.items():
+        files.write_json(f"{name}/zarr.json", member)
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(members.items()))}
+    root = {
+        "attributes": dict(attributes),
+        "zarr_format": 3,
+        "node_type": "group",
+        "consolidated_metadata": consolidated,
+    }
     files.write("zarr.json", json.dumps(root, allow_nan=False).encode())
-
-
-def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The ``zarr.json`` of a group, with consolidated metadata of its members if given."""
-    out: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
-    if members is not None:
-        out["consolidated_metadata"] = {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": dict(sorted(members.items())),
-        }
-    return out
 
 
 #: Small values of a block of crops, in memory while a store is finished.
@@ -265,6 +262,11 @@ class ChannelLayout:
         """What it is: a channel of the table, or of kind ``other``."""
         attributes = dict(self.attributes) | self.packing.to_attributes()
         return channel_in(self.name, attributes, self.packing.dtype)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Shape of the altitudes: one number, none for a 2-D channel."""
+        return (len(self.altitudes_km),) if self.altitudes_km else ()
 
     @property
     def fill(self) -> int | float:
@@ -334,8 +336,7 @@ class CubeLayout:
 
     def pixels(self, name: str, crops: int) -> ArraySpec:
         """The array of a channel's pixels: a patch is a chunk, a crop with all its altitudes a shard."""
-        channel = self.channels[name]
-        levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
+        channel, levels = self.channels[name], self.channels[name].levels
         small = [f"{name}_flags", *(f"{name}_{s}" for s in statistics_of(channel.channel))]
         return ArraySpec(
             name=name,
@@ -349,53 +350,6 @@ class CubeLayout:
             attributes=dict(channel.attributes)
             | channel.packing.to_attributes()
             | {"ancillary_variables": " ".join(small), "grid_mapping": "crs", "coordinates": "time"},
-        )
-
-    def cell_dims(self, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Dims and shape, crop apart, of a per-patch variable of a channel."""
-        levels = self.channels[name].altitudes_km
-        return (*(("altitude",) if levels else ()), "row", "col"), (
-            *((len(levels),) if levels else ()),
-            *self.cells,
-        )
-
-    def flags(self, name: str, crops: int) -> ArraySpec:
-        """The array of a channel's flags."""
-        dims, shape = self.cell_dims(name)
-        return self.small(
-            f"{name}_flags", ("crop", *dims), (crops, *shape), "uint16", flag_attributes() | _PLACE
-        )
-
-    def statistic(self, name: str, statistic: str, crops: int) -> ArraySpec:
-        """The array of one statistic of a channel."""
-        dims, shape = self.cell_dims(name)
-        attributes = {
-            "long_name": f"{statistic.replace('_', ' ')} of {name} over the patch",
-            "units": statistic_units(self.channels[name].channel, statistic),
-            **_PLACE,
-        }
-        return self.small(f"{name}_{statistic}", ("crop", *dims), (crops, *shape), "float32", attributes)
-
-    def small(
-        self,
-        name: str,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        dtype: str,
-        attributes: Mapping[str, Any],
-    ) -> ArraySpec:
-        """Spec of an array with ``crop`` first, chunked along it alone, so that adding rows moves no chunk."""
-        fill: Any = {"f": np.nan, "s": ""}.get(dtype[0], 0)
-        if dims == ("crop",) and attributes.get("_FillValue") is not None:
-            fill = attributes["_FillValue"]
-        return ArraySpec(
-            name=name,
-            dims=dims,
-            shape=shape,
-            dtype=dtype,
-            chunks=(self.rows_per_chunk, *shape[1:]),
-            fill_value=fill,
-            attributes=attributes,
         )
 
 
@@ -476,18 +430,36 @@ COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
 OF_THE_PLAN = ("time", "status", "y_origin", "x_origin", "grid", "scene", "source")
 
 
-def small_specs(layout: CubeLayout, rows: int) -> dict[str, ArraySpec]:
-    """Specs of every array with ``crop`` first that is no channel's pixels."""
-    cells = dict(zip(("row", "col"), layout.cells, strict=True))
+def small_specs(layout: CubeLayout, crops: int) -> dict[str, ArraySpec]:
+    """Specs of every array with ``crop`` first that is no channel's pixels.
+
+    They are chunked along ``crop`` alone, so that adding crops moves no chunk.
+    """
+    arrays = {name: COORDINATES[name] for name in layout.coordinates}
+    for name, channel in layout.channels.items():
+        dims = ("crop", *(("altitude",) if channel.levels else ()), "row", "col")
+        arrays[f"{name}_flags"] = dims, "uint16", flag_attributes() | _PLACE
+        for statistic in statistics_of(channel.channel):
+            attributes = {
+                "long_name": f"{statistic.replace('_', ' ')} of {name} over the patch",
+                "units": statistic_units(channel.channel, statistic),
+                **_PLACE,
+            }
+            arrays[f"{name}_{statistic}"] = dims, "float32", attributes
+    levels = max((len(channel.altitudes_km) for channel in layout.channels.values()), default=0)
+    sizes = {"altitude": levels, "row": layout.cells[0], "col": layout.cells[1]}
     specs = {}
-    for name in layout.coordinates:
-        dims, dtype, attributes = COORDINATES[name]
-        shape = (rows, *(cells[d] for d in dims[1:]))
-        specs[name] = layout.small(name, dims, shape, dtype, attributes)
-    for name in layout.channels:
-        specs[f"{name}_flags"] = layout.flags(name, rows)
-        for statistic in statistics_of(layout.channels[name].channel):
-            specs[f"{name}_{statistic}"] = layout.statistic(name, statistic, rows)
+    for name, (dims, dtype, attributes) in arrays.items():
+        shape = tuple(sizes[dim] for dim in dims[1:])
+        specs[name] = ArraySpec(
+            name=name,
+            dims=dims,
+            shape=(crops, *shape),
+            dtype=dtype,
+            chunks=(layout.rows_per_chunk, *shape),
+            fill_value=attributes.get("_FillValue") if dims == ("crop",) else None,
+            attributes=attributes,
+        )
     return specs
 
 
@@ -504,8 +476,7 @@ def record_type(layout: CubeLayout) -> np.dtype[Any]:
     ]
     for name, channel in layout.channels.items():
         if channel.channel.kind != "other":
-            levels = (len(channel.altitudes_km),) if channel.altitudes_km else ()
-            fields.append((f"{name}_histogram", np.uint32, (*levels, HISTOGRAM_BINS)))
+            fields.append((f"{name}_histogram", np.uint32, (*channel.levels, HISTOGRAM_BINS)))
     return np.dtype(fields)
 
 
@@ -544,14 +515,12 @@ def whole_array(
 ) -> tuple[ArraySpec, np.ndarray]:
     """Spec and values of an array that is written as a whole, in one chunk unless said."""
     dtype = "string" if values.dtype.kind in "OUT" else values.dtype.name
-    fill: Any = {"f": np.nan, "s": ""}.get(dtype[0], 0)
     spec = ArraySpec(
         name=name,
         dims=dims,
         shape=values.shape,
         dtype=dtype,
         chunks=chunks or tuple(max(n, 1) for n in values.shape),
-        fill_value=fill,
         attributes=attributes,
     )
     return spec, values
