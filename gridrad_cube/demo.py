@@ -18,6 +18,8 @@ from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.training import load_config, train
 
+__all__ = ["run"]
+
 CHANNEL = "ir_brightness_temperature"
 #: LaRC scenes, two hours apart: one planted storm in each, so that plants lie more than 6 h or 200 km apart.
 SCENES, INTERVAL, PLANTS = 20, "2h", 20

@@ -202,6 +202,23 @@ def test_a_sequel_is_ranked_among_distractors_of_its_hour_as_by_brute_force():
     assert len(found) == row.cells["x"].cases
 
 
+def test_an_attribute_of_yes_or_no_is_probed_by_the_area_under_its_curve():
+    rng = np.random.default_rng(8)
+    pool = pool_of(2400, rng)
+    x = pool.vectors["x"]
+    told = {"overshooting_top": (x[:, 0] + 0.2 * rng.standard_normal(2400) > 1).astype(float)}
+    pool = replace(pool, attributes=told, vectors={"x": x, "noise": rng.standard_normal((2400, 3))})
+    part, lacking = measures.divide_days(pool.time)
+    asked = run._Evaluator(SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, lacking, 400, 0)
+    chosen = {"x": []}
+    row = asked._row("probe", "overshooting", asked._probe, "overshooting_top", chosen, measure="AUC")
+    assert row.cells["x"].value > 0.95
+    assert row.cells["noise"].low < 0.5 < row.cells["noise"].high
+    assert row.baseline == "noise"
+    assert row.gain.low > 0.3
+    assert chosen["x"][0] > 0.9  # from -1 to 1, as R² is
+
+
 def test_equal_scores_rank_in_the_middle():
     assert measures.rank_among(0.5, np.full(30, 0.5 + 1e-12)) == 16
     assert measures.rank_among(0.5, np.array([0.4, 0.6, 0.5])) == 2.5
@@ -500,7 +517,7 @@ def stores(store_folder):
 
 
 def test_sequels_are_the_same_cells_of_the_next_frame(stores):
-    pool = stores.read(stores.draw(8000, 0))
+    pool = stores.read(np.flatnonzero(stores.mask))
     crop, _, row, col = np.unravel_index(pool.rows, stores.mask.shape)
     found = {tuple(s): r for s, r in zip(np.stack([crop, row, col], 1).tolist(), pool.rows, strict=True)}
     sequel = stores.after(pool, 1800)
@@ -533,7 +550,7 @@ def test_a_storm_s_sequel_is_among_the_clean_cells_about_it(stores, result):
 
 
 def test_kinds_of_vectors_are_learned_on_some_samples(stores):
-    pool = run._gather(stores, stores.draw(8000, 0))
+    pool = run._gather(stores, np.flatnonzero(stores.mask))
     some = np.arange(len(pool.rows)) < 300
     found = run._project(pool, run._learn(stores, pool, some)).vectors
     assert list(found) == ["embedding", "embedding, centered", "moments", "histogram", "PCA-64 of pixels"]

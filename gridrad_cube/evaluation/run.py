@@ -95,7 +95,7 @@ def evaluate(
             f"evaluate: got {len(paths)} stores, samples={samples}, queries={queries}; expected at least one of each"
         )
     stores = open_stores(paths, cube, patches, channel)
-    pool = _gather(stores, stores.draw(samples, seed))
+    pool = _gather(stores, draw(np.flatnonzero(stores.mask), samples, seed))
     if not len(pool.rows):
         raise SchemaError(f"evaluate: no clean sample of {stores.label} has an embedding in every store")
     part, lacking = measures.divide_days(pool.time, gap=gap)
@@ -200,7 +200,8 @@ class _Evaluator:
                 rows.append(self._row("forecast", question, self._forecast, name, lead, units=about.units))
         scores: dict[str, list[float]] = {name: [] for name in self.stores.datasets}
         for name, about in told.items():
-            rows.append(self._row("probe", about.long_name, self._probe, name, scores))
+            measure = "AUC" if about.yes_no else "R²"
+            rows.append(self._row("probe", about.long_name, self._probe, name, scores, measure=measure))
             rows.append(self._row("probe", f"{about.long_name}, residual", self._probe, name))
         pool = self.pool
         for question, y in (("solar hour", measures.clock(pool.time, pool.longitude)),
@@ -241,12 +242,10 @@ class _Evaluator:
 
     # Rows
 
-    def _row(
-        self, section: str, question: str, ask: Callable[..., Row], *about: Any, units: str = "1"
-    ) -> Row:
+    def _row(self, section: str, question: str, ask: Callable[..., Row], *about: Any, **of_row: Any) -> Row:
         """A row as a question fills it, or with words in every cell if data are too few."""
         measure, better = _MEASURES[section]
-        row = Row(section, question, measure, {}, units, better)
+        row = replace(Row(section, question, measure, {}, better=better), **of_row)
         try:
             return ask(row, *about)
         except _TooFew as lacking:
@@ -408,7 +407,7 @@ class _Evaluator:
         chosen
             Scores of each store on the choosing days; that of this probe is added.
         """
-        y, binary = self.pool.attributes[name], ATTRIBUTES[name].yes_no and chosen is not None
+        y, binary = self.pool.attributes[name], row.measure == "AUC"
         known = np.isfinite(y)
         part, y, where = self.part[known], y[known], [v[known] for v in self.pool.places]
         least = _LEAST_RARE if ATTRIBUTES[name].yes_no else LEAST_CASES
@@ -420,7 +419,6 @@ class _Evaluator:
         score: Callable[..., np.ndarray] = measures.auc_scores if binary else measures.r2_scores
         truth = y > 0 if binary else y
         if binary:
-            row = replace(row, measure="AUC")
             guesses = {kind: measures.logistic(x[known], truth, part) for kind, x in vectors.items()}
         else:
             guesses = {kind: measures.ridge(x[known], y[:, None], part)[:, 0] for kind, x in vectors.items()}

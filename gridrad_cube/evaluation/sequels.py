@@ -127,10 +127,6 @@ class Stores:
         steps = np.diff(times[~np.isnat(times)]) / np.timedelta64(1, "s")
         return float(np.median(steps)) if len(steps) else np.inf
 
-    def draw(self, most: int, seed: int) -> np.ndarray:
-        """Rows of at most ``most`` clean samples, at random, ascending."""
-        return draw(np.flatnonzero(self.mask), most, seed)
-
     def read(self, rows: np.ndarray) -> Samples:
         """Vectors and positions of samples; those without a finite vector, other than zero, in some store are left out.
 

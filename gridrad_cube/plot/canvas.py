@@ -83,13 +83,16 @@ def write_title(figure: Figure, text: str, more: str = "", *, left: float = LEFT
     figure.text(left / across, 1 - 0.4 / down, more, ha="left", va="top", fontsize=9, color="0.35")
 
 
-def write_legend(figure: Figure, handles: Sequence[Artist], *, left: float = LEFT) -> None:
-    """A legend in one line at the foot of a figure that is laid out by hand; ``left`` in inches."""
+def write_legend(
+    figure: Figure, handles: Sequence[Artist], *, left: float = LEFT, columns: int | None = None
+) -> None:
+    """A legend at the foot of a figure that is laid out by hand, in one line by default; ``left`` in inches."""
     if handles:
         across, down = figure.get_size_inches()
         figure.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(left / across, 0.06 / down), ncols=len(handles),
-            frameon=False, borderaxespad=0.0, borderpad=0.0, fontsize=9.5, columnspacing=1.6,
+            handles=handles, loc="lower left", bbox_to_anchor=(left / across, 0.06 / down),
+            ncols=columns or len(handles), frameon=False, borderaxespad=0.0, borderpad=0.0, fontsize=9.5,
+            columnspacing=1.6,
         )  # fmt: skip
 
 

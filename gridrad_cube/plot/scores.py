@@ -19,6 +19,7 @@ from gridrad_cube.plot.canvas import (
     PURPLE,
     add_axes,
     new_figure,
+    write_legend,
     write_title,
     write_units,
 )
@@ -35,6 +36,7 @@ _SECTIONS = {
     "leak": ("Leaks: told of where and when, a nuisance", "R²"),
     "forecast": ("Told by analogues: error of the {}", "mean absolute error{}, less is better"),
 }
+_ORDER = {section: i for i, section in enumerate(_SECTIONS)}
 #: Colors of stores of embeddings, and looks of baselines by name.
 _STORES = (BLUE, ORANGE, GREEN, PURPLE)
 _BASELINES: dict[str, tuple[str, str]] = {
@@ -94,6 +96,8 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     SchemaError
         If it is not an evaluation.
     """
+    from matplotlib.lines import Line2D
+
     found = result if isinstance(result, Mapping) else _read(result)
     if not isinstance(found.get("rows"), list) or "about" not in found:
         raise SchemaError("plot: this is no evaluation; expected what gridrad-cube evaluate --json wrote")
@@ -117,7 +121,8 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     parts = (f"{about.get('channel')}, level {about.get('level')}", about.get("samples"), about.get("days"))
     chosen = f"; chosen: {found['chosen']}" if found.get("chosen") else ""
     write_title(figure, f"Evaluation of {stores}", "; ".join(map(str, parts)) + chosen, left=0.15)
-    _write_looks(figure, looks)
+    handles = [Line2D([], [], linestyle="none", label=name, **look) for name, look in looks.items()]
+    write_legend(figure, handles, left=0.15, columns=5)
     return figure
 
 
@@ -131,22 +136,21 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _panels(rows: Sequence[_Json]) -> list[_Panel]:
     """A panel a section, of forecasts one an attribute."""
+    groups: dict[tuple[str, str], list[tuple[str, _Json]]] = {}
+    for row in rows:
+        attribute, name = "", str(row["question"])
+        if row["section"] == "forecast":
+            attribute, _, lead = name.rpartition(" after ")
+            name = f"after {lead}"
+        groups.setdefault((row["section"], attribute), []).append((name, row))
     out = []
-    for section, (title, label) in _SECTIONS.items():
-        groups: dict[str, list[tuple[str, _Json]]] = {}
-        for row in rows:
-            if row["section"] == section:
-                question, lead = str(row["question"]), ""
-                if section == "forecast":
-                    question, _, lead = question.rpartition(" after ")
-                groups.setdefault(question if lead else "", []).append(
-                    (f"after {lead}" if lead else question, row)
-                )
-        for attribute, lines in groups.items():
+    for (section, attribute), lines in sorted(groups.items(), key=lambda g: _ORDER.get(g[0][0], -1)):
+        if section in _SECTIONS:
+            title, label = _SECTIONS[section]
             units = lines[0][1]["units"]
             unit = "" if units == "1" else f" ({write_units(units)})"
-            bounded = section != "forecast"
-            out.append(_Panel(title.format(attribute), label.format(unit), tuple(lines), bounded))
+            title, label = title.format(attribute), label.format(unit)
+            out.append(_Panel(title, label, tuple(lines), bounded=section != "forecast"))
     return out
 
 
@@ -221,16 +225,3 @@ def _mark(axes: Axes, cell: _Json, y: float, look: _Look, least: float) -> None:
             axes.plot(least, y, "<", color=look["color"], markersize=3.5, zorder=2)
     if cell["value"] >= least:
         axes.plot(cell["value"], y, linestyle="none", markersize=5.5, zorder=3, **look)
-
-
-def _write_looks(figure: Figure, looks: Mapping[str, _Look]) -> None:
-    """The legend."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], linestyle="none", label=name, **look) for name, look in looks.items()]
-    across, down = figure.get_size_inches()
-    if handles:
-        figure.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0.15 / across, 0.08 / down), ncols=5, frameon=False,
-            fontsize=9, borderaxespad=0.0,
-        )  # fmt: skip
