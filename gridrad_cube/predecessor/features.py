@@ -181,18 +181,16 @@ def from_features(
         record = writer.record(number)
         if record is None or record["rows"] != len(rows):
             vectors = np.full((len(rows), *shape), np.nan, np.float32)
-            for (i, row), (j, channel) in _pairs(rows, used):
-                if (row, channel) in table:
-                    vectors[i, j] = features.read(table[row, channel]).reshape(shape[1:])
+            for i, j in np.ndindex(len(rows), len(used)):
+                if (key := (rows[i], used[j])) in table:
+                    vectors[i, j] = features.read(table[key]).reshape(shape[1:])
             record = writer.write(number, vectors, {"content": identity})
         records[number] = record
 
     def small(rows: range) -> dict[str, np.ndarray]:
         if dataset is not None:
             return _of_cube(dataset, rows, used)
-        missing = np.zeros((len(rows), len(used)), bool)
-        for (i, row), (j, channel) in _pairs(rows, used):
-            missing[i, j] = (row, channel) not in table
+        missing = np.array([[(row, channel) not in table for channel in used] for row in rows])
         return _of_names(scenes[rows.start : rows.stop], missing, cells)
 
     about = {
@@ -207,11 +205,6 @@ def from_features(
         "out": writer.files.root, "level": level, "crops": len(scenes), "channels": used,
         "features": features.shape[-1], "embedded": len(table), "unmatched": unmatched,
     }  # fmt: skip
-
-
-def _pairs(rows: range, channels: Sequence[str]) -> list[tuple[tuple[int, int], tuple[int, str]]]:
-    """Every row and channel, each with its place among these."""
-    return [(row, channel) for row in enumerate(rows) for channel in enumerate(channels)]
 
 
 def _match(
