@@ -140,11 +140,8 @@ class Selection:
         if not keep.any():
             rules = {n: getattr(self, n) for n in ("season", "hour", "convective_day")}
             others = "".join(f", {name}={rule!r}" for name, rule in rules.items() if rule is not None)
-            has = (
-                f"from {times[known].min()} to {times[known].max()}"
-                if known.any()
-                else "none: no crop was written"
-            )
+            times = times[known]
+            has = f"from {times.min()} to {times.max()}" if len(times) else "none: no crop was written"
             raise SchemaError(
                 f"time: no crop in the time asked for, got {self.time!r}{others}; the store has times {has}"
             )
@@ -174,10 +171,6 @@ class Selection:
             keep &= _in_hours(solar_hour_of(of_crop, longitude), self.solar_hour, "solar_hour")
         return keep
 
-    def labels(self, available: Sequence[Label], where: str = "channel") -> tuple[Label, ...]:
-        """Labels that the selection takes, in the order asked; see `choose_labels`."""
-        return choose_labels(available, self.channel, where, altitude=self.altitude)
-
 
 # Times
 
@@ -185,11 +178,12 @@ class Selection:
 def as_time(value: Any) -> np.datetime64:
     """The instant, UTC to the second, that a user means; the start of the day for a date.
 
+    Times with a zone are converted; a time without one is UTC.
+
     Parameters
     ----------
     value
         ISO 8601 text, a ``datetime``, ``numpy.datetime64``, pandas or cftime object, or a scalar array of them.
-        Times with a zone are converted; a time without one is UTC.
 
     Raises
     ------
@@ -254,7 +248,7 @@ def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | No
     SchemaError
         If a time cannot be read or start is not before stop.
     """
-    if isinstance(time, list) and time and all(isinstance(one, (list, tuple, slice)) for one in time):
+    if isinstance(time, (list, tuple)) and time and all(isinstance(t, (list, tuple, slice)) for t in time):
         return [period for one in time for period in as_periods(one)]
     if isinstance(time, slice):
         if time.step is not None:

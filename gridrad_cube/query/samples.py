@@ -18,7 +18,7 @@ from xarray.core import indexing
 
 from gridrad_cube.geometry import great_circle_km, mean_position
 from gridrad_cube.schema import Flag, SchemaError, read_attribute
-from gridrad_cube.selection import Label, Selection, as_km, as_seconds, labels_of, reject_masks
+from gridrad_cube.selection import Label, Selection, as_km, as_seconds, choose_labels, labels_of, reject_masks
 
 #: Positions of samples along each dim that tells them apart, arrays of one length.
 Index = Mapping[str, np.ndarray]
@@ -173,7 +173,7 @@ def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
     embeddings, times = is_embeddings(dataset), times_of(dataset)
     keep = wanted.in_time(times)
     dims, known = sample_dims(dataset), labels_of(dataset)
-    chosen = wanted.labels(known)
+    chosen = choose_labels(known, wanted.channel, "channel", altitude=wanted.altitude)
     bits = dict(zip(chosen, reject_masks(chosen, wanted.reject), strict=True))
     mask = np.zeros(tuple(dataset.sizes[d] for d in dims), bool)
     placed = 0
