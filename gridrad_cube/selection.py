@@ -35,7 +35,7 @@ __all__ = [
     "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
     "as_periods", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
     "in_box", "in_polygon", "kind_of", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
-    "split_by_day",
+    "split_by_day", "times_of",
 ]  # fmt: skip
 
 
@@ -173,6 +173,14 @@ class Selection:
 
 
 # Times
+
+
+def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
+    """Time of each crop of a store, to the second; NaT where the crop was not written."""
+    times = dataset["time"].values.astype("datetime64[s]")
+    if "status" in dataset.variables:
+        times = np.where(dataset["status"].values == 0, times, np.datetime64("NaT", "s"))
+    return times
 
 
 def as_time(value: Any) -> np.datetime64:

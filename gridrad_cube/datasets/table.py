@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.schema import Flag, SchemaError
-from gridrad_cube.selection import Box, Label, Selection, in_box
+from gridrad_cube.selection import Box, Label, Selection, in_box, times_of
 
 #: Share of the observed pixels of a patch that must be echo for `Stratum.echo`.
 _ECHO_FRACTION = 0.01
@@ -59,9 +59,7 @@ class SampleTable:
 
 def chosen_crops(dataset: xr.Dataset, time: Any) -> npt.NDArray[np.bool_]:
     """Which crops were written and lie in the time asked for, (crop,); see `Selection.in_time`."""
-    written = dataset["status"].values == 0
-    times = dataset["time"].values.astype("datetime64[s]")
-    return Selection(time=time).in_time(np.where(written, times, np.datetime64("NaT", "s")))
+    return Selection(time=time).in_time(times_of(dataset))
 
 
 def build_table(

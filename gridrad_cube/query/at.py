@@ -18,12 +18,11 @@ from gridrad_cube.query.samples import (
     seconds_away,
     seconds_of,
     select,
-    times_of,
     too_far,
     writable,
 )
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import Box, Selection, as_time
+from gridrad_cube.selection import Box, Selection, as_time, times_of
 
 #: Degrees by which latitudes along a row may differ and still be one axis.
 _STRAIGHT = 1e-6

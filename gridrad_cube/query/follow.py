@@ -17,11 +17,10 @@ from gridrad_cube.query.samples import (
     sample_dims,
     seconds_of,
     time_step,
-    times_of,
 )
 from gridrad_cube.query.search import read_query
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_seconds
+from gridrad_cube.selection import as_seconds, times_of
 from gridrad_cube.similarity import nearest
 
 

@@ -18,7 +18,16 @@ from xarray.core import indexing
 
 from gridrad_cube.geometry import great_circle_km, mean_position
 from gridrad_cube.schema import Flag, SchemaError, read_attribute
-from gridrad_cube.selection import Label, Selection, as_km, as_seconds, choose_labels, labels_of, reject_masks
+from gridrad_cube.selection import (
+    Label,
+    Selection,
+    as_km,
+    as_seconds,
+    choose_labels,
+    labels_of,
+    reject_masks,
+    times_of,
+)
 
 #: Positions of samples along each dim that tells them apart, arrays of one length.
 Index = Mapping[str, np.ndarray]
@@ -105,14 +114,6 @@ def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
 def names_along(dataset: xr.Dataset, dim: str) -> np.ndarray:
     """What samples are called along a dim: its coordinate (a part of a store may keep one), else positions."""
     return dataset[dim].values if dim in dataset.coords else np.arange(dataset.sizes[dim])
-
-
-def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
-    """Time of each crop, to the second; NaT where a crop was not written."""
-    times = dataset["time"].values.astype("datetime64[s]")
-    if "status" in dataset.variables:
-        times = np.where(dataset["status"].values == 0, times, np.datetime64("NaT", "s"))
-    return times
 
 
 def seconds_of(times: Any) -> np.ndarray:

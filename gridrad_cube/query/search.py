@@ -27,10 +27,9 @@ from gridrad_cube.query.samples import (
     sample_flags,
     seconds_of,
     select,
-    times_of,
 )
 from gridrad_cube.schema import Flag, SchemaError, read_attribute
-from gridrad_cube.selection import as_neighborhood, as_time, choose_labels, hour_of, labels_of
+from gridrad_cube.selection import as_neighborhood, as_time, choose_labels, hour_of, labels_of, times_of
 from gridrad_cube.similarity import Metric
 
 #: Rows of one read: with the chunks they come from, a search of a store on disk stays under half a gigabyte.
