@@ -13,20 +13,7 @@ import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from gridrad_cube import plot
-    from gridrad_cube.embedding import embed
-    from gridrad_cube.evaluation import evaluate
-    from gridrad_cube.info import inspect_target
-    from gridrad_cube.pipeline import preprocess
-    from gridrad_cube.query import search
-    from gridrad_cube.readers import read_scene
-    from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
-    from gridrad_cube.store import open_cube, open_embeddings, open_packed, verify
-    from gridrad_cube.training import train
-    from gridrad_cube.versions import show_versions
+from typing import Any
 
 __version__ = "0.1.0"
 

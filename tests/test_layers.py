@@ -39,9 +39,9 @@ ONLY_IN = {
 }
 #: Limits of size. Each names the largest value that is allowed.
 MODULES = 111
-LINES = 29_800
+LINES = 29_600
 FILES_OF_A_PACKAGE = 10
-LONGEST_CHAIN = 18
+LONGEST_CHAIN = 16
 #: Imports past the `__init__` of another package: in the package and in the programs beside it; and test modules that
 #: import modules of more than one package past its `__init__`.
 DEEP_IMPORTS = 4
@@ -49,7 +49,7 @@ DEEP_TESTS = 2
 #: Cycles of imports.
 CYCLES = 0
 #: Basenames that several modules share.
-SHARED_BASENAMES = 8
+SHARED_BASENAMES = 7
 
 
 def files_of(folder):

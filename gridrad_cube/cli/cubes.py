@@ -267,8 +267,8 @@ def _variable(text: str) -> tuple[str, str, str | None]:
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def info(target: str, as_json: bool) -> None:
     """Say what a store or a source file holds: channels, counts, time span, flags, completeness."""
-    from gridrad_cube import inspect_target
     from gridrad_cube import store as stores
+    from gridrad_cube.info import inspect_target
 
     facts = inspect_target(target)
     click.echo(json.dumps(facts, indent=1) if as_json else stores.as_text(facts))
