@@ -357,7 +357,7 @@ def test_wheel_runs_from_another_folder(tmp_path):
         "import gridrad_cube, gridrad_cube.training as t; from pathlib import Path;"
         f"assert Path(gridrad_cube.__file__).is_relative_to({str(target)!r});"
         "assert (Path(gridrad_cube.__file__).parent / 'py.typed').exists();"
-        "print(*t.presets()); t.load_config(preset='small', level='256')"
+        "print(*t.list_presets()); t.load_config(preset='small', level='256')"
     )
     environment = os.environ | {"PYTHONPATH": str(target)}
     done = subprocess.run(

@@ -22,7 +22,7 @@ from gridrad_cube.models import (
     save_checkpoint,
 )
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
-from gridrad_cube.training import Config, load_config, presets, train
+from gridrad_cube.training import Config, list_presets, load_config, train
 from gridrad_cube.training.data import PatchSource, is_handed
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -296,7 +296,7 @@ def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("preset", sorted(presets()))
+@pytest.mark.parametrize("preset", sorted(list_presets()))
 def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(cube, tmp_path, preset):
     options = {"patch_size": 4, "global_size": 12, "local_size": 8, "image_size": "auto", "coarsen": 1}
     source = PatchSource(load_config(preset=preset, store=str(cube), out=str(tmp_path), **options))

@@ -31,8 +31,8 @@ from gridrad_cube.store import ArraySpec, Files, encode, write_array, write_root
 from gridrad_cube.training import (
     Config,
     TrainingError,
+    list_presets,
     load_config,
-    presets,
     store_level,
     train,
 )
@@ -224,18 +224,18 @@ def test_config_prefers_flag_to_file_to_preset_to_default(cube, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["256", "2k"])
-@pytest.mark.parametrize("preset", sorted(presets()))
+@pytest.mark.parametrize("preset", sorted(list_presets()))
 def test_preset_holds_only_what_differs_from_the_defaults(preset, level):
-    options = read_options(presets()[preset], level)
+    options = read_options(list_presets()[preset], level)
     assert options
     plain, mine = Config().to_dict(), Config(**options).to_dict()
     assert [name for name in options if mine[name] == plain[name]] == []
 
 
 def test_presets_come_with_the_package_and_lie_where_users_look():
-    assert set(presets()) == {"demo", "predecessor", "small"}
+    assert set(list_presets()) == {"demo", "predecessor", "small"}
     beside = {p.name: p.read_text() for p in (PROJECT / "training" / "presets").glob("*.toml")}
-    assert beside == {p.name: p.read_text() for p in presets().values()}
+    assert beside == {p.name: p.read_text() for p in list_presets().values()}
 
 
 def test_config_survives_json():

@@ -97,10 +97,10 @@ class _Train(click.Command):
 
 @functools.cache
 def _options() -> tuple[_Option, ...]:
-    from gridrad_cube.training import FIELDS, IDLE, load_config, presets
+    from gridrad_cube.training import FIELDS, IDLE, list_presets, load_config
 
     defaults = [load_config(level=level).to_dict() for level in ("256", "2k")]
-    names = ", ".join(presets())
+    names = ", ".join(list_presets())
     options = [
         _Option("preset", group="recipe", metavar="NAME", help=f"One of {names} or none (default: small)."),
         _Option(

@@ -348,7 +348,7 @@ def _check(config: Config) -> None:
 # recipes
 
 
-def presets() -> dict[str, Path]:
+def list_presets() -> dict[str, Path]:
     """The recipes that come with the package: name and file."""
     folder = Path(str(importlib.resources.files("gridrad_cube.training") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
@@ -365,7 +365,9 @@ def read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SchemaError(f"{path}: no such file. Pass --preset with one of {sorted(presets())}.") from None
+        raise SchemaError(
+            f"{path}: no such file. Pass --preset with one of {sorted(list_presets())}."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(f"{path}: not a TOML file ({error})") from None
     tables = data.pop("level", {})
@@ -429,7 +431,7 @@ def load_config(
         level = store_level(str(store))
     files = [] if file is None else [file]
     if preset != "none":
-        known = presets()
+        known = list_presets()
         if preset not in known:
             raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
         files.insert(0, known[preset])

@@ -72,12 +72,13 @@ class Monitor:
         """
         unit = unit_rows(features.float().cpu().numpy())
         spread = unit.std(axis=0, ddof=1).mean() * math.sqrt(unit.shape[1])
-        out = {"feature_std": float(spread), "rankme": rank_me(self._queue[: self._filled].cpu().numpy())}
-        if views > 1:
-            first, second = unit.reshape(views, -1, unit.shape[1])[:2]
-            nearest = (first @ second.T).argmax(axis=1)
-            out["view_retrieval"] = float((nearest == range(len(nearest))).mean())
-        return out
+        first, second = unit.reshape(views, -1, unit.shape[1])[:2]
+        nearest = (first @ second.T).argmax(axis=1)
+        return {
+            "feature_std": float(spread),
+            "rankme": rank_me(self._queue[: self._filled].cpu().numpy()),
+            "view_retrieval": float((nearest == range(len(nearest))).mean()),
+        }
 
     @torch.no_grad()
     def describe_targets(

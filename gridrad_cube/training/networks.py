@@ -87,19 +87,7 @@ class Networks:
         }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Resume from a checkpoint of the same run.
-
-        Raises
-        ------
-        SchemaError
-            If it holds another network.
-        """
-        ours = self.student.backbone.config()
-        if (checkpoint["model"], checkpoint["head"]) != (ours, self.head):
-            raise SchemaError(
-                f"checkpoint: of another network, {checkpoint['model']} with {checkpoint['head']}; expected {ours} "
-                f"with {self.head}. Pass another --out."
-            )
+        """Resume from a checkpoint of the same run."""
         self.student.load_state_dict(checkpoint["student"])
         self.teacher.load_state_dict(checkpoint["teacher"])
         self.loss.load_state_dict(checkpoint["dino_loss"])
