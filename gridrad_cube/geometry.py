@@ -13,7 +13,6 @@ __all__ = [
     "pixel_spacing_km",
     "satellite_zenith_angle",
     "solar_zenith_angle",
-    "unit_vectors",
     "wrap_longitude",
 ]
 
@@ -40,12 +39,6 @@ Float = npt.NDArray[np.float64]
 def wrap_longitude(longitude: npt.ArrayLike) -> Float:
     """Longitudes in [-180, 180) degrees."""
     return (np.asarray(longitude, np.float64) + 180.0) % 360.0 - 180.0
-
-
-def unit_vectors(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float:
-    """Points on the unit sphere, shape (..., 3), from degrees."""
-    lat, lon = np.deg2rad(np.asarray(latitude, np.float64)), np.deg2rad(np.asarray(longitude, np.float64))
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
 def great_circle_km(

@@ -293,7 +293,7 @@ def _radar_packing(step: float, offset: float) -> Packing:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Channel:
     """One physical field: its units and how float sources of it are packed.
 
@@ -337,37 +337,27 @@ _RAIN = Packing(
     echo_minimum=2, valid_minimum=1, valid_maximum=65000,
 )
 _Z = "equivalent_reflectivity_factor"
-_CHANNELS: tuple[tuple[str, Kind, str, str, Packing, tuple[float, float], str | None], ...] = (
-    ("ir_brightness_temperature", "infrared", "K", "infrared brightness temperature", _KELVIN, (190.0, 320.0),
-     "toa_brightness_temperature"),
-    ("visible_reflectance", "visible", "1", "visible reflectance", _FRACTION, (0.0, 1.2),
-     "toa_bidirectional_reflectance"),
-    ("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z),
-    ("reflectivity_column_maximum", "radar", "dBZ", "column maximum reflectivity", _DBZ, (-10.0, 75.0), _Z),
-    ("echo_top_height", "radar", "km", "echo-top height above mean sea level", _DBZ, (0.0, 22.0), None),
-    ("precipitation_rate", "rain", "mm h-1", "precipitation rate", _RAIN, (0.0, 150.0), "lwe_precipitation_rate"),
-    ("spectrum_width", "field", "m s-1", "Doppler velocity spectrum width", _DBZ, (0.0, 20.0), None),
-    ("azimuthal_shear", "field", "s-1", "azimuthal shear", _SHEAR, (-0.02, 0.02), None),
-    ("divergence", "field", "s-1", "radial divergence", _SHEAR, (-0.02, 0.02), None),
-    ("differential_reflectivity", "field", "dB", "differential reflectivity", _DBZ, (-4.0, 8.0), None),
-    ("specific_differential_phase", "field", "degree km-1", "specific differential phase", _DBZ, (-2.0, 10.0), None),
-    ("correlation_coefficient", "field", "1", "copolar correlation coefficient", _radar_packing(1e-4, -1.0),
-     (0.5, 1.05), None),
+_CHANNELS = (
+    Channel("ir_brightness_temperature", "infrared", "K", "infrared brightness temperature", _KELVIN, (190.0, 320.0),
+            "toa_brightness_temperature"),
+    Channel("visible_reflectance", "visible", "1", "visible reflectance", _FRACTION, (0.0, 1.2),
+            "toa_bidirectional_reflectance"),
+    Channel("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    Channel("reflectivity_column_maximum", "radar", "dBZ", "column maximum reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    Channel("echo_top_height", "radar", "km", "echo-top height above mean sea level", _DBZ, (0.0, 22.0)),
+    Channel("precipitation_rate", "rain", "mm h-1", "precipitation rate", _RAIN, (0.0, 150.0),
+            "lwe_precipitation_rate"),
+    Channel("spectrum_width", "field", "m s-1", "Doppler velocity spectrum width", _DBZ, (0.0, 20.0)),
+    Channel("azimuthal_shear", "field", "s-1", "azimuthal shear", _SHEAR, (-0.02, 0.02)),
+    Channel("divergence", "field", "s-1", "radial divergence", _SHEAR, (-0.02, 0.02)),
+    Channel("differential_reflectivity", "field", "dB", "differential reflectivity", _DBZ, (-4.0, 8.0)),
+    Channel("specific_differential_phase", "field", "degree km-1", "specific differential phase", _DBZ, (-2.0, 10.0)),
+    Channel("correlation_coefficient", "field", "1", "copolar correlation coefficient", _radar_packing(1e-4, -1.0),
+            (0.5, 1.05)),
 )
 # fmt: on
 #: Every channel by name. ``field`` stands for radar moments other than reflectivity.
-CHANNELS: dict[str, Channel] = {
-    name: Channel(
-        name=name,
-        kind=kind,
-        units=units,
-        long_name=long_name,
-        packing=packing,
-        typical_range=typical_range,
-        standard_name=standard_name,
-    )
-    for name, kind, units, long_name, packing, typical_range, standard_name in _CHANNELS
-}
+CHANNELS: dict[str, Channel] = {channel.name: channel for channel in _CHANNELS}
 
 
 def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Channel:

@@ -1,7 +1,7 @@
 """From a scene to crops of whole patches, every coordinate kept. No disk, no torch.
 
 A window is a rectangle of pixels of a scene, whole patches high and wide; it may reach past the scene's edges,
-where the crop holds the code for "not observed". A crop's pixels are viewed as patches by `patches`.
+where the crop holds the code for "not observed".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import xarray as xr
 from gridrad_cube.geometry import mean_position, wrap_longitude
 from gridrad_cube.schema import Packing, SchemaError, TileSpec
 
-__all__ = ["Window", "assemble", "crop_shape", "cut", "patches", "windows"]
+__all__ = ["Window", "assemble", "crop_shape", "cut", "windows"]
 
 
 def __dir__() -> list[str]:
@@ -178,24 +178,8 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
     return xr.Dataset(channels, coords, attrs=dict(scene.attrs))
 
 
-def patches(array: np.ndarray, patch: int) -> np.ndarray:
-    """View an array (..., height, width) as its patches: (..., row, col, patch, patch). Copies nothing.
-
-    Raises
-    ------
-    SchemaError
-        If the array is not whole patches high and wide.
-    """
-    *lead, height, width = array.shape
-    if height % patch or width % patch:
-        raise SchemaError(
-            f"array: got {height} x {width} px; expected whole patches of {patch} px. Cut it with tiling.cut()."
-        )
-    return array.reshape(*lead, height // patch, patch, width // patch, patch).swapaxes(-3, -2)
-
-
 def assemble(blocks: np.ndarray) -> np.ndarray:
-    """Put patches (..., row, col, patch, patch) together again: (..., height, width), the inverse of `patches`."""
+    """Put patches (..., row, col, patch, patch) together: (..., height, width)."""
     *lead, rows, cols, height, width = blocks.shape
     return blocks.swapaxes(-3, -2).reshape(*lead, rows * height, cols * width)
 

@@ -55,3 +55,9 @@ def make_store(folder: Path, *, patch: int = 32, channels: tuple[str, ...] = (),
     report = pipeline.preprocess(folder / "sources", store, recipe=recipe)
     assert not report.failed, report
     return store
+
+
+def split_into_patches(array: np.ndarray, patch: int) -> np.ndarray:
+    """An array (..., height, width) as its patches: (..., row, col, patch, patch)."""
+    *lead, height, width = array.shape
+    return array.reshape(*lead, height // patch, patch, width // patch, patch).swapaxes(-3, -2)

@@ -8,6 +8,7 @@ import netCDF4
 import numpy as np
 import pytest
 from reader_files import cf_coordinates, write_cf, write_gridrad, write_larc
+from small_data import split_into_patches
 
 from gridrad_cube import pipeline, quality, readers, store, synthetic, tiling
 from gridrad_cube.schema import (
@@ -163,7 +164,7 @@ def test_no_patch_with_a_storm_is_rejected_on_real_files(real_data: Path, name: 
     variable = crop[channel.name]
     packing = Packing.from_attributes(variable.attrs, variable.dtype)
     strong = packing.decode(variable.values) >= CONVECTIVE[channel.kind]
-    pixels = tiling.patches(strong, 256).sum(axis=(-2, -1))
+    pixels = split_into_patches(strong, 256).sum(axis=(-2, -1))
     rejected = (flags & int(default_reject(channel.kind))) != 0
     assert (pixels >= STORM_PIXELS).sum() >= 8
     assert not (rejected & (pixels >= STORM_PIXELS)).any()

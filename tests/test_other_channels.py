@@ -15,6 +15,7 @@ from reader_files import (
     write_gridrad_dense,
     write_larc,
 )
+from small_data import split_into_patches
 from synthetic_files import add_other_variables
 
 from gridrad_cube import datasets, info, pipeline, plot, quality, query, readers, store, synthetic, tiling
@@ -379,7 +380,7 @@ def test_statistics_of_every_dtype_are_those_of_plain_numpy(dtype):
     missing[5] = False
     attributes = {} if codes.dtype.kind == "f" else {"_FillValue": 0}
     _, found = assessed(codes, **attributes)
-    values, seen = tiling.patches(codes.astype(np.float64), 16), tiling.patches(~missing, 16)
+    values, seen = split_into_patches(codes.astype(np.float64), 16), split_into_patches(~missing, 16)
     for row, col in np.ndindex(4, 4):
         cell = values[row, col][seen[row, col]]
         for name, expected in (
@@ -510,7 +511,7 @@ def test_category_asked_for_is_normalised_and_masked_where_it_is_none(cube, scen
     assert len(datasets.PatchDataset(cube, channels=OT)) == 2 * 15  # no top in a patch is an answer too
     batch = numbers.__getitems__(range(15))
     _, valid = numbers.decode(batch)
-    truth = tiling.patches(scenes[0][OT].values, 32).reshape(15, 32, 32)
+    truth = split_into_patches(scenes[0][OT].values, 32).reshape(15, 32, 32)
     np.testing.assert_array_equal(valid[:, 0].numpy(), truth != 0)
     np.testing.assert_array_equal(batch.codes[:, 0].to(torch.int32).numpy(), truth)
     rule = normalizations(cube, [OT])[OT]

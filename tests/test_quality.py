@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_data import split_into_patches
 
 from gridrad_cube import quality, readers, tiling
 from gridrad_cube.quality.statistics import _count_dead_lines as count_dead_lines
@@ -132,7 +133,7 @@ def test_statistics_equal_plain_numpy_on_decoded_values(data, channel):
     found = quality.patch_statistics(codes, packing, channel, 4)
     assert set(found) == {*statistics_of(channel), "pixel_flags"}
     for row, col in np.ndindex(2, 3):
-        cell = tiling.patches(codes, 4)[row, col]
+        cell = split_into_patches(codes, 4)[row, col]
         expected = expected_statistics(cell, packing, channel)
         for name in set(statistics_of(channel)) - {"dead_lines"}:
             assert found[name].dtype == np.float32
