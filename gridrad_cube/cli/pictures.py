@@ -41,11 +41,19 @@ def _picture(name: str, *, crop: bool = False) -> Callable[..., Any]:
     return decorate
 
 
+def save_figure(figure: Any, out: Path) -> None:
+    """Write a figure in the format of the suffix."""
+    from gridrad_cube.storage import open_for_writing
+
+    with open_for_writing(out) as file:
+        figure.savefig(file, format=out.suffix[1:] or "png", dpi=110)
+
+
 def _draw(name: str, out: Path, *arguments: Any, **options: Any) -> None:
     """Save what a function of `gridrad_cube.plot` draws."""
     from gridrad_cube import plot as drawing
 
-    getattr(drawing, name)(*arguments, **options).savefig(out, dpi=110)
+    save_figure(getattr(drawing, name)(*arguments, **options), out)
     click.echo(out)
 
 

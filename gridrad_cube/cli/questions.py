@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.arguments import read_query
+from gridrad_cube.cli.pictures import save_figure
 
 
 @click.command()
@@ -145,5 +146,5 @@ def evaluate(
     if picture:
         from gridrad_cube import plot as drawing
 
-        drawing.evaluation(result.to_dict()).savefig(picture, dpi=110)
+        save_figure(drawing.evaluation(result.to_dict()), picture)
         click.echo(picture, err=as_json)

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.storage import open_for_writing
 
 #: Columns of an answer, as far as it has them, in this order.
 _COLUMNS = (
@@ -107,14 +108,15 @@ def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
         ".parquet": _write_parquet,
     }
     path = Path(path)
-    if path.suffix == ".nc":
-        answer.to_netcdf(path)
-    elif path.suffix in writers:
-        writers[path.suffix](answer, to_dataframe(answer), path)
-    else:
+    if path.suffix not in (*writers, ".nc"):
         raise SchemaError(
             f"{path}: got suffix {path.suffix!r}; expected one of {', '.join((*writers, '.nc'))}"
         )
+    with open_for_writing(path) as file:
+        if path.suffix == ".nc":
+            answer.to_netcdf(file.name)
+        else:
+            writers[path.suffix](answer, to_dataframe(answer), Path(file.name))
 
 
 def _as_text(times: pd.Series) -> pd.Series:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gridrad_cube import geometry
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds
+from gridrad_cube.storage import open_for_writing
 from gridrad_cube.synthetic.noise import Float, Float32
 from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, render_radar
 from gridrad_cube.synthetic.satellite import (
@@ -233,15 +234,9 @@ def _create(path: Path) -> Iterator[Any]:
     """Open a new netCDF file, which takes its name when it is complete."""
     import netCDF4
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with netCDF4.Dataset(os.fspath(part), "w") as file:
-            file.set_fill_off()
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with open_for_writing(path) as target, netCDF4.Dataset(target.name, "w") as file:
+        file.set_fill_off()
+        yield file
 
 
 def _put(
