@@ -34,8 +34,8 @@ _BLOCK = 65536
 _TILE = 4096
 #: Queries of one matrix product.
 _QUERIES = 256
-#: Up to so many queries are multiplied one by one, tiles shared out to threads that meet after every block: those
-#: of a matrix product meet after every tile, which costs more than they give where there is little to multiply.
+#: Up to this many queries are multiplied one by one, with the tiles of a block divided among threads. The threads of
+#: a matrix product would wait for each other after every tile, which costs more than it gains for few queries.
 _FEW = 4
 
 #: Lengths of vectors whose square float32 holds with its full precision.

@@ -115,7 +115,7 @@ def test_crop_refuses(cube):
     with pytest.raises(SchemaError, match="does not know its store"):
         lost.gridrad.crop(0)
     strange = dataset.assign_coords(grid=("crop", np.array(["../x"] * 3)))
-    with pytest.raises(SchemaError, match="is no name of a grid"):
+    with pytest.raises(SchemaError, match="is not the name of a grid"):
         strange.gridrad.crop(0)
     with pytest.raises(SchemaError, match="no grid 'gone' under grids/"):
         dataset.assign_coords(grid=("crop", np.array(["gone"] * 3))).gridrad.crop(0)

@@ -50,7 +50,7 @@ from gridrad_cube.cli.pictures import save_figure
     nargs=2,
     default=("6h", "200km"),
     show_default=True,
-    help="Leave out neighbours of the query: within both this time and this distance.",
+    help="Leave out neighbors of the query: within both this time and this distance.",
 )
 @click.option(
     "--separate",

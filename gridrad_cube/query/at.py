@@ -188,7 +188,7 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
     by
         ``"cell"`` keeps ``row`` and ``col``. ``"degree"`` names them ``latitude`` and ``longitude``, so that
         ``sel(latitude=..., longitude=..., method="nearest")`` works; only where every row has one latitude and
-        every column one longitude. Across the date line longitudes go on beyond 180.
+        every column one longitude. Across the date line longitudes continue beyond 180.
 
     Returns
     -------

@@ -55,7 +55,7 @@ def follow(
     Raises
     ------
     SchemaError
-        If the query is no sample of the store, or the store is of level 2k.
+        If the query is not a sample of the store, or the store is of level 2k.
     """
     require_embeddings(dataset, "follow")
     asked = read_query(dataset, query, channel)

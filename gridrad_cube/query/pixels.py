@@ -39,7 +39,7 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
     -------
     Channels on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
     on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column there.
-    Pixels of padding have NaN positions. Those of patch centres become ``patch_latitude``,
+    Pixels of padding have NaN positions. Those of patch centers become ``patch_latitude``,
     ``patch_longitude``.
 
     Raises
@@ -116,7 +116,7 @@ def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
             ".gridrad: the dataset does not know its store (no encoding['source']). Use open_cube."
         )
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise SchemaError(f"{source}: {name!r} is no name of a grid")
+        raise SchemaError(f"{source}: {name!r} is not the name of a grid")
     try:
         return open_grid(source, name)
     except (FileNotFoundError, KeyError) as error:

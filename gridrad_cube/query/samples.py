@@ -76,7 +76,7 @@ def require_embeddings(dataset: xr.Dataset, name: str) -> None:
 
 def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
     """The dims that tell samples apart, in the order of the store."""
-    if not is_embeddings(dataset):
+    if "embedding" not in dataset.data_vars:
         return ("crop", "row", "col")
     dims = tuple(d for d in _SAMPLE_DIMS if d in dataset["embedding"].dims)
     if ("row" in dims) != ("col" in dims):
@@ -265,6 +265,7 @@ def locate(
     SchemaError
         If no crop was written, or a latitude or longitude is not one.
     """
+    is_embeddings(dataset)
     seconds, lat, lon = seconds_of(times), np.asarray(latitude, float), np.asarray(longitude, float)
     wrong = np.flatnonzero(~((np.abs(lat) <= 90) & (np.abs(lon) <= 360)))
     if len(wrong):
@@ -555,7 +556,7 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
     ``y_stop``, ``x_start``, ``x_stop`` in the source's pixels (the stop of a padded patch lies past the end
     of the scene).
     """
-    if not is_embeddings(dataset):
+    if "embedding" not in dataset.data_vars:
         check_pixels(dataset)
     level_2k = not cell_dims(dataset)
     out: dict[str, Any] = {}
@@ -601,7 +602,7 @@ def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Varia
     at = (inverse, *(index[d] for d in cells))
     out["latitude"] = (dim, latitude[at], {"units": "degrees_north", "standard_name": "latitude"})
     out["longitude"] = (dim, longitude[at], {"units": "degrees_east", "standard_name": "longitude"})
-    if is_embeddings(dataset) and not cells and "flags" in dataset.variables:
+    if not cells and "flags" in dataset.variables:
         dims = [d for d in sample_dims(dataset) if d not in index]
         flags = sample_flags(dataset, crops)
         some = (inverse, index["channel"]) if "channel" in index else (inverse,)
