@@ -20,6 +20,17 @@ DEFAULTS = {
     "bbox": None, "batch_size": 64, "channel": None, "channels": None, "client": None, "device": "auto",
     "metric": "cosine", "progress": False, "reject": None, "scheduler": None, "seed": 0, "time": None, "workers": 1,
 }  # fmt: skip
+#: Words for parameters that have a name already.
+OTHER_WORDS = {
+    "dest",
+    "n_workers",
+    "num_workers",
+    "output",
+    "random_state",
+    "store_path",
+    "verbose",
+    "zarr_path",
+}
 #: Exceptions, by function and parameter.
 EXCEPTIONS = {
     ("embedding.Network", "device"): "cpu",
@@ -79,9 +90,10 @@ def test_functions_at_the_top_are_those_of_the_packages():
     assert inspect.ismodule(gridrad_cube.plot)
 
 
-def test_the_same_name_has_the_same_default():
+def test_the_same_thing_has_the_same_name_and_default():
     found = defaultdict(dict)
     for function, signature in signatures():
+        assert not OTHER_WORDS & signature.parameters.keys(), function
         for name, parameter in signature.parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 found[name][function] = parameter.default

@@ -24,12 +24,13 @@ from gridrad_cube.schema import (
     default_reject,
     statistics_of,
 )
+from gridrad_cube.store import Build, cube_info
 
 #: What the blocks of the small arrays were last written from, and their part of the training statistics.
 _BLOCKS = "_build/blocks.json"
 
 
-def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, rewrite: bool = False) -> None:
+def finalise(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool = False) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, then the root.
 
     Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
@@ -74,7 +75,7 @@ def finalise(build: store.Build, flag_by: QualitySpec | None = None, *, rewrite:
 
 
 def _write_blocks(
-    build: store.Build, flagging: QualitySpec, thresholds: Mapping[str, Any], rewrite: bool
+    build: Build, flagging: QualitySpec, thresholds: Mapping[str, Any], rewrite: bool
 ) -> list[dict[str, Any]]:
     """Write what changed of the small arrays; return the sums of every block, in the order of rows."""
     try:
@@ -101,15 +102,15 @@ def _write_blocks(
     return [block["sums"] for block in after.values()]
 
 
-def is_finished(build: store.Build) -> bool:
+def is_finished(build: Build) -> bool:
     """Whether the store is there and was made from all that the log says."""
     try:
-        return bool(store.cube_info(build.files.root).get("build_state") == build.state())
+        return bool(cube_info(build.files.root).get("build_state") == build.state())
     except (SchemaError, FileNotFoundError):  # there is none, or it cannot be read
         return False
 
 
-def _radar_quality(build: store.Build) -> dict[str, Any]:
+def _radar_quality(build: Build) -> dict[str, Any]:
     """Constants of the quality control of radar volumes, where the store has any."""
     assert build.recipe is not None
     has_radar = any(entry.format.startswith("gridrad") for entry in build.entries)
@@ -118,9 +119,9 @@ def _radar_quality(build: store.Build) -> dict[str, Any]:
     return {"radar_quality": quality.RadarQualitySpec.of(build.recipe.radar).to_dict()}
 
 
-def _old_attributes(build: store.Build) -> dict[str, Any]:
+def _old_attributes(build: Build) -> dict[str, Any]:
     try:
-        return store.cube_info(build.files.root)
+        return cube_info(build.files.root)
     except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
         return {}
 
@@ -130,7 +131,7 @@ def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) 
     return {statistic: values[f"{channel.name}_{statistic}"] for statistic in names}
 
 
-def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
+def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
     """Every small variable of a block of rows, flagged by other thresholds than at writing if need be."""
     assert build.layout is not None
     assert build.recipe is not None
@@ -153,7 +154,7 @@ def _gather(build: store.Build, rows: range, flagging: QualitySpec) -> dict[str,
     return values
 
 
-def _thresholds(build: store.Build, flagging: QualitySpec) -> dict[str, Any]:
+def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
     """Thresholds of global outliers; of the store only the means that they are drawn from are held in memory."""
     assert build.layout is not None
     means: dict[str, list[list[np.ndarray]]] = {name: [] for name in build.layout.channels}
@@ -240,7 +241,7 @@ def _summary(sums: Mapping[str, Any]) -> dict[str, Any]:
     return {"patches": sums["patches"], **dict(zip(names, values, strict=True))}
 
 
-def _history(build: store.Build) -> str:
+def _history(build: Build) -> str:
     old = ""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         old = build.files.read_json("zarr.json")["attributes"]["history"] + "\n"
@@ -254,7 +255,7 @@ def _software() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def reflag(store_path: str | os.PathLike[str], spec: QualitySpec) -> None:
+def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
     """Flag a finished cube by other thresholds, from its stored statistics: no pixel and no source is read.
 
     The same as building it with these thresholds. Later additions are judged by them too.
@@ -264,7 +265,7 @@ def reflag(store_path: str | os.PathLike[str], spec: QualitySpec) -> None:
     SchemaError
         If this is no finished cube, or somebody else writes to it.
     """
-    store.cube_info(store_path)
-    build = store.Build(store_path)
+    cube_info(store)
+    build = Build(store)
     with build.lease():
         finalise(build, spec)

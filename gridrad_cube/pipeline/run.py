@@ -22,6 +22,7 @@ from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline.finalise import finalise, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, write_source
 from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
+from gridrad_cube.store import Build, verify
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -85,7 +86,7 @@ class Report:
 
 def preprocess(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    store_path: str | os.PathLike[str],
+    store: str | os.PathLike[str],
     *,
     recipe: Recipe | None = None,
     client: Client | None = None,
@@ -103,7 +104,7 @@ def preprocess(
     ----------
     sources
         Files and folders (searched for netCDF files).
-    store_path
+    store
         Path or URL of the store.
     recipe
         What to make of them; None takes that of an existing store, else the defaults.
@@ -133,15 +134,15 @@ def preprocess(
     if recipe is not None and recipe.radar.qc_constants:
         quality.RadarQualitySpec.of(recipe.radar)  # refuses an unknown constant before any file is read
     found = find_sources(sources)
-    build = store.Build(store_path)
+    build = Build(store)
     if build.layout is None and build.files.names() and not build.files.exists("_build"):
         raise SchemaError(
-            f"{store_path}: there is something here that is no store under construction; give a new path"
+            f"{store}: there is something here that is no store under construction; give a new path"
         )
     if not build.files.shared and (client is not None or scheduler or workers > 1):
-        raise SchemaError(f"{store_path}: lives in this process alone; build it with workers=1 and no client")
+        raise SchemaError(f"{store}: lives in this process alone; build it with workers=1 and no client")
     with executor(client, workers, scheduler) as run, build.lease():
-        build = store.Build(store_path)  # what a writer before us did is seen only under the lease
+        build = Build(store)  # what a writer before us did is seen only under the lease
         recipe = _recipe(build, recipe)
         found = _under_known_names(build, found)
         try:
@@ -151,14 +152,14 @@ def preprocess(
             build.flush()
         if not build.entries:
             reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
-            raise SchemaError(f"{store_path}: no file can be used, so there is no store:\n{reasons}")
+            raise SchemaError(f"{store}: no file can be used, so there is no store:\n{reasons}")
         if not is_finished(build):
             finalise(build)
-    return Report(os.fspath(store_path), (*outcomes, *refused))
+    return Report(os.fspath(store), (*outcomes, *refused))
 
 
 def repair(
-    store_path: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    store: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 ) -> list[Outcome]:
     """Rebuild damaged shards of a store from its sources, and only those.
 
@@ -172,11 +173,11 @@ def repair(
     What became of each source with a damaged shard.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    build = store.Build(store_path)
+    build = Build(store)
     if build.layout is None:
-        raise SchemaError(f"{store_path}: no build log in it; nothing to repair by")
+        raise SchemaError(f"{store}: no build log in it; nothing to repair by")
     with build.lease():
-        damaged = {d.source for d in store.verify(store_path)}
+        damaged = {d.source for d in verify(store)}
         files = {s.name: s for s in find_sources(roots)}
         outcomes = []
         assert build.recipe is not None
@@ -199,7 +200,7 @@ def repair(
     return outcomes
 
 
-def _recipe(build: store.Build, wanted: Recipe | None) -> Recipe:
+def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
     """The recipe of a store; refuses another one."""
     if build.recipe is None:
         return wanted or Recipe()
@@ -265,7 +266,7 @@ def _netcdf_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in _SUFFIXES)
 
 
-def _under_known_names(build: store.Build, found: Sequence[SourceFile]) -> list[SourceFile]:
+def _under_known_names(build: Build, found: Sequence[SourceFile]) -> list[SourceFile]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
     files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
     out: dict[str, SourceFile] = {}
@@ -276,7 +277,7 @@ def _under_known_names(build: store.Build, found: Sequence[SourceFile]) -> list[
     return list(out.values())
 
 
-def check_unchanged(build: store.Build, source: SourceFile) -> None:
+def check_unchanged(build: Build, source: SourceFile) -> None:
     """Refuse a written source whose size or time of modification is another now."""
     record = build.outcome(build.number[source.name])
     if record and record.status == "written" and (record.size, record.mtime_ns) != source.stat():
@@ -299,7 +300,7 @@ class _Planned(NamedTuple):
 
 
 def _plan(
-    build: store.Build, recipe: Recipe, found: Sequence[SourceFile], run: Runner, progress: bool
+    build: Build, recipe: Recipe, found: Sequence[SourceFile], run: Runner, progress: bool
 ) -> list[Outcome]:
     """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
     for source in found:
@@ -418,7 +419,7 @@ def _layout(
     return replace(layout, rows_per_chunk=store.block_length(layout, len(planned)))
 
 
-def _check_lattices(build: store.Build, entries: Sequence[store.Entry]) -> None:
+def _check_lattices(build: Build, entries: Sequence[store.Entry]) -> None:
     formats = {entry.format for entry in entries}
     if "gridrad_v3_1" in formats and any(f.startswith("gridrad_v4") for f in formats):
         raise SchemaError(
@@ -431,7 +432,7 @@ def _check_lattices(build: store.Build, entries: Sequence[store.Entry]) -> None:
 
 
 def write_plan(
-    build: store.Build,
+    build: Build,
     found: Sequence[SourceFile],
     run: Runner,
     progress: bool,
@@ -482,7 +483,7 @@ def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> st
     raise AssertionError("unreachable")
 
 
-def _account(build: store.Build, number: int, result: Any) -> Outcome:
+def _account(build: Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
     entry = build.entries[number]
     if isinstance(result, store.RemoteError):
@@ -498,13 +499,13 @@ def _account(build: store.Build, number: int, result: Any) -> Outcome:
     return _outcome(record, len(entry.windows))
 
 
-def _is_of_the_store(build: store.Build, error: OSError) -> bool:
+def _is_of_the_store(build: Build, error: OSError) -> bool:
     """Whether an error is of the place that is written to, so that no other file would fare better."""
     refused = error.errno in (errno.EACCES, errno.EPERM)
     return error.errno in _FATAL or (refused and str(error.filename).startswith(build.files.root))
 
 
-def _not_given(build: store.Build, number: int) -> Outcome:
+def _not_given(build: Build, number: int) -> Outcome:
     """A planned source that is not written whole and not among SOURCE now: what is known of it stays."""
     entry = build.entries[number]
     if build.is_written(number):
@@ -528,7 +529,7 @@ def _failure(entry: store.Entry, error: Exception) -> store.Record:
     )
 
 
-def _refuse(build: store.Build, source: SourceFile, error: Exception) -> Outcome:
+def _refuse(build: Build, source: SourceFile, error: Exception) -> Outcome:
     """Record a file that cannot be planned."""
     _logger.debug("%s cannot be planned", source.name, exc_info=error)
     size = os.stat(source.path).st_size if os.path.exists(source.path) else 0

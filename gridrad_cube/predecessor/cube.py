@@ -26,6 +26,7 @@ from gridrad_cube.predecessor.arrays import (
 )
 from gridrad_cube.predecessor.names import OldSource, find_files
 from gridrad_cube.schema import CHANNELS, PATCH_SIZE, TIME_FILL, Packing, Recipe, SchemaError, TileSpec
+from gridrad_cube.store import Build
 
 logger = logging.getLogger(__name__)
 
@@ -59,19 +60,19 @@ class _Position(NamedTuple):
 
 def from_npz(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    store_path: str | os.PathLike[str],
+    store: str | os.PathLike[str],
     **options: Any,
 ) -> pipeline.Report:
     """Build a cube from ``.npz`` files, or continue it; parameters as for `from_pt`.
 
     Only ``crop`` is read: ``patches`` holds the same pixels again.
     """
-    return _convert(find_files(sources, ".npz"), store_path, **options)
+    return _convert(find_files(sources, ".npz"), store, **options)
 
 
 def from_pt(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    store_path: str | os.PathLike[str],
+    store: str | os.PathLike[str],
     **options: Any,
 ) -> pipeline.Report:
     """Build a cube from ``.pt`` files of crops or patches, of any version of the predecessor, or continue it.
@@ -84,7 +85,7 @@ def from_pt(
     ----------
     sources
         Files and folders (searched for ``.pt`` files).
-    store_path
+    store
         Path or URL of the store. What it holds already stays; an interrupted run continues.
     source_root
         Folder of the netCDF files that the crops were cut from. Where a file of the scene's name holds a crop's
@@ -114,12 +115,12 @@ def from_pt(
         If no file is one of the predecessor's, the same pixels are given twice, the store was built with other
         options, or a source changed since it was written.
     """
-    return _convert(find_files(sources, ".pt"), store_path, **options)
+    return _convert(find_files(sources, ".pt"), store, **options)
 
 
 def _convert(
     found: Sequence[OldSource],
-    store_path: str | os.PathLike[str],
+    store: str | os.PathLike[str],
     *,
     source_root: str | os.PathLike[str] | None = None,
     visible_units: _VisibleUnits = "auto",
@@ -128,11 +129,11 @@ def _convert(
     workers: int = 1,
     progress: bool = False,
 ) -> pipeline.Report:
-    build = store.Build(store_path)
+    build = Build(store)
     if build.layout is None and build.files.names() and not build.files.exists("_build"):
-        raise SchemaError(f"{store_path}: there is something here that is no cube; give a new path")
+        raise SchemaError(f"{store}: there is something here that is no cube; give a new path")
     with pipeline.executor(None, workers, None) as run, build.lease():
-        build = store.Build(store_path)
+        build = Build(store)
         try:
             for source in found:
                 if source.name in build.number:
@@ -161,7 +162,7 @@ def _convert(
             build.flush()
         if not pipeline.is_finished(build):
             pipeline.finalise(build)
-    return pipeline.Report(os.fspath(store_path), tuple(outcomes))
+    return pipeline.Report(os.fspath(store), tuple(outcomes))
 
 
 def _look(source: OldSource) -> OldCrops:
@@ -255,7 +256,7 @@ def _check_same(root: str, recipe: Recipe, layout: store.CubeLayout, asked: Mapp
 
 
 def _entries(
-    build: store.Build,
+    build: Build,
     layout: store.CubeLayout,
     new: Sequence[OldSource],
     facts: Sequence[OldCrops | Exception],
