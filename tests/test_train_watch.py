@@ -504,7 +504,7 @@ def test_store_that_is_too_small_for_probes_says_so_and_is_trained_from(tmp_path
     store = make_store(tmp_path / "one", scenes=1, shape=(64, 80), patch=16, channels=(IR,))
     summary = train(config_for(store, tmp_path / "run", steps=2, probe_steps=1))
     assert summary["best"] is None
-    assert caplog.text.count("no probes and no best checkpoint: too few samples are seen again") == 1
+    assert caplog.text.count("no probes and no best checkpoint: too few samples are seen") == 1
     assert [r["step"] for r in metrics_of(tmp_path / "run")] == [1, 2]
 
 

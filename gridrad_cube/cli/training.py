@@ -103,9 +103,7 @@ def _options() -> tuple[_Option, ...]:
     names = ", ".join(list_presets())
     options = [
         _Option("preset", group="recipe", metavar="NAME", help=f"One of {names} or none (default: small)."),
-        _Option(
-            "config", group="recipe", metavar="FILE", help="TOML file of options, over those of the preset."
-        ),
+        _Option("config", group="recipe", metavar="FILE", help="TOML file of options, over the preset."),
     ]
     aliases = {"store": ["data_path"], "out": ["output_dir"]}
     options += [_Option(name, *aliases.get(name, []), **_describe(name, defaults)) for name in FIELDS]
@@ -132,13 +130,8 @@ def _describe(name: str, defaults: Sequence[Mapping[str, Any]]) -> dict[str, Any
     elif kind is bool:
         metavar = "[BOOL]"
     text = about["help"] + (f" ({'; '.join(notes)})" if notes else "")
-    return {
-        "group": about["group"],
-        "several": several,
-        "switch": kind is bool,
-        "metavar": metavar,
-        "help": text,
-    }
+    marks = {"several": several, "switch": kind is bool}
+    return {"group": about["group"], "metavar": metavar, "help": text, **marks}
 
 
 def _show(value: Any) -> str:
@@ -162,9 +155,7 @@ def _one_value_each(args: Sequence[str], params: Sequence[click.Parameter]) -> l
         elif words and (len(words[-1]) == 1 or getattr(known[words[-1][0]], "several", False)):
             words[-1].append(arg)
         else:
-            raise click.UsageError(
-                f"unexpected argument {arg!r}; every value belongs to an option, see --help"
-            )
+            raise click.UsageError(f"unexpected argument {arg!r}; every value belongs to an option")
     out = []
     for flag, *values in words:
         if not values and getattr(known[flag], "switch", False):

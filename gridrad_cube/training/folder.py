@@ -177,18 +177,14 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checkpoint
 
 
-def check_same_run(
-    checkpoint: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any], where: Path, *, level: str,
-    identity: str, batch: int,
-) -> None:  # fmt: skip
+def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Path) -> None:
     """Refuse to resume the run of another level, store or recipe.
 
     Parameters
     ----------
-    old, new
-        All options of the run that the checkpoint is of, and of the one that resumes it.
-    level, identity, batch
-        Of the run that resumes: its level, the identity of its store, samples per step.
+    theirs, ours
+        ``level``, ``config``, ``store`` and ``plan`` (with ``global_batch``) as checkpoints hold them: of the run in
+        the checkpoint, and of the one that resumes it.
 
     Raises
     ------
@@ -196,9 +192,10 @@ def check_same_run(
         Names what differs, there and here.
     """
     remedy = "Pass another --out to start a new run (--init-from starts it from these weights)."
-    if checkpoint["level"] != level:
+    old, new = theirs["config"], ours["config"]
+    if theirs["level"] != ours["level"]:
         raise SchemaError(
-            f"{where}: a run of level {checkpoint['level']}, but {new['store']} trains level {level}. "
+            f"{where}: a run of level {theirs['level']}, but {new['store']} trains level {ours['level']}. "
             "Each level has its own --out."
         )
     # The loss of DINO is a sum over samples; the coding rate is that of each batch.
@@ -208,14 +205,13 @@ def check_same_run(
         for k in new
         if k not in free and old[k] != new[k]
     ]
-    if checkpoint["plan"]["global_batch"] != batch:
-        differing.append(
-            f"{checkpoint['plan']['global_batch']} samples a step there, {batch} here (processes x "
-            "--batch-size-per-gpu x --accumulate)"
-        )
+    there, here = (run["plan"]["global_batch"] for run in (theirs, ours))
+    if there != here:
+        counted = "(processes x --batch-size-per-gpu x --accumulate)"
+        differing.append(f"{there} samples a step there, {here} here {counted}")
     if differing:
         raise SchemaError(f"{where}: a run of another configuration: {'; '.join(differing)}. {remedy}")
-    store = checkpoint["store"]
+    store, identity = theirs["store"], ours["store"]["identity"]
     if store["identity"] != identity:
         raise SchemaError(
             f"{where}: a run on another store, {store['path']} (or on this one before it changed), identity "

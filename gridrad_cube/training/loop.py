@@ -105,8 +105,9 @@ def train(
         config = store
     else:
         raise TypeError("train: a Config holds every option; expected no other options beside it")
-    if not config.store or not config.out:
-        raise SchemaError(f"train: got store {config.store!r} and out {config.out!r}; expected both")
+    for name, what in (("store", "cube or embedding store to learn from"), ("out", "folder of the run")):
+        if not getattr(config, name):
+            raise SchemaError(f"--{name}: missing. Pass the {what}.")
     world = find_world()
     device = choose_device(config.device, world)
     cuda = [device] if device.type == "cuda" else []
@@ -153,9 +154,8 @@ def _reporter(progress: Progress | bool, run: _Run) -> Iterator[Progress | None]
     if not isinstance(progress, bool):
         yield progress
         return
-    if (
-        not progress or not run.world.is_main or run.step >= run.plan.steps
-    ):  # a bar without steps says nothing
+    finished = run.step >= run.plan.steps
+    if not progress or not run.world.is_main or finished:
         yield None
         return
     # Importing it warns in notebooks without ipywidgets, where no bar may be asked for.
@@ -236,36 +236,27 @@ class _Run:
     def _read(self, path: Path) -> dict[str, Any]:
         """The checkpoint from which to resume, if it is of the same run."""
         c, checkpoint = self.config, read_run(path)
+        batch = c.batch_size_per_gpu * c.accumulate * self.world.size
+        ours = {"level": store_level(c.store), "config": c.to_dict(), "store": self.store}
         # Options newer than the checkpoint count as their defaults there.
         old = Config().to_dict() | upgrade(checkpoint["config"], path)
-        check_same_run(
-            checkpoint, old, c.to_dict(), path, level=store_level(c.store), identity=self.store["identity"],
-            batch=c.batch_size_per_gpu * c.accumulate * self.world.size,
-        )  # fmt: skip
+        check_same_run(checkpoint | {"config": old}, ours | {"plan": {"global_batch": batch}}, path)
         return checkpoint
 
     def _make_probe(self) -> Probe | None:
         """The probe of the run; None if it is to have none, or the store is too small for it."""
-        c, steps = self.config, self.plan.steps
+        c, steps, dataset = self.config, self.plan.steps, self.source.dataset
         every = c.probe_steps
         if every == "auto":
             every = probe_interval(steps, c.batch_size_per_gpu * c.accumulate)
-        pairs = draw_pairs(self.source.dataset, c.seed) if every else None
-        if pairs is None:
-            if every:
-                logger.info(
-                    "no probes and no best checkpoint: too few samples are seen again minutes or hours later"
-                )
+        if not every:
             return None
-        return Probe(
-            self.source.dataset,
-            self.source.whole,
-            pairs,
-            every=every,
-            steps=steps,
-            device=self.device,
-            bf16=self.bf16,
-        )
+        pairs = draw_pairs(dataset, c.seed)
+        if pairs is None:
+            logger.info("no probes and no best checkpoint: too few samples are seen minutes or hours later")
+            return None
+        where: Any = {"device": self.device, "bf16": self.bf16}
+        return Probe(dataset, self.source.whole, pairs, every=every, steps=steps, **where)
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         self.networks.load(checkpoint)
