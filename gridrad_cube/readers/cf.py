@@ -6,8 +6,9 @@ units and name; fields by their own name, by ``standard_name`` with units, or by
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -76,21 +77,13 @@ class _Axes:
     dims: tuple[str, str]  # of row and column
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A variable of the file that is a channel; units as the user gives them."""
-
-    variable: Variable
-    units: str | None
-
-
 def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     found = _find_fields(source, request)
     axes = _find_axes(source, found)
     time = _time(source)
-    found = {channel: f for channel, f in found.items() if set(axes.dims) <= set(f.variable.dims)}
-    vertical = {channel: _vertical(source, f.variable, axes) for channel, f in found.items()}
+    found = {channel: f for channel, f in found.items() if set(axes.dims) <= set(f[0].dims)}
+    vertical = {channel: _vertical(source, variable, axes) for channel, (variable, _) in found.items()}
     carried = [source.variables[name] for name in request.others if name in source.variables]
     tall = [_vertical(source, v, axes) for v in carried if v.is_numeric and set(axes.dims) <= set(v.dims)]
     uprights = {name for name in (*vertical.values(), *tall) if name}
@@ -99,7 +92,8 @@ def describe(source: Source, request: Request) -> Header:
             f"{source.path}: fields lie on several vertical axes {sorted(uprights)}; pass channels=..."
         )
     upright = next(iter(uprights), None)
-    altitudes = _altitudes(source, upright) if upright else np.zeros(0)
+    levels_of = _altitude_variable(source, upright) if upright else None
+    altitudes = read_altitudes(source, levels_of.name) if levels_of else np.zeros(0)
     available = {channel: vertical[channel] is not None for channel in found}
     if available.get("reflectivity"):
         available = dict.fromkeys(DERIVED, False) | available
@@ -118,11 +112,15 @@ def describe(source: Source, request: Request) -> Header:
     fields = {}
     for name in names:
         if name in found:
-            variable, units = found[name].variable, found[name].units
+            variable, units = found[name]
             on = (str(upright), *axes.dims) if vertical[name] else axes.dims
             fields[name] = known_field(source, name, variable.name, on, units)
         elif name in DERIVED:
-            fields[name] = _derived_field(source, name, found["reflectivity"], axes)
+            variable, units = found["reflectivity"]
+            volume = known_field(source, "reflectivity", variable.name, axes.dims, units)
+            packing = volume.packing if name == "reflectivity_column_maximum" else CHANNELS[name].packing
+            said = {"channel": CHANNELS[name], "attributes": CHANNELS[name].attributes()}
+            fields[name] = replace(volume, packing=packing, **said)
         else:
             fields[name] = other_field(source, name, others[name])
     known = sorted(name for name in names if name in CHANNELS)
@@ -144,48 +142,44 @@ def describe(source: Source, request: Request) -> Header:
     )
 
 
-def _derived_field(source: Source, name: str, reflectivity: _Found, axes: _Axes) -> Field:
-    """A channel that is computed from reflectivity: its codes are packed as those, or as the table says."""
-    volume = known_field(source, "reflectivity", reflectivity.variable.name, axes.dims, reflectivity.units)
-    channel = CHANNELS[name]
-    packing = volume.packing if name == "reflectivity_column_maximum" else channel.packing
-    return replace(volume, channel=channel, packing=packing, attributes=channel.attributes())
-
-
-def _find_fields(source: Source, request: Request) -> dict[str, _Found]:
-    """Variables that are channels: those the user names, then by name, then by standard name and units."""
+def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, str | None]]:
+    """Variables that are channels, with units that the user gives: by the user's word, by name, by standard name."""
     asked = {label.partition("@")[0] for label in request.channels}
-    found = {}
-    for channel, (name, units) in request.named().items():
-        if name in source.variables:
-            found[channel] = _Found(source.variables[name], units)
+    found: dict[str, tuple[Variable, str | None]] = {
+        channel: (source.variables[name], units)
+        for channel, (name, units) in request.named().items()
+        if name in source.variables
+    }
     grids = [v for v in source.variables.values() if v.is_numeric and len(v.dims) >= 2]
     for variable in grids:
         if variable.name in CHANNELS and variable.name not in found:
-            found[variable.name] = _Found(variable, None)
+            found[variable.name] = (variable, None)
     by_standard_name: dict[str, list[Variable]] = {}
     for variable in grids:
         channel = _STANDARD_NAMES.get(variable.text("standard_name"), "")
-        taken = [f.variable.name for f in found.values()]
-        if channel and channel not in found and variable.name not in taken:
-            units = variable.text("units")
-            if spelled(units) in CONVERSIONS[CHANNELS[channel].units]:
-                by_standard_name.setdefault(channel, []).append(variable)
+        is_taken = channel in found or any(variable is taken for taken, _ in found.values())
+        if (
+            channel
+            and not is_taken
+            and spelled(variable.text("units")) in CONVERSIONS[CHANNELS[channel].units]
+        ):
+            by_standard_name.setdefault(channel, []).append(variable)
     for channel, variables in by_standard_name.items():
         if len(variables) > 1 and (not asked or channel in asked):
             raise SchemaError(
                 f"{source.path}: {[v.name for v in variables]} may each be {channel}; expected one. "
                 f'Pass variables=(("{channel}", "{variables[0].name}", None),), or channels=... without it.'
             )
-        found[channel] = _Found(variables[0], None)
+        found[channel] = (variables[0], None)
     return found
 
 
-def _find_axes(source: Source, found: dict[str, _Found]) -> _Axes:
+def _find_axes(source: Source, found: Mapping[str, tuple[Variable, str | None]]) -> _Axes:
     """The surest latitude and longitude that some field lies on."""
-    pairs = _pairs(source)
+    candidates = (_candidates(source, "latitude"), _candidates(source, "longitude"))
+    pairs = [axes for pair in product(*candidates) if (axes := _grid_axes(*pair)) is not None]
     for pair in pairs:
-        if any(set(pair.dims) <= set(f.variable.dims) for f in found.values()):
+        if any(set(pair.dims) <= set(variable.dims) for variable, _ in found.values()):
             return pair
     if not found and pairs:
         return pairs[0]
@@ -205,16 +199,6 @@ def _find_axes(source: Source, found: dict[str, _Found]) -> _Axes:
     )
 
 
-def _pairs(source: Source) -> list[_Axes]:
-    pairs = []
-    for latitude in _candidates(source, "latitude"):
-        for longitude in _candidates(source, "longitude"):
-            dims = _grid_dims(latitude, longitude)
-            if dims is not None:
-                pairs.append(_Axes(latitude.name, longitude.name, dims))
-    return pairs
-
-
 def _candidates(source: Source, axis: str) -> list[Variable]:
     """Variables that may be this axis, the surest first: by standard name, by units, by name."""
     units, names = _AXES[axis]
@@ -227,31 +211,25 @@ def _candidates(source: Source, axis: str) -> list[Variable]:
     return [source.variables[name] for name in dict.fromkeys(chain.from_iterable(ranked))]
 
 
-def _grid_dims(latitude: Variable, longitude: Variable) -> tuple[str, str] | None:
-    """Row and column dimensions that two variables span, or None where they make no grid."""
-    lat, lon = _spatial_dims(latitude), _spatial_dims(longitude)
+def _grid_axes(latitude: Variable, longitude: Variable) -> _Axes | None:
+    """Two variables as the axes of a grid, or None where they make none."""
+    lat, lon = (tuple(d for d, n in v.sizes.items() if n > 1) for v in (latitude, longitude))
     if len(lat) == len(lon) == 1 and lat != lon:
-        return lat[0], lon[0]
+        return _Axes(latitude.name, longitude.name, (lat[0], lon[0]))
     if len(lat) == 2 and lat == lon:
-        return lat[0], lat[1]
+        return _Axes(latitude.name, longitude.name, (lat[0], lat[1]))
     return None
-
-
-def _spatial_dims(variable: Variable) -> tuple[str, ...]:
-    return tuple(d for d, n in variable.sizes.items() if n > 1)
 
 
 def _vertical(source: Source, variable: Variable, axes: _Axes) -> str | None:
     """The altitude dimension of a field, None where it has none; any other is refused."""
-    others = [
-        d for d, n in variable.sizes.items() if d not in axes.dims and n > 1
-    ]  # fmt: skip
+    others = [d for d, n in variable.sizes.items() if d not in axes.dims and n > 1]
     if not others:
         return None
     if len(others) == 1 and _altitude_variable(source, others[0]) is not None:
         return others[0]
     raise SchemaError(
-        f"{source.path}: variable {variable.name!r} lies on {variable.dims} {variable.shape}; expected a row, a "
+        f"{variable.where} lies on {variable.dims} {variable.shape}; expected a row, a "
         "column and at most an altitude (one file, one scene). Split the file: "
         f"ds.isel({others[0]}=[i]).to_netcdf(...) for each."
     )
@@ -265,12 +243,6 @@ def _altitude_variable(source: Source, dim: str) -> Variable | None:
             if standard_name in _ALTITUDES or is_up or variable.name.lower() in _ALTITUDES:
                 return variable
     return None
-
-
-def _altitudes(source: Source, dim: str) -> npt.NDArray[np.float64]:
-    variable = _altitude_variable(source, dim)
-    assert variable is not None
-    return read_altitudes(source, variable.name)
 
 
 def _time(source: Source) -> np.datetime64:
@@ -304,15 +276,11 @@ def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDAr
 def _derive(
     source: Source, header: Header, about: Field, dims: tuple[str, ...], request: Request
 ) -> npt.NDArray[Any]:
+    _, units = request.named().get("reflectivity", ("", None))
     upwards = [int(i) for i in np.argsort(header.altitude_km)]
-    volume = known_field(source, "reflectivity", about.variable, dims, _given_units(request))
+    volume = known_field(source, "reflectivity", about.variable, dims, units)
     codes = read_codes(source, volume, upwards)
     if about.channel.name == "reflectivity_column_maximum":
         return column_maximum(codes, volume.packing)
     heights = header.altitude_km[upwards]
     return echo_top_height(codes, heights, request.radar.echo_top_dbz, volume.packing)
-
-
-def _given_units(request: Request) -> str | None:
-    """Units of reflectivity by the user's word."""
-    return request.named().get("reflectivity", ("", None))[1]
