@@ -118,9 +118,9 @@ def describe(source: Source, request: Request) -> Header:
         elif name in DERIVED:
             variable, units = found["reflectivity"]
             volume = known_field(source, "reflectivity", variable.name, axes.dims, units)
-            packing = volume.packing if name == "reflectivity_column_maximum" else CHANNELS[name].packing
-            said = {"channel": CHANNELS[name], "attributes": CHANNELS[name].attributes()}
-            fields[name] = replace(volume, packing=packing, **said)
+            channel = CHANNELS[name]
+            packing = volume.packing if name == "reflectivity_column_maximum" else channel.packing
+            fields[name] = replace(volume, channel=channel, packing=packing, attributes=channel.attributes())
         else:
             fields[name] = other_field(source, name, others[name])
     known = sorted(name for name in names if name in CHANNELS)

@@ -332,9 +332,9 @@ def encode(
     applied. For dBZ and echo tops -99 and less is observed without echo and -990 and less (-999, -9999) not observed;
     rain that rounds to nothing is no echo, negative rain out of range.
     """
-    (scale, offset), valid, fills = (1.0, 0.0), (None, None), [_DEFAULT_FILL[values.dtype.name]]
-    if variable is not None:
-        (scale, offset), valid, fills = variable.scaling, _valid_range(variable), _float_fills(variable)
+    scale, offset = (1.0, 0.0) if variable is None else variable.scaling
+    valid = (None, None) if variable is None else _valid_range(variable)
+    fills = [_DEFAULT_FILL[values.dtype.name]] if variable is None else _float_fills(variable)
     out = np.empty(values.shape, channel.packing.dtype)
     flat, flat_out = values.reshape(-1), out.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
