@@ -111,9 +111,14 @@ def evaluate(
 
 def _gather(stores: Stores, rows: np.ndarray) -> Samples:
     """Samples with the vectors and attributes of their pixels."""
-    found = stores.read(rows)
+    found = _directed(stores.read(rows))
     attributes, vectors = describe_pixels(stores.cube, *found.windows, stores.shape, stores.members)
     return replace(found, attributes=attributes, vectors={**found.vectors, **vectors})
+
+
+def _directed(samples: Samples) -> Samples:
+    """The samples whose vectors of every kind have a direction."""
+    return samples.take(np.all([measures.usable(v) for v in samples.vectors.values()], axis=0))
 
 
 def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
@@ -141,8 +146,7 @@ def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
 def _project(samples: Samples, kinds: _Kinds) -> Samples:
     """Samples with all kinds of vectors; those without a direction in one of them are left out."""
     vectors = {name: make(samples.vectors[raw]) for name, (raw, make) in kinds.items()}
-    known = np.all([measures.usable(v) for v in vectors.values()], axis=0)
-    return replace(samples, vectors=vectors).take(known)
+    return _directed(replace(samples, vectors=vectors))
 
 
 def _at(values: np.ndarray, positions: np.ndarray, otherwise: float) -> np.ndarray:

@@ -128,24 +128,14 @@ class Stores:
         return float(np.median(steps)) if len(steps) else np.inf
 
     def read(self, rows: np.ndarray) -> Samples:
-        """Vectors and positions of samples; those without a finite vector, other than zero, in some store are left out.
-
-        Parameters
-        ----------
-        rows
-            Ascending.
-        """
+        """Vectors and places of samples, by their rows in ascending order."""
         at = np.unravel_index(rows, self.mask.shape)
-        index = dict(zip(sample_dims(self.first), at, strict=True))
-        found = {}
+        index, found = dict(zip(sample_dims(self.first), at, strict=True)), {}
         for name, dataset in self.datasets.items():
             others = [v for v in dataset.data_vars if v != "embedding"]
             found[name] = collect(dataset.drop_vars(others), index, "sample")
         vectors = {name: d["embedding"].values.astype(np.float32) for name, d in found.items()}
-        known = np.all([np.isfinite(v).all(axis=1) & v.any(axis=1) for v in vectors.values()], axis=0)
-        where = next(iter(found.values())).drop_vars("embedding").isel(sample=np.flatnonzero(known))
-        vectors = {name: v[known] for name, v in vectors.items()}
-        crop = index["crop"][known]
+        where, crop = next(iter(found.values())), index["crop"]
         y = x = np.zeros_like(crop)
         if self.patches is None:
             y, x = (where[f"{a}_start"].values - self.cube[f"{a}_origin"].values[crop] for a in "yx")
@@ -153,7 +143,7 @@ class Stores:
             vectors["mean of patches"] = _mean_of_patches(self.patches, self.label, crop)
         time = where["time"].values.astype("datetime64[s]")
         latitude, longitude = where["latitude"].values, where["longitude"].values
-        return Samples(rows[known], time, latitude, longitude, (crop, y, x), vectors, {})
+        return Samples(rows, time, latitude, longitude, (crop, y, x), vectors, {})
 
     def after(self, samples: Samples, seconds: float) -> np.ndarray:
         """Row of the clean sample at each place some seconds later, within a quarter of them; -1 for none."""
