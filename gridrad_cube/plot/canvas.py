@@ -39,7 +39,10 @@ _COLD_TOPS = 240.0
 #: Below zero, about zero, above zero: dark in the middle, for white is `_NO_ECHO`.
 _SIGNED = ("#ffd84d", "#9c5a12", "#1f1f28", "#6a3fb5", "#f08cff")
 #: Ticks of color scales that are not linear.
-_TICKS = {"rain": (0.1, 0.3, 1, 3, 10, 30, 100), "visible": (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)}
+_TICKS: dict[str, Sequence[float]] = {
+    "rain": (0.1, 0.3, 1, 3, 10, 30, 100),
+    "visible": (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2),
+}
 #: Pixels along the longer edge above which every n-th pixel is drawn: more than a screen shows.
 _DRAWN = 1500
 
@@ -54,11 +57,6 @@ def new_figure(*shape: int, by_hand: bool = False, **options: Any) -> tuple[Figu
     ----------
     by_hand
         Whether axes are put where `add_axes` says, in place of a layout that matplotlib works out.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -117,10 +115,8 @@ def write_units(units: str) -> str:
 
 def stamp(time: Any) -> str:
     """A time to the minute, UTC."""
-    value = np.asarray(time)
-    if np.isnat(value):
-        return "no time"
-    return f"{str(value.astype('datetime64[m]')).replace('T', ' ')} UTC"
+    minute = np.asarray(time).astype("datetime64[m]")
+    return "no time" if np.isnat(minute) else f"{str(minute).replace('T', ' ')} UTC"
 
 
 def degrees(value: float, letters: str, decimals: int = 1) -> str:
@@ -182,8 +178,13 @@ class Field:
         return np.asarray(self.one[name].isel(self.level).transpose("row", "col").values)
 
 
-def select(cube: xr.Dataset, crop: int, channel: str | None) -> Field:
+def select(cube: xr.Dataset, crop: int, channel: str | None, embeddings: xr.Dataset | None = None) -> Field:
     """A channel of a written crop of a cube, at the lowest altitude if its label names none; the first if None.
+
+    Parameters
+    ----------
+    embeddings
+        Where the label comes from: of one that is composed of several channels the first is taken.
 
     Raises
     ------
@@ -195,6 +196,9 @@ def select(cube: xr.Dataset, crop: int, channel: str | None) -> Field:
         raise SchemaError(
             "plot: no channel in this dataset; expected a cube. Open it with gridrad_cube.open_cube."
         )
+    lacks = str(channel).split("@")[0] not in cube.data_vars
+    if lacks and embeddings is not None and "variable" in embeddings.coords:
+        channel = str(np.atleast_1d(embeddings["variable"].values)[0]).split("+")[0]
     label = choose_labels(known, channel, "plot")[0]
     check_crop(cube, crop)
     one = cube.isel(crop=crop)
@@ -325,8 +329,7 @@ def color_bar(image: AxesImage, label: str, channel: Channel, **options: Any) ->
     extend = "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
     extend = "neither" if channel.kind == "other" else extend
     bar = figure.colorbar(image, label=title_of(label, channel, units=True), extend=extend, **options)
-    ticks: Sequence[float] | None = _TICKS.get(channel.kind)
-    if ticks is not None:
+    if ticks := _TICKS.get(channel.kind):
         bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks], minor=False)
         bar.minorticks_off()
 
@@ -432,11 +435,8 @@ def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "whit
         _graticule(axes, latitude, longitude, edge, "#ffe9a8" if lines == "white" else "0.2")
     # Row and column of patches on the right and above: what --like CROP,ROW,COL asks for.
     style: dict[str, Any] = {
-        "textcoords": "offset points",
-        "fontsize": 8,
-        "color": "0.4",
-        "annotation_clip": False,
-    }
+        "textcoords": "offset points", "fontsize": 8, "color": "0.4", "annotation_clip": False
+    }  # fmt: skip
     across = {"xycoords": ("data", "axes fraction"), "ha": "center", **style}
     down = {"xycoords": ("axes fraction", "data"), "va": "center", **style}
     for i in range(0, cols, -(-cols // 30)):

@@ -72,20 +72,8 @@ def query(
         raise SchemaError(f"plot: got {len(marked)} marks for {count} answers; expected one for each")
     answer, marked = answer.isel(rank=slice(_SHOWN)), marked[:_SHOWN]
     label = str(asked.get("query_channel", answer["channel"].values[0]))
-    if label.split("@")[0] not in cube.data_vars and "variable" in answer.coords:
-        label = str(np.atleast_1d(answer["variable"].values)[0]).split("+")[
-            0
-        ]  # of a composite its first member
-    field = select(cube, int(asked["query_crop"]), label)
-    size = cube.sizes["y"] // cube.sizes["row"]
-    shape = (size, size) if "row" in answer.coords else (cube.sizes["y"], cube.sizes["x"])
-    stride = int(answer.attrs.get("stride") or size)
-    windows = [
-        (int(asked["query_crop"]), *(int(asked.get(f"query_{d}", 0)) * stride for d in ("row", "col")))
-    ]
-    for i, crop in enumerate(answer["crop"].values.tolist()):
-        start = (int(answer[f"{a}_start"][i]) - int(cube[f"{a}_origin"][crop]) for a in "yx")
-        windows.append((crop, *start))
+    field = select(cube, int(asked["query_crop"]), label, answer)
+    shape, windows = _windows(cube, answer, asked)
     place = float(asked["query_latitude"]), float(asked["query_longitude"])
     time = np.datetime64(asked["query_time"].removesuffix("Z"))
     captions = [f"{text}\n{stamp(time)}\n{_place_text(*place)}", *_captions(answer)]
@@ -100,7 +88,7 @@ def query(
     frames = [BLUE, *(ORANGE if mark else None for mark in marked)]
     for ax, (crop, y, x), words, color in zip(panels, windows, captions, frames, strict=True):
         window = {"y": slice(y, y + shape[0]), "x": slice(x, x + shape[1])}
-        pixels = select(cube, crop, label).values(window)
+        pixels = select(cube, crop, field.label).values(window)
         pixels = pixels[::-1] if is_upside_down(cube.isel(crop=crop)) else pixels
         image, handles = draw_field(ax, pixels, field.channel)
         states |= {str(h.get_label()): h for h in handles}
@@ -139,6 +127,21 @@ def _asked(answer: xr.Dataset) -> tuple[Mapping[str, Any], str]:
             "expected a search for (crop, row, col), or for a place and time"
         )
     return asked, text
+
+
+def _windows(
+    cube: xr.Dataset, answer: xr.Dataset, asked: Mapping[str, Any]
+) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """Height and width of a sample in pixels; crop, first row and first column of the query and of each answer."""
+    size = cube.sizes["y"] // cube.sizes["row"]
+    shape = (size, size) if "row" in answer.coords else (cube.sizes["y"], cube.sizes["x"])
+    stride = int(answer.attrs.get("stride") or size)
+    y, x = (int(asked.get(f"query_{d}", 0)) * stride for d in ("row", "col"))
+    out = [(int(asked["query_crop"]), y, x)]
+    for i, crop in enumerate(answer["crop"].values.tolist()):
+        y, x = (int(answer[f"{a}_start"][i]) - int(cube[f"{a}_origin"][crop]) for a in "yx")
+        out.append((crop, y, x))
+    return shape, out
 
 
 def _place_text(latitude: float, longitude: float) -> str:

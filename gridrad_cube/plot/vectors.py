@@ -89,7 +89,7 @@ def embeddings(
     axes, lattice = add_axes(figure, LEFT, TOP, width, height), one
     more: list[Artist] = []
     if cube is not None:
-        field = select(cube, crop, _first_field(cube, label.name, one))
+        field = select(cube, crop, label.name, one)
         image, more = draw_crop(add_axes(figure, LEFT + width + 1.3, TOP, width, height), field)
         bar = add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height)
         color_bar(image, field.label, field.channel, cax=bar)
@@ -103,14 +103,6 @@ def embeddings(
     figure.text(LEFT / wide, 0.36 / tall, f"{', '.join(parts)} of the variance", fontsize=9)
     write_legend(figure, [*handles, *more])
     return figure
-
-
-def _first_field(cube: xr.Dataset, label: str, about: xr.Dataset) -> str:
-    """The field to draw for a channel label of embeddings: of a composite label its first member."""
-    if label.split("@")[0] in cube.data_vars:
-        return label
-    variable = np.atleast_1d(about["variable"].values)[0] if "variable" in about.coords else label
-    return str(variable).split("+")[0]
 
 
 def _draw_cells(axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label) -> list[Artist]:
@@ -217,7 +209,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     if cube is not None:
         axes = add_axes(figure, _LEFT, _TOP, *large)
         bar = add_axes(figure, _LEFT + large[0] + 0.15, _TOP, 0.16, large[1])
-        field = select(cube, int(one["crop"]), _first_field(cube, label, one))
+        field = select(cube, int(one["crop"]), label, one)
         write_legend(figure, _draw_window(axes, bar, field, one, shape), left=_LEFT)
     span = (float(np.nanmin(heads)), float(np.nanmax(heads)))
     axes = add_axes(figure, _LEFT + beside, _TOP, *large)
