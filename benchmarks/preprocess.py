@@ -104,7 +104,7 @@ def run_loose(sources: list[Path], folder: Path, options: argparse.Namespace) ->
 def _imported() -> None:
     import xarray as xr
 
-    import gridrad_cube.pipeline.work  # noqa: F401
+    import gridrad_cube.pipeline  # noqa: F401
 
     xr.Dataset({"v": ("x", np.zeros(1))})  # its first array makes xarray look for Dask
 

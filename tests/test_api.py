@@ -24,7 +24,6 @@ DEFAULTS = {
 OTHER_WORDS = {
     "dest",
     "n_workers",
-    "num_workers",
     "output",
     "random_state",
     "store_path",

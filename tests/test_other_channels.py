@@ -19,7 +19,7 @@ from small_data import split_into_patches
 from synthetic_files import add_other_variables
 
 from gridrad_cube import datasets, info, pipeline, plot, quality, query, readers, store, synthetic, tiling
-from gridrad_cube.datasets.normalization import normalizations
+from gridrad_cube.datasets import normalizations
 from gridrad_cube.schema import (
     OTHER_ATTRIBUTES,
     Flag,
