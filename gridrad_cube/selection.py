@@ -34,7 +34,7 @@ from gridrad_cube.schema import (
 __all__ = [
     "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
     "as_periods", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
-    "in_box", "in_polygon", "kind_of", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
+    "in_box", "in_polygon", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
     "split_by_day", "times_of",
 ]  # fmt: skip
 
@@ -571,7 +571,7 @@ class Label:
     km: float | None = None
 
 
-def kind_of(label: str) -> str:
+def _kind_of(label: str) -> str:
     """Kind of a channel label for its default rejecting flags; of several in one, visible before the others."""
     kinds = [CHANNELS[n].kind for n in re.findall(r"\w+", label) if n in CHANNELS]
     return "visible" if "visible" in kinds else kinds[0] if kinds else "field"
@@ -594,7 +594,7 @@ def labels_of(dataset: xr.Dataset, variables: Iterable[str] | None = None) -> tu
         names = [str(n) for n in np.atleast_1d(dataset["channel"].values)]
         owners = np.atleast_1d(dataset["variable"].values) if "variable" in dataset.coords else names
         return tuple(
-            Label(name, str(owner), None, kind_of(f"{owner} {name}"), _split(name)[1])
+            Label(name, str(owner), None, _kind_of(f"{owner} {name}"), _split(name)[1])
             for name, owner in zip(names, owners, strict=True)
         )
     if variables is None:

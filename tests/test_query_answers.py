@@ -189,6 +189,8 @@ def test_json_and_csv_hold_the_same_records(tmp_path):
     assert rows[0]["time"] == np.datetime_as_string(answer.time.values[0], "s") + "Z"
     assert {"crop", "row", "col", "channel", "source", "scene", "y_start", "x_stop", "flags"} <= set(rows[0])
     assert [{k: str(v) for k, v in row.items()} for row in rows] == written(answer, tmp_path / "a.csv")
+    query.write_answer(answer, tmp_path / "a.nc")
+    np.testing.assert_array_equal(xr.open_dataset(tmp_path / "a.nc").score, answer.score)
     frame = query.to_dataframe(answer)
     assert list(frame) == list(rows[0])
     assert str(frame["time"].dt.tz) == "UTC"

@@ -429,5 +429,12 @@ def test_labels_of_embeddings_are_named_as_those_of_a_cube(cube):
     for asked in ("reflectivity", "reflectivity@3.0km", ["reflectivity@5.5km", IR], 2, None):
         one, other = (choose_labels(labels_of(ds), asked, "channel") for ds in (opened(cube), store))
         assert [label.name for label in one] == [label.name for label in other]
+    with pytest.raises(
+        SchemaError, match=r"no altitude asked for, got \[\]; expected some of \[1.0, 3.0, 5.5\] km"
+    ):
+        choose_labels(labels_of(store), "reflectivity", "channel", altitude=[])
+    assert [label.kind for label in labels_of(store.isel(channel=0).drop_vars(["channel", "variable"]))] == [
+        "field"
+    ]
     with pytest.raises(SchemaError, match="no level at 2 km; expected one of"):
         choose_labels(labels_of(store), "reflectivity", "channel", altitude=2)
