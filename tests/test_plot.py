@@ -110,8 +110,11 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def test_importing_plot_leaves_matplotlib_and_torch_alone() -> None:
-    code = "import sys, gridrad_cube.plot; print([m for m in ('matplotlib', 'torch') if m in sys.modules])"
+def test_importing_plot_and_evaluation_leaves_heavy_packages_alone() -> None:
+    code = (
+        "import sys, gridrad_cube.evaluation, gridrad_cube.plot; "
+        "print([m for m in ('matplotlib', 'sklearn', 'torch') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -241,7 +244,7 @@ def test_scene_hatches_patches_of_padding() -> None:
 def test_scene_without_a_known_source_finds_the_cut_of_even_centres_only() -> None:
     latitude, longitude = np.mgrid[40:36:-1, -100:-94:1].astype(float)
     cut = longitude.copy()
-    cut[:, -1] -= 0.25  # half of the last patch is inside: its centre lies a quarter nearer
+    cut[:, -1] -= 0.25  # half of the last patch is inside: its center lies a quarter nearer
     assert canvas.inside(fake(latitude, cut).isel(crop=0)) == ((0, 4), (0, pytest.approx(5.5)))
     np.testing.assert_allclose(canvas.positions(fake(latitude, cut).isel(crop=0))[1], longitude)
     cut[:, 0] += 0.375
@@ -333,21 +336,21 @@ def test_states_follow_the_packing_of_the_store() -> None:
     assert plot.scene(cube).axes[0].images[1].get_array().count() == cube["precipitation_rate"].size
 
 
-def test_colours_of_states_are_in_no_colour_map() -> None:
+def test_colors_of_states_are_in_no_color_map() -> None:
     for channel in CHANNELS.values():
-        colours = canvas._color_map(channel)(np.linspace(0, 1, 256))[:, :3]
+        colors = canvas._color_map(channel)(np.linspace(0, 1, 256))[:, :3]
         for state in (canvas.NOT_OBSERVED, *((canvas._NO_ECHO, canvas._REMOVED) if channel.has_echo else ())):
-            assert np.abs(colours - to_rgb(state)).max(axis=1).min() > 0.05, channel.name
+            assert np.abs(colors - to_rgb(state)).max(axis=1).min() > 0.05, channel.name
 
 
-def test_infrared_turns_to_colour_at_cold_tops() -> None:
+def test_infrared_turns_to_color_at_cold_tops() -> None:
     channel = CHANNELS[IR]
-    scale, colours = canvas._color_scale(channel), canvas._color_map(channel)
-    red, green, blue, _ = colours(float(scale(241.0)))
+    scale, colors = canvas._color_scale(channel), canvas._color_map(channel)
+    red, green, blue, _ = colors(float(scale(241.0)))
     assert red == green == blue
-    red, green, blue, _ = colours(float(scale(239.0)))
+    red, green, blue, _ = colors(float(scale(239.0)))
     assert blue > green + 0.2
-    assert colours(float(scale(310.0)))[0] < colours(float(scale(250.0)))[0]
+    assert colors(float(scale(310.0)))[0] < colors(float(scale(250.0)))[0]
 
 
 def test_scene_refuses_what_the_cube_lacks(larc: xr.Dataset, radar: xr.Dataset) -> None:
@@ -368,7 +371,7 @@ def test_scene_refuses_what_the_cube_lacks(larc: xr.Dataset, radar: xr.Dataset) 
 
 
 def badges_of(figure: Figure) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Boxes of the badges by colour."""
+    """Boxes of the badges by color."""
     out: dict[str, list[tuple[float, float, float, float]]] = {}
     for collection in figure.axes[0].collections:
         if isinstance(collection, PatchCollection):
@@ -385,12 +388,12 @@ def test_flags_counts_every_flag_of_the_crop(larc: xr.Dataset) -> None:
     assert f"Rejected in training: {int(((bits & reject) != 0).sum())} of 15" in side
     assert f"Other flags; clean patches: {int(((bits & reject) == 0).sum())}" in side
     drawn = badges_of(figure)
-    for flag, (letters, colour) in _BADGES.items():
+    for flag, (letters, color) in _BADGES.items():
         count = int(((bits & flag) != 0).sum())
         name = str(flag.name).replace("_", " ")
         assert (f"{name}: {count}" in side) == (count > 0)
         assert (letters in side) == (count > 0)
-        assert len(drawn.get(str(to_rgba(colour)), [])) == count
+        assert len(drawn.get(str(to_rgba(color)), [])) == count
     assert figure.get_suptitle() == "Flags of visible reflectance, 2021-07-05 18:00 UTC"
     assert len(figure.axes) == 2
 
@@ -425,10 +428,10 @@ def test_all_flags_of_one_patch_have_places_of_their_own_inside_it(south_first: 
     assert all(letters.count(code) == 1 for code, _ in _BADGES.values())
 
 
-def test_badges_differ_in_letters_and_colours() -> None:
+def test_badges_differ_in_letters_and_colors() -> None:
     assert set(_BADGES) == set(Flag)
     assert len({letters for letters, _ in _BADGES.values()}) == len(_BADGES)
-    assert len({colour for _, colour in _BADGES.values()}) == len(_BADGES)
+    assert len({color for _, color in _BADGES.values()}) == len(_BADGES)
 
 
 def test_flags_of_an_absent_channel(larc: xr.Dataset) -> None:
@@ -655,20 +658,20 @@ def test_numbers_keep_clear_of_each_other_and_of_points() -> None:
         assert not any(box.contains(*dot) for dot in dots)
 
 
-def test_embeddings_gives_like_cells_like_colours(larc: xr.Dataset) -> None:
+def test_embeddings_gives_like_cells_like_colors(larc: xr.Dataset) -> None:
     embeddings = embed(larc, IR)
     values = embeddings["embedding"].values
     values[0, 0, 0, 0] = values[0, 0, 2, 3]
     values[0, 0, 1, 1] = np.nan
-    colours = plot.embeddings(embeddings).axes[0].images[0].get_array()
-    assert colours.shape == (3, 5, 4)
-    np.testing.assert_array_equal(colours[0, 0], colours[2, 3])
-    assert colours[1, 1, 3] == 0
-    assert np.delete(colours[..., 3].ravel(), 6).tolist() == [1.0] * 14
-    assert colours[..., :3].std(axis=(0, 1)).min() > 0.02
+    colors = plot.embeddings(embeddings).axes[0].images[0].get_array()
+    assert colors.shape == (3, 5, 4)
+    np.testing.assert_array_equal(colors[0, 0], colors[2, 3])
+    assert colors[1, 1, 3] == 0
+    assert np.delete(colors[..., 3].ravel(), 6).tolist() == [1.0] * 14
+    assert colors[..., :3].std(axis=(0, 1)).min() > 0.02
 
 
-def test_embeddings_explains_its_colours_and_marks_rejected_patches(larc: xr.Dataset) -> None:
+def test_embeddings_explains_its_colors_and_marks_rejected_patches(larc: xr.Dataset) -> None:
     embeddings = embed(larc, IR)
     bits = embeddings["flags"].values[0, 0]
     bits[0, 1] |= int(Flag.constant)
@@ -725,7 +728,7 @@ def test_embeddings_refuses_what_has_no_grid_of_embeddings(larc: xr.Dataset) -> 
         plot.embeddings(embeddings.assign(embedding=embeddings["embedding"] * np.nan))
 
 
-def test_lab_colours_match_known_ones() -> None:
+def test_lab_colors_match_known_ones() -> None:
     # Grey of CIE lightness 56 is sRGB 0.527 (134.4 of 255).
     np.testing.assert_allclose(_lab_to_rgb(np.array([0.5, 0.5, 0.5])), 0.5271, atol=2e-3)
     dark, light = _lab_to_rgb(np.array([[0.0, 0.5, 0.5], [1.0, 0.5, 0.5]]))

@@ -17,7 +17,7 @@ def plot() -> None:
 
     \b
     gridrad-cube plot scene patches.zarr --crop 3 -o scene.png
-    gridrad-cube plot query embeddings.zarr --like 12,3,4 -o neighbours.png
+    gridrad-cube plot query embeddings.zarr --like 12,3,4 -o neighbors.png
     gridrad-cube plot curves runs/256 runs/2k
     """
 
