@@ -443,12 +443,8 @@ def write_plan(
 ) -> list[Outcome]:
     """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan.
 
-    Parameters
-    ----------
-    write
-        The unit of work, with the parameters of `write_source`, which it is if None.
-    title
-        Of the progress bar.
+    ``write`` is the unit of work, with the parameters of `write_source`, which it is if None; ``title`` that of the
+    progress bar.
     """
     paths = {s.name: s.path for s in found}
     damaged = build.damaged_rows()

@@ -218,7 +218,7 @@ def _add_clutter(volume: readers.RadarVolume, spec: quality.RadarQualitySpec, st
         states=states,
         encoding=lambda values: quality.exact_codes(values, stored)[0],
     )
-    quality.remove_clutter(dense, volume.header.altitude_km, packing, spec=spec, out=dense)
+    quality.remove_clutter(dense, volume.header.altitude_km, packing, spec)
     for plane, level in zip(dense, volume.levels, strict=True):
         part = volume.part(level)
         bins = plane.reshape(-1)[volume.index[part] - level * volume.plane]

@@ -212,12 +212,9 @@ def remove_clutter(
     codes: np.ndarray,
     altitude_km: npt.ArrayLike,
     packing: Packing,
-    mode: Mode | None = None,
-    *,
     spec: RadarQualitySpec | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Take clutter and speckle out of a volume: their bins get the packing's clutter code.
+) -> None:
+    """Take clutter and speckle out of a volume, in place: their bins get the packing's clutter code.
 
     Each step sees what the one before left; only echoes count, whatever code stands elsewhere.
 
@@ -252,14 +249,6 @@ def remove_clutter(
         Ascending.
     packing
         Of the codes, with codes for echo and clutter.
-    mode
-        ``None`` takes ``spec.mode``.
-    out
-        Where to put the result, ``codes`` itself for doing it in place; ``None`` for a new array.
-
-    Returns
-    -------
-    The codes, of the same shape and dtype.
 
     Raises
     ------
@@ -267,7 +256,6 @@ def remove_clutter(
         If the packing has no such codes, or altitudes do not ascend.
     """
     spec = spec or RadarQualitySpec()
-    published = (spec.mode if mode is None else RadarQualitySpec(mode=mode).mode) == "published"
     altitude = np.asarray(altitude_km, np.float64)
     if packing.clutter is None or packing.echo_minimum is None or packing.clutter >= packing.echo_minimum:
         raise SchemaError(
@@ -279,18 +267,13 @@ def remove_clutter(
             f"altitude_km: got {altitude.tolist()}; expected ascending values, one for each of the "
             f"{codes.shape[0]} levels. Pass the volume's whole altitude axis."
         )
-    if out is None:
-        out = codes.copy()
-    elif out is not codes:
-        np.copyto(out, codes)
-    volume = _Volume(out, altitude, packing, int(packing.echo_minimum), published)
+    volume = _Volume(codes, altitude, packing, int(packing.echo_minimum), spec.mode == "published")
     volume.remove_speckle(spec)
     if spec.weak_low_level_echo:
         volume.remove_weak_low_levels(spec)
         volume.remove_weak_columns(spec)
     volume.remove_below_anvils(spec)
     volume.remove_speckle(spec)
-    return out
 
 
 @dataclass(frozen=True)
@@ -350,11 +333,8 @@ class _Volume:
         for level in levels:
             level[columns & (level >= self.first)] = self.packing.clutter
 
-    def _any(self, start: int, stop: int) -> np.ndarray:
-        found = np.zeros(self.codes.shape[1:], bool)
-        for level in self.codes[start:stop]:
-            found |= level >= self.first
-        return found
+    def _any(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        return (self.codes[start:stop] >= self.first).any(axis=0)
 
     def _top(self, dbz: float) -> np.ndarray:
         top = np.zeros(self.codes.shape[1:])

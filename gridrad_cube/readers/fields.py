@@ -88,19 +88,9 @@ class Field:
 def known_field(
     source: Source, name: str, variable: str, dims: tuple[str, ...], units: str | None = None
 ) -> Field:
-    """Describe a variable of a file as a channel of the table.
+    """Describe a variable of a file as a channel of the table; refuse one whose units are unknown.
 
-    Parameters
-    ----------
-    name
-        Of the channel.
-    units
-        Of the variable where the file does not state them.
-
-    Raises
-    ------
-    SchemaError
-        If there are no units to go by, they are unknown, or an attribute makes no sense.
+    ``units`` are those of the variable where the file does not state them.
     """
     channel, about = CHANNELS[name], source.variables[variable]
     factors = _conversion(channel, about, units or about.text("units"))
@@ -152,21 +142,11 @@ def find_others(
     vertical: str | None,
     listed: str | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Variables that hold numbers on the pixels of the scene, with the dimensions that they lie on.
+    """Variables that hold numbers on the pixels of the scene, with the dimensions that make them fields.
 
-    Parameters
-    ----------
-    wanted
-        Names of channels that are in no table.
-    dims, vertical
-        The file's names of row and column, and of altitude.
-    listed
-        The dimension of GridRad's lists of bins, whose weights (``wReflectivity``) are fields too.
-
-    Raises
-    ------
-    SchemaError
-        If the file has a variable of a wanted name elsewhere; names those that would do.
+    ``dims`` are the file's names of row and column, ``vertical`` that of altitude, ``listed`` that of GridRad's lists
+    of bins, whose weights (``wReflectivity``) are fields too. Variables of the names ``wanted`` that lie elsewhere are
+    refused.
     """
     on_grid = {name: _dims_on_grid(source, name, dims, vertical, listed) for name in source.variables}
     fields = {name: on for name, on in on_grid.items() if on is not None}
@@ -375,15 +355,7 @@ def _encode_block(block: npt.NDArray[np.float64], channel: Channel) -> npt.NDArr
 def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.NDArray[Any]:
     """Read the codes of a field that lies dense in its file, ``([altitude,] y, x)``.
 
-    Parameters
-    ----------
-    levels
-        Positions along the altitudes, in the order wanted, where the field has any.
-
-    Raises
-    ------
-    SchemaError
-        If the variable lies on other dimensions, or its bytes cannot be read.
+    ``levels`` are positions along the altitudes, in the order wanted, where the field has any.
     """
     variable = source.variables[field.variable]
     raw = read_array(source, variable, field.dims, levels)
@@ -408,20 +380,9 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
 def read_array(
     source: Source, variable: Variable, dims: Sequence[str], levels: Sequence[int] = ()
 ) -> npt.NDArray[Any]:
-    """Raw values of a variable, in native byte order.
+    """Raw values of a variable on these dimensions of the file, ``([altitude,] y, x)``, in native byte order.
 
-    Parameters
-    ----------
-    dims
-        Source dimensions in the order wanted, ``(y, x)`` or ``(altitude, y, x)``. Others, of length one, are
-        dropped.
-    levels
-        Positions along the first of three ``dims``, in the order wanted.
-
-    Raises
-    ------
-    SchemaError
-        If the variable lies on other dimensions, or its bytes cannot be read.
+    Other dimensions, which must have length one, are dropped. ``levels`` are positions along the altitudes.
     """
     extra = {d: n for d, n in variable.sizes.items() if d not in dims}
     if not set(dims) <= set(variable.dims) or any(n != 1 for n in extra.values()):

@@ -384,11 +384,6 @@ def _required_bytes(file: BinaryIO) -> int:
     """Position just past the last value that the header of an open classic file declares.
 
     The layout is that of "The NetCDF Classic Format Specification" (CDF-1, CDF-2 and CDF-5).
-
-    Raises
-    ------
-    _HeaderError
-        If the header is cut off or breaks the format.
     """
     header = _Header(file)
     records = header.count()
@@ -430,18 +425,7 @@ def _read_chunks(
     """Read a window of a deflated HDF5 variable chunk by chunk; None where the library has to read it.
 
     Only what is plain is read here: chunked, deflated, of a native type. The library also says what is wrong with a
-    damaged chunk. Nothing is allocated beyond what the checked header declares.
-
-    Parameters
-    ----------
-    shape, dtype
-        What the header says of the variable; the file must say the same.
-    window
-        Start and stop along each dimension, inside the shape, step 1.
-
-    Returns
-    -------
-    As stored, in the file's byte order.
+    damaged chunk. Nothing is allocated beyond what the checked header declares (``shape``, ``dtype``).
     """
     import h5py
 

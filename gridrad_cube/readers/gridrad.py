@@ -275,13 +275,8 @@ def _read_volume(
 ) -> RadarVolume:
     """Read the bins of some channels on contiguous levels; for quality control with what else that needs.
 
-    The order of ``index`` in the file does not matter. Dense files (4.1) are gathered: their finite values
-    are the listed bins, and they count no looks.
-
-    Raises
-    ------
-    SchemaError
-        If ``index`` repeats a bin or leaves the grid.
+    The order of ``index`` in the file does not matter; repeated bins, and bins off the grid, are refused. Dense files
+    (4.1) are gathered: their finite values are the listed bins, and they count no looks.
     """
     moments = moments_of(source)
     if for_cleaning:

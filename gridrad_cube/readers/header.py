@@ -204,6 +204,9 @@ def select(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Channels of a scene in order, and the positions of its altitudes in the file, ascending in altitude.
 
+    Refused are requests of which the file has nothing, altitudes that it lacks, and channels that ask for different
+    altitudes: a scene has one list.
+
     Parameters
     ----------
     available
@@ -212,18 +215,10 @@ def select(
         Dimensions of the variables on the grid (`gridrad_cube.readers.fields.find_others`).
     altitudes
         Those of the file, km, in its order.
-    default
-        Channels to take where the request names none.
-    unasked
-        Channels to take in any case, where the file has them.
+    default, unasked
+        Channels to take where the request names none, and in any case where the file has them.
     listing
         What the file has instead, for the message.
-
-    Raises
-    ------
-    SchemaError
-        If nothing asked for is there, an altitude is not, or channels ask for different altitudes (a scene has one
-        list).
     """
     known = np.asarray(altitudes, np.float64)
     available = {n: len(on) == 3 for n, on in others.items() if n not in CHANNELS} | dict(available)
@@ -323,12 +318,8 @@ def read_degrees(source: Source, name: str) -> Float:
 def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> Float:
     """An altitude axis in km, as irregular as it is; float32 noise is rounded off at a millimeter.
 
-    ``units`` are those of an axis that names none.
-
-    Raises
-    ------
-    SchemaError
-        If its units are no lengths, or it is not strictly monotone (``ascending``: if it does not ascend).
+    ``units`` are those of an axis that names none. An axis of other units, or that is not strictly monotone
+    (``ascending``: does not ascend), is refused.
     """
     units = spelled(source.variables[name].text("units")) or units
     if units not in CONVERSIONS["km"]:
@@ -353,24 +344,19 @@ def make_grid(
 ) -> tuple[Float, Float]:
     """Check axes and normalize them: longitudes wrapped, 1-D axes on their lattice where they lie on one.
 
+    2-D arrays may hold NaN (off the Earth) and are kept as they are, but for the wrapping. An axis that is not strictly
+    monotone and finite, or lies outside of the Earth, is refused.
+
     Parameters
     ----------
     latitude, longitude
-        Degrees, both 1-D or both on ``(y, x)``. 2-D arrays may hold NaN (off the Earth) and are kept as they
-        are, but for the wrapping.
+        Degrees, both 1-D or both on ``(y, x)``.
     lattice
-        Steps per degree of lattices to try: 1-D axes within ``tolerance`` of multiples of ``1/n`` degree take
+        Steps per degree of lattices to try: 1-D axes within ``tolerance`` degrees of multiples of ``1/n`` degree take
         those values, so that files agree bit for bit.
-    tolerance
-        Degrees by which a pixel may move.
     rebuild
-        Whether an evenly spaced axis on no lattice is made again from its first and last value (float32 axes
-        jitter), again moving no pixel by more than ``tolerance``.
-
-    Raises
-    ------
-    SchemaError
-        If an axis is not strictly monotone, not finite or outside of the Earth.
+        Whether an evenly spaced axis on no lattice is made again from its first and last value (float32 axes jitter),
+        if no pixel moves by more than ``tolerance``.
     """
     if latitude.ndim == 2:
         _check_range(latitude, longitude, where)
@@ -463,17 +449,8 @@ def parse_stamp(name: str) -> np.datetime64 | None:
 def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDArray[np.datetime64]:
     """Values of a time variable by its units and calendar, rounded to the second.
 
-    Dates of the Julian and of the mixed calendar (``standard``) become those of the Gregorian one.
-
-    Parameters
-    ----------
-    missing
-        Whether values may be missing; they become NaT. Otherwise they are refused.
-
-    Raises
-    ------
-    SchemaError
-        If units or calendar are not understood, or a value is no time.
+    Dates of the Julian and of the mixed calendar (``standard``) become those of the Gregorian one. Values that are no
+    time become NaT if they may be ``missing``, and are refused otherwise.
     """
     variable, where = source.variables[name], f"{source.path}: time variable {name!r}"
     units, calendar = variable.text("units"), variable.text("calendar").lower() or "standard"
@@ -500,13 +477,7 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
 
 
 def only_time(source: Source, name: str) -> np.datetime64:
-    """The one time of a time variable.
-
-    Raises
-    ------
-    SchemaError
-        If it holds several times or none.
-    """
+    """The one time of a time variable; refuses several."""
     times = decode_times(source, name)
     if times.size != 1:
         raise SchemaError(
@@ -519,16 +490,8 @@ def only_time(source: Source, name: str) -> np.datetime64:
 def agreed_time(source: Source, candidates: list[tuple[str, np.datetime64 | None, int]]) -> np.datetime64:
     """The first known time of a file, checked against the others.
 
-    Parameters
-    ----------
-    candidates
-        ``(what it is, time or None, seconds by which it may differ from the first known one)``, the most
-        trusted first.
-
-    Raises
-    ------
-    SchemaError
-        If none is known, or two disagree.
+    ``candidates`` are what it is, the time or None, and the seconds by which it may differ from the first known one;
+    the most trusted first.
     """
     known = [candidate for candidate in candidates if candidate[1] is not None]
     if not known:
