@@ -7,6 +7,7 @@ a patch with all its channels in a cube. Samples are mappings from the store's d
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -390,22 +391,24 @@ def _nearest_cells(
     """
     lat, lon = (np.broadcast_to(np.asarray(v, float), crops.shape) for v in (latitude, longitude))
     shape = tuple(dataset.sizes[d] for d in cell_dims(dataset))
-    step = max(_DISTANCES // int(np.prod(shape)), 1)
-    parts: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0, np.int64))]
-    for start in range(0, len(crops), step):
+    step = max(_DISTANCES // math.prod(shape), 1)
+    parts: list[list[np.ndarray]] = []
+    for start in range(0, max(len(crops), 1), step):
         part = slice(start, start + step)
         some, inverse = np.unique(crops[part], return_inverse=True)
-        here = (p.reshape(len(some), -1)[inverse] for p in positions(dataset, some))
+        here = (p.reshape(len(some), math.prod(shape))[inverse] for p in positions(dataset, some))
         km = great_circle_km(lat[part, None], lon[part, None], *here)
         km = np.where(np.isnan(km), np.inf, km)
         best = km.argmin(axis=1)
-        parts.append((km[np.arange(len(km)), best], best))
-    km, best = (np.concatenate(column) for column in zip(*parts, strict=True))
-    cells = tuple(np.unravel_index(best, shape)) if shape else ()
-    limits = (
-        _half_diagonals(dataset, crops, cells) if tolerance is None else np.full(len(km), as_km(tolerance))
-    )
-    return km, cells, limits
+        cells = np.unravel_index(best, shape) if shape else ()
+        limit = (
+            _half_diagonals(dataset, crops[part], cells)
+            if tolerance is None
+            else np.full(len(best), as_km(tolerance))
+        )
+        parts.append([km[np.arange(len(km)), best], limit, *cells])
+    nearest, limits, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return nearest, tuple(columns), limits
 
 
 def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
