@@ -28,7 +28,7 @@ from gridrad_cube.datasets import normalizations
 from gridrad_cube.embedding import Network, embed
 from gridrad_cube.launch import World, choose_device
 from gridrad_cube.models import build, save_checkpoint
-from gridrad_cube.store import cube_info
+from gridrad_cube.store import store_info
 
 CHANNELS = ("ir_brightness_temperature", "visible_reflectance")
 
@@ -41,7 +41,7 @@ def make_checkpoint(path: Path, cube: Path, arch: str) -> None:
             "format": 1, "level": "256", "model": network.config(), "channels": list(CHANNELS), "channel_mode": "each",
             "teacher": {f"backbone.{k}": v for k, v in network.state_dict().items()}, "coarsen": 1, "view": {},
             "normalization": {k: v.to_dict() for k, v in normalizations(cube, CHANNELS).items()},
-            "config": {"reject": None}, "store": {"path": cube.name, "identity": cube_info(cube)["identity"]},
+            "config": {"reject": None}, "store": {"path": cube.name, "identity": store_info(cube)["identity"]},
         },
         path,
     )  # fmt: skip
@@ -81,7 +81,7 @@ def main() -> None:
         network = Network(checkpoint, device=choose_device(options.device, World()))
         asked = {"device": options.device, "batch_size": options.batch_size}
         count = embed(cube, checkpoint, folder / "warm.zarr", **asked)["embedded"]
-        edge = int(cube_info(cube)["patch"])
+        edge = int(store_info(cube)["patch"])
         ready = torch.randn(options.batch_size, 1, edge, edge, device=network.device)
 
         def bare() -> None:

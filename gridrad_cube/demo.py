@@ -169,7 +169,9 @@ def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
     rows = np.empty((flat.sizes["patch"], edge * edge), np.float32)
     crop, row, col = (flat[n].values for n in ("crop", "row", "col"))
     for number in np.unique(crop):
-        codes = torch.from_numpy(reader.read_crop(CHANNEL, int(number)))[None, None]
+        codes = torch.from_numpy(reader.read_window(CHANNEL, (int(number), slice(None), slice(None))))[
+            None, None
+        ]
         field, _ = datasets.decode(codes, torch.zeros(1, dtype=torch.int64), (rule,), coarsen=coarsen)
         windows = np.lib.stride_tricks.sliding_window_view(field[0, 0].numpy(), (edge, edge))[::step, ::step]
         here = crop == number

@@ -104,7 +104,7 @@ def test_half_written_store_does_not_open(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.run, "finalise", stops)
     with pytest.raises(KeyboardInterrupt):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
-    for opens in (store.open_cube, store.open_packed, store.cube_info):
+    for opens in (store.open_cube, store.open_packed, store.store_info):
         with pytest.raises(
             SchemaError, match=r"the store is not finished\. Run the command that builds it again"
         ):

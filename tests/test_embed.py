@@ -186,11 +186,11 @@ def test_attributes_say_where_the_embeddings_come_from(cube, checkpoint, embeddi
     info = store.store_info(embeddings, "embeddings")
     assert info["level"] == "256"
     assert info["source"] == "patches.zarr"
-    assert info["source_identity"] == store.cube_info(cube)["identity"]
+    assert info["source_identity"] == store.store_info(cube)["identity"]
     assert info["checkpoint"] == Network(checkpoint).fingerprint
     assert build(**info["model"]).embed_dim == 24
     assert info["normalization"] == torch.load(checkpoint, weights_only=True)["normalization"]
-    assert info["thresholds"] == store.cube_info(cube)["thresholds"]
+    assert info["thresholds"] == store.store_info(cube)["thresholds"]
     assert len(info["identity"]) == 32
 
 

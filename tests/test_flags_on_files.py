@@ -182,7 +182,7 @@ def test_flags_do_not_depend_on_the_order_of_the_files(tmp_path):
         path = tmp_path / f"{number}.zarr"
         assert not pipeline.preprocess([paths[i] for i in order], path, recipe=recipe).failed
         cubes.append(store.open_packed(path).load())
-        thresholds.append(store.cube_info(path)["thresholds"])
+        thresholds.append(store.store_info(path)["thresholds"])
     assert (cubes[0][f"{IR}_flags"].values & int(Flag.global_outlier)).any()
     for cube, found in zip(cubes[1:], thresholds[1:], strict=True):
         assert found == thresholds[0]

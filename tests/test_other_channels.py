@@ -467,7 +467,7 @@ def cube(sources, tmp_path_factory):
 
 
 def test_layout_of_other_channels_round_trips(cube):
-    channels = store.cube_info(cube)["channels"]
+    channels = store.store_info(cube)["channels"]
     found = {name: store.ChannelLayout.from_dict(name, about) for name, about in channels.items()}
     assert {n for n, c in found.items() if c.channel.kind == "other"} == {OT, TROPOPAUSE, *PARALLAX}
     assert found[OT].packing.dtype == "uint16"
@@ -498,7 +498,7 @@ def test_training_leaves_other_channels_out_unless_asked(cube, scenes):
     values, valid = both.decode(batch)
     assert values.shape == (1, 2, 32, 32)
     truth = scenes[0][TROPOPAUSE].values[:32, :32]
-    statistics = store.cube_info(cube)["training_statistics"][TROPOPAUSE]
+    statistics = store.store_info(cube)["training_statistics"][TROPOPAUSE]
     np.testing.assert_allclose(
         values[0, 1].numpy(), (truth - statistics["mean"]) / statistics["std"], rtol=1e-4, atol=1e-4
     )

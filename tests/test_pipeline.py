@@ -124,7 +124,7 @@ def test_statistics_are_those_of_the_pixels(cube):
     assert float(opened["ir_brightness_temperature_std"][1, 1, 2]) == pytest.approx(
         np.nanstd(pixels), rel=1e-4
     )
-    statistics = store.cube_info(cube)["training_statistics"]["ir_brightness_temperature"]
+    statistics = store.store_info(cube)["training_statistics"]["ir_brightness_temperature"]
     whole = opened["ir_brightness_temperature"].values
     clean = opened["ir_brightness_temperature_flags"].values
     assert not (clean & (Flag.all_missing | Flag.low_coverage)).any()
@@ -296,7 +296,7 @@ def test_later_files_are_appended_and_old_rows_stay(sources, cube, tmp_path):
     channels = ("ir_brightness_temperature", "visible_reflectance")
     shards = {p: p.read_bytes() for c in channels for p in (path / c).glob("c.*")}
     old = store.open_packed(path).load()
-    thresholds = store.cube_info(path)["thresholds"]
+    thresholds = store.store_info(path)["thresholds"]
     report = pipeline.preprocess(sources, path, recipe=RECIPE)
     assert (report.count("kept"), report.count("written")) == (3, 2)
     assert len(shards) == 6
@@ -304,7 +304,7 @@ def test_later_files_are_appended_and_old_rows_stay(sources, cube, tmp_path):
     new = store.open_packed(path)
     assert new.sizes["crop"] == 5
     xr.testing.assert_identical(new.isel(crop=slice(0, 3)).load().drop_attrs(), old.drop_attrs())
-    assert store.cube_info(path)["thresholds"] == thresholds
+    assert store.store_info(path)["thresholds"] == thresholds
 
 
 def test_scene_passes_few_modules_and_is_opened_once_to_plan_and_once_to_write(
@@ -465,7 +465,7 @@ def test_reflag_equals_building_with_these_thresholds(sources, cube, tmp_path):
         np.testing.assert_array_equal(reflagged[name].values, built[name].values)
         changed |= bool((reflagged[name].values != store.open_packed(cube)[name].values).any())
     assert changed
-    infos = [store.cube_info(tmp_path / f"{n}.zarr") for n in ("built", "reflagged")]
+    infos = [store.store_info(tmp_path / f"{n}.zarr") for n in ("built", "reflagged")]
     for key in ("quality", "thresholds"):
         assert infos[0][key] == infos[1][key]
     for label, statistics in infos[0]["training_statistics"].items():
@@ -565,7 +565,7 @@ def test_radar_volume_becomes_derived_channels(tmp_path):
     levels = packed["reflectivity"].values
     column = packed["reflectivity_column_maximum"].values
     assert (column >= levels.max(axis=1)).all()
-    label = store.cube_info(path)["training_statistics"]
+    label = store.store_info(path)["training_statistics"]
     assert set(label) == {
         "reflectivity@3.0km",
         "reflectivity@6.0km",
@@ -584,7 +584,7 @@ def test_other_versions_of_gridrad_become_cubes(tmp_path, version):
     column = packed["reflectivity_column_maximum"].values
     assert (column >= packed["reflectivity"].values[:, 0]).all()
     assert set(np.unique(column[column < 16])) <= {0, 1, 2, 3}
-    assert store.cube_info(path)["radar_quality"]["mode"] == "fixed"
+    assert store.store_info(path)["radar_quality"]["mode"] == "fixed"
 
 
 def test_quality_control_of_radar_removes_bins_and_says_why(tmp_path):
@@ -605,9 +605,9 @@ def test_quality_control_of_radar_removes_bins_and_says_why(tmp_path):
     np.testing.assert_array_equal(fixed == 0, raw == 0)
     column = cubes["fixed"]["reflectivity_column_maximum"].values
     np.testing.assert_array_equal(column, fixed.max(axis=1))
-    constants = store.cube_info(tmp_path / "published.zarr")["radar_quality"]
+    constants = store.store_info(tmp_path / "published.zarr")["radar_quality"]
     assert (constants["mode"], constants["speckle_fraction"]) == ("published", 0.32)
-    assert "radar_quality" not in store.cube_info(tmp_path / "none.zarr")
+    assert "radar_quality" not in store.store_info(tmp_path / "none.zarr")
 
 
 def test_volume_without_what_quality_control_needs_fails_alone(tmp_path):

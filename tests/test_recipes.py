@@ -145,7 +145,7 @@ def test_constants_of_quality_control_are_the_users_and_are_kept(tmp_path):
         pipeline.preprocess(tmp_path / "s", tmp_path / f"{name}.zarr", recipe=recipe)
         codes = store.open_packed(tmp_path / f"{name}.zarr")["reflectivity"].values
         removed[name] = int(np.isin(codes, (2, 3)).sum())
-        kept = store.cube_info(tmp_path / f"{name}.zarr")["radar_quality"]
+        kept = store.store_info(tmp_path / f"{name}.zarr")["radar_quality"]
         assert kept["v4_weak_dbz"] == dict(constants).get("v4_weak_dbz", 15.0)
     assert removed["strict"] > removed["usual"]
     for constants, message in (
@@ -205,7 +205,7 @@ def test_blocks_without_a_change_are_not_finished_again(tmp_path):
     assert after["c.0.0.0"] == before["c.0.0.0"]
     assert after["c.1.0.0"] > before["c.1.0.0"]
     pipeline.preprocess(names, tmp_path / "whole.zarr", recipe=recipe)
-    one, two = (store.cube_info(p) for p in (path, tmp_path / "whole.zarr"))
+    one, two = (store.store_info(p) for p in (path, tmp_path / "whole.zarr"))
     assert one["flag_counts"] == two["flag_counts"]
     for label, statistics in one["training_statistics"].items():
         for key, value in statistics.items():
@@ -233,7 +233,7 @@ def test_preset_of_the_predecessor_gives_way_to_what_is_said(sources, tmp_path):
         ]
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 0, result.output
-        return Recipe.from_dict(json.loads(json.dumps(store.cube_info(path)["recipe"])))
+        return Recipe.from_dict(json.loads(json.dumps(store.store_info(path)["recipe"])))
 
     said = recipe_of("said.zarr", "--crop", "64", "--max-deviation-factor", "7")
     assert (said.tile.crop, said.tile.placement, said.quality.rule) == ((64, 64), "random", "predecessor")

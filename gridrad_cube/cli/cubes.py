@@ -315,5 +315,5 @@ def reflag(store: str, **thresholds: Any) -> None:
     given = _given_thresholds(thresholds)
     if not given:
         raise click.UsageError("give at least one threshold to change")
-    pipeline.reflag(store, build_spec(QualitySpec, stores.cube_info(store)["quality"] | given))
+    pipeline.reflag(store, build_spec(QualitySpec, stores.store_info(store, "patches")["quality"] | given))
     click.echo(f"{store}: flagged again by {', '.join(f'{k}={v}' for k, v in given.items())}")

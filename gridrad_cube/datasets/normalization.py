@@ -19,7 +19,7 @@ import xarray as xr
 from torch.nn.functional import avg_pool2d
 
 from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
-from gridrad_cube.store import cube_info, open_packed
+from gridrad_cube.store import open_packed, store_info
 
 _Rule = Literal["reflectivity", "rain", "standard"]
 _RULES = get_args(_Rule)
@@ -130,7 +130,7 @@ def normalizations(
     SchemaError
         If a label is not in the store or not in ``like``, or its statistics are missing or have no spread.
     """
-    dataset, statistics = open_packed(store), cube_info(store).get("training_statistics") or {}
+    dataset, statistics = open_packed(store), store_info(store, "patches").get("training_statistics") or {}
     out = {}
     for label in channels:
         variable = label.split("@", 1)[0]

@@ -16,7 +16,7 @@ from gridrad_cube.datasets.normalization import Normalization, decode, normaliza
 from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
-from gridrad_cube.store import Files, MissingChunkError, PatchReader, cube_info, open_packed
+from gridrad_cube.store import Files, MissingChunkError, PatchReader, open_packed, store_info
 
 _ChannelMode = Literal["each", "stack"]
 _OnDamage = Literal["raise", "skip"]
@@ -86,7 +86,7 @@ class PatchDataset(Dataset[Batch]):
         _check_one_of("channel_mode", channel_mode, get_args(_ChannelMode))
         _check_one_of("on_damage", on_damage, get_args(_OnDamage))
         self.store = os.fspath(store)
-        info = cube_info(store)
+        info = store_info(store, "patches")
         self.patch, self.coarsen = int(info["patch"]), int(coarsen)
         self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
@@ -186,7 +186,7 @@ class PatchDataset(Dataset[Batch]):
             if self._labels[numbers[0]].altitude is not None:
                 wanted = np.insert(wanted, 1, self._altitudes[labels[planes]], axis=1)
             patches = codes.reshape(-1, self.patch, self.patch)
-            failures = self._open_reader().read_undamaged(variable, wanted, patches, places=planes)
+            failures = self._open_reader().read_into(variable, wanted, patches, planes)
             damage |= {int(planes[i]) // self.planes: error for i, error in failures.items()}
         if not damage:
             return batch

@@ -22,7 +22,6 @@ from gridrad_cube.selection import Label, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import (
     COORDINATES,
     PatchReader,
-    cube_info,
     open_embeddings,
     open_grid,
     open_packed,
@@ -92,7 +91,11 @@ class PatchInput:
         stride: int | None = None,
         normalize: Normalize = "auto",
     ) -> None:
-        self.store, self.info, self.dataset = os.fspath(store), cube_info(store), open_packed(store)
+        self.store, self.info, self.dataset = (
+            os.fspath(store),
+            store_info(store, "patches"),
+            open_packed(store),
+        )
         self.reader = PatchReader(store)
         self.patch, crop = int(self.info["patch"]), self.info["crop"]
         self.stride = self.patch if stride is None else int(stride)
@@ -543,7 +546,7 @@ def _rules(
 
 def _raw(store: str, array: xr.DataArray, name: str) -> Normalization:
     """Physical values as they are; what is missing becomes the mean of the store."""
-    mean = (cube_info(store).get("training_statistics") or {}).get(name, {}).get("mean")
+    mean = (store_info(store, "patches").get("training_statistics") or {}).get(name, {}).get("mean")
     packing = Packing.from_attributes(array.attrs, array.dtype)
     return Normalization(rule="standard", mean=0.0, std=1.0, fill=mean or 0.0, no_echo=0.0, packing=packing)
 

@@ -24,7 +24,7 @@ from gridrad_cube.schema import (
     default_reject,
     statistics_of,
 )
-from gridrad_cube.store import Build, cube_info
+from gridrad_cube.store import Build, store_info
 
 #: What the blocks of the small arrays were last written from, and their part of the training statistics.
 _BLOCKS = "_build/blocks.json"
@@ -105,7 +105,7 @@ def _write_blocks(
 def is_finished(build: Build) -> bool:
     """Whether the store is there and was made from all that the log says."""
     try:
-        return bool(cube_info(build.files.root).get("build_state") == build.state())
+        return bool(store_info(build.files.root, "patches").get("build_state") == build.state())
     except (SchemaError, FileNotFoundError):  # there is none, or it cannot be read
         return False
 
@@ -121,7 +121,7 @@ def _radar_quality(build: Build) -> dict[str, Any]:
 
 def _old_attributes(build: Build) -> dict[str, Any]:
     try:
-        return cube_info(build.files.root)
+        return store_info(build.files.root, "patches")
     except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
         return {}
 
@@ -265,7 +265,7 @@ def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
     SchemaError
         If this is no finished cube, or somebody else writes to it.
     """
-    cube_info(store)
+    store_info(store, "patches")
     build = Build(store)
     with build.lease():
         finalise(build, spec)

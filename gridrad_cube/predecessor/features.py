@@ -153,7 +153,7 @@ def from_features(
     """
     features = _Features(path)
     dataset = None if cube is None else store.open_packed(cube)
-    info = {} if cube is None else store.cube_info(cube)
+    info = {} if cube is None else store.store_info(cube, "patches")
     cells, known = features.cells(grid, info), list(info.get("channels") or channels)
     if dataset is not None:
         scenes = [str(s) for s in dataset["scene"].values]

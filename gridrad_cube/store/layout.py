@@ -66,11 +66,6 @@ def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = No
     return info
 
 
-def cube_info(store: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``gridrad_cube`` attribute of a finished cube of patches."""
-    return store_info(store, "patches")
-
-
 def _root_attributes(store: str | os.PathLike[str]) -> dict[Any, Any]:
     files = Files(store)
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,25 +35,16 @@ class PatchReader:
         Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
     """
 
-    def __init__(
-        self,
-        store: str | os.PathLike[str],
-        *,
-        threads: int | None = None,
-    ) -> None:
-        self.files = Files(store)
-        self.threads = threads
+    def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self.files, self.threads = Files(store), threads
         self._info: dict[str, Any] | None = None
         self._members: dict[str, Any] | None = None
         self._shards: dict[str, ShardReader] = {}
         self._small: Any = None
         self._absent: dict[tuple[str, int], np.ndarray] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("files", "threads")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state.pop("files").root, **state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(PatchReader, threads=self.threads), (self.files.root,)
 
     def __repr__(self) -> str:
         return f"PatchReader({self.files.root!r})"
@@ -88,48 +79,35 @@ class PatchReader:
             self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
         return dict(self._members[variable])
 
-    def read(
-        self,
-        variable: str,
-        index: np.ndarray,
-        out: np.ndarray | None = None,
-        *,
-        places: Sequence[int] | np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Packed patches at (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes.
-
-        Parameters
-        ----------
-        index
-            Integers, shape (N, 3) or (N, 4).
-        out
-            Where to put them, shape (M, patch, patch); made if None.
-        places
-            Which of ``out`` each patch goes to; in order if None.
+    def read(self, variable: str, index: np.ndarray) -> np.ndarray:
+        """Packed patches, shape (N, patch, patch); parameters as for `read_into`.
 
         Raises
         ------
         MissingChunkError
             If a chunk is missing, truncated or altered; names the variable and the patch.
         """
-        index = np.asarray(index, np.int64)
-        if out is None:
-            dtype = np.dtype(self._metadata(variable)["data_type"])
-            out = np.empty((len(index), self.patch, self.patch), dtype)
-        damage = self.read_undamaged(variable, index, out, places=places)
+        dtype = np.dtype(self._metadata(variable)["data_type"])
+        out = np.empty((len(index), self.patch, self.patch), dtype)
+        damage = self.read_into(variable, index, out)
         if damage:
             raise damage[min(damage)]
         return out
 
-    def read_undamaged(
-        self,
-        variable: str,
-        index: np.ndarray,
-        out: np.ndarray,
-        *,
-        places: Sequence[int] | np.ndarray | None = None,
+    def read_into(
+        self, variable: str, index: np.ndarray, out: np.ndarray, places: np.ndarray | None = None
     ) -> dict[int, MissingChunkError]:
-        """Read what can be read, and say for the rest what is wrong with it; parameters as for `read`.
+        """Read the patches that can be read, and say what is wrong with the others.
+
+        Parameters
+        ----------
+        index
+            Patches as (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes; integers, shape
+            (N, 3) or (N, 4).
+        out
+            Where to put them, shape (M, patch, patch), of any dtype that holds them.
+        places
+            Which of ``out`` each patch goes to; in order if None.
 
         Returns
         -------
@@ -148,14 +126,6 @@ class PatchReader:
             failures = shards.read(index, patches)
             out[targets] = patches
         return {row: self._error(variable, index[row], what) for row, what in failures.items()}
-
-    def read_crop(self, variable: str, crop: int) -> np.ndarray:
-        """Packed pixels of a whole crop, ``([altitude,] y, x)``."""
-        *levels, height, width = self._metadata(variable)["shape"][1:]
-        cells, size = (*levels, height // self.patch, width // self.patch), self.patch
-        index = np.indices((1, *cells)).reshape(len(cells) + 1, -1).T
-        index[:, 0] = crop
-        return _joined(self.read(variable, index).reshape(*cells, size, size))
 
     def read_window(self, variable: str, key: tuple[int | slice, ...]) -> np.ndarray:
         """Packed pixels of a basic index (integers and slices with positive steps).
