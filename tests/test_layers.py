@@ -40,14 +40,12 @@ ONLY_IN = {
 #: Limits of size. Each names the largest value that is allowed.
 MODULES = 110
 LINES = 29_400
-FILES_OF_A_PACKAGE = 10
+FILES_OF_A_PACKAGE = 11
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
 LOOK_INTO_SEVERAL = {"test_quality.py"}
-#: Cycles of imports.
-CYCLES = 0
-#: Basenames that several modules share.
-SHARED_BASENAMES = 7
+#: Basenames of several modules that play the same part in their packages; modules of `cli` have the names of packages.
+SHARED_BASENAMES = {"checkpoints", "embedding", "patches", "predecessor", "radar", "run", "training"}
 
 
 def files_of(folder):
@@ -164,7 +162,7 @@ def test_chain_of_imports_is_short_and_has_no_cycle():
         chains |= {node: [min(group), *longest] for node in group}
     longest = max(chains.values(), key=len)
     assert len(longest) <= LONGEST_CHAIN, " > ".join(longest)
-    assert len([group for group in groups if len(group) > 1]) <= CYCLES
+    assert [group for group in groups if len(group) > 1] == []
 
 
 def test_packages_are_imported_through_their_init():
@@ -172,7 +170,7 @@ def test_packages_are_imported_through_their_init():
     # A test or a benchmark may look into the one package that it is about.
     beside = [path for folder in ("tests", "benchmarks", "training") for path in files_of(folder)]
     packages = {path.name: {top_of(target) for target in deep_imports(path)} for path in beside}
-    assert {name for name, tops in packages.items() if len(tops) > 1} == LOOK_INTO_SEVERAL
+    assert {name for name, tops in packages.items() if len(tops) > 1} <= LOOK_INTO_SEVERAL
 
 
 def test_sizes_stay_within_limits():
@@ -184,9 +182,7 @@ def test_sizes_stay_within_limits():
 
 def test_modules_do_not_share_basenames():
     names = Counter(name.rpartition(".")[2] for name in FILES if not name.endswith("__main__"))
-    assert len([name for name, count in names.items() if count > 1]) <= SHARED_BASENAMES, names.most_common(
-        30
-    )
+    assert {name for name, count in names.items() if count > 1} <= SHARED_BASENAMES
 
 
 @pytest.mark.parametrize(
