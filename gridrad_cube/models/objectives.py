@@ -41,7 +41,7 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.mlp(x).float(), dim=-1)
 
 
-class Prototypes(nn.Module):
+class _Prototypes(nn.Module):
     """Cosines with ``out_dim`` directions, each scaled: a weight-normalized linear map without bias.
 
     The keys are those of the old ``torch.nn.utils.weight_norm``: ``weight_g`` (out_dim, 1), ``weight_v``
@@ -75,7 +75,7 @@ class DINOHead(ProjectionHead):
         hidden_dim: int = 2048,
     ) -> None:
         super().__init__(in_dim, use_bn=use_bn, hidden_dim=hidden_dim)
-        self.last_layer = Prototypes(256, out_dim, learn_scale=not norm_last_layer)
+        self.last_layer = _Prototypes(256, out_dim, learn_scale=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to logits (B, out_dim)."""
