@@ -110,7 +110,8 @@ class Stores:
     @cached_property
     def edge_km(self) -> float:
         """Root mean square of height and width of a sample, medians over some crops; 0 if they are not known."""
-        lat, lon = (self.cube[n].values[:256] for n in ("latitude", "longitude"))
+        some = self.cube.isel(crop=slice(256))
+        lat, lon = (some[n].transpose("crop", "row", "col").values for n in ("latitude", "longitude"))
         edges = []
         for axis, dim in ((1, "row"), (2, "col")):
             one, other = (np.arange(self.cube.sizes[dim] - 1) + i for i in (0, 1))

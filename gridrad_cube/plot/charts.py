@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from gridrad_cube.plot.canvas import BLUE, GREEN, ORANGE, PURPLE, new_figure, title_of, write_units
@@ -29,7 +31,7 @@ _CURVES = {
     "probe_retrieval": "Probe: retrieval (dashed: baseline)",
     "images_per_second": "Samples per second",
 }
-_STYLES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "-"), (PURPLE, "-"), ("0.35", "-"))
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, "0.35")
 
 
 def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) -> Figure:
@@ -51,7 +53,7 @@ def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) 
     if not isinstance(runs, Mapping):
         runs = {Path(runs).name: runs}
     records = {label: _read_metrics(folder) for label, folder in runs.items()}
-    keys = [k for k in _CURVES if any(r.get(k) is not None for rows in records.values() for r in rows)]
+    keys = [k for k in _CURVES if any(rows[k].notna().any() for rows in records.values())]
     if not keys:
         raise SchemaError(
             f"plot: no metrics yet in {[str(r) for r in runs.values()]}; expected records of steps"
@@ -76,23 +78,22 @@ def _panels(count: int, size: tuple[float, float], more: float = 0.0) -> tuple[F
     return figure, list(axes.ravel()[:count])
 
 
-def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _curve(ax: Axes, key: str, records: Mapping[str, pd.DataFrame]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    for i, (label, rows) in enumerate(records.items()):
-        color, style = _STYLES[i % len(_STYLES)]
-        points = np.array([(r["step"], r[key]) for r in rows if r.get(key) is not None], np.float64).reshape(
-            -1, 2
-        )
+    for (label, rows), color in zip(records.items(), itertools.cycle(_COLORS), strict=False):
+        points = rows[["step", key]].dropna()
         marker = "o" if len(points) < 3 else None
-        ax.plot(points[:, 0], points[:, 1], style, color=color, label=label, linewidth=1.4, marker=marker)
-        bound = next((b for b in map(_uniform, reversed(rows)) if b is not None), None)
+        ax.plot(points["step"], points[key], color=color, label=label, linewidth=1.4, marker=marker)
+        # ln K, the entropy of K equal shares; and the probe's score of what needs no network.
+        bounds = (rows["teacher_entropy"] + rows["teacher_kl_to_uniform"]).dropna()
         who = f"{label}: " if len(records) > 1 else ""
-        if key in ("train_loss", "teacher_entropy") and bound is not None:
+        if key in ("train_loss", "teacher_entropy") and len(bounds):
+            bound = bounds.iloc[-1]
             ax.axhline(bound, color=color, linestyle="--", linewidth=1, label=f"{who}ln K = {bound:.2f}")
-        baseline = next((b for r in reversed(rows) if (b := r.get("probe_baseline")) is not None), None)
-        if key == "probe_retrieval" and baseline is not None:
-            ax.axhline(baseline, color=color, linestyle="--", linewidth=1)
+        baselines = rows["probe_baseline"].dropna()
+        if key == "probe_retrieval" and len(baselines):
+            ax.axhline(baselines.iloc[-1], color=color, linestyle="--", linewidth=1)
     ax.set_title(_CURVES[key], fontsize=10, loc="left")
     ax.set_xlabel("step", fontsize=9)
     ax.tick_params(labelsize=8)
@@ -107,36 +108,25 @@ def _curve(ax: Axes, key: str, records: Mapping[str, Sequence[Mapping[str, Any]]
     ax.grid(alpha=0.3)
 
 
-def _uniform(record: Mapping[str, Any]) -> float | None:
-    """Entropy of K equal shares, ln K, from what a record holds."""
-    parts = record.get("teacher_entropy"), record.get("teacher_kl_to_uniform")
-    return None if None in parts else float(sum(parts))  # type: ignore[arg-type]
-
-
-def _read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does not count.
-
-    Raises
-    ------
-    SchemaError
-        If the folder has no such file, or it holds something else.
-    """
+def _read_metrics(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """Records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does not count."""
     path = Path(folder, "metrics.jsonl")
     if not path.is_file():
         raise SchemaError(
             f"{folder}: no metrics.jsonl; expected the folder of a training run (--out of train)"
         )
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    out = []
-    for i, line in enumerate(lines):
+    records = []
+    for i, line in enumerate(lines, 1):
         try:
-            out.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError as error:
-            if i < len(lines) - 1:
+            if i < len(lines):
                 raise SchemaError(
-                    f"{path}: line {i + 1} is no JSON ({error}); expected one record a line"
+                    f"{path}: line {i} is no JSON ({error}); expected one record a line"
                 ) from error
-    return out
+    columns = ["step", *_CURVES, "teacher_kl_to_uniform", "probe_baseline"]
+    return pd.DataFrame(records, columns=columns).astype(float)
 
 
 def statistics(cube: xr.Dataset) -> Figure:
