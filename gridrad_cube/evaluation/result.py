@@ -128,7 +128,6 @@ def _table(rows: list[Row]) -> list[str]:
             line += [f"{row.gain} ({row.baseline})" if row.gain and row.gain.value is not None else ""]
         lines.append(line)
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
-    texts = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)).rstrip() for line in lines]
-    shared = [text.ljust(widths[0]) + f"  {row.words}" for text, row in zip(texts[1:], rows, strict=True)]
-    texts[1:] = [s if row.words else t for s, t, row in zip(shared, texts[1:], rows, strict=True)]
-    return texts if any(not row.words for row in rows) else texts[1:]
+    texts = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)) for line in lines]
+    body = [f"{t}  {row.words}" if row.words else t.rstrip() for t, row in zip(texts[1:], rows, strict=True)]
+    return body if all(row.words for row in rows) else [texts[0].rstrip(), *body]
