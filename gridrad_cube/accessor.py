@@ -10,6 +10,11 @@ import xarray as xr
 
 __all__ = ["GridradAccessor"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: Methods by what the dataset is.
 _METHODS = {
     "embeddings": ("analogues", "at", "describe", "follow", "frequency", "grid", "search", "track", "within"),

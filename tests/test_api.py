@@ -11,7 +11,8 @@ import pytest
 import gridrad_cube
 
 MODULES = (
-    "datasets", "embedding", "evaluation", "geometry", "info", "launch", "models", "pipeline", "plot", "predecessor",
+    "accessor", "datasets", "embedding", "evaluation", "geometry", "info", "launch", "models", "pipeline", "plot",
+    "predecessor",
     "quality", "query", "readers", "schema", "selection", "similarity", "storage", "store", "synthetic", "tiling",
     "training", "versions",
 )  # fmt: skip
