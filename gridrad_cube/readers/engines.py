@@ -105,55 +105,47 @@ def _close_nothing() -> None:
     """No file stays open between reads."""
 
 
-def _is_named(path: Any, pattern: str) -> bool:
-    return isinstance(path, str | os.PathLike) and bool(re.match(pattern, os.path.basename(os.fspath(path))))
+class _Backend(BackendEntrypoint):
+    """A format of the readers as an xarray engine, for files of this name."""
+
+    open_dataset_parameters: ClassVar[tuple | None] = ("filename_or_obj", "drop_variables", "mask_and_scale")
+    _format: ClassVar[str]
+    _name: ClassVar[str]
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: bool = True,
+    ) -> xr.Dataset:
+        """Open a file lazily.
+
+        Values are decoded as `gridrad_cube.open_cube` decodes them; ``mask_and_scale=False`` gives packed codes with
+        their attributes.
+        """
+        return _open(filename_or_obj, self._format, drop_variables, mask_and_scale)
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether the name of a file is unmistakable."""
+        is_path = isinstance(filename_or_obj, str | os.PathLike)
+        return is_path and re.match(self._name, os.path.basename(os.fspath(filename_or_obj))) is not None
 
 
-class GridRadBackend(BackendEntrypoint):
+class GridRadBackend(_Backend):
     """GridRad volumes: moments on ``(time, altitude, y, x)``, what is derived from them, weights and counts.
 
-    Values are decoded as `gridrad_cube.open_cube` decodes them; ``mask_and_scale=False`` gives packed codes with their
-    attributes. Each access reads the list of bins again: load what is used more than once.
+    Each access reads the list of bins again: load what is used more than once.
     """
 
     description: ClassVar[str] = "GridRad v3.1, v4.1 and v4.2 radar volumes"
-    open_dataset_parameters: ClassVar[tuple | None] = ("filename_or_obj", "drop_variables", "mask_and_scale")
-
-    def open_dataset(
-        self,
-        filename_or_obj: Any,
-        *,
-        drop_variables: str | Iterable[str] | None = None,
-        mask_and_scale: bool = True,
-    ) -> xr.Dataset:
-        """Open a file lazily."""
-        return _open(filename_or_obj, "gridrad", drop_variables, mask_and_scale)
-
-    def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether the name is unmistakably GridRad's."""
-        return _is_named(filename_or_obj, r"nexrad_3d_v?\d+_\d+_.*\.nc$")
+    _format = "gridrad"
+    _name = r"nexrad_3d_v?\d+_\d+_.*\.nc$"
 
 
-class LarcGoesBackend(BackendEntrypoint):
-    """LaRC GOES convection detection: images on ``(time, y, x)``.
-
-    Values are decoded as `gridrad_cube.open_cube` decodes them; ``mask_and_scale=False`` gives packed codes with their
-    attributes.
-    """
+class LarcGoesBackend(_Backend):
+    """LaRC GOES convection detection: images on ``(time, y, x)``."""
 
     description: ClassVar[str] = "NASA LaRC GOES convection detection"
-    open_dataset_parameters: ClassVar[tuple | None] = ("filename_or_obj", "drop_variables", "mask_and_scale")
-
-    def open_dataset(
-        self,
-        filename_or_obj: Any,
-        *,
-        drop_variables: str | Iterable[str] | None = None,
-        mask_and_scale: bool = True,
-    ) -> xr.Dataset:
-        """Open a file lazily."""
-        return _open(filename_or_obj, "larc_goes", drop_variables, mask_and_scale)
-
-    def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether the name is unmistakably LaRC's."""
-        return _is_named(filename_or_obj, r"NASALARC_GOES.*\.nc$")
+    _format = "larc_goes"
+    _name = r"NASALARC_GOES.*\.nc$"
