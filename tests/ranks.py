@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +28,22 @@ def parse_config(argv: list[str]) -> Config:
 def invoke_train(*argv: str) -> Result:
     """Run the command in this process."""
     return CliRunner().invoke(cli, ["train", *argv])
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Stop:
+    """Send this process a signal after a step: for ``train(..., progress=)``."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def __call__(self, step: int, steps: int, record: Any) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
 
 
 def free_port() -> int:

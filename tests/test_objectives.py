@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from cubes import COLS, IR, PATCH, ROWS, VIS, random_codes, write_cube
 from query_stores import make_embeddings, write
-from ranks import train_by_two
+from ranks import metrics_of, train_by_two
 
 from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
 from gridrad_cube.models import (
@@ -65,10 +64,6 @@ def grids(tmp_path_factory) -> Path:
 
 def config_for(store: Path, out: Path, **options) -> Config:
     return load_config(store=str(store), out=str(out), **TINY | options)
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 # partners in time

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from ranks import invoke_train, parse_config, train_by_two
+from ranks import Stop, invoke_train, metrics_of, parse_config, train_by_two
 from small_data import make_store
 
 from gridrad_cube import training
@@ -118,21 +117,6 @@ def config_for(store: Path, out: Path, **options) -> Config:
 
 def grid_config(store: Path, out: Path, **options) -> Config:
     return config_for(store, out, **{"arch": "auto", "batch_size_per_gpu": 16} | options)
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class Stop:
-    """Send this process a signal after a step."""
-
-    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
-        self.step, self.number = step, number
-
-    def __call__(self, step: int, steps: int, record) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 # configuration

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from ranks import metrics_of
 from small_data import make_store
 from test_train import (
     EVERY_STEP,
@@ -24,7 +25,6 @@ from test_train import (
     VISIBLE,
     config_for,
     grid_config,
-    metrics_of,
     write_grids,
 )
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import json
 import logging
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from evaluation_stores import write_embeddings
-from ranks import invoke_train, train_by_two
+from ranks import Stop, invoke_train, metrics_of, train_by_two
 from small_data import make_store, write_sources
 
 from gridrad_cube import pipeline
@@ -72,23 +69,8 @@ def config_for(store: Path, out: Path, **options) -> Config:
     return load_config(store=str(store), out=str(out), **TINY | options)
 
 
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def without_times(folder: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in TIMES} for r in metrics_of(folder)]
-
-
-class Stop:
-    """Send this process SIGTERM after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, step: int, steps: int, record) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 # arithmetic of a step
