@@ -344,7 +344,7 @@ def test_surface_is_warmer_by_day_than_by_night_over_land():
         render_on(weather, np.datetime64(t, "s"), axes).infrared
         for t in ("2021-07-05T20:00", "2021-07-06T10:00")
     )
-    height = weather.land.sampler(0.0, axes).rows()
+    height = weather.land.on_grid(0.0, axes)(slice(None))
     clear = (day > 286) & (night > 278)
     land, sea = clear & (height > 0.2), clear & (height < -0.8)
     assert min(land.sum(), sea.sum()) > 500

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 Float = npt.NDArray[np.float64]
+#: A field on a grid, given for some rows at a time, shape (rows, columns).
+Rows = Callable[[slice], Float32]
 
 #: Nodes of a smooth field, one per degree; the field repeats after as many degrees.
 _PERIOD = (60, 120)
@@ -63,37 +66,16 @@ def axis_box(offsets: Float, low: float, high: float) -> slice:
     return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
 
 
-class Drifting:
-    """A tile on a grid of 1-D axes, moved by ``drift`` (northward, eastward) degrees."""
-
-    def __init__(
-        self, tile: Float32, axes: tuple[Float, Float], drift: tuple[float, float] = (0.0, 0.0)
-    ) -> None:
-        # Pixels are counted on the lattice of the axis, so that the texture stays with the Earth in every scene.
-        rows, columns = (
-            np.rint((axis - d) / (abs(float(axis[-1] - axis[0])) / max(axis.size - 1, 1) or 1.0)).astype(
-                np.int64
-            )
-            for axis, d in zip(axes, drift, strict=True)
-        )
-        self._tile, self._rows = tile.take(columns % tile.shape[1], axis=1), rows % tile.shape[0]
-
-    def rows(self, part: slice = slice(None)) -> Float32:
-        """Values of some rows, shape (rows, columns)."""
-        return self._tile.take(self._rows[part], axis=0)
-
-
-class Sampler:
-    """A smooth field on a grid: a product of the weights of the rows with the field on the columns."""
-
-    def __init__(self, weights: Float32, columns: Float32) -> None:
-        self._weights, self._columns = weights, columns
-
-    def rows(self, part: slice = slice(None)) -> Float32:
-        """Values of some rows, shape (rows, columns)."""
-        weights = self._weights[part]
-        used = np.flatnonzero(weights.any(axis=0))
-        return weights[:, used] @ self._columns[used]
+def lay_tile(tile: Float32, axes: tuple[Float, Float], drift: tuple[float, float] = (0.0, 0.0)) -> Rows:
+    """Lay a tile on a grid of 1-D axes, moved by ``drift`` (northward, eastward) degrees."""
+    # Pixels are counted on the lattice of the axis, so that the texture stays with the Earth in every scene.
+    steps = [abs(float(axis[-1] - axis[0])) / max(axis.size - 1, 1) or 1.0 for axis in axes]
+    rows, columns = (
+        np.rint((axis - moved) / step).astype(np.int64)
+        for axis, moved, step in zip(axes, drift, steps, strict=True)
+    )
+    cut, rows = tile.take(columns % tile.shape[1], axis=1), rows % tile.shape[0]
+    return lambda part: cut.take(rows[part], axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +111,24 @@ class SmoothField:
         picked = nodes[rows[:, :, None] % nodes.shape[0], columns[:, None, :] % nodes.shape[1]]
         return np.einsum("nij,ni,nj->n", picked, row_weights, column_weights)
 
-    def sampler(self, seconds: float, axes: tuple[Float, Float]) -> Sampler:
+    def on_grid(self, seconds: float, axes: tuple[Float, Float]) -> Rows:
         """Prepare the field for a grid of 1-D axes."""
         nodes, north, east = self._at(seconds)
         rows, row_weights = _spline(axes[0] - north)
         columns, column_weights = _spline(axes[1] - east)
         first = int(rows.min())
-        dense = np.zeros((axes[0].size, int(rows.max()) - first + 1))
-        np.put_along_axis(dense, rows - first, row_weights, axis=1)
-        used = nodes[np.arange(first, first + dense.shape[1]) % nodes.shape[0]]
-        across = np.einsum("rnk,nk->rn", used[:, columns % nodes.shape[1]], column_weights)
-        return Sampler(dense.astype(np.float32), np.ascontiguousarray(across, dtype=np.float32))
+        weights = np.zeros((axes[0].size, int(rows.max()) - first + 1))
+        np.put_along_axis(weights, rows - first, row_weights, axis=1)
+        weights = weights.astype(np.float32)
+        here = nodes[np.arange(first, first + weights.shape[1]) % nodes.shape[0]]
+        across = np.einsum("rnk,nk->rn", here[:, columns % nodes.shape[1]], column_weights)
+        across = np.ascontiguousarray(across, dtype=np.float32)
+
+        def rows_of(part: slice) -> Float32:
+            used = np.flatnonzero(weights[part].any(axis=0))
+            return weights[part][:, used] @ across[used]
+
+        return rows_of
 
     def _at(self, seconds: float) -> tuple[Float, float, float]:
         hours = seconds / 3600.0

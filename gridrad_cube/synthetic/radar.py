@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube import geometry
-from gridrad_cube.synthetic.noise import Drifting, Float, Float32, axis_box
+from gridrad_cube.synthetic.noise import Float, Float32, axis_box, lay_tile
 from gridrad_cube.synthetic.storms import KM_PER_DEGREE, Storm, Weather, anvil_depth, seconds_of
 
 # Reach of a radar, km (GridRad V4.2 uses gates to 300 km).
@@ -228,9 +228,10 @@ def _draw_rain_bands(weather: Weather, seconds: float, axes: tuple[Float, Float]
     hours = seconds / 3600.0 % (24 * 365)
     drift = (weather.drift[0] * hours, weather.drift[1] * hours)
     rough, cells = (
-        Drifting(tile, axes, drift).rows() for tile in (weather.textures.rough, weather.textures.cumulus)
+        lay_tile(tile, axes, drift)(slice(None))
+        for tile in (weather.textures.rough, weather.textures.cumulus)
     )
-    wet = np.clip(weather.moisture.sampler(seconds, axes).rows() + 0.35 * rough - 1.35, 0.0, 1.2)
+    wet = np.clip(weather.moisture.on_grid(seconds, axes)(slice(None)) + 0.35 * rough - 1.35, 0.0, 1.2)
     return np.where(wet > 0.0, 5.0 + 19.0 * np.sqrt(wet) + 3.0 * cells, 0.0).astype(np.float32)
 
 
@@ -241,7 +242,7 @@ def _draw_bloom(weather: Weather, seconds: float, network: RadarNetwork) -> Floa
         local = (seconds / 3600.0 + site.longitude / 15.0) % 24.0
         strength = 9.0 + 8.0 * math.cos((local - 0.5) * math.pi / 12.0)
         axes = (network.latitude[window[0]], network.longitude[window[1]])
-        bloom = strength - 0.16 * distance + 4.0 * Drifting(weather.textures.cumulus, axes).rows()
+        bloom = strength - 0.16 * distance + 4.0 * lay_tile(weather.textures.cumulus, axes)(slice(None))
         bloom[distance > 110] = 0.0
         np.maximum(out[window], bloom, out=out[window])
     return out

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube import geometry
-from gridrad_cube.synthetic.noise import Drifting, Float, Float32, axis_box
+from gridrad_cube.synthetic.noise import Float, Float32, axis_box, lay_tile
 from gridrad_cube.synthetic.storms import Storm, Weather, anvil_depth, seconds_of
 
 #: Longitude of GOES-16 (GOES-East), degrees.
@@ -96,27 +96,27 @@ def _draw_background(weather: Weather, seconds: float, axes: tuple[Float, Float]
     hours = (seconds / 3600.0) % (24 * 365)
     north, east = (rate * hours for rate in weather.drift)
     tiles = weather.textures
-    land_height, moisture = weather.land.sampler(0.0, axes), weather.moisture.sampler(seconds, axes)
-    cirrus, ground = weather.cirrus.sampler(seconds, axes), Drifting(tiles.rough, axes)
-    cumulus = Drifting(tiles.cumulus, axes, (0.6 * north, 0.6 * east))
-    streaks = Drifting(tiles.streaks, axes, (1.2 * north, 1.2 * east))
-    sensor = Drifting(tiles.sensor, axes, (0.0, (seconds % 1021) / 7.0))
+    land_height, moisture = weather.land.on_grid(0.0, axes), weather.moisture.on_grid(seconds, axes)
+    cirrus, ground = weather.cirrus.on_grid(seconds, axes), lay_tile(tiles.rough, axes)
+    cumulus = lay_tile(tiles.cumulus, axes, (0.6 * north, 0.6 * east))
+    streaks = lay_tile(tiles.streaks, axes, (1.2 * north, 1.2 * east))
+    sensor = lay_tile(tiles.sensor, axes, (0.0, (seconds % 1021) / 7.0))
     diurnal = np.cos((hours % 24.0 + longitude / 15.0 - 14.0) * math.pi / 12.0).astype(np.float32)
     sea = (301.0 - 0.016 * (latitude - 12.0) ** 2).astype(np.float32)[:, None]
     infrared = np.empty((latitude.size, longitude.size), np.float32)
     albedo = np.empty_like(infrared)
     for start in range(0, latitude.size, _BLOCK):
         part = slice(start, start + _BLOCK)
-        rough = ground.rows(part)
-        height = land_height.rows(part) + 0.10 * rough
+        rough = ground(part)
+        height = land_height(part) + 0.10 * rough
         land = np.clip((height + 0.4) * 30.0, 0.0, 1.0)
         inland = np.clip(height + 0.45, 0.0, 1.5)
         surface = diurnal * (3.0 + 6.5 * inland) + 1.5 - 5.0 * inland * inland + 0.4 * rough
         temperature = sea[part] + land * surface
         white = 0.055 + land * (0.075 + 0.014 * rough + 0.05 * inland)
 
-        cells = cumulus.rows(part)
-        moist = moisture.rows(part) + 0.28 * rough
+        cells = cumulus(part)
+        moist = moisture(part) + 0.28 * rough
         # Heated land breaks cloud up into cumulus; moister air closes the deck.
         deck = np.clip(0.40 * cells + 1.5 * moist - 0.80 + 0.15 * diurnal * land, 0.0, 1.7)
         cover = deck * deck / (0.20 + deck * deck)
@@ -125,11 +125,11 @@ def _draw_background(weather: Weather, seconds: float, axes: tuple[Float, Float]
         temperature += cover * np.minimum(tops - temperature, 0.0)
         white += cover * (0.40 + 0.12 * np.minimum(deck, 1.2) + 0.06 * cells - white)
 
-        ice = np.clip(0.26 * streaks.rows(part) + 1.3 * cirrus.rows(part) + 0.12 * rough - 0.75, 0.0, 2.5)
+        ice = np.clip(0.26 * streaks(part) + 1.3 * cirrus(part) + 0.12 * rough - 0.75, 0.0, 2.5)
         cover = ice * ice / (0.7 + ice * ice)
         temperature += cover * np.minimum(244.0 - 9.0 * ice - temperature, 0.0)
         white += 0.5 * cover * np.maximum(0.62 - white, 0.0)
-        infrared[part] = temperature + 0.06 * sensor.rows(part)
+        infrared[part] = temperature + 0.06 * sensor(part)
         albedo[part] = white
     return infrared, albedo
 
