@@ -257,7 +257,7 @@ import pytest
 from test_remote import RECIPE, stop_at
 from gridrad_cube import pipeline
 from gridrad_cube.store import build
-build.RECORDS_AN_OBJECT = 2
+build._RECORDS_AN_OBJECT = 2
 stop_at(pytest.MonkeyPatch(), 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
 pipeline.preprocess(sys.argv[1], sys.argv[2], recipe=RECIPE)
 """

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import ArraySpec, Files, encode, shards, write_root
-from gridrad_cube.store.shards import ABSENT, MISSING, ShardLayout, ShardReader
+from gridrad_cube.store.shards import _ABSENT, MISSING, ShardLayout, ShardReader
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
@@ -105,7 +105,7 @@ def test_any_batch_in_any_order_with_repeats(stored, data, threads, room):
     out = np.zeros((len(index) + 3, EDGE, EDGE), np.uint16)
     places = data.draw(st.permutations(range(len(out))))[: len(index)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "INDEX_BYTES", room)
+        patch.setattr(shards, "_INDEX_BYTES", room)
         assert open_reader(files, threads=threads).read(index, out, places) == {}
     np.testing.assert_array_equal(out[places], chunks[tuple(index.T)])
     assert not np.delete(out, places, axis=0).any()
@@ -152,7 +152,7 @@ def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
 
     def forget(data):  # the second chunk, in an index that is whole
         body = data[-16 * 12 - 4 : -4]
-        body[16:32] = struct.pack("<QQ", ABSENT, ABSENT)
+        body[16:32] = struct.pack("<QQ", _ABSENT, _ABSENT)
         data[-16 * 12 - 4 :] = body + struct.pack("<I", google_crc32c.value(bytes(body)))
 
     alter(shard(files, 2), forget)
@@ -166,7 +166,7 @@ def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
 @pytest.fixture
 def looking(monkeypatch):
     """Open shards are looked at before each use, not once a second."""
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shards, "_RECHECK_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("codec", ["fast", "small", "raw"])
@@ -221,21 +221,21 @@ def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path, looking):
 def test_a_shard_replaced_just_now_is_read_whole_as_it_was(tmp_path, monkeypatch):
     files, before = write(tmp_path / "a")
     other, changed = write(tmp_path / "b", seed=1)
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    monkeypatch.setattr(shards, "_RECHECK_SECONDS", 1e9)
     reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
     batch(reader, index)
     os.replace(shard(other), shard(files))
     out, failures = batch(reader, index)
     assert not failures
     np.testing.assert_array_equal(out, before[0, 1, 1])
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shards, "_RECHECK_SECONDS", 0.0)
     np.testing.assert_array_equal(batch(reader, index)[0], changed[0, 1, 1])
 
 
 @pytest.mark.parametrize("codec", ["small", "raw"])
 def test_a_shard_rewritten_in_place_just_now_is_read_as_it_is_or_refused(tmp_path, monkeypatch, codec):
     """Nobody has looked at the file since it was opened: the old index does not fit, or the size differs."""
-    monkeypatch.setattr(shards, "RECHECK_SECONDS", 1e9)
+    monkeypatch.setattr(shards, "_RECHECK_SECONDS", 1e9)
     files, _ = write(tmp_path / "a", codec)
     other, changed = write(tmp_path / "b", codec, seed=5)
     reader, index = open_reader(files), [(0, 1, 1, col) for col in range(3)]
@@ -273,8 +273,8 @@ def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
 
 def test_indexes_kept_stay_within_their_bytes_whoever_keeps_them(tmp_path, monkeypatch):
     """Threads of several batches at once read and keep the same indexes, again and again."""
-    monkeypatch.setattr(shards, "INDEX_BYTES", 5 * (2 * 16 + 4))
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(shards, "_INDEX_BYTES", 5 * (2 * 16 + 4))
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 1)
     files, chunks = write(tmp_path, grid=(12, 1, 1, 2))
     reader, index = open_reader(files, threads=2), np.indices((12, 1, 1, 2)).reshape(4, -1).T
 
@@ -290,7 +290,7 @@ def test_indexes_kept_stay_within_their_bytes_whoever_keeps_them(tmp_path, monke
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_descriptors_stay_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 5)
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 5)
     shards._OPEN.clear()
     files, _ = write(tmp_path, grid=(60, 1, 1, 2))
     at_first = len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""The cube on disk: template, one crop at a time, build log, finalise, verify, open, read batches.
+"""Stores on disk: how they are laid out, built exactly once, verified, opened, read and described.
 
 This package alone knows how a store lies on disk. A store is a path or a URL.
 """

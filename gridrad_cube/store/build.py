@@ -5,7 +5,7 @@ a finished source, in order of arrival), ``grids/`` (pixel axes, one file a dist
 writes). The root ``zarr.json`` is the commit and is written last.
 
 An object of the log is a run of records. A record is one line of JSON, then as many bytes of values as the line says:
-rows of the type that `gridrad_cube.store.record_type` gives, compressed by zlib. A killed writer can leave half a
+one row a crop, of the type that `blank_rows` has, compressed by zlib. A killed writer can leave half a
 record, always the last of its object, which counts as not written.
 """
 
@@ -39,16 +39,16 @@ from gridrad_cube.store.layout import STATUS, CubeLayout, encode
 
 BUILD = "_build"
 #: Version of plan and log. A store of another one can be read, and neither continued nor verified.
-BUILD_FORMAT = 2
+_BUILD_FORMAT = 2
 #: Lines of a file of the plan at most.
-ENTRIES_A_SEGMENT = 50_000
+_ENTRIES_A_SEGMENT = 50_000
 #: Status of a source without a record.
 _UNKNOWN = 255
 _STATUS_NAMES = {code: name for name, code in STATUS.items()}
-LOG = f"{BUILD}/log"
+_LOG = f"{BUILD}/log"
 #: On object stores records are put together: so many at most, and so many seconds' worth, one object each time.
-RECORDS_AN_OBJECT = 64
-SECONDS_AN_OBJECT = 5.0
+_RECORDS_AN_OBJECT = 64
+_SECONDS_AN_OBJECT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Record:
         return sum(shard[0] for shards in self.shards.values() for shard in shards if shard)
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """Where a record's values lie: number of the log's object, offset, length, CRC-32."""
 
     object: int
@@ -93,7 +93,7 @@ def unpack_rows(values: bytes, dtype: np.dtype[Any]) -> np.ndarray:
     return np.frombuffer(zlib.decompress(values), dtype)
 
 
-class Log:
+class _Log:
     """Records of a store, appended by one writer and read by many. Nothing is read until asked for.
 
     Parameters
@@ -104,14 +104,14 @@ class Log:
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self._objects = files.names(LOG)
+        self._objects = files.names(_LOG)
         self._appending: int | None = None
         self._pending: list[bytes] = []
         self._since = 0.0
         #: The object of an object store that was read last: its records are mostly read one after the other.
         self._fetched: tuple[int, bytes] | None = None
 
-    def replay(self) -> Iterator[tuple[Record, Place]]:
+    def replay(self) -> Iterator[tuple[Record, _Place]]:
         """Every whole record in the order of arrival, without its values."""
         for number in range(len(self._objects)):
             with self._open(number) as file:
@@ -123,10 +123,10 @@ class Log:
                     offset = file.tell()
                     if offset + length > end:
                         break
-                    yield Record(**head), Place(number, offset, length, crc)
+                    yield Record(**head), _Place(number, offset, length, crc)
                     file.seek(length, os.SEEK_CUR)
 
-    def append(self, record: Record) -> Place:
+    def append(self, record: Record) -> _Place:
         """Add a record; durable when this returns on a local disk, else after `flush`."""
         head = {
             "source": record.source,
@@ -146,15 +146,18 @@ class Log:
             self._since = time.monotonic()
         number = self._appending  # putting it may end the object
         offset = self._put(number, line + record.values) + len(line)
-        return Place(number, offset, len(record.values), crc)
+        return _Place(number, offset, len(record.values), crc)
 
     def _put(self, number: int, data: bytes) -> int:
         """Append to an object; the offset."""
-        key = f"{LOG}/{self._objects[number]}"
+        key = f"{_LOG}/{self._objects[number]}"
         if not self.files.local:
             offset = sum(map(len, self._pending))
             self._pending.append(data)
-            if len(self._pending) >= RECORDS_AN_OBJECT or time.monotonic() - self._since > SECONDS_AN_OBJECT:
+            if (
+                len(self._pending) >= _RECORDS_AN_OBJECT
+                or time.monotonic() - self._since > _SECONDS_AN_OBJECT
+            ):
                 self.flush()
             return offset
         self._appending = None  # where this fails, half a record may lie at the end: nothing goes after it
@@ -165,11 +168,11 @@ class Log:
     def flush(self) -> None:
         """Put what an object store has not got yet."""
         if self._pending and self._appending is not None:
-            self.files.write(f"{LOG}/{self._objects[self._appending]}", b"".join(self._pending))
+            self.files.write(f"{_LOG}/{self._objects[self._appending]}", b"".join(self._pending))
             self._pending.clear()
             self._appending = None
 
-    def values(self, place: Place) -> bytes:
+    def values(self, place: _Place) -> bytes:
         """The values of a record.
 
         Raises
@@ -183,7 +186,7 @@ class Log:
             file.seek(place.offset)
             data = file.read(place.length)
         if zlib.crc32(data) != place.crc:
-            key = f"{LOG}/{self._objects[place.object]}"
+            key = f"{_LOG}/{self._objects[place.object]}"
             raise SchemaError(
                 f"{self.files.path(key)}: the record at byte {place.offset} is damaged. Remove this file and run "
                 "gridrad-cube preprocess again: it writes its sources anew."
@@ -191,7 +194,7 @@ class Log:
         return data
 
     def _open(self, number: int) -> BinaryIO:
-        key = f"{LOG}/{self._objects[number]}"
+        key = f"{_LOG}/{self._objects[number]}"
         if self.files.local:
             return open(self.files.path(key), "rb")
         if self._fetched is None or self._fetched[0] != number:
@@ -199,7 +202,7 @@ class Log:
         return io.BytesIO(self._fetched[1])
 
 
-_PLACE = np.dtype([(name, np.int64) for name in Place._fields])
+_PLACE = np.dtype([(name, np.int64) for name in _Place._fields])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -295,7 +298,7 @@ class Build:
         self.recipe: Recipe | None = None
         self.layout: CubeLayout | None = None
         self.entries: list[Entry] = []
-        #: Place of each source in the plan.
+        #: Position of each source in the plan.
         self.number: dict[str, int] = {}
         #: `STATUS` of each entry's last record.
         self._status = np.zeros(0, np.uint8)
@@ -310,7 +313,7 @@ class Build:
         self.refused: dict[str, Record] = {}
         self._segments = 0
         self._read_plan()
-        self._log = Log(self.files)
+        self._log = _Log(self.files)
         for record, place in self._log.replay():
             self._index(record, place)
 
@@ -328,10 +331,10 @@ class Build:
         for name in self.files.names(f"{BUILD}/plan"):
             lines = self.files.read(f"{BUILD}/plan/{name}").decode().splitlines()
             head = json.loads(lines[0])
-            if head["format"] != BUILD_FORMAT:
+            if head["format"] != _BUILD_FORMAT:
                 raise SchemaError(
                     f"{self.files.root}: its build log has format {head['format']}, this gridrad-cube writes "
-                    f"{BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it anew."
+                    f"{_BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it anew."
                 )
             self._segments += 1
             if "recipe" in head:
@@ -352,7 +355,7 @@ class Build:
         self.shard_bytes = np.concatenate([old[0], np.full((rows, channels), -1, np.int64)])
         self.shard_crc = np.concatenate([old[1], np.zeros((rows, channels), np.uint32)])
 
-    def _index(self, record: Record, place: Place) -> None:
+    def _index(self, record: Record, place: _Place) -> None:
         number = self.number.get(record.source)
         if number is None:
             self.refused[record.source] = record
@@ -382,9 +385,9 @@ class Build:
 
     def _write_plan(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
         # Killed between two segments, the rest is planned by the next run, in the same order.
-        for start in range(0, len(entries), ENTRIES_A_SEGMENT):
-            segment = entries[start : start + ENTRIES_A_SEGMENT]
-            first = dict(head) | {"format": BUILD_FORMAT}
+        for start in range(0, len(entries), _ENTRIES_A_SEGMENT):
+            segment = entries[start : start + _ENTRIES_A_SEGMENT]
+            first = dict(head) | {"format": _BUILD_FORMAT}
             lines = [json.dumps(first), *(json.dumps(dataclasses.asdict(e)) for e in segment)]
             self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
             self._segments += 1
@@ -447,7 +450,7 @@ class Build:
         """Packed rows of an entry's crops, None where it is not written."""
         if not self.is_written(number):
             return None
-        return self._log.values(Place(*(int(v) for v in self._places[number])))
+        return self._log.values(_Place(*(int(v) for v in self._places[number])))
 
     def damaged_rows(self) -> npt.NDArray[np.bool_]:
         """Per row, whether a shard that the log has is missing or of another size; one listing a channel."""

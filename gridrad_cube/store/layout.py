@@ -83,7 +83,7 @@ def _root_attributes(store: str | os.PathLike[str]) -> dict[Any, Any]:
         raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
 
 
-Codec = Literal["fast", "small", "raw"]
+_Codec = Literal["fast", "small", "raw"]
 
 #: Blosc's options for the chunks of a recipe's codec, after a shuffle of bytes; none leaves them as they are.
 CODECS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ class ArraySpec:
     dtype: str
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
-    codec: Codec = "small"
+    codec: _Codec = "small"
     fill_value: Any = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -138,7 +138,7 @@ def _create(spec: ArraySpec, store: Any) -> zarr.Array[Any]:
     )
 
 
-def metadata(spec: ArraySpec) -> dict[str, Any]:
+def _metadata(spec: ArraySpec) -> dict[str, Any]:
     """The ``zarr.json`` of an array."""
     memory: dict[str, Any] = {}
     _create(spec, MemoryStore(memory))
@@ -218,7 +218,7 @@ def write_root(
     groups
         Groups that exist even if no array lies in them.
     """
-    members: dict[str, Any] = {name: metadata(spec) for name, spec in specs.items()}
+    members: dict[str, Any] = {name: _metadata(spec) for name, spec in specs.items()}
     for name in sorted({name.rsplit("/", 1)[0] for name in specs if "/" in name} | set(groups)):
         members[name] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
     for name, member in members.items():
@@ -297,7 +297,7 @@ class CubeLayout:
     channels: Mapping[str, ChannelLayout]
     crop: tuple[int, int]
     patch: int
-    codec: Codec
+    codec: _Codec
     rows_per_chunk: int = 1024
     coordinates: tuple[str, ...] = field(default=())
 
@@ -458,7 +458,7 @@ def small_specs(layout: CubeLayout, crops: int) -> dict[str, ArraySpec]:
     return specs
 
 
-def record_type(layout: CubeLayout) -> np.dtype[Any]:
+def _record_type(layout: CubeLayout) -> np.dtype[Any]:
     """Type of a crop's row in the log: every small value that its pixels and place decide.
 
     The arrays of `small_specs`, less those that the plan has, and per channel of the table ``<channel>_histogram``,
@@ -483,13 +483,13 @@ def block_length(layout: CubeLayout, scenes: int) -> int:
     scenes
         Number of scenes of the first plan; a store that starts small has smaller chunks.
     """
-    fits = max(1, _BLOCK_BYTES // record_type(layout).itemsize)
+    fits = max(1, _BLOCK_BYTES // _record_type(layout).itemsize)
     return min(16384, 1 << (fits.bit_length() - 1), max(256, 1 << (scenes - 1).bit_length()))
 
 
 def blank_rows(layout: CubeLayout, count: int) -> np.ndarray:
     """Rows of crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere."""
-    dtype = record_type(layout)
+    dtype = _record_type(layout)
     out = np.zeros(count, dtype)
     for name in dtype.names or ():
         if name.endswith("_flags"):

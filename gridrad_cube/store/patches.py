@@ -17,7 +17,7 @@ from gridrad_cube.store.layout import store_info
 from gridrad_cube.store.shards import MissingChunkError, ShardLayout, ShardReader, damage_error
 
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.
-WINDOW_PATCHES = 512
+_WINDOW_PATCHES = 512
 
 
 class PatchReader:
@@ -150,7 +150,7 @@ class PatchReader:
             )
             cells = [*levels, rows, cols]
             # A bounded number of crops at once, in one batch: latency counts where the store is far.
-            step = max(1, WINDOW_PATCHES // math.prod(len(c) for c in cells))
+            step = max(1, _WINDOW_PATCHES // math.prod(len(c) for c in cells))
             for first in range(0, len(crops), step):
                 some, part = np.array(crops[first : first + step]), out[first : first + step]
                 there = ~self.absent(variable, some)

@@ -32,23 +32,23 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files
 
 #: Bytes of shard indexes that a reader keeps (16 a chunk: of 4 million chunks).
-INDEX_BYTES = 64 * 2**20
+_INDEX_BYTES = 64 * 2**20
 #: Largest number of shards that this process keeps open, and their largest share of the files that it may open.
-OPEN_SHARDS, OPEN_SHARE = 1024, 1 / 4
+_OPEN_SHARDS, _OPEN_SHARE = 1024, 1 / 4
 #: Seconds for which an open shard is taken for the file at its path without looking.
-RECHECK_SECONDS = 1.0
+_RECHECK_SECONDS = 1.0
 #: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a chunk.
-LOCAL_THREADS = 8
+_LOCAL_THREADS = 8
 #: Requests to a remote store that are under way at a time: each is waited for much longer than it takes.
-REMOTE_THREADS = 16
+_REMOTE_THREADS = 16
 #: Chunks that a thread takes at a time, at most: so many that it seldom asks, so few that all threads stay busy.
-TOGETHER = 16
+_TOGETHER = 16
 #: What `ShardReader.read` says of a chunk that is not there; anything else says why it cannot be read.
 MISSING = "missing"
 #: Offset and length, in an index, of a chunk that a shard does not have.
-ABSENT = 2**64 - 1
+_ABSENT = 2**64 - 1
 #: Bytes of a CRC-32C, which follows the bytes that it belongs to.
-CHECKSUM_BYTES = 4
+_CHECKSUM_BYTES = 4
 
 _UINT32 = struct.Struct("<I")
 
@@ -66,7 +66,7 @@ def damage_error(
     return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
 
 
-class DamagedShard(Exception):
+class _DamagedShard(Exception):
     """Bytes that are not what was written; says what is wrong with them."""
 
 
@@ -134,21 +134,21 @@ class ShardLayout:
     @property
     def index_bytes(self) -> int:
         """Bytes of a shard's index, its checksum included."""
-        return 16 * math.prod(self.chunks) + CHECKSUM_BYTES
+        return 16 * math.prod(self.chunks) + _CHECKSUM_BYTES
 
     def index(self, data: bytes) -> np.ndarray:
         """Offset and length of each chunk of a shard, (chunks, 2), from the shard's last `index_bytes`.
 
         Raises
         ------
-        DamagedShard
+        _DamagedShard
             If there are fewer bytes, or the checksum differs.
         """
         if len(data) != self.index_bytes:
-            raise DamagedShard(f"the shard is truncated to {len(data)} bytes")
-        body, (checksum,) = data[:-CHECKSUM_BYTES], _UINT32.unpack(data[-CHECKSUM_BYTES:])
+            raise _DamagedShard(f"the shard is truncated to {len(data)} bytes")
+        body, (checksum,) = data[:-_CHECKSUM_BYTES], _UINT32.unpack(data[-_CHECKSUM_BYTES:])
         if google_crc32c.value(body) != checksum:
-            raise DamagedShard("the checksum of the shard's index differs")
+            raise _DamagedShard("the checksum of the shard's index differs")
         return np.frombuffer(body, "<u8").reshape(-1, 2)
 
     def key(self, shard: int) -> str:
@@ -165,7 +165,7 @@ class ShardLayout:
 
         def decode(data: Any, out: np.ndarray) -> str | None:
             if checked:
-                end = len(data) - CHECKSUM_BYTES
+                end = len(data) - _CHECKSUM_BYTES
                 if end < 0:
                     return "the chunk is truncated"
                 (right,), data = number(data, end), data[:end]
@@ -249,7 +249,9 @@ def _open_limit() -> int:
     except ModuleNotFoundError:  # Windows
         return 128
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return OPEN_SHARDS if most == resource.RLIM_INFINITY else max(1, min(OPEN_SHARDS, int(most * OPEN_SHARE)))
+    return (
+        _OPEN_SHARDS if most == resource.RLIM_INFINITY else max(1, min(_OPEN_SHARDS, int(most * _OPEN_SHARE)))
+    )
 
 
 class _LocalShard:
@@ -272,7 +274,7 @@ class _LocalShard:
     def is_current(self) -> bool:
         """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
         now = time.monotonic()
-        if now - self._seen >= RECHECK_SECONDS:
+        if now - self._seen >= _RECHECK_SECONDS:
             if _stamp(os.stat(self._path)) != self.stamp:
                 return False
             self._seen = now
@@ -346,7 +348,7 @@ class ShardReader:
 
     def __init__(self, files: Files, layout: ShardLayout, *, threads: int | None = None) -> None:
         self.files, self.layout = files, layout
-        self.threads = threads or (min(cores(), LOCAL_THREADS) if files.local else REMOTE_THREADS)
+        self.threads = threads or (min(cores(), _LOCAL_THREADS) if files.local else _REMOTE_THREADS)
         self._pid: int | None = None
         self._indexes = _Recent()
         self._owner = next(_OWNERS)
@@ -450,7 +452,7 @@ class ShardReader:
         # A remote shard is asked once for all that is wanted of it.
         most = len(index)
         if self.files.local:
-            most = max(1, min(TOGETHER, -(-len(index) // self.threads)))
+            most = max(1, min(_TOGETHER, -(-len(index) // self.threads)))
         starts = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
         for start, stop in itertools.pairwise([*starts, len(shard)]):
             for first in range(start, stop, most):
@@ -474,7 +476,7 @@ class ShardReader:
             return self._read_chunks(unit, source.index, source, out, targets)
         except FileNotFoundError:
             return dict.fromkeys(unit.places.tolist(), MISSING)
-        except DamagedShard as error:
+        except _DamagedShard as error:
             return dict.fromkeys(unit.places.tolist(), str(error))
         except OSError as error:
             error.add_note(f"while reading {self.files.path(self.layout.key(unit.shard))}")
@@ -493,7 +495,7 @@ class ShardReader:
         kept: tuple[Any, np.ndarray] | None = self._indexes.get(shard)
         if kept is None or kept[0] != source.stamp:
             kept = source.stamp, self.layout.index(source.tail(self.layout.index_bytes))
-            self._indexes.put(shard, kept, max(1, INDEX_BYTES // self.layout.index_bytes))
+            self._indexes.put(shard, kept, max(1, _INDEX_BYTES // self.layout.index_bytes))
         return kept[1]
 
     def _read_chunks(
@@ -501,7 +503,7 @@ class ShardReader:
     ) -> dict[int, str]:  # fmt: skip
         failures, wanted, places = dict[int, str](), [], []
         for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places.tolist(), strict=True):
-            if offset == size == ABSENT:
+            if offset == size == _ABSENT:
                 failures[place] = MISSING
             else:
                 wanted.append((offset, size))
