@@ -1,4 +1,3 @@
-# `Files` documents what its subclasses do
 """The one door to bytes: objects by key under a local folder or a URL, and single files written whole.
 
 `Files` reads and writes a store: on a local disk, in cloud storage (obstore), or anywhere else that fsspec knows.
@@ -17,7 +16,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
@@ -35,13 +34,13 @@ def __dir__() -> list[str]:
 
 
 #: End of temporary names. A killed writer can leave such a file behind; nothing reads it.
-PARTIAL = ".partial"
+_PARTIAL = ".partial"
 
 #: URL schemes that obstore serves. It takes endpoint and credentials from the environment.
-CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss"})
+_CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss"})
 
 #: Ranges of a remote object with at most this many bytes between them are fetched in one request.
-GAP = 1 << 20
+_GAP = 1 << 20
 
 _SCHEME = re.compile(r"^([a-z0-9+]+)://")
 
@@ -74,22 +73,24 @@ def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     A binary file. Libraries that take no open file (netCDF4) may write to its ``name``.
     """
     folder, name = os.path.split(os.fspath(path))
+    if folder.endswith(":"):
+        raise SchemaError(f"{path}: names no file; expected PROTOCOL://FOLDER/NAME")
     files = Files(folder)
     if files.local:
         with _replacing(Path(files.root, name)) as file:
             yield file
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            with open(Path(scratch, name), "wb") as file:
-                yield file
-            files.write(name, Path(scratch, name).read_bytes())
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        with open(Path(scratch, name), "wb") as file:
+            yield file
+        files.write(name, Path(scratch, name).read_bytes())
 
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[BinaryIO]:
     """A temporary file beside ``target``; removed at the end if it was not renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -131,7 +132,8 @@ class Files:
         """Choose the subclass by the scheme of the URL."""
         found = _SCHEME.match(os.fspath(root))
         scheme = found[1] if found else "file"
-        return object.__new__(Files if scheme == "file" else _CloudFiles if scheme in CLOUD else _FsspecFiles)
+        kind = Files if scheme == "file" else _CloudFiles if scheme in _CLOUD else _FsspecFiles
+        return object.__new__(kind)
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         text = os.fspath(root)
@@ -166,17 +168,15 @@ class Files:
 
     def read_tail(self, key: str, size: int) -> bytes:
         """The last ``size`` bytes of an object, or all of a shorter one."""
-        with open(Path(self.root, key), "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read()
+        return self.read(key)[-size:]
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts ``[start, stop)`` of an object, in this order; parts less than `GAP` apart are read at once."""
+        """Parts ``[start, stop)`` of an object, in this order; parts less than `_GAP` apart are read at once."""
         joined: list[tuple[int, int]] = []
         member = [0] * len(ranges)
         for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
             start, stop = ranges[i]
-            if joined and start <= joined[-1][1] + GAP:
+            if joined and start <= joined[-1][1] + _GAP:
                 joined[-1] = joined[-1][0], max(joined[-1][1], stop)
             else:
                 joined.append((start, stop))
@@ -188,8 +188,8 @@ class Files:
         ]
 
     def _read_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[Any]:
-        with open(Path(self.root, key), "rb", buffering=0) as file:
-            return [os.pread(file.fileno(), b - a, a) for a, b in zip(starts, stops, strict=True)]
+        whole = self.read(key)
+        return [whole[a:b] for a, b in zip(starts, stops, strict=True)]
 
     def read_json(self, key: str) -> Any:
         """Parse a JSON object."""
@@ -249,10 +249,9 @@ class Files:
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
-        try:
+        with suppress(FileNotFoundError):
             return self._size(key)
-        except FileNotFoundError:
-            return None
+        return None
 
     def _size(self, key: str) -> int:
         return Path(self.root, key).stat().st_size
@@ -267,11 +266,13 @@ class Files:
 
     def _list(self, key: str) -> dict[str, int | None]:
         """Names directly under a key; bytes of objects, None for folders."""
-        try:
-            found = [e for e in os.scandir(Path(self.root, key)) if not e.name.endswith(PARTIAL)]
-        except FileNotFoundError:
-            return {}
-        return {entry.name: entry.stat().st_size if entry.is_file() else None for entry in found}
+        found: dict[str, int | None] = {}
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(Path(self.root, key)):
+                with suppress(FileNotFoundError):  # removed since
+                    if not entry.name.endswith(_PARTIAL):
+                        found[entry.name] = entry.stat().st_size if entry.is_file() else None
+        return found
 
 
 class _CloudFiles(Files):
@@ -302,7 +303,7 @@ class _CloudFiles(Files):
             with self._asking(key) as (api, store):
                 return bytes(api.get(store, key, options={"range": {"suffix": size}}).bytes())
         except _PastEndError:  # of an empty object
-            return self.read(key)[-size:]
+            return super().read_tail(key, size)
 
     def _read_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[Any]:
         # obstore joins near ranges itself, but panics where one of them begins after the object's end.
@@ -310,31 +311,24 @@ class _CloudFiles(Files):
             with self._asking(key) as (api, store):
                 return list(api.get_ranges(store, key, starts=starts, ends=stops))
         except _PastEndError:
-            whole = self.read(key)
-            return [whole[a:b] for a, b in zip(starts, stops, strict=True)]
+            return super()._read_ranges(key, starts, stops)
 
     def write(self, key: str, data: bytes) -> None:
         with self._asking(key) as (api, store):
             api.put(store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
-        if not self._create(key, data):
-            return False
-        if self._create(key, data):  # some servers overlook the condition
-            self.remove(key)
-            raise RemoteError(
-                f"{self.root}: the server knows no conditional puts (If-None-Match), so that two writers could not "
-                "be kept apart. Build on a local disk and copy the store"
-            )
-        return True
-
-    def _create(self, key: str, data: bytes) -> bool:
-        with self._asking(key) as (api, store):
-            try:
-                api.put(store, key, data, mode="create")
-            except api.exceptions.AlreadyExistsError:
-                return False
-        return True
+        for again in (False, True):
+            with self._asking(key) as (api, store):
+                try:
+                    api.put(store, key, data, mode="create")
+                except api.exceptions.AlreadyExistsError:
+                    return again
+        self.remove(key)  # some servers ignore the condition
+        raise RemoteError(
+            f"{self.root}: the server knows no conditional puts (If-None-Match), so that two writers could not "
+            "be kept apart. Build on a local disk and copy the store"
+        )
 
     def remove(self, key: str) -> None:
         with self._asking(key) as (api, store):
@@ -497,28 +491,24 @@ def _plain(root: str, text: str) -> RemoteError:
     if status:
         return RemoteError(f"{root}: the object store answered {shown}")
     if "error sending request" in text:
-        return RemoteError(f"{root}: {_endpoint(root)} cannot be reached, or gives no answer")
+        endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "") if root.startswith("s3://") else "")
+        host = (
+            f"the endpoint {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else "the object store"
+        )
+        return RemoteError(f"{root}: {host} cannot be reached, or gives no answer")
     return RemoteError(
         f"{root}: {re.sub('^Generic .*? error: ', '', text.splitlines()[0].rsplit(' - ', 1)[-1])}"
     )
 
 
-def _endpoint(root: str) -> str:
-    given = os.environ.get("AWS_ENDPOINT_URL") if root.startswith("s3://") else None
-    if not given:
-        return "the object store"
-    parts = urlsplit(given)
-    return f"the endpoint {parts.hostname}:{parts.port}" if parts.port else f"the endpoint {parts.hostname}"
-
-
 def _check_url(url: str) -> None:
     """Refuse a URL with a secret in it, or one that leads nowhere."""
     parts = urlsplit(url)
-    if parts.scheme in CLOUD and not parts.netloc:
+    if parts.scheme in _CLOUD and not parts.netloc:
         raise SchemaError(f"{url}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
-    if parts.scheme not in CLOUD and parts.scheme not in fsspec.available_protocols():
+    if parts.scheme not in _CLOUD and parts.scheme not in fsspec.available_protocols():
         raise SchemaError(
-            f"{parts.scheme}://: no such protocol; expected one of {sorted(CLOUD)} or of fsspec"
+            f"{parts.scheme}://: no such protocol; expected one of {sorted(_CLOUD)} or of fsspec"
         )
     user = parts.netloc.rpartition("@")[0]
     container = parts.scheme in ("abfs", "abfss") and ":" not in user  # abfs://container@account...

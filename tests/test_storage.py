@@ -61,7 +61,7 @@ def test_ranges_are_joined_across_small_gaps_only(ranges, gap):
     asked = []
     read = type(files)._read_ranges
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "GAP", gap)
+        patch.setattr(storage, "_GAP", gap)
         patch.setattr(
             type(files), "_read_ranges", lambda *a: asked.extend(zip(*a[2:], strict=True)) or read(*a)
         )
@@ -79,6 +79,12 @@ def test_only_local_files_grow(tmp_path):
     assert Files(tmp_path).read("a/log") == b"12345"
     with pytest.raises(NotImplementedError, match="only local files can grow"):
         Files("memory://log").append("log", b"1")
+
+
+@pytest.mark.parametrize("url", ["memory://name", "s3://bucket"])
+def test_a_url_that_names_no_file_is_refused(url):
+    with pytest.raises(SchemaError, match="names no file; expected PROTOCOL://FOLDER/NAME"):
+        write_bytes(url, b"1")
 
 
 def test_a_url_with_a_password_is_refused():
