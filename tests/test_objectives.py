@@ -9,7 +9,7 @@ import pytest
 import torch
 from cubes import COLS, IR, PATCH, ROWS, VIS, random_codes, write_cube
 from query_stores import make_embeddings, write
-from ranks import metrics_of, train_by_two
+from ranks import metrics_of
 
 from gridrad_cube.datasets import GridDataset, PairDataset, PatchDataset, followers
 from gridrad_cube.models import (
@@ -238,14 +238,6 @@ def test_level_2k_resumes_with_pairs_in_time(grids, tmp_path):
     whole = run("a")
     again = run("b", resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
     assert [r["train_loss"] for r in again] == [r["train_loss"] for r in whole[1:]]
-
-
-def test_two_processes_follow_the_curve_of_one_with_pairs_in_time(cube, tmp_path):
-    common = TINY | {"temporal_positives": 5, "steps": 3, "drop_path_rate": 0.0}
-    train(load_config(store=str(cube), out=str(tmp_path / "one"), **common))
-    train_by_two(cube, tmp_path / "two", **common | {"batch_size_per_gpu": 4})
-    for mine, other in zip(*(metrics_of(tmp_path / name) for name in ("two", "one")), strict=True):
-        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=5e-4)
 
 
 def test_checkpoint_from_before_an_option_resumes(cube, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from ranks import Stop, invoke_train, metrics_of, parse_config, train_by_two
+from ranks import Stop, invoke_train, metrics_of, parse_config
 from small_data import make_store
 
 from gridrad_cube import training
@@ -924,20 +924,6 @@ def test_monitor_finds_nothing_wrong_with_healthy_features():
 
 
 # programs
-
-
-def test_two_processes_follow_the_curve_of_one_with_their_batch(cube, tmp_path):
-    options = {"steps": 3, "drop_path_rate": 0.0, "channels": (IR,)}
-    one = train(config_for(cube, tmp_path / "one", **options))
-    words = TINY | {"batch_size_per_gpu": 4, "steps": 3, "drop_path_rate": 0.0, "channels": IR}
-    outputs = train_by_two(cube, tmp_path / "two", **words)
-    assert [out.strip() for out in outputs] == [str(tmp_path / "two" / "checkpoint.pth"), ""]
-    ours, theirs = (metrics_of(tmp_path / name) for name in ("two", "one"))
-    assert [r["step"] for r in ours] == [1, 2, 3]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=2e-4)
-    a, b = load_checkpoint(one["checkpoint"]), load_checkpoint(tmp_path / "two" / "checkpoint.pth")
-    torch.testing.assert_close(a["dino_loss"]["center"], b["dino_loss"]["center"], rtol=1e-2, atol=1e-4)
 
 
 def test_script_prints_the_checkpoint_alone(cube, tmp_path):
