@@ -64,6 +64,27 @@ def test_int8_stores_of_earlier_versions_are_refused(folder, tmp_path):
         embed(folder / "patches.zarr", folder / "256.pth", tmp_path / "f.zarr", dtype="int8")
 
 
+def test_embeddings_can_be_saved_opened_again_and_read_in_chunks(folder, tmp_path):
+    opened = store.open_embeddings(folder / "embeddings.zarr")
+    assert opened["embedding"].chunks is None
+    assert all(isinstance(value, str | int | float) for value in opened.attrs.values())
+    part = opened.isel(crop=[1, 2], row=slice(0, 2))
+    part.to_netcdf(tmp_path / "part.nc")
+    part.to_zarr(tmp_path / "part.zarr", consolidated=False)
+    found = [
+        xr.open_dataset(tmp_path / "part.nc"),
+        xr.open_zarr(tmp_path / "part.zarr", chunks=None, consolidated=False),
+    ]
+    for again in found:
+        xr.testing.assert_equal(again.load(), part.load())
+        assert store.store_info(again, "embeddings") == store.store_info(folder / "embeddings.zarr")
+        assert "latitude" in again.coords
+    chunked = store.open_embeddings(folder / "embeddings.zarr", chunks="auto")
+    assert len(chunked["embedding"].chunks[0]) == 1
+    assert chunked["latitude"].chunks is None
+    chunked.isel(crop=[0, 2]).to_zarr(tmp_path / "chunked.zarr", consolidated=False)
+
+
 # N in, N out, whatever the number of crops, processes and their order
 
 

@@ -90,6 +90,8 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
         If this is not a finished embedding store, or holds 8-bit integers.
     """
     dataset, _ = _open(store, "embeddings")
+    if dataset["embedding"].dtype == np.float16:  # which netCDF does not have
+        dataset["embedding"].encoding["dtype"] = np.dtype(np.float32)
     return _chunked(dataset, chunks, block=dataset["embedding"].encoding["preferred_chunks"]["crop"])
 
 
