@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -33,6 +31,12 @@ def command(*arguments, status=0):
     result = CliRunner().invoke(cli, [str(a) for a in arguments])
     assert result.exit_code == status, result.output + repr(result.exception)
     return result.output
+
+
+def ask(folder, *arguments):
+    """Records that a query writes."""
+    command("query", *arguments, "-o", folder / "answer.json")
+    return json.loads((folder / "answer.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +107,8 @@ def test_query_answers_with_place_time_score_and_the_way_back(road):
     time = np.datetime_as_string(cube["time"].values[2].astype("datetime64[s]"))
     latitude, longitude = float(cube["latitude"][2, 1, 2]), float(cube["longitude"][2, 1, 2])
     place = ("--time", time, "--latitude", latitude, "--longitude", longitude)
-    output = command("query", road / "embeddings.zarr", *place, "--channel", "ir_brightness_temperature", "-k", 4,
-                     "--no-exclude", "--json")  # fmt: skip
-    records = json.loads(output)
+    infrared = ("--channel", "ir_brightness_temperature", "--no-exclude")
+    records = ask(road, road / "embeddings.zarr", *place, *infrared, "-k", 4)
     assert [r["rank"] for r in records] == [1, 2, 3, 4]
     scores = [r["score"] for r in records]
     assert scores == sorted(scores, reverse=True)
@@ -114,19 +117,18 @@ def test_query_answers_with_place_time_score_and_the_way_back(road):
         assert record["latitude"] == pytest.approx(float(cube["latitude"][crop, row, col]))
         assert (road / "data" / record["source"]).is_file()
         assert (record["y_start"], record["x_start"]) == (64 * row, 64 * col)
-    table = command(
-        "query", road / "embeddings.zarr", *place, "--channel", "ir_brightness_temperature", "--no-exclude"
-    )
+    table = command("query", road / "embeddings.zarr", *place, *infrared)
     assert "score" in table.splitlines()[0]
-    rows = list(csv.DictReader(io.StringIO(
-        command("query", road / "embeddings.zarr", "--like", "2,1,2,ir_brightness_temperature", "-k", 4, "--no-exclude",
-                "--csv"))))  # fmt: skip
-    assert [int(r["crop"]) for r in rows] == [r["crop"] for r in records]
+    same = ask(
+        road, road / "embeddings.zarr", "--like", "2,1,2,ir_brightness_temperature", "-k", 4, "--no-exclude"
+    )
+    assert [r["crop"] for r in same] == [r["crop"] for r in records]
 
 
 def test_query_of_the_second_level(road):
-    records = json.loads(command("query", road / "embeddings_2k.zarr", "--like", "3,ir_brightness_temperature", "-k", 3,
-                                 "--no-exclude", "--json"))  # fmt: skip
+    records = ask(
+        road, road / "embeddings_2k.zarr", "--like", "3,ir_brightness_temperature", "-k", 3, "--no-exclude"
+    )
     assert 3 not in [r["crop"] for r in records]
     assert len(records) == 3
 
@@ -236,18 +238,7 @@ def test_real_rain_rates_go_the_whole_road(real_data, tmp_path):
             "--out", tmp_path / "embeddings.zarr")  # fmt: skip
     flags = store.open_packed(tmp_path / "rain.zarr")["precipitation_rate_flags"][0].values
     row, col = np.argwhere(flags == 0)[0]
-    records = json.loads(
-        command(
-            "query",
-            tmp_path / "embeddings.zarr",
-            "--like",
-            f"0,{row},{col}",
-            "-k",
-            3,
-            "--no-exclude",
-            "--json",
-        )
-    )
+    records = ask(tmp_path, tmp_path / "embeddings.zarr", "--like", f"0,{row},{col}", "-k", 3, "--no-exclude")
     assert len(records) == 3
     assert {r["source"] for r in records} <= {f.name for f in files}
 
