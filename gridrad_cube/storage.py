@@ -24,8 +24,6 @@ from urllib.parse import quote, urlsplit
 import fsspec
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from gridrad_cube.schema import SchemaError
-
 __all__ = ["Files", "RemoteError", "open_for_writing", "write_bytes"]
 
 
@@ -74,7 +72,7 @@ def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     folder, name = os.path.split(os.fspath(path))
     if folder.endswith(":"):
-        raise SchemaError(f"{path}: names no file; expected PROTOCOL://FOLDER/NAME")
+        raise ValueError(f"{path}: names no file; expected PROTOCOL://FOLDER/NAME")
     files = Files(folder)
     if files.local:
         with _replacing(Path(files.root, name)) as file:
@@ -505,15 +503,15 @@ def _check_url(url: str) -> None:
     """Refuse a URL with a secret in it, or one that leads nowhere."""
     parts = urlsplit(url)
     if parts.scheme in _CLOUD and not parts.netloc:
-        raise SchemaError(f"{url}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
+        raise ValueError(f"{url}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
     if parts.scheme not in _CLOUD and parts.scheme not in fsspec.available_protocols():
-        raise SchemaError(
+        raise ValueError(
             f"{parts.scheme}://: no such protocol; expected one of {sorted(_CLOUD)} or of fsspec"
         )
     user = parts.netloc.rpartition("@")[0]
     container = parts.scheme in ("abfs", "abfss") and ":" not in user  # abfs://container@account...
     if parts.query or (user and not container):
-        raise SchemaError(
+        raise ValueError(
             f"store: a URL with credentials in it is refused ({parts.scheme}://...{parts.hostname}). Give them by "
             "the environment, as docs/remote-stores.md says."
         )
