@@ -54,7 +54,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
 
     \b
-    The road:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
+    The steps:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query
     See it run on synthetic storms:  gridrad-cube demo
     """
     training = ctx.invoked_subcommand == "train"  # its log says how the run goes, and when
@@ -68,7 +68,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 def demo(out: Path, seed: int, workers: int) -> None:
-    """Run the whole road on synthetic storms, on CPU, and leave stores and pictures in OUT."""
+    """Run every step on synthetic storms, on CPU, and leave stores and pictures in OUT."""
     from gridrad_cube import demo as demonstration
 
     demonstration.run(out, seed=seed, workers=workers, say=click.echo)
