@@ -6,7 +6,6 @@ from gridrad_cube.pipeline.finalise import finalise, is_finished, reflag
 from gridrad_cube.pipeline.run import (
     Outcome,
     Report,
-    SourceFile,
     check_unchanged,
     find_sources,
     preprocess,
@@ -19,7 +18,6 @@ from gridrad_cube.pipeline.work import executor, write_crops, write_source
 __all__ = [
     "Outcome",
     "Report",
-    "SourceFile",
     "check_unchanged",
     "executor",
     "finalise",

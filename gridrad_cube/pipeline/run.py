@@ -36,7 +36,7 @@ _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True)
-class SourceFile:
+class _SourceFile:
     """A file found: its name relative to the root that was given, and where it is."""
 
     name: str
@@ -147,7 +147,7 @@ def preprocess(
         found = _under_known_names(build, found)
         try:
             refused = _plan(build, recipe, found, run, progress)
-            outcomes = write_plan(build, found, run, progress, retries)
+            outcomes = write_plan(build, {s.name: s.path for s in found}, run, progress, retries)
         finally:
             build.flush()
         if not build.entries:
@@ -185,10 +185,9 @@ def repair(
             try:
                 if entry.source not in files:
                     raise FileNotFoundError(f"{entry.source}: not under --source-root")
-                check_unchanged(build, files[entry.source])
-                record = write_source(
-                    build.files.root, build.layout, build.recipe, entry, files[entry.source].path
-                )
+                source = files[entry.source]
+                check_unchanged(build, source.name, source.path, source.stat())
+                record = write_source(build.files.root, build.layout, build.recipe, entry, source.path)
             except (OSError, ValueError) as error:
                 _logger.debug("%s failed", entry.source, exc_info=error)
                 outcomes.append(Outcome(entry.source, "failed", reason(error)))
@@ -220,7 +219,7 @@ def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
 # --- source files
 
 
-def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
+def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[_SourceFile]:
     """Files named, and netCDF files under folders named; sorted, each with a name relative to its root.
 
     Raises
@@ -231,7 +230,7 @@ def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         If a folder holds no netCDF file, or two roots hold a file of the same relative name.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    found: dict[str, SourceFile] = {}
+    found: dict[str, _SourceFile] = {}
     paths: set[str] = set()
     for root in map(Path, roots):
         if root.is_dir():
@@ -243,7 +242,7 @@ def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         else:
             raise FileNotFoundError(f"{root}: no such file or folder")
         for name, path in pairs:
-            source = SourceFile(name, str(path.resolve()))
+            source = _SourceFile(name, str(path.resolve()))
             if source.path in paths:
                 continue  # given twice: by its name and by its folder, or through a link
             if name in found:
@@ -266,10 +265,10 @@ def _netcdf_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in _SUFFIXES)
 
 
-def _under_known_names(build: Build, found: Sequence[SourceFile]) -> list[SourceFile]:
+def _under_known_names(build: Build, found: Sequence[_SourceFile]) -> list[_SourceFile]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
     files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
-    out: dict[str, SourceFile] = {}
+    out: dict[str, _SourceFile] = {}
     for source in found:
         same = files.get((source.name.rsplit("/", 1)[-1], *source.stat()))
         named = source if source.name in build.number or same is None else replace(source, name=same)
@@ -277,12 +276,12 @@ def _under_known_names(build: Build, found: Sequence[SourceFile]) -> list[Source
     return list(out.values())
 
 
-def check_unchanged(build: Build, source: SourceFile) -> None:
-    """Refuse a written source whose size or time of modification is another now."""
-    record = build.outcome(build.number[source.name])
-    if record and record.status == "written" and (record.size, record.mtime_ns) != source.stat():
+def check_unchanged(build: Build, name: str, path: str, found: tuple[int, int]) -> None:
+    """Refuse a written source that is found with another size or time of modification than it was written with."""
+    record = build.outcome(build.number[name])
+    if record and record.status == "written" and (record.size, record.mtime_ns) != found:
         raise SchemaError(
-            f"{source.path}: changed since it was written to {build.files.root} (size or time of modification). "
+            f"{path}: changed since it was written to {build.files.root} (size or time of modification). "
             "Put the old file back, or build a new store."
         )
 
@@ -300,12 +299,12 @@ class _Planned(NamedTuple):
 
 
 def _plan(
-    build: Build, recipe: Recipe, found: Sequence[SourceFile], run: Runner, progress: bool
+    build: Build, recipe: Recipe, found: Sequence[_SourceFile], run: Runner, progress: bool
 ) -> list[Outcome]:
     """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
     for source in found:
         if source.name in build.number:
-            check_unchanged(build, source)
+            check_unchanged(build, source.name, source.path, source.stat())
     new = [s for s in found if s.name not in build.number]
     results = run(_read_header, [(source, recipe) for source in new])
     planned: list[_Planned] = []
@@ -355,7 +354,7 @@ def _order(planned: _Planned) -> tuple[int, str]:
     return planned.entry.time, planned.entry.source
 
 
-def _read_header(source: SourceFile, recipe: Recipe) -> _Planned:
+def _read_header(source: _SourceFile, recipe: Recipe) -> _Planned:
     """Plan one file by its header. The header itself stays here: it holds the position of every pixel."""
     header = readers.inspect(
         source.path,
@@ -433,7 +432,7 @@ def _check_lattices(build: Build, entries: Sequence[store.Entry]) -> None:
 
 def write_plan(
     build: Build,
-    found: Sequence[SourceFile],
+    paths: Mapping[str, str],
     run: Runner,
     progress: bool,
     retries: int,
@@ -443,10 +442,9 @@ def write_plan(
 ) -> list[Outcome]:
     """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan.
 
-    ``write`` is the unit of work, with the parameters of `write_source`, which it is if None; ``title`` that of the
-    progress bar.
+    ``paths`` has the place of each source that is given, by its name in the plan. ``write`` is the unit of work, with
+    the parameters of `write_source`, which it is if None; ``title`` that of the progress bar.
     """
-    paths = {s.name: s.path for s in found}
     damaged = build.damaged_rows()
     outcomes: dict[int, Outcome] = {}
     todo = []
@@ -525,7 +523,7 @@ def _failure(entry: store.Entry, error: Exception) -> store.Record:
     )
 
 
-def _refuse(build: Build, source: SourceFile, error: Exception) -> Outcome:
+def _refuse(build: Build, source: _SourceFile, error: Exception) -> Outcome:
     """Record a file that cannot be planned."""
     _logger.debug("%s cannot be planned", source.name, exc_info=error)
     size = os.stat(source.path).st_size if os.path.exists(source.path) else 0

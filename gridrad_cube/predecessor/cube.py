@@ -137,7 +137,7 @@ def _convert(
         try:
             for source in found:
                 if source.name in build.number:
-                    pipeline.check_unchanged(build, source)
+                    pipeline.check_unchanged(build, source.name, source.path, source.stat())
             new = [s for s in found if s.name not in build.number]
             looking = tqdm(
                 run(_look, [(s,) for s in new]), "plan", len(new), unit="file", disable=not progress
@@ -156,7 +156,13 @@ def _convert(
             else:
                 build.extend(entries)
             outcomes = pipeline.write_plan(
-                build, found, run, progress, retries=2, write=_write_crops, title="convert"
+                build,
+                {s.name: s.path for s in found},
+                run,
+                progress,
+                retries=2,
+                write=_write_crops,
+                title="convert",
             )
         finally:
             build.flush()

@@ -23,7 +23,6 @@ from typing import Literal
 
 import numpy as np
 
-from gridrad_cube.pipeline import SourceFile
 from gridrad_cube.readers import parse_stamp
 from gridrad_cube.schema import TIME_FILL, SchemaError
 
@@ -41,13 +40,15 @@ _SLICE = re.compile(r"(crop|patch)_(\d+)_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
-class OldSource(SourceFile):
+class OldSource:
     """Files of the predecessor that are one source of a cube: a file, or all files of one scene.
 
     ``name`` is that of the file, or of the scene with ``.pt``; ``path`` the file, or the folder of the scene's files.
     ``cells`` is the number of rows and columns of patches, by their names.
     """
 
+    name: str
+    path: str
     kind: Kind
     bytes: int
     mtime_ns: int
