@@ -2,18 +2,16 @@
 
 `preprocess` builds a cube from source files and `open_cube` opens it; `train` trains a network on its patches and
 `embed` applies it; `open_embeddings` opens the result, and `search` and the accessor ``.gridrad`` of both stores
-answer questions by place, time and likeness. Importing this package imports neither torch nor
+answer questions by place, time and similarity. Importing this package imports xarray, but neither torch nor
 ``dask.distributed``: each name is loaded when it is first used.
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+import importlib
 from typing import Any
+
+from gridrad_cube import accessor as _accessor  # noqa: F401  (registers .gridrad with xarray)
 
 __version__ = "0.1.0"
 
@@ -42,31 +40,6 @@ _HOMES = {
     "open_embeddings": "store", "open_packed": "store", "preprocess": "pipeline", "read_scene": "readers",
     "search": "query", "show_versions": "versions", "train": "training", "verify": "store",
 }  # fmt: skip
-
-
-class _Registration(importlib.abc.MetaPathFinder):
-    """Registers the accessor when xarray is imported: this package starts without it, for a quick command line."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != "xarray":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                importlib.import_module("gridrad_cube.accessor")
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
-if "xarray" in sys.modules:
-    importlib.import_module(f"{__name__}.accessor")
-else:
-    sys.meta_path.insert(0, _Registration())
 
 
 def __getattr__(name: str) -> Any:

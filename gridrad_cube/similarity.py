@@ -8,9 +8,9 @@ numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -66,19 +66,8 @@ def rank_me(vectors: npt.ArrayLike) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-class Rows(Protocol):
-    """Vectors as rows: a numpy array, a Zarr array, or anything else that gives rows for a slice."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Number of rows and length of a vector."""
-
-    def __getitem__(self, rows: slice, /) -> Any:
-        """Rows as something that numpy takes for an array."""
-
-
 def nearest(
-    vectors: Rows,
+    vectors: Any,
     query: npt.ArrayLike,
     k: int,
     *,
@@ -97,7 +86,7 @@ def nearest(
     Parameters
     ----------
     vectors
-        Shape (N, D), any real dtype, sliced by rows.
+        Shape (N, D), any real dtype: a numpy array, a Zarr array, or anything else that gives rows for a slice.
     query
         One vector, shape (D,), or a batch, shape (Q, D), answered in one pass over the rows.
     k
@@ -124,64 +113,37 @@ def nearest(
         If the query is not finite, does not fit the vectors, or has no direction (cosine); or if k, the
         metric, the mask or the block makes no sense.
     """
-    queries = _check(vectors, query, k, metric, block)
-    allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
-    drop = [np.empty(0, np.int64)] * len(queries) if drop is None else drop
+    queries, inside = _check(vectors, query, k, metric, mask, block)
+    drop = [np.append(rows, len(inside)) for rows in drop or [np.empty(0, np.int64)] * len(queries)]
     # Products of matrices have threads of their own.
-    threads = min(cores(), 16) if len(queries) <= _FEW and vectors.shape[0] > 4 * _TILE else 1
-    each = [_groups(queries, k, metric, drop) for _ in range(threads)]
+    threads = min(cores(), 16) if len(queries) <= _FEW and len(inside) > 4 * _TILE else 1
+    parts = [slice(start, start + _QUERIES) for start in range(0, len(queries), _QUERIES)]
+    each = [[_Best(queries[part], k, metric, drop[part]) for part in parts] for _ in range(threads)]
     with ThreadPoolExecutor(threads, thread_name_prefix="nearest") as pool:
-        _search(vectors, block, allowed, each, pool)
-    groups = each[0]
-    for others in each[1:]:
-        for group, other in zip(groups, others, strict=True):
-            group.merge(other)
-    indices = _stacked([rows for group in groups for rows in group.rows], -1)
-    found = _stacked([scores for group in groups for scores in group.scores], np.float32(np.nan))
-    return (indices[0], found[0]) if np.ndim(query) == 1 else (indices, found)
-
-
-def _groups(queries: np.ndarray, k: int, metric: Metric, drop: Sequence[np.ndarray]) -> list[_Best]:
-    starts = range(0, len(queries), _QUERIES)
-    return [_Best(queries[i : i + _QUERIES], k, metric, drop[i : i + _QUERIES]) for i in starts]
-
-
-def _search(
-    vectors: Rows, block: int, allowed: np.ndarray | None, each: list[list[_Best]], pool: ThreadPoolExecutor
-) -> None:
-    """Read block by block; the tiles of a block go round the threads, of which each has its own best so far."""
-    for start in range(0, vectors.shape[0], block):
-        inside = (
-            np.ones(min(block, vectors.shape[0] - start), bool)
-            if allowed is None
-            else allowed[start:][:block]
-        )
-        wanted = np.flatnonzero(inside)
-        if not len(wanted):
-            continue
-        first, last = int(wanted[0]), int(wanted[-1]) + 1
-        rows = np.asarray(vectors[start + first : start + last])
-        tiles, arguments = range(0, last - first, _TILE), (rows, inside[first:last], start + first)
-        if len(each) == 1:
-            _compare(*arguments, tiles, each[0])
-        else:
+        for rows, where in _read(vectors, inside, block):
             works = [
-                pool.submit(_compare, *arguments, tiles[i :: len(each)], groups)
-                for i, groups in enumerate(each)
+                pool.submit(
+                    _compare, rows, inside[where], where.start, groups, range(i, len(rows), threads * _TILE)
+                )
+                for i, groups in zip(range(0, threads * _TILE, _TILE), each, strict=True)
             ]
             for work in works:
                 work.result()
-
-
-def _stacked(parts: Sequence[np.ndarray], fill: Any) -> np.ndarray:
-    out = np.full((len(parts), max(map(len, parts))), fill, parts[0].dtype)
-    for line, part in zip(out, parts, strict=True):
-        line[: len(part)] = part
-    return out
+    found = []
+    for first, *others in zip(*each, strict=True):
+        for i in range(len(first.queries)):
+            for other in others:
+                first.add(i, other.rows[i], other.scores[i])
+            found.append((first.rows[i], first.scores[i]))
+    longest = max(len(rows) for rows, _ in found)
+    indices, values = np.full((len(found), longest), -1), np.full((len(found), longest), np.nan, np.float32)
+    for i, (rows, best) in enumerate(found):
+        indices[i, : len(rows)], values[i, : len(rows)] = rows, best
+    return (indices[0], values[0]) if np.ndim(query) == 1 else (indices, values)
 
 
 def scores(
-    vectors: Rows,
+    vectors: Any,
     query: npt.ArrayLike,
     *,
     metric: Metric = "cosine",
@@ -199,21 +161,26 @@ def scores(
     -------
     float32, shape (N,).
     """
-    best = _Best(_check(vectors, np.asarray(query).reshape(-1), 1, metric, block), 1, metric, [])
-    allowed = None if mask is None else _check_mask(mask, vectors.shape[0])
-    out = np.full(vectors.shape[0], np.nan, np.float32)
-    for start in range(0, vectors.shape[0], block):
-        stop = min(start + block, vectors.shape[0])
-        if allowed is not None and not allowed[start:stop].any():
-            continue
-        rows = np.asarray(vectors[start:stop])
+    queries, inside = _check(vectors, np.ravel(query), 1, metric, mask, block)
+    best, out = _Best(queries, 1, metric, []), np.full(len(inside), np.nan, np.float32)
+    for rows, where in _read(vectors, inside, block):
         for tile in range(0, len(rows), _TILE):
-            raw, here = rows[tile : tile + _TILE], slice(start + tile, start + min(tile + _TILE, len(rows)))
-            usable = _usable(_squares(raw)[1], metric)
-            if allowed is not None:
-                usable &= allowed[here]
+            raw, here = (
+                rows[tile : tile + _TILE],
+                slice(where.start + tile, min(where.start + tile + _TILE, where.stop)),
+            )
+            usable = inside[here] & _usable(_squares(raw)[1], metric)
             out[here][usable] = best.exact(raw[usable], 0)
     return out
+
+
+def _read(vectors: Any, inside: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, slice]]:
+    """Rows block by block, from the first to the last of each block that lies inside a mask, and where they are."""
+    for start in range(0, len(inside), block):
+        wanted = np.flatnonzero(inside[start : start + block])
+        if len(wanted):
+            where = slice(start + int(wanted[0]), start + int(wanted[-1]) + 1)
+            yield np.asarray(vectors[where]), where
 
 
 class _Best:
@@ -266,47 +233,29 @@ class _Best:
             worst = float(scores[order[-1]])
             self.limit[query] = worst**2 if self.metric == "euclidean" else -worst
 
-    def merge(self, other: _Best) -> None:
-        """Take in what another one found for the same queries."""
-        for query in range(len(self.queries)):
-            self.add(query, other.rows[query], other.scores[query])
 
-    def kept(self, query: int, rows: np.ndarray) -> np.ndarray:
-        """Which rows (ascending) a query may have."""
-        drop = self.drop[query]
-        if not len(drop):
-            return np.ones(len(rows), bool)
-        return drop[np.minimum(np.searchsorted(drop, rows), len(drop) - 1)] != rows
-
-
-def _compare(rows: np.ndarray, inside: np.ndarray, start: int, tiles: range, groups: list[_Best]) -> None:
+def _compare(rows: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best], tiles: range) -> None:
     """Compare the rows of some tiles that lie inside a mask with the best so far."""
     for tile in tiles:
-        here = slice(tile, tile + _TILE)
-        _compare_tile(rows[here], inside[here], start + tile, groups)
-
-
-def _compare_tile(raw: np.ndarray, inside: np.ndarray, start: int, groups: list[_Best]) -> None:
-    count = np.count_nonzero(inside)
-    if not count:
-        return
-    rows = np.arange(start, start + len(raw))
-    if 2 * count < len(raw):  # else a product with some rows too many is cheaper than a copy
-        raw, rows, inside = raw[inside], rows[inside], np.ones(count, bool)
-    part, squares = _squares(raw)
-    usable = inside & _usable(squares, groups[0].metric)
-    for group in groups:
-        with np.errstate(all="ignore"):  # of rows that are not usable
-            costs, error = group.costs(part, squares)
-            close = (costs - error <= group.limit) & usable[:, None]
-        for query in np.flatnonzero(close.any(axis=0)).tolist():
-            near = np.flatnonzero(close[:, query])
-            near = near[group.kept(query, rows[near])]
-            if len(near) > group.k:  # a row whose least cost is above the k-th greatest cost is out
-                most = (costs + error)[near, query]
-                least = (costs - error)[near, query]
-                near = near[least <= np.partition(most, group.k - 1)[group.k - 1]]
-            group.add(query, rows[near], group.exact(raw[near], query))
+        raw, usable = rows[tile : tile + _TILE], inside[tile : tile + _TILE]
+        names = np.arange(start + tile, start + tile + len(raw))
+        count = np.count_nonzero(usable)
+        if 2 * count < len(raw):  # else a product with some rows too many is cheaper than a copy
+            raw, names, usable = raw[usable], names[usable], np.ones(count, bool)
+        part, squares = _squares(raw)
+        usable = usable & _usable(squares, groups[0].metric)
+        for group in groups:
+            with np.errstate(all="ignore"):  # of rows that are not usable
+                costs, error = group.costs(part, squares)
+                close = (costs - error <= group.limit) & usable[:, None]
+            for query in np.flatnonzero(close.any(axis=0)).tolist():
+                near, drop = np.flatnonzero(close[:, query]), group.drop[query]
+                near = near[drop[np.searchsorted(drop, names[near])] != names[near]]
+                if len(near) > group.k:  # a row whose least cost is above the k-th greatest cost is out
+                    most = (costs + error)[near, query]
+                    least = (costs - error)[near, query]
+                    near = near[least <= np.partition(most, group.k - 1)[group.k - 1]]
+                group.add(query, names[near], group.exact(raw[near], query))
 
 
 def _squares(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -324,30 +273,30 @@ def _usable(squares: np.ndarray, metric: Metric) -> np.ndarray:
     return usable
 
 
-def _check(vectors: Rows, query: npt.ArrayLike, k: int, metric: str, block: int) -> np.ndarray:
+def _check(
+    vectors: Any, query: npt.ArrayLike, k: int, metric: str, mask: npt.ArrayLike | None, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Queries (Q, D) in float64, and which rows may be returned."""
     if metric not in get_args(Metric):
         raise SchemaError(f"metric: got {metric!r}; expected one of {', '.join(get_args(Metric))}")
     if k < 1 or block < 1:
         raise SchemaError(f"k and block: got {k} and {block}; expected at least 1 of each")
     if len(vectors.shape) != 2:
         raise SchemaError(f"vectors: got shape {tuple(vectors.shape)}; expected (rows, features)")
+    count, features = vectors.shape
     queries = np.atleast_2d(np.asarray(query, np.float64))
-    if queries.ndim != 2 or queries.shape[1] != vectors.shape[1] or not len(queries):
+    if queries.ndim != 2 or queries.shape[1] != features or not len(queries):
         raise SchemaError(
-            f"query: got shape {np.shape(query)}; expected ({vectors.shape[1]},), the length of the vectors, "
-            f"or a batch (queries, {vectors.shape[1]})"
+            f"query: got shape {np.shape(query)}; expected ({features},), the length of the vectors, or a batch "
+            f"(queries, {features})"
         )
-    if not (np.abs(queries) < _LONGEST / queries.shape[1]).all():
+    if not (np.abs(queries) < _LONGEST / features).all():
         raise SchemaError("query: it holds a NaN, an infinity or a huge number; expected finite numbers")
     if metric == "cosine" and not (np.abs(queries).max(axis=1) > _SHORTEST).all():
         raise SchemaError("query: a vector of zeros has no direction. Pass metric='euclidean'.")
-    return queries
-
-
-def _check_mask(mask: npt.ArrayLike, rows: int) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.dtype != bool or mask.shape != (rows,):
+    inside = np.ones(count, bool) if mask is None else np.asarray(mask)
+    if inside.dtype != bool or inside.shape != (count,):
         raise SchemaError(
-            f"mask: got {mask.dtype} of shape {mask.shape}; expected booleans of shape ({rows},)"
+            f"mask: got {inside.dtype} of shape {inside.shape}; expected booleans of shape ({count},)"
         )
-    return mask
+    return queries, inside
