@@ -230,10 +230,10 @@ def decode(
         raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {(height, width)}")
     fill, no_echo, mean, std, rule = _parameters(rules, codes.device)[:, which, None, None]
     if coarsen == 1:
-        values = _look_up(codes, which, rules, _normalized)
+        values, valid = _look_up(codes, which, rules, _normalized)
     else:
-        amounts = _look_up(codes, which, rules, Normalization.amounts)
-        observed, echo = ~torch.isnan(amounts), torch.isfinite(amounts)
+        amounts, observed = _look_up(codes, which, rules, Normalization.amounts)
+        echo = observed & torch.isfinite(amounts)
         looked, seen = (avg_pool2d(mask.float(), coarsen, divisor_override=1) for mask in (observed, echo))
         # Where a field has no value (no echo), it says nothing about the mean; radar and rain count it as zero.
         counted = torch.where(rule == _RULES.index("standard"), seen, looked)
@@ -243,10 +243,9 @@ def decode(
         values = (torch.where(rule == _RULES.index("reflectivity"), decibels, average) - mean) / std
         rain = torch.log10(average.clamp(min=_RAIN_FLOOR))
         values = torch.where(rule == _RULES.index("rain"), rain, values)
-        values = torch.where(seen > 0, values, no_echo)
-        values = torch.where(looked > 0, values, torch.nan)
-    valid = torch.isnan(values).logical_not_()
-    return torch.where(valid, values, fill, out=values).to(dtype), valid
+        valid = looked > 0
+        values = torch.where(valid, torch.where(seen > 0, values, no_echo), fill)
+    return values.to(dtype), valid
 
 
 def _normalized(rule: Normalization, codes: np.ndarray) -> np.ndarray:
@@ -261,29 +260,41 @@ def _has_table(rule: Normalization) -> bool:
     return dtype.kind in "iu" and dtype.itemsize <= 2
 
 
-def _look_up(codes: torch.Tensor, which: torch.Tensor, rules: _Rules, function: _Function) -> torch.Tensor:
-    """A function of each code, under the normalization of its plane; float32."""
-    if all(map(_has_table, rules)):
-        tables, start = _tables(rules, function, codes.device)
-        # In place: new memory for each step would take longer on a CPU than the steps themselves.
-        index = codes.to(torch.int32, memory_format=torch.contiguous_format, copy=True)
-        index.bitwise_and_(0xFFFF).add_(start[which][:, :, None, None])
-        return tables.index_select(0, index.view(-1)).view(codes.shape)
+def _look_up(
+    codes: torch.Tensor, which: torch.Tensor, rules: _Rules, function: _Function
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A function of each code under the normalization of its plane, the fill where it is NaN; and where it is not."""
+    has_tables = all(map(_has_table, rules))
+    if has_tables and codes.device.type != "cpu":
+        tables, row = _tables(rules, function, codes.device)
+        index = (codes.to(torch.int32) & 0xFFFF) + (row[which] << 16)[:, :, None, None]
+        values = tables.view(-1).index_select(0, index.view(-1)).view(codes.shape)
+        valid = ~torch.isnan(values)
+        return torch.where(valid, values, _parameters(rules, codes.device)[0, which, None, None]), valid
     packed, labels = codes.cpu().numpy(), which.expand(codes.shape[:2]).cpu().numpy()
-    values = np.empty(packed.shape, np.float32)
-    for label in np.unique(labels):
-        values[labels == label] = function(rules[label], packed[labels == label])
-    return torch.from_numpy(values).to(codes.device)
+    found, is_nan = np.empty(packed.shape, np.float32), np.empty(packed.shape, bool)
+    if has_tables:
+        lists, number = (tensor.numpy() for tensor in _tables(rules, function, codes.device))
+    for plane, label in np.ndenumerate(labels):  # one plane after another: each stays in the cache
+        out, missing = found[plane], is_nan[plane]
+        if has_tables:
+            np.take(lists[number[label]], packed[plane], out=out, mode="wrap")
+        else:
+            out[:] = function(rules[label], packed[plane])
+        if np.isnan(out, out=missing).any():
+            np.copyto(out, np.float32(rules[label].fill), where=missing)
+    is_valid = np.logical_not(is_nan, out=is_nan)
+    return torch.from_numpy(found).to(codes.device), torch.from_numpy(is_valid).to(codes.device)
 
 
 @functools.lru_cache(maxsize=16)
 def _tables(rules: _Rules, function: _Function, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A function of all 16-bit codes under each distinct normalization, and where the table of each label begins."""
+    """A function of all 16-bit codes under each distinct normalization, and which of these each label has."""
     distinct, codes = list(dict.fromkeys(rules)), np.arange(2**16, dtype=np.uint16)
-    tables = np.concatenate([function(rule, codes) for rule in distinct])
-    start = [distinct.index(rule) * len(codes) for rule in rules]
+    tables = np.stack([function(rule, codes) for rule in distinct])
+    rows = [distinct.index(rule) for rule in rules]
     with torch.inference_mode(False):
-        return torch.from_numpy(tables).to(device), torch.tensor(start, dtype=torch.int32, device=device)
+        return torch.from_numpy(tables).to(device), torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 @functools.lru_cache(maxsize=16)
