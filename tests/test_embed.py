@@ -127,11 +127,11 @@ def test_embedding_is_that_of_its_patch_alone(cube, checkpoint, embeddings, labe
 def test_embedding_decodes_as_training_does(cube, checkpoint, monkeypatch, tmp_path):
     seen = []
 
-    def spy(self, values, valid, which, rules):
+    def spy(values, valid, magnification, fill):
         seen.append(values.clone())
         return values, valid
 
-    monkeypatch.setattr(Network, "_as_seen", spy)
+    monkeypatch.setattr("gridrad_cube.embedding.network.whole_view", spy)
     embed(cube, checkpoint, tmp_path / "e.zarr", channels=IR, batch_size=1000)
     samples = PatchDataset(cube, channels=IR, reject=int(NO_PIXELS))
     state = torch.load(checkpoint, weights_only=True)
@@ -148,7 +148,7 @@ def test_embedding_keeps_north_where_the_cube_has_it(cube, checkpoint, tmp_path,
         values = np.where(packing.observed(codes), codes * packing.scale_factor, np.nan)
         return np.repeat(np.nanmean(values, axis=(1, 2, 3))[:, None], 24, axis=1).astype(np.float32)
 
-    monkeypatch.setattr(Network, "patches", mean)
+    monkeypatch.setattr(Network, "embed", mean)
     embed(cube, checkpoint, tmp_path / "e.zarr", channels=[IR], dtype="float32")
     found = store.open_embeddings(tmp_path / "e.zarr").sel(channel=IR)
     packed = store.open_packed(cube)
@@ -213,7 +213,7 @@ class Interruption(Exception):
 
 def interrupt_after(patch, batches):
     """Let the network embed so many batches, then fail."""
-    real, left = Network.patches, [batches]
+    real, left = Network.embed, [batches]
 
     def patches(self, *arguments):
         if not left[0]:
@@ -221,7 +221,7 @@ def interrupt_after(patch, batches):
         left[0] -= 1
         return real(self, *arguments)
 
-    patch.setattr(Network, "patches", patches)
+    patch.setattr(Network, "embed", patches)
 
 
 @pytest.fixture
@@ -430,9 +430,7 @@ def test_wrong_options_are_refused(cube, checkpoint, embeddings, tmp_path):
 
 
 def test_vectors_that_do_not_fit_the_dtype_are_refused(cube, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        Network, "patches", lambda self, codes, *_: np.full((len(codes), 24), 1e6, np.float32)
-    )
+    monkeypatch.setattr(Network, "embed", lambda self, codes, *_: np.full((len(codes), 24), 1e6, np.float32))
     with pytest.raises(
         SchemaError, match=r"'crop': 0, 'channel': 0.* too large for float16\. Pass dtype='float32'"
     ):

@@ -269,7 +269,7 @@ def test_a_planted_gradient_keeps_its_direction(tmp_path, monkeypatch, north_fir
         values = codes.astype(np.float64).mean(axis=(1, 2, 3))
         return np.repeat(values[:, None], 24, axis=1).astype(np.float32)
 
-    monkeypatch.setattr(Network, "patches", mean)
+    monkeypatch.setattr(Network, "embed", mean)
     embed(cube, checkpoint, tmp_path / "e.zarr", dtype="float32")
     field = store.open_embeddings(tmp_path / "e.zarr").gridrad.grid(by="degree")
     assert field["embedding"].dims == ("time", "channel", "latitude", "longitude", "feature")

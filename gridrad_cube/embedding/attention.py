@@ -15,6 +15,9 @@ from gridrad_cube.launch import World, choose_device
 from gridrad_cube.query import collect
 from gridrad_cube.schema import SchemaError
 
+#: Samples that go through the network at once.
+_TOGETHER = 64
+
 
 def attention(
     store: str | os.PathLike[str],
@@ -55,11 +58,8 @@ def attention(
     network = Network(checkpoint, key=key, device=choose_device(device, World()))
     inputs = open_input(os.fspath(store), network.trained, channels=channels, normalize=normalize)
     index = _index(inputs, samples)
-    labels = list(inputs.labels)
-    if isinstance(inputs, PatchInput):
-        maps, dims = _of_patches(inputs, network, index), ("token_y", "token_x")
-    else:
-        maps, dims = _of_grids(inputs, network, index["crop"]), ("row", "col")
+    labels, maps = list(inputs.labels), _maps(inputs, network, index)
+    dims = ("token_y", "token_x") if inputs.level == "256" else ("row", "col")
     each = {d: np.repeat(i, len(labels)) for d, i in index.items()}
     attributes = {"long_name": "attention of the class token in the last block", "units": "1"}
     result = _coordinates(inputs, each).assign(attention=(("sample", "head", *dims), maps, attributes))
@@ -96,34 +96,24 @@ def _index(inputs: PatchInput | GridInput, samples: xr.Dataset | Sequence[Any]) 
     return dict(zip(dims, np.array(asked, np.int64).T, strict=True))
 
 
-def _of_patches(inputs: PatchInput, network: Network, index: dict[str, np.ndarray]) -> np.ndarray:
-    """Maps of patches, (samples x labels, heads, tokens down, tokens across), a crop at a time."""
-    labels, heads = len(inputs.labels), network.backbone.architecture.heads
-    edge = round(inputs.patch / network.trained["coarsen"] * network.trained["magnification"])
-    tokens = edge // network.backbone.patch_size
-    out = np.full((len(index["crop"]), labels, heads, tokens, tokens), np.nan, np.float32)
-    for crop in np.unique(index["crop"]).tolist():
-        here = np.flatnonzero(index["crop"] == crop)
-        cells = [np.repeat(index[d][here], labels) for d in ("row", "col")]
-        where = np.stack([np.tile(np.arange(labels), len(here)), *cells], axis=1)
-        there, batch = inputs.patches_of(crop, where)
-        maps = np.full((len(where), *out.shape[2:]), np.nan, np.float32)
-        if there.any():
-            maps[there] = network.patch_attention(*batch)
-        out[here] = maps.reshape(len(here), *out.shape[1:])
-    return out.reshape(-1, *out.shape[2:])
-
-
-def _of_grids(inputs: GridInput, network: Network, crops: np.ndarray) -> np.ndarray:
-    """Maps of grids, (crops x labels, heads, rows, cols)."""
-    heads = network.backbone.architecture.heads
-    out = np.full((len(crops), len(inputs.labels), heads, *inputs.cells), np.nan, np.float32)
-    for i, crop in enumerate(crops.tolist()):
-        grids, cells = inputs.grids_of(range(crop, crop + 1))
-        there = cells[0].any(axis=(1, 2))
-        if there.any():
-            out[i, there] = network.grid_attention(grids[0, there], cells[0, there], inputs.normalization)
-    return out.reshape(-1, *out.shape[2:])
+def _maps(inputs: PatchInput | GridInput, network: Network, index: dict[str, np.ndarray]) -> np.ndarray:
+    """Maps (samples x labels, heads, tokens down, tokens across), a crop at a time."""
+    shape = (network.backbone.architecture.heads, *inputs.tokens)
+    crops, *cells = index.values()
+    out = np.full((len(crops), len(inputs.labels), *shape), np.nan, np.float32)
+    for crop in np.unique(crops).tolist():
+        here = {i: (slice(None), *(c[i] for c in cells)) for i in np.flatnonzero(crops == crop).tolist()}
+        wanted, found = (
+            np.zeros((1, *inputs.shape), bool),
+            np.full((*inputs.shape, *shape), np.nan, np.float32),
+        )
+        for at in here.values():
+            wanted[0][at] = True
+        for place, batch in inputs.batches(range(crop, crop + 1), _TOGETHER, wanted):
+            found[place[1:]] = network.attend(*batch)
+        for i, at in here.items():
+            out[i] = found[at]
+    return out.reshape(-1, *shape)
 
 
 def _coordinates(inputs: PatchInput | GridInput, index: dict[str, np.ndarray]) -> xr.Dataset:

@@ -1,11 +1,12 @@
 """What the networks read: patches of a cube (level 256), or grids of patch embeddings (level 2k), with their flags.
 
-Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``content`` (a hash of what
-decides the embeddings), ``small`` (coordinates and flags), and ``batches``.
+Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``tokens`` (of a sample, down
+and across), ``content`` (a hash of what decides the embeddings), ``small`` (coordinates and flags), and ``batches``.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -78,6 +79,8 @@ class PatchInput:
         Whether an embedding is of several channels at once.
     overlapping
         Whether windows overlap. Then `small` takes long, and `embed` calls it once for each block.
+    tokens
+        Tokens of a patch, down and across.
     """
 
     level = "256"
@@ -114,9 +117,12 @@ class PatchInput:
         self._edge = (int(crop[0]), int(crop[1]))
         self.cells = tuple((edge - self.patch) // self.stride + 1 for edge in self._edge)
         self.shape = (len(self.labels), *self.cells)
-        self._planes: dict[tuple[int, int], np.ndarray] = {}
-        self._latest: tuple[range, dict[str, np.ndarray]] | None = None
-        self._axes: tuple[str, np.ndarray, np.ndarray] | None = None
+        self.tokens = (
+            round(self.patch / trained["coarsen"] * trained["magnification"]) // trained["token"],
+        ) * 2
+        self._assessed = functools.lru_cache(1)(self._assess)
+        self._plane = functools.lru_cache(len(self.members))(self._read_plane)  # of about one crop
+        self._scene = functools.lru_cache(1)(self._open_scene)
 
     @property
     def crops(self) -> int:
@@ -149,46 +155,31 @@ class PatchInput:
                 digest.update(np.ascontiguousarray(block[f"{variable}_{name}"].values).tobytes())
         return digest.hexdigest()[:32]
 
-    def small(self, rows: range, *, windows: bool = True) -> dict[str, np.ndarray]:
-        """Coordinates, flags and fractions of these crops by name.
-
-        Parameters
-        ----------
-        windows
-            If false, leave out what differs between the windows of a crop.
-        """
-        names = [name for name in COORDINATES if name in self.dataset.variables]
-        if not windows:
-            return _coordinates(self.dataset, rows, [n for n in names if COORDINATES[n][0] == ("crop",)])
-        out = _coordinates(self.dataset, rows, names)
+    def small(self, rows: range) -> dict[str, np.ndarray]:
+        """Coordinates, flags and fractions of these crops by name."""
+        out = read_coordinates(self.dataset, rows)
         found = self._assessed(rows)
         if self.overlapping:
             step = self.patch // self.stride
-            for name in names:
+            for name, values in out.items():
                 if name in found:
                     out[name] = found[name]
-                elif COORDINATES[name][0][1:] == ("row",):
-                    out[name] = _between_times(out[name], step, self.cells[0])
-                elif COORDINATES[name][0][1:] == ("row", "col"):
-                    out[name] = _between(out[name], step)
+                elif COORDINATES[name][0] == ("crop", "row"):
+                    out[name] = _between_times(values, step, self.cells[0])
+                elif COORDINATES[name][0] == ("crop", "row", "col"):
+                    out[name] = _between(values, step)
         flags, fraction = found["flags"], found["valid_fraction"]
         if self.stacked:
             flags, fraction = _combine_flags(flags), fraction.mean(axis=1, keepdims=True)
         return out | {"flags": flags, "valid_fraction": fraction}
 
-    def _assessed(self, rows: range) -> dict[str, np.ndarray]:
+    def _assess(self, rows: range) -> dict[str, np.ndarray]:
         """Flags and fractions of every channel (crop, member, row, col), and of overlapping windows `_CUT`."""
-        if self._latest is None or self._latest[0] != rows:
-            if self.overlapping:
-                crops = [self._assess_windows(crop) for crop in rows]
-                found = {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
-            else:
-                found = {
-                    name: np.stack([self._stored(m, name, rows) for m in self.members], axis=1)
-                    for name in ("flags", "valid_fraction")
-                }
-            self._latest = rows, found
-        return self._latest[1]
+        if self.overlapping:
+            crops = [self._assess_windows(crop) for crop in rows]
+            return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
+        names = ("flags", "valid_fraction")
+        return {n: np.stack([self._stored(m, n, rows) for m in self.members], axis=1) for n in names}
 
     def _stored(self, label: Label, name: str, rows: range) -> np.ndarray:
         values: np.ndarray = self.dataset[f"{label.variable}_{name}"][rows.start : rows.stop].values
@@ -208,15 +199,17 @@ class PatchInput:
         inherited = [self._inherited(crop, member) for member in self.members]
         for dy, dx in np.ndindex(step, step):
             at = (slice(dy, None, step), slice(dx, None, step))
-            cut = self._cut(one, dy * self.stride, dx * self.stride)
-            if cut is None:
+            y, x = dy * self.stride, dx * self.stride
+            height, width = (
+                (n - i) // self.patch * self.patch for n, i in zip(self._edge, (y, x), strict=True)
+            )
+            if not height or not width:
                 continue
-            height, width = (cut.sizes[d] * self.patch for d in ("row", "col"))
+            cut = self._cut(one, tiling.Window(y, x, height, width))
             for number, member in enumerate(self.members):
-                array = self.dataset[member.variable]
-                codes = self._plane(crop, number)[dy * self.stride :, dx * self.stride :][:height, :width]
-                codes = np.ascontiguousarray(codes)
-                found = quality.assess(cut.assign({member.variable: (("y", "x"), codes, array.attrs)}), spec)
+                attributes = self.dataset[member.variable].attrs
+                codes = np.ascontiguousarray(self._plane(crop, number)[y : y + height, x : x + width])
+                found = quality.assess(cut.assign({member.variable: (("y", "x"), codes, attributes)}), spec)
                 flags = found[f"{member.variable}_flags"].values
                 if (inherited[number] & int(Flag.channel_absent)).all():
                     flags = np.where(cut["padding"].values, int(Flag.padding), 0)
@@ -228,36 +221,23 @@ class PatchInput:
                     out[name][at] = found[name].values
         return out
 
-    def _cut(self, one: xr.Dataset, dy: int, dx: int) -> xr.Dataset | None:
-        """The tiling of a crop that is shifted by some pixels, without channels; None if nothing fits."""
-        height, width = (
-            (edge - shift) // self.patch * self.patch
-            for edge, shift in zip(self._edge, (dy, dx), strict=True)
-        )
-        if not height or not width:
-            return None
-        grid = str(one["grid"].values)
-        if self._axes is None or self._axes[0] != grid:
-            axes = open_grid(self.dataset.encoding["source"], grid)
-            self._axes = grid, axes["latitude"].values, axes["longitude"].values
-        _, latitude, longitude = self._axes
-        dims = (("y",), ("x",)) if latitude.ndim == 1 else (("y", "x"), ("y", "x"))
-        scene = xr.Dataset(
-            coords={
-                "latitude": (dims[0], latitude),
-                "longitude": (dims[1], longitude),
-                "time": one["time"].values,
-            },
-            attrs={},
-        )
-        window = tiling.Window(int(one["y_origin"]) + dy, int(one["x_origin"]) + dx, height, width)
-        cut = tiling.cut(scene, window, self.patch)
+    def _cut(self, one: xr.Dataset, part: tiling.Window) -> xr.Dataset:
+        """Positions and times of a part of a crop, as `tiling.cut` gives them; without channels."""
+        scene = self._scene(str(one["grid"].values)).assign_coords(time=one["time"].values)
+        y, x = (int(one[name]) for name in ("y_origin", "x_origin"))
+        cut = tiling.cut(scene, tiling.Window(y + part.y, x + part.x, part.height, part.width), self.patch)
         if "observation_time" in one:
-            times = one["observation_time"].values[None]
-            times = _between_times(times, self.patch // self.stride, self.cells[0])[0]
-            mine = times[dy // self.stride :: self.patch // self.stride][: cut.sizes["row"]]
-            cut = cut.assign_coords(observation_time=("row", mine.astype("datetime64[s]")))
+            step = self.patch // self.stride
+            times = _between_times(one["observation_time"].values[None], step, self.cells[0])[0]
+            mine = times[part.y // self.stride :: step][: cut.sizes["row"]].astype("datetime64[s]")
+            cut = cut.assign_coords(observation_time=("row", mine))
         return cut
+
+    def _open_scene(self, grid: str) -> xr.Dataset:
+        """Latitude and longitude of a source grid in memory, on the dimensions of scenes."""
+        axes = open_grid(self.dataset.encoding["source"], grid).load()
+        renamed = axes.rename({d: str(d).removeprefix("scene_") for d in axes.dims})
+        return renamed.set_coords(["latitude", "longitude"])
 
     def _inherited(self, crop: int, member: Label) -> np.ndarray:
         """Bits that do not follow from pixels, (row, col): those of any of the patches that a window overlaps."""
@@ -273,25 +253,23 @@ class PatchInput:
         mine = thresholds["levels"][member.altitude] if "levels" in thresholds else thresholds
         prefix = f"{member.variable}_"
         statistics = {str(n).removeprefix(prefix): v.values for n, v in assessed.data_vars.items()}
-        return np.where(
-            quality.global_outliers(statistics, mine), np.uint16(Flag.global_outlier), np.uint16(0)
-        )
+        return quality.global_outliers(statistics, mine) * np.uint16(Flag.global_outlier)
 
-    def batches(self, rows: range, size: int) -> Iterator[_Batch]:
-        """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules."""
+    def batches(self, rows: range, size: int, wanted: np.ndarray | bool = True) -> Iterator[_Batch]:
+        """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules.
+
+        Parameters
+        ----------
+        size
+            Patches in a batch.
+        wanted
+            Which embeddings of these crops are needed, (crop, label, row, col).
+        """
         usable = (self._assessed(rows)["flags"] & int(NO_PIXELS)) == 0
-        where = np.argwhere(usable.any(axis=1, keepdims=True) if self.stacked else usable)
+        where = np.argwhere((usable.any(axis=1, keepdims=True) if self.stacked else usable) & wanted)
         for start in range(0, len(where), size):
             part = where[start : start + size]
             yield tuple(part.T), (self._read(rows.start, part, usable), part[:, 1], self.rules)
-
-    def patches_of(self, crop: int, where: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
-        """Which of the patches at (label, row, col) of a crop have pixels, and a batch of those."""
-        usable = (self._assessed(range(crop, crop + 1))["flags"] & int(NO_PIXELS)) == 0
-        some = usable.any(axis=1, keepdims=True) if self.stacked else usable
-        there = some[0][tuple(where.T)]
-        part = np.insert(where[there], 0, 0, axis=1)
-        return there, (self._read(crop, part, usable), part[:, 1], self.rules)
 
     def _read(self, first: int, where: np.ndarray, usable: np.ndarray) -> np.ndarray:
         """Packed patches (B, planes, patch, patch) at (crop, label, row, col), crops counted from ``first``."""
@@ -321,22 +299,11 @@ class PatchInput:
             out.append(views[here[:, 0], here[:, 1]])
         return np.concatenate(out)
 
-    def _plane(self, crop: int, number: int) -> np.ndarray:
-        """All packed pixels of one channel of a crop, (y, x); fill where a patch has none."""
-        if (crop, number) in self._planes:
-            return self._planes[crop, number]
+    def _read_plane(self, crop: int, number: int) -> np.ndarray:
+        """All packed pixels of one channel of a crop, (y, x); fill where the crop lacks it."""
         member = self.members[number]
-        flags = self._stored(member, "flags", range(crop, crop + 1))[0]
-        there = np.argwhere((flags & int(Flag.channel_absent | Flag.unreadable)) == 0)
-        shape, dtype = (*flags.shape, self.patch, self.patch), self.dataset[member.variable].dtype
-        blocks = np.full(shape, self._fill(member), dtype)
-        if len(there):
-            index = np.insert(there, 0, crop, axis=1)
-            blocks[tuple(there.T)] = self.reader.read(member.variable, _with_altitude(index, member))
-        while len(self._planes) >= len(self.members):  # the channels of about one crop
-            self._planes.pop(next(iter(self._planes)))
-        self._planes[crop, number] = tiling.assemble(blocks)
-        return self._planes[crop, number]
+        level = () if member.altitude is None else (member.altitude,)
+        return self.reader.read_window(member.variable, (crop, *level, slice(None), slice(None)))
 
     def _fill(self, member: Label) -> float:
         array = self.dataset[member.variable]
@@ -372,6 +339,7 @@ class GridInput:
         self.normalization = self._normalize(trained, normalize)
         sizes = self.dataset.sizes
         self.cells, self.shape = (sizes["row"], sizes["col"]), (len(chosen),)
+        self.tokens = self.cells
         bytes_each = 4 * len(available) * sizes["row"] * sizes["col"] * sizes["feature"]
         self._together = max(1, _READ_BYTES // bytes_each)
 
@@ -415,28 +383,32 @@ class GridInput:
             digest.update((self._block("flags", some) & self._reject).tobytes())
         return digest.hexdigest()[:32]
 
-    def small(self, rows: range, *, windows: bool = True) -> dict[str, np.ndarray]:
+    def small(self, rows: range) -> dict[str, np.ndarray]:
         """Coordinates, flags and fractions of these crops by name."""
-        names = [name for name in COORDINATES if name in self.dataset.variables]
+        out = read_coordinates(self.dataset, rows)
         cells = [name for name in ("flags", "valid_fraction") if name in self.dataset.variables]
-        return _coordinates(self.dataset, rows, names) | {name: self._block(name, rows) for name in cells}
+        return out | {name: self._block(name, rows) for name in cells}
 
-    def batches(self, rows: range, size: int) -> Iterator[_Batch]:
-        """Grids of these crops that have a cell to read: embeddings, cells, and the normalization."""
+    def batches(self, rows: range, size: int, wanted: np.ndarray | bool = True) -> Iterator[_Batch]:
+        """Grids of these crops that have a cell to read: embeddings, cells, and the normalization.
+
+        Parameters
+        ----------
+        size
+            Grids in a batch.
+        wanted
+            Which embeddings of these crops are needed, (crop, label).
+        """
+        needed = np.broadcast_to(wanted, (len(rows), *self.shape))
         for some in self._parts(rows):
-            grids, cells = self.grids_of(some)
-            where = np.argwhere(cells.any(axis=(2, 3)))
+            first, grids = some.start - rows.start, self._block("embedding", some)
+            filled = np.isfinite(grids).all(axis=-1)
+            cells = filled & ((self._block("flags", some) & self._reject) == 0)
+            cells = np.where(cells.any(axis=(2, 3), keepdims=True), cells, filled)
+            where = np.argwhere(cells.any(axis=(2, 3)) & needed[first : first + len(some)])
             for start in range(0, len(where), size):
                 part = tuple(where[start : start + size].T)
-                place = (part[0] + some.start - rows.start, part[1])
-                yield place, (grids[part], cells[part], self.normalization)
-
-    def grids_of(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
-        """Grids of some crops (crop, channel, row, col, D), and which of their cells the network reads."""
-        grids = self._block("embedding", rows)
-        filled = np.isfinite(grids).all(axis=-1)
-        cells = filled & ((self._block("flags", rows) & self._reject) == 0)
-        return grids, np.where(cells.any(axis=(2, 3), keepdims=True), cells, filled)
+                yield (part[0] + first, part[1]), (grids[part], cells[part], self.normalization)
 
     def _parts(self, rows: range) -> Iterator[range]:
         """Some of the rows after others, so that their grids fit into memory."""
@@ -561,8 +533,12 @@ def _combine_flags(flags: np.ndarray) -> np.ndarray:
     return out
 
 
-def _coordinates(dataset: xr.Dataset, rows: range, names: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: dataset[name][rows.start : rows.stop].values for name in names}
+def read_coordinates(
+    dataset: xr.Dataset, rows: range, *, of_crops_alone: bool = False
+) -> dict[str, np.ndarray]:
+    """Coordinates of some crops by name: all, or those that patches do not differ in."""
+    names = [n for n in COORDINATES if not of_crops_alone or COORDINATES[n][0] == ("crop",)]
+    return {n: dataset[n][rows.start : rows.stop].values for n in names if n in dataset.variables}
 
 
 def _with_altitude(index: np.ndarray, member: Label) -> np.ndarray:

@@ -64,7 +64,7 @@ class Network:
     ) -> None:
         if pool not in get_args(Pool):
             raise SchemaError(f"pool: got {pool!r}; expected one of {get_args(Pool)}")
-        self.path, self.key, self.pool, self.device = os.fspath(path), key, pool, torch.device(device)
+        self.path, self.pool, self.device = os.fspath(path), pool, torch.device(device)
         checkpoint = load_checkpoint(path)
         try:
             backbone = load_backbone(checkpoint, key)
@@ -96,77 +96,55 @@ class Network:
             "store": checkpoint.get("store") or {},
         }  # fmt: skip
 
-    def patches(self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]) -> np.ndarray:
-        """Embed packed patches; return float32, (B, features).
+    def embed(self, *batch: Any) -> np.ndarray:
+        """Embed a batch; return float32, (B, features).
 
         Parameters
         ----------
-        codes
-            Shape (B, C, patch, patch).
-        channel
-            Which of ``rules`` each sample takes, (B,); not used where C is their number.
-        rules
-            Normalization of each label.
+        *batch
+            As ``batches`` of `PatchInput` and `GridInput` give it. Level 256: packed patches (B, C, patch, patch),
+            which of the rules each sample takes (B,), and the rules of normalization. Level 2k: grids of embeddings
+            (B, rows, cols, D), cells that take part (B, rows, cols), and ``mean`` and ``std`` of the D features.
         """
         with torch.inference_mode():
-            return self._embed(*self._field(codes, channel, rules))
+            return self._pool(*self._read(*batch))
 
-    def grids(self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]) -> np.ndarray:
-        """Embed grids of embeddings; return float32, (B, features).
-
-        Parameters
-        ----------
-        codes
-            Shape (B, rows, cols, D).
-        cells
-            Cells that take part, bool, (B, rows, cols).
-        normalization
-            ``mean`` and ``std`` of the D features.
-        """
-        with torch.inference_mode():
-            return self._embed(*self._grid(codes, cells, normalization))
-
-    def patch_attention(
-        self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]
-    ) -> np.ndarray:
+    def attend(self, *batch: Any) -> np.ndarray:
         """Attention of the class token in the last block, float32, (B, heads, tokens down, tokens across).
 
-        Parameters as for `patches`.
+        Parameters
+        ----------
+        *batch
+            As for `embed`.
         """
         with torch.inference_mode():
-            return self._attend(*self._field(codes, channel, rules))
+            values, _, mask = self._read(*batch)
+            weights = self.backbone.get_last_selfattention(values, **mask)
+        tokens = [edge // self.backbone.patch_size for edge in values.shape[-2:]]
+        return np.asarray(weights[:, :, 0, 1:].unflatten(2, tokens).float().cpu().numpy())
 
-    def grid_attention(
-        self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]
-    ) -> np.ndarray:
-        """Attention of the class token in the last block, float32, (B, heads, rows, cols); as for `grids`."""
-        with torch.inference_mode():
-            return self._attend(*self._grid(codes, cells, normalization))
+    def _read(self, *batch: Any) -> _Input:
+        return self._field(*batch) if self.level == "256" else self._grid(*batch)
 
     def _field(self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]) -> _Input:
         packed = torch.from_numpy(codes).to(self.device)
         which = torch.from_numpy(np.asarray(channel, np.int64)).to(self.device)
         values, valid = decode(packed, which, rules, coarsen=self.trained["coarsen"])
-        values, seen = self._as_seen(values, valid, which, rules)
+        if values.shape[1] > 1:  # one for all channels of a stack, as in training
+            fill: Any = float(self.trained["view"].get("fill", rules[0].fill))
+        else:
+            fill = torch.tensor([rule.fill for rule in rules], device=values.device)[which]
+        # The whole field as one view, without anything random.
+        values, seen = whole_view(values, valid, self.trained["magnification"], fill)
         tokens = token_coverage(seen, self.backbone.patch_size) >= 0.5
         return values, tokens, {"token_mask": None if self.backbone.mask_token is None else ~tokens}
-
-    def _as_seen(
-        self, values: Tensor, valid: Tensor, which: Tensor, rules: Sequence[Normalization]
-    ) -> tuple[Tensor, Tensor]:
-        """The whole field as one view without anything random, and where it was observed (B, 1, h, w)."""
-        magnification, fill = self.trained["magnification"], self.trained["view"].get("fill", rules[0].fill)
-        if values.shape[1] > 1:  # one for all channels of a stack, as in training
-            return whole_view(values, valid, magnification, float(fill))
-        own = torch.tensor([rule.fill for rule in rules], device=values.device)[which]
-        return whole_view(values, valid, magnification, own)
 
     def _grid(self, codes: np.ndarray, cells: np.ndarray, normalization: Mapping[str, Any]) -> _Input:
         grid = torch.from_numpy(codes).to(self.device).permute(0, 3, 1, 2)
         values, kept = decode_grids(grid, torch.from_numpy(cells).to(self.device), normalization)
         return values, kept.flatten(1), {"attention_mask": kept}
 
-    def _embed(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
+    def _pool(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
         """The embedding from the tokens: class token, mean of those that hold data, or both."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self.backbone.forward_tokens(values, **mask)
@@ -182,8 +160,3 @@ class Network:
                 "Take another checkpoint."
             )
         return vectors
-
-    def _attend(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
-        weights = self.backbone.get_last_selfattention(values, **mask)
-        rows, cols = (edge // self.backbone.patch_size for edge in values.shape[-2:])
-        return np.asarray(weights[:, :, 0, 1:].unflatten(2, (rows, cols)).float().cpu().numpy())

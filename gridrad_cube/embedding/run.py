@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -18,9 +19,8 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from gridrad_cube.embedding.inputs import Normalize, PatchInput, open_input
+from gridrad_cube.embedding.inputs import Normalize, PatchInput, open_input, read_coordinates
 from gridrad_cube.embedding.network import Network, Pool
-from gridrad_cube.embedding.output import describe_source, geoemb
 from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.launch import World, choose_device, cores, find_world
 from gridrad_cube.pipeline import executor
@@ -38,6 +38,17 @@ Dtype = Literal["float16", "float32"]
 _SHARES, _REMOTE_SHARES = 2, 64
 #: Share by which the pixel spacing of a store may differ from that of training without a warning.
 _SPACING_TOLERANCE = 0.1
+
+#: Registration of the ``geoemb:`` convention, https://github.com/geo-embeddings/embeddings-zarr-convention
+_CONVENTION = {
+    "schema_url": "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/tags/v1/schema.json",
+    "spec_url": "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
+    "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
+    "name": "geoemb:",
+    "description": "Geoembeddings convention for geospatial embedding arrays with model provenance",
+}
+_OF_LEVEL_256 = ("checkpoint", "pool", "source", "source_identity")
+_SOFTWARE = ("gridrad-cube", "numpy", "torch", "xarray", "zarr")
 
 T = TypeVar("T")
 
@@ -169,18 +180,16 @@ class _Job:
         checkpoint: str,
         out: str,
         *,
-        channels: str | Sequence[str] | None,
-        stride: int | None,
         key: str,
         pool: Pool,
-        normalize: Normalize,
         dtype: Dtype,
         batch_size: int,
         device: str,
         world: World,
+        **of_inputs: Any,
     ) -> None:
         network = Network(checkpoint, key=key, pool=pool, device=choose_device(device, world))
-        inputs = open_input(store, network.trained, channels=channels, stride=stride, normalize=normalize)
+        inputs = open_input(store, network.trained, **of_inputs)
         self.inputs, self.network, self.batch_size = inputs, network, batch_size
         request = {
             "format_version": FORMAT_VERSION, "level": inputs.level, "checkpoint": network.fingerprint, "key": key,
@@ -232,10 +241,9 @@ class _Job:
     def _embed_block(self, number: int, rows: range, update: Callable[[int], Any]) -> None:
         inputs = self.inputs
         vectors = np.full((len(rows), *inputs.shape, self.network.features), np.nan, np.float32)
-        embed_batch = self.network.patches if inputs.level == "256" else self.network.grids
         done = 0
         for place, batch in _ahead(inputs.batches(rows, self.batch_size)):
-            vectors[place] = embed_batch(*batch)
+            vectors[place] = self.network.embed(*batch)
             done += len(place[0])
             update(len(place[0]))
         update(int(np.prod(vectors.shape[:-1])) - done)
@@ -261,17 +269,19 @@ class _Job:
     def finish(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Commit the store, unless it is there as it would be."""
         inputs, network, request = self.inputs, self.network, self.writer.request
-        spacing = self._spacing()
+        spacing, small = self._spacing(), inputs.small
+        if inputs.overlapping:  # what differs between windows is in the records
+            small = functools.partial(read_coordinates, inputs.dataset, of_crops_alone=True)
         info = {
             "channels": inputs.labels, "channel_mode": "stack" if network.trained["stacked"] else "each",
             "features": network.features, "checkpoint_file": os.path.basename(network.path),
             "model": network.backbone.config(), "view": network.trained["view"],
-            **describe_source(inputs.info, inputs.store, self.writer.files.root), "pixel_spacing_km": spacing,
+            **_describe_source(inputs.info, inputs.store, self.writer.files.root), "pixel_spacing_km": spacing,
         }  # fmt: skip
         self.writer.finish(
-            records, functools.partial(inputs.small, windows=not inputs.overlapping), info,
+            records, small, info,
             event=f"gridrad-cube embed: {inputs.crops} crops to level {inputs.level} by {network.fingerprint}",
-            attributes=geoemb(request, inputs.info, features=network.features, spacing_km=spacing),
+            attributes=_geoemb(request, inputs.info, features=network.features, spacing_km=spacing),
             history=inputs.dataset.attrs.get("history"),
         )  # fmt: skip
 
@@ -288,6 +298,46 @@ class _Job:
                 self.inputs.store, found, self.network.path, trained,
             )  # fmt: skip
         return found
+
+
+def _describe_source(info: Mapping[str, Any], source: str, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Attributes about the store that was embedded, named relative to the embeddings where both lie on this disk."""
+    there, here = Files(source), Files(out)
+    name = os.path.basename(there.root) if there.local else there.root
+    if there.local and here.local:
+        name = os.path.relpath(there.root, os.path.dirname(here.root))
+    thresholds = info.get("thresholds")
+    text = json.dumps(thresholds, sort_keys=True)
+    below = {key: info.get(key) for key in _OF_LEVEL_256} if info.get("kind") == "embeddings" else None
+    return {
+        "source": name,
+        "source_identity": info.get("identity"),
+        "thresholds": thresholds,
+        "thresholds_hash": hashlib.sha256(text.encode()).hexdigest()[:32],
+        "embedded_from": below,
+        "software": {package: importlib.metadata.version(package) for package in _SOFTWARE},
+    }
+
+
+def _geoemb(
+    request: Mapping[str, Any], info: Mapping[str, Any], *, features: int, spacing_km: float | None
+) -> dict[str, Any]:
+    """Attributes of the ``geoemb:`` convention, version 1, for a request of `EmbeddingWriter` and its source's info."""
+    layout: dict[str, Any] = {"layout_type": "irregular", "chip_size": request["crop"]}
+    if request["level"] == "256":
+        patch, step = request["patch"], request["stride"]
+        layout = {"layout_type": "regular_grid", "chip_size": [patch, patch], "stride": [step, step]}
+    return {
+        "zarr_conventions": [_CONVENTION],
+        "geoemb:type": "chip",
+        "geoemb:dimensions": features,
+        "geoemb:model": f"urn:gridrad-cube:checkpoint:{request['checkpoint']}",
+        "geoemb:source_data": [f"urn:gridrad-cube:store:{info.get('identity')}"],
+        "geoemb:data_type": request["dtype"],
+        "geoemb:chip_layout": layout,
+        "geoemb:build_version": importlib.metadata.version("gridrad-cube"),
+        **({"geoemb:gsd": round(1000 * spacing_km, 3)} if spacing_km else {}),
+    }
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
