@@ -15,8 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gridrad_cube.schema import SchemaError
-
 if TYPE_CHECKING:
     import torch
 
@@ -67,7 +65,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
 
     Raises
     ------
-    SchemaError
+    ValueError
         If the values are not whole numbers, or the rank is not below the size.
     """
     env = os.environ if environment is None else environment
@@ -78,11 +76,11 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
             rank, size = int(env[rank_name]), int(env[size_name])
             local_rank = next((int(env[name]) for name in local_names if name in env), rank)
         except ValueError as error:
-            raise SchemaError(
+            raise ValueError(
                 f"{launcher}: {error}; expected whole numbers in {rank_name}, {size_name}"
             ) from None
         if not 0 <= rank < size:
-            raise SchemaError(
+            raise ValueError(
                 f"{launcher}: {rank_name}={rank} with {size_name}={size}; expected a rank below the size. "
                 "Unset both to run one process."
             )
@@ -103,7 +101,7 @@ def choose_device(device: str, world: World) -> torch.device:
 
     Raises
     ------
-    SchemaError
+    ValueError
         If a GPU is asked for and there is none of that number, or the name is none of these.
     """
     import torch
@@ -113,13 +111,13 @@ def choose_device(device: str, world: World) -> torch.device:
         return torch.device("cpu")
     kind, _, number = device.partition(":")
     if device not in ("auto", "cuda") and not (kind == "cuda" and number.isdecimal()):
-        raise SchemaError(f"device: got {device!r}; expected auto, cpu, cuda or cuda:N")
+        raise ValueError(f"device: got {device!r}; expected auto, cpu, cuda or cuda:N")
     if not count:
-        raise SchemaError(
+        raise ValueError(
             f"device: {device!r} asked for but torch sees no GPU here. Pass --device cpu or auto."
         )
     if number and int(number) >= count:
-        raise SchemaError(
+        raise ValueError(
             f"device: {device!r} asked for but torch sees {count} GPUs; expected a number below that"
         )
     return torch.device("cuda", int(number) if number else world.local_rank % count)

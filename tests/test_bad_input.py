@@ -12,6 +12,7 @@ from small_data import write_sources
 from gridrad_cube import pipeline, store
 from gridrad_cube.cli import cli
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
+from gridrad_cube.storage import Files
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
 SHAPE = (64, 96)
@@ -80,7 +81,7 @@ def test_store_where_nothing_may_be_written_is_told_before_any_work(sources):
 
 
 def test_permission_lost_on_the_way_stops_the_run_and_keeps_what_is_written(sources, tmp_path, monkeypatch):
-    real, calls = store.Files.write, []
+    real, calls = Files.write, []
 
     def refuses(self, key, data):
         if key.startswith("ir_brightness_temperature/"):
@@ -89,10 +90,10 @@ def test_permission_lost_on_the_way_stops_the_run_and_keeps_what_is_written(sour
                 raise PermissionError(13, "Permission denied", os.path.join(self.root, key))
         real(self, key, data)
 
-    monkeypatch.setattr(store.Files, "write", refuses)
+    monkeypatch.setattr(Files, "write", refuses)
     with pytest.raises(OSError, match=r"p\.zarr: Permission denied\. .*run again: it continues"):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
-    monkeypatch.setattr(store.Files, "write", real)
+    monkeypatch.setattr(Files, "write", real)
     report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
     assert (report.count("kept"), report.count("written")) == (1, 2)
 

@@ -23,6 +23,7 @@ from synthetic_files import spoil
 import gridrad_cube
 from gridrad_cube import pipeline, readers, store
 from gridrad_cube.schema import Flag, QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
+from gridrad_cube.storage import Files
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
 SHAPE = (96, 150)  # the last column of patches is partly padding
@@ -199,17 +200,17 @@ def test_kill_while_an_extension_is_finalised_is_made_good(sources, cube, tmp_pa
         (early / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(sources / name, early / name)
     pipeline.preprocess(early, path, recipe=RECIPE)
-    real = store.Files.write
+    real = Files.write
 
     def dies_at_the_root(self, key, data):
         if key == "zarr.json":
             raise KeyboardInterrupt
         real(self, key, data)
 
-    monkeypatch.setattr(store.Files, "write", dies_at_the_root)
+    monkeypatch.setattr(Files, "write", dies_at_the_root)
     with pytest.raises(KeyboardInterrupt):
         pipeline.preprocess(sources, path, recipe=RECIPE)
-    monkeypatch.setattr(store.Files, "write", real)
+    monkeypatch.setattr(Files, "write", real)
     between = store.open_cube(path)  # as it was before, in full
     assert between.sizes["crop"] == 3
     np.testing.assert_array_equal(
@@ -431,9 +432,9 @@ def test_disk_full_stops_with_what_to_do(sources, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        store.Files,
+        Files,
         "write",
-        lambda self, key, data, w=store.Files.write: full() if "/c." in key else w(self, key, data),
+        lambda self, key, data, w=Files.write: full() if "/c." in key else w(self, key, data),
     )
     with pytest.raises(
         OSError, match=r"No space left on device\. Make room, or see to the rights, and run again"

@@ -30,6 +30,7 @@ from gridrad_cube import cli, pipeline, query, store
 from gridrad_cube.datasets import PatchDataset, PatchLoader
 from gridrad_cube.embedding import embed
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
+from gridrad_cube.storage import Files, RemoteError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -123,7 +124,7 @@ def cube(sources, bucket):
 
 def contents(root):
     """Every object of a finished store outside ``_build/``, the time of the run left out."""
-    files, folders, out = store.Files(root), [""], {}
+    files, folders, out = Files(root), [""], {}
     while folders:
         folder = folders.pop()
         for name in files.names(folder):
@@ -143,7 +144,7 @@ def shards(root):
 
 def stop_at(patch, number, act):
     """Call ``act`` in place of the n-th writing of a shard."""
-    kind = type(store.Files("s3://any"))
+    kind = type(Files("s3://any"))
     write, count = kind.write, iter(range(1, 1000))
 
     def interrupted(files, key, data):
@@ -164,7 +165,7 @@ def test_objects_are_the_same_everywhere(kind, tmp_path, bucket):
         "memory": f"memory://{uuid.uuid4().hex}/a b",
         "s3": f"{bucket}/o/a %20#b",
     }
-    files, data = store.Files(root[kind]), bytes(range(250)) * 10
+    files, data = Files(root[kind]), bytes(range(250)) * 10
     assert not files.exists()
     assert (files.names(), files.sizes("a"), files.size("a/b")) == ([], {}, None)
     assert files.create("a/b", data)
@@ -198,7 +199,7 @@ def test_objects_are_the_same_everywhere(kind, tmp_path, bucket):
 
 
 def test_ranges_that_lie_far_apart(bucket):
-    files = store.Files(f"{bucket}/wide")
+    files = Files(f"{bucket}/wide")
     data = np.random.default_rng(0).bytes(6_000_000)
     files.write("object", data)
     ranges = [(5_000_000, 5_000_100), (0, 10), (1_500_000, 3_000_000), (5_999_990, 7_000_000), (20, 30)]
@@ -212,14 +213,14 @@ def test_of_many_that_create_one_wins(kind, bucket):
     ready = threading.Barrier(len(writers))
 
     def create(data):
-        files = store.Files(root)
+        files = Files(root)
         ready.wait(30)
         return files.create("lease", data)
 
     with ThreadPoolExecutor(len(writers)) as pool:
         won = list(pool.map(create, writers))
     assert sum(won) == 1
-    assert store.Files(root).read("lease") == writers[won.index(True)]
+    assert Files(root).read("lease") == writers[won.index(True)]
 
 
 # Building
@@ -272,7 +273,7 @@ def test_a_killed_build_keeps_its_lease_and_goes_on_without_it(sources, local, p
         pipeline.preprocess(sources, place, recipe=RECIPE)
     lease = str(refused.value).rsplit(" ", 1)[-1]
     assert lease == f"{place}/_build/lease.json"
-    store.Files(place).remove(lease.removeprefix(f"{place}/"))
+    Files(place).remove(lease.removeprefix(f"{place}/"))
     report = pipeline.preprocess(sources, place, recipe=RECIPE)
     assert (report.count("kept"), report.count("written")) == (2, 3)
     assert contents(place) == contents(local)
@@ -300,7 +301,7 @@ def test_a_store_grows(sources, local, place, tmp_path):
 
 def test_damage_is_found_and_mended_and_nothing_else_touched(sources, local, place):
     pipeline.preprocess(sources, place, recipe=RECIPE)
-    files = store.Files(place)
+    files = Files(place)
     deleted, cut, altered, *_ = shards(place)
     whole = {key: files.read(key) for key in (cut, altered)}
     files.remove(deleted)
@@ -326,26 +327,26 @@ def test_a_second_writer_is_refused(sources, place):
             SchemaError, match=rf"another process writes.*{socket.gethostname()}.*{os.getpid()}"
         ):
             pipeline.preprocess(sources, place, recipe=RECIPE)
-        assert store.Files(place).names() == ["_build"]
-    assert not store.Files(place).exists()
+        assert Files(place).names() == ["_build"]
+    assert not Files(place).exists()
 
 
 def test_a_lease_whose_answer_was_lost_is_held(place, monkeypatch):
     """The server got the put, the answer was lost, and the client's second try finds the object there."""
-    kind = type(store.Files(place))
+    kind = type(Files(place))
     create = kind.create
     monkeypatch.setattr(kind, "create", lambda *a: create(*a) and False)
     with store.Build(place).lease():
-        assert store.Files(place).exists("_build/lease.json")
-    assert not store.Files(place).exists("_build/lease.json")
+        assert Files(place).exists("_build/lease.json")
+    assert not Files(place).exists("_build/lease.json")
 
 
 def test_a_server_that_overlooks_conditions_is_found_out(sources, place, monkeypatch):
     put = obstore.put
     monkeypatch.setattr(obstore, "put", lambda place, key, data, mode=None: put(place, key, data))
-    with pytest.raises(store.RemoteError, match="conditional puts"):
+    with pytest.raises(RemoteError, match="conditional puts"):
         pipeline.preprocess(sources, place, recipe=RECIPE)
-    assert not store.Files(place).exists()
+    assert not Files(place).exists()
 
 
 # Reading
@@ -392,7 +393,7 @@ def test_patches_in_this_process_and_in_a_spawned_one(cube, local):
 
 
 def test_a_fork_after_reading_is_refused_and_does_not_hang(cube):
-    files = store.Files(cube)
+    files = Files(cube)
     files.read("zarr.json")
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
@@ -415,7 +416,7 @@ def test_a_fork_after_reading_is_refused_and_does_not_hang(cube):
 
 def test_a_damaged_shard_is_an_error_where_it_is_read(sources, place):
     pipeline.preprocess(sources, place, recipe=RECIPE)
-    files = store.Files(place)
+    files = Files(place)
     deleted, cut, *_ = shards(place)
     files.remove(deleted)
     files.write(cut, files.read(cut)[:2000])
@@ -483,7 +484,7 @@ def test_a_cube_in_memory(sources, local):
 def test_memory_is_not_shared_with_workers(sources, options):
     with pytest.raises(SchemaError, match="this process alone"):
         pipeline.preprocess(sources, "memory://shared.zarr", recipe=RECIPE, **options)
-    assert not store.Files("memory://shared.zarr").exists()
+    assert not Files("memory://shared.zarr").exists()
 
 
 # What a user can get wrong
@@ -499,7 +500,7 @@ def one_line(error):
 
 
 def test_a_bucket_that_is_not_there(sources, bucket):
-    with pytest.raises(store.RemoteError) as error:
+    with pytest.raises(RemoteError) as error:
         pipeline.preprocess(sources, "s3://no-such-bucket/patches.zarr", recipe=RECIPE)
     assert "no such bucket" in one_line(error)
 
@@ -512,7 +513,7 @@ def test_nothing_at_a_place(bucket):
 def test_credentials_that_are_refused(sources, server, place):
     request(f"{server}/moto-api/reset-auth", method="POST", data=b"0")  # from now on the server checks them
     try:
-        with pytest.raises(store.RemoteError, match="access refused") as error:
+        with pytest.raises(RemoteError, match="access refused") as error:
             pipeline.preprocess(sources, place, recipe=RECIPE)
     finally:
         request(f"{server}/moto-api/reset-auth", method="POST", data=b"inf")
@@ -523,7 +524,7 @@ def test_credentials_that_are_refused(sources, server, place):
 def test_a_server_that_is_down(do, sources, place, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somebody:" + SECRET + "@127.0.0.1:9")
     start = time.monotonic()
-    with pytest.raises(store.RemoteError) as error:
+    with pytest.raises(RemoteError) as error:
         pipeline.preprocess(sources, place, recipe=RECIPE) if do == "build" else store.open_cube(place)
     assert "127.0.0.1:9 cannot be reached" in one_line(error)
     assert time.monotonic() - start < 20
@@ -534,7 +535,7 @@ def test_an_error_met_by_zarr_is_one_line_too(cube, monkeypatch):
     monkeypatch.setattr(
         obstore, "get_async", failing_with("403 Forbidden: <Code>ExpiredToken</Code>" + SECRET)
     )
-    with pytest.raises(store.RemoteError, match="403 ExpiredToken") as error:
+    with pytest.raises(RemoteError, match="403 ExpiredToken") as error:
         opened["latitude"].load()
     one_line(error)
 
@@ -550,7 +551,7 @@ def failing_with(text):
 
 def test_plain_http_has_to_be_asked_for(cube, monkeypatch):
     monkeypatch.delenv("AWS_ALLOW_HTTP")
-    with pytest.raises(store.RemoteError) as error:
+    with pytest.raises(RemoteError) as error:
         store.open_cube(cube)
     assert "AWS_ALLOW_HTTP=true" in one_line(error)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
@@ -562,7 +563,7 @@ def test_plain_http_has_to_be_asked_for(cube, monkeypatch):
 )
 def test_a_secret_in_a_url_is_refused(url):
     with pytest.raises(ValueError, match="credentials") as error:
-        store.Files(url)
+        Files(url)
     one_line(error)
 
 
@@ -584,11 +585,11 @@ def test_without_obstore(cube, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ImportError, match=r"pip install 'gridrad-cube\[s3\]'"):
         store.open_cube(cube)
-    assert store.Files("memory://still-works").names() == []
+    assert Files("memory://still-works").names() == []
 
 
 def test_files_show_and_pickle_nothing_but_the_url(cube):
-    files = store.Files(cube)
+    files = Files(cube)
     files.read("zarr.json")
     text = repr(files).encode() + pickle.dumps(files)
     assert SECRET.encode() not in text

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store import ArraySpec, Files, encode, shards, write_root
+from gridrad_cube.storage import Files
+from gridrad_cube.store import ArraySpec, encode, shards, write_root
 from gridrad_cube.store.shards import _ABSENT, MISSING, ShardLayout, ShardReader
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")

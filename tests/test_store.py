@@ -19,6 +19,7 @@ from zarr.storage import MemoryStore
 
 from gridrad_cube import store
 from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError
+from gridrad_cube.storage import Files
 from gridrad_cube.store import ArraySpec, layout
 
 
@@ -102,7 +103,7 @@ def test_encode_gives_shards_that_zarr_reads_back(tmp_path_factory, dtype, codec
                      chunks=(1, *(1 for _ in levels), 4, 4))  # fmt: skip
     values = np.random.default_rng(seed).integers(0, 100 if dtype == "uint8" else 30000, shape).astype(dtype)
     values *= not empty
-    files = store.Files(tmp_path_factory.mktemp("z"))
+    files = Files(tmp_path_factory.mktemp("z"))
     files.write(spec.key((1, *(0 for _ in shape[1:]))), store.encode(spec, values))
     store.write_root(files, {"v": spec}, {})
     opened = xr.open_zarr(files.root, chunks=None)["v"]
@@ -475,7 +476,7 @@ def test_created_object_appears_whole_and_once(tmp_path, monkeypatch, links):
             raise PermissionError(1, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", refuses)
-    files = store.Files(tmp_path)
+    files = Files(tmp_path)
     assert files.create("a/lease.json", b"mine")
     assert not files.create("a/lease.json", b"yours")
     assert files.read("a/lease.json") == b"mine"

@@ -26,7 +26,8 @@ from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import ArraySpec, Files, encode, write_array, write_root
+from gridrad_cube.storage import Files
+from gridrad_cube.store import ArraySpec, encode, write_array, write_root
 from gridrad_cube.training import (
     Config,
     TrainingError,
@@ -387,10 +388,10 @@ def test_world_is_read_from_any_launcher(environment, world):
 
 def test_world_with_a_rank_beyond_its_size_is_refused():
     with pytest.raises(
-        SchemaError, match="torchrun: RANK=2 with WORLD_SIZE=2; expected a rank below the size"
+        ValueError, match="torchrun: RANK=2 with WORLD_SIZE=2; expected a rank below the size"
     ):
         find_world({"RANK": "2", "WORLD_SIZE": "2"})
-    with pytest.raises(SchemaError, match=r"torchrun: .*'two'; expected whole numbers in RANK, WORLD_SIZE"):
+    with pytest.raises(ValueError, match=r"torchrun: .*'two'; expected whole numbers in RANK, WORLD_SIZE"):
         find_world({"RANK": "two", "WORLD_SIZE": "2"})
 
 
@@ -402,7 +403,7 @@ def test_processes_of_a_machine_share_its_gpus(monkeypatch, gpus):
     assert choose_device("cpu", worlds[1]) == torch.device("cpu")
     if not gpus:
         assert choose_device("auto", worlds[1]) == torch.device("cpu")
-        with pytest.raises(SchemaError, match="device: 'cuda' asked for but torch sees no GPU"):
+        with pytest.raises(ValueError, match="device: 'cuda' asked for but torch sees no GPU"):
             choose_device("cuda", worlds[1])
         return
     for device in ("auto", "cuda"):
@@ -852,7 +853,7 @@ def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
 def test_training_refuses_in_words(cube, tmp_path, options, message):
     if options.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(ValueError, match=message):
         train(config_for(cube, tmp_path / "run", steps=1, **options))
     assert not (tmp_path / "run").exists()
 

@@ -16,7 +16,8 @@ from gridrad_cube.datasets.normalization import Normalization, decode, normaliza
 from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
-from gridrad_cube.store import Files, MissingChunkError, PatchReader, open_packed, store_info
+from gridrad_cube.storage import Files
+from gridrad_cube.store import MissingChunkError, PatchReader, open_packed, store_info
 
 _ChannelMode = Literal["each", "stack"]
 _OnDamage = Literal["raise", "skip"]

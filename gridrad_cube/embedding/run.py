@@ -25,7 +25,8 @@ from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.launch import World, choose_device, cores, find_world
 from gridrad_cube.pipeline import executor
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
-from gridrad_cube.store import COORDINATES, EmbeddingWriter, Files
+from gridrad_cube.storage import Files
+from gridrad_cube.store import COORDINATES, EmbeddingWriter
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -22,6 +22,7 @@ from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline.finalise import finalise, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, write_source
 from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
+from gridrad_cube.storage import RemoteError
 from gridrad_cube.store import Build, verify
 
 if TYPE_CHECKING:
@@ -480,7 +481,7 @@ def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> st
 def _account(build: Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
     entry = build.entries[number]
-    if isinstance(result, store.RemoteError):
+    if isinstance(result, RemoteError):
         raise result
     if isinstance(result, OSError) and _is_of_the_store(build, result):
         raise OSError(

@@ -28,6 +28,7 @@ from gridrad_cube.schema import (
     channel_label,
     default_reject,
 )
+from gridrad_cube.storage import Files
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -85,7 +86,7 @@ def write_source(
         raise SchemaError(
             f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
         )
-    store.write_grid(store.Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
+    store.write_grid(Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
     windows = (tiling.Window(y, x, *layout.crop) for y, x in entry.windows)
     crops = (tiling.cut(scene, window, layout.patch) for window in windows)
     record = write_crops(root, layout, recipe, entry, crops, path)
@@ -116,7 +117,7 @@ def write_crops(
     SchemaError
         If a channel is packed otherwise than in the store.
     """
-    files = store.Files(root)
+    files = Files(root)
     rows = store.blank_rows(layout, len(entry.windows))
     shards: dict[str, list[tuple[int, int] | None]] = {name: [] for name in layout.channels}
     for number, (row, crop) in enumerate(zip(entry.rows, crops, strict=True)):

@@ -26,6 +26,7 @@ from gridrad_cube.predecessor.arrays import (
 )
 from gridrad_cube.predecessor.names import OldSource, find_files
 from gridrad_cube.schema import CHANNELS, PATCH_SIZE, TIME_FILL, Packing, Recipe, SchemaError, TileSpec
+from gridrad_cube.storage import Files
 from gridrad_cube.store import Build
 
 logger = logging.getLogger(__name__)
@@ -375,7 +376,7 @@ def _write_crops(
     found = open_crops(kind, entry.source, path, layout.cells, layout.patch)
     if found.count != len(entry.windows):
         raise SchemaError(f"{path}: {found.count} crops; {len(entry.windows)} were planned. It has changed")
-    latitude, longitude = store.read_grid(store.Files(root), entry.grid)
+    latitude, longitude = store.read_grid(Files(root), entry.grid)
     on = (("y",), ("x",)) if latitude.ndim == 1 else (("y", "x"), ("y", "x"))
     time = np.datetime64("NaT", "s") if entry.time == TIME_FILL else np.datetime64(entry.time, "s")
     scene = xr.Dataset(coords={"latitude": (on[0], latitude), "longitude": (on[1], longitude), "time": time})
