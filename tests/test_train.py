@@ -647,7 +647,7 @@ def test_more_processes_with_smaller_batches_may_go_on(cube, tmp_path):
 
 #: The options of an earlier version that there are no more, at their defaults of that time.
 EARLIER = {
-    "limit": None, "shuffle_block": 1, "cache": None, "cache_gib": 50.0, "position": "exact", "mask_tokens": True,
+    "shuffle_block": 1, "cache": None, "cache_gib": 50.0, "position": "exact", "mask_tokens": True,
     "student_temp": 0.1, "teacher_temp_by": "step", "center_momentum": 0.9, "coding_distortion": 0.05,
     "coding_weight": 1.0, "koleo": 0.0, "token_weight": 0.0, "token_share": 0.3, "clip_by": "global",
     "magnification": 1.0, "gain": 1.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0, "row_dropout": 0.0,
@@ -660,6 +660,47 @@ def earlier(config: Config, **options) -> dict:
     """The options of a run as an earlier version wrote them."""
     new = {name: value for name, value in config.to_dict().items() if name != "dino_v1"}
     return new | EARLIER | options
+
+
+#: What the preset predecessor of an earlier version said in options that no longer exist, at both levels.
+EARLIER_PREDECESSOR = {
+    "position": "dino_v1", "mask_tokens": False, "clip_by": "tensor", "teacher_temp_by": "epoch",
+}  # fmt: skip
+EARLIER_AREA = {
+    "256": {"views": "area", "gain": 0.0, "blur": [1.0, 0.1, 0.5], "solarize": 0.2},
+    "2k": {"views": "zoom", "global_fraction": 1.0, "token_dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("level", ["256", "2k"])
+def test_options_of_the_predecessor_of_an_earlier_version_are_those_of_its_preset(level):
+    config = load_config(level=level, preset="predecessor", store="s", out="o")
+    old = earlier(config, **EARLIER_PREDECESSOR, **EARLIER_AREA[level])
+    assert Config.from_dict(old) == config
+    assert Config.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("level", ["256", "2k"])
+def test_run_of_the_predecessor_of_an_earlier_version_resumes(cube, grids, tmp_path, level):
+    store = {"256": cube, "2k": grids}[level]
+    more = {"steps": 3, "warmup_epochs": 0, "warmup_teacher_temp_epochs": 0, "save_minutes": EVERY_STEP}
+    more |= {"log_steps": 1, "out_dim": 64, "head_hidden_dim": 32, "local_crops_number": 2}
+    small = {"arch": "vit_demo", "global_size": 32, "local_size": 16} if level == "256" else {}
+    config = load_config(
+        preset="predecessor", store=str(store), out=str(tmp_path / "run"), level=level, **more, **small
+    )
+    whole = load_checkpoint(train(config)["checkpoint"])
+    old = load_checkpoint(tmp_path / "run" / "checkpoint_step0000001.pth")
+    old["config"] = earlier(config, **EARLIER_PREDECESSOR, **EARLIER_AREA[level])
+    save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
+    new = load_checkpoint(train(dataclasses.replace(config, out=str(tmp_path / "old")))["checkpoint"])
+    for name, value in whole["teacher"].items():
+        assert torch.equal(value, new["teacher"][name]), name
+
+
+def test_limit_trains_on_the_first_samples(cube, tmp_path):
+    summary = train(config_for(cube, tmp_path, limit=20, batch_size_per_gpu=4, epochs=1, steps=None))
+    assert (summary["samples"], summary["steps"]) == (20, 5)
 
 
 def test_run_of_an_earlier_version_resumes(cube, tmp_path):
@@ -691,7 +732,7 @@ def test_run_of_an_earlier_version_resumes(cube, tmp_path):
         ({"clip_by": "tensor"}, "--clip-by tensor"),
         ({"views": "area"}, "--views area"),
         ({"gain": 0.0}, "--gain 0.0"),
-        ({"limit": 100, "koleo": 0.1}, "--limit 100, --koleo 0.1"),
+        ({"student_temp": 0.2, "koleo": 0.1}, "--student-temp 0.2, --koleo 0.1"),
     ],
 )
 def test_options_of_an_earlier_version_are_accepted_at_their_defaults(cube, old, message):

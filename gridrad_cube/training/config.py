@@ -59,6 +59,7 @@ class Config:
     bbox: tuple[float, ...] = _option((), "data", "only patches with their center inside; degrees",
                                       unit="WEST SOUTH EAST NORTH", level="256")
     coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
+    limit: int | None = _option(None, "data", "the first samples only, for a quick look", unit="samples")
     num_workers: int = _option(1, "data", "batches that are read at the same time, each by all cores", unit="batches")
     on_damage: Literal["raise", "skip"] = _option(
         "raise", "data", "stop at a patch that is missing or altered in the store, or leave it out", level="256")
@@ -190,15 +191,23 @@ IDLE: dict[str, str] = {
     "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
 }
 
-#: Options of earlier versions, and their defaults. Every run has what was their default, except that ``dino_v1`` stands
-#: for other values of the first four, and ``views="area"`` for other values of the next five.
+#: Options of earlier versions, and their defaults, which every run has now.
 _REMOVED: dict[str, Any] = {
     "position": "exact", "mask_tokens": True, "clip_by": "global", "teacher_temp_by": "step",
     "gain": 1.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0, "global_fraction": 0.75, "token_dropout": 0.25,
-    "limit": None, "shuffle_block": 1, "student_temp": 0.1, "center_momentum": 0.9, "coding_distortion": 0.05,
-    "coding_weight": 1.0, "koleo": 0.0, "token_weight": 0.0, "magnification": 1.0, "row_dropout": 0.0,
-    "local_fraction": 0.25, "temporal_share": 1.0,
+    "shuffle_block": 1, "student_temp": 0.1, "center_momentum": 0.9, "coding_distortion": 0.05, "coding_weight": 1.0,
+    "koleo": 0.0, "token_weight": 0.0, "magnification": 1.0, "row_dropout": 0.0, "local_fraction": 0.25,
+    "temporal_share": 1.0,
 }  # fmt: skip
+#: Values of these options in the preset predecessor, and the option that stands for them now.
+_MERGED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    (
+        {"position": "dino_v1", "mask_tokens": False, "clip_by": "tensor", "teacher_temp_by": "epoch"},
+        {"dino_v1": True},
+    ),
+    ({"views": "area", "gain": 0.0, "blur": [1.0, 0.1, 0.5], "solarize": 0.2}, {"views": "area"}),
+    ({"global_fraction": 1.0, "token_dropout": 0.0}, {"views": "area"}),
+)
 #: Options of earlier versions that did not change what a run computes.
 _WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints")
 
@@ -246,20 +255,25 @@ def upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
     Raises
     ------
     SchemaError
-        If the run was made with an option that no longer exists, at another value than its default.
+        If an option that no longer exists has a value that cannot be expressed so.
     """
-    refused = {
-        name: options[name] for name, default in _REMOVED.items() if options.get(name, default) != default
-    }
-    if "gain" in options and options.get("views") == "area":  # which stood for less than it does now
-        refused["views"] = "area"
+    kept = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
+    if not _REMOVED.keys() & kept.keys():
+        return kept
+    merged: dict[str, Any] = {}
+    for old, new in _MERGED:
+        if all(kept.get(name) == value for name, value in old.items()):
+            merged |= new
+            kept = {name: value for name, value in kept.items() if name not in old}
+    defaults = _REMOVED | {"views": "zoom"}  # area stood for less than it does now
+    refused = [f"{_flag(n)} {kept[n]}" for n, default in defaults.items() if kept.get(n, default) != default]
     if refused:
-        made = ", ".join(f"{_flag(name)} {value}" for name, value in refused.items())
         raise SchemaError(
-            f"{where}: of an earlier version, with {made}; expected the defaults of the options that no longer "
-            "exist. Finish the run with the version that started it, or start a new one with --init-from."
+            f"{where}: of an earlier version, with {', '.join(refused)}; expected the defaults of the options that no "
+            "longer exist, or the preset predecessor. Finish the run with the version that started it, or start a new "
+            "one with --init-from."
         )
-    return {name: value for name, value in options.items() if name not in (*_REMOVED, *_WITHOUT_EFFECT)}
+    return {name: value for name, value in kept.items() if name not in _REMOVED} | merged
 
 
 # values
@@ -326,7 +340,7 @@ _SIZES = {
 }
 _POSITIVE = (
     "coarsen", "batch_size_per_gpu", "accumulate", "epochs", "global_size", "local_size", "head_hidden_dim",
-    "log_steps", "lr", "patch_size", "image_size", "out_dim",
+    "limit", "log_steps", "lr", "patch_size", "image_size", "out_dim",
 )  # fmt: skip
 _NOT_NEGATIVE = ("steps", "temporal_positives", "probe_steps", "local_crops_number")
 

@@ -115,8 +115,9 @@ class Source(ABC):
             "mask_token": self.level == "256" and not config.dino_v1,
         }  # fmt: skip
         self.patch_size = patch_size
-        self.strata: int | np.ndarray = dataset.strata
-        self.samples = self.strata if isinstance(self.strata, int) else len(self.strata)
+        self.samples = min(len(dataset), config.limit or len(dataset))
+        strata = dataset.strata
+        self.strata: int | np.ndarray = self.samples if isinstance(strata, int) else strata[: self.samples]
         self.views = self.global_views + config.local_crops_number
         self.loaded = dataset
 
