@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -78,30 +77,23 @@ def lay_tile(tile: Float32, axes: tuple[Float, Float], drift: tuple[float, float
     return lambda part: cut.take(rows[part], axis=0)
 
 
-@dataclass(frozen=True, eq=False)
 class SmoothField:
     """A smooth random field of unit deviation that drifts and changes slowly.
 
-    ``drift`` is (northward, eastward) in degrees per hour. After ``hours`` the field has become its opposite;
-    with 0 it never changes.
+    ``drift`` is (northward, eastward) in degrees per hour. After ``hours`` the field has become its opposite.
+    ``spectrum`` are the options of `spectral_tile`, lengths in degrees.
     """
 
-    nodes: Float
-    drift: tuple[float, float]
-    hours: float
-
-    @classmethod
-    def draw(
-        cls,
+    def __init__(
+        self,
         seed: list[int],
-        *,
         drift: tuple[float, float] = (0.0, 0.0),
-        hours: float = 0.0,
+        hours: float = math.inf,
         **spectrum: float,
-    ) -> SmoothField:
-        """Draw a field; ``spectrum`` are the options of `spectral_tile`, lengths in degrees."""
-        tiles = [spectral_tile([*seed, k], _PERIOD, slope=3.0, **spectrum) for k in (0, 1)]
-        return cls(np.stack(tiles).astype(np.float64), drift, hours)
+    ) -> None:
+        self.drift, self.hours = drift, hours
+        tiles = (spectral_tile([*seed, k], _PERIOD, slope=3.0, **spectrum) for k in (0, 1))
+        self.nodes = [tile.astype(np.float64) for tile in tiles]
 
     def points(self, seconds: float, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float:
         """Values at points, shape (n,)."""
@@ -132,7 +124,7 @@ class SmoothField:
 
     def _at(self, seconds: float) -> tuple[Float, float, float]:
         hours = seconds / 3600.0
-        angle = math.pi * hours / self.hours if self.hours else 0.0
+        angle = math.pi * hours / self.hours
         mixed = math.cos(angle) * self.nodes[0] + math.sin(angle) * self.nodes[1]
         return mixed, (self.drift[0] * hours) % _PERIOD[0], (self.drift[1] * hours) % _PERIOD[1]
 

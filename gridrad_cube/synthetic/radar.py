@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,22 +37,18 @@ class Site(NamedTuple):
 def place_sites(weather: Weather, latitude: Float, longitude: Float) -> list[Site]:
     """List the radars that reach into a grid; they stand on land."""
     reach = _RANGE_KM / KM_PER_DEGREE + _SITE_SPACING
-    rows, columns = (
-        range(
-            math.floor((axis.min() - reach) / _SITE_SPACING), math.ceil((axis.max() + reach) / _SITE_SPACING)
-        )
+    nodes = (
+        np.arange((axis.min() - reach) // _SITE_SPACING, (axis.max() + reach) / _SITE_SPACING, dtype=int)
         for axis in (latitude, longitude)
     )
     out = []
-    for i in rows:
-        for j in columns:
-            rng = np.random.default_rng([weather.seed, 20, i % 1024, j % 1024])
-            y, x = _SITE_SPACING * (np.array([i, j]) + 0.5 + rng.uniform(-0.33, 0.33, 2))
-            # No radar on the sea, nor at some nodes: the gaps of coverage.
-            if weather.land.points(0.0, y, x)[0] > -0.3 and rng.random() < 0.92:
-                number = i % 26 * 676 + j % 676
-                letters = "".join(chr(65 + number // 26**k % 26) for k in (2, 1, 0))
-                out.append(Site(f"K{letters}", float(y), float(x)))
+    for i, j in itertools.product(*nodes):
+        rng = np.random.default_rng([weather.seed, 20, i % 1024, j % 1024])
+        y, x = _SITE_SPACING * (np.array([i, j]) + 0.5 + rng.uniform(-0.33, 0.33, 2))
+        # No radar on the sea, nor at some nodes: the gaps of coverage.
+        if weather.land.points(0.0, y, x)[0] > -0.3 and rng.random() < 0.92:
+            letters = "".join(chr(65 + number % 26) for number in (i, j // 26, j))
+            out.append(Site(f"K{letters}", float(y), float(x)))
     return out
 
 
@@ -71,54 +68,36 @@ class RadarNetwork:
     def __init__(self, weather: Weather, latitude: Float, longitude: Float, altitude_km: Float) -> None:
         self.latitude, self.longitude, self.altitude_km = latitude, longitude, altitude_km
         self.sites = place_sites(weather, latitude, longitude)
-        looks, self._weights = _beam_tables(altitude_km)
-        #: Number of sweeps that looked at each bin, shape (altitude, latitude, longitude).
+        looks, weights = _beam_tables(altitude_km)
+        #: Number of sweeps that looked at each bin, and the sum of their weights exp(-r^2 / L^2), L = 150 km.
         self.observations = np.zeros((altitude_km.size, latitude.size, longitude.size), np.int8)
+        self.weights = np.zeros(self.observations.shape, np.float32)
         for _, window, distance in self.footprints():
-            for level in np.flatnonzero(looks.any(axis=1)):
+            for level in range(altitude_km.size):
                 self.observations[level, *window] += looks[level].take(distance)
+                self.weights[level, *window] += weights[level].take(distance)
 
     def footprints(self) -> Iterator[tuple[Site, tuple[slice, slice], npt.NDArray[np.int32]]]:
-        """Yield the radars that see the grid, with their rows and columns, and whole km of distance in these."""
-        for site in self.sites:
-            rows, columns = self._window(site)
-            if rows.stop > rows.start and columns.stop > columns.start:
-                yield (
-                    site,
-                    (rows, columns),
-                    _distance(site, self.latitude[rows, None], self.longitude[None, columns]),
-                )
+        """Yield the radars that see the grid, with their rows and columns, and whole km of distance in these.
 
-    def weights(self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Float32:
-        """Sum the weights exp(-r^2 / L^2), L = 150 km, of the looks at some columns, shape (altitude, n)."""
-        total = np.zeros((self.altitude_km.size, rows.size), np.float32)
-        for site in self.sites:
-            window = self._window(site)
-            near = np.flatnonzero(
-                (rows >= window[0].start) & (rows < window[0].stop)
-                & (columns >= window[1].start) & (columns < window[1].stop)
-            )  # fmt: skip
-            if near.size:
-                distance = _distance(site, self.latitude[rows[near]], self.longitude[columns[near]])
-                total[:, near] += self._weights[:, distance]
-        return total
-
-    def _window(self, site: Site) -> tuple[slice, slice]:
+        The distance is at most one km beyond the reach.
+        """
         reach = _RANGE_KM / KM_PER_DEGREE
-        wide = reach / math.cos(math.radians(min(abs(site.latitude) + reach, 85.0)))
-        return (
-            axis_box(self.latitude - site.latitude, -reach, reach),
-            axis_box(self.longitude - site.longitude, -wide, wide),
-        )
-
-
-def _distance(site: Site, latitude: Float, longitude: Float) -> npt.NDArray[np.int32]:
-    # Whole km, at most one beyond the reach; flat Earth about the mean latitude, with an error of 1 %.
-    north = (latitude - site.latitude).astype(np.float32) * np.float32(KM_PER_DEGREE)
-    middle = np.deg2rad((latitude + site.latitude) / 2).astype(np.float32)
-    east = (longitude - site.longitude).astype(np.float32) * np.float32(KM_PER_DEGREE) * np.cos(middle)
-    distance: npt.NDArray[np.int32] = np.minimum(np.hypot(north, east), _RANGE_KM + 1).astype(np.int32)
-    return distance
+        for site in self.sites:
+            wide = reach / math.cos(math.radians(min(abs(site.latitude) + reach, 85.0)))
+            rows = axis_box(self.latitude - site.latitude, -reach, reach)
+            columns = axis_box(self.longitude - site.longitude, -wide, wide)
+            if rows.stop and columns.stop:
+                # Flat Earth about the mean latitude, with an error of 1 %.
+                latitude, longitude = self.latitude[rows, None], self.longitude[columns]
+                middle = np.deg2rad((latitude + site.latitude) / 2).astype(np.float32)
+                north = (latitude - site.latitude).astype(np.float32) * np.float32(KM_PER_DEGREE)
+                east = (
+                    (longitude - site.longitude).astype(np.float32)
+                    * np.float32(KM_PER_DEGREE)
+                    * np.cos(middle)
+                )
+                yield site, (rows, columns), np.minimum(np.hypot(north, east), _RANGE_KM + 1).astype(np.int32)
 
 
 def _beam_tables(altitude_km: Float) -> tuple[npt.NDArray[np.int8], Float32]:
@@ -129,12 +108,8 @@ def _beam_tables(altitude_km: Float) -> tuple[npt.NDArray[np.int8], Float32]:
     looks = np.zeros((altitude_km.size, distance.size), np.int8)
     radius = 4.0 / 3.0 * geometry.EARTH_RADIUS_KM
     for elevation in _ELEVATIONS:
-        low, high = (
-            np.sqrt(distance**2 + radius**2 + 2 * distance * radius * math.sin(math.radians(angle)))
-            - radius
-            + 0.3
-            for angle in (elevation - _BEAM_DEGREES / 2, elevation + _BEAM_DEGREES / 2)
-        )
+        rise = 2 * radius * np.sin(np.deg2rad(elevation + np.array([[-0.5], [0.5]]) * _BEAM_DEGREES))
+        low, high = np.sqrt(distance**2 + radius**2 + distance * rise) - radius + 0.3
         seen = (high > edges[:-1, None]) & (low < edges[1:, None])
         looks += seen.astype(np.int8) * (2 if elevation < 2.0 else 1)  # low tilts are repeated
     looks[:, distance > _RANGE_KM] = 0
@@ -173,20 +148,16 @@ def render_radar(
     shape = network.observations.shape
     index = ((level * shape[1] + rows[column]) * shape[2] + columns[column]).astype(np.int32)
     dbz, seen = echo[level, column], looks[level, column]
-    weight = network.weights(rows, columns)[level, column] * rng.uniform(0.7, 1.0, dbz.size).astype(
-        np.float32
-    )
+    weight = network.weights.ravel()[index] * rng.uniform(0.7, 1.0, dbz.size).astype(np.float32)
     often = 0.35 + (dbz + 5.0) / 30.0 + 0.15 * rng.standard_normal(dbz.size, dtype=np.float32)
     echoes = np.zeros(shape, np.int8)
     echoes.ravel()[index] = np.maximum(np.rint(np.clip(often, 0.05, 1.0) * seen), 1).astype(np.int8)
     fields, weights = {"Reflectivity": dbz}, {"Reflectivity": weight}
     if moments:
         fields |= _draw_moments(rng, dbz, network.altitude_km[level], bloom[level, column])
-        weights |= {
-            name: weight if name == "SpectrumWidth" else 0.9 * weight
-            for name in fields
-            if name not in weights
-        }
+        weights |= {name: 0.9 * weight for name in fields} | dict.fromkeys(
+            ("Reflectivity", "SpectrumWidth"), weight
+        )
         for name in ("AzShear", "Divergence"):
             lost = rng.random(dbz.size) < 0.02  # no velocity: the value is missing, the weight is zero
             fields[name][lost], weights[name] = np.nan, np.where(lost, np.float32(0.0), weights[name])
@@ -196,39 +167,28 @@ def render_radar(
 def _column_maps(weather: Weather, seconds: float, network: RadarNetwork) -> Float32:
     """Contents of every column: dBZ of convection, stratiform rain, anvil and ground bloom; echo top in km."""
     axes = (network.latitude, network.longitude)
+    tiles = (weather.textures.rough, weather.textures.cumulus)
     maps = np.zeros((5, axes[0].size, axes[1].size), np.float32)
     maps[1], maps[3] = _draw_rain_bands(weather, seconds, axes), _draw_bloom(weather, seconds, network)
     for storm in weather.storms(seconds, axes):
-        parts = [
-            p
-            for p in (storm.cores(seconds), storm.stratiform(seconds), storm.anvil(seconds))
-            if p.weight.size
-        ]
-        if not parts:
-            continue
-        x, y = storm.offsets(seconds, axes)
+        parts = storm.cores(seconds), storm.stratiform(seconds), storm.anvil(seconds)
         ends = np.array([blobs.bounds(0.05) for blobs in parts])
+        x, y = storm.offsets(seconds, axes)
         rows = axis_box(y, ends[:, 2].min(), ends[:, 3].max())
         columns = axis_box(x, ends[:, 0].min(), ends[:, 1].max())
         x, y = x[columns], y[rows]
         if x.size and y.size:
-            rough, cells = (
-                storm.cut_texture(tile, x, y, axes[0])
-                for tile in (weather.textures.rough, weather.textures.cumulus)
-            )
-            for number, part in zip(
-                (0, 1, 2, 4), storm_columns(storm, seconds, (y, x), rough, cells), strict=True
-            ):
-                np.maximum(maps[number, rows, columns], part, out=maps[number, rows, columns])
+            rough, cells = (storm.cut_texture(tile, x, y, axes[0]) for tile in tiles)
+            columns_of_storm = storm_columns(storm, seconds, (y, x), rough, cells)
+            for level, part in zip((0, 1, 2, 4), columns_of_storm, strict=True):
+                np.maximum(maps[level, rows, columns], part, out=maps[level, rows, columns])
     return maps
 
 
 def _draw_rain_bands(weather: Weather, seconds: float, axes: tuple[Float, Float]) -> Float32:
     """Widespread rain where the air is moistest, dBZ."""
-    hours = seconds / 3600.0 % (24 * 365)
-    drift = (weather.drift[0] * hours, weather.drift[1] * hours)
     rough, cells = (
-        lay_tile(tile, axes, drift)(slice(None))
+        lay_tile(tile, axes, weather.drifted(seconds))(slice(None))
         for tile in (weather.textures.rough, weather.textures.cumulus)
     )
     wet = np.clip(weather.moisture.on_grid(seconds, axes)(slice(None)) + 0.35 * rough - 1.35, 0.0, 1.2)

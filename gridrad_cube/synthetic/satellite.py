@@ -93,15 +93,14 @@ class _Sun:
 def _draw_background(weather: Weather, seconds: float, axes: tuple[Float, Float]) -> tuple[Float32, Float32]:
     """Infrared temperature in K and albedo of ground, cumulus and cirrus."""
     latitude, longitude = axes
-    hours = (seconds / 3600.0) % (24 * 365)
-    north, east = (rate * hours for rate in weather.drift)
+    north, east = weather.drifted(seconds)
     tiles = weather.textures
     land_height, moisture = weather.land.on_grid(0.0, axes), weather.moisture.on_grid(seconds, axes)
     cirrus, ground = weather.cirrus.on_grid(seconds, axes), lay_tile(tiles.rough, axes)
     cumulus = lay_tile(tiles.cumulus, axes, (0.6 * north, 0.6 * east))
     streaks = lay_tile(tiles.streaks, axes, (1.2 * north, 1.2 * east))
     sensor = lay_tile(tiles.sensor, axes, (0.0, (seconds % 1021) / 7.0))
-    diurnal = np.cos((hours % 24.0 + longitude / 15.0 - 14.0) * math.pi / 12.0).astype(np.float32)
+    diurnal = np.cos((seconds / 3600.0 % 24.0 + longitude / 15.0 - 14.0) * math.pi / 12.0).astype(np.float32)
     sea = (301.0 - 0.016 * (latitude - 12.0) ** 2).astype(np.float32)[:, None]
     infrared = np.empty((latitude.size, longitude.size), np.float32)
     albedo = np.empty_like(infrared)
@@ -146,9 +145,7 @@ class _Canvas:
     def draw(self, storm: Storm) -> None:
         """Draw a storm: it covers what is warmer."""
         seconds, tiles = self.seconds, self.weather.textures
-        anvil = storm.anvil(seconds)
-        if not anvil.weight.size:
-            return
+        anvil, cores = storm.anvil(seconds), storm.cores(seconds)
         x, y = storm.offsets(seconds, self.axes)
         west, east, south, north = anvil.bounds(0.05)
         window = axis_box(y, south, north), axis_box(x, west, east)
@@ -163,15 +160,22 @@ class _Canvas:
         depth *= np.exp(0.28 * rough + 0.38 * fibers)
         # Infrared emissivity: thin at the rim, then soon opaque.
         cover = 1.0 - np.exp(-depth * (0.5 + 1.3 * depth))
-        cold, over = storm.cold_area(seconds).field(x, y), storm.overshoots(seconds).field(x, y)
-        # Cloud tops are warmer where the anvil is thin and colder over its updrafts.
+        # Cloud tops are warmer where the anvil is thin and colder over and around its updrafts.
+        cold = cores._replace(radius=2.6 * cores.radius).field(x, y)
+        tops = storm.overshoots(seconds)
+        over = tops.field(x, y)
         top = (
             storm.top_temperature(seconds) + 26.0 * np.exp(-0.75 * depth) - 6.0 * np.minimum(cold, 1.5) - over
         )
         aloft = np.maximum(top, _COLDEST)
         aloft += (0.7 * rough + 0.5 * fibers) * np.minimum(depth, 1.0)
         infrared, albedo = self.infrared[window], self.albedo[window]
-        self._number(storm, self.overshoots[window], (x, y), (cover > 0.7) & (aloft < infrared))
+        numbers, seen = self.overshoots[window], (cover > 0.7) & (aloft < infrared)
+        numbers[seen] = 0  # tops of earlier storms are hidden now
+        for k in np.flatnonzero(tops.weight > 4.0):
+            near = (x - tops.x[k]) ** 2 + (y[:, None] - tops.y[k]) ** 2 < (0.9 * tops.radius[k]) ** 2
+            self.count += 1
+            numbers[near & seen] = self.count
         infrared += cover * np.minimum(aloft - infrared, 0.0)
 
         # Lumps over the updrafts are bright on the side of the low sun and dark on the other.
@@ -182,28 +186,11 @@ class _Canvas:
         white += 0.012 * fibers + 0.10 * np.clip(shade, -1.5, 1.5)
         albedo += cover * np.minimum(0.30 + 0.35 * depth, 1.0) * np.maximum(white - albedo, 0.0)
 
-    def _number(
-        self,
-        storm: Storm,
-        numbers: npt.NDArray[np.uint16],
-        axes: tuple[Float, Float],
-        seen: npt.NDArray[np.bool_],
-    ) -> None:
-        numbers[seen] = 0  # tops of earlier storms are hidden now
-        tops, (x, y) = storm.overshoots(self.seconds), axes
-        for k in np.flatnonzero(tops.weight > 4.0):
-            near = (x - tops.x[k]) ** 2 + (y[:, None] - tops.y[k]) ** 2 < (0.9 * tops.radius[k]) ** 2
-            near &= seen
-            if near.any():
-                self.count += 1
-                numbers[near] = self.count
-
     def numbered_tops(self) -> npt.NDArray[np.uint16]:
         """Number the visible overshooting tops from 1 without gaps."""
-        seen = np.zeros(self.count + 1, bool)
-        seen[self.overshoots.ravel()] = True
+        seen = np.bincount(self.overshoots.ravel(), minlength=1) > 0
         seen[0] = False
-        return np.where(seen, np.cumsum(seen), 0).astype(np.uint16)[self.overshoots]
+        return (seen * np.cumsum(seen)).astype(np.uint16)[self.overshoots]
 
 
 def _limb(latitude: Float, longitude: Float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

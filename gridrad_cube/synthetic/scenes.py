@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from tqdm import tqdm
 
 from gridrad_cube import geometry
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds
 from gridrad_cube.storage import open_for_writing
-from gridrad_cube.synthetic.noise import Float, Float32
+from gridrad_cube.synthetic.noise import Float
 from gridrad_cube.synthetic.radar import RadarNetwork, RadarVolume, render_radar
 from gridrad_cube.synthetic.satellite import (
     LIMB_ZENITH,
@@ -76,13 +76,6 @@ _PLANT_DTYPE = [
 _PLANT_NOISE, _PLANT_TRIES = 0.3, 64
 
 
-class _Run(NamedTuple):
-    format: Format
-    axes: tuple[Float, Float]
-    times: list[np.datetime64]
-    weather: Weather
-
-
 def write_scenes(
     out: str | os.PathLike[str], *, format: str = "larc-goes", scenes: int = 6,
     shape: tuple[int, int] | None = None, seed: int = 0, start: str | np.datetime64 | None = None,
@@ -122,20 +115,26 @@ def write_scenes(
     SchemaError
         If the request makes no sense, before anything is written.
     """
-    run = _plan(format, scenes, shape, seed, start, interval, plants)
-    network = (
-        RadarNetwork(run.weather, *run.axes, np.array(run.format.altitudes)) if run.format.altitudes else None
+    plan = _plan(
+        format=format, scenes=scenes, shape=shape, seed=seed, start=start, interval=interval, plants=plants
     )
+    layout = plan.format
+    network = RadarNetwork(plan.weather, *plan.axes, np.array(layout.altitudes)) if layout.altitudes else None
     paths = []
-    for time in tqdm(run.times, desc=f"synthesize {format}", unit="file", disable=not progress):
+    for time in tqdm(plan.times, desc=f"synthesize {format}", unit="file", disable=not progress):
         stamp = time.item()
         # GridRad files a convective day, 12 to 12 UTC, in the folder of its first date.
-        day = stamp - datetime.timedelta(hours=12) if run.format.folder.startswith("volumes") else stamp
-        paths.append(Path(out, day.strftime(run.format.folder), stamp.strftime(run.format.file)))
+        day = stamp - datetime.timedelta(hours=12) if layout.folder.startswith("volumes") else stamp
+        paths.append(Path(out, day.strftime(layout.folder), stamp.strftime(layout.file)))
         if network is None:
-            _write_larc_goes(paths[-1], time, run)
+            _write_larc_goes(paths[-1], time, plan)
         else:
-            _write_volume(paths[-1], time, run, network)
+            version = format.removeprefix("gridrad-").replace(".", "_")
+            write_gridrad(
+                paths[-1], version=version, time=time, axes=(network.altitude_km, *plan.axes),
+                volume=render_radar(plan.weather, time, network, moments=version != "v3_1"),
+                sites=[site.name for site in network.sites],
+            )  # fmt: skip
     return paths
 
 
@@ -150,9 +149,7 @@ def plant_table(seed: int = 0, *, plants: int = 20, **request: Any) -> np.ndarra
         A structured array with one row per plant: ``time`` and position of its center, ``mirrored`` and ``noise``.
         The first one is neither mirrored nor noisy.
     """
-    defaults: dict[str, Any] = dict.fromkeys(("shape", "start", "interval"))
-    defaults |= {"format": "larc-goes", "scenes": 6}
-    return _plan(**(defaults | request), seed=seed, plants=plants).weather.plants
+    return _plan(**request, seed=seed, plants=plants).weather.plants
 
 
 def make_axes(format: Format, shape: tuple[int, int] | None = None) -> tuple[Float, Float]:
@@ -170,17 +167,23 @@ def make_axes(format: Format, shape: tuple[int, int] | None = None) -> tuple[Flo
     return latitude[::-1] if format.name == "larc-goes" else latitude, longitude
 
 
+class _Plan(NamedTuple):
+    format: Format
+    axes: tuple[Float, Float]
+    times: list[np.datetime64]
+    weather: Weather
+
+
 def _plan(
-    format: str, scenes: int, shape: tuple[int, int] | None, seed: int, start: Any, interval: Any, plants: int
-) -> _Run:
-    """Fill in the defaults of a request and check it."""
+    *, format: str = "larc-goes", scenes: int = 6, shape: tuple[int, int] | None = None, seed: int = 0,
+    start: Any = None, interval: Any = None, plants: int = 0,
+) -> _Plan:  # fmt: skip
+    """Check a request and fill in the defaults of its format."""
     if format not in FORMATS:
         raise SchemaError(f"format: got {format!r}; expected one of {list(FORMATS)}")
     if scenes < 1:
         raise SchemaError(f"scenes: got {scenes}; expected 1 or more")
-    spec = FORMATS[format]
-    if spec.name == _CONUS.name and shape is not None and tuple(shape) == _CONUS.shape:
-        spec = _CONUS
+    spec = _CONUS if format == _CONUS.name and shape == _CONUS.shape else FORMATS[format]
     axes = make_axes(spec, shape)
     step = np.timedelta64(round(as_seconds(spec.interval if interval is None else interval)), "s")
     begin = np.datetime64(spec.start if start is None else start).astype("M8[s]")
@@ -190,14 +193,15 @@ def _plan(
         raise SchemaError(
             f"interval: the names of LaRC files tell whole minutes, but got start {begin} and steps of {step}"
         )
+    if plants and spec.altitudes:
+        raise SchemaError(f"plants: got {plants} for {format}; expected 0, since only larc-goes has plants")
     times = [begin + k * step for k in range(scenes)]
     # Small scenes get more storms per degree; otherwise most of them would be empty.
     area = abs((axes[0][-1] - axes[0][0]) * (axes[1][-1] - axes[1][0]))
     density = float(np.clip(300.0 / max(area, 1.0), 1.0, 2.5))
-    if plants and spec.altitudes:
-        raise SchemaError(f"plants: got {plants} for {format}; expected 0, since only larc-goes has plants")
-    table = _place_plants(seed, plants, times, axes)
-    return _Run(spec, axes, times, Weather(seed, plants=table, density=density))
+    return _Plan(
+        spec, axes, times, Weather(seed, plants=_place_plants(seed, plants, times, axes), density=density)
+    )
 
 
 def _place_plants(
@@ -229,26 +233,14 @@ def _place_plants(
     return table
 
 
-@contextlib.contextmanager
-def _create(path: Path) -> Iterator[Any]:
-    """Open a new netCDF file, which takes its name when it is complete."""
-    import netCDF4
-
-    with open_for_writing(path) as target, netCDF4.Dataset(target.name, "w") as file:
-        file.set_fill_off()
-        yield file
-
-
-def _put(
-    file: Any, name: str, dims: tuple[str, ...], values: Any, *, fill: float | None = None, **attributes: Any
-) -> None:
-    values = np.asarray(values)
-    options = {"compression": "zlib", "complevel": 1, "shuffle": True} if values.size > 4096 else {}
-    missing = False if fill is None else values.dtype.type(fill)
-    variable = file.createVariable(name, values.dtype, dims, fill_value=missing, **options)
-    variable.set_auto_maskandscale(False)
-    variable.setncatts(attributes)
-    variable[...] = values
+def _save(path: str | os.PathLike[str], variables: dict[str, Any], attributes: dict[str, str]) -> None:
+    """Write values as they are to a netCDF file; ``variables`` are (dims, values, attributes[, encoding])."""
+    dataset = xr.Dataset(variables, attrs=attributes)
+    for variable in dataset.variables.values():
+        packed = {"zlib": True, "complevel": 1, "shuffle": True} if variable.size > 4096 else {}
+        variable.encoding = {"_FillValue": None, **packed, **variable.encoding}
+    with open_for_writing(path) as file:
+        dataset.to_netcdf(file.name, engine="netcdf4")
 
 
 # LaRC
@@ -261,49 +253,46 @@ _LARC_DEGREES = 57.29578
 _SCAN_OFFSET, _SCAN_SECONDS = np.timedelta64(17, "s"), 240.0
 
 
-def _write_larc_goes(path: Path, time: np.datetime64, run: _Run) -> None:
+def _write_larc_goes(path: Path, time: np.datetime64, plan: _Plan) -> None:
     """Write a scene as ``NASALARC_GOES16_CONVECTION_DETECTION``; by night it has no visible reflectance."""
-    image = render_satellite(run.weather, time, *run.axes)
-    _drop_lines(image, np.random.default_rng([run.weather.seed, 42, int(seconds_of(time)) % 2**32]))
-    scan, lines = time + _SCAN_OFFSET, len(image.infrared)
-    scan_times = scan + (1000 * np.linspace(0.0, _SCAN_SECONDS, lines)).astype("timedelta64[ms]")
-    pixels = ("time", "nlines", "npixels")
-    where = {"coordinates": "longitude latitude time"}
-    with _create(path) as file:
-        for dim, size in zip(pixels, (1, *image.infrared.shape), strict=True):
-            file.createDimension(dim, size)
-        _put(
-            file, "time", pixels[:1], _modified_julian_day(scan), date_time_stamp=f"{scan}Z", units=_MJD,
-            long_name="Modified Julian Day of the Nominal Satellite Image Timestamp",
-            definition="http://tycho.usno.navy.mil/mjd.html", comments="MJD equals 51544.0 at Jan/01/2000 00:00",
-        )  # fmt: skip
-        for name, dim, axis, units in zip(
-            ("latitude", "longitude"), pixels[1:], run.axes, ("degrees_north", "degrees_east"), strict=True
-        ):
-            _put(
-                file, name, (dim,), (axis / _LARC_DEGREES).astype(np.float32), fill=-999.0,
-                long_name=name.capitalize(), scale_factor=np.float32(_LARC_DEGREES), units=units,
-            )  # fmt: skip
-        _put(
-            file, "scan_time", pixels[1:2], _modified_julian_day(scan_times),
-            long_name="Observation Time (MJD) for Current Line", units=_MJD,
-        )  # fmt: skip
-        _put(
-            file, "ir_brightness_temperature", pixels, _pack(image.infrared, 0.01), fill=_LARC_FILL,
-            long_name="IR Brightness Temperature Image", valid_range=np.array([15000, 35000], np.uint16),
-            units="degrees_Kelvin", scale_factor=np.float32(0.01), **where,
-        )  # fmt: skip
-        _put(
-            file, "ot_id_number", pixels, image.overshoots[None], fill=0,
-            long_name="IR Overshooting Top Identification Number", valid_range=np.array([1, 9999], np.uint16),
-            units="unitless", **where,
-        )  # fmt: skip
-        if image.visible is not None:
-            _put(
-                file, "visible_reflectance", pixels, _pack(image.visible, 0.0001), fill=_LARC_FILL,
-                units="unitless", scale_factor=np.float32(0.0001), **where,
-            )  # fmt: skip
-        file.history = _ORIGIN
+    image = render_satellite(plan.weather, time, *plan.axes)
+    _drop_lines(image, np.random.default_rng([plan.weather.seed, 42, int(seconds_of(time)) % 2**32]))
+    scan = time + _SCAN_OFFSET
+    scan_times = scan + (1000 * np.linspace(0.0, _SCAN_SECONDS, plan.axes[0].size)).astype("m8[ms]")
+    pixels, where = ("time", "nlines", "npixels"), {"coordinates": "longitude latitude time"}
+    variables: dict[str, Any] = {
+        "time": (pixels[:1], _modified_julian_day([scan]), {
+            "long_name": "Modified Julian Day of the Nominal Satellite Image Timestamp", "units": _MJD,
+            "date_time_stamp": f"{scan}Z", "definition": "http://tycho.usno.navy.mil/mjd.html",
+            "comments": "MJD equals 51544.0 at Jan/01/2000 00:00",
+        }),
+        "scan_time": (pixels[1], _modified_julian_day(scan_times), {
+            "long_name": "Observation Time (MJD) for Current Line", "units": _MJD,
+        }),
+        "ot_id_number": (pixels, image.overshoots[None], {
+            "long_name": "IR Overshooting Top Identification Number", "units": "unitless",
+            "valid_range": np.array([1, 9999], np.uint16), **where,
+        }, {"_FillValue": 0}),
+    }  # fmt: skip
+    for name, dim, axis, units in zip(
+        ("latitude", "longitude"), pixels[1:], plan.axes, ("degrees_north", "degrees_east"), strict=True
+    ):
+        about = {"long_name": name.capitalize(), "scale_factor": np.float32(_LARC_DEGREES), "units": units}
+        variables[name] = (dim, (axis / _LARC_DEGREES).astype(np.float32), about, {"_FillValue": -999.0})
+    kelvin = {
+        "long_name": "IR Brightness Temperature Image", "units": "degrees_Kelvin",
+        "valid_range": np.array([15000, 35000], np.uint16),
+    }  # fmt: skip
+    for name, values, scale, more in (
+        ("ir_brightness_temperature", image.infrared, 0.01, kelvin),
+        ("visible_reflectance", image.visible, 0.0001, {"units": "unitless"}),
+    ):
+        if values is not None:
+            codes = np.rint(np.clip(values * np.float32(1.0 / scale), 0.0, _LARC_FILL - 1))
+            codes = np.where(np.isnan(values), _LARC_FILL, codes).astype(np.uint16)[None]
+            about = {**more, **where, "scale_factor": np.float32(scale)}
+            variables[name] = (pixels, codes, about, {"_FillValue": _LARC_FILL})
+    _save(path, variables, {"history": _ORIGIN})
 
 
 def _drop_lines(image: SatelliteImage, rng: np.random.Generator) -> None:
@@ -318,18 +307,12 @@ def _drop_lines(image: SatelliteImage, rng: np.random.Generator) -> None:
             values[start : start + height] = missing
 
 
-def _pack(values: Float32, scale: float) -> npt.NDArray[np.uint16]:
-    codes = np.rint(np.clip(values * np.float32(1.0 / scale), 0.0, _LARC_FILL - 1))
-    return np.where(np.isnan(values), _LARC_FILL, codes).astype(np.uint16)[None]
-
-
 def _modified_julian_day(time: npt.ArrayLike) -> Float:
     return (np.asarray(time, "datetime64[ms]") - np.datetime64("1858-11-17", "ms")) / np.timedelta64(1, "D")
 
 
 # GridRad
 
-_EPOCH = np.datetime64("2001-01-01T00:00:00", "s")
 _VOLUME = ("Altitude", "Latitude", "Longitude")
 #: Name in the dense layout of V4.1, long name and units of every field of the sparse layouts.
 _FIELDS = {
@@ -341,121 +324,91 @@ _FIELDS = {
     "DifferentialPhase": ("KDP", "Specific differential phase", "deg km-1"),
     "CorrelationCoefficient": ("RHV", "Copolar correlation coefficient", "1"),
 }
-
-
-def _write_volume(path: Path, time: np.datetime64, run: _Run, network: RadarNetwork) -> None:
-    version = run.format.name.removeprefix("gridrad-").replace(".", "_")
-    volume = render_radar(run.weather, time, network, moments=version != "v3_1")
-    axes = (network.altitude_km, network.latitude, network.longitude)
-    if version == "v4_1":
-        _write_dense(path, time, axes, volume)
-        return
-    stamp = np.datetime_as_string(time - np.timedelta64(90, "s")).replace("-", "").replace(":", "")
-    endings = [".gz"]
-    if version == "v4_2":
-        endings = [f"_{elevation:04.1f}" for elevation in (0.5, 0.9, 1.3, 1.8, 2.4, 4.0, 8.0, 19.5)]
-    sources = [
-        f"{site.name}{stamp.replace('T', '_')}_V06{ending}" for site in network.sites for ending in endings
-    ]
-    write_gridrad(path, version=version, time=time, axes=axes, volume=volume, sources=sources)
+#: Variable with the names of what was merged, its dimension, and the length and endings of the names.
+_MERGED = {
+    "v3_1": ("files_merged", "File", 32, [".gz"]),
+    "v4_2": (
+        "sweeps_merged",
+        "Sweep",
+        29,
+        ["_00.5", "_00.9", "_01.3", "_01.8", "_02.4", "_04.0", "_08.0", "_19.5"],
+    ),
+}
+_ATTRIBUTES = {
+    "Name": "GridRad",
+    "Description": "Three-dimensional gridded NEXRAD radar reflectivity (synthetic)",
+    "Analysis_time_window": "all azimuth scans (elevation angles) within 228 s of the analysis time",
+    "Grid_scheme": "Regular longitude-latitude-altitude grid",
+    "Algorithm_description": "Space and time binning weighted by distances from radar and analysis time",
+    "Data_source": _ORIGIN, "Data_source_URL": "none", "NOAA_wct-export_Version": "none", "Authors": _ORIGIN,
+    "Project_sponsor": "none", "Project_name": "gridrad-cube",
+}  # fmt: skip
 
 
 def write_gridrad(
     path: str | os.PathLike[str], *, version: str, time: np.datetime64, axes: tuple[Float, Float, Float],
-    volume: RadarVolume, sources: Sequence[str] = (),
+    volume: RadarVolume, sites: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Write a volume in the sparse layout of GridRad.
+    """Write a volume in a layout of GridRad.
 
     Parameters
     ----------
     path
         File to write; replaced when complete.
     version
-        ``"v4_2"`` or ``"v3_1"``.
+        ``"v3_1"`` or ``"v4_2"``, which list the bins with echo, or ``"v4_1"``, which has every bin.
     time
         Analysis time, UTC.
     axes
         Altitude (km), latitude and longitude (degrees), ascending.
     volume
         The bins with echo, and the counts of all bins.
-    sources
-        Names of the merged files or sweeps.
+    sites
+        Names of the radars.
     """
-    is_v3 = version == "v3_1"
-    dtype, deltas = (np.float32, (1.0, 0.02, 0.02)) if is_v3 else (np.float64, (0.5, 1 / 48, 1 / 48))
-    merged, letters, width = (
-        ("files_merged", ("File", "FileRef"), 32) if is_v3 else ("sweeps_merged", ("Sweep", "SweepRef"), 29)
+    dtype, steps = (
+        (np.float32, (1.0, 0.02, 0.02)) if version == "v3_1" else (np.float64, (0.5, 1 / 48, 1 / 48))
     )
-    with _create(Path(path)) as file:
-        for dim, axis in zip(_VOLUME[::-1], axes[::-1], strict=True):
-            file.createDimension(dim, axis.size)
-        file.createDimension("time", 1)
-        file.createDimension("Index", volume.index.size)
-        for name, axis, units, delta in reversed(
-            list(zip(_VOLUME, axes, ("km", "degrees_north", "degrees_east"), deltas, strict=True))
-        ):
-            axis = axis % 360.0 if name == "Longitude" else axis
-            _put(file, name, (name,), axis.astype(dtype), long_name=name, units=units, delta=dtype(delta))
-        _put_time(file, time, long_name="Time")
-        text = "Number of radar observations"
-        _put(file, "Nradobs", _VOLUME, volume.observations, long_name=text, units="1")
-        _put(file, "Nradecho", _VOLUME, volume.echoes, long_name="Number of radar echoes", units="1")
+    seconds = (time - np.datetime64("2001-01-01")) / np.timedelta64(1, "s")
+    about = {"long_name": "Time", "units": "seconds since 2001-01-01 00:00:00"}
+    variables: dict[str, Any] = {"time": ("time", [seconds], about)}
+    for name, axis, units, step in zip(
+        _VOLUME, axes, ("km", "degrees_north", "degrees_east"), steps, strict=True
+    ):
+        axis = axis % 360.0 if name == "Longitude" else axis
+        variables[name] = (
+            name,
+            axis.astype(dtype),
+            {"long_name": name, "units": units, "delta": dtype(step)},
+        )
+    sparse = version in _MERGED
+    if sparse:
         text = "Flat index into (Altitude, Latitude, Longitude)"
-        _put(file, "index", ("Index",), volume.index.astype(np.int32), long_name=text)
-        for name, values in volume.fields.items():
-            _, text, units = _FIELDS[name]
-            _put(
-                file, name, ("Index",), values, long_name=text, units=units, missing_value=np.float32(np.nan)
-            )
-            _put(
-                file, f"w{name}", ("Index",), volume.weights[name], long_name=f"{name} bin weight", units="1",
-                missing_value=np.float32(0.0),
-            )  # fmt: skip
-        names = np.array([name[:width].ljust(width) for name in sources or ["none"]], f"S{width}")
-        for dim, size in zip(letters, (names.size, width), strict=True):
-            file.createDimension(dim, size)
-        _put(file, merged, letters, names.view("S1").reshape(-1, width))
-        file.setncatts(_global_attributes(version, time))
-
-
-def _put_time(file: Any, time: np.datetime64, **attributes: Any) -> None:
-    seconds = (time - _EPOCH) / np.timedelta64(1, "s")
-    _put(file, "time", ("time",), seconds, **attributes, units="seconds since 2001-01-01 00:00:00")
-
-
-def _global_attributes(version: str, time: np.datetime64) -> dict[str, str]:
-    stamp = f"{time}Z".replace("T", " ")
-    shared = {
-        "Analysis_time": stamp,
-        "Analysis_time_window": "all azimuth scans (elevation angles) within 228 s of the analysis time",
-        "File_creation_date": stamp,  # not the time of the clock: the same seed gives the same bytes
-        "Grid_scheme": "Regular longitude-latitude-altitude grid",
-        "Algorithm_version": version,
-        "Algorithm_description": "Space and time binning weighted by distances from radar and analysis time",
-        "Data_source": _ORIGIN, "Data_source_URL": "none", "Authors": _ORIGIN,
-        "Project_sponsor": "none", "Project_name": "gridrad-cube",
-    }  # fmt: skip
-    if version == "v3_1":
-        return shared | {"NOAA_wct-export_Version": "none"}
-    return {
-        "Name": "GridRad", "Description": "Three-dimensional gridded NEXRAD radar reflectivity (synthetic)",
-        **shared, "Storage_scheme": "netCDF-4, sparse",
-    }  # fmt: skip
-
-
-def _write_dense(
-    path: Path, time: np.datetime64, axes: tuple[Float, Float, Float], volume: RadarVolume
-) -> None:
-    """Write a volume in the layout of V4.1: one value per bin, NaN without echo."""
-    with _create(path) as file:
-        file.createDimension("time", 1)
-        for name, axis in zip(_VOLUME, axes, strict=True):
-            file.createDimension(name, axis.size)
-        _put_time(file, time)
-        for name, axis in reversed(list(zip(_VOLUME, axes, strict=True))):
-            _put(file, name, (name,), axis % 360.0 if name == "Longitude" else axis)
-        for name, values in volume.fields.items():
+        variables["index"] = ("Index", volume.index.astype(np.int32), {"long_name": text})
+        for name, text, counts in (
+            ("Nradobs", "observations", volume.observations), ("Nradecho", "echoes", volume.echoes)
+        ):  # fmt: skip
+            about = {"long_name": f"Number of radar {text}", "units": "1"}
+            variables[name] = (_VOLUME, counts, about)
+        name, dim, width, endings = _MERGED[version]
+        start = np.datetime_as_string(time - np.timedelta64(90, "s")).translate({45: "", 58: "", 84: "_"})
+        names = [f"{site}{start}_V06{ending}".ljust(width) for site in sites for ending in endings] or [
+            "none"
+        ]
+        variables[name] = (dim, np.array(names, f"S{width}"), {}, {"char_dim_name": f"{dim}Ref"})
+    for name, values in volume.fields.items():
+        dense_name, text, units = _FIELDS[name]
+        about = {"long_name": text, "units": units}
+        if sparse:
+            weight = {"long_name": f"{name} bin weight", "units": "1", "missing_value": np.float32(0.0)}
+            variables[name] = ("Index", values, about | {"missing_value": np.float32(np.nan)})
+            variables[f"w{name}"] = ("Index", volume.weights[name], weight)
+        else:
             dense = np.full((1, *volume.observations.shape), np.nan, np.float32)
             dense.ravel()[volume.index] = values
-            _put(file, _FIELDS[name][0], ("time", *_VOLUME), dense)
-        file.history = _ORIGIN
+            variables[dense_name] = (("time", *_VOLUME), dense, about)
+    stamp = f"{time}Z".replace("T", " ")
+    _save(path, variables, _ATTRIBUTES | {
+        "Algorithm_version": version, "Storage_scheme": f"netCDF-4, {'sparse' if sparse else 'dense'}",
+        "Analysis_time": stamp, "File_creation_date": stamp,  # the same seed gives the same bytes
+    })  # fmt: skip

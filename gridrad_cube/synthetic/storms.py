@@ -10,6 +10,7 @@ matrix product. Times inside a storm are minutes since its birth, positions are 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.synthetic.noise import Float, Float32, SmoothField, Textures, cut_tile, draw_textures
+from gridrad_cube.synthetic.noise import Float, Float32, SmoothField, cut_tile, draw_textures
 
 #: Length of a degree of latitude on the sphere, km.
 KM_PER_DEGREE = 111.195
@@ -50,13 +51,12 @@ class Blobs(NamedTuple):
         return Blobs(*(values[self.weight > threshold] for values in self))
 
     def bounds(self, level: float) -> tuple[float, float, float, float]:
-        """West, east, south and north ends in km of where the sum may exceed ``level``."""
+        """West, east, south and north ends in km of where the sum may exceed ``level``; empty without blobs."""
         total = np.maximum(self.weight * max(1, min(self.weight.size, 20)), level)
         reach = self.radius * np.sqrt(2 * np.log(total / level)) + 1.0
-        return (
-            float((self.x - reach).min()), float((self.x + reach).max()),
-            float((self.y - reach).min()), float((self.y + reach).max()),
-        )  # fmt: skip
+        west, south = (np.min(center - reach, initial=np.inf) for center in (self.x, self.y))
+        east, north = (np.max(center + reach, initial=-np.inf) for center in (self.x, self.y))
+        return west, east, south, north
 
     def field(self, x: Float, y: Float) -> Float32:
         """Their sum on a grid of 1-D axes in km, shape (y, x)."""
@@ -168,11 +168,6 @@ class Storm:
         part = np.clip((age - p.birth) / p.life, 0.0, 1.0)
         weight = p.strength * np.sin(math.pi * part) ** 2 * self._vigor(age)
         return Blobs(p.x, p.y, p.radius, weight).kept(0.02)
-
-    def cold_area(self, seconds: float) -> Blobs:
-        """The colder part of the anvil around the active updrafts."""
-        cores = self.cores(seconds)
-        return cores._replace(radius=2.6 * cores.radius)
 
     def overshoots(self, seconds: float) -> Blobs:
         """Tops that rise above the anvil; their weight is how much colder they are, K."""
@@ -297,26 +292,20 @@ class Weather:
         self.jet = rng.uniform(0.2, 0.9)
         north, east = self.drift
         # Moist air lies in bands from south-west to north-east, as along fronts.
-        self.moisture = SmoothField.draw(
-            [self.seed, 4], longest=16, shortest=3.2, drift=(north / 2, east / 2), hours=40, stretch=2.2,
-            angle=self.jet,
-        )  # fmt: skip
-        self.cirrus = SmoothField.draw(
-            [self.seed, 5], longest=16, shortest=3.2, drift=(north, 1.6 * east), hours=30, stretch=2.5,
-            angle=self.jet,
-        )  # fmt: skip
-        self.land = SmoothField.draw([self.seed, 6], longest=30, shortest=3.5)
+        bands = {"longest": 16, "shortest": 3.2, "angle": self.jet}
+        self.moisture = SmoothField([self.seed, 4], (north / 2, east / 2), 40, stretch=2.2, **bands)
+        self.cirrus = SmoothField([self.seed, 5], (north, 1.6 * east), 30, stretch=2.5, **bands)
+        self.land = SmoothField([self.seed, 6], longest=30, shortest=3.5)
         self.plants = np.zeros(0) if plants is None else plants
-        self._planted = [
-            (seconds_of(plant["time"]), _plant_storm(self.seed, number, plant))
-            for number, plant in enumerate(self.plants)
-        ]
-        self._births: Callable[[int, int, int], list[_Birth]] = functools.lru_cache(20_000)(self._draw_births)
+        self._planted = [_plant_storm(self.seed, number, plant) for number, plant in enumerate(self.plants)]
+        self._births: Callable[[int, int, int], list[Storm]] = functools.lru_cache(20_000)(self._draw_births)
+        #: Noise at the scale of pixels.
+        self.textures = draw_textures(self.seed, self.jet)
 
-    @property
-    def textures(self) -> Textures:
-        """Noise at the scale of pixels."""
-        return draw_textures(self.seed, self.jet)
+    def drifted(self, seconds: float) -> tuple[float, float]:
+        """How far the wind has carried the clouds since the start of a year of 365 days, degrees (north, east)."""
+        hours = seconds / 3600.0 % (24 * 365)
+        return self.drift[0] * hours, self.drift[1] * hours
 
     def storms(self, seconds: float, axes: tuple[Float, Float]) -> list[Storm]:
         """List the storms that exist and may reach into a grid (latitude, longitude); planted ones last."""
@@ -324,38 +313,29 @@ class Weather:
         hour = math.floor(seconds / 3600)
         # Births up to a cell outside: a storm moves for 12 h at 15 m/s before it arrives.
         rows, columns = (range(math.floor(a / _CELL - 1), math.floor(b / _CELL + 1) + 1) for a, b in ends)
-        found = [
-            draw_storm(
-                self.seed, b.identifier, kind=b.kind, life=b.life, birth=b.seconds, position=b.position,
-                wind=self.wind, jet=self.jet,
-            )
-            for slot in range(hour - _LONGEST_LIFE_HOURS, hour + 1)
-            for i in rows
-            for j in columns
-            for b in self._births(slot, i, j)
-            if 0.0 < seconds - b.seconds < 60.0 * b.life
-        ]  # fmt: skip
-        found = [storm for storm in found if not self._gives_way(storm)]
-        found += [storm for _, storm in self._planted if storm.is_alive(seconds)]
+        hours = range(hour - _LONGEST_LIFE_HOURS, hour + 1)
+        born = (self._births(*cell) for cell in itertools.product(hours, rows, columns))
         return [
             storm
-            for storm in found
-            if all(a < at < b for at, (a, b) in zip(storm.position(seconds), ends, strict=True))
+            for storm in itertools.chain(*born, self._planted)
+            if storm.is_alive(seconds)
+            and all(a < at < b for at, (a, b) in zip(storm.position(seconds), ends, strict=True))
         ]
 
     def _gives_way(self, storm: Storm) -> bool:
-        for seconds, planted in self._planted:
+        for planted in self._planted:
+            seconds = planted.birth + 60.0 * _PLANT_AGE
             if storm.is_alive(seconds):
-                latitude, longitude = (np.array([at]) for at in storm.position(seconds))
+                latitude, longitude = map(np.array, storm.position(seconds))
                 x, y = planted.offsets(seconds, (latitude, longitude))
                 anvil = storm.anvil(seconds)
                 reach = np.max(np.hypot(anvil.x, anvil.y) + anvil.radius, initial=0.0)
-                if math.hypot(float(x[0]), float(y[0])) < _PLANT_RADIUS + float(reach):
+                if np.hypot(x, y) < _PLANT_RADIUS + reach:
                     return True
         return False
 
-    def _draw_births(self, slot: int, i: int, j: int) -> list[_Birth]:
-        """Draw the births of an hour in a cell."""
+    def _draw_births(self, slot: int, i: int, j: int) -> list[Storm]:
+        """Draw the storms that are born in an hour in a cell, without those that would overlap a planted one."""
         rng = np.random.default_rng([self.seed, 1, slot % 2**32, i % 256, j % 256])
         n = int(rng.poisson(_BIRTH_RATE * self._density * _CELL**2))
         draws = rng.random((n, 6))
@@ -371,19 +351,14 @@ class Weather:
             kind = KINDS[min(int(np.searchsorted(shares, draws[k, 4])), len(KINDS) - 1)]
             low, high = kind.life_minutes
             identifier = (((slot % 2**32) * 256 + i % 256) * 256 + j % 256) * 64 + int(k) % 64
-            position = (float(latitude[k]), float(longitude[k]))
-            out.append(
-                _Birth(identifier, kind, float(seconds[k]), low + (high - low) * float(draws[k, 5]), position)
-            )
+            storm = draw_storm(
+                self.seed, identifier, kind=kind, life=low + (high - low) * float(draws[k, 5]),
+                birth=float(seconds[k]), position=(float(latitude[k]), float(longitude[k])),
+                wind=self.wind, jet=self.jet,
+            )  # fmt: skip
+            if not self._gives_way(storm):
+                out.append(storm)
         return out
-
-
-class _Birth(NamedTuple):
-    identifier: int
-    kind: Kind
-    seconds: float
-    life: float
-    position: tuple[float, float]
 
 
 def seconds_of(time: np.datetime64) -> float:
