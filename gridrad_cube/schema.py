@@ -81,8 +81,7 @@ def read_attribute(attributes: Mapping[Any, Any], where: str) -> dict[str, Any]:
         If there is none, it is newer than this program, or of embeddings of int8, which earlier versions could write.
     """
     info = attributes.get(ATTRIBUTE)
-    if isinstance(info, str):
-        info = _parse(info)
+    info = _parse(info) if isinstance(info, str) else info
     if not isinstance(info, Mapping):
         raise SchemaError(
             f"{where}: has no attribute {ATTRIBUTE}; expected a store that gridrad-cube wrote, or a dataset that "
@@ -200,7 +199,13 @@ class Packing:
         if np.dtype(self.dtype).kind == "f":
             codes = values.astype(self.dtype)
         else:
-            low, high = self._encodable()
+            limits = np.iinfo(self.dtype)
+            bounds = (
+                self.valid_minimum if self.echo_minimum is None else self.echo_minimum,
+                self.valid_maximum,
+            )
+            low = limits.min if bounds[0] is None else bounds[0]
+            high = limits.max if bounds[1] is None else bounds[1]
             finite = np.isfinite(values)
             scaled = np.rint((np.where(finite, values, 0.0) - self.add_offset) / self.scale_factor)
             inside = (scaled >= low) & (scaled <= high)
@@ -219,58 +224,37 @@ class Packing:
             codes[np.asarray(no_echo, bool)] = self._code(self.no_echo)
         return codes
 
-    def _encodable(self) -> tuple[float, float]:
-        info = np.iinfo(self.dtype)
-        low = self.echo_minimum if self.echo_minimum is not None else self.valid_minimum
-        high = self.valid_maximum
-        return (info.min if low is None else low), (info.max if high is None else high)
-
     def _code(self, value: float) -> Any:
         return np.dtype(self.dtype).type(value)
 
     def to_attributes(self) -> dict[str, Any]:
         """CF attributes (``scale_factor``, ``add_offset``, ``_FillValue``, ``valid_range``) and the codes."""
-        kind = np.dtype(self.dtype).kind
-
-        def number(value: float) -> int | float:
-            return float(value) if kind == "f" else int(value)
-
+        number = float if np.dtype(self.dtype).kind == "f" else int
         attributes: dict[str, Any] = {}
-        if kind != "f":
+        if number is int:
             attributes |= {"scale_factor": self.scale_factor, "add_offset": self.add_offset}
             if self.fill_value is not None:
                 attributes["_FillValue"] = number(self.fill_value)
         if self.valid_minimum is not None and self.valid_maximum is not None:
             attributes["valid_range"] = [number(self.valid_minimum), number(self.valid_maximum)]
-        for name in _CODE_NAMES:
-            value = getattr(self, name)
-            if value is not None:
-                attributes[f"{name}_code"] = number(value)
-        return attributes
+        codes = {f"{name}_code": getattr(self, name) for name in _CODE_NAMES}
+        return attributes | {name: number(code) for name, code in codes.items() if code is not None}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Self:
         """The packing that a variable's attributes describe (the inverse of `to_attributes`)."""
-        valid = attributes.get("valid_range")
+        low, high = attributes.get("valid_range", (None, None))
         codes = {name: attributes.get(f"{name}_code") for name in _CODE_NAMES}
-        fill = attributes.get("_FillValue")
+        codes |= {"fill_value": attributes.get("_FillValue"), "valid_minimum": low, "valid_maximum": high}
         return cls(
             dtype=np.dtype(dtype).name,
             scale_factor=float(attributes.get("scale_factor", 1.0)),
             add_offset=float(attributes.get("add_offset", 0.0)),
-            fill_value=None if fill is None else _plain(fill),
-            valid_minimum=None if valid is None else _plain(valid[0]),
-            valid_maximum=None if valid is None else _plain(valid[1]),
-            **{name: None if value is None else _plain(value) for name, value in codes.items()},
+            **{name: np.asarray(code).item() for name, code in codes.items() if code is not None},
         )
 
 
 _CODE_NAMES = ("no_echo", "low_confidence", "clutter", "out_of_range", "non_finite", "echo_minimum")
-
-
-def _plain(value: Any) -> float:
-    scalar = np.asarray(value).item()
-    return int(scalar) if isinstance(scalar, int) else float(scalar)
 
 
 Kind = Literal["infrared", "visible", "radar", "rain", "field", "other"]
@@ -281,16 +265,9 @@ OTHER_ATTRIBUTES = {"role": "companion"}
 def _radar_packing(step: float, offset: float) -> Packing:
     # Codes 1 to 3 decode to about `offset`: far below any echo, so plain xarray tells them apart.
     return Packing(
-        scale_factor=step,
-        add_offset=offset - step,
-        fill_value=0,
-        no_echo=1,
-        low_confidence=2,
-        clutter=3,
-        out_of_range=4,
-        non_finite=5,
-        echo_minimum=16,
-    )
+        scale_factor=step, add_offset=offset - step, fill_value=0, no_echo=1, low_confidence=2, clutter=3,
+        out_of_range=4, non_finite=5, echo_minimum=16,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -378,15 +355,15 @@ def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -
     if attributes.get("role") != OTHER_ATTRIBUTES["role"]:
         return channel_of(name)
     packing = Packing.from_attributes(attributes, dtype)
-    low, high = packing.valid_minimum, packing.valid_maximum
-    span = [np.nan if v is None else v * packing.scale_factor + packing.add_offset for v in (low, high)]
+    bounds = (packing.valid_minimum, packing.valid_maximum)
+    low, high = (math.nan if v is None else v * packing.scale_factor + packing.add_offset for v in bounds)
     return Channel(
         name=name,
         kind="other",
         units=str(attributes.get("units", "1")),
         long_name=str(attributes.get("long_name", name)),
         packing=packing,
-        typical_range=(float(span[0]), float(span[1])),
+        typical_range=(low, high),
         standard_name=attributes.get("standard_name"),
     )
 
@@ -533,17 +510,18 @@ class TileSpec:
         if self.patch < 1:
             raise SchemaError(f"patch: expected a positive number of pixels, got {self.patch}")
         if self.placement not in get_args(Placement):
+            raise SchemaError(f"placement: got {self.placement!r}; expected one of {get_args(Placement)}")
+        is_list, is_random = self.placement == "list", self.placement == "random"
+        if (
+            bool(self.offsets) != is_list
+            or len(set(self.offsets)) < len(self.offsets)
+            or any(min(offset) < 0 for offset in self.offsets)
+        ):
             raise SchemaError(
-                f"placement: got {self.placement!r}; expected one of {list(get_args(Placement))}"
+                f"offsets: got {list(self.offsets)} with placement={self.placement!r}; expected some (y, x), each "
+                "once and none negative, with placement='list', and none otherwise"
             )
-        if bool(self.offsets) != (self.placement == "list"):
-            raise SchemaError(
-                f"offsets: got {list(self.offsets)} with placement={self.placement!r}; expected some (y, x) with "
-                "placement='list', and none otherwise"
-            )
-        if len(set(self.offsets)) < len(self.offsets) or any(min(offset) < 0 for offset in self.offsets):
-            raise SchemaError(f"offsets: got {list(self.offsets)}; expected each once, none negative")
-        if self.crops_per_scene < 1 or (self.crops_per_scene > 1 and self.placement != "random"):
+        if self.crops_per_scene < 1 or (self.crops_per_scene > 1 and not is_random):
             raise SchemaError(
                 f"crops_per_scene: got {self.crops_per_scene} with placement={self.placement!r}; expected at least 1, "
                 "and 1 unless placement='random'"
@@ -608,9 +586,7 @@ class RadarSpec:
         if self.qc not in ("fixed", "published", "none"):
             raise SchemaError(f"qc: got {self.qc!r}; expected fixed, published or none")
         if self.qc_constants and self.qc == "none":
-            raise SchemaError(
-                f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none of them"
-            )
+            raise SchemaError(f"qc_constants: got {dict(self.qc_constants)} with qc='none'; expected none")
 
 
 @dataclass(frozen=True, kw_only=True)

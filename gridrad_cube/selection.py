@@ -122,26 +122,26 @@ class Selection:
         SchemaError
             If a rule cannot be read, or no time is left; says which times there are.
         """
-        times = np.asarray(times).astype("datetime64[s]")
-        known = ~np.isnat(times)
+        moments = np.asarray(times).astype("datetime64[s]")
+        known = ~np.isnat(moments)
         keep = known.copy()
         if self.time is not None:
             inside = np.zeros(keep.shape, bool)
             for start, stop in as_periods(self.time):
-                later = known if start is None else times >= start
-                inside |= later if stop is None else later & (times < stop)
+                later = known if start is None else moments >= start
+                inside |= later if stop is None else later & (moments < stop)
             keep &= inside
         if self.season is not None:
-            keep &= np.isin(month_of(times), _as_months(self.season))
+            keep &= np.isin(month_of(moments), _as_months(self.season))
         if self.hour is not None:
-            keep &= _in_hours(hour_of(times), self.hour, "hour")
+            keep &= _in_hours(hour_of(moments), self.hour, "hour")
         if self.convective_day is not None:
-            keep &= np.isin(convective_day(times), _as_days(self.convective_day))
+            keep &= np.isin(convective_day(moments), _as_days(self.convective_day))
         if not keep.any():
             rules = {n: getattr(self, n) for n in ("season", "hour", "convective_day")}
             others = "".join(f", {name}={rule!r}" for name, rule in rules.items() if rule is not None)
-            times = times[known]
-            has = f"from {times.min()} to {times.max()}" if len(times) else "none: no crop was written"
+            there = moments[known]
+            has = f"from {there.min()} to {there.max()}" if there.size else "none: no crop was written"
             raise SchemaError(
                 f"time: no crop in the time asked for, got {self.time!r}{others}; the store has times {has}"
             )

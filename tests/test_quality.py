@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from dataclasses import replace
@@ -1062,4 +1063,4 @@ def test_clutter_removal_refuses_what_it_cannot_know():
 
 def test_radar_constants_are_saved_as_json():
     spec = quality.RadarQualitySpec(mode="published")
-    assert quality.RadarQualitySpec(**json.loads(json.dumps(spec.to_dict()))) == spec
+    assert quality.RadarQualitySpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec

@@ -116,7 +116,7 @@ def _radar_quality(build: Build) -> dict[str, Any]:
     has_radar = any(entry.format.startswith("gridrad") for entry in build.entries)
     if not has_radar or build.recipe.radar.qc == "none":
         return {}
-    return {"radar_quality": quality.RadarQualitySpec.of(build.recipe.radar).to_dict()}
+    return {"radar_quality": dataclasses.asdict(quality.RadarQualitySpec.of(build.recipe.radar))}
 
 
 def _old_attributes(build: Build) -> dict[str, Any]:

@@ -30,6 +30,12 @@ from gridrad_cube.schema import (
 _THRESHOLD_BITS = (
     Flag.local_outlier | Flag.global_outlier | Flag.night | Flag.low_coverage | Flag.low_sun | Flag.limb
 )  # fmt: skip
+#: The bit that each angle decides, and its threshold in `QualitySpec`.
+_ANGLES = {
+    "solar_zenith_angle": (Flag.night, "night_solar_zenith"),
+    "solar_zenith_angle_maximum": (Flag.low_sun, "low_sun_solar_zenith"),
+    "satellite_zenith_angle": (Flag.limb, "limb_satellite_zenith"),
+}
 #: Patches of radar and rain with a smaller share of echo have no say in the store's distribution of means, and
 #: are not judged by it: a mean over a few pixels is far from it by nature.
 _MINIMUM_ECHO_FRACTION = 0.01
@@ -126,23 +132,15 @@ def _threshold_flags(
     shape = statistics["mean"].shape
     flags = np.zeros(shape, np.uint16)
 
-    def mark(flag: Flag, where: np.ndarray) -> None:
-        flags[np.broadcast_to(where, shape)] |= np.uint16(flag)
-
-    def above(name: str, threshold: float) -> np.ndarray:
-        angle = angles.get(name)
-        if angle is None:
-            return np.zeros(shape, bool)
-        return (np.expand_dims(angle, -3) if angle.ndim < len(shape) else angle) > threshold
-
-    mark(Flag.low_coverage, statistics["valid_fraction"] < spec.low_coverage)
+    flags[statistics["valid_fraction"] < spec.low_coverage] = np.uint16(Flag.low_coverage)
     if channel.kind == "other":
         return flags
-    mark(Flag.local_outlier, _local_outliers(statistics, packing, spec, pixels))
-    if channel.kind == "visible":
-        mark(Flag.night, above("solar_zenith_angle", spec.night_solar_zenith))
-        mark(Flag.low_sun, above("solar_zenith_angle_maximum", spec.low_sun_solar_zenith))
-    mark(Flag.limb, above("satellite_zenith_angle", spec.limb_satellite_zenith))
+    flags[_local_outliers(statistics, packing, spec, pixels)] |= np.uint16(Flag.local_outlier)
+    for name, (flag, threshold) in _ANGLES.items():
+        if name in angles and (flag == Flag.limb or channel.kind == "visible"):
+            above = angles[name] > getattr(spec, threshold)
+            above = np.expand_dims(above, -3) if above.ndim < len(shape) else above
+            flags[np.broadcast_to(above, shape)] |= np.uint16(flag)
     return flags
 
 
@@ -265,11 +263,7 @@ def reflag(
         ``satellite_zenith_angle``.
     """
     keep = ~_THRESHOLD_BITS
-    for name, flag in (
-        ("solar_zenith_angle", Flag.night),
-        ("solar_zenith_angle_maximum", Flag.low_sun),
-        ("satellite_zenith_angle", Flag.limb),
-    ):
+    for name, (flag, _) in _ANGLES.items():
         if name not in angles:
             keep |= flag
     new = flags & np.uint16(int(keep) & 0xFFFF)
@@ -288,9 +282,9 @@ def _angles(crop: xr.Dataset) -> dict[str, np.ndarray]:
     zenith = solar_zenith_angle(time[:, None], latitude, longitude)
     highest = zenith
     if "corner_latitude" in crop.coords:
-        corner = crop["corner_latitude"].values, crop["corner_longitude"].values
         # The sun sinks with distance from the subsolar point, so some corner of a patch has it lowest.
-        at_corners = solar_zenith_angle(time[:, None, None], *corner)
+        corners = (crop[f"corner_{axis}"].values for axis in ("latitude", "longitude"))
+        at_corners = solar_zenith_angle(time[:, None, None], *corners)
         highest = np.fmax(zenith, np.fmax.reduce(at_corners, axis=-1))
     angles = {"solar_zenith_angle": zenith, "solar_zenith_angle_maximum": highest}
     if "satellite_longitude" in crop.attrs:
@@ -319,7 +313,8 @@ def _local_outliers(
     far = (std > 0.0) & (away > _ROUNDING_STEPS * step)
     if "std_log10" in statistics:
         mean, std = (statistics[name].astype(np.float64) for name in ("mean_log10", "std_log10"))
-        away = np.fmax(np.log10(np.fmax(high, LEAST_RAIN)) - mean, mean - np.log10(np.fmax(low, LEAST_RAIN)))
+        low, high = (np.log10(np.fmax(bound, LEAST_RAIN)) for bound in (low, high))
+        away = np.fmax(high - mean, mean - low)
     far &= away > spec.max_deviation_factor * std
     return far | (statistics["dead_lines"] > 0)
 
@@ -337,8 +332,8 @@ def _transformed(
 
 def _robust(population: np.ndarray) -> tuple[float, float]:
     """Median and 1.4826 times the median absolute deviation of sorted numbers; hundreds of millions of them."""
-    half = population.size // 2
-    center = float(population[(population.size - 1) // 2 : half + 1].mean())
+    middle = population[(population.size - 1) // 2 : population.size // 2 + 1]
+    center = float(middle.mean())
     deviations = population - center
     np.abs(deviations, out=deviations)
     spread = 1.4826 * float(np.median(deviations, overwrite_input=True))

@@ -9,6 +9,7 @@ the speckle counts at its edges, and a selection of levels changes what a column
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,18 +68,14 @@ class RadarQualitySpec:
     @classmethod
     def of(cls, radar: RadarSpec) -> RadarQualitySpec:
         """The constants that a recipe asks for: the published ones, and those that it gives."""
-        given: dict[str, Any] = dict(radar.qc_constants)
-        for name, value in given.items():
-            kind = type(getattr(cls, name, value))
-            if kind(value) != value:
-                raise SchemaError(f"qc_constants: {name} is {kind.__name__}, got {value}")
+        given: dict[str, Any] = {"mode": radar.qc}
+        for name, value in radar.qc_constants:
+            kind: Any = type(getattr(cls, name, value))
             given[name] = kind(value)
-        spec: RadarQualitySpec = build_spec(cls, {"mode": radar.qc, **given})
+            if given[name] != value:
+                raise SchemaError(f"qc_constants: {name} is {kind.__name__}, got {value}")
+        spec: RadarQualitySpec = build_spec(cls, given)
         return spec
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types, for attributes."""
-        return dataclasses.asdict(self)
 
 
 def filter_low_confidence(
@@ -270,8 +267,7 @@ def remove_clutter(
     volume = _Volume(codes, altitude, packing, int(packing.echo_minimum), spec.mode == "published")
     volume.remove_speckle(spec)
     if spec.weak_low_level_echo:
-        volume.remove_weak_low_levels(spec)
-        volume.remove_weak_columns(spec)
+        volume.remove_weak_echo(spec)
     volume.remove_below_anvils(spec)
     volume.remove_speckle(spec)
 
@@ -298,22 +294,20 @@ class _Volume:
             if echo.any():
                 level[echo & (_box_count(echo, size, wrap=self.published) <= few)] = self.packing.clutter
 
-    def remove_weak_low_levels(self, spec: RadarQualitySpec) -> None:
+    def remove_weak_echo(self, spec: RadarQualitySpec) -> None:
         weak = self._at_least(spec.low_level_dbz)
         low = int(np.searchsorted(self.altitude, spec.low_level_km, side="right"))
         for level in self.codes[:low]:
             level[(level >= self.first) & (level < weak)] = self.packing.clutter
-
-    def remove_weak_columns(self, spec: RadarQualitySpec) -> None:
         top = {dbz: self._top(dbz) for dbz in (0.0, 5.0, 15.0)}
-        base, strongest = self._base(), self.codes.max(axis=0)
-        low_base = base <= spec.column_base_km
-
-        def weaker(dbz: float) -> np.ndarray:
-            return (strongest < self._at_least(dbz)) & (dbz > 0.0)  # the maximum is at least 0 dBZ
-
-        bad = weaker(spec.weak_column_dbz) & (top[0.0] <= spec.weak_column_top_km) & low_base
-        bad |= weaker(spec.faint_column_dbz) & (top[0.0] <= spec.faint_column_top_km) & low_base
+        strongest, low_base = self.codes.max(axis=0), self._base() <= spec.column_base_km
+        bad = np.zeros(low_base.shape, bool)
+        for dbz, top_km in (
+            (spec.weak_column_dbz, spec.weak_column_top_km),
+            (spec.faint_column_dbz, spec.faint_column_top_km),
+        ):
+            if dbz > 0.0:  # a column's maximum is at least 0 dBZ
+                bad |= (strongest < self._at_least(dbz)) & (top[0.0] <= top_km) & low_base
         shallow = (top[5.0] > 0) & (top[5.0] <= spec.shallow_top5_km)
         bad |= shallow & (top[15.0] <= spec.shallow_top15_km)
         bad |= (top[15.0] > 0) & (top[15.0] < spec.lowest_top15_km)
@@ -323,18 +317,17 @@ class _Volume:
         base = int(np.searchsorted(self.altitude, spec.anvil_base_km))
         if base == len(self.altitude):
             return
-        above, below = (base, len(self.altitude) - 1), (0, max(base - 1, 0))
-        if not self.published:
-            above, below = (base + 1, len(self.altitude)), (0, base)
-        bad = ~(self.codes[base] >= self.first) & self._any(*above) & self._any(*below)
+        above, below = self.codes[base + 1 :], self.codes[:base]
+        if self.published:
+            above, below = self.codes[base:-1], self.codes[: max(base - 1, 0)]
+        bad = self.codes[base] < self.first
+        for levels in (above, below):
+            bad &= np.any(levels >= self.first, axis=0)
         self._remove(self.codes[: base + 1], bad)
 
     def _remove(self, levels: np.ndarray, columns: np.ndarray) -> None:
         for level in levels:
             level[columns & (level >= self.first)] = self.packing.clutter
-
-    def _any(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        return (self.codes[start:stop] >= self.first).any(axis=0)
 
     def _top(self, dbz: float) -> np.ndarray:
         top = np.zeros(self.codes.shape[1:])
@@ -345,10 +338,7 @@ class _Volume:
     def _base(self) -> np.ndarray:
         positive = self._above(0.0)
         if self.published:
-            everywhere = np.ones(self.codes.shape[1:], bool)
-            for level in self.codes:
-                everywhere &= level >= positive
-            return np.where(everywhere, self.altitude[0], 0.0)
+            return np.where(self.codes.min(axis=0) >= positive, self.altitude[0], 0.0)
         base = np.zeros(self.codes.shape[1:])
         for z, level in zip(self.altitude[::-1], self.codes[::-1], strict=True):
             base[level >= positive] = z
@@ -367,14 +357,8 @@ class _Volume:
 
 def _box_count(mask: np.ndarray, size: int, *, wrap: bool) -> np.ndarray:
     """Count the set bins in the square window round each bin."""
-    half = size // 2
-    counts: np.ndarray = mask.astype(np.uint8 if size * size < 256 else np.uint32)
-    padded = np.pad(counts, half, mode="wrap" if wrap else "constant")
+    bits = mask.astype(np.uint8 if size * size < 256 else np.uint32)
+    padded = np.pad(bits, size // 2, mode="wrap" if wrap else "constant")
     height, width = mask.shape
-    columns = padded[:height].copy()
-    for k in range(1, size):
-        columns += padded[k : k + height]
-    counts[:] = columns[:, :width]
-    for k in range(1, size):
-        counts += columns[:, k : k + width]
-    return counts
+    columns = functools.reduce(np.add, (padded[k : k + height] for k in range(size)))
+    return functools.reduce(np.add, (columns[:, k : k + width] for k in range(size)))

@@ -28,6 +28,9 @@ _AT_ONCE = 0.75
 #: A value has jumped if it is this many times further from the nearest line than that is from the next.
 _JUMP = 4.0
 _DATA, _NO_ECHO, _MISSING, _OUT_OF_RANGE, _NON_FINITE = range(5)
+_FLAG_OF = {
+    _MISSING: Flag.some_missing, _OUT_OF_RANGE: Flag.out_of_valid_range, _NON_FINITE: Flag.non_finite,
+}  # fmt: skip
 
 
 def patch_statistics(
@@ -155,17 +158,22 @@ def _table(packing: Packing, shape: _Curve) -> _Table:
     dtype = np.dtype(packing.dtype)
     info = np.iinfo(dtype)
     codes = np.arange(info.min, info.max + 1, dtype=np.int64).astype(dtype)
-    kinds = np.full(codes.size, _NO_ECHO, np.uint8)
+    kinds = _kinds(codes, packing)
+    edges = np.flatnonzero(np.diff(np.r_[False, kinds == _DATA, False]))
+    runs = edges.reshape(-1, 2).tolist()
+    first, stop = max(runs, key=lambda run: run[1] - run[0], default=(1, 1))
+    order = np.argsort(codes.view(f"u{dtype.itemsize}"), kind="stable")
+    physical = codes[order].astype(np.float64) * packing.scale_factor + packing.add_offset
+    return _Table(kinds[order], first + info.min, stop - 1 + info.min, _curve(physical, shape))
+
+
+def _kinds(codes: np.ndarray, packing: Packing) -> np.ndarray:
+    kinds = np.full(codes.shape, _NO_ECHO, np.uint8)
     kinds[packing.echo(codes)] = _DATA
     kinds[packing.out_of_valid_range(codes)] = _OUT_OF_RANGE
     kinds[packing.not_finite(codes)] = _NON_FINITE
     kinds[packing.missing(codes)] = _MISSING
-    edges = np.flatnonzero(np.diff(np.r_[False, kinds == _DATA, False].astype(np.int8)))
-    runs = edges.reshape(-1, 2)
-    first, stop = max(runs.tolist(), key=lambda run: run[1] - run[0], default=(1, 1))
-    order = np.argsort(codes.view(f"u{dtype.itemsize}"), kind="stable")
-    physical = codes[order].astype(np.float64) * packing.scale_factor + packing.add_offset
-    return _Table(kinds[order], first + info.min, stop - 1 + info.min, _curve(physical, shape))
+    return kinds
 
 
 def _curve(physical: np.ndarray, shape: _Curve) -> np.ndarray | None:
@@ -177,18 +185,15 @@ def _curve(physical: np.ndarray, shape: _Curve) -> np.ndarray | None:
 
 
 def _with_valid_range(packing: Packing, channel: Channel) -> Packing:
-    has_range = packing.valid_minimum is not None or packing.valid_maximum is not None
-    if np.dtype(packing.dtype).kind != "f" or has_range:
-        return packing
     own = channel.packing
-    if np.dtype(own.dtype).kind == "f":  # kind "other": the source states no range
-        return packing
     low = own.valid_minimum if own.echo_minimum is None else own.echo_minimum
-    high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum
-    if low is None:
+    is_float, own_float = (np.dtype(p.dtype).kind == "f" for p in (packing, own))
+    has_range = packing.valid_minimum is not None or packing.valid_maximum is not None
+    if not is_float or has_range or own_float or low is None:  # own_float: the source states no range
         return packing
-    limits = (code * own.scale_factor + own.add_offset for code in (low, high))
-    return replace(packing, valid_minimum=next(limits), valid_maximum=next(limits))
+    high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum
+    low, high = (code * own.scale_factor + own.add_offset for code in (low, high))
+    return replace(packing, valid_minimum=low, valid_maximum=high)
 
 
 @dataclass
@@ -273,11 +278,7 @@ class _Work:
 
     def plain(self, pixels: np.ndarray) -> _Sums:
         """Sum a patch of wide integers or floats, in float64."""
-        kinds = np.full(pixels.shape, _NO_ECHO, np.uint8)
-        kinds[self.packing.echo(pixels)] = _DATA
-        kinds[self.packing.out_of_valid_range(pixels)] = _OUT_OF_RANGE
-        kinds[self.packing.not_finite(pixels)] = _NON_FINITE
-        kinds[self.packing.missing(pixels)] = _MISSING
+        kinds = _kinds(pixels, self.packing)
         values = pixels[kinds == _DATA].astype(np.float64)
         sums = _Sums(data=values.size)
         self._count(sums, kinds)
@@ -295,10 +296,8 @@ class _Work:
     def finish(self, sums: _Sums, pixels: int) -> dict[str, float]:
         """Physical statistics of a patch, and its flags."""
         scale, offset = self.packing.scale_factor, self.packing.add_offset
-        flags = sums.flags
-        if not sums.observed:
-            flags |= Flag.all_missing
-        elif self.has_echo and not sums.data:
+        flags = sums.flags | (0 if sums.observed else Flag.all_missing)
+        if self.has_echo and sums.observed and not sums.data:
             flags |= Flag.no_echo
         if sums.data == sums.observed >= 2 and sums.low == sums.high:
             flags |= Flag.constant
@@ -323,7 +322,7 @@ class _Work:
     def _uniform(self, kind: int, code: int, size: int, unsigned: np.integer) -> _Sums:
         if kind != _DATA:
             sums = _Sums()
-            self._count(sums, np.array([kind], np.uint8), size)
+            self._count(sums, np.full(size, kind, np.uint8))
             return sums
         curve = self.table.curve[unsigned] if self.table and self.table.curve is not None else np.nan
         return _Sums(size, size, 0, code, 0.0, code, code, float(curve), 0.0, 0.0)
@@ -333,14 +332,9 @@ class _Work:
         if self.shape == "log10":
             sums.curve_std = float(values.std())
 
-    def _count(self, sums: _Sums, kinds: np.ndarray, weight: int = 1) -> None:
-        counts = {kind: int(np.count_nonzero(kinds == kind)) * weight for kind in range(1, 5)}
-        sums.observed = sums.data + counts[_NO_ECHO]
-        for kind, flag in (
-            (_MISSING, Flag.some_missing), (_OUT_OF_RANGE, Flag.out_of_valid_range), (_NON_FINITE, Flag.non_finite),
-        ):  # fmt: skip
-            if counts[kind]:
-                sums.flags |= int(flag)
+    def _count(self, sums: _Sums, kinds: np.ndarray) -> None:
+        sums.observed = sums.data + int(np.count_nonzero(kinds == _NO_ECHO))
+        sums.flags |= sum(int(flag) for kind, flag in _FLAG_OF.items() if np.any(kinds == kind))
 
     def _dead_lines(self, pixels: np.ndarray, kinds: np.ndarray | None) -> float:
         observed, data = (None, None) if kinds is None else (kinds <= _NO_ECHO, kinds == _DATA)
@@ -363,12 +357,7 @@ class _Work:
 def _may_hold_dead_line(pixels: np.ndarray, observed: np.ndarray | None, data: np.ndarray | None) -> bool:
     """Whether some eight samples of a row or column are equal: a quick test before `_count_dead_lines`.
 
-    Parameters
-    ----------
-    pixels
-        One patch.
-    observed, data
-        As for `_count_dead_lines`.
+    Takes what `_count_dead_lines` takes.
     """
     for turn in (np.asarray, np.transpose):
         view = turn(pixels)
@@ -406,9 +395,7 @@ def _count_dead_lines(
     tolerance
         Differences up to this one may be rounding.
     """
-    everywhere = np.ones(pixels.shape, bool)
-    observed = everywhere if observed is None else observed
-    data = everywhere if data is None else data
+    observed, data = (np.ones(pixels.shape, bool) if mask is None else mask for mask in (observed, data))
     return _dead_rows(pixels, observed, data, tolerance) + _dead_rows(pixels.T, observed.T, data.T, tolerance)
 
 

@@ -68,11 +68,8 @@ def column_maximum(codes: _Codes, packing: Packing) -> _Codes:
 
 def _rank(codes: _Codes, packing: Packing) -> npt.NDArray[np.uint8]:
     """0 not observed, 1 not usable, 2 observed without echo, 3 echo."""
-    rank = np.ones(codes.shape, np.uint8)
-    rank[packing.observed(codes)] = 2
-    rank[packing.echo(codes)] = 3
-    rank[packing.missing(codes)] = 0
-    return rank
+    states = [packing.missing(codes), packing.echo(codes), packing.observed(codes)]
+    return np.select(states, [np.uint8(0), np.uint8(3), np.uint8(2)], np.uint8(1))
 
 
 def echo_top_height(
@@ -112,10 +109,9 @@ def echo_top_height(
         )
     top = CHANNELS["echo_top_height"].packing
     top_codes = top.encode(heights)
-    is_code = codes.dtype.kind != "f"
-    threshold = (
-        round((threshold_dbz - packing.add_offset) / packing.scale_factor) if is_code else threshold_dbz
-    )
+    threshold = threshold_dbz
+    if codes.dtype.kind != "f":
+        threshold = round((threshold_dbz - packing.add_offset) / packing.scale_factor)
     assert top.fill_value is not None
     assert top.no_echo is not None
     out = np.full(codes.shape[1:], top.fill_value, top.dtype)
