@@ -61,7 +61,9 @@ _ROUNDING, _ROUNDING_FLOAT32 = 1e-9, 2e-5
 _TIME = re.compile(
     r"(?P<naive>\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?)(?P<zone>Z|[+-]\d\d(:?\d\d)?)?"
 )
-_DISTANCE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(k?m)?")
+_DISTANCE = re.compile(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(k?m)?")
+#: Calendars of cftime whose dates are those of ISO 8601.
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 _LABEL = re.compile(r"(?P<name>.+)@(?P<km>\d+(?:\.\d*)?|\.\d+)\s*(km)?")
 #: Channels that are computed from reflectivity on altitudes.
 DERIVED = ("reflectivity_column_maximum", "echo_top_height")
@@ -205,47 +207,28 @@ def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
     """Start and end (not included) of what a user names: the whole day for a date, a second for an instant."""
     if getattr(value, "ndim", None) == 0 and not isinstance(value, np.generic):
         value = np.asarray(value)[()]
-    if isinstance(value, dt.datetime):
-        if value.tzinfo is not None:
-            value = value.astimezone(dt.UTC).replace(tzinfo=None)
-        value = np.datetime64(value, "s")
-    elif isinstance(value, dt.date):
-        return _span(np.datetime64(value, "D"))
-    elif getattr(value, "calendar", None) in ("standard", "gregorian", "proleptic_gregorian"):  # of cftime
-        value = np.datetime64(value.isoformat(), "s")
-    if isinstance(value, str):
-        return _parse(value.strip())
-    if not isinstance(value, np.datetime64):
-        raise SchemaError(
-            f"time: got {value!r}; expected text such as '2024-05-20T21:30', or a datetime, in UTC"
-        )
-    if np.isnat(value):
-        raise SchemaError("time: got NaT; expected a time")
-    return _span(value.astype("datetime64[s]"))
-
-
-def _parse(text: str) -> tuple[np.datetime64, np.datetime64]:
-    match = _TIME.fullmatch(text)
+    text = value
+    if isinstance(value, np.datetime64):
+        text = str(value.astype("datetime64[s]"))
+    elif isinstance(value, dt.date) or getattr(value, "calendar", None) in _CALENDARS:
+        text = value.isoformat()
+    match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
     try:
         if match is None:
             raise ValueError(text)
-        zone = dt.datetime.fromisoformat(f"2000-01-01T00:00{match['zone'] or 'Z'}").utcoffset()
-        start, stop = _span(np.datetime64(match["naive"]))
+        offset = dt.datetime.fromisoformat(f"2000-01-01T00:00{match['zone'] or 'Z'}").utcoffset()
+        start = np.datetime64(match["naive"])
     except ValueError:
         raise SchemaError(
-            f"time: cannot read {text!r}; expected UTC such as '2024-05-20', '2024-05-20T21:30' or "
-            "'2024-05-20T16:30-05:00'"
+            f"time: cannot read {value!r}; expected UTC such as '2024-05-20', '2024-05-20T21:30' or "
+            "'2024-05-20T16:30-05:00', or a datetime"
         ) from None
-    offset = np.timedelta64(zone, "s")
-    return start - offset, stop - offset
-
-
-def _span(value: np.datetime64) -> tuple[np.datetime64, np.datetime64]:
-    unit: Any = np.datetime_data(value)[0]
-    if unit not in ("Y", "M", "D", "h", "m"):
-        unit, value = "s", value.astype("datetime64[s]")
-    following = value + np.timedelta64(1, unit)
-    return value.astype("datetime64[s]"), following.astype("datetime64[s]")
+    if "." in match["naive"]:
+        start = start.astype("datetime64[s]")
+    start, stop = (
+        (time.astype("datetime64[s]") - np.timedelta64(offset, "s")) for time in (start, start + 1)
+    )
+    return start, stop
 
 
 def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | None]]:
@@ -297,17 +280,12 @@ def as_km(distance: Any) -> float:
     """Kilometers of a distance: a number of km, or text such as ``'200km'``; None is no limit."""
     if distance is None:
         return np.inf
-    km = np.nan
-    if isinstance(distance, str):
-        match = _DISTANCE.fullmatch(distance.strip())
-        km = float(match[1]) * (0.001 if match[2] == "m" else 1.0) if match else np.nan
-    elif isinstance(distance, (int, float, np.number)) and not isinstance(distance, bool):
-        km = float(distance)
-    if not km >= 0:
+    match = _DISTANCE.fullmatch(str(distance).strip())
+    if match is None:
         raise SchemaError(
             f"distance: got {distance!r}; expected kilometers, as a number or text such as '200km'"
         )
-    return km
+    return float(match[1]) * (0.001 if match[2] == "m" else 1.0)
 
 
 def as_neighborhood(rule: Any, name: str) -> tuple[float, float] | None:
@@ -407,47 +385,45 @@ def month_of(time: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 def _as_months(season: Any) -> list[int]:
     """Months of a season: initials such as ``"JJA"`` or ``"AMJJAS"``, a number, or several numbers."""
-    if isinstance(season, str) and len(season) > 1:
-        first = _INITIALS.find(season.upper())
-        if first >= 0 and len(season) <= 12:
-            return [(first + i) % 12 + 1 for i in range(len(season))]
-    elif isinstance(season, (int, np.integer)) and 1 <= season <= 12:
-        return [int(season)]
-    elif isinstance(season, Iterable) and not isinstance(season, str):
-        months = list(season)
-        if months and all(isinstance(m, (int, np.integer)) and 1 <= m <= 12 for m in months):
-            return [int(m) for m in months]
-    raise SchemaError(
-        f"season: got {season!r}; expected initials of months that follow each other, such as 'JJA' or 'AMJJAS', or "
-        "numbers of months from 1 to 12"
-    )
+    if isinstance(season, str):
+        first = _INITIALS.find(season.upper()) if 1 < len(season) <= 12 else -1
+        months = [(first + i) % 12 + 1 for i in range(len(season))] if first >= 0 else []
+    else:
+        months = np.ravel(season).tolist()
+    if not months or not set(months) <= set(range(1, 13)):
+        raise SchemaError(
+            f"season: got {season!r}; expected initials of months that follow each other, such as 'JJA' or 'AMJJAS', "
+            "or numbers of months from 1 to 12"
+        )
+    return months
 
 
 def _in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDArray[np.bool_]:
     """Which hours of the day lie in a span ``(start, stop)``, stop not included, or in one whole hour."""
-    span = (wanted, wanted + 1) if isinstance(wanted, (int, np.integer)) else tuple(np.atleast_1d(wanted))
-    numbers = all(isinstance(edge, (int, float, np.number)) and 0 <= edge <= 24 for edge in span)
-    if len(span) != 2 or not numbers or span[0] == span[1] or span[0] == 24:
+    try:
+        start, stop = (wanted, wanted + 1) if isinstance(wanted, (int, np.integer)) else map(float, wanted)
+    except (TypeError, ValueError):
+        start = stop = np.nan
+    if not (0 <= start < 24 and 0 <= stop <= 24 and start != stop):
         raise SchemaError(
             f"{name}: got {wanted!r}; expected (start, stop) in hours from 0 to 24, stop not included, such as "
             "(18, 24) or (21, 3) across midnight, or one hour from 0 to 23"
         )
-    start, stop = span
     return (hours >= start) & (hours < stop) if start < stop else (hours >= start) | (hours < stop)
 
 
 def _as_days(day: Any) -> npt.NDArray[np.datetime64]:
     """Convective days from one date or several."""
-    one = isinstance(day, str) or np.ndim(day) == 0
+    values = [day] if isinstance(day, str) or np.ndim(day) == 0 else list(day)
+    if not values:
+        raise SchemaError("convective_day: got none; expected one date or more")
     out = []
-    for value in [day] if one else list(day):
+    for value in values:
         start, stop = _as_span(value)
         date = start.astype("datetime64[D]")
-        if date != start or (isinstance(value, str) and stop - start != np.timedelta64(1, "D")):
+        if date != start or stop > date + 1 or (isinstance(value, str) and stop < date + 1):
             raise SchemaError(f"convective_day: got {value!r}; expected a date such as '2024-05-20'")
         out.append(date)
-    if not out:
-        raise SchemaError("convective_day: got none; expected one date or more")
     return np.array(out)
 
 
@@ -637,40 +613,29 @@ def choose_labels(
     if channels is None:
         chosen = [a for a in available if a.kind != "other"] or list(available)
     else:
-        one = isinstance(channels, (str, int, np.integer))
-        chosen = [
-            label for asked in ([channels] if one else channels) for label in _named(available, asked, where)
-        ]
+        chosen = []
+        for asked in [channels] if isinstance(channels, (str, int, np.integer)) else channels:
+            name, km = _split(asked) if isinstance(asked, str) else (None, None)
+            found = [
+                label
+                for i, label in enumerate(available)
+                if asked in (i, label.name, label.variable)
+                or (label.variable == name and km is not None and len(_near([label.km], km)))
+            ]
+            if not found:
+                raise SchemaError(f"{where}: no channel {asked!r}; expected some of {names}")
+            chosen += found
     if not chosen:
         raise SchemaError(f"{where}: no channel asked for, got {channels!r}; expected some of {names}")
     if altitude is not None:
-        heights = {label.km for label in chosen if label.km is not None}
-        known = sorted(heights)
-        wanted = np.atleast_1d(np.asarray(altitude, float))
-        at = {known[i] for i in find_altitudes(known, wanted, where)}
+        known = sorted({label.km for label in chosen if label.km is not None})
+        at = {known[i] for i in find_altitudes(known, np.ravel(altitude), where)}
         if not at:
             raise SchemaError(
                 f"{where}: no altitude asked for, got {altitude!r}; expected some of {known} km"
             )
         chosen = [label for label in chosen if label.km is None or label.km in at]
     return tuple(dict.fromkeys(chosen))
-
-
-def _named(available: Sequence[Label], asked: Any, where: str) -> list[Label]:
-    if isinstance(asked, str):
-        found = [a for a in available if asked in (a.name, a.variable)]
-        name, km = _split(asked)
-        if not found and km is not None:
-            found = [
-                a
-                for a in available
-                if a.variable == name and a.km is not None and abs(a.km - km) <= _ALTITUDE_TOLERANCE_KM + 1e-9
-            ]
-    else:
-        found = [a for i, a in enumerate(available) if i == asked]
-    if not found:
-        raise SchemaError(f"{where}: no channel {asked!r}; expected some of {[a.name for a in available]}")
-    return found
 
 
 def _split(label: str) -> tuple[str, float | None]:
@@ -708,17 +673,23 @@ def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str
     SchemaError
         If one is not there; the message has the list.
     """
-    known = np.asarray(altitudes, np.float64)
-    found = []
+    known, found = [float(a) for a in np.ravel(altitudes)], []
     for altitude in wanted:
-        distance = np.abs(known - altitude)
-        if not known.size or not distance.min() <= _ALTITUDE_TOLERANCE_KM + 1e-9:
+        near = _near(known, altitude)
+        if not len(near):
             raise SchemaError(
-                f"{where}: no level at {altitude:g} km; expected one of {[float(a) for a in known]} km. "
+                f"{where}: no level at {altitude:g} km; expected one of {known} km. "
                 "Levels are not interpolated: choose from the list."
             )
-        found.append(int(distance.argmin()))
+        found.append(int(near[0]))
     return tuple(found)
+
+
+def _near(altitudes: Sequence[float | None], wanted: float) -> npt.NDArray[np.int64]:
+    """Positions of the altitudes that are an altitude asked for, the nearest first."""
+    away = np.abs(np.asarray(altitudes, np.float64) - wanted)
+    order = np.argsort(away, kind="stable")
+    return order[away[order] <= _ALTITUDE_TOLERANCE_KM + 1e-9]
 
 
 def reject_masks(labels: Iterable[Label], reject: Reject) -> list[int]:
