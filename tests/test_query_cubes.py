@@ -104,7 +104,7 @@ def test_cube_answers_at_and_within(cube):
 
 def test_crop_refuses(cube):
     dataset = open_cube(cube)
-    with pytest.raises(SchemaError, match="no crop 3; the cube has 0 to 2"):
+    with pytest.raises(SchemaError, match="no crop 3; the store has 0 to 2"):
         dataset.gridrad.crop(3)
     with pytest.raises(SchemaError, match="no row 9"):
         dataset.gridrad.patch(0, 9, 0)

@@ -15,7 +15,7 @@ from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query import collect, locate, sample_dims, select
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import choose_labels, labels_of
-from gridrad_cube.store import open_embeddings, open_packed, store_info
+from gridrad_cube.store import open_embeddings, open_packed, source_path, store_info
 
 PathLike = str | os.PathLike[str]
 _Kind = Literal["patches", "embeddings"]
@@ -291,12 +291,10 @@ def sources_of(
 
 def _source(path: PathLike, given: PathLike | None, kind: _Kind, flag: str) -> str:
     """What a store was made from: as given, or as it says, relative to itself."""
-    path, name = os.fspath(path), given or store_info(path).get("source")
-    if not name:
+    source = store_info(path).get("source")
+    if not (given or source):
         raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} PATH.")
-    place = os.fspath(name)
-    if given is None and "://" not in path and "://" not in place:
-        place = os.path.normpath(os.path.join(os.path.dirname(path), place))
+    place = os.fspath(given) if given else source_path(path, source)
     try:
         store_info(place, kind)
     except FileNotFoundError as error:

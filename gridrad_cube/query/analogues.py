@@ -22,7 +22,7 @@ from gridrad_cube.query.samples import (
 )
 from gridrad_cube.query.search import Query, read_query, search
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_neighborhood, as_seconds, choose_labels, convective_day, labels_of
+from gridrad_cube.selection import as_neighborhood, as_seconds, convective_day
 from gridrad_cube.similarity import Metric, unit_rows
 
 #: Analogues that lie nearer than this to each other in time and in space are one event.
@@ -109,15 +109,9 @@ def analogues(
         "tolerance": tolerance,
         "time_tolerance": f"{time_step(dataset) / 2}s" if time_tolerance is None else time_tolerance,
     }
-    channel = None
-    if "channel" in sample_dims(dataset):
-        known = labels_of(dataset)
-        labels = [str(name) for name in found["channel"].values]
-        channel = np.array([known.index(choose_labels(known, name, "channel")[0]) for name in labels])
+    now = {d: pd.Index(names_along(dataset, d)).get_indexer(found[d].values) for d in sample_dims(dataset)}
     times = found["time"].values.astype("datetime64[s]")
-    sequels = _later(
-        dataset, times, found["latitude"].values, found["longitude"].values, channel, after, limits
-    )
+    sequels = _later(dataset, times, found["latitude"].values, found["longitude"].values, now, after, limits)
     if not (sequels["crop"] >= 0).any():
         raise SchemaError(
             f"analogues: none of the {len(times)} analogues has a sequel {lead} later in the store; its times are "
@@ -126,15 +120,11 @@ def analogues(
     truth = None
     if asked.sample is not None and asked.place is not None:
         time, lat, lon = (np.array([value]) for value in asked.place)
-        own = np.array([asked.sample["channel"]]) if "channel" in asked.sample else None
+        own = {d: np.array([i]) for d, i in asked.sample.items()}
         truth = _later(dataset, time.astype("datetime64[s]"), lat, lon, own, after, limits)
     if of is None:
         columns, used = _of_embeddings(dataset, asked, sequels, truth)
     else:
-        now = {
-            d: pd.Index(names_along(dataset, d)).get_indexer(found[d].values)
-            for d in ("crop", *cell_dims(dataset))
-        }
         columns, used = _of_variable(dataset, of, asked, sequels, truth, now)
     events = _events(found, as_neighborhood(event, "event"))
     out = found.assign_coords(lead=("lead", after, {"long_name": "time after"})).assign(columns)
@@ -158,17 +148,17 @@ def _later(
     times: np.ndarray,
     latitude: np.ndarray,
     longitude: np.ndarray,
-    channel: np.ndarray | None,
+    samples: Mapping[str, np.ndarray],
     after: np.ndarray,
     limits: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Positions of the samples at places some time later (places, leads) along each dim; -1 where there is none."""
+    """Positions of what is at the places of samples some time later (sample, lead), along each dim; -1 for none."""
     shape = (len(times), len(after))
     lat, lon = (np.repeat(degrees, shape[1]) for degrees in (latitude, longitude))
     index, _ = locate(dataset, (times[:, None] + after).reshape(-1), lat, lon, **limits)
     out = {d: i.reshape(shape) for d, i in index.items()}
-    if channel is not None:
-        out["channel"] = np.where(out["crop"] >= 0, channel[:, None], -1)
+    if "channel" in samples:
+        out["channel"] = np.where(out["crop"] >= 0, samples["channel"][:, None], -1)
     return out
 
 

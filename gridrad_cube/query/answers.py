@@ -77,7 +77,7 @@ def format_answer(answer: xr.Dataset) -> str:
     frame = to_dataframe(answer)
     rows = frame.to_dict("records")
     window = [f"y {r['y_start']}:{r['y_stop']} x {r['x_start']}:{r['x_stop']}" for r in rows]
-    frame = frame.assign(window=window, time=_as_text(frame["time"]))
+    frame = frame.assign(window=window, time=frame["time"].dt.strftime(_TIME))
     lines = []
     for name in (n for n in _TABLE if n in frame):
         cells = ["-" if pd.isna(value) else _TABLE[name].format(value) for value in frame[name]]
@@ -101,50 +101,33 @@ def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
     SchemaError
         If the suffix is none of these, a package is missing, or this is not an answer.
     """
-    writers = {
-        ".csv": _write_csv,
-        ".json": _write_json,
-        ".geojson": _write_geojson,
-        ".parquet": _write_parquet,
-    }
+    suffixes = (".csv", ".json", ".geojson", ".parquet", ".nc")
     path = Path(path)
-    if path.suffix not in (*writers, ".nc"):
-        raise SchemaError(
-            f"{path}: got suffix {path.suffix!r}; expected one of {', '.join((*writers, '.nc'))}"
-        )
+    if path.suffix not in suffixes:
+        raise SchemaError(f"{path}: got suffix {path.suffix!r}; expected one of {', '.join(suffixes)}")
     with open_for_writing(path) as file:
+        where, frame = Path(file.name), to_dataframe(answer) if path.suffix != ".nc" else pd.DataFrame()
         if path.suffix == ".nc":
-            answer.to_netcdf(file.name)
+            answer.to_netcdf(where)
+        elif path.suffix == ".csv":
+            frame.to_csv(where, index=False, date_format=_TIME, lineterminator="\n")
+        elif path.suffix == ".parquet":
+            _write_parquet(answer, frame, where)
         else:
-            writers[path.suffix](answer, to_dataframe(answer), Path(file.name))
+            frame = frame.assign(time=frame["time"].dt.strftime(_TIME)).astype(object)
+            records: Any = frame.where(frame.notna(), None).to_dict("records")
+            records = _as_geojson(records) if path.suffix == ".geojson" else records
+            where.write_text(json.dumps(records, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _as_text(times: pd.Series) -> pd.Series:
-    return times.dt.strftime(_TIME)
-
-
-def _write_csv(answer: xr.Dataset, frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, date_format=_TIME, lineterminator="\n")
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    frame = frame.assign(time=_as_text(frame["time"])).astype(object)
-    return list(frame.where(frame.notna(), None).to_dict("records"))
-
-
-def _write_json(answer: xr.Dataset, frame: pd.DataFrame, path: Path) -> None:
-    path.write_text(json.dumps(_records(frame), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _write_geojson(answer: xr.Dataset, frame: pd.DataFrame, path: Path) -> None:
+def _as_geojson(records: list[dict[str, Any]]) -> dict[str, Any]:
     """GeoJSON (RFC 7946): patch centers in degrees of WGS 84, longitude first."""
     features = []
-    for row in _records(frame):
+    for row in records:
         point = [row.pop("longitude"), row.pop("latitude")]
         geometry = None if None in point else {"type": "Point", "coordinates": point}
         features.append({"type": "Feature", "geometry": geometry, "properties": row})
-    collection = {"type": "FeatureCollection", "features": features}
-    path.write_text(json.dumps(collection, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return {"type": "FeatureCollection", "features": features}
 
 
 def _write_parquet(answer: xr.Dataset, frame: pd.DataFrame, path: Path) -> None:

@@ -11,7 +11,6 @@ import xarray as xr
 from gridrad_cube.query.samples import (
     cell_dims,
     collect,
-    find,
     is_embeddings,
     locate,
     sample_dims,
@@ -79,7 +78,9 @@ def at(
             raise SchemaError("at: an array of places needs time=; expected one time, or one a place")
         return track(dataset, float(np.asarray(latitude)), float(np.asarray(longitude)), tolerance=tolerance)
     times, lats, lons, scalar = _points(time, latitude, longitude)
-    index, km = find(dataset, times, lats, lons, tolerance=tolerance, time_tolerance=time_tolerance)
+    index, km = locate(
+        dataset, times, lats, lons, tolerance=tolerance, time_tolerance=time_tolerance, required=True
+    )
     out = collect(dataset, index, "point")
     out.coords["distance"] = ("point", km, _DISTANCE)
     difference = out["time"].values.astype("datetime64[s]") - times
@@ -141,7 +142,7 @@ def track(
     there = index["crop"] >= 0
     if not there.any():
         crops = np.flatnonzero(np.isin(times, every))
-        raise SchemaError(too_far(dataset, crops, (latitude, longitude), tolerance, " at any time"))
+        raise too_far(dataset, crops, latitude, longitude, tolerance, " at any time")
     out = collect(dataset, {d: i[there] for d, i in index.items()}, "time")
     return out.assign_coords(distance=("time", km[there], _DISTANCE))
 

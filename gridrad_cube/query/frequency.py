@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from gridrad_cube import selection, similarity
-from gridrad_cube.query.samples import crop_blocks, positions, require_embeddings, sample_dims, select
+from gridrad_cube.query.samples import positions, require_embeddings, sample_dims, select
 from gridrad_cube.query.search import Rows, common_channels, provenance, read_query
 from gridrad_cube.schema import SchemaError
 
@@ -67,26 +68,28 @@ def frequency(
         rows, asked.vector, metric=metric, mask=mask.reshape(-1), block=rows.block
     ).reshape(mask.shape)
     observed = np.isfinite(scores)
-    with np.errstate(invalid="ignore"):
-        occurs = scores <= threshold if metric == "euclidean" else scores >= threshold
     if not observed.any():
         raise SchemaError(
             f"frequency: none of the {np.count_nonzero(mask)} samples of the selection has an embedding (all are NaN)"
         )
+    score = -scores[observed] if metric == "euclidean" else scores[observed]
     bins, names = _bins(dataset, observed, by)
-    columns = {}
-    for name, what in (("count", occurs), ("observed", observed)):
-        columns[name] = np.bincount(bins[what], minlength=len(names))
-    days = {
-        "days": _days(dataset, bins, occurs, len(names)),
-        "observed_days": _days(dataset, bins, observed, len(names)),
+    day = selection.convective_day(dataset["time"].values)[np.nonzero(observed)[0]]
+    samples = pd.DataFrame({"bin": bins, "day": day.astype(np.int64)})
+    similar = samples[score >= (-threshold if metric == "euclidean" else threshold)]
+    columns = {
+        "count": similar.groupby("bin").size(),
+        "observed": samples.groupby("bin").size(),
+        "days": similar.groupby("bin")["day"].nunique(),
+        "observed_days": samples.groupby("bin")["day"].nunique(),
     }
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = columns["count"] / columns["observed"]
+    counts = {name: column.reindex(names, fill_value=0).values for name, column in columns.items()}
+    with np.errstate(invalid="ignore"):
+        share = counts["count"] / counts["observed"]
     out = xr.Dataset(
         {"frequency": (by, share, {"long_name": "occurrences for each observed sample", "units": "1"})}
-        | {n: (by, v, {"long_name": _NAMES[n], "units": "1"}) for n, v in (columns | days).items()},
-        coords={by: (by, names, {"long_name": _NAMES[by]})},
+        | {n: (by, v, {"long_name": _NAMES[n], "units": "1"}) for n, v in counts.items()},
+        coords={by: (by, list(selection.SEASONS) if by == "season" else names, {"long_name": _NAMES[by]})},
     )
     out.attrs = (
         {"threshold": float(threshold), "metric": metric} | asked.attributes(dataset) | provenance(dataset)
@@ -108,35 +111,17 @@ _NAMES = {
 
 
 def _bins(dataset: xr.Dataset, observed: np.ndarray, by: By) -> tuple[np.ndarray, np.ndarray]:
-    """The bin of each sample, on the sample dims, and the names of all bins."""
-    times = dataset["time"].values
-    times = np.where(np.isnat(times), np.datetime64(0, "s"), times)
-    months = selection.month_of(times)
+    """The number of the bin of each observed sample, and those of all bins."""
+    times = dataset["time"].values[np.nonzero(observed)[0]]
     if by == "solar_hour":
-        out = np.zeros(observed.shape, np.int64)
-        for crops in crop_blocks(np.asarray(observed.reshape(len(observed), -1).any(axis=1))):
-            _, lon = positions(dataset, crops)
-            hours = selection.solar_hour_of(times[crops].reshape(-1, *(1 for _ in lon.shape[1:])), lon)
-            hours = np.floor(np.where(np.isfinite(hours), hours, 0.0)).astype(np.int64)
-            out[crops] = hours[:, None] if "channel" in sample_dims(dataset) else hours
-        return out, np.arange(24)
+        _, longitude = positions(dataset, slice(None))
+        longitude = longitude[:, None] if "channel" in sample_dims(dataset) else longitude
+        hours = selection.solar_hour_of(times, np.broadcast_to(longitude, observed.shape)[observed])
+        return np.floor(np.nan_to_num(hours)).astype(np.int64), np.arange(24)
     if by == "hour":
-        number, names = np.floor(selection.hour_of(times)).astype(np.int64), np.arange(24)
-    elif by == "month":
-        number, names = months - 1, np.arange(1, 13)
-    elif by == "season":
-        number, names = months % 12 // 3, np.array(selection.SEASONS)
-    else:
+        return np.floor(selection.hour_of(times)).astype(np.int64), np.arange(24)
+    if by == "year":
         years = times.astype("datetime64[Y]").astype(np.int64) + 1970
-        seen = years[observed.reshape(len(observed), -1).any(axis=1)]
-        names = np.arange(seen.min(), seen.max() + 1)
-        number = np.clip(years - names[0], 0, len(names) - 1)
-    return np.broadcast_to(number.reshape(-1, *(1 for _ in observed.shape[1:])), observed.shape), names
-
-
-def _days(dataset: xr.Dataset, bins: np.ndarray, what: np.ndarray, count: int) -> np.ndarray:
-    """Number of convective days among samples, for each bin."""
-    where = np.nonzero(what)
-    day = selection.convective_day(dataset["time"].values)[where[0]].astype(np.int64)
-    pairs = np.unique(np.stack([bins[where], day]), axis=1)
-    return np.bincount(pairs[0], minlength=count)
+        return years, np.arange(years.min(), years.max() + 1)
+    months = selection.month_of(times)
+    return (months, np.arange(1, 13)) if by == "month" else (months % 12 // 3, np.arange(4))

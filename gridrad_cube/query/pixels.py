@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
@@ -19,12 +20,13 @@ from gridrad_cube.query.samples import (
     is_embeddings,
     names_along,
     patch_and_stride,
+    position_of,
     select,
     writable,
 )
-from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Packing, SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of
-from gridrad_cube.store import open_cube, open_grid, open_packed, store_info
+from gridrad_cube.store import open_cube, open_grid, open_packed, source_path, store_info
 
 
 def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
@@ -48,14 +50,14 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
         If there is no such crop, or the dataset does not know its store.
     """
     _require_cube(dataset)
-    one = dataset.isel(crop=_position(dataset, "crop", number))
+    one = dataset.isel(crop=position_of(dataset, "crop", number))
     return _with_positions(one, dataset, (0, 0)).assign_coords(crop=int(number))
 
 
 def patch(dataset: xr.Dataset, number: int, row: int, col: int) -> xr.Dataset:
     """One patch of a cube with the exact position of every pixel; see `crop`."""
     _require_cube(dataset)
-    i, r, c = (_position(dataset, d, n) for d, n in (("crop", number), ("row", row), ("col", col)))
+    i, r, c = (position_of(dataset, d, n) for d, n in (("crop", number), ("row", row), ("col", col)))
     size, _ = patch_and_stride(dataset)
     one = dataset.isel(
         crop=i, row=r, col=c, y=slice(r * size, (r + 1) * size), x=slice(c * size, (c + 1) * size)
@@ -77,16 +79,18 @@ def _require_cube(dataset: xr.Dataset) -> None:
     check_pixels(dataset)
 
 
-def _position(dataset: xr.Dataset, dim: str, name: int) -> int:
-    names = names_along(dataset, dim)
-    found = np.flatnonzero(names == name)
-    if not len(found):
-        raise SchemaError(f".gridrad: no {dim} {name!r}; the cube has {names[0]} to {names[-1]}")
-    return int(found[0])
-
-
 def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int]) -> xr.Dataset:
-    grid = read_grid(dataset, str(one["grid"].values))
+    source, name = dataset.encoding.get("source"), str(one["grid"].values)
+    if not source:
+        raise SchemaError(
+            ".gridrad: the dataset does not know its store (no encoding['source']). Use open_cube."
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise SchemaError(f"{source}: {name!r} is not the name of a grid")
+    try:
+        grid = open_grid(source, name)
+    except (FileNotFoundError, KeyError) as error:
+        raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
     start = [int(one[f"{axis}_origin"]) + o for axis, o in zip("yx", offset, strict=True)]
     out = one.rename(latitude="patch_latitude", longitude="patch_longitude")
     where = {axis: s + np.arange(one.sizes[axis]) for axis, s in zip("yx", start, strict=True)}
@@ -97,30 +101,8 @@ def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int
         picked = grid[name].variable[tuple(where[a][i] for a, i in zip(axes, inside, strict=True))].values
         values[np.ix_(*inside)] = wrap_longitude(picked) if name == "longitude" else picked
         out = out.assign_coords({name: (axes, values, grid[name].attrs)})
-    for axis in "yx":
-        out = out.assign_coords({f"scene_{axis}": (axis, where[axis], {"units": "1"})})
+    out = out.assign_coords({f"scene_{axis}": (axis, where[axis], {"units": "1"}) for axis in "yx"})
     return writable(out)
-
-
-def read_grid(dataset: xr.Dataset, name: str) -> xr.Dataset:
-    """Pixel axes of a source grid, from the store that the dataset was opened from.
-
-    Raises
-    ------
-    SchemaError
-        If the dataset does not know its store, or the store has no such grid.
-    """
-    source = dataset.encoding.get("source")
-    if not source:
-        raise SchemaError(
-            ".gridrad: the dataset does not know its store (no encoding['source']). Use open_cube."
-        )
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise SchemaError(f"{source}: {name!r} is not the name of a grid")
-    try:
-        return open_grid(source, name)
-    except (FileNotFoundError, KeyError) as error:
-        raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
 
 
 def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) -> xr.Dataset:
@@ -177,43 +159,43 @@ def pixels(
     SchemaError
         If this is not an answer, or the cube is not there or not the one that was embedded.
     """
-    if not {"crop", "y_start", "y_stop", "x_start", "scene"} <= set(dataset.variables):
+    needed = ["crop", "scene", "y_start", "y_stop", "x_start", "x_stop"]
+    if not set(needed) <= set(dataset.variables):
         raise SchemaError("pixels: expected an answer of search, within, track, follow or at (with a place)")
     if dataset["y_start"].ndim > 1:
         raise SchemaError("pixels: the answer is of several queries. Take one: answer.isel(query=0).")
     opened = cube if isinstance(cube, xr.Dataset) else _open_source(dataset, cube)
-    dim = dataset["y_start"].dims[0] if dataset["y_start"].ndim else "sample"
-    start = [np.atleast_1d(dataset[f"{a}_start"].values) for a in "yx"]
-    shape = [
-        int(np.atleast_1d(dataset[f"{a}_stop"].values)[0] - s[0]) for a, s in zip("yx", start, strict=True)
-    ]
-    rows = _rows_of(dataset, opened, np.broadcast_to(dataset["crop"].values, start[0].shape))
-    y, x = (s - opened[f"{a}_origin"].values[rows].astype(np.int64) for a, s in zip("yx", start, strict=True))
+    single = dataset["y_start"].ndim == 0
+    answer = dataset.reset_coords()[needed]
+    answer = answer.expand_dims("sample") if single else answer
+    (dim,) = answer["y_start"].dims
+    first = answer.isel({dim: 0})
+    shape = tuple(int(first[f"{a}_stop"] - first[f"{a}_start"]) for a in "yx")
+    rows = _rows_of(answer, opened)
+    y, x = (answer[f"{a}_start"].values - opened[f"{a}_origin"].values[rows].astype(np.int64) for a in "yx")
     known = labels_of(opened)
     chosen = known if channel is None else choose_labels(known, channel, "pixels")
     pictures = {}
     for name in dict.fromkeys(label.variable for label in chosen):
         variable = opened[name].variable
-        lazy = Windows(variable, rows, y, x, (shape[0], shape[1]))
+        lazy = Windows(variable, rows, y, x, shape)
         data = indexing.LazilyIndexedArray(lazy)
         pictures[name] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
     found = xr.Dataset(pictures)
     if "altitude" in found.dims:
         found = found.assign_coords(altitude=opened["altitude"])
-    found = found if dataset["y_start"].ndim else found.isel(sample=0)
+    found = found.isel(sample=0) if single else found
     return dataset.drop_vars(list(dataset.data_vars)).merge(found, compat="override")
 
 
 def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.Dataset:
     """The cube at a path, or the one that the answer's store names, relative to itself."""
     if cube is None:
-        info = store_info(answer) if "gridrad_cube" in answer.attrs else {}
-        name = answer.attrs.get("cube") or info.get("source")
+        name = answer.attrs.get("cube") or (answer.attrs.get(ATTRIBUTE) and store_info(answer).get("source"))
         store = answer.attrs.get("store") or answer.encoding.get("source") or ""
         if not name:
             raise SchemaError("pixels: the answer does not say which cube it comes from. Pass cube=PATH.")
-        beside = store and "://" not in store and "://" not in name
-        cube = os.path.normpath(os.path.join(os.path.dirname(store), name)) if beside else name
+        cube = source_path(store, name)
     try:
         return open_cube(cube)
     except FileNotFoundError as error:
@@ -222,26 +204,23 @@ def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.
         ) from error
 
 
-def _rows_of(answer: xr.Dataset, cube: xr.Dataset, crop: np.ndarray) -> np.ndarray:
-    """Positions of crops in a cube, checked to be those of the answer's samples."""
+def _rows_of(answer: xr.Dataset, cube: xr.Dataset) -> np.ndarray:
+    """Positions in a cube of the crops of an answer's samples, checked to be those."""
     if is_embeddings(cube):
         raise SchemaError("pixels: got a store of embeddings as cube=; expected the cube they were made from")
-    names = names_along(cube, "crop")
-    at = np.searchsorted(names, crop)
-    there = at < len(names)
-    if not (there.all() and (names[np.minimum(at, len(names) - 1)] == crop).all()):
+    names, crop = names_along(cube, "crop"), np.broadcast_to(answer["crop"].values, answer["y_start"].shape)
+    rows = pd.Index(names).get_indexer(crop)
+    if (rows < 0).any():
         raise SchemaError(
             f"pixels: the cube has crops {names[0]} to {names[-1]}, not all that the answer names. Pass the whole cube."
         )
-    scenes = np.broadcast_to(np.atleast_1d(answer["scene"].values), crop.shape)
-    differ = np.flatnonzero(cube["scene"].values[at] != scenes)
-    if len(differ):
-        i = differ[0]
+    scenes = np.broadcast_to(answer["scene"].values, crop.shape)
+    for i in np.flatnonzero(cube["scene"].values[rows] != scenes)[:1]:
         raise SchemaError(
             f"pixels: this is not the cube that was embedded: its crop {crop[i]} is of scene "
-            f"{cube['scene'].values[at[i]]}, in the answer of {scenes[i]}. Pass cube= with the right one."
+            f"{cube['scene'].values[rows[i]]}, in the answer of {scenes[i]}. Pass cube= with the right one."
         )
-    return np.asarray(at)
+    return np.asarray(rows)
 
 
 def _owner(variable: str, fields: list[str]) -> str:

@@ -117,6 +117,23 @@ def names_along(dataset: xr.Dataset, dim: str) -> np.ndarray:
     return dataset[dim].values if dim in dataset.coords else np.arange(dataset.sizes[dim])
 
 
+def position_of(dataset: xr.Dataset, dim: str, name: Any) -> int:
+    """Position along a dim of what has a name there.
+
+    Raises
+    ------
+    SchemaError
+        If nothing has this name.
+    """
+    names = names_along(dataset, dim)
+    if not len(names):
+        raise SchemaError(f".gridrad: the selection is empty, it has no {dim}")
+    found = np.flatnonzero(names == name)
+    if not len(found):
+        raise SchemaError(f".gridrad: no {dim} {name!r}; the store has {names[0]} to {names[-1]}")
+    return int(found[0])
+
+
 def seconds_of(times: Any) -> np.ndarray:
     """Times as int64 seconds since 1970."""
     return np.asarray(times).astype("datetime64[s]").astype(np.int64)
@@ -172,7 +189,8 @@ def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
         If nothing is left; says what ruled it out.
     """
     wanted = Selection(**where)
-    embeddings, times = is_embeddings(dataset), times_of(dataset)
+    is_embeddings(dataset)
+    times = times_of(dataset)
     keep = wanted.in_time(times)
     dims, known = sample_dims(dataset), labels_of(dataset)
     chosen = choose_labels(known, wanted.channel, "channel", altitude=wanted.altitude)
@@ -184,39 +202,35 @@ def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
         cells &= keep[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
         placed += int(np.count_nonzero(cells))
         if cells.any():
-            clean = _clean_embeddings if embeddings else _clean_patches
-            mask[crops] = clean(dataset, crops, known, bits) & (
-                cells[:, None] if "channel" in dims else cells
-            )
+            mask[crops] = _clean(dataset, crops, known, bits)
+            mask[crops] &= cells[:, None] if "channel" in dims else cells
     if not mask.any():
         raise SchemaError(_why_nothing(dataset, keep, placed, wanted))
     return mask
 
 
-def _clean_embeddings(
+def _clean(
     dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
 ) -> np.ndarray:
-    """Which embeddings of some crops belong to a channel asked for and have no rejecting flag."""
-    flags = sample_flags(dataset, crops)
-    if "channel" not in sample_dims(dataset):
-        return np.asarray((flags & np.uint16(bits[known[0]])) == 0)
-    shape = (-1, *(1 for _ in flags.shape[2:]))
-    wanted = np.array([label in bits for label in known]).reshape(shape)
-    rejecting = np.array([bits.get(label, 0) for label in known], np.uint16).reshape(shape)
-    return np.asarray(((flags & rejecting) == 0) & wanted)
-
-
-def _clean_patches(
-    dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
-) -> np.ndarray:
-    """Which patches of a cube have one of the channels asked for without a rejecting flag."""
+    """Which samples of some crops belong to one of the channels asked for and have none of its rejecting flags."""
+    if "embedding" in dataset.data_vars:
+        flags = sample_flags(dataset, crops)
+        out = np.zeros(flags.shape, bool)
+        for i, label in enumerate(known):
+            part = (slice(None), i) if "channel" in sample_dims(dataset) else ...
+            out[part] = label in bits and (flags[part] & np.uint16(bits[label])) == 0
+        return out
+    stored = (
+        dataset[list({f"{label.variable}_flags" for label in bits})]
+        .reset_coords(drop=True)
+        .isel(crop=crops)
+        .load()
+    )
     clean = []
-    for name in dict.fromkeys(label.variable for label in bits):
-        flags = dataset[f"{name}_flags"].isel(crop=crops).transpose("crop", ..., "row", "col").values
-        for label, rejecting in bits.items():
-            if label.variable == name:
-                here = flags if label.altitude is None else flags[:, label.altitude]
-                clean.append((here & np.uint16(rejecting)) == 0)
+    for label, rejecting in bits.items():
+        flags = stored[f"{label.variable}_flags"]
+        flags = flags if label.altitude is None else flags.isel(altitude=label.altitude)
+        clean.append((flags.transpose("crop", "row", "col").values & np.uint16(rejecting)) == 0)
     return np.any(clean, axis=0)
 
 
@@ -249,6 +263,7 @@ def locate(
     *,
     tolerance: Any = None,
     time_tolerance: Any = None,
+    required: bool = False,
 ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
     """The sample at each of many places and times, and its distance in km; see `at` for the rules.
 
@@ -256,6 +271,8 @@ def locate(
     ----------
     times, latitude, longitude
         Arrays of one length.
+    required
+        Whether it is an error that nothing is near one of them.
 
     Returns
     -------
@@ -264,7 +281,7 @@ def locate(
     Raises
     ------
     SchemaError
-        If no crop was written, or a latitude or longitude is not one.
+        If no crop was written, a latitude or longitude is not one, or a sample that is required is missing.
     """
     is_embeddings(dataset)
     seconds, lat, lon = seconds_of(times), np.asarray(latitude, float), np.asarray(longitude, float)
@@ -304,27 +321,11 @@ def locate(
         for d, values in zip(dims, (crop, *cells), strict=True):
             out[d][point[near]] = values[near]
         left = left[out["crop"][left] < 0]
+    if required and (out["crop"] < 0).any():
+        i, times = int(out["crop"].argmin()), seconds.astype("datetime64[s]")
+        some = np.flatnonzero(np.isfinite(seconds_away(dataset, times[i], time_tolerance)))
+        raise too_far(dataset, some, lat[i], lon[i], tolerance, f" near {times[i]}")
     return out, distance
-
-
-def find(
-    dataset: xr.Dataset,
-    times: npt.NDArray[np.datetime64],
-    latitude: npt.NDArray[np.float64],
-    longitude: npt.NDArray[np.float64],
-    *,
-    tolerance: Any = None,
-    time_tolerance: Any = None,
-) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
-    """The sample at each place and time, as `locate`; an error where there is none, which says what is nearest."""
-    index, km = locate(
-        dataset, times, latitude, longitude, tolerance=tolerance, time_tolerance=time_tolerance
-    )
-    for i in np.flatnonzero(index["crop"] < 0)[:1]:
-        crops = np.flatnonzero(np.isfinite(seconds_away(dataset, times[i], time_tolerance)))
-        place = (float(latitude[i]), float(longitude[i]))
-        raise SchemaError(too_far(dataset, crops, place, tolerance, f" near {times[i]}"))
-    return index, km
 
 
 def seconds_away(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> np.ndarray:
@@ -352,26 +353,23 @@ def _span(seconds: float) -> str:
 
 
 def too_far(
-    dataset: xr.Dataset, crops: np.ndarray, place: tuple[float, float], tolerance: Any, when: str
-) -> str:
-    """Say which sample of some crops is the nearest to a place that none of them is near enough to."""
-    point = f"latitude {place[0]:g}, longitude {place[1]:g}"
-    km, cells, _ = _nearest_cells(dataset, crops, *place, tolerance)
+    dataset: xr.Dataset, crops: np.ndarray, latitude: float, longitude: float, tolerance: Any, when: str
+) -> SchemaError:
+    """The error that no sample of some crops is near enough to a place; it says which one is nearest."""
+    point = f"latitude {latitude:g}, longitude {longitude:g}"
+    km, cells, limits = _nearest_cells(dataset, crops, latitude, longitude, tolerance)
     i = int(np.argmin(km))
     if np.isinf(km[i]):
-        return f"at: no patch with a position{when}; the store has none near {point}"
-    crop = crops[i : i + 1]
-    cell = tuple(c[i : i + 1] for c in cells)
-    lat, lon = (float(p[(0, *(c[0] for c in cell))]) for p in positions(dataset, crop))
-    limit = as_km(tolerance) if tolerance is not None else _half_diagonals(dataset, crop, cell)[0]
+        return SchemaError(f"at: no patch with a position{when}; the store has none near {point}")
+    lat, lon = (float(p[(0, *(c[i] for c in cells))]) for p in positions(dataset, crops[i : i + 1]))
     nearest = (
-        f"the nearest is centered at latitude {lat:.4f}, longitude {lon:.4f} (time {times_of(dataset)[crop[0]]}), "
-        f"{km[i]:.1f} km away"
+        f"the nearest is centered at latitude {lat:.4f}, longitude {lon:.4f} (time {times_of(dataset)[crops[i]]}), "
+        f"{km[i]:.1f} km away. Pass tolerance= in km."
     )
-    if np.isnan(limit):
-        return f"at: a single patch does not tell its size; {nearest}. Pass tolerance= in km."
-    kind = "tolerance" if tolerance is not None else "half the diagonal of a patch"
-    return f"at: nothing within {limit:.1f} km ({kind}) of {point}{when}; {nearest}. Pass tolerance= in km."
+    if np.isnan(limits[i]):
+        return SchemaError(f"at: a single patch does not tell its size; {nearest}")
+    kind = "half the diagonal of a patch" if tolerance is None else "tolerance"
+    return SchemaError(f"at: nothing within {limits[i]:.1f} km ({kind}) of {point}{when}; {nearest}")
 
 
 def _nearest_cells(
@@ -399,14 +397,11 @@ def _nearest_cells(
         here = (p.reshape(len(some), math.prod(shape))[inverse] for p in positions(dataset, some))
         km = great_circle_km(lat[part, None], lon[part, None], *here)
         km = np.where(np.isnan(km), np.inf, km)
-        best = km.argmin(axis=1)
-        cells = np.unravel_index(best, shape) if shape else ()
-        limit = (
-            _half_diagonals(dataset, crops[part], cells)
-            if tolerance is None
-            else np.full(len(best), as_km(tolerance))
-        )
-        parts.append([km[np.arange(len(km)), best], limit, *cells])
+        cells = np.unravel_index(km.argmin(axis=1), shape) if shape else ()
+        limits = np.full(len(km), as_km(tolerance))
+        if tolerance is None:
+            limits = _half_diagonals(dataset, crops[part], cells)
+        parts.append([km.min(axis=1), limits, *cells])
     nearest, limits, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return nearest, tuple(columns), limits
 
@@ -415,18 +410,16 @@ def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.n
     """Half the diagonal of one patch of each crop (at level 2k of the crop), km, from the patches beside it."""
     some, at = np.unique(crops, return_inverse=True)
     lat, lon = (dataset[n].variable.isel(crop=some).values for n in ("latitude", "longitude"))
-    n, (rows, cols) = len(crops), lat.shape[1:]
-    row, col = cells if len(cells) else (np.full(n, rows // 2), np.full(n, cols // 2))
+    rows, cols = lat.shape[1:]
+    row, col = cells or (rows // 2, cols // 2)
     edges = []
-    for dy, dx in ((1, 0), (0, 1)):
-        sides = [np.zeros(n)]
-        for sign in (-1, 1):
-            r, c = row + sign * dy, col + sign * dx
-            inside = (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
-            r, c = np.clip(r, 0, rows - 1), np.clip(c, 0, cols - 1)
-            km = great_circle_km(lat[at, row, col], lon[at, row, col], lat[at, r, c], lon[at, r, c])
-            sides.append(np.where(inside & np.isfinite(km), km, 0.0))
-        edges.append(np.max(sides, axis=0))
+    for axis in (1, 2):
+        one, other = (np.arange(lat.shape[axis] - 1) + i for i in (0, 1))
+        km = np.nan_to_num(
+            great_circle_km(*(v.take(side, axis) for side in (one, other) for v in (lat, lon)))
+        )
+        before, after = (np.insert(km, end, 0.0, axis) for end in (0, km.shape[axis]))
+        edges.append(np.maximum(before, after)[at, row, col])
     height, width = edges
     height, width = np.where(height == 0, width, height), np.where(width == 0, height, width)
     patch, stride = patch_and_stride(dataset)
@@ -472,28 +465,27 @@ class _Points(BackendArray):
     def __init__(self, variable: xr.Variable, index: Index) -> None:
         self.variable = variable
         self.index = {d: np.asarray(i) for d, i in index.items() if d in variable.dims}
-        rest = [str(d) for d in variable.dims if d not in self.index]
+        self.dims, self.dtype = [str(d) for d in variable.dims if d not in self.index], variable.dtype
         count = len(next(iter(self.index.values())))
-        self.dims, self.dtype = rest, variable.dtype
-        self.shape = (count, *(variable.sizes[d] for d in rest))
+        self.shape = (count, *(variable.sizes[d] for d in self.dims))
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         which = np.arange(self.shape[0])[key[0]]
-        keys = zip(self.dims, key[1:], strict=True)
-        rest = {d: k for d, k in keys if isinstance(k, (int, np.integer, slice))}
-        index = {d: i[np.atleast_1d(which)] for d, i in self.index.items()}
-        values = self._values(index, rest)
-        for d, k in reversed(list(zip(self.dims, key[1:], strict=True))):
-            if d not in rest:
-                axis = 1 + [n for n in self.dims if not isinstance(rest.get(n), (int, np.integer))].index(d)
-                values = np.take(values, k, axis=axis)
-        return values[0] if np.ndim(which) == 0 else values
+        values = self._values({d: i[np.atleast_1d(which)] for d, i in self.index.items()}, key[1:])
+        return values if np.ndim(which) else values[0]
 
-    def _values(self, index: Index, rest: dict[str, Any]) -> np.ndarray:
-        return read_points(self.variable.isel(rest), index)
+    def _values(self, index: Index, rest: tuple[Any, ...]) -> np.ndarray:
+        return _take(read_points(self.variable, index), rest)
+
+
+def _take(values: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:
+    """A part of the last axes of an array, each by its own key."""
+    for axis, key in zip(range(values.ndim - 1, 0, -1), reversed(keys), strict=False):
+        values = values[(slice(None),) * axis + (key,)]
+    return values
 
 
 def check_pixels(dataset: xr.Dataset) -> None:
@@ -534,21 +526,17 @@ class Windows(_Points):
     ) -> None:
         super().__init__(variable, {"crop": crop})
         self.index |= {"first_y": y, "first_x": x}
-        self.window = shape
-        sizes: dict[Any, int] = dict(variable.sizes) | dict(zip(("y", "x"), shape, strict=True))
-        self.shape = (self.shape[0], *(sizes[d] for d in self.dims))
+        self.shape = (*self.shape[:-2], *shape)
 
-    def _values(self, index: Index, rest: dict[str, Any]) -> np.ndarray:
-        keys = {d: k for d, k in rest.items() if d not in ("y", "x")}
-        inner = tuple(rest.get(d, slice(None)) for d in ("y", "x"))
-        out = []
-        for crop, *first in zip(index["crop"], index["first_y"], index["first_x"], strict=True):
-            y, x = (slice(int(f), int(f) + n) for f, n in zip(first, self.window, strict=True))
-            out.append(self.variable.isel(crop=int(crop), y=y, x=x, **keys).values[(..., *inner)])
-        if out:
-            return np.stack(out)
-        dims = [n for n in self.dims if not isinstance(rest.get(n), (int, np.integer))]
-        return np.empty((0, *(self.shape[1 + self.dims.index(d)] for d in dims)), self.dtype)
+    def _values(self, index: Index, rest: tuple[Any, ...]) -> np.ndarray:
+        height, width = self.shape[-2:]
+        levels = rest[:-2]
+        shape = self.variable[(0, *levels, slice(height), slice(width))].shape  # lazily
+        out = np.empty((len(index["crop"]), *shape), self.dtype)
+        for i, (crop, y, x) in enumerate(zip(*index.values(), strict=True)):
+            window = slice(int(y), int(y) + height), slice(int(x), int(x) + width)
+            out[i] = self.variable[(int(crop), *levels, *window)].values
+        return _take(out, rest[-2:])
 
 
 def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
@@ -565,25 +553,26 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
     out: dict[str, Any] = {}
     for name, variable in dataset.variables.items():
         dims = set(variable.dims)
-        if name in ("status", "y_origin", "x_origin", *_SAMPLE_DIMS, "y", "x"):
+        # At level 2k, of what single patches have, their mean comes below.
+        if name in ("status", "y_origin", "x_origin", *_SAMPLE_DIMS, "y", "x") or (
+            level_2k and dims & {"row", "col"}
+        ):
             continue
-        if level_2k and dims & {"row", "col"}:  # of single patches: their mean comes below
-            continue
-        if {"crop", "y", "x"} <= dims:
-            size, _ = patch_and_stride(dataset)
-            crop, y, x = (np.asarray(index[d]) * n for d, n in (("crop", 1), ("row", size), ("col", size)))
-            lazy: _Points = Windows(variable, crop, y, x, (size, size))
-        elif dims & set(index) and name in dataset.data_vars:
-            lazy = _Points(variable, index)
-        elif dims & set(index):
+        if not dims & set(index):
+            out[str(name)] = variable
+        elif name not in dataset.data_vars:
             rest = tuple(d for d in variable.dims if d not in index)
             out[str(name)] = xr.Variable((dim, *rest), read_points(variable, index), variable.attrs)
-            continue
         else:
-            out[str(name)] = variable
-            continue
-        data = indexing.LazilyIndexedArray(lazy)
-        out[str(name)] = xr.Variable((dim, *lazy.dims), data, variable.attrs, variable.encoding)
+            lazy = _Points(variable, index)
+            if {"crop", "y", "x"} <= dims:
+                size, _ = patch_and_stride(dataset)
+                crop, y, x = (
+                    np.asarray(index[d]) * n for d, n in (("crop", 1), ("row", size), ("col", size))
+                )
+                lazy = Windows(variable, crop, y, x, (size, size))
+            data = indexing.LazilyIndexedArray(lazy)
+            out[str(name)] = xr.Variable((dim, *lazy.dims), data, variable.attrs, variable.encoding)
     out |= _identity(dataset, index, dim)
     if "channel" in dataset.coords and "channel" not in index:
         out["channel"] = dataset["channel"].variable
@@ -611,17 +600,12 @@ def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Varia
         some = (inverse, index["channel"]) if "channel" in index else (inverse,)
         out["flags"] = ((dim, *dims), flags[some], dataset["flags"].attrs)
     patch, stride = patch_and_stride(dataset)
-    for axis, cell in (("y", "row"), ("x", "col")):
-        origin = read_points(dataset[f"{axis}_origin"].variable, index).astype(np.int64)
+    for axis, cell, name in (("y", "row", "row"), ("x", "col", "column")):
+        start = read_points(dataset[f"{axis}_origin"].variable, index).astype(np.int64)
+        length = patch if cells else (dataset.sizes[cell] - 1) * stride + patch
         if cells:
-            start, length = origin + names_along(dataset, cell)[index[cell]].astype(np.int64) * stride, patch
-        else:
-            start, length = origin, (dataset.sizes[cell] - 1) * stride + patch
-        name = {"y": "row", "x": "column"}[axis]
+            start = start + names_along(dataset, cell)[index[cell]].astype(np.int64) * stride
         out[f"{axis}_start"] = (dim, start, {"long_name": f"first pixel {name} in the source", "units": "1"})
-        out[f"{axis}_stop"] = (
-            dim,
-            start + length,
-            {"long_name": f"pixel {name} after the last", "units": "1"},
-        )
+        said = {"long_name": f"pixel {name} after the last", "units": "1"}
+        out[f"{axis}_stop"] = (dim, start + length, said)
     return {name: xr.Variable(*value) for name, value in out.items()}

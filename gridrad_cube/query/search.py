@@ -18,8 +18,9 @@ from gridrad_cube.query.samples import (
     cell_dims,
     collect,
     crop_blocks,
-    find,
+    locate,
     names_along,
+    position_of,
     positions,
     read_points,
     require_embeddings,
@@ -106,7 +107,10 @@ def search(
     """
     require_embeddings(dataset, "search")
     batch = _is_batch(query)
-    asked = _read_batch(dataset, query if batch else [query], where.get("channel"), metric)
+    queries = query["embedding"] if batch and isinstance(query, xr.Dataset) else query if batch else [query]
+    if not len(queries):
+        raise SchemaError("query: got an empty batch; expected one query or more")
+    asked = [read_query(dataset, one, where.get("channel"), metric) for one in queries]
     if where.get("channel") is None:
         where["channel"] = common_channels(asked)
     rule, apart = as_neighborhood(exclude, "exclude"), as_neighborhood(separate, "separate")
@@ -145,16 +149,18 @@ def search(
 
 def common_channels(asked: Sequence[Query]) -> list[int] | None:
     """Channels to search for queries that are samples: theirs; None if one of them is a vector alone."""
-    channels = [one.channels() for one in asked]
-    if any(c is None for c in channels):
+    each = [
+        {p.sample["channel"] for p in one.parts if p.sample is not None and "channel" in p.sample}
+        for one in asked
+    ]
+    if not all(each):
         return None
-    found = sorted({c for some in channels for c in some or ()})
-    if any(c != channels[0] for c in channels):
+    if any(channels != each[0] for channels in each):
         raise SchemaError(
-            f"search: the queries are of several channels, {found}, and each is compared with its own. Ask for one "
-            "after the other, or pass channel= with those to compare with."
+            f"search: the queries are of several channels, {sorted(set.union(*each))}, and each is compared with its "
+            "own. Ask for one after the other, or pass channel= with those to compare with."
         )
-    return found
+    return sorted(each[0])
 
 
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
@@ -201,11 +207,6 @@ class Query:
         """What it is made of: its examples, or itself."""
         return self.examples or (self,)
 
-    def channels(self) -> list[int] | None:
-        """Positions of the channels of the samples it is made of; None where none of them is one."""
-        found = {p.sample["channel"] for p in self.parts if p.sample is not None and "channel" in p.sample}
-        return sorted(found) or None
-
 
 def _is_batch(query: Any) -> bool:
     """Whether these are several queries to be answered each for itself: a 2-D array, or a list of queries."""
@@ -216,13 +217,6 @@ def _is_batch(query: Any) -> bool:
     return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
 
 
-def _read_batch(dataset: xr.Dataset, queries: Any, channel: Any, metric: Metric) -> list[Query]:
-    queries = queries["embedding"] if isinstance(queries, xr.Dataset) else queries
-    if not len(queries):
-        raise SchemaError("query: got an empty batch; expected one query or more")
-    return [read_query(dataset, query, channel, metric) for query in queries]
-
-
 def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Metric = "cosine") -> Query:
     """Read a query; see `search`.
 
@@ -231,16 +225,18 @@ def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Met
     SchemaError
         If it is not a query, does not fit the store, or has no embedding.
     """
-    if isinstance(query, Mapping) and not isinstance(query, xr.Dataset):
-        return (_of_examples if "positive" in query else _of_place)(dataset, dict(query), channel, metric)
     if isinstance(query, (int, np.integer)):
         query = (query,)
-    if isinstance(query, tuple) and query:
-        if len(query) > 2 and isinstance(query[0], (str, dt.datetime, np.datetime64)):
-            named = dict(zip(("time", "latitude", "longitude", "channel"), query, strict=False))
-            return _of_place(dataset, named, channel, metric)
-        if isinstance(query[0], (int, np.integer)):
-            return _of_sample(dataset, query, channel)
+    if isinstance(query, tuple) and query and isinstance(query[0], (int, np.integer)):
+        return _of_sample(dataset, query, channel)
+    if (
+        isinstance(query, tuple)
+        and len(query) > 2
+        and isinstance(query[0], (str, dt.datetime, np.datetime64))
+    ):
+        query = dict(zip(("time", "latitude", "longitude", "channel"), query, strict=False))
+    if isinstance(query, Mapping) and not isinstance(query, xr.Dataset):
+        return (_of_examples if "positive" in query else _of_place)(dataset, dict(query), channel, metric)
     return _of_vector(dataset, query)
 
 
@@ -275,9 +271,11 @@ def _of_place(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: 
     needed, known = {"time", "latitude", "longitude"}, {"tolerance", "time_tolerance"}
     if not needed <= set(query) <= needed | known:
         raise SchemaError(f"query: got {sorted(query)}; expected time, latitude and longitude (and channel)")
-    time = np.array([as_time(query.pop("time"))])
-    place = (np.array([float(query.pop(name))]) for name in ("latitude", "longitude"))
-    index, _ = find(dataset, time, *place, **query)
+    place = [
+        np.array([as_time(query.pop("time"))]),
+        *([float(query.pop(n))] for n in ("latitude", "longitude")),
+    ]
+    index, _ = locate(dataset, *place, **query, required=True)
     return _with_vector(dataset, {d: int(i[0]) for d, i in index.items()}, channel)
 
 
@@ -285,15 +283,7 @@ def _of_sample(dataset: xr.Dataset, query: tuple[Any, ...], channel: Any) -> Que
     dims = ("crop", *cell_dims(dataset))
     if len(query) not in (len(dims), len(dims) + 1):
         raise SchemaError(f"query: got {query!r}; expected ({', '.join(dims)}[, channel]) in this store")
-    sample = {}
-    for dim, asked in zip(dims, query, strict=False):
-        names = names_along(dataset, dim)
-        if not len(names):
-            raise SchemaError(f"query: the selection is empty, it has no {dim}")
-        found = np.flatnonzero(names == asked)
-        if not len(found):
-            raise SchemaError(f"query: no {dim} {asked!r}; the store has {names[0]} to {names[-1]}")
-        sample[dim] = int(found[0])
+    sample = {dim: position_of(dataset, dim, name) for dim, name in zip(dims, query, strict=False)}
     return _with_vector(dataset, sample, query[len(dims)] if len(query) > len(dims) else channel)
 
 
@@ -495,13 +485,12 @@ def _random_pairs(
     rng = np.random.default_rng(seed)
     crops = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
     hour = np.floor(hour_of(dataset["time"].values[crops])).astype(np.int64)
-    order = np.argsort(hour, kind="stable")
-    first, count = np.searchsorted(hour[order], hour, side="left"), np.bincount(hour, minlength=24)[hour]
-    pairs = []
-    for a in rng.choice(np.flatnonzero(count > 1), _CROP_PAIRS) if (count > 1).any() else ():
-        others = order[first[a] : first[a] + count[a]]
-        pairs.append((int(crops[a]), int(crops[rng.choice(others[others != a])])))
-    scores = [_scores_between(dataset, mask, pair, metric, apart, rng) for pair in pairs]
+    several = np.flatnonzero(np.bincount(hour, minlength=24)[hour] > 1)
+    scores = []
+    for first in rng.choice(several, _CROP_PAIRS) if len(several) else ():
+        others = np.flatnonzero(hour == hour[first])
+        pair = int(crops[first]), int(crops[rng.choice(others[others != first])])
+        scores.append(_scores_between(dataset, mask, pair, metric, apart, rng))
     out = np.sort(np.concatenate([np.empty(0), *scores])).astype(np.float32)
     if not len(out):
         raise SchemaError(

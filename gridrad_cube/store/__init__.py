@@ -31,7 +31,7 @@ from gridrad_cube.store.layout import (
     write_array,
     write_root,
 )
-from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed
+from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed, source_path
 from gridrad_cube.store.patches import PatchReader
 from gridrad_cube.store.shards import MissingChunkError
 from gridrad_cube.store.summary import Facts, as_html, as_text, describe
@@ -73,6 +73,7 @@ __all__ = [
     "read_grid",
     "report_columns",
     "small_specs",
+    "source_path",
     "store_info",
     "verify",
     "write_array",

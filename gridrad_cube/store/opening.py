@@ -106,6 +106,14 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
     return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
 
 
+def source_path(store: str | os.PathLike[str], source: str) -> str:
+    """Path or URL of what a store was made from, which the store names relative to itself where both are local."""
+    store = os.fspath(store)
+    if not store or "://" in store or "://" in source:
+        return source
+    return os.path.normpath(os.path.join(os.path.dirname(store), source))
+
+
 def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[str, Any]]:
     """A store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
     info, files = store_info(store, kind), Files(store)
