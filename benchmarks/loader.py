@@ -123,7 +123,7 @@ def with_xarray(path: Path, batches: Shuffled) -> Iterator[np.ndarray]:
 
 def loader(path: Path, batches: Shuffled) -> Iterator[Batch]:
     """Packed batches of `PatchLoader`."""
-    return iter(PatchLoader(PatchDataset(path), (i for batch in batches for i in batch), batches.batch))
+    return iter(PatchLoader(PatchDataset(path), batches))
 
 
 def decoded(path: Path, batches: Shuffled) -> Iterator[Batch]:

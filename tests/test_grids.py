@@ -251,7 +251,7 @@ def test_grids_load_through_both_loaders(embeddings):
     got = list(DataLoader(data, batch_size=4, sampler=sampler, drop_last=True))
     assert [b.index.tolist() for b in got] == expected
     assert torch.equal(got[0].valid, data.__getitems__(expected[0]).valid)
-    assert [b.index.tolist() for b in PatchLoader(data, sampler, 4)] == expected
+    assert [b.index.tolist() for b in PatchLoader(data, sampler)] == expected
 
 
 def test_grids_pickle_without_the_embeddings_in_memory(embeddings):

@@ -125,11 +125,9 @@ def test_places_are_matched_by_position_not_by_row_and_column(tmp_path):
 
 
 def test_lead_that_no_sample_has_is_refused(cube):
-    with pytest.raises(
-        SchemaError, match=r"no sample has a partner 600 min later .* a place are typically 5 min apart"
-    ):
+    with pytest.raises(SchemaError, match="no sample has a partner 600 min later"):
         followers(PatchDataset(cube), 600)
-    with pytest.raises(SchemaError, match="no place comes at two times"):
+    with pytest.raises(SchemaError, match="no sample has a partner 5 min later"):
         followers(PatchDataset(cube, time=("2024-05-01", "2024-05-01T00:01")), 5)
 
 

@@ -118,7 +118,7 @@ import sys
 from gridrad_cube.datasets import PatchDataset, PatchLoader
 
 data = PatchDataset(sys.argv[1])
-stream = iter(PatchLoader(data, list(range(len(data))) * 50, 8, prefetch=8, threads=3))
+stream = iter(PatchLoader(data, [range(8)] * 200, prefetch=8, threads=3))
 next(stream)
 print("one")
 """

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data._utils.collate import default_collate_fn_map
-
-from gridrad_cube.schema import SchemaError
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,8 @@ class Batch:
         return len(self.codes)
 
     def __getitem__(self, item: int) -> Batch:
-        if not -len(self) <= item < len(self):
-            raise IndexError(item)
-        start = item % len(self)
-        return self.take(slice(start, start + 1))
+        """One sample, as a batch; `torch.utils.data.default_collate` looks at the first one."""
+        return self.take(torch.arange(len(self))[item : item + 1 or None])
 
     def take(self, rows: slice | torch.Tensor, damaged: torch.Tensor | None = None) -> Batch:
         """Some rows of the batch, by a slice or by their numbers; ``damaged`` replaces the list of the batch."""
@@ -115,17 +111,14 @@ class PatchLoader:
     dataset
         A `PatchDataset`, `GridDataset` or `PairDataset`.
     sampler
-        An `EpochSampler`, which advances by one step with each batch handed out; or any iterable of sample indices.
-    batch_size
-        Samples per batch; the sampler's own if it is an `EpochSampler`.
+        An `EpochSampler`, which advances by one step with each batch handed out; or any iterable of batches of sample
+        indices.
     prefetch
         Batches read ahead.
     threads
         Batches read at a time. They share the threads of the reader, so that more than two rarely helps.
     device
         Where to put batches; on a GPU through page-locked memory and a stream of its own.
-    drop_last
-        Whether to leave out a last, short batch. An `EpochSampler` has its own rule.
 
     Attributes
     ----------
@@ -133,39 +126,22 @@ class PatchLoader:
         How long the caller has waited for batches so far.
     damaged
         Samples left out so far because the store is damaged there (``on_damage="skip"``).
-
-    Raises
-    ------
-    SchemaError
-        If there are fewer samples than one batch.
     """
 
     def __init__(
         self,
         dataset: Any,
         sampler: Any,
-        batch_size: int,
         *,
         prefetch: int = 4,
         threads: int = 2,
         device: torch.device | str | None = None,
-        drop_last: bool = True,
     ) -> None:
-        if batch_size < 1 or prefetch < 1 or threads < 1:
-            raise ValueError(
-                f"got batch_size {batch_size}, prefetch {prefetch}, threads {threads}; expected 1 or more"
-            )
-        #: Whether the sampler makes batches itself and keeps the position: an `EpochSampler`.
-        self._batched = hasattr(sampler, "batches")
-        if self._batched and sampler.batch_size != batch_size:
-            raise ValueError(f"batch_size: got {batch_size}; expected the sampler's, {sampler.batch_size}")
-        if not self._batched and drop_last and isinstance(sampler, Sized) and len(sampler) < batch_size:
-            raise SchemaError(
-                f"loader: fewer samples than a batch, got {len(sampler)} for batch size {batch_size}. Pass a smaller "
-                "batch size, drop_last=False, or select more patches (channels, reject, time, bbox)."
-            )
-        self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
-        self.prefetch, self.threads, self.drop_last = prefetch, threads, drop_last
+        if prefetch < 1 or threads < 1:
+            raise ValueError(f"got prefetch {prefetch}, threads {threads}; expected 1 or more")
+        self.dataset, self.sampler, self.prefetch, self.threads = dataset, sampler, prefetch, threads
+        #: Whether the sampler keeps the position: an `EpochSampler`.
+        self._advances = hasattr(sampler, "advance")
         self.device = None if device is None else torch.device(device)
         cuda = self.device is not None and self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None
@@ -174,23 +150,11 @@ class PatchLoader:
 
     def __len__(self) -> int:
         """Batches of an iteration that starts now."""
-        if self._batched:
-            return int(self.sampler.steps_left)
-        whole, rest = divmod(len(self.sampler), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
-
-    def _indices(self) -> Iterator[np.ndarray]:
-        if self._batched:
-            yield from self.sampler.batches()
-            return
-        samples = iter(self.sampler)
-        while chunk := list(itertools.islice(samples, self.batch_size)):
-            if len(chunk) == self.batch_size or not self.drop_last:
-                yield np.array(chunk, np.int64)
+        return int(self.sampler.steps_left) if self._advances else len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        indices = self._indices()
-        pending: deque[tuple[np.ndarray, Future[Batch]]] = deque()
+        indices = iter(self.sampler.batches() if self._advances else self.sampler)
+        pending: deque[tuple[Sequence[int] | np.ndarray, Future[Batch]]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="PatchLoader")
         try:
             for index in itertools.islice(indices, self.prefetch):
@@ -200,13 +164,13 @@ class PatchLoader:
                 batch = self._wait(index, future)
                 for following in itertools.islice(indices, 1):
                     pending.append((following, pool.submit(self._load, following)))
-                if self._batched:
+                if self._advances:
                     self.sampler.advance()
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, index: np.ndarray) -> Batch:
+    def _load(self, index: Sequence[int] | np.ndarray) -> Batch:
         batch: Batch = self.dataset.__getitems__(index)
         if self.device is None:
             return batch
@@ -217,12 +181,12 @@ class PatchLoader:
         self._stream.synchronize()  # this thread waits for the copy, not the one that trains
         return moved
 
-    def _wait(self, index: np.ndarray, future: Future[Batch]) -> Batch:
+    def _wait(self, index: Sequence[int] | np.ndarray, future: Future[Batch]) -> Batch:
         started = time.perf_counter()
         try:
             batch = future.result()
         except Exception as error:
-            error.add_note(f"while reading a batch of {len(index)} samples: {index.tolist()}")
+            error.add_note(f"while reading a batch of {len(index)} samples: {list(map(int, index))}")
             with contextlib.suppress(OSError, ValueError):  # the store itself may be what failed
                 error.add_note(f"the first of them is {self.dataset.describe(int(index[0]))}")
             raise

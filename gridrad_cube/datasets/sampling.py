@@ -322,7 +322,7 @@ def followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
     Raises
     ------
     SchemaError
-        If no sample has a follower; says how far apart the times of a place are.
+        If no sample has a follower.
     """
     if not minutes > 0:
         raise ValueError(f"followers: got {minutes} minutes; expected a number above 0")
@@ -335,17 +335,9 @@ def followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
     out = np.arange(len(dataset))
     out[known] = known[nearest_later(place, seconds, minutes * 60)]
     if (out == np.arange(len(out))).all():
-        order = np.lexsort((seconds, place))
-        steps = np.diff(seconds[order])[np.diff(place[order]) == 0]
-        steps = steps[steps > 0]
-        spacing = (
-            f"the times of a place are typically {np.median(steps) / 60:g} min apart"
-            if len(steps)
-            else "no place comes at two times"
-        )
         raise SchemaError(
-            f"{dataset.store}: no sample has a partner {minutes:g} min later (within half of that); {spacing}. "
-            "Pass another lead, a longer time, or no lead (0)."
+            f"{dataset.store}: no sample has a partner {minutes:g} min later (within half of that). Pass another lead, "
+            "a longer time, or no lead (0)."
         )
     return out
 

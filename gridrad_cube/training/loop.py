@@ -210,7 +210,7 @@ class _Run:
             rank=world.rank, world_size=world.size,
         )  # fmt: skip
         self.loader = PatchLoader(
-            self.source.loaded, self.sampler, self.sampler.batch_size, threads=max(1, config.num_workers),
+            self.source.loaded, self.sampler, threads=max(1, config.num_workers),
             device=device if device.type == "cuda" else None,
         )  # fmt: skip
         self.monitor = Monitor(self.networks.student.backbone.embed_dim, device=device)

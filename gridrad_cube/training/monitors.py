@@ -140,48 +140,33 @@ def _symptoms(m: Mapping[str, Any]) -> dict[str, str]:
 # arithmetic of a step, and what a GPU can do: their ratio is the model's FLOP utilization (MFU)
 
 
-#: The name of a GPU in torch, as a pattern (the first that matches counts), and dense matrix products in TFLOP/s: bf16,
-#: TF32, plain fp32; None where the GPU has no such arithmetic. From NVIDIA's whitepapers of
-#: the architectures (V100, GA100, GA102, Ada, H100) and data sheets (H100 NVL, H200, HGX B200), which state tensor
-#: cores with sparsity from Ampere on: halved here. Form factors of one GPU differ in their clocks.
-_PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
-    (r"\bB200\b", (2250, 1100, 75)),
-    (r"\bH200 NVL\b", (835.5, 417.5, 60)),
-    (r"\bG?H200\b", (989.4, 494.7, 66.9)),
-    (r"\bH100 NVL\b", (835.5, 417.5, 60)),
-    (r"\bH100 PCIe\b", (756, 378, 51.2)),
-    (r"\bH100\b", (989.4, 494.7, 66.9)),
-    (r"\bA100\b", (312, 156, 19.5)),
-    (r"\bL40S\b", (362.1, 183, 91.6)),
-    (r"\bA40\b", (149.7, 74.8, 37.4)),
-    (r"\bA30\b", (165, 82, 10.3)),
-    (r"\bV100S", (None, None, 16.4)),
-    (r"\bV100-PCIE", (None, None, 14)),
-    (r"\bV100\b", (None, None, 15.7)),
-)
+#: The name of a GPU in torch, as a pattern (the first that matches counts), and its dense matrix products in bf16, in
+#: TFLOP/s. From NVIDIA's whitepapers of the architectures (GA100, GA102, Ada, H100) and data sheets (H100 NVL, H200,
+#: HGX B200), which state tensor cores with sparsity: halved here. Form factors of one GPU differ in their clocks.
+_PEAKS = (
+    (r"\bB200\b", 2250), (r"\bH200 NVL\b", 835.5), (r"\bG?H200\b", 989.4), (r"\bH100 NVL\b", 835.5),
+    (r"\bH100 PCIe\b", 756), (r"\bH100\b", 989.4), (r"\bA100\b", 312), (r"\bL40S\b", 362.1), (r"\bA40\b", 149.7),
+    (r"\bA30\b", 165),
+)  # fmt: skip
 
 
 def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
-    """Peak of dense matrix products on a device, FLOP/s; None for CPUs and GPUs that this module does not list.
+    """Peak of dense matrix products on a device in bf16, FLOP/s; None in fp32, and for CPUs and GPUs not listed here.
 
     Parameters
     ----------
     device
         A torch device, or the name of a GPU in torch.
     bf16
-        Under bf16 autocast; else in fp32, by TF32 where torch may use it.
+        Whether the run computes in bf16.
     """
     if isinstance(device, torch.device):
         if device.type != "cuda":
             return None
         device = torch.cuda.get_device_name(device)
-    peak = next((peak for pattern, peak in _PEAKS if re.search(pattern, device)), None)
-    if peak is None or " MIG " in device:  # a slice of a GPU has a slice of its peak
+    if not bf16 or " MIG " in device:  # a slice of a GPU has a slice of its peak
         return None
-    half, tf32, single = peak
-    fast = tf32 is not None and torch.get_float32_matmul_precision() != "highest"
-    tflops = half if bf16 else tf32 if fast else single
-    return None if tflops is None else tflops * 1e12
+    return next((1e12 * tflops for pattern, tflops in _PEAKS if re.search(pattern, device)), None)
 
 
 def count_flops(student: nn.Module, shapes: Sequence[tuple[int, int]], *, teacher_views: int = 2) -> float:
