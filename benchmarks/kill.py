@@ -37,9 +37,9 @@ from gridrad_cube.schema import SchemaError
 CHANNELS = ("ir_brightness_temperature", "visible_reflectance")
 STAGES = ("first build", "extending")
 #: What a build is at, in order, by what lies on the disk.
-PHASES = ("starting", "planning", "writing", "finalising", "after the commit")
+PHASES = ("starting", "planning", "writing", "finalizing", "after the commit")
 #: Phases to kill in, in each stage of a store; every third store is killed after its commits as well.
-TARGETS = ("planning", "writing", "finalising")
+TARGETS = ("planning", "writing", "finalizing")
 LIMIT_S = 300.0
 
 
@@ -71,7 +71,7 @@ class Sight:
         if self == before:
             return "starting"
         if self.shards == shards:
-            return "finalising"
+            return "finalizing"
         return "writing" if self.shards > before.shards else "planning"
 
 

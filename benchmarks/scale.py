@@ -29,7 +29,7 @@ STEPS = {
     "plan": "write the plan",
     "log": "write the log (no step of ours: it grows while files are preprocessed)",
     "resume": "read plan and log again, as every later run does first",
-    "finalise": "finish for the first time",
+    "finalize": "finish for the first time",
     "open": "open, select a crop, read its first patch",
     "info": "gridrad-cube info",
     "append": "add 1,000 crops: read plan and log, record, finish",
@@ -155,11 +155,11 @@ def step_resume(path: Path, crops: int) -> None:
     build.state()
 
 
-def step_finalise(path: Path, crops: int) -> None:
+def step_finalize(path: Path, crops: int) -> None:
     """Finish the store for the first time."""
     from gridrad_cube import pipeline, store
 
-    pipeline.finalise(store.Build(path))
+    pipeline.finalize(store.Build(path))
 
 
 def step_open(path: Path, crops: int) -> None:
@@ -190,7 +190,7 @@ def step_append(path: Path, crops: int) -> None:
     build.extend(more)
     for entry in more:
         record(build, entry, pool, {name: [(1000, 7)] for name in CHANNELS})
-    pipeline.finalise(build)
+    pipeline.finalize(build)
     assert store.open_packed(path).sizes["crop"] == crops + APPENDED
 
 

@@ -102,7 +102,7 @@ def test_half_written_store_does_not_open(sources, tmp_path, monkeypatch):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.run, "finalise", stops)
+    monkeypatch.setattr(pipeline.run, "finalize", stops)
     with pytest.raises(KeyboardInterrupt):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
     for opens in (store.open_cube, store.open_packed, store.store_info):

@@ -193,7 +193,7 @@ def test_killed_run_continues_to_the_same_store(sources, cube, tmp_path):
     assert_same_store(cube, path)
 
 
-def test_kill_while_an_extension_is_finalised_is_made_good(sources, cube, tmp_path, monkeypatch):
+def test_kill_while_an_extension_is_finalized_is_made_good(sources, cube, tmp_path, monkeypatch):
     early, path = tmp_path / "sources", tmp_path / "patches.zarr"
     names = [p.relative_to(sources) for p in sorted(sources.rglob("*.nc"))]
     for name in names[:3]:

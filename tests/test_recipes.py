@@ -196,7 +196,7 @@ def test_blocks_without_a_change_are_not_finished_again(tmp_path):
     pipeline.preprocess(names[:3], path, recipe=recipe)
     plan = path / "_build" / "plan" / "0000.jsonl"
     plan.write_text(plan.read_text().replace('"rows_per_chunk": 256', '"rows_per_chunk": 2'))
-    pipeline.finalise(store.Build(path))
+    pipeline.finalize(store.Build(path))
     flags = "ir_brightness_temperature_flags"
     before = {p.name: p.stat().st_mtime_ns for p in (path / flags).glob("c.*")}
     pipeline.preprocess(names, path, recipe=recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gridrad_cube.pipeline.finalise import finalise, is_finished, reflag
+from gridrad_cube.pipeline.finalize import finalize, is_finished, reflag
 from gridrad_cube.pipeline.run import (
     Outcome,
     Report,
@@ -20,7 +20,7 @@ __all__ = [
     "Report",
     "check_unchanged",
     "executor",
-    "finalise",
+    "finalize",
     "find_sources",
     "is_finished",
     "preprocess",

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gridrad_cube import quality, readers, store, tiling
-from gridrad_cube.pipeline.finalise import finalise, is_finished
+from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, write_source
 from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
 from gridrad_cube.storage import RemoteError
@@ -155,7 +155,7 @@ def preprocess(
             reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
             raise SchemaError(f"{store}: no file can be used, so there is no store:\n{reasons}")
         if not is_finished(build):
-            finalise(build)
+            finalize(build)
     return Report(os.fspath(store), (*outcomes, *refused))
 
 
@@ -196,7 +196,7 @@ def repair(
             build.record(record)
             outcomes.append(_outcome(record, len(entry.windows)))
         build.flush()
-        finalise(build, rewrite=True)
+        finalize(build, rewrite=True)
     return outcomes
 
 

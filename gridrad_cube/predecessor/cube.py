@@ -168,7 +168,7 @@ def _convert(
         finally:
             build.flush()
         if not pipeline.is_finished(build):
-            pipeline.finalise(build)
+            pipeline.finalize(build)
     return pipeline.Report(os.fspath(store), tuple(outcomes))
 
 

@@ -30,7 +30,7 @@ from gridrad_cube.store import Build, store_info
 _BLOCKS = "_build/blocks.json"
 
 
-def finalise(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool = False) -> None:
+def finalize(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool = False) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, then the root.
 
     Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
@@ -268,4 +268,4 @@ def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
     store_info(store, "patches")
     build = Build(store)
     with build.lease():
-        finalise(build, spec)
+        finalize(build, spec)
