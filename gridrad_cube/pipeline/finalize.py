@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +43,11 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool 
     rewrite
         Write every block, whatever is there.
     """
-    assert build.recipe is not None
-    assert build.layout is not None
     old = _old_attributes(build)
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
     thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
-    parts = _write_blocks(build, flagging, thresholds, rewrite)
-    sums = _merged(parts)
+    sums = _write_blocks(build, flagging, thresholds, rewrite)
     attributes = {
         "Conventions": "CF-1.11",
         "title": "Crops and patches of gridded radar and satellite fields",
@@ -63,8 +59,10 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool 
             "patch": build.layout.patch,
             "quality": dataclasses.asdict(flagging),
             "thresholds": thresholds,
-            "training_statistics": {label: _summary(t) for label, t in sums["training"].items()},
-            "flag_counts": sums["flags"],
+            "training_statistics": {n: _summary(parts) for n, parts in _by_name(sums, "training")},
+            "flag_counts": {
+                n: {k: sum(p[k] for p in parts) for k in parts[0]} for n, parts in _by_name(sums, "flags")
+            },
             "software": _software(),
             **_radar_quality(build),
             "identity": build.identity(),
@@ -91,11 +89,14 @@ def _write_blocks(
             after[str(rows.start)] = known
             continue
         values = _gather(build, rows, flagging)
-        sums = _zero_sums()
-        for name, channel in build.layout.channels.items():  # type: ignore[union-attr]
+        sums: dict[str, Any] = {"training": {}, "flags": {}}
+        for name, channel in build.layout.channels.items():
             outliers = quality.global_outliers(_statistics(values, channel), thresholds[name])
             values[f"{name}_flags"][outliers] |= np.uint16(Flag.global_outlier)
-            _accumulate(sums, channel, values)
+            flags = values[f"{name}_flags"]
+            counts = {flag.name: int(np.count_nonzero(flags & int(flag))) for flag in Flag}
+            sums["flags"][name] = {"patches": int(flags.size), **counts}
+            sums["training"] |= _training_sums(channel, values)
         store.write_block(build, rows, values)
         after[str(rows.start)] = {"content": content, "sums": sums}
     build.files.write_json(_BLOCKS, after)
@@ -112,7 +113,6 @@ def is_finished(build: Build) -> bool:
 
 def _radar_quality(build: Build) -> dict[str, Any]:
     """Constants of the quality control of radar volumes, where the store has any."""
-    assert build.recipe is not None
     has_radar = any(entry.format.startswith("gridrad") for entry in build.entries)
     if not has_radar or build.recipe.radar.qc == "none":
         return {}
@@ -133,8 +133,6 @@ def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) 
 
 def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
     """Every small variable of a block of rows, flagged by other thresholds than at writing if need be."""
-    assert build.layout is not None
-    assert build.recipe is not None
     values = store.gather(build, rows)
     if flagging == build.recipe.quality:
         return values
@@ -156,7 +154,6 @@ def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.nd
 
 def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
     """Thresholds of global outliers; of the store only the means that they are drawn from are held in memory."""
-    assert build.layout is not None
     means: dict[str, list[list[np.ndarray]]] = {name: [] for name in build.layout.channels}
     for rows in store.blocks(build):
         values = _gather(build, rows, flagging)
@@ -172,31 +169,29 @@ def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
     return out
 
 
-def _zero_sums() -> dict[str, Any]:
-    return {"training": {}, "flags": {}}
+def _by_name(sums: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Sums of all blocks by channel or channel label."""
+    for name in sums[0][kind]:
+        yield name, [block[kind][name] for block in sums]
 
 
-def _accumulate(sums: dict[str, Any], channel: store.ChannelLayout, values: Mapping[str, np.ndarray]) -> None:
-    """Add a block of rows: sums over clean patches per channel label in float64, and patches with each flag.
-
-    JSON types, None for what was never seen.
-    """
-    kind = channel.channel.kind
-    flags = values[f"{channel.name}_flags"]
-    counts = {flag.name: int(np.count_nonzero(flags & int(flag))) for flag in Flag}
-    sums["flags"][channel.name] = {"patches": int(flags.size), **counts}
+def _training_sums(
+    channel: store.ChannelLayout, values: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Sums over the clean patches of a block of rows by channel label, in float64; None for what was never seen."""
+    flags, histogram = values[f"{channel.name}_flags"], values.get(f"{channel.name}_histogram")
     statistics = _statistics(values, channel)
+    out = {}
     for level, altitude in enumerate(channel.altitudes_km or (None,)):
         pick = (slice(None), level) if altitude is not None else (slice(None),)
-        clean = (flags[pick] & int(default_reject(kind))) == 0
+        clean = (flags[pick] & int(default_reject(channel.channel.kind))) == 0
         fraction = statistics["valid_fraction"][pick].astype(np.float64)
         if "echo_fraction" in statistics:
             fraction = fraction * statistics["echo_fraction"][pick]
         mean, std = (statistics[k][pick].astype(np.float64) for k in ("mean", "std"))
         use = clean & (fraction > 0) & np.isfinite(mean)
         weight = fraction[use]
-        histogram = values.get(f"{channel.name}_histogram")
-        sums["training"][channel_label(channel.name, altitude)] = {
+        out[channel_label(channel.name, altitude)] = {
             "patches": int(clean.sum()),
             "weight": float(weight.sum()),
             "sum": float((weight * mean[use]).sum()),
@@ -205,40 +200,25 @@ def _accumulate(sums: dict[str, Any], channel: store.ChannelLayout, values: Mapp
             "maximum": float(statistics["maximum"][pick][use].max()) if use.any() else None,
             "histogram": None if histogram is None else histogram[pick].sum(axis=0, dtype=np.int64).tolist(),
         }
-
-
-_MERGE: dict[str, Callable[[Any, Any], Any]] = {
-    "minimum": min,
-    "maximum": max,
-    "histogram": lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
-}
-
-
-def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sums of several blocks as those of one."""
-    out = _zero_sums()
-    for part in parts:
-        for kind, groups in part.items():
-            for label, values in groups.items():
-                mine = out[kind].setdefault(label, {})
-                for key, value in values.items():
-                    if mine.get(key) is None or value is None:
-                        mine[key] = mine.get(key) if value is None else value
-                    else:
-                        mine[key] = _MERGE.get(key, operator.add)(mine[key], value)
     return out
 
 
-def _summary(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Training statistics of one channel label as JSON: None where nothing clean was seen."""
-    weight = sums["weight"]
-    names = ("mean", "std", "minimum", "maximum", "histogram")
-    if not weight:
-        return {"patches": sums["patches"], **dict.fromkeys(names)}
-    mean = sums["sum"] / weight
-    std = float(np.sqrt(max(sums["squares"] / weight - mean**2, 0.0)))
-    values = (mean, std, sums["minimum"], sums["maximum"], sums["histogram"])
-    return {"patches": sums["patches"], **dict(zip(names, values, strict=True))}
+def _summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Training statistics of one channel label from the sums of blocks; None where nothing clean was seen."""
+    # cumsum adds in the order of the blocks; sum() differs between versions of Python in the last bit.
+    patches, weight, total, squares = (
+        np.cumsum([part[key] for part in parts])[-1].item() for key in ("patches", "weight", "sum", "squares")
+    )
+    out = {"patches": patches, **dict.fromkeys(("mean", "std", "minimum", "maximum", "histogram"))}
+    if weight:
+        seen = [part for part in parts if part["weight"]]
+        out["mean"] = total / weight
+        out["std"] = float(np.sqrt(max(squares / weight - out["mean"] ** 2, 0.0)))
+        out["minimum"] = min(part["minimum"] for part in seen)
+        out["maximum"] = max(part["maximum"] for part in seen)
+        if parts[0]["histogram"] is not None:
+            out["histogram"] = np.sum([part["histogram"] for part in parts], axis=0).tolist()
+    return out
 
 
 def _history(build: Build) -> str:
@@ -246,7 +226,7 @@ def _history(build: Build) -> str:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         old = build.files.read_json("zarr.json")["attributes"]["history"] + "\n"
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
-    command = "convert" if build.recipe and build.recipe.format == "predecessor" else "preprocess"
+    command = "convert" if build.recipe.format == "predecessor" else "preprocess"
     return f"{old}{stamp} gridrad-cube {command}: {build.written} sources, {build.rows} crops"
 
 

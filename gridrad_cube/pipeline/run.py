@@ -37,19 +37,6 @@ _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True)
-class _SourceFile:
-    """A file found: its name relative to the root that was given, and where it is."""
-
-    name: str
-    path: str
-
-    def stat(self) -> tuple[int, int]:
-        """Size in bytes and modification time in nanoseconds."""
-        found = os.stat(self.path)
-        return found.st_size, found.st_mtime_ns
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What became of one source file: ``written``, ``kept`` (already there), ``skipped`` or ``failed``."""
 
@@ -57,8 +44,6 @@ class Outcome:
     status: str
     reason: str = ""
     crops: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,10 +121,6 @@ def preprocess(
         quality.RadarQualitySpec.of(recipe.radar)  # refuses an unknown constant before any file is read
     found = find_sources(sources)
     build = Build(store)
-    if build.layout is None and build.files.names() and not build.files.exists("_build"):
-        raise SchemaError(
-            f"{store}: there is something here that is no store under construction; give a new path"
-        )
     if not build.files.shared and (client is not None or scheduler or workers > 1):
         raise SchemaError(f"{store}: lives in this process alone; build it with workers=1 and no client")
     with executor(client, workers, scheduler) as run, build.lease():
@@ -148,12 +129,12 @@ def preprocess(
         found = _under_known_names(build, found)
         try:
             refused = _plan(build, recipe, found, run, progress)
-            outcomes = write_plan(build, {s.name: s.path for s in found}, run, progress, retries)
+            if not build.entries:
+                reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
+                raise SchemaError(f"{store}: no file can be used, so there is no store:\n{reasons}")
+            outcomes = write_plan(build, found, run, progress, retries)
         finally:
             build.flush()
-        if not build.entries:
-            reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
-            raise SchemaError(f"{store}: no file can be used, so there is no store:\n{reasons}")
         if not is_finished(build):
             finalize(build)
     return Report(os.fspath(store), (*outcomes, *refused))
@@ -173,28 +154,25 @@ def repair(
     -------
     What became of each source with a damaged shard.
     """
-    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     build = Build(store)
-    if build.layout is None:
-        raise SchemaError(f"{store}: no build log in it; nothing to repair by")
+    layout, recipe = build.layout, build.recipe
     with build.lease():
         damaged = {d.source for d in verify(store)}
-        files = {s.name: s for s in find_sources(roots)}
+        files = find_sources(sources)
         outcomes = []
-        assert build.recipe is not None
         for entry in (e for e in build.entries if e.source in damaged):
             try:
                 if entry.source not in files:
                     raise FileNotFoundError(f"{entry.source}: not under --source-root")
-                source = files[entry.source]
-                check_unchanged(build, source.name, source.path, source.stat())
-                record = write_source(build.files.root, build.layout, build.recipe, entry, source.path)
+                path = files[entry.source]
+                check_unchanged(build, entry.source, path, _stamp(path))
+                record = write_source(build.files.root, layout, recipe, entry, path)
             except (OSError, ValueError) as error:
                 _logger.debug("%s failed", entry.source, exc_info=error)
                 outcomes.append(Outcome(entry.source, "failed", reason(error)))
                 continue
             build.record(record)
-            outcomes.append(_outcome(record, len(entry.windows)))
+            outcomes.append(_outcome(record, entry))
         build.flush()
         finalize(build, rewrite=True)
     return outcomes
@@ -202,7 +180,7 @@ def repair(
 
 def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
     """The recipe of a store; refuses another one."""
-    if build.recipe is None:
+    if not build.is_planned:
         return wanted or Recipe()
     if wanted is None:
         return build.recipe
@@ -220,8 +198,8 @@ def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
 # --- source files
 
 
-def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[_SourceFile]:
-    """Files named, and netCDF files under folders named; sorted, each with a name relative to its root.
+def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """Paths of files named, and of netCDF files under folders named, by their names relative to the root; sorted.
 
     Raises
     ------
@@ -231,7 +209,7 @@ def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         If a folder holds no netCDF file, or two roots hold a file of the same relative name.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    found: dict[str, _SourceFile] = {}
+    found: dict[str, str] = {}
     paths: set[str] = set()
     for root in map(Path, roots):
         if root.is_dir():
@@ -243,14 +221,14 @@ def find_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         else:
             raise FileNotFoundError(f"{root}: no such file or folder")
         for name, path in pairs:
-            source = _SourceFile(name, str(path.resolve()))
-            if source.path in paths:
+            resolved = str(path.resolve())
+            if resolved in paths:
                 continue  # given twice: by its name and by its folder, or through a link
             if name in found:
-                raise SchemaError(f"{path}: another source of the same relative name: {found[name].path}")
-            found[name] = source
-            paths.add(source.path)
-    return sorted(found.values(), key=lambda s: s.name)
+                raise SchemaError(f"{path}: another source of the same relative name: {found[name]}")
+            found[name] = resolved
+            paths.add(resolved)
+    return dict(sorted(found.items()))
 
 
 def _netcdf_files(root: Path) -> Iterator[Path]:
@@ -266,20 +244,25 @@ def _netcdf_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in _SUFFIXES)
 
 
-def _under_known_names(build: Build, found: Sequence[_SourceFile]) -> list[_SourceFile]:
+def _stamp(path: str) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def _under_known_names(build: Build, found: Mapping[str, str]) -> dict[str, str]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
     files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
-    out: dict[str, _SourceFile] = {}
-    for source in found:
-        same = files.get((source.name.rsplit("/", 1)[-1], *source.stat()))
-        named = source if source.name in build.number or same is None else replace(source, name=same)
-        out.setdefault(named.name, named)
-    return list(out.values())
+    out: dict[str, str] = {}
+    for name, path in found.items():
+        known = name if name in build.number else files.get((name.rsplit("/", 1)[-1], *_stamp(path)), name)
+        out.setdefault(known, path)
+    return out
 
 
 def check_unchanged(build: Build, name: str, path: str, found: tuple[int, int]) -> None:
     """Refuse a written source that is found with another size or time of modification than it was written with."""
-    record = build.outcome(build.number[name])
+    record = build.records[build.number[name]] if name in build.number else None
     if record and record.status == "written" and (record.size, record.mtime_ns) != found:
         raise SchemaError(
             f"{path}: changed since it was written to {build.files.root} (size or time of modification). "
@@ -300,35 +283,35 @@ class _Planned(NamedTuple):
 
 
 def _plan(
-    build: Build, recipe: Recipe, found: Sequence[_SourceFile], run: Runner, progress: bool
+    build: Build, recipe: Recipe, found: Mapping[str, str], run: Runner, progress: bool
 ) -> list[Outcome]:
     """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
-    for source in found:
-        if source.name in build.number:
-            check_unchanged(build, source.name, source.path, source.stat())
-    new = [s for s in found if s.name not in build.number]
-    results = run(_read_header, [(source, recipe) for source in new])
+    for name, path in found.items():
+        check_unchanged(build, name, path, _stamp(path))
+    new = [(name, path) for name, path in found.items() if name not in build.number]
+    results = run(_read_header, [(*source, recipe) for source in new])
     planned: list[_Planned] = []
     refused: list[Outcome] = []
     offered: dict[str, tuple[_Planned, store.ChannelLayout]] = {}  # by the first scene that has it
     for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
         if isinstance(result, Exception):
-            refused.append(_refuse(build, new[i], result))
+            name, path = new[i]
+            refused.append(_refuse(build, name, path, result))
             continue
         planned.append(result._replace(channels={}))
         for name, channel in result.channels.items():
             if name not in offered or _order(result) < _order(offered[name][0]):
                 offered[name] = planned[-1], channel
     planned.sort(key=_order)
-    files = {source.name: source for source in new}
-    layout = build.layout
-    if layout is None:
-        if not planned:
-            return sorted(refused, key=lambda o: o.source)
+    if build.is_planned:
+        layout = build.layout
+    elif planned:
         channels = {name: channel for name, (_, channel) in offered.items()}
-        layout = _layout(recipe, planned, channels, files[planned[0].entry.source].path)
+        layout = _layout(recipe, planned, channels, found[planned[0].entry.source])
         own = tuple(n for n, channel in layout.channels.items() if channel.channel.kind != "other")
         recipe = replace(recipe, channels=recipe.channels or own)
+    else:
+        return sorted(refused, key=lambda o: o.source)
     entries: list[store.Entry] = []
     row = build.rows
     for entry, crop, _, _ in planned:
@@ -337,17 +320,17 @@ def _plan(
                 f"needs crops of {crop} px, but this store has {layout.crop}. Build another store for it, or "
                 "cut windows that fit (--crop, --placement)."
             )
-            refused.append(_refuse(build, files[entry.source], error))
+            refused.append(_refuse(build, entry.source, found[entry.source], error))
             continue
         entries.append(replace(entry, row=row))
         row += len(entry.windows)
     store.check_duplicates(build.entries, entries)
     if not recipe.mixed_lattices:
         _check_lattices(build, [*build.entries, *entries])
-    if build.layout is None:
-        build.begin(recipe, layout, entries)
-    else:
+    if build.is_planned:
         build.extend(entries)
+    else:
+        build.begin(recipe, layout, entries)
     return sorted(refused, key=lambda o: o.source)
 
 
@@ -355,10 +338,10 @@ def _order(planned: _Planned) -> tuple[int, str]:
     return planned.entry.time, planned.entry.source
 
 
-def _read_header(source: _SourceFile, recipe: Recipe) -> _Planned:
+def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
     """Plan one file by its header. The header itself stays here: it holds the position of every pixel."""
     header = readers.inspect(
-        source.path,
+        path,
         format=recipe.format,
         channels=recipe.channels,
         radar=recipe.radar,
@@ -366,9 +349,9 @@ def _read_header(source: _SourceFile, recipe: Recipe) -> _Planned:
     )
     moment = header.time.astype("datetime64[s]")
     windows = tiling.windows(header.shape, recipe.tile, f"{header.product}/{moment}", header.lattice)
-    size, mtime = source.stat()
+    size, mtime = _stamp(path)
     entry = store.Entry(
-        source=source.name,
+        source=name,
         size=size,
         mtime_ns=mtime,
         row=0,
@@ -381,17 +364,17 @@ def _read_header(source: _SourceFile, recipe: Recipe) -> _Planned:
         windows=tuple((w.y, w.x) for w in windows),
     )
     channels = {}
-    for name, about in header.fields.items():
+    for channel, about in header.fields.items():
         attributes = dict(about.attributes) | about.packing.to_attributes()
         altitudes = header.altitudes if len(about.dims) == 3 else ()
         said = {"dtype": about.packing.dtype, "attributes": attributes, "altitudes_km": altitudes}
-        channels[name] = store.ChannelLayout.from_dict(name, said)
+        channels[channel] = store.ChannelLayout.from_dict(channel, said)
     further = {
         "observation_time": header.observation_time is not None,
         "satellite_zenith_angle": header.satellite_longitude is not None,
     }
     crop = tiling.crop_shape(header.shape, recipe.tile, header.lattice)
-    return _Planned(entry, crop, channels, tuple(name for name, is_there in further.items() if is_there))
+    return _Planned(entry, crop, channels, tuple(n for n, is_there in further.items() if is_there))
 
 
 def _layout(
@@ -446,12 +429,11 @@ def write_plan(
     ``paths`` has the place of each source that is given, by its name in the plan. ``write`` is the unit of work, with
     the parameters of `write_source`, which it is if None; ``title`` that of the progress bar.
     """
-    damaged = build.damaged_rows()
+    damaged = {shard.row for shard in build.shards() if shard.found != shard.size}
     outcomes: dict[int, Outcome] = {}
     todo = []
     for number, entry in enumerate(build.entries):
-        rows = slice(entry.row, entry.rows.stop)
-        if build.is_written(number) and not damaged[rows].any():
+        if build.is_written(number) and damaged.isdisjoint(entry.rows):
             outcomes[number] = Outcome(entry.source, "kept", crops=len(entry.windows))
         elif entry.source in paths:
             todo.append(number)
@@ -480,7 +462,6 @@ def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> st
 
 def _account(build: Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
-    entry = build.entries[number]
     if isinstance(result, RemoteError):
         raise result
     if isinstance(result, OSError) and _is_of_the_store(build, result):
@@ -488,10 +469,12 @@ def _account(build: Build, number: int, result: Any) -> Outcome:
             result.errno,
             f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
         )
-    record: store.Record = _failure(entry, result) if isinstance(result, Exception) else result
-    if record.status == "written" or not build.is_written(number):
-        build.record(record)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
-    return _outcome(record, len(entry.windows))
+    entry = build.entries[number]
+    if isinstance(result, Exception):
+        result = _failure(entry.source, result, size=entry.size, mtime_ns=entry.mtime_ns)
+    if result.status == "written" or not build.is_written(number):
+        build.record(result)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
+    return _outcome(result, entry)
 
 
 def _is_of_the_store(build: Build, error: OSError) -> bool:
@@ -502,53 +485,38 @@ def _is_of_the_store(build: Build, error: OSError) -> bool:
 
 def _not_given(build: Build, number: int) -> Outcome:
     """A planned source that is not written whole and not among SOURCE now: what is known of it stays."""
-    entry = build.entries[number]
+    entry, record = build.entries[number], build.records[number]
     if build.is_written(number):
         why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"
         return Outcome(entry.source, "failed", why, len(entry.windows))
-    record = build.outcome(number)
     if record is None:
-        record = _failure(entry, FileNotFoundError("planned, not written, and not among SOURCE now"))
-        build.record(record)
-    return _outcome(record)
+        return _account(build, number, FileNotFoundError("planned, not written, and not among SOURCE now"))
+    return _outcome(record, entry)
 
 
-def _failure(entry: store.Entry, error: Exception) -> store.Record:
-    _logger.debug("%s failed", entry.source, exc_info=error)
-    return store.Record(
-        source=entry.source,
-        status="failed",
-        size=entry.size,
-        mtime_ns=entry.mtime_ns,
-        reason=reason(error),
-    )
-
-
-def _refuse(build: Build, source: _SourceFile, error: Exception) -> Outcome:
+def _refuse(build: Build, name: str, path: str, error: Exception) -> Outcome:
     """Record a file that cannot be planned."""
-    _logger.debug("%s cannot be planned", source.name, exc_info=error)
-    size = os.stat(source.path).st_size if os.path.exists(source.path) else 0
-    record = store.Record(
-        source=source.name, status="skipped" if size == 0 else "failed", size=size, reason=reason(error)
-    )
-    if build.refused.get(source.name) != record:
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    record = _failure(name, error, status="failed" if size else "skipped", size=size)
+    if build.refused.get(name) != record:
         build.record(record)
     return _outcome(record)
+
+
+def _failure(
+    source: str, error: Exception, *, status: str = "failed", size: int, mtime_ns: int = 0
+) -> store.Record:
+    _logger.debug("%s failed", source, exc_info=error)
+    return store.Record(source=source, status=status, size=size, mtime_ns=mtime_ns, reason=reason(error))
+
+
+def _outcome(record: store.Record, entry: store.Entry | None = None) -> Outcome:
+    """The outcome that a record of the build log tells."""
+    crops = len(entry.windows) if entry and record.status == "written" else 0
+    return Outcome(record.source, record.status, record.reason, crops)
 
 
 def reason(error: BaseException) -> str:
     """Say in one line why a file failed; the type too where it is no error about the file."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
-
-
-def _outcome(record: store.Record, crops: int = 0) -> Outcome:
-    """The outcome that a record of the build log tells; ``crops`` is how many it planned."""
-    return Outcome(
-        record.source,
-        record.status,
-        record.reason,
-        crops if record.status == "written" else 0,
-        record.bytes,
-        record.seconds,
-    )

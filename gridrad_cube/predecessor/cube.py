@@ -131,31 +131,29 @@ def _convert(
     progress: bool = False,
 ) -> pipeline.Report:
     build = Build(store)
-    if build.layout is None and build.files.names() and not build.files.exists("_build"):
-        raise SchemaError(f"{store}: there is something here that is no cube; give a new path")
     with pipeline.executor(None, workers, None) as run, build.lease():
         build = Build(store)
         try:
             for source in found:
-                if source.name in build.number:
-                    pipeline.check_unchanged(build, source.name, source.path, source.stat())
+                pipeline.check_unchanged(build, source.name, source.path, source.stat())
             new = [s for s in found if s.name not in build.number]
             looking = tqdm(
                 run(_look, [(s,) for s in new]), "plan", len(new), unit="file", disable=not progress
             )
             by_number = dict(looking)
             facts = [by_number[n] for n in range(len(new))]
-            recipe, layout = build.recipe, build.layout
-            if recipe is None or layout is None:
+            if build.is_planned:
+                recipe, layout = build.recipe, build.layout
+            else:
                 recipe, layout = _settle(new, facts, visible_units, dtype, patch)
             asked = {"visible_units": visible_units, "dtype": dtype, "patch": patch}
             _check_same(build.files.root, recipe, layout, asked)
             positions = _locate_all(new, recipe, layout, run, source_root) if source_root is not None else {}
             entries = _entries(build, layout, new, facts, positions)
-            if build.layout is None:
-                build.begin(recipe, layout, entries)
-            else:
+            if build.is_planned:
                 build.extend(entries)
+            else:
+                build.begin(recipe, layout, entries)
             outcomes = pipeline.write_plan(
                 build,
                 {s.name: s.path for s in found},
@@ -300,8 +298,8 @@ def _locate_all(
 ) -> dict[int, _Position]:
     """Positions of new sources in the netCDF files of their names, where these hold their pixels; logs the others."""
     files = pipeline.find_sources(root)
-    counts = Counter(Path(file.name).stem for file in files)  # a name that two files share is ambiguous
-    paths = {stem: file.path for file in files if counts[stem := Path(file.name).stem] == 1}
+    counts = Counter(Path(name).stem for name in files)  # a name that two files share is ambiguous
+    paths = {stem: path for name, path in files.items() if counts[stem := Path(name).stem] == 1}
     named = [n for n, s in enumerate(new) if s.kind in ("npz", "scene") and s.base in paths]
     tasks = [(new[n], layout, _scaling(recipe), paths[new[n].base]) for n in named]
     out = {}

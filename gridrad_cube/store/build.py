@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
@@ -27,11 +28,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.storage import Files
@@ -42,16 +42,15 @@ BUILD = "_build"
 _BUILD_FORMAT = 2
 #: Lines of a file of the plan at most.
 _ENTRIES_A_SEGMENT = 50_000
-#: Status of a source without a record.
+#: In the hash of a store's state, the status of a source without a record.
 _UNKNOWN = 255
-_STATUS_NAMES = {code: name for name, code in STATUS.items()}
 _LOG = f"{BUILD}/log"
 #: On object stores records are put together: so many at most, and so many seconds' worth, one object each time.
 _RECORDS_AN_OBJECT = 64
 _SECONDS_AN_OBJECT = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """What became of one source: ``written``, ``skipped`` or ``failed``.
 
@@ -67,11 +66,6 @@ class Record:
     seconds: float = 0.0
     shards: Mapping[str, list[tuple[int, int] | None]] = field(default_factory=dict)
     values: bytes = b""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard[0] for shards in self.shards.values() for shard in shards if shard)
 
 
 class _Place(NamedTuple):
@@ -128,42 +122,27 @@ class _Log:
 
     def append(self, record: Record) -> _Place:
         """Add a record; durable when this returns on a local disk, else after `flush`."""
-        head = {
-            "source": record.source,
-            "status": record.status,
-            "size": record.size,
-            "mtime_ns": record.mtime_ns,
-            "reason": record.reason,
-            "seconds": record.seconds,
-            "shards": record.shards,
-        }
         crc = zlib.crc32(record.values)
-        head["values"] = [len(record.values), crc]
+        head = dataclasses.asdict(record) | {"values": [len(record.values), crc]}
         line = json.dumps(head, allow_nan=False).encode() + b"\n"
         if self._appending is None:
             self._appending = len(self._objects)
             self._objects.append(f"{self._appending:06d}-{secrets.token_hex(3)}.log")
             self._since = time.monotonic()
-        number = self._appending  # putting it may end the object
-        offset = self._put(number, line + record.values) + len(line)
-        return _Place(number, offset, len(record.values), crc)
-
-    def _put(self, number: int, data: bytes) -> int:
-        """Append to an object; the offset."""
-        key = f"{_LOG}/{self._objects[number]}"
-        if not self.files.local:
-            offset = sum(map(len, self._pending))
+        number, key = self._appending, f"{_LOG}/{self._objects[self._appending]}"
+        data = line + record.values
+        if self.files.local:
+            # Where this fails, half a record may lie at the end: nothing goes after it.
+            self._appending = None
+            start = self.files.append(key, data)
+            self._appending = number
+        else:
+            start = sum(map(len, self._pending))
             self._pending.append(data)
-            if (
-                len(self._pending) >= _RECORDS_AN_OBJECT
-                or time.monotonic() - self._since > _SECONDS_AN_OBJECT
-            ):
+            waited = time.monotonic() - self._since
+            if len(self._pending) >= _RECORDS_AN_OBJECT or waited > _SECONDS_AN_OBJECT:
                 self.flush()
-            return offset
-        self._appending = None  # where this fails, half a record may lie at the end: nothing goes after it
-        offset = self.files.append(key, data)
-        self._appending = number
-        return offset
+        return _Place(number, start + len(line), len(record.values), crc)
 
     def flush(self) -> None:
         """Put what an object store has not got yet."""
@@ -202,6 +181,17 @@ class _Log:
         return io.BytesIO(self._fetched[1])
 
 
+class Shard(NamedTuple):
+    """A shard of the log: row, key, bytes and CRC-32 as written, and the bytes found, None where it is missing."""
+
+    row: int
+    key: str
+    size: int
+    crc: int
+    found: int | None
+
+
+_NO_SHARDS: Mapping[str, Any] = {}
 _PLACE = np.dtype([(name, np.int64) for name in _Place._fields])
 
 
@@ -295,20 +285,16 @@ class Build:
 
     def __init__(self, store: str | os.PathLike[str]) -> None:
         self.files = Files(store)
-        self.recipe: Recipe | None = None
-        self.layout: CubeLayout | None = None
+        self._planned: tuple[Recipe, CubeLayout] | None = None
         self.entries: list[Entry] = []
         #: Position of each source in the plan.
         self.number: dict[str, int] = {}
-        #: `STATUS` of each entry's last record.
-        self._status = np.zeros(0, np.uint8)
+        #: The last record of each entry, None where there is none yet; without shards and values.
+        self.records: list[Record | None] = []
         self._places = np.zeros(0, _PLACE)
-        #: Size and time of modification of each entry's file, as its last record has them.
-        self._found = np.zeros((0, 2), np.int64)
         #: Bytes (-1 for none) and CRC-32 of every shard, (rows, channels).
         self.shard_bytes = np.zeros((0, 0), np.int64)
         self.shard_crc = np.zeros((0, 0), np.uint32)
-        self._reasons: dict[int, str] = {}
         #: What became of sources that are not in the plan.
         self.refused: dict[str, Record] = {}
         self._segments = 0
@@ -318,6 +304,28 @@ class Build:
             self._index(record, place)
 
     @property
+    def is_planned(self) -> bool:
+        """Whether the store has a plan: a recipe and a layout."""
+        return self._planned is not None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the store is made by; SchemaError if nothing is planned."""
+        return self._plan()[0]
+
+    @property
+    def layout(self) -> CubeLayout:
+        """What all crops have in common; SchemaError if nothing is planned."""
+        return self._plan()[1]
+
+    def _plan(self) -> tuple[Recipe, CubeLayout]:
+        if self._planned is None:
+            raise SchemaError(
+                f"{self.files.root}: no build log in it, so nothing is planned. Run gridrad-cube preprocess first."
+            )
+        return self._planned
+
+    @property
     def rows(self) -> int:
         """Number of crops in the plan."""
         return self.entries[-1].rows.stop if self.entries else 0
@@ -325,7 +333,7 @@ class Build:
     @property
     def written(self) -> int:
         """Number of sources that are written."""
-        return int((self._status == STATUS["written"]).sum())
+        return sum(map(self.is_written, range(len(self.entries))))
 
     def _read_plan(self) -> None:
         for name in self.files.names(f"{BUILD}/plan"):
@@ -338,18 +346,16 @@ class Build:
                 )
             self._segments += 1
             if "recipe" in head:
-                self.recipe = Recipe.from_dict(head["recipe"])
-                self.layout = CubeLayout.from_dict(head["layout"])
+                self._planned = Recipe.from_dict(head["recipe"]), CubeLayout.from_dict(head["layout"])
             self._add([Entry.from_dict(json.loads(line)) for line in lines[1:]])
 
     def _add(self, entries: Sequence[Entry]) -> None:
         before = self.rows
         self.number |= {e.source: len(self.entries) + i for i, e in enumerate(entries)}
         self.entries.extend(entries)
-        more, channels = len(entries), len(self.layout.channels if self.layout else ())
-        self._status = np.concatenate([self._status, np.full(more, _UNKNOWN, np.uint8)])
-        self._places = np.concatenate([self._places, np.zeros(more, _PLACE)])
-        self._found = np.concatenate([self._found, np.zeros((more, 2), np.int64)])
+        self.records += [None] * len(entries)
+        self._places = np.concatenate([self._places, np.zeros(len(entries), _PLACE)])
+        channels = len(self.layout.channels)
         rows = self.rows - before
         old = self.shard_bytes.reshape(-1, channels), self.shard_crc.reshape(-1, channels)
         self.shard_bytes = np.concatenate([old[0], np.full((rows, channels), -1, np.int64)])
@@ -360,14 +366,9 @@ class Build:
         if number is None:
             self.refused[record.source] = record
             return
-        assert self.layout is not None
         rows = self.entries[number].rows
-        self._status[number] = STATUS[record.status]
+        self.records[number] = dataclasses.replace(record, shards=_NO_SHARDS, values=b"")
         self._places[number] = place
-        self._found[number] = record.size, record.mtime_ns
-        self._reasons.pop(number, None)
-        if record.reason:
-            self._reasons[number] = record.reason
         self.shard_bytes[rows.start : rows.stop], self.shard_crc[rows.start : rows.stop] = -1, 0
         for column, name in enumerate(self.layout.channels):
             for row, shard in zip(rows, record.shards.get(name, ()), strict=False):
@@ -376,7 +377,7 @@ class Build:
 
     def begin(self, recipe: Recipe, layout: CubeLayout, entries: Sequence[Entry]) -> None:
         """Write the plan of a new store."""
-        self.recipe, self.layout = recipe, layout
+        self._planned = recipe, layout
         self._write_plan({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
 
     def extend(self, entries: Sequence[Entry]) -> None:
@@ -402,49 +403,10 @@ class Build:
         """Make every record durable (on object stores they go several at a time)."""
         self._log.flush()
 
-    def outcome(self, number: int) -> Record | None:
-        """What the log says of an entry, without values; None if nothing."""
-        status = self.status(number)
-        if status is None:
-            return None
-        assert self.layout is not None
-        entry = self.entries[number]
-        part = slice(entry.row, entry.rows.stop)
-        shards = {
-            name: [
-                (int(b), int(c)) if b >= 0 else None
-                for b, c in zip(self.shard_bytes[part, i], self.shard_crc[part, i], strict=True)
-            ]
-            for i, name in enumerate(self.layout.channels)
-        }
-        size, mtime = (int(v) for v in self._found[number])
-        return Record(
-            source=entry.source,
-            status=status,
-            size=size,
-            mtime_ns=mtime,
-            reason=self.reason(number),
-            shards=shards,
-        )
-
-    def status(self, number: int) -> str | None:
-        """Status of an entry's last record, None where there is none."""
-        return _STATUS_NAMES.get(int(self._status[number]))
-
-    def reason(self, number: int) -> str:
-        """Why an entry is not written; empty where it is."""
-        return self._reasons.get(number, "")
-
-    def source_bytes(self) -> npt.NDArray[np.int64]:
-        """Bytes of every entry's shards."""
-        if not self.entries:
-            return np.zeros(0, np.int64)
-        rows = np.maximum(self.shard_bytes, 0).sum(axis=1)
-        return np.asarray(np.add.reduceat(rows, [e.row for e in self.entries]))
-
     def is_written(self, number: int) -> bool:
         """Whether an entry's last record says ``written``."""
-        return bool(self._status[number] == STATUS["written"])
+        record = self.records[number]
+        return record is not None and record.status == "written"
 
     def values(self, number: int) -> bytes | None:
         """Packed rows of an entry's crops, None where it is not written."""
@@ -452,18 +414,14 @@ class Build:
             return None
         return self._log.values(_Place(*(int(v) for v in self._places[number])))
 
-    def damaged_rows(self) -> npt.NDArray[np.bool_]:
-        """Per row, whether a shard that the log has is missing or of another size; one listing a channel."""
-        out = np.zeros(self.rows, bool)
-        for column, name in enumerate(self.layout.channels if self.layout else ()):
-            assert self.layout is not None
-            spec = self.layout.pixels(name, self.rows)
-            there = self.files.sizes(name)
-            rest = (0,) * (len(spec.dims) - 1)
-            for row in np.flatnonzero(self.shard_bytes[:, column] >= 0):
-                key = spec.key((int(row), *rest)).rsplit("/", 1)[1]
-                out[row] |= there.get(key) != self.shard_bytes[row, column]
-        return out
+    def shards(self) -> Iterator[Shard]:
+        """Every shard that the log has, and the size that it is found with; lists the files of a channel once."""
+        for column, name in enumerate(self.layout.channels):
+            spec, there = self.layout.pixels(name, self.rows), self.files.sizes(name)
+            for row in np.flatnonzero(self.shard_bytes[:, column] >= 0).tolist():
+                key = spec.key((row, *(0 for _ in spec.dims[1:])))
+                size, crc = int(self.shard_bytes[row, column]), int(self.shard_crc[row, column])
+                yield Shard(row, key, size, crc, there.get(key.rsplit("/", 1)[1]))
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -475,8 +433,11 @@ class Build:
         Raises
         ------
         SchemaError
-            If somebody else writes to this store; names host and process, and since when.
+            If somebody else writes to this store (names host and process, and since when), or something else lies
+            there.
         """
+        if not self.is_planned and self.files.names() and not self.files.exists(BUILD):
+            raise SchemaError(f"{self.files.root}: there is something here that is no cube; give a new path")
         key = f"{BUILD}/lease.json"
         mine = {
             "host": socket.gethostname(),
@@ -508,31 +469,26 @@ class Build:
             other = {}
         if found == payload:
             return  # ours: the answer to the first put was lost, and the put repeated
-        if (
-            self.files.local
-            and other.get("host") == socket.gethostname()
-            and not _alive(int(other.get("pid", -1)))
-        ):
+        of_this_host = self.files.local and other.get("host") == socket.gethostname()
+        if of_this_host and not _alive(int(other.get("pid", -1))):
             aside = self.files.path(f"{BUILD}/.lease-{secrets.token_hex(4)}.partial")
             # A rename succeeds for one process alone; the other finds nothing, or a lease that lives.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.files.path(key), aside)
-                with open(aside, "rb") as file:
-                    same = file.read() == found
-                if same and self.files.create(key, payload):
+                if Path(aside).read_bytes() != found:
+                    os.rename(aside, self.files.path(key))
+                else:
                     os.unlink(aside)
-                    return
-                os.rename(aside, self.files.path(key))
+                    if self.files.create(key, payload):
+                        return
         raise SchemaError(
             f"{self.files.root}: another process writes to this store (host {other.get('host')}, process "
-            f"{other.get('pid')}, {_since(other.get('since'))}). Wait for it; if it is gone, remove "
-            f"{self.files.path(key)}"
+            f"{other.get('pid')}, since {np.datetime64(int(other.get('since', 0)), 's')} UTC). Wait for it; if it is "
+            f"gone, remove {self.files.path(key)}"
         )
 
     def identity(self) -> str:
         """Hash of what the store holds: layout and every shard's checksum, in the order of rows."""
-        if self.layout is None:
-            raise SchemaError(f"{self.files.root}: nothing is planned here")
         digest = hashlib.sha256(json.dumps(self.layout.to_dict(), sort_keys=True).encode())
         for array in (self.shard_bytes, self.shard_crc):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -546,11 +502,13 @@ class Build:
             entry = self.entries[number]
             digest.update(repr((entry.source, entry.row, entry.windows, entry.time, entry.grid)).encode())
         part = slice(entries.start, entries.stop)
-        digest.update(self._status[part].tobytes())
+        statuses = (_UNKNOWN if r is None else STATUS[r.status] for r in self.records[part])
+        digest.update(bytes(statuses))
         digest.update(self._places["crc"][part].tobytes())
         if rows is None:
             refused = [(r.source, r.status, r.reason) for r in self.refused.values()]
-            digest.update(repr((self.identity(), sorted(self._reasons.items()), sorted(refused))).encode())
+            reasons = [(n, r.reason) for n, r in enumerate(self.records) if r and r.reason]
+            digest.update(repr((self.identity(), reasons, sorted(refused))).encode())
         return digest.hexdigest()[:32]
 
     def entries_of(self, rows: range) -> range:
@@ -561,28 +519,17 @@ class Build:
         return range(start, bisect.bisect_left(self.entries, rows.stop, key=lambda e: e.row))
 
 
-def _since(seconds: Any) -> str:
-    """When a lease was taken, as UTC and as hours and minutes from now."""
-    if not isinstance(seconds, int):
-        return "since when is not known"
-    minutes = max(0, int(time.time()) - seconds) // 60
-    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-    return f"since {at}, {minutes // 60} h {minutes % 60:02} min ago"
-
-
 def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return pid > 0
 
 
-def check_duplicates(old: Iterable[Entry], new: Iterable[Entry]) -> None:
+def check_duplicates(old: Iterable[Entry], new: Sequence[Entry]) -> None:
     """Refuse a new source with the same time, grid, window and product as another, new or old.
 
     Raises
@@ -590,23 +537,13 @@ def check_duplicates(old: Iterable[Entry], new: Iterable[Entry]) -> None:
     SchemaError
         Names both files.
     """
+    times = {entry.time for entry in new}
     seen: dict[tuple[Any, ...], str] = {}
-    for entry in new:
+    for entry in itertools.chain((e for e in old if e.time in times), new):
         for window in entry.windows:
-            key = (entry.time, entry.grid, window, entry.product)
-            if key in seen:
-                raise _duplicate(entry.source, seen[key])
-            seen[key] = entry.source
-    times = {key[0] for key in seen}
-    for entry in old:
-        if entry.time in times:
-            for window in entry.windows:
-                known = seen.get((entry.time, entry.grid, window, entry.product))
-                if known is not None:
-                    raise _duplicate(known, entry.source)
-
-
-def _duplicate(one: str, other: str) -> SchemaError:
-    return SchemaError(
-        f"{one}: the same time, grid, window and product as {other}. Remove one of them, or leave one out of SOURCE."
-    )
+            other = seen.setdefault((entry.time, entry.grid, window, entry.product), entry.source)
+            if other != entry.source:
+                raise SchemaError(
+                    f"{entry.source}: the same time, grid, window and product as {other}. Remove one of them, or leave "
+                    "one out of SOURCE."
+                )

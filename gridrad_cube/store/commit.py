@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError
-from gridrad_cube.store.build import BUILD, Build, read_grid, unpack_rows
+from gridrad_cube.store.build import Build, read_grid, unpack_rows
 from gridrad_cube.store.layout import (
     COORDINATES,
     OF_THE_PLAN,
     STATUS,
     ArraySpec,
-    CubeLayout,
     blank_rows,
     number_arrays,
     small_specs,
@@ -30,7 +29,7 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
 
     Rows that were not written have ``status`` skipped or failed, the flag ``unreadable``, NaN elsewhere.
     """
-    layout = _layout(build)
+    layout = build.layout
     table = blank_rows(layout, len(rows))
     plan: dict[str, np.ndarray] = {
         name: np.zeros(len(rows), object if COORDINATES[name][1] == "string" else COORDINATES[name][1])
@@ -40,7 +39,7 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
         entry = build.entries[number]
         packed = build.values(number)
         whole = None if packed is None else unpack_rows(packed, table.dtype)
-        status = STATUS[build.status(number) or "failed"]
+        status = STATUS[record.status] if (record := build.records[number]) else STATUS["failed"]
         for crop, (row, window) in enumerate(zip(entry.rows, entry.windows, strict=True)):
             if row not in rows:
                 continue
@@ -55,14 +54,14 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
 
 def blocks(build: Build) -> Iterator[range]:
     """Blocks of rows, one a chunk of the small arrays."""
-    size = _layout(build).rows_per_chunk
+    size = build.layout.rows_per_chunk
     for start in range(0, build.rows, size):
         yield range(start, min(start + size, build.rows))
 
 
 def write_block(build: Build, rows: range, values: Mapping[str, np.ndarray]) -> None:
     """Write one block of rows of every small variable: one chunk each, in one step each."""
-    for name, spec in small_specs(_layout(build), len(rows)).items():
+    for name, spec in small_specs(build.layout, len(rows)).items():
         write_rows(build.files, spec, rows.start, values[name])
 
 
@@ -76,7 +75,7 @@ def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.
     report
         Columns, one row a source file.
     """
-    layout = _layout(build)
+    layout = build.layout
     specs = small_specs(layout, build.rows)
     specs |= {name: layout.pixels(name, build.rows) for name in layout.channels}
     for spec, values in _whole_arrays(build, report):
@@ -87,7 +86,7 @@ def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.
 
 
 def _whole_arrays(build: Build, report: Mapping[str, np.ndarray]) -> list[tuple[ArraySpec, np.ndarray]]:
-    layout = _layout(build)
+    layout = build.layout
     mapping = {"grid_mapping_name": "latitude_longitude", "long_name": "positions are geodetic degrees"}
     out = [whole_array("crs", (), np.array(0, np.int32), mapping)]
     altitudes = {c.altitudes_km for c in layout.channels.values() if c.altitudes_km}
@@ -120,20 +119,13 @@ def _whole_arrays(build: Build, report: Mapping[str, np.ndarray]) -> list[tuple[
 
 def report_columns(build: Build) -> dict[str, np.ndarray]:
     """The report as columns, one row a source by its name: source, status, reason, crops, bytes."""
-    rows = [
-        (e.source, build.status(n), build.reason(n), len(e.windows) * build.is_written(n), size)
-        for n, (e, size) in enumerate(zip(build.entries, build.source_bytes().tolist(), strict=True))
-    ]
-    rows += [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]
-    known = sorted(row for row in rows if row[1])
-    columns = zip(*known, strict=True) if known else [()] * 5
+    sizes = np.maximum(build.shard_bytes, 0).sum(axis=1)
+    rows = [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]
+    for number, (entry, record) in enumerate(zip(build.entries, build.records, strict=True)):
+        if record:
+            crops = len(entry.windows) * build.is_written(number)
+            size = int(sizes[entry.row : entry.rows.stop].sum())
+            rows.append((entry.source, record.status, record.reason, crops, size))
+    columns = zip(*sorted(rows), strict=True) if rows else [()] * 5
     types = {"source": object, "status": object, "reason": object, "crops": np.int32, "bytes": np.int64}
     return {name: np.array(c, dtype=t) for (name, t), c in zip(types.items(), columns, strict=True)}
-
-
-def _layout(build: Build) -> CubeLayout:
-    if build.layout is None:
-        raise SchemaError(
-            f"{build.files.root}: nothing is planned in {BUILD}/; run gridrad-cube preprocess first"
-        )
-    return build.layout

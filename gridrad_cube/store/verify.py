@@ -6,12 +6,10 @@ import os
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import zarr
 
-from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import RemoteError
-from gridrad_cube.store.build import Build
+from gridrad_cube.store.build import Build, Shard
 
 
 @dataclass(frozen=True)
@@ -40,25 +38,17 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
         If the store has no build log.
     """
     build = Build(store)
-    if build.layout is None:
-        raise SchemaError(f"{store}: no build log in it; nothing to verify against")
     owner = {row: entry.source for entry in build.entries for row in entry.rows}
-    damages = []
-    for column, name in enumerate(build.layout.channels):
-        spec, there = build.layout.pixels(name, build.rows), build.files.sizes(name)
-        for row in np.flatnonzero(build.shard_bytes[:, column] >= 0).tolist():
-            key = spec.key((row, *(0 for _ in spec.dims[1:])))
-            found = there.get(key.rsplit("/", 1)[1])
-            size, crc = int(build.shard_bytes[row, column]), int(build.shard_crc[row, column])
-            what = _damage(build, key, found, size, crc)
-            if what:
-                damages.append(Damage(owner[row], row, key, what))
+    damages = [
+        Damage(owner[shard.row], shard.row, shard.key, what)
+        for shard in build.shards()
+        if (what := _damage(build, shard))
+    ]
     return sorted(damages, key=lambda d: d.row) + _damaged_rest(build)
 
 
 def _damaged_rest(build: Build) -> list[Damage]:
     """Metadata that differs from the root's, and small arrays that cannot be read."""
-    assert build.layout is not None
     try:
         root = build.files.read_json("zarr.json")
         members = root["consolidated_metadata"]["metadata"]
@@ -81,9 +71,10 @@ def _damaged_rest(build: Build) -> list[Damage]:
     return damages
 
 
-def _damage(build: Build, key: str, found: int | None, size: int, crc: int) -> str | None:
-    if found is None:
+def _damage(build: Build, shard: Shard) -> str | None:
+    if shard.found is None:
         return "missing"
-    if found != size:
-        return f"truncated or grown ({found} bytes, {size} were written)"
-    return None if zlib.crc32(build.files.read(key)) == crc else "altered (checksum differs)"
+    if shard.found != shard.size:
+        return f"truncated or grown ({shard.found} bytes, {shard.size} were written)"
+    same = zlib.crc32(build.files.read(shard.key)) == shard.crc
+    return None if same else "altered (checksum differs)"
