@@ -91,13 +91,7 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
 
 
 def _load_tensor(path: str | os.PathLike[str], dimensions: int) -> Tensor:
-    """A tensor of numbers with this many dimensions, still on disk.
-
-    Raises
-    ------
-    SchemaError
-        If the file holds something else; the message says what.
-    """
+    """A tensor of numbers with this many dimensions, still on disk."""
     return check_tensor(load_torch(path), dimensions, path)
 
 
@@ -128,10 +122,7 @@ def values_of(tensor: Tensor) -> np.ndarray:
 def _npz_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], int | None]:
     """Channels, height and width of the crop of an ``.npz``, and the edge of its patches, from headers alone.
 
-    Raises
-    ------
-    SchemaError
-        If it is another file, has no crop, or declares what it cannot hold.
+    Refuses another file, one without a crop, and one that declares what it cannot hold.
     """
     with _open_zip(path, "an .npz file") as archive:
         names = archive.namelist()
@@ -167,13 +158,7 @@ def _npy_header(
 
 
 def _read_npz(path: str | os.PathLike[str]) -> np.ndarray:
-    """The crop of an ``.npz``, (channel, y, x); its patches are the same pixels again.
-
-    Raises
-    ------
-    SchemaError
-        If it is another file, has no crop, declares what it cannot hold, or is damaged.
-    """
+    """The crop of an ``.npz``, (channel, y, x); its patches are the same pixels again."""
     _npz_header(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -251,23 +236,16 @@ def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: i
 
 def _channel_of_values(values: np.ndarray) -> str | None:
     """Which channel a slice is, by its values (kelvin or not); None if it has no values."""
-    sample = _thinned(values)
-    with np.errstate(invalid="ignore"):
-        sample = sample[np.abs(sample) < _LARGEST_VALUE]
-    if not sample.size:
+    known = values[np.abs(values) < _LARGEST_VALUE]
+    if not known.size:
         return None
-    return IR if np.median(sample) > _WARMEST_REFLECTANCE else VISIBLE
+    return IR if np.median(known) > _WARMEST_REFLECTANCE else VISIBLE
 
 
 def _channel_of(tensor: Tensor) -> str | None:
-    """Which channel a slice on disk is, by some of its values."""
-    return _channel_of_values(values_of(_thinned(tensor)))
-
-
-def _thinned(values: Any) -> Any:
-    """About 32 x 32 pixels of an array or a tensor that is still on disk."""
-    step_y, step_x = (max(1, n // 32) for n in values.shape)
-    return values[::step_y, ::step_x]
+    """Which channel a slice on disk is, by about 32 x 32 of its values."""
+    step_y, step_x = (max(1, n // 32) for n in tensor.shape)
+    return _channel_of_values(values_of(tensor[::step_y, ::step_x]))
 
 
 def _arrange_crops(kinds: Sequence[str | None]) -> list[dict[str, int]]:
@@ -330,10 +308,11 @@ def _open_scene(path: str, base: str, cells: tuple[int, int], patch: int | None)
     shape, found = None, {}
     for suffix in range(len(CHANNEL_NAMES)):
         crop = _first_readable([_beside(path, "crops", f"{base}_crop_{suffix}.pt")], None)
-        tiles = functools.partial(_tile, path, base, suffix)
-        tile = None
+        tiles: list[str | None] = []
         if crop is None or patch is None:
-            tile = _first_readable(map(tiles, np.ndindex(*cells)), patch)
+            names = (f"{base}_patch_{i}_{j}_{suffix}.pt" for i, j in np.ndindex(*cells))
+            tiles = [_beside(path, "patches", name) for name in names]
+        tile = _first_readable(tiles, patch)
         if crop is not None:
             shape = (int(crop.shape[0]), int(crop.shape[1]))
         patch = patch or (None if tile is None else int(tile.shape[0]))
@@ -344,22 +323,16 @@ def _open_scene(path: str, base: str, cells: tuple[int, int], patch: int | None)
         raise SchemaError(f"{path}: none of the files of {base} can be read")
 
     def crops() -> Iterator[OldCrop]:
-        out = OldCrop({})
+        out, numbers = OldCrop({}), np.arange(cells[0] * cells[1]).reshape(cells)
         for channel, (crop, tiles) in found.items():
             if crop is not None:
                 out.values[channel], out.lost[channel] = values_of(crop), np.zeros(cells, bool)
             else:
-                edge = patch or 0
-                read = functools.partial(_read_tile, tiles, edge)
-                out.values[channel], out.lost[channel] = _assemble(read, cells, edge)
+                read = functools.partial(_read_file, tiles, patch or 0)
+                out.values[channel], out.lost[channel] = _assemble(read, numbers, patch or 0)
         yield out
 
     return OldCrops(1, tuple(found), shape, patch, crops())
-
-
-def _tile(path: str, base: str, suffix: int, at: tuple[int, int]) -> str | None:
-    """The file of a patch of a scene; None if it is not there."""
-    return _beside(path, "patches", f"{base}_patch_{at[0]}_{at[1]}_{suffix}.pt")
 
 
 def _beside(path: str, folder: str, name: str) -> str | None:
@@ -380,23 +353,25 @@ def _first_readable(paths: Iterable[str | None], patch: int | None) -> Tensor | 
     return None
 
 
-def _read_tile(
-    file: Callable[[tuple[int, int]], str | None], patch: int, at: tuple[int, int]
-) -> np.ndarray | None:
-    tensor = _first_readable([file(at)], patch)
+def _read_file(files: Sequence[str | None], patch: int, number: int) -> np.ndarray | None:
+    """The patch in one of some files; None if it is missing, damaged or of another shape."""
+    tensor = _first_readable([files[number]], patch)
     return None if tensor is None else values_of(tensor)
 
 
 def _assemble(
-    read: Callable[[tuple[int, int]], np.ndarray | None], cells: tuple[int, int], patch: int
+    read: Callable[[int], np.ndarray | None], numbers: np.ndarray, patch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of a channel put together (y, x), NaN where one is lost; and which are, (row, col)."""
-    blocks = np.full((*cells, patch, patch), np.nan, np.float32)
-    lost = np.ones(cells, bool)
-    for at in np.ndindex(*cells):
-        values = read((at[0], at[1]))
+    """Patches by their numbers (row, col) put together (y, x), NaN where one is lost; and which are.
+
+    A negative number is of no patch.
+    """
+    blocks = np.full((*numbers.shape, patch, patch), np.nan, np.float32)
+    lost = numbers >= 0
+    for at in np.argwhere(lost):
+        values = read(int(numbers[tuple(at)]))
         if values is not None:
-            blocks[at], lost[at] = values, False
+            blocks[tuple(at)], lost[tuple(at)] = values, False
     return assemble(blocks), lost
 
 
@@ -420,11 +395,7 @@ def _open_slices(name: str, path: str, patch: int | None) -> OldCrops:
     if first is None:
         raise SchemaError(f"{path}: none of the files {chunk}_N.pt can be read")
     edge = int(first.shape[-1])
-
-    def read(number: int) -> np.ndarray | None:
-        tensor = _first_readable([files[number]], edge)
-        return None if tensor is None else values_of(tensor)
-
+    read = functools.partial(_read_file, files, edge)
     values = map(read, range(len(files)))
     kinds = [(v is not None, None if v is None else _channel_of_values(v)) for v in values]
     whole = numbers[0] in (0, 1) and numbers[-1] - numbers[0] + 1 == len(numbers) and all(k[0] for k in kinds)
@@ -442,13 +413,8 @@ def _arranged(
         for crop in layout:
             out = OldCrop({})
             for channel, numbers in crop.items():
+                out.values[channel], out.lost[channel] = _assemble(read, numbers, patch)
                 out.padding = numbers < 0
-
-                def read_at(at: tuple[int, int], numbers: np.ndarray = numbers) -> np.ndarray | None:
-                    return None if numbers[at] < 0 else read(int(numbers[at]))
-
-                values, lost = _assemble(read_at, EARLY_CELLS, patch)
-                out.values[channel], out.lost[channel] = values, lost & ~out.padding
             yield out
 
     channels = tuple({channel: None for crop in layout for channel in crop})

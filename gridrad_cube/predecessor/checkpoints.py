@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
@@ -37,8 +36,8 @@ def from_checkpoint(
 ) -> dict[str, Any]:
     """Write a checkpoint of the predecessor as one of ours: weights of student and teacher, heads, center.
 
-    The new file also describes the network, its channels, and how values became its inputs. Optimizer and scaler are
-    left out: start from it with ``gridrad-cube train --init-from``.
+    The new file also describes the network, its channels, and how values became its inputs. Optimizer, scaler and
+    command line are left out: start from it with ``gridrad-cube train --init-from``.
 
     Parameters
     ----------
@@ -79,13 +78,12 @@ def from_checkpoint(
         "level": level, "model": network.config(), **{key: _ours(old, key) for key in keys}, "epoch": epoch,
         "channels": list(channels), "channel_mode": "stack" if level == "256" and planes > 1 else "each", "coarsen": 1,
         "normalization": _normalization(network, level, channels, inputs, visible_units), "view": {"mode": "area"},
-        "arguments": _arguments(old.get("args")),
         "software": {"gridrad_cube": importlib.metadata.version("gridrad-cube"), "converted_from": Path(path).name},
     }  # fmt: skip
     if isinstance(old.get("dino_loss"), Mapping):
         made["dino_loss"] = dict(old["dino_loss"])
     save_checkpoint(made, out)
-    left_out = sorted(str(k) for k in old if k not in made and k != "args")
+    left_out = sorted(str(k) for k in old if k not in made)
     return {
         "out": str(out), "level": level, "model": network.config(), "epoch": epoch, "left_out": left_out,
     }  # fmt: skip
@@ -94,9 +92,8 @@ def from_checkpoint(
 def _ours(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
     """A network's tensors as ours are named: ``backbone.*`` and ``head.*``."""
     backbone, head = backbone_state(checkpoint, key), head_state(checkpoint, key)
-    return {f"backbone.{k}": v.clone() for k, v in backbone.items()} | {
-        f"head.{k}": v.clone() for k, v in head.items()
-    }
+    parts = (("backbone", backbone), ("head", head))
+    return {f"{part}.{name}": tensor.clone() for part, state in parts for name, tensor in state.items()}
 
 
 def _normalization(
@@ -120,16 +117,3 @@ def _normalization(
         )  # fmt: skip
         out[name] = rule.to_dict()
     return out
-
-
-def _arguments(arguments: Any) -> dict[str, Any]:
-    """The command line of the old run, as far as it is plain: numbers, words, lists of them."""
-    if not isinstance(arguments, argparse.Namespace):
-        return {}
-    plain = (str, int, float, bool, type(None))
-    return {
-        name: list(value) if isinstance(value, (list, tuple)) else value
-        for name, value in sorted(vars(arguments).items())
-        if isinstance(value, plain)
-        or (isinstance(value, (list, tuple)) and all(isinstance(v, plain) for v in value))
-    }
