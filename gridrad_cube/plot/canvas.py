@@ -51,13 +51,7 @@ _DRAWN = 1500
 
 
 def new_figure(*shape: int, by_hand: bool = False, **options: Any) -> tuple[Figure, Any]:
-    """An empty figure that belongs to no window, with ``shape`` axes if given.
-
-    Parameters
-    ----------
-    by_hand
-        Whether axes are put where `add_axes` says, in place of a layout that matplotlib works out.
-    """
+    """An empty figure that belongs to no window, with ``shape`` axes if given; ``by_hand`` for axes by `add_axes`."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -140,19 +134,7 @@ def nice_step(span: float, most: int) -> float:
 
 @dataclass(frozen=True)
 class Field:
-    """A channel of a crop, at one altitude.
-
-    Attributes
-    ----------
-    one
-        The crop.
-    channel
-        As the store packs it.
-    label
-        Name of the channel, with the altitude if it has one.
-    level
-        Position along ``altitude``; empty without altitudes.
-    """
+    """A channel of a crop, at one altitude: ``level`` is its position along ``altitude``, empty without altitudes."""
 
     one: xr.Dataset
     channel: Channel
@@ -181,15 +163,7 @@ class Field:
 def select(cube: xr.Dataset, crop: int, channel: str | None, embeddings: xr.Dataset | None = None) -> Field:
     """A channel of a written crop of a cube, at the lowest altitude if its label names none; the first if None.
 
-    Parameters
-    ----------
-    embeddings
-        Where the label comes from: of one that is composed of several channels the first is taken.
-
-    Raises
-    ------
-    SchemaError
-        If the cube lacks the channel, the altitude or the crop, or the crop was not written.
+    Of a label of ``embeddings`` that is composed of several channels the first is taken.
     """
     known = labels_of(cube)
     if not known:
@@ -266,6 +240,7 @@ def draw_field(
     channel: Channel,
     *,
     extent: tuple[float, float, float, float] | None = None,
+    inside: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> tuple[AxesImage, list[Artist]]:
     """Draw a field in its channel's colors, and what is not a measured value in colors of its own.
 
@@ -275,6 +250,8 @@ def draw_field(
         Physical values ``(y, x)`` as `Packing.decode` gives them.
     channel
         As the store has it: its packing tells bins without echo.
+    inside
+        Pixels of the scene: what is not observed outside needs no word.
 
     Returns
     -------
@@ -285,6 +262,7 @@ def draw_field(
 
     step = max(1, max(values.shape) // _DRAWN)
     extent = extent or (0, values.shape[1], values.shape[0], 0)
+    whole = bool(np.isfinite(values[inside]).all())
     values = values[::step, ::step]
     states = _states(values, channel.packing)
     looks = {"not observed": NOT_OBSERVED, "observed, no echo": _NO_ECHO, "echo removed by QC": _REMOVED}
@@ -298,7 +276,7 @@ def draw_field(
     return image, [
         Patch(facecolor=color, edgecolor="0.5", linewidth=0.5, label=name)
         for state, (name, color) in enumerate(looks.items())
-        if (states == state).any()
+        if (states == state).any() and not (state == 0 and whole)
     ]
 
 
@@ -317,13 +295,7 @@ def _states(values: np.ndarray, packing: Packing) -> np.ndarray:
 
 
 def color_bar(image: AxesImage, label: str, channel: Channel, **options: Any) -> None:
-    """A color bar with the channel's name and units, pointed where values may lie outside.
-
-    Parameters
-    ----------
-    **options
-        Of matplotlib's ``colorbar``: the axes to draw it in or to take its room from.
-    """
+    """A color bar with the channel's name and units, pointed where values may lie outside; options of matplotlib's."""
     figure = image.figure.get_figure(root=True)
     assert figure is not None
     extend = "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
@@ -345,22 +317,16 @@ def map_size(one: xr.Dataset, width: float = 8.6, height: float = 8.0) -> tuple[
 
 
 def draw_crop(axes: Axes, field: Field) -> tuple[AxesImage, list[Artist]]:
-    """Draw a channel of a crop with its lattice; padding hatched, absence written across it.
-
-    Returns
-    -------
-    The image, and handles of the states that occur.
-    """
+    """Draw a channel of a crop with its lattice; padding hatched, absence written across. Returns as `draw_field`."""
     from matplotlib.patches import Patch
 
     one, channel, values, bits = field.one, field.channel, field.values(), field.flags()
     height, width = values.shape
     edge = height / one.sizes["row"]
-    image, handles = draw_field(axes, values, channel, extent=(0, width, height, 0))
-    draw_lattice(axes, one, edge, lines="0.75" if channel.has_echo else "white")
     (top, bottom), (left, right) = (tuple(round(n * edge) for n in ends) for ends in inside(one))
-    if np.isfinite(values[top:bottom, left:right]).all():  # what padding lacks needs no word
-        handles = [h for h in handles if h.get_label() != "not observed"]
+    scene = (slice(top, bottom), slice(left, right))
+    image, handles = draw_field(axes, values, channel, inside=scene)
+    draw_lattice(axes, one, edge, lines="0.75" if channel.has_echo else "white")
     padded = draw_padding(axes, (0, width, 0, height), (left, right, top, bottom))
     for row, col in np.argwhere(bits & int(Flag.padding)):
         x, y = round(col * edge), round(row * edge)
@@ -411,28 +377,14 @@ def is_upside_down(one: xr.Dataset) -> bool:
 def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "white") -> None:
     """Draw the lines between patches, ticks at round degrees, and the numbers of rows and columns; north up.
 
-    Where latitude depends on the column too, meridians and parallels are drawn in place of ticks.
-
-    Parameters
-    ----------
-    axes
-        With pixels (or cells) as coordinates, row 0 at y = 0.
-    one
-        A crop, with latitude and longitude of patch centers on ``(row, col)``.
-    edge
-        Of a patch, in the units of the axes.
+    One unit of the axes is a pixel, or a cell; ``edge`` of a patch in these units. Row 0 begins at y = 0.
     """
     rows, cols = one.sizes["row"], one.sizes["col"]
     axes.hlines(np.arange(1, rows) * edge, 0, cols * edge, colors=lines, linewidth=0.6, alpha=0.7)
     axes.vlines(np.arange(1, cols) * edge, 0, rows * edge, colors=lines, linewidth=0.6, alpha=0.7)
     axes.set_xlim(0, cols * edge)
     axes.set_ylim((0, rows * edge) if is_upside_down(one) else (rows * edge, 0))
-    latitude, longitude = positions(one)
-    if _is_regular(latitude, longitude):
-        mark_axis(axes.yaxis, latitude[:, 0], edge, "NS")
-        mark_axis(axes.xaxis, longitude[0], edge, "EW", most=10)
-    else:
-        _graticule(axes, latitude, longitude, edge, "#ffe9a8" if lines == "white" else "0.2")
+    mark_degrees(axes, *positions(one), edge, color="#ffe9a8" if lines == "white" else "0.2", most=10)
     # Row and column of patches on the right and above: what --like CROP,ROW,COL asks for.
     style: dict[str, Any] = {
         "textcoords": "offset points", "fontsize": 8, "color": "0.4", "annotation_clip": False
@@ -447,20 +399,39 @@ def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "whit
     axes.annotate("row of patch", (1, 0.5), (18, 0), rotation=90, **down | {"xycoords": "axes fraction"})
 
 
-def mark_degrees(axes: Axes, latitude: np.ndarray, longitude: np.ndarray) -> None:
-    """Ticks at round degrees of axes whose unit is a pixel; lines across them where latitudes are not straight.
+def mark_degrees(
+    axes: Axes,
+    latitude: np.ndarray,
+    longitude: np.ndarray,
+    edge: float = 1.0,
+    *,
+    color: str = "0.2",
+    most: int = 8,
+) -> None:
+    """Ticks at round degrees, from the centers of cells; meridians and parallels where these are not straight.
 
-    Parameters
-    ----------
-    latitude, longitude
-        Of pixels from (0, 0) on: axes, or both on ``(y, x)``.
+    Latitude and longitude are axes, or both on ``(y, x)``; ``edge`` is that of a cell.
     """
     if latitude.ndim == 1:
-        mark_axis(axes.yaxis, latitude, 1.0, "NS")
-        mark_axis(axes.xaxis, np.unwrap(longitude, period=360), 1.0, "EW")
+        longitude = np.unwrap(longitude, period=360)
+    elif _is_regular(latitude, longitude):
+        latitude, longitude = latitude[:, 0], longitude[0]
+    if latitude.ndim == 1:
+        mark_axis(axes.yaxis, latitude, edge, "NS")
+        mark_axis(axes.xaxis, longitude, edge, "EW", most=most)
         return
     step = max(1, max(latitude.shape) // 200)
-    _graticule(axes, latitude[::step, ::step], longitude[::step, ::step], float(step), "0.2")
+    rows, cols = latitude[::step, ::step].shape
+    y, x = ((np.arange(-1, n + 1) + 0.5) * edge * step for n in (rows, cols))
+    axes.set(xticks=[], yticks=[])
+    for values, letters in ((latitude, "NS"), (longitude, "EW")):
+        wide = np.pad(values[::step, ::step], 1, mode="reflect", reflect_type="odd")
+        low, high = np.nanmin(wide), np.nanmax(wide)
+        apart = nice_step(high - low, 8)
+        levels = np.arange(np.ceil(low / apart), np.floor(high / apart) + 1) * apart
+        lines = axes.contour(x, y, wide, levels, colors=color, linewidths=0.9, linestyles="dashed")
+        decimals = 0 if apart >= 1 else 2
+        axes.clabel(lines, fmt={v: degrees(v, letters, decimals) for v in levels}, fontsize=8)
 
 
 def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most: int = 8) -> None:
@@ -480,21 +451,6 @@ def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most
         where, degree = where[np.abs(degree) <= 90], degree[np.abs(degree) <= 90]
     decimals = next(n for n in (0, 1, 2) if n == 2 or np.allclose(degree, np.round(degree, n), atol=1e-6))
     axis.set_ticks(where, labels=[degrees(d, letters, decimals) for d in degree])
-
-
-def _graticule(axes: Axes, latitude: np.ndarray, longitude: np.ndarray, edge: float, color: str) -> None:
-    rows, cols = latitude.shape
-    y, x = (np.arange(-1, rows + 1) + 0.5) * edge, (np.arange(-1, cols + 1) + 0.5) * edge
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for values, letters in ((latitude, "NS"), (longitude, "EW")):
-        wide = np.pad(values, 1, mode="reflect", reflect_type="odd")
-        low, high = np.nanmin(wide), np.nanmax(wide)
-        step = nice_step(high - low, 8)
-        levels = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
-        lines = axes.contour(x, y, wide, levels, colors=color, linewidths=0.9, linestyles="dashed")
-        decimals = 0 if step >= 1 else 2
-        axes.clabel(lines, fmt={v: degrees(v, letters, decimals) for v in levels}, fontsize=8)
 
 
 # Positions

@@ -12,7 +12,6 @@ from gridrad_cube.plot.canvas import (
     BLUE,
     BOTTOM,
     LEFT,
-    NOT_OBSERVED,
     ORANGE,
     PADDING,
     TOP,
@@ -31,9 +30,8 @@ from gridrad_cube.plot.canvas import (
     title_of,
     write_legend,
     write_title,
-    write_units,
 )
-from gridrad_cube.schema import CHANNELS, Flag, SchemaError, channel_in, default_reject
+from gridrad_cube.schema import Flag, SchemaError, channel_in, default_reject
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -137,10 +135,10 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     states: dict[str, Artist] = {}
     for number, (y, x) in zip(members, origins, strict=True):
         values = select(cube, int(number), field.label).values()
-        image, found = draw_field(axes, values, drawn, extent=(x, x + size[1], y + size[0], y))
-        inside = values[max(-y, 0) : shape[0] - y, max(-x, 0) : shape[1] - x]
-        whole = np.isfinite(inside).all()  # what padding lacks needs no word
-        states |= {str(h.get_label()): h for h in found if not (whole and h.get_label() == "not observed")}
+        inside = (slice(max(-y, 0), shape[0] - y), slice(max(-x, 0), shape[1] - x))
+        extent = (x, x + size[1], y + size[0], y)
+        image, found = draw_field(axes, values, drawn, extent=extent, inside=inside)
+        states |= {str(h.get_label()): h for h in found}
     edge = one.sizes["y"] // one.sizes["row"]
     lines: dict[str, Any] = {"colors": "0.75" if drawn.has_echo else "white", "linewidth": 0.5, "alpha": 0.6}
     last = np.argsort(members == crop, kind="stable")  # its outline lies on the others'
@@ -214,13 +212,7 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
 
 
 def _draw_badges(axes: Axes, bits: np.ndarray, present: list[Flag], edge: float, room: float) -> None:
-    """Badges in slots, rows of them from the upper left; letters where they are large enough to read.
-
-    Parameters
-    ----------
-    room
-        Edge of a patch in points.
-    """
+    """Badges in slots, from the upper left of a patch of an edge of ``room`` points; letters where they can be read."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -270,13 +262,7 @@ def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int,
             count = int(((bits & int(flag)) != 0).sum())
             box: dict[str, Any] = {"facecolor": color, "edgecolor": "0.5", "linewidth": 0.5}
             side.add_patch(Rectangle((0.1, line - 0.1), 0.26, 0.2, **box))
-            text: dict[str, Any] = {
-                "ha": "center",
-                "va": "center_baseline",
-                "fontsize": 7.5,
-                "color": _ink(color),
-            }
-            side.text(0.23, line, letters, **text)
+            side.text(0.23, line, letters, ha="center", va="center_baseline", fontsize=7.5, color=_ink(color))
             side.text(0.46, line, f"{str(flag.name).replace('_', ' ')}: {count}", fontsize=10, va="center")
         if not members:
             line += 0.28
@@ -307,34 +293,16 @@ def source(scene: xr.Dataset) -> Figure:
     figure, axes = new_figure(rows, cols, figsize=(max(6.5, 4.6 * cols), 0.5 + each * rows))
     figure.suptitle(f"{scene.attrs.get('product', 'scene')}, {stamp(scene['time'].values)}", fontsize=13)
     for ax, name in zip(axes.flat, names, strict=False):
-        _draw_source_field(ax, scene, name)
+        variable = scene[name]
+        step, channel = max(1, max(tall, wide) // _SMALL), channel_in(name, variable.attrs, variable.dtype)
+        values = channel.packing.decode(variable.values[::step, ::step])
+        image, _ = draw_field(ax, values, channel, extent=(0, wide, tall, 0))
+        color_bar(image, name, channel, ax=ax)
+        ax.set_title(title_of(name), fontsize=9)
+        latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
+        ax.set_ylim((0, tall) if np.nanmean(latitude[0]) < np.nanmean(latitude[-1]) else (tall, 0))
+        mark_degrees(ax, latitude, longitude)
+        ax.tick_params(labelsize=7)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     return figure
-
-
-def _draw_source_field(axes: Axes, scene: xr.Dataset, name: str) -> None:
-    variable = scene[name]
-    step = max(1, max(variable.shape) // _SMALL)
-    channel = channel_in(name, variable.attrs, variable.dtype)
-    values = channel.packing.decode(variable.values[::step, ::step])
-    rows, cols = variable.shape
-    extent = (0.0, float(cols), float(rows), 0.0)
-    if name in CHANNELS:
-        image, _ = draw_field(axes, values, channel, extent=extent)
-        color_bar(image, name, channel, ax=axes)
-    else:
-        axes.set_facecolor(NOT_OBSERVED)
-        image = axes.imshow(
-            np.ma.masked_invalid(values), cmap="viridis", extent=extent, interpolation="nearest"
-        )
-        units = str(variable.attrs.get("units", "1"))
-        figure = image.figure.get_figure(root=True)
-        assert figure is not None
-        figure.colorbar(image, ax=axes, label="" if units == "1" else write_units(units))
-    axes.set_title(title_of(name), fontsize=9)
-    latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
-    first, last = (np.nanmean(latitude[i]) for i in (0, -1))
-    axes.set_ylim((0, rows) if first < last else (rows, 0))
-    mark_degrees(axes, latitude, longitude)
-    axes.tick_params(labelsize=7)
