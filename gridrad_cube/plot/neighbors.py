@@ -76,7 +76,8 @@ def query(
     shape, windows = _windows(cube, answer, asked)
     place = float(asked["query_latitude"]), float(asked["query_longitude"])
     time = np.datetime64(asked["query_time"].removesuffix("Z"))
-    captions = [f"{text}\n{stamp(time)}\n{_place_text(*place)}", *_captions(answer)]
+    where = f"{degrees(place[0], 'NS')} {degrees(place[1], 'EW')}"
+    captions = [f"{text}\n{stamp(time)}\n{where}", *_captions(answer)]
 
     lines = -(-len(windows) // _COLUMNS)
     tall = lines * (0.57 + float(np.clip(2.05 * shape[0] / shape[1], 0.8, 3.0)))
@@ -98,17 +99,17 @@ def query(
             spine.set(edgecolor=color or "0.6", linewidth=3.0 if color else 0.8)
         ax.set_title(words, fontsize=8.5, color=color or "black")
     color_bar(image, field.label, field.channel, ax=panels, shrink=0.9, aspect=30)
-    where, when = figure.add_subplot(lower[0]), figure.add_subplot(lower[1])
-    places = _draw_map(where, answer, place, marked, marks_text, cube)
+    around, when = figure.add_subplot(lower[0]), figure.add_subplot(lower[1])
+    places = _draw_map(around, answer, place, marked, marks_text, cube)
     moments = _draw_times(when, answer, time, marked)
-    legend = [*where.get_legend_handles_labels()[0], *states.values()]
+    legend = [*around.get_legend_handles_labels()[0], *states.values()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     # As wide a map as its points and outlines are, so that little is empty.
-    box = where.dataLim
+    box = around.dataLim
     wide = 3.2 * box.width / max(box.height, 1e-9) * np.cos(np.deg2rad(box.y0 + box.height / 2))
     width = float(np.clip(wide, 3.6, 7.0))
     lower.set_width_ratios([width, 11.5 - width])
-    _write_numbers(where, places)
+    _write_numbers(around, places)
     _write_numbers(when, moments)
     return figure
 
@@ -144,10 +145,6 @@ def _windows(
     return shape, out
 
 
-def _place_text(latitude: float, longitude: float) -> str:
-    return f"{degrees(latitude, 'NS')} {degrees(longitude, 'EW')}"
-
-
 def _captions(answer: xr.Dataset) -> list[str]:
     """Rank, score, time and place of each answer; three to six decimals, as many as tell scores apart."""
     scores = answer["score"].values.astype(np.float64)
@@ -155,9 +152,23 @@ def _captions(answer: xr.Dataset) -> list[str]:
     digits = next((n for n in (3, 4, 5, 6) if len(np.unique(scores.round(n))) == apart), 3)
     columns = zip(scores, *(answer[n].values for n in ("time", "latitude", "longitude")), strict=True)
     return [
-        f"{i}: score {score:.{digits}f}\n{stamp(time)}\n{_place_text(float(lat), float(lon))}"
+        f"{i}: score {score:.{digits}f}\n{stamp(time)}\n{degrees(lat, 'NS')} {degrees(lon, 'EW')}"
         for i, (score, time, lat, lon) in enumerate(columns, 1)
     ]
+
+
+def _draw_answers(
+    axes: Axes, x: np.ndarray, y: np.ndarray, marked: Sequence[bool], names: Sequence[str | None], size: float
+) -> list[_Point]:
+    """Draw answers as points, by whether they are marked, with two names for a legend; what `_write_numbers` takes."""
+    axes.grid(alpha=0.35, linewidth=0.6)
+    for right, (color, marker) in _LOOKS.items():
+        pick = np.array(marked) == right
+        if pick.any():
+            look: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.8, "zorder": 3}
+            axes.scatter(x[pick], y[pick], size, color, marker=marker, label=names[right], **look)
+    answers = zip(x, y, marked, strict=True)
+    return [(float(a), float(b), str(i), _LOOKS[m][0]) for i, (a, b, m) in enumerate(answers, 1)]
 
 
 def _draw_times(
@@ -167,12 +178,8 @@ def _draw_times(
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 
     axes.set_title("When they are", loc="left", fontsize=11)
-    times, scores = answer["time"].values, answer["score"].values
-    look: dict[str, Any]
-    for right, (color, marker) in _LOOKS.items():
-        pick = np.array(marked) == right
-        look = {"s": 40, "color": color, "marker": marker, "edgecolor": "white", "zorder": 3}
-        axes.scatter(times[pick], scores[pick], **look)
+    times = np.asarray(date2num(answer["time"].values))
+    points = _draw_answers(axes, times, answer["score"].values, marked, (None, None), 40)
     axes.axvline(float(date2num(query_time)), color=BLUE, linewidth=1.5, zorder=1)
     locator = AutoDateLocator(minticks=3, maxticks=7)
     axes.xaxis.set_major_locator(locator)
@@ -180,11 +187,7 @@ def _draw_times(
     axes.margins(0.12)
     axes.set_xlabel("time (UTC)")
     axes.set_ylabel(str(answer["score"].attrs.get("long_name", "score")))
-    axes.grid(alpha=0.35, linewidth=0.6)
-    return [
-        (float(date2num(t)), float(s), str(i), _LOOKS[mark][0])
-        for i, (t, s, mark) in enumerate(zip(times, scores, marked, strict=True), 1)
-    ]
+    return points
 
 
 # Maps, without coastlines
@@ -198,47 +201,24 @@ def _draw_map(
     marks_text: str,
     cube: xr.Dataset,
 ) -> list[_Point]:
-    """Draw answers and the query, and faintly the outline of each different crop of a cube.
+    """Draw answers and the query, and faintly the outline of each different crop of a cube; returns as `_draw_times`.
 
     Right across the date line: longitudes are continuous about the query.
-
-    Returns
-    -------
-    What `_write_numbers` takes.
     """
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     axes.set_title("Where they are", loc="left", fontsize=11)
     base = place[1]
-    look: dict[str, Any]
     for i, (lat, lon) in enumerate(_outlines(cube)):
         lon = lon + 360.0 * np.round((base - np.nanmean(lon)) / 360.0)
-        look = {"facecolor": "0.94", "edgecolor": "0.7", "linewidth": 0.8, "zorder": 0}
+        look: dict[str, Any] = {"facecolor": "0.94", "edgecolor": "0.7", "linewidth": 0.8, "zorder": 0}
         axes.fill(lon, lat, label="crops of the store" if i == 0 else None, **look)
     latitude = answer["latitude"].values
     longitude = base + (answer["longitude"].values - base + 180.0) % 360.0 - 180.0
-    for right, (color, marker) in _LOOKS.items():
-        pick = np.array(marked) == right
-        look = {
-            "s": 36.0,
-            "color": color,
-            "marker": marker,
-            "edgecolor": "white",
-            "linewidth": 0.8,
-            "zorder": 3,
-        }
-        name = f"answer, {marks_text}" if right else "answer"
-        if pick.any():
-            axes.scatter(longitude[pick], latitude[pick], label=name, **look)
-    star: dict[str, Any] = {
-        "s": 340.0,
-        "color": BLUE,
-        "marker": "*",
-        "edgecolor": "white",
-        "linewidth": 0.8,
-        "zorder": 2,
-    }
-    axes.scatter([base], [place[0]], label="query", **star)
+    names = ("answer", f"answer, {marks_text}")
+    points = _draw_answers(axes, longitude, latitude, marked, names, 36)
+    star: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.8, "zorder": 2}
+    axes.scatter(base, place[0], 340, BLUE, marker="*", label="query", **star)
     axes.margins(0.06)
     axes.autoscale_view()
     middle = float(np.nanmean([*latitude, place[0]]))
@@ -250,13 +230,10 @@ def _draw_map(
         axis.set_major_formatter(
             FuncFormatter(lambda v, _, letters=letters, decimals=decimals: degrees(v, letters, decimals))
         )
-    axes.grid(alpha=0.35, linewidth=0.6)
-    answers = zip(longitude, latitude, marked, strict=True)
-    points = [(float(x), float(y), str(i), _LOOKS[m][0]) for i, (x, y, m) in enumerate(answers, 1)]
     return [*points, (base, place[0], "", BLUE)]
 
 
-def _outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, ...]]:
     """Outline of each different crop where its scene is, latitude and continuous longitude, along patch corners."""
     both = [dataset[n].transpose("crop", "row", "col").values for n in ("latitude", "longitude")]
     flat = np.stack(both, axis=-1).reshape(dataset.sizes["crop"], -1)
@@ -265,8 +242,8 @@ def _outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for crop in known[np.sort(first)][:_OUTLINES]:
         one = dataset.isel(crop=int(crop))
         ends = inside(one)
-        lat, lon = (_ring(_cut(_corners(v), ends) if min(v.shape) > 1 else v) for v in positions(one))
-        yield lat, lon
+        lat, lon = (_cut(_corners(v), ends) if min(v.shape) > 1 else v for v in positions(one))
+        yield tuple(np.concatenate([v[0, :-1], v[:-1, -1], v[-1, :0:-1], v[::-1, 0]]) for v in (lat, lon))
 
 
 def _corners(values: np.ndarray) -> np.ndarray:
@@ -284,10 +261,6 @@ def _cut(values: np.ndarray, ends: tuple[tuple[float, float], tuple[float, float
         part = (places - low)[:, None]
         values = np.moveaxis((1 - part) * values[low] + part * values[low + 1], 0, axis)
     return values
-
-
-def _ring(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([values[0, :-1], values[:-1, -1], values[-1, :0:-1], values[::-1, 0]])
 
 
 def _write_numbers(axes: Axes, points: Sequence[_Point]) -> None:
@@ -308,9 +281,8 @@ def _write_numbers(axes: Axes, points: Sequence[_Point]) -> None:
     for members in groups.values():
         text = ", ".join(points[i][2] for i in members)
         x, y, _, color = points[members[0]]
-        box, shift, align = _free_place(
-            dots[members[0]], sum(5.4 if c.isdigit() else 2.7 for c in text), taken
-        )
+        width = sum(5.4 if c.isdigit() else 2.7 for c in text)
+        box, shift, align = _free_place(dots[members[0]], width, taken)
         taken.append(box)
         axes.annotate(
             text, (x, y), xytext=shift, textcoords="offset points", fontsize=8.5, color=color, zorder=5, ha=align,

@@ -208,64 +208,56 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     crop = None if cube is None else cube.isel(crop=int(one["crop"]))
     if cube is not None:
         axes = add_axes(figure, _LEFT, _TOP, *large)
-        bar = add_axes(figure, _LEFT + large[0] + 0.15, _TOP, 0.16, large[1])
         field = select(cube, int(one["crop"]), label, one)
-        write_legend(figure, _draw_window(axes, bar, field, one, shape), left=_LEFT)
-    span = (float(np.nanmin(heads)), float(np.nanmax(heads)))
+        image, handles = draw_field(
+            axes, _window(field, one), field.channel, extent=(0, shape[1], shape[0], 0)
+        )
+        axes.set_aspect("auto")
+        _mark_window(axes, field.title, one, crop, shape)
+        bar = add_axes(figure, _LEFT + large[0] + 0.15, _TOP, 0.16, large[1])
+        color_bar(image, field.label, field.channel, cax=bar)
+        write_legend(figure, handles, left=_LEFT)
+    look: dict[str, Any] = {
+        "cmap": "cividis", "vmin": np.nanmin(heads), "vmax": np.nanmax(heads), "extent": (0, shape[1], shape[0], 0),
+        "interpolation": "nearest", "aspect": "auto",
+    }  # fmt: skip
     axes = add_axes(figure, _LEFT + beside, _TOP, *large)
-    image = _draw_map(axes, np.nanmean(heads, axis=0), span, crop)
-    axes.set_title("mean of the heads", fontsize=9.5, loc="left")
-    _mark_window(axes, one, crop, shape)
+    axes.set_facecolor("0.8")
+    image = axes.imshow(np.nanmean(heads, axis=0), **look)
+    _mark_window(axes, "mean of the heads", one, crop, shape)
     bar = add_axes(figure, _LEFT + beside + large[0] + 0.15, _TOP, 0.16, large[1])
     figure.colorbar(image, cax=bar, label="attention (1: as if even)")
     for i, head in enumerate(heads):
         left = _LEFT + (i % _LINE) * (small[0] + 0.12)
-        axes = add_axes(figure, left, _TOP + large[1] + 0.75 + (i // _LINE) * (small[1] + 0.32), *small)
-        _draw_map(axes, head, span, crop)
-        axes.set_title(f"head {i}", fontsize=8.5, loc="left", pad=3)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        top = _TOP + large[1] + 0.75 + (i // _LINE) * (small[1] + 0.32)
+        small_axes = add_axes(figure, left, top, *small)
+        small_axes.set(facecolor="0.8", xticks=[], yticks=[])
+        small_axes.imshow(head, **look)
+        small_axes.set_ylim(axes.get_ylim())
+        small_axes.set_title(f"head {i}", fontsize=8.5, loc="left", pad=3)
     return figure
 
 
-def _draw_map(axes: Axes, values: np.ndarray, span: tuple[float, float], crop: xr.Dataset | None) -> Any:
-    """One map, on the scale of all, north up if the crop is known."""
-    rows, cols = values.shape
-    axes.set_facecolor("0.8")
-    image = axes.imshow(
-        values, cmap="cividis", vmin=span[0], vmax=span[1], extent=(0, cols, rows, 0), interpolation="nearest",
-        aspect="auto",
-    )  # fmt: skip
-    axes.set_ylim((0, rows) if crop is not None and is_upside_down(crop) else (rows, 0))
-    return image
-
-
-def _draw_window(
-    axes: Axes, bar: Axes, field: Field, one: xr.Dataset, shape: tuple[int, int]
-) -> list[Artist]:
-    """The pixels that a sample is made of, in their channel's colors; handles of what needs explaining."""
-    rows, cols = shape
-    window, crop = {}, field.one
+def _window(field: Field, one: xr.Dataset) -> np.ndarray:
+    """The pixels that a sample is made of."""
+    window = {}
     for axis, dim in (("y", "row"), ("x", "col")):
         if dim in one.coords and one[dim].ndim == 0:
-            size = crop.sizes[axis] // crop.sizes[dim]
+            size = field.one.sizes[axis] // field.one.sizes[dim]
             window[axis] = slice(int(one[dim]) * size, (int(one[dim]) + 1) * size)
-    image, handles = draw_field(axes, field.values(window), field.channel, extent=(0, cols, rows, 0))
-    axes.set_aspect("auto")
-    axes.set_ylim((0, rows) if is_upside_down(crop) else (rows, 0))
-    axes.set_title(field.title, fontsize=9.5, loc="left")
-    _mark_window(axes, one, crop, shape)
-    color_bar(image, field.label, field.channel, cax=bar)
-    return handles
+    return field.values(window)
 
 
-def _mark_window(axes: Axes, one: xr.Dataset, crop: xr.Dataset | None, shape: tuple[int, int]) -> None:
-    """Round degrees along the edges of a sample; none where they are not known."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+def _mark_window(
+    axes: Axes, title: str, one: xr.Dataset, crop: xr.Dataset | None, shape: tuple[int, int]
+) -> None:
+    """A title, and north up with round degrees along the edges of a sample where its crop is known."""
+    axes.set_title(title, fontsize=9.5, loc="left")
+    axes.set(xticks=[], yticks=[])
     axes.tick_params(labelsize=8)
     if crop is None:
         return
+    axes.set_ylim((0, shape[0]) if is_upside_down(crop) else (shape[0], 0))
     latitude, longitude = positions(crop)
     for axis, values, letters, dim, count in (
         (axes.yaxis, latitude, "NS", "row", shape[0]), (axes.xaxis, longitude.T, "EW", "col", shape[1]),
