@@ -160,10 +160,8 @@ def _master_port() -> int:
     return 29500 + int(digits) % 2000
 
 
-def mean_later(
-    loss: torch.Tensor, flags: tuple[bool, bool], world: World
-) -> Callable[[], tuple[float, float, float]]:
-    """Start averaging a loss and two flags over all processes; calling the result waits for them.
+def mean_later(loss: torch.Tensor, flags: tuple[bool, bool], world: World) -> Callable[[], list[float]]:
+    """Start averaging a loss and two flags over all processes; calling the result waits for the three numbers.
 
     A flag is above 0 if any process raised it. Nothing here waits for a GPU until the result is called.
     """
@@ -172,19 +170,13 @@ def mean_later(
 
     if world.size == 1:
         wait = _copy_later(loss[None])
-        return lambda: (wait()[0], float(flags[0]), float(flags[1]))
+        return lambda: [*wait(), *map(float, flags)]
     raised = torch.tensor([float(flag) for flag in flags])
     if loss.device.type == "cuda":
         raised = raised.pin_memory().to(loss.device, non_blocking=True)
     values = torch.cat([loss[None].float(), raised])
     dist.all_reduce(values)
-    together = _copy_later(values / world.size)
-
-    def wait_for_all() -> tuple[float, float, float]:
-        mean, first, second = together()
-        return mean, first, second
-
-    return wait_for_all
+    return _copy_later(values / world.size)
 
 
 def _copy_later(values: torch.Tensor) -> Callable[[], list[float]]:

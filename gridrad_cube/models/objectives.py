@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from gridrad_cube.models.vit import initialize_linear
 
+#: Of DINO: temperature of the student, and share of the center that each step keeps.
+_STUDENT_TEMP, _CENTER_MOMENTUM = 0.1, 0.9
+#: Squared precision to which the coding rate codes features.
+_DISTORTION = 0.05
+
 
 class ProjectionHead(nn.Module):
     """A perceptron of three layers whose outputs are unit vectors: the head of `CodingRateLoss`.
@@ -101,10 +106,6 @@ class DINOLoss(nn.Module):
         Views of the student, global and local.
     warmup_teacher_temp, teacher_temp, warmup_epochs, epochs
         The temperature of the teacher rises linearly over the first epochs, then stays.
-    student_temp
-        Temperature of the student.
-    center_momentum
-        Share of the old center that each step keeps.
     """
 
     center: Tensor
@@ -117,8 +118,6 @@ class DINOLoss(nn.Module):
         teacher_temp: float,
         warmup_epochs: int,
         epochs: int,
-        student_temp: float = 0.1,
-        center_momentum: float = 0.9,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_epochs <= epochs:
@@ -127,8 +126,6 @@ class DINOLoss(nn.Module):
                 "Lower --warmup_teacher_temp_epochs or train longer."
             )
         self.views = views
-        self.student_temp = student_temp
-        self.center_momentum = center_momentum
         self.teacher_temps = np.full(epochs, teacher_temp, dtype=np.float64)
         self.teacher_temps[:warmup_epochs] = np.linspace(warmup_teacher_temp, teacher_temp, warmup_epochs)
         self.register_buffer("center", torch.zeros(1, out_dim))
@@ -153,7 +150,7 @@ class DINOLoss(nn.Module):
         teacher = teacher.detach().float()
         # Autocast would round the products to bf16, which a temperature of 0.04 or less makes visible.
         with torch.autocast(student.device.type, enabled=False):
-            logits = _by_view(student.float(), self.views) / self.student_temp
+            logits = _by_view(student.float(), self.views) / _STUDENT_TEMP
             targets = ((teacher - self.center) / float(self.teacher_temps[epoch])).softmax(-1)
             targets = _by_view(targets, len(teacher) // logits.shape[1])
             # CE(q, v) = logsumexp(v) - q.v: one logsumexp a view serves all of its pairs.
@@ -173,7 +170,7 @@ class DINOLoss(nn.Module):
         if _world_size() > 1:
             dist.all_reduce(mean)
         mean = mean / _world_size()
-        moved = self.center * self.center_momentum + mean * (1 - self.center_momentum)
+        moved = _CENTER_MOMENTUM * self.center + (1 - _CENTER_MOMENTUM) * mean
         # One overflow must not spoil every later step.
         self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
 
@@ -184,8 +181,8 @@ class CodingRateLoss(nn.Module):
     For unit vectors z of dimension d, n samples over all ranks and teacher views T::
 
         alignment = mean over pairs (t, s != t) of 1 - z_t . z_s
-        expansion = mean over s in T of 1/2 logdet(I + d / (n distortion) sum over samples of z_s z_s')
-        loss = alignment - weight (n + d) / (n d) expansion
+        expansion = mean over s in T of 1/2 logdet(I + d / (0.05 n) sum over samples of z_s z_s')
+        loss = alignment - (n + d) / (n d) expansion
 
     The factor (n + d) / (n d) keeps the two terms of similar size for any batch. A step of several batches spreads
     the samples of each batch apart.
@@ -194,17 +191,11 @@ class CodingRateLoss(nn.Module):
     ----------
     views
         Views of the student, global and local.
-    distortion
-        The squared precision to which features are coded; smaller spreads features further.
-    weight
-        Weight of the expansion.
     """
 
-    def __init__(self, views: int, distortion: float = 0.05, weight: float = 1.0) -> None:
+    def __init__(self, views: int) -> None:
         super().__init__()
         self.views = views
-        self.distortion = distortion
-        self.weight = weight
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0, *, last: bool = True) -> Tensor:
         """The loss of one batch.
@@ -225,10 +216,10 @@ class CodingRateLoss(nn.Module):
             n, d = z.shape[1] * _world_size(), z.shape[2]
             scatter = _sum_over_ranks(z[: len(targets)].mT @ z[: len(targets)])
             # cholesky_ex does not wait for the device; the matrix is positive definite by construction.
-            inner = torch.eye(d, device=z.device) + d / (n * self.distortion) * scatter
+            inner = torch.eye(d, device=z.device) + d / (n * _DISTORTION) * scatter
             factor, _ = torch.linalg.cholesky_ex(inner)
             expansion = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mean()
-        return alignment - self.weight * (n + d) / (n * d) * expansion
+        return alignment - (n + d) / (n * d) * expansion
 
 
 def _by_view(x: Tensor, views: int) -> Tensor:
@@ -261,10 +252,8 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
     return total + world * (x - x.detach())
 
 
-def cosine_schedule(
-    base: float, final: float, steps: int, warmup_steps: int = 0, start_warmup: float = 0.0
-) -> npt.NDArray[np.float64]:
-    """One value per step: linear from ``start_warmup`` up to ``base``, then half a cosine down to ``final``.
+def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0) -> npt.NDArray[np.float64]:
+    """One value per step: linear from 0 up to ``base``, then half a cosine down to ``final``.
 
     Raises
     ------
@@ -276,7 +265,7 @@ def cosine_schedule(
             f"schedule: a warm-up of {warmup_steps} steps does not fit into {steps}. "
             "Lower --warmup_epochs or train longer."
         )
-    rise = np.linspace(start_warmup, base, warmup_steps)
+    rise = np.linspace(0.0, base, warmup_steps)
     rest = steps - warmup_steps
     fall = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(rest) / max(rest, 1)))
     return np.concatenate([rise, fall])

@@ -6,6 +6,7 @@ patches (``patch_embed.proj``), level 2k takes each cell of a grid of embeddings
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -90,19 +91,6 @@ class _Attention(nn.Module):
         return scores.softmax(-1)
 
 
-class _Mlp(nn.Module):
-    """Two linear maps, four times as wide in between."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class _Block(nn.Module):
     """Pre-norm transformer block."""
 
@@ -111,25 +99,14 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=_EPS)
         self.attn = _Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=_EPS)
-        self.mlp = _Mlp(dim)
+        fc1, fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
         self.drop_path = _DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """(B, T, D) to (B, T, D); ``keys`` as in `_Attention`."""
         x = x + self.drop_path(self.attn(self.norm1(x), keys))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class _PatchEmbed(nn.Module):
-    """Cut a field into square patches and map each to a token."""
-
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, D, H / patch, W / patch)."""
-        return self.proj(x)
 
 
 class VisionTransformer(nn.Module):
@@ -171,7 +148,8 @@ class VisionTransformer(nn.Module):
         if a.cells:
             self.phi = nn.Sequential(nn.Linear(a.in_channels, a.embed_dim), nn.GELU())
         else:
-            self.patch_embed = _PatchEmbed(a.in_channels, a.embed_dim, a.patch_size)
+            proj = nn.Conv2d(a.in_channels, a.embed_dim, a.patch_size, a.patch_size)
+            self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
         rates = [drop_path_rate * i / max(a.depth - 1, 1) for i in range(a.depth)]
         self.blocks = nn.ModuleList(_Block(a.embed_dim, a.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(a.embed_dim, eps=_EPS)
@@ -288,18 +266,12 @@ def build(
     name: str,
     in_channels: int | None = None,
     *,
-    patch_size: int | None = None,
-    image_size: int | None = None,
     drop_path_rate: float = 0.0,
-    embed_dim: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
     position: _Position = "dino_v1",
     mask_token: bool = False,
+    **sizes: int,
 ) -> VisionTransformer:
     """Make a network by name, with fresh weights from torch's global generator.
-
-    ``None`` takes what the name stands for in `ARCHITECTURES`.
 
     Parameters
     ----------
@@ -308,11 +280,6 @@ def build(
         patches of 8 px); for grids of embeddings ``vit2k_xs``, ``vit4k_xs``.
     in_channels
         Channels of the field (default 1), or width of the embeddings of a grid (default 384).
-    patch_size
-        Edge of a token in pixels; always 1 for grids.
-    image_size
-        Edge of the field, or of the grid, for which positions are learned one by one. Other inputs work too:
-        positions are interpolated.
     drop_path_rate
         Share of samples whose last residual branch is dropped in training; earlier blocks in proportion.
     position
@@ -320,6 +287,10 @@ def build(
     mask_token
         Whether there is a learned token for hidden tokens, starting at zero: one more key than DINO has.
         Then pass a ``token_mask`` with every training batch, or DDP sees an unused parameter.
+    **sizes
+        In place of what the name stands for in `ARCHITECTURES`: ``patch_size``, edge of a token in pixels (always 1
+        for grids); ``image_size``, edge of the field or grid for which positions are learned one by one (they are
+        interpolated for other inputs); ``embed_dim``, ``depth``, ``heads``.
 
     Raises
     ------
@@ -328,16 +299,9 @@ def build(
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"build: unknown network {name!r}; expected one of {sorted(ARCHITECTURES)}")
-    sizes: dict[str, Any] = {
-        "in_channels": in_channels,
-        "patch_size": patch_size,
-        "image_size": image_size,
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "heads": heads,
-    }
-    given = {key: value for key, value in sizes.items() if value is not None}
-    architecture = replace(ARCHITECTURES[name], **given)
+    if in_channels is not None:
+        sizes["in_channels"] = in_channels
+    architecture = replace(ARCHITECTURES[name], **sizes)
     _check(name, architecture, position)
     return VisionTransformer(
         name, architecture, drop_path_rate=drop_path_rate, position=position, mask_token=mask_token
@@ -345,20 +309,19 @@ def build(
 
 
 def _check(name: str, a: _Architecture, position: str) -> None:
+    fault = None
     if min(a.embed_dim, a.depth, a.heads, a.patch_size, a.image_size, a.in_channels) < 1:
-        raise ValueError(f"build({name!r}): every size must be at least 1, got {a}")
-    if a.cells and a.patch_size != 1:
-        raise ValueError(
-            f"build({name!r}): patch_size={a.patch_size}, but each cell of a grid is a token. Leave it out."
-        )
-    if a.embed_dim % a.heads:
-        raise ValueError(f"build({name!r}): embed_dim={a.embed_dim} is not divisible by heads={a.heads}")
-    if a.image_size % a.patch_size:
-        raise ValueError(
-            f"build({name!r}): image_size={a.image_size} is not a multiple of patch_size={a.patch_size}"
-        )
-    if position not in ("dino_v1", "exact"):
-        raise ValueError(f"build({name!r}): position={position!r}; expected 'dino_v1' or 'exact'")
+        fault = f"every size must be at least 1, got {a}"
+    elif a.cells and a.patch_size != 1:
+        fault = f"patch_size={a.patch_size}, but each cell of a grid is a token. Leave it out."
+    elif a.embed_dim % a.heads:
+        fault = f"embed_dim={a.embed_dim} is not divisible by heads={a.heads}"
+    elif a.image_size % a.patch_size:
+        fault = f"image_size={a.image_size} is not a multiple of patch_size={a.patch_size}"
+    elif position not in ("dino_v1", "exact"):
+        fault = f"position={position!r}; expected 'dino_v1' or 'exact'"
+    if fault:
+        raise ValueError(f"build({name!r}): {fault}")
 
 
 def initialize_linear(module: nn.Module) -> None:

@@ -517,7 +517,7 @@ class _Outcome:
     step: int
     index: np.ndarray
     features: list[Tensor]
-    wait: Callable[[], tuple[float, float, float]]
+    wait: Callable[[], list[float]]
 
 
 @dataclass(frozen=True)
