@@ -172,7 +172,7 @@ def test_a_sequel_is_ranked_among_distractors_of_its_hour_as_by_brute_force():
     sequel = np.full(600, -1)
     sequel[:390] = np.arange(7, 397)
     stores = SimpleNamespace(edge_km=60 / 0.945, datasets={"x": None})
-    asked = run._Evaluator(stores, {"x": None}, pool, later, {}, np.zeros(600), "", 400, 0)
+    asked = run._Evaluator(stores, {"x": None}, pool, later, {}, np.zeros(600), "", 0)
     row = asked._row("retrieval", "q", asked._retrieve, "30min", sequel, later, allowed)
 
     def cosine(a, b):
@@ -209,7 +209,7 @@ def test_an_attribute_of_yes_or_no_is_probed_by_the_area_under_its_curve():
     told = {"overshooting_top": (x[:, 0] + 0.2 * rng.standard_normal(2400) > 1).astype(float)}
     pool = replace(pool, attributes=told, vectors={"x": x, "noise": rng.standard_normal((2400, 3))})
     part, lacking = measures.divide_days(pool.time)
-    asked = run._Evaluator(SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, lacking, 400, 0)
+    asked = run._Evaluator(SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, lacking, 0)
     chosen = {"x": []}
     row = asked._row("probe", "overshooting", asked._probe, "overshooting_top", chosen, measure="AUC")
     assert row.cells["x"].value > 0.95

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import SchemaError
@@ -65,21 +66,7 @@ def draw_days(days: int, seed: int) -> np.ndarray:
 
 
 def mean_scores(values: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of the values of cases.
-
-    Parameters
-    ----------
-    values
-        One a case.
-    day
-        Column of ``weights`` of each case.
-    weights
-        Weights of days, (draws, days).
-
-    Returns
-    -------
-    The score under each row of weights, (draws,).
-    """
+    """Mean of the values of cases under each row of weights (draws, days); ``day`` is the column of each case."""
     both = np.column_stack([values, np.ones(len(values))])
     total, count = (weights @ _by_day(both, day, weights)).T
     return np.asarray(total / count)
@@ -177,9 +164,7 @@ def clock(time: np.ndarray, longitude: np.ndarray, harmonics: int = 1) -> np.nda
 
 def nuisance(time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """Features of solar time, latitude and season, which an attribute may follow whatever the picture, (cases, 8)."""
-    import pandas as pd
-
-    year = np.asarray(pd.DatetimeIndex(time).day_of_year) / 365.25
+    year = pd.DatetimeIndex(time).day_of_year.values / 365.25
     return np.column_stack([clock(time, longitude, 2), latitude, latitude**2, _circle(year, 1)])
 
 
@@ -213,17 +198,7 @@ def usable(vectors: np.ndarray) -> np.ndarray:
 def analogue_forecast(
     vectors: np.ndarray, case: np.ndarray, known: np.ndarray, after: np.ndarray
 ) -> np.ndarray:
-    """Mean of what came after the known samples that are most similar to each case.
-
-    Parameters
-    ----------
-    vectors
-        Of all samples.
-    case, known
-        Positions of the cases, and of the samples that may be analogues.
-    after
-        What came after each sample.
-    """
+    """Mean of what came after the known samples that are most similar to each case; both are positions."""
     rows, _ = nearest(vectors[known], vectors[case], min(_ANALOGUES, len(known)))
     return np.asarray(after[known][rows].mean(axis=1))
 

@@ -22,6 +22,8 @@ from gridrad_cube.store import store_info
 
 #: Times after which the same place is looked for.
 LEADS = ("10min", "30min", "60min", "180min")
+#: Queries of one lead, at most.
+_QUERIES = 400
 #: Fewest distractors of a query; they are within half an hour of the sequel's hour of the day, and not within so many
 #: hours and an edge of the query or its sequel.
 _LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
@@ -49,7 +51,6 @@ def evaluate(
     patches: PathLike | None = None,
     channel: str | None = None,
     samples: int = 8000,
-    queries: int = 400,
     leads: Sequence[Any] = LEADS,
     gap: int = 1,
     seed: int = 0,
@@ -75,8 +76,6 @@ def evaluate(
         Label; the first if None.
     samples
         Clean samples to draw at most.
-    queries
-        Queries of one lead at most.
     leads
         Lengths of time.
     gap
@@ -90,9 +89,9 @@ def evaluate(
         If the stores do not fit each other or the cube, the cube has moved, or no sample is left.
     """
     paths = [embeddings] if isinstance(embeddings, (str, os.PathLike)) else list(embeddings)
-    if not paths or samples < 1 or queries < 1:
+    if not paths or samples < 1:
         raise SchemaError(
-            f"evaluate: got {len(paths)} stores, samples={samples}, queries={queries}; expected at least one of each"
+            f"evaluate: got {len(paths)} stores, samples={samples}; expected at least one of each"
         )
     stores = open_stores(paths, cube, patches, channel)
     pool = _gather(stores, draw(np.flatnonzero(stores.mask), samples, seed))
@@ -106,7 +105,7 @@ def evaluate(
     rows = np.unique(np.concatenate([np.empty(0, np.int64), *(r[r >= 0] for r in after.values())]))
     later = _project(_gather(stores, rows), kinds)
     sequels = {lead: later.find(r) for lead, r in after.items()}
-    return _Evaluator(stores, kinds, pool, later, sequels, part, lacking, queries, seed).run()
+    return _Evaluator(stores, kinds, pool, later, sequels, part, lacking, seed).run()
 
 
 def _gather(stores: Stores, rows: np.ndarray) -> Samples:
@@ -186,7 +185,6 @@ class _Evaluator:
     sequels: Mapping[str, np.ndarray]
     part: np.ndarray
     lacking: str
-    queries: int
     seed: int
 
     def run(self) -> Evaluation:
@@ -259,14 +257,7 @@ class _Evaluator:
     def _fill(self, row: Row, scores: Mapping[str, _Score], time: np.ndarray, noun: str) -> Row:
         """A row with a cell for each kind of vectors, and by how much the first store beats the best baseline.
 
-        Parameters
-        ----------
-        scores
-            Of each kind of vectors.
-        time
-            Of each case.
-        noun
-            What the cases are.
+        Times are of the cases, whose noun is for words.
         """
         counted, sign = _count(time), -1.0 if row.better == "lower" else 1.0
         if counted.cases < LEAST_CASES:
@@ -328,7 +319,7 @@ class _Evaluator:
     def _same_storm(self, row: Row, lead: str, attribute: str) -> Row:
         """The same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has most of it."""
         stormy, sequel = self.pool.attributes[attribute] > 0, np.full(len(self.pool.rows), -1)
-        query = draw(np.flatnonzero(stormy & (self.sequels[lead] >= 0)), self.queries, (self.seed, 1))
+        query = draw(np.flatnonzero(stormy & (self.sequels[lead] >= 0)), _QUERIES, (self.seed, 1))
         if not len(query):
             raise _TooFew(self._no_pairs(lead))
         around = self.stores.around(self.later.rows[self.sequels[lead][query]])
@@ -343,7 +334,7 @@ class _Evaluator:
         self, row: Row, lead: str, sequel: np.ndarray, targets: Samples, allowed: np.ndarray
     ) -> Row:
         """How often the sequel of a sample, a position among targets, ranks first among allowed ones of its hour."""
-        query = draw(np.flatnonzero(sequel >= 0), self.queries, (self.seed, 0))
+        query = draw(np.flatnonzero(sequel >= 0), _QUERIES, (self.seed, 0))
         if not len(query):
             raise _TooFew(self._no_pairs(lead))
         among = {q: self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()}
@@ -406,28 +397,23 @@ class _Evaluator:
     def _probe(self, row: Row, name: str, chosen: dict[str, list[float]] | None = None) -> Row:
         """A linear probe of an attribute; without ``chosen`` of what solar time, latitude and season leave of it.
 
-        Parameters
-        ----------
-        chosen
-            Scores of each store on the choosing days; that of this probe is added.
+        The scores of the stores on the choosing days are added to ``chosen``.
         """
-        y, binary = self.pool.attributes[name], row.measure == "AUC"
-        known = np.isfinite(y)
-        part, y, where = self.part[known], y[known], [v[known] for v in self.pool.places]
+        y = self.pool.attributes[name][:, None]
+        known = np.isfinite(y[:, 0])
+        part, y, places = self.part[known], y[known], [v[known] for v in self.pool.places]
         least = _LEAST_RARE if ATTRIBUTES[name].yes_no else LEAST_CASES
         for some, what in ((FIT, "fitting"), (TEST, "testing")):
             self._check_varied(y[part == some], f"samples on the {what} days", least)
         if chosen is None:
-            y = y - measures.ridge(measures.nuisance(*where), y[:, None], part)[:, 0]
-        vectors, test, choose = self._linear(), part == TEST, part == CHOOSE
+            y = y - measures.ridge(measures.nuisance(*places), y, part)
+        test, choose, binary = part == TEST, part == CHOOSE, row.measure == "AUC"
+        truth = y[:, 0] > 0 if binary else y
+        fit: Callable[..., np.ndarray] = measures.logistic if binary else measures.ridge
         score: Callable[..., np.ndarray] = measures.auc_scores if binary else measures.r2_scores
-        truth = y > 0 if binary else y
-        if binary:
-            guesses = {kind: measures.logistic(x[known], truth, part) for kind, x in vectors.items()}
-        else:
-            guesses = {kind: measures.ridge(x[known], y[:, None], part)[:, 0] for kind, x in vectors.items()}
+        guesses = {kind: fit(x[known], truth, part) for kind, x in self._linear().items()}
         scores = {kind: partial(score, truth[test], g[test]) for kind, g in guesses.items()}
-        row = self._fill(row, scores, where[0][test], "samples")
+        row = self._fill(row, scores, places[0][test], "samples")
         once = np.zeros(int(choose.sum()), int), np.ones((1, 1))
         for store, found in (chosen or {}).items():
             value = float(score(truth[choose], guesses[store][choose], *once)[0])

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.query import collect, locate, sample_dims, select
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import choose_labels, labels_of
@@ -33,10 +33,8 @@ class Samples:
         Their numbers in the store (flat over its sample dims), ascending.
     windows
         Crop of each in the cube, and first row and column of pixels in it.
-    vectors
-        By the name of what they are: stores of embeddings and baselines.
-    attributes
-        By name, float64, NaN where not known.
+    vectors, attributes
+        By name: vectors are of stores of embeddings and of baselines; attributes NaN where not known.
     """
 
     rows: np.ndarray
@@ -109,17 +107,10 @@ class Stores:
 
     @cached_property
     def edge_km(self) -> float:
-        """Root mean square of height and width of a sample, medians over some crops; 0 if they are not known."""
-        some = self.cube.isel(crop=slice(256))
-        lat, lon = (some[n].transpose("crop", "row", "col").values for n in ("latitude", "longitude"))
-        edges = []
-        for axis, dim in ((1, "row"), (2, "col")):
-            one, other = (np.arange(self.cube.sizes[dim] - 1) + i for i in (0, 1))
-            km = great_circle_km(*(v.take(at, axis) for at in (one, other) for v in (lat, lon)))
-            if (known := km[np.isfinite(km)]).size:
-                cells = 1 if self.patches is None else self.cube.sizes[dim]
-                edges.append(cells * float(np.median(known)))
-        return float(np.sqrt(np.mean(np.square(edges)))) if edges else 0.0
+        """Root mean square of height and width of a sample, by the spacing of pixels; 0 if it is not known."""
+        latitude, longitude = (self.cube[n][:256].values for n in ("latitude", "longitude"))
+        spacing = pixel_spacing_km(latitude, longitude, self.cube.sizes["y"] // self.cube.sizes["row"])
+        return (spacing or 0.0) * float(np.sqrt(np.mean(np.square(self.shape))))
 
     @cached_property
     def step(self) -> float:
@@ -200,26 +191,20 @@ def open_stores(
     patches: PathLike | None = None,
     channel: str | None = None,
 ) -> Stores:
-    """Open stores of embeddings and, by the first one's record of its source, the cube.
-
-    Raises
-    ------
-    SchemaError
-        If the stores are not of the same samples, the channel is in none, or the cube is not where the store
-        says, or is another.
-    """
+    """Open stores of embeddings of the same samples and, by the first one's record of its source, the cube."""
     paths = [os.fspath(s) for s in stores]
     datasets = dict(zip(_names(paths), map(open_embeddings, paths), strict=True))
     first = next(iter(datasets.values()))
-    for path, dataset in zip(paths[1:], list(datasets.values())[1:], strict=True):
-        same = _sizes(dataset) == _sizes(first) and labels_of(dataset) == labels_of(first)
-        if not same or not _same_crops(dataset, first):
+    for path, dataset in zip(paths, datasets.values(), strict=True):
+        sizes, expected = ({d: o.sizes[d] for d in sample_dims(o)} for o in (dataset, first))
+        if sizes != expected or labels_of(dataset) != labels_of(first) or not _same_crops(dataset, first):
             raise SchemaError(
-                f"evaluate: {path} has samples {_sizes(dataset)}, the first store {_sizes(first)}; expected stores of "
-                "the same samples (the same cube, channels and stride)"
+                f"evaluate: {path} has samples {sizes}, the first store {expected}; expected stores of the same "
+                "samples (the same cube, channels and stride)"
             )
-    names = [label.name for label in labels_of(first)]
-    name = names[0] if channel is None else choose_labels(labels_of(first), channel, "evaluate")[0].name
+    labels = labels_of(first)
+    label = choose_labels(labels, channel, "evaluate")[0]
+    name = label.name
     place, below = sources_of(paths[0], cube, patches)
     members, between = _members(paths[0], [name]), None
     if below is not None:
@@ -236,7 +221,7 @@ def open_stores(
             f"evaluate: the cube {place} lacks {lacking} of {paths[0]}; expected all its channels"
         )
     mask = select(first, channel=name)
-    return Stores(datasets, names.index(name), name, tuple(members), opened, between, mask)
+    return Stores(datasets, labels.index(label), name, tuple(members), opened, between, mask)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -247,10 +232,6 @@ def _names(paths: Sequence[str]) -> list[str]:
         raise SchemaError(f"evaluate: got {list(paths)}; expected each store once")
     short = [os.path.basename(p.rstrip("/")).removesuffix(".zarr") for p in paths]
     return short if len(set(short)) == len(short) and not set(short) & _TAKEN else list(paths)
-
-
-def _sizes(dataset: xr.Dataset) -> str:
-    return " x ".join(f"{dataset.sizes[d]} {d}" for d in sample_dims(dataset))
 
 
 def _same_crops(dataset: xr.Dataset, other: xr.Dataset) -> bool:
@@ -291,10 +272,10 @@ def sources_of(
 
 def _source(path: PathLike, given: PathLike | None, kind: _Kind, flag: str) -> str:
     """What a store was made from: as given, or as it says, relative to itself."""
-    source = store_info(path).get("source")
+    source = str(store_info(path).get("source") or "")
     if not (given or source):
         raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} PATH.")
-    place = os.fspath(given) if given else source_path(path, source)
+    place = os.fspath(given or source_path(path, source))
     try:
         store_info(place, kind)
     except FileNotFoundError as error:
