@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,39 +34,34 @@ def describe(dataset: xr.Dataset) -> Facts:
         return {"kind": "an answer or a part of a store", "sizes": _sizes(dataset.sizes)}
     info = store_info(dataset) if ATTRIBUTE in dataset.attrs else {}
     embeddings = "embedding" in dataset.data_vars
-    kind = f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
-    out: Facts = {"kind": kind}
+    out: Facts = {
+        "kind": f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
+    }
     if dataset.encoding.get("source"):
         out["store"] = str(dataset.encoding["source"])
     out |= {"crops": _crops(dataset), "time": _span(dataset), "place": _extent(dataset)}
+    others: list[str] = []
     if embeddings:
-        dims = [d for d in dataset["embedding"].dims if d != "feature"]
-        out["samples"] = _sizes({d: dataset.sizes[d] for d in dims})
+        out["samples"] = _sizes({d: n for d, n in dataset["embedding"].sizes.items() if d != "feature"})
         out["checkpoint"] = str(info.get("checkpoint", "?"))
-        names, flags = ["embedding"], {"embedding": "flags"}
+        flags = {"embedding": "flags"}
     else:
         rows, cols = (dataset.sizes.get(dim, "?") for dim in ("row", "col"))
         out["patches"] = f"{rows} x {cols} of {info.get('patch', '?')} px a crop"
         out["codec"] = str(info.get("recipe", {}).get("codec", "?"))
         out["identity"] = str(info.get("identity", "?"))
         names = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
-        others = _others(info)
+        kinds = {n: ChannelLayout.from_dict(n, c).channel.kind for n, c in info.get("channels", {}).items()}
+        others = [n for n in names if kinds.get(n) == "other"]
         flags = {n: f"{n}_flags" for n in names if n not in others}
-    out["variables"] = {n: f"{_sizes(dataset[n].sizes)}, {_type(dataset[n])}" for n in names}
+    out["variables"] = {n: f"{_sizes(dataset[n].sizes)}, {_type(dataset[n])}" for n in [*flags, *others]}
     found = info.get("training_statistics", {})
     out["statistics"] = {
         label: _statistics(label, s) for label, s in found.items() if label.split("@")[0] in flags
     }
     out["flags"] = {n: _flags(dataset[f]) for n, f in flags.items() if f in dataset.variables}
-    if not embeddings:
-        out["other channels"] = {n: _presence(dataset, n) for n in names if n in others}
+    out["other channels"] = {n: _presence(dataset, n) for n in others}
     return {name: value for name, value in out.items() if value != {}}
-
-
-def _others(info: Mapping[str, Any]) -> set[str]:
-    """Channels of kind ``other``."""
-    layouts = {n: ChannelLayout.from_dict(n, c) for n, c in info.get("channels", {}).items()}
-    return {n for n, layout in layouts.items() if layout.channel.kind == "other"}
 
 
 def _sizes(sizes: Mapping[Any, int]) -> str:
@@ -109,31 +104,25 @@ def _statistics(label: str, found: Mapping[str, Any]) -> str:
     if found.get("mean") is None:
         return "no clean patch"
     low, high = CHANNELS[label.split("@")[0]].typical_range
+    pairs = np.reshape(found["histogram"], (-1, 2)).sum(axis=1)  # 32 characters wide
+    share = pairs / max(pairs.max(), 1)
+    bars = "".join(_BARS[math.ceil(s * (len(_BARS) - 1))] for s in share)
     return (
         f"{found['patches']} clean patches, mean {found['mean']:.4g}, std {found['std']:.4g}, {found['minimum']:.4g} "
-        f"to {found['maximum']:.4g}, {low:g} |{_bars(found['histogram'])}| {high:g}"
+        f"to {found['maximum']:.4g}, {low:g} |{bars}| {high:g}"
     )
-
-
-def _bars(counts: Sequence[int]) -> str:
-    pairs = np.asarray(counts, np.float64).reshape(-1, 2).sum(axis=1)  # 32 characters wide
-    share = pairs / max(pairs.max(), 1.0)
-    return "".join(_BARS[math.ceil(s * (len(_BARS) - 1))] for s in share)
 
 
 def _flags(flags: xr.DataArray) -> str:
     """Share of what has no flag, and of each flag that occurs."""
-    counts, clear = dict.fromkeys(Flag, 0), 0
+    masks = np.arange(2**16)
+    counts = np.zeros(len(masks), np.int64)
     for start in range(0, flags.sizes["crop"], _CROPS_AT_ONCE):
         part = flags.isel(crop=slice(start, start + _CROPS_AT_ONCE)).values
-        kinds, numbers = np.unique(part, return_counts=True)
-        for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True):
-            clear += number if kind == 0 else 0
-            for flag in Flag:
-                counts[flag] += number if kind & int(flag) else 0
+        counts += np.bincount(part.reshape(-1), minlength=len(masks))
+    numbers = {"no flag": counts[0]} | {str(f.name): counts[(masks & f) != 0].sum() for f in Flag}
     total = max(flags.size, 1)
-    shares = [f"{flag.name} {n / total:.1%}" for flag, n in counts.items() if n]
-    return ", ".join([f"no flag {clear / total:.1%}", *shares])
+    return ", ".join(f"{name} {n / total:.1%}" for name, n in numbers.items() if n or name == "no flag")
 
 
 def _presence(dataset: xr.Dataset, name: str) -> str:
@@ -157,16 +146,15 @@ def as_text(facts: Facts) -> str:
 
 def as_html(facts: Facts) -> str:
     """Facts as a table. Everything is escaped: names come from files."""
-    rows = []
-    for name, value in facts.items():
-        inner = html.escape(str(value))
-        if isinstance(value, Mapping):
-            inner = "".join(
-                f"<div><b>{html.escape(str(k))}</b>&ensp;{html.escape(str(v))}</div>"
-                for k, v in value.items()
-            )
-        rows.append(
-            f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{inner}</td></tr>"
-        )
+
+    def text(value: Any) -> str:
+        if not isinstance(value, Mapping):
+            return html.escape(str(value))
+        return "".join(f"<div><b>{text(k)}</b>&ensp;{text(v)}</div>" for k, v in value.items())
+
+    rows = [
+        f"<tr><th style='text-align:left;vertical-align:top'>{text(name)}</th>"
+        f"<td style='text-align:left'>{text(value)}</td></tr>"
+        for name, value in facts.items()
+    ]
     return f"<table>{''.join(rows)}</table>"
