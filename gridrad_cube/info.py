@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,16 @@ def _file(path: Path) -> store.Facts:
         if header.further:
             facts["further channels (--channels)"] = ", ".join(header.further)
     facts["variables"] = {name: _variable(variable) for name, variable in variables.items()}
-    facts["attributes"] = {name: _one_line(value) for name, value in attributes.items()}
+    facts["attributes"] = {name: _shorten(value) for name, value in attributes.items()}
     return facts
 
 
 def _variable(variable: Any) -> str:
     dims = ", ".join(f"{d} {n}" for d, n in zip(variable.dims, variable.shape, strict=True))
     units, name = (variable.attributes.get(k) for k in ("units", "long_name"))
-    words = [_one_line(word) for word in (name, units and f"[{units}]") if word]
-    return f"{variable.dtype.name} ({dims})" + (f"  {' '.join(words)}" if words else "")
+    words = [_shorten(word) for word in (name, units and f"[{units}]") if word]
+    return "  ".join([f"{variable.dtype.name} ({dims})", *([" ".join(words)] if words else [])])
 
 
-def _one_line(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _shorten(value: Any) -> str:
+    return textwrap.shorten(str(value), 100, placeholder="...")

@@ -169,7 +169,7 @@ def scores(
                 rows[tile : tile + _TILE],
                 slice(where.start + tile, min(where.start + tile + _TILE, where.stop)),
             )
-            usable = inside[here] & _usable(_squares(raw)[1], metric)
+            usable = inside[here] & _usable(raw, metric)[2]
             out[here][usable] = best.exact(raw[usable], 0)
     return out
 
@@ -242,8 +242,8 @@ def _compare(rows: np.ndarray, inside: np.ndarray, start: int, groups: list[_Bes
         count = np.count_nonzero(usable)
         if 2 * count < len(raw):  # else a product with some rows too many is cheaper than a copy
             raw, names, usable = raw[usable], names[usable], np.ones(count, bool)
-        part, squares = _squares(raw)
-        usable = usable & _usable(squares, groups[0].metric)
+        part, squares, scored = _usable(raw, groups[0].metric)
+        usable = usable & scored
         for group in groups:
             with np.errstate(all="ignore"):  # of rows that are not usable
                 costs, error = group.costs(part, squares)
@@ -258,19 +258,12 @@ def _compare(rows: np.ndarray, inside: np.ndarray, start: int, groups: list[_Bes
                 group.add(query, names[near], group.exact(raw[near], query))
 
 
-def _squares(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in float32, and their squared lengths."""
+def _usable(raw: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in float32, their squared lengths, and which of them have a score."""
     with np.errstate(over="ignore", invalid="ignore"):
-        part = raw.astype(np.float32, copy=False)
-        return part, np.einsum("ij,ij->i", part, part)
-
-
-def _usable(squares: np.ndarray, metric: Metric) -> np.ndarray:
-    """Which rows have a score."""
-    usable = squares < _LONGEST**2
-    if metric == "cosine":
-        usable &= squares > _SHORTEST**2
-    return usable
+        rows = raw.astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", rows, rows)
+    return rows, squares, (squares < _LONGEST**2) & ((squares > _SHORTEST**2) | (metric != "cosine"))
 
 
 def _check(

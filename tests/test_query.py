@@ -495,7 +495,7 @@ def _cosine(a, b):
     [
         (np.ones(5), {}, r"a vector of shape \(5,\); expected \(6,\), the length of the store's embeddings"),
         ([6, 1, 2], {}, r"a vector of shape \(3,\); expected \(6,\), .* or a tuple \(crop, row, col\)"),
-        ([1, 2, 3, 4, 5, math.nan], {}, "the vector holds a NaN"),
+        ([1, 2, 3, 4, 5, math.nan], {}, "it holds a NaN"),
         (np.zeros(6), {}, "a vector of zeros has no direction"),
         ("storm", {}, "query: got 'storm'; expected a vector, a sample"),
         ((6, 1), {}, r"query: got \(6, 1\); expected \(crop, row, col\[, channel\]\)"),

@@ -70,14 +70,14 @@ def test_examples_may_be_vectors_and_euclidean_takes_their_mean():
         ({"positive": [(6, 1, 2, 0)], "negative": [(7, 1, 1, 0)]}, {"metric": "euclidean"},
          "a distance knows no negative examples"),
         ({"positive": [(6, 1, 2, 0)], "negative": [(6, 1, 2, 0)]}, {}, "a vector of zeros has no direction"),
-        ({"positive": [np.full(6, np.nan)]}, {}, "the vector holds a NaN"),
+        ({"positive": [np.full(6, np.nan)]}, {}, "it holds a NaN"),
         ({"positive": [np.ones(5)]}, {}, r"a vector of shape \(5,\); expected \(6,\)"),
         ([], {}, r"got a vector of shape \(0,\)"),
         (np.empty((0, 6)), {}, "got an empty batch"),
         ([(6, 1, 2, 0), (6, 1, 2, 1)], {}, "the queries are of several channels"),
         ([(6, 1, 2, 0), "storm"], {}, "query: got 'storm'"),
         (np.ones((2, 5)), {}, r"a vector of shape \(5,\)"),
-        (np.array([[1, 2, 3, 4, 5, np.nan]]), {}, "the vector holds a NaN"),
+        (np.array([[1, 2, 3, 4, 5, np.nan]]), {}, "it holds a NaN"),
     ],
 )  # fmt: skip
 def test_examples_and_batches_refuse(asked, options, message):

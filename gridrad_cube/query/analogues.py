@@ -120,27 +120,33 @@ def analogues(
     truth = None
     if asked.sample is not None and asked.place is not None:
         time, lat, lon = (np.array([value]) for value in asked.place)
-        own = {d: np.array([i]) for d, i in asked.sample.items()}
-        truth = _later(dataset, time.astype("datetime64[s]"), lat, lon, own, after, limits)
+        truth = _later(dataset, time.astype("datetime64[s]"), lat, lon, asked.sample, after, limits)
     if of is None:
         columns, used = _of_embeddings(dataset, asked, sequels, truth)
     else:
         columns, used = _of_variable(dataset, of, asked, sequels, truth, now)
     events = _events(found, as_neighborhood(event, "event"))
-    out = found.assign_coords(lead=("lead", after, {"long_name": "time after"})).assign(columns)
-    said = {"long_name": "independent event that the analogue belongs to", "units": "1"}
-    out["event"] = ("rank", events, said)
     crops = np.maximum(sequels["crop"], 0)
-    out["sequel_crop"] = (("rank", "lead"), np.where(used, names_along(dataset, "crop")[crops], -1))
     came = dataset["time"].values[crops]
-    out["sequel_time"] = (("rank", "lead"), np.where(used, came, np.array("NaT", came.dtype)))
-    said = {"long_name": "sequels that the lead's numbers are made of", "units": "1"}
-    out["members"] = ("lead", used.sum(axis=0), said)
+    columns |= {
+        "event": (
+            "rank",
+            events,
+            {"long_name": "independent event that the analogue belongs to", "units": "1"},
+        ),
+        "sequel_crop": (("rank", "lead"), np.where(used, names_along(dataset, "crop")[crops], -1)),
+        "sequel_time": (("rank", "lead"), np.where(used, came, np.array("NaT", came.dtype))),
+        "members": (
+            "lead",
+            used.sum(axis=0),
+            {"long_name": "sequels that the lead's numbers are made of", "units": "1"},
+        ),
+    }
     for name, group in (("events", events), ("days", convective_day(times))):
         counts = [len(np.unique(group[column])) for column in used.T]
-        out[name] = ("lead", counts, {"long_name": f"independent {name} among the sequels", "units": "1"})
-    out.attrs |= {"event": str(event), "exclude": str(exclude)}
-    return out
+        columns[name] = ("lead", counts, {"long_name": f"independent {name} among the sequels", "units": "1"})
+    out = found.assign_coords(lead=("lead", after, {"long_name": "time after"})).assign(columns)
+    return out.assign_attrs(event=str(event), exclude=str(exclude))
 
 
 def _later(
@@ -215,7 +221,7 @@ def _of_variable(
     leads = len(count)
     start = np.nan
     if asked.sample is not None:
-        start = float(values({d: np.array([asked.sample[d]]) for d in dims})[0])
+        start = float(values(dict(asked.sample))[0])
     observed = np.full(leads, np.nan) if truth is None else values(truth)[0]
     units = {"units": of.attrs.get("units", "1")}
     name = of.attrs.get("long_name", of.name)

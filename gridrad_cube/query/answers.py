@@ -20,8 +20,6 @@ _COLUMNS = (
     "query", "rank", "score", "percentile", "event", "distance", "time_difference", "time", "latitude", "longitude",
     "channel", "crop", "row", "col", "source", "scene", "y_start", "y_stop", "x_start", "x_stop", "flags",
 )  # fmt: skip
-#: Dims of answers.
-_DIMS = ((), ("rank",), ("query", "rank"), ("patch",), ("time",), ("point",))
 #: Columns of the table to read, with the format of numbers.
 _TABLE = {
     "query": "{}", "rank": "{}", "score": "{:.4f}", "percentile": "{:.1f}", "distance": "{:.1f}", "time": "{}",
@@ -41,13 +39,13 @@ def to_dataframe(answer: xr.Dataset) -> pd.DataFrame:
     Raises
     ------
     SchemaError
-        If this is not an answer, or one with several samples side by side.
+        If this is not an answer.
     """
-    dims = answer["y_start"].dims if "y_start" in answer.variables else None
-    if dims not in _DIMS:
+    if "y_start" not in answer.variables:
         raise SchemaError(
             "expected an answer of search, analogues, within, track, follow or at (with a place)"
         )
+    dims = answer["y_start"].dims
     if "query" in dims and "query" not in answer.variables:
         answer = answer.assign_coords(query=np.arange(answer.sizes["query"]))
     columns = {}

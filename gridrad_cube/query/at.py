@@ -72,7 +72,9 @@ def at(
             raise SchemaError(
                 "at: got neither time nor place; pass time=, or latitude= and longitude=, or all"
             )
-        return _at_time(dataset, as_time(time), time_tolerance)
+        is_embeddings(dataset)
+        away = seconds_away(dataset, as_time(time), time_tolerance)
+        return writable(dataset.isel(crop=np.flatnonzero(away == np.nanmin(away))))
     if time is None:
         if np.ndim(latitude):
             raise SchemaError("at: an array of places needs time=; expected one time, or one a place")
@@ -103,12 +105,6 @@ def _points(time: Any, latitude: Any, longitude: Any) -> tuple[np.ndarray, np.nd
             f"{np.shape(longitude)}; expected single values, or 1-D arrays of one length"
         )
     return np.atleast_1d(times), np.atleast_1d(lat), np.atleast_1d(lon), times.ndim == 0
-
-
-def _at_time(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> xr.Dataset:
-    is_embeddings(dataset)
-    away = seconds_away(dataset, time, tolerance)
-    return writable(dataset.isel(crop=np.flatnonzero(away == np.nanmin(away))))
 
 
 def track(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,15 +63,18 @@ def follow(
             "follow: expected a patch, (crop, row, col), or a time and place, in a store of patches"
         )
     limit = 2 * time_step(dataset) if time_tolerance is None else as_seconds(time_tolerance)
-    frames = _frames(dataset, asked.sample["crop"])
+    frames = _frames(dataset, int(asked.sample["crop"][0]))
     times = seconds_of(dataset["time"].values)
-    path, scores, vector = [dict(asked.sample)], [1.0], asked.vector
+    path, scores, vector = [{d: int(i[0]) for d, i in asked.sample.items()}], [1.0], asked.vector
     for before, crop in itertools.pairwise(frames):
         if (steps is not None and len(path) > steps) or times[crop] - times[before] > limit:
             break
-        cells = {"crop": np.array([crop])} | _around(dataset, path[-1])
-        count = len(cells["row"])
-        index = {d: np.resize(cells.get(d, path[-1].get(d, 0)), count) for d in sample_dims(dataset)}
+        around = (
+            np.arange(max(path[-1][d] - 1, 0), min(path[-1][d] + 2, dataset.sizes[d])) for d in ("row", "col")
+        )
+        cells = dict(zip(("row", "col"), map(np.ravel, np.meshgrid(*around, indexing="ij")), strict=True))
+        sample = path[-1] | {"crop": crop}
+        index = {d: np.resize(cells.get(d, i), len(cells["row"])) for d, i in sample.items()}
         vectors = read_points(dataset["embedding"].variable, index)
         found, score = nearest(vectors, vector, 1)
         if not len(found):
@@ -96,10 +98,3 @@ def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
     later = np.flatnonzero(same & (times > times[crop]))
     later = later[np.unique(times[later], return_index=True)[1]]
     return np.concatenate([[crop], later])
-
-
-def _around(dataset: xr.Dataset, sample: Mapping[str, int]) -> dict[str, np.ndarray]:
-    rows, cols = (
-        np.arange(max(sample[d] - 1, 0), min(sample[d] + 2, dataset.sizes[d])) for d in ("row", "col")
-    )
-    return {"row": np.repeat(rows, len(cols)), "col": np.tile(cols, len(rows))}

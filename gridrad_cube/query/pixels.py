@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -264,7 +265,8 @@ def reflectivity(
         )
     variable = dataset[asked].variable
     packing = _packing(dataset, asked)
-    states = _States(variable, packing, no_echo, low_confidence)
+    replaced = {"no_echo": no_echo, "low_confidence": low_confidence, "clutter": low_confidence}
+    states = _States(variable, packing, {getattr(packing, state): value for state, value in replaced.items()})
     attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
     attributes["comment"] = (
         f"bins without echo: {no_echo}; bins that quality control removed: {low_confidence}"
@@ -287,30 +289,23 @@ def _packing(dataset: xr.Dataset, name: str) -> Packing:
 
 
 class _States(BackendArray):
-    """A decoded radar variable with the codes that are no echo replaced by values."""
+    """A radar variable, decoded, with the codes that are no echo replaced by values."""
 
-    def __init__(
-        self, variable: xr.Variable, packing: Packing, no_echo: float, low_confidence: float
-    ) -> None:
-        self.variable, self.packing = variable, packing
-        self.no_echo, self.low_confidence = np.float32(no_echo), np.float32(low_confidence)
+    def __init__(self, variable: xr.Variable, packing: Packing, values: Mapping[float | None, float]) -> None:
+        self.variable, self.packing, self.values = variable, packing, values
         self.shape, self.dtype = variable.shape, np.dtype(np.float32)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        values = self.variable[key].values
-        codes = values if values.dtype.kind in "iu" else self._codes(values)
-        out = self.packing.decode(codes) if values.dtype.kind in "iu" else np.array(values, np.float32)
-        for state, value in (("no_echo", self.no_echo), ("low_confidence", self.low_confidence),
-                             ("clutter", self.low_confidence)):  # fmt: skip
-            code = getattr(self.packing, state)
+        codes = self.variable[key].values
+        if codes.dtype.kind in "iu":
+            out = self.packing.decode(codes)
+        else:  # decoded before; its codes are of use only below the first echo
+            out = codes.astype(np.float32)
+            codes = np.rint((codes.astype(np.float64) - self.packing.add_offset) / self.packing.scale_factor)
+        for code, value in self.values.items():
             if code is not None:
-                out = np.where(codes == code, value, out)
-        return np.asarray(out, np.float32)
-
-    def _codes(self, values: np.ndarray) -> np.ndarray:
-        """Codes from decoded values, of use only below the first echo; NaN stays."""
-        scaled = (values.astype(np.float64) - self.packing.add_offset) / self.packing.scale_factor
-        return np.rint(scaled)
+                out[codes == code] = value
+        return out

@@ -160,6 +160,14 @@ def positions(dataset: xr.Dataset, crops: slice | np.ndarray) -> tuple[np.ndarra
     return (latitude, longitude) if cell_dims(dataset) else mean_position(latitude, longitude, (1, 2))
 
 
+def places_of(dataset: xr.Dataset, index: Index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds since 1970, latitude and longitude of samples."""
+    crops, inverse = np.unique(index["crop"], return_inverse=True)
+    at = (inverse, *(index[d] for d in cell_dims(dataset)))
+    latitude, longitude = (degrees[at] for degrees in positions(dataset, crops))
+    return seconds_of(dataset["time"].values[index["crop"]]), latitude, longitude
+
+
 def sample_flags(dataset: xr.Dataset, crops: slice | np.ndarray) -> np.ndarray:
     """Flags of the samples of some crops on the sample dims; at level 2k the bits that all patches share."""
     dims = sample_dims(dataset)
@@ -361,7 +369,8 @@ def too_far(
     i = int(np.argmin(km))
     if np.isinf(km[i]):
         return SchemaError(f"at: no patch with a position{when}; the store has none near {point}")
-    lat, lon = (float(p[(0, *(c[i] for c in cells))]) for p in positions(dataset, crops[i : i + 1]))
+    index = dict(zip(("crop", *cell_dims(dataset)), ([c[i]] for c in (crops, *cells)), strict=True))
+    _, (lat,), (lon,) = places_of(dataset, index)
     nearest = (
         f"the nearest is centered at latitude {lat:.4f}, longitude {lon:.4f} (time {times_of(dataset)[crops[i]]}), "
         f"{km[i]:.1f} km away. Pass tolerance= in km."
@@ -588,14 +597,13 @@ def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Varia
         d: (dim, names_along(dataset, d)[i], dataset[d].attrs if d in dataset.coords else {})
         for d, i in index.items()
     }
-    crops, inverse = np.unique(index["crop"], return_inverse=True)
+    _, latitude, longitude = places_of(dataset, index)
+    out["latitude"] = (dim, latitude, {"units": "degrees_north", "standard_name": "latitude"})
+    out["longitude"] = (dim, longitude, {"units": "degrees_east", "standard_name": "longitude"})
     cells = cell_dims(dataset)
-    latitude, longitude = positions(dataset, crops)
-    at = (inverse, *(index[d] for d in cells))
-    out["latitude"] = (dim, latitude[at], {"units": "degrees_north", "standard_name": "latitude"})
-    out["longitude"] = (dim, longitude[at], {"units": "degrees_east", "standard_name": "longitude"})
     if not cells and "flags" in dataset.variables:
         dims = [d for d in sample_dims(dataset) if d not in index]
+        crops, inverse = np.unique(index["crop"], return_inverse=True)
         flags = sample_flags(dataset, crops)
         some = (inverse, index["channel"]) if "channel" in index else (inverse,)
         out["flags"] = ((dim, *dims), flags[some], dataset["flags"].attrs)

@@ -15,11 +15,13 @@ import xarray as xr
 from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query.samples import (
+    Index,
     cell_dims,
     collect,
     crop_blocks,
     locate,
     names_along,
+    places_of,
     position_of,
     positions,
     read_points,
@@ -150,7 +152,7 @@ def search(
 def common_channels(asked: Sequence[Query]) -> list[int] | None:
     """Channels to search for queries that are samples: theirs; None if one of them is a vector alone."""
     each = [
-        {p.sample["channel"] for p in one.parts if p.sample is not None and "channel" in p.sample}
+        {int(p.sample["channel"][0]) for p in one.parts if p.sample is not None and "channel" in p.sample}
         for one in asked
     ]
     if not all(each):
@@ -176,11 +178,11 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Query:
-    """A query as a vector; where and when it is, and which sample, where it is one."""
+    """A query as a vector; where and when it is, and which sample (an index of one), where it is one."""
 
     vector: np.ndarray
     place: Place | None = None
-    sample: Mapping[str, int] | None = None
+    sample: Index | None = None
     examples: tuple[Query, ...] = ()  # what the vector was made from
     negatives: int = 0  # how many of the examples, the last ones, are what is not looked for
 
@@ -194,7 +196,7 @@ class Query:
                 "query_examples": json.dumps([e.attributes(dataset) for e in self.examples]),
             }
         out: dict[str, Any] = {"query": "vector" if self.sample is None else "sample"}
-        for dim, at in (self.sample or {}).items():
+        for dim, (at,) in (self.sample or {}).items():
             name = names_along(dataset, dim)[at]
             out[f"query_{dim}"] = str(name) if dim == "channel" else int(name)
         if self.place is not None:
@@ -271,45 +273,42 @@ def _of_place(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: 
     needed, known = {"time", "latitude", "longitude"}, {"tolerance", "time_tolerance"}
     if not needed <= set(query) <= needed | known:
         raise SchemaError(f"query: got {sorted(query)}; expected time, latitude and longitude (and channel)")
-    place = [
-        np.array([as_time(query.pop("time"))]),
-        *([float(query.pop(n))] for n in ("latitude", "longitude")),
-    ]
-    index, _ = locate(dataset, *place, **query, required=True)
-    return _with_vector(dataset, {d: int(i[0]) for d, i in index.items()}, channel)
+    time, place = as_time(query.pop("time")), [[float(query.pop(n))] for n in ("latitude", "longitude")]
+    index, _ = locate(dataset, np.array([time]), *place, **query, required=True)
+    return _with_vector(dataset, index, channel)
 
 
 def _of_sample(dataset: xr.Dataset, query: tuple[Any, ...], channel: Any) -> Query:
     dims = ("crop", *cell_dims(dataset))
     if len(query) not in (len(dims), len(dims) + 1):
         raise SchemaError(f"query: got {query!r}; expected ({', '.join(dims)}[, channel]) in this store")
-    sample = {dim: position_of(dataset, dim, name) for dim, name in zip(dims, query, strict=False)}
-    return _with_vector(dataset, sample, query[len(dims)] if len(query) > len(dims) else channel)
+    index = {dim: np.array([position_of(dataset, dim, name)]) for dim, name in zip(dims, query, strict=False)}
+    return _with_vector(dataset, index, query[len(dims)] if len(query) > len(dims) else channel)
 
 
-def _with_vector(dataset: xr.Dataset, sample: dict[str, int], channel: Any) -> Query:
-    if "channel" in sample_dims(dataset):
+def _with_vector(dataset: xr.Dataset, index: Index, channel: Any) -> Query:
+    dims = sample_dims(dataset)
+    if "channel" in dims:
         known = labels_of(dataset)
         chosen = choose_labels(known, channel, "channel")
         if len(chosen) > 1:
             raise SchemaError(
                 f"query: the sample has several channels, {[c.name for c in chosen]}. Pass channel= with one of them."
             )
-        sample = sample | {"channel": known.index(chosen[0])}
-    index = {d: np.array([sample[d]]) for d in sample_dims(dataset)}
+        index = {**index, "channel": np.array([known.index(chosen[0])])}
     vector = read_points(dataset["embedding"].variable, index)[0].astype(np.float64)
     if not np.isfinite(vector).all():
-        at = tuple(sample[d] for d in sample_dims(dataset))
-        flags = int(sample_flags(dataset, np.array(at[:1]))[(0, *at[1:])])
+        crop, *at = (index[d] for d in dims)
+        flags = int(sample_flags(dataset, crop)[(0, *(i[0] for i in at))])
         names = ", ".join(f.name for f in Flag if f & flags and f.name) or "no flags"
+        sample = {d: int(index[d][0]) for d in dims}
         raise SchemaError(f"query: the sample {sample} has no embedding (NaN); its flags: {names}")
-    return Query(vector, _place_of(dataset, sample), sample)
+    return Query(vector, _place_of(dataset, index), index)
 
 
-def _place_of(dataset: xr.Dataset, sample: Mapping[str, int]) -> Place:
-    cell = tuple(sample[d] for d in cell_dims(dataset))
-    lat, lon = (float(p[(0, *cell)]) for p in positions(dataset, np.array([sample["crop"]])))
-    return float(seconds_of(dataset["time"].values[sample["crop"]])), lat, lon
+def _place_of(dataset: xr.Dataset, index: Index) -> Place:
+    seconds, latitude, longitude = (float(values[0]) for values in places_of(dataset, index))
+    return seconds, latitude, longitude
 
 
 def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
@@ -326,8 +325,6 @@ def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
             f"query: got a vector of shape {vector.shape}; expected ({dataset.sizes['feature']},), the length of the "
             "store's embeddings, or a tuple (crop, row, col)"
         )
-    if not np.isfinite(vector).all():
-        raise SchemaError("query: the vector holds a NaN or an infinity; expected finite numbers")
     names = ("time", "latitude", "longitude")
     if isinstance(query, xr.DataArray) and all(n in query.coords and query[n].ndim == 0 for n in names):
         time, lat, lon = (query[n].values[()] for n in names)
@@ -397,7 +394,7 @@ def _ranked(
                     continue
                 out_rows[i, kept], out_scores[i, kept] = row, s
                 kept += 1
-                at = dict(zip(sample_dims(dataset), map(int, np.unravel_index(row, mask.shape)), strict=True))
+                at = dict(zip(sample_dims(dataset), np.unravel_index([row], mask.shape), strict=True))
                 gone.update(_neighbors(dataset, _place_of(dataset, at), apart).tolist(), [row])
             if len(found) < more:
                 break
@@ -413,7 +410,7 @@ def _excluded(dataset: xr.Dataset, asked: Query, rule: Rule | None) -> npt.NDArr
     out = [np.empty(0, np.int64)]
     for part in asked.parts:
         if part.sample is not None:
-            out.append(np.array([np.ravel_multi_index(tuple(part.sample[d] for d in dims), shape)]))
+            out.append(np.ravel_multi_index(tuple(part.sample[d] for d in dims), shape))
         if rule is not None and part.place is not None:
             out.append(_neighbors(dataset, part.place, rule))
     return np.unique(np.concatenate(out))
@@ -433,9 +430,7 @@ def _neighbors(dataset: xr.Dataset, place: Place, rule: Rule) -> npt.NDArray[np.
     out = [np.empty(0, np.int64)]
     for crops in crop_blocks(near):
         lat, lon = positions(dataset, crops)
-        close = np.full(lat.shape, True)
-        if km < np.inf:
-            close = great_circle_km(place[1], place[2], lat, lon) < km
+        close = (great_circle_km(place[1], place[2], lat, lon) < km) | (km == np.inf)
         close &= near[crops].reshape(-1, *(1 for _ in close.shape[1:]))
         if "channel" in sample_dims(dataset):
             close = close[:, None]
@@ -482,54 +477,35 @@ def _random_pairs(
 
     Pairs that lie within both the seconds and the kilometers of ``apart`` do not count.
     """
-    rng = np.random.default_rng(seed)
+    rng, dims = np.random.default_rng(seed), sample_dims(dataset)
     crops = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
     hour = np.floor(hour_of(dataset["time"].values[crops])).astype(np.int64)
     several = np.flatnonzero(np.bincount(hour, minlength=24)[hour] > 1)
-    scores = []
+    drawn = [np.empty((2, 0, len(dims)), np.int64)]
     for first in rng.choice(several, _CROP_PAIRS) if len(several) else ():
         others = np.flatnonzero(hour == hour[first])
-        pair = int(crops[first]), int(crops[rng.choice(others[others != first])])
-        scores.append(_scores_between(dataset, mask, pair, metric, apart, rng))
-    out = np.sort(np.concatenate([np.empty(0), *scores])).astype(np.float32)
-    if not len(out):
-        raise SchemaError(
-            "percentile: the selection has no pairs of samples of one hour of the day that lie apart in time or place. "
-            "Pass a wider selection, or percentile=False."
-        )
-    return out
-
-
-def _scores_between(
-    dataset: xr.Dataset,
-    mask: np.ndarray,
-    crops: tuple[int, int],
-    metric: Metric,
-    apart: Rule | None,
-    rng: np.random.Generator,
-) -> npt.NDArray[np.float64]:
-    """Scores of random pairs of one sample of one crop and one of another, of the same channel."""
-    dims = sample_dims(dataset)
-    inside = [np.argwhere(mask[crop]) for crop in crops]
-    picked = [some[rng.integers(len(some), size=_SAMPLES_EACH)] for some in inside]
-    sides = [
-        {"crop": np.full(_SAMPLES_EACH, crop)} | dict(zip(dims[1:], some.T, strict=True))
-        for crop, some in zip(crops, picked, strict=True)
-    ]
-    use = np.ones(_SAMPLES_EACH, bool)
-    if "channel" in dims:
-        use &= sides[0]["channel"] == sides[1]["channel"]
-    if apart is not None:
-        times = seconds_of(dataset["time"].values[list(crops)])
-        lat, lon = positions(dataset, np.array(crops))
-        at = [(i, *(side[d] for d in cell_dims(dataset))) for i, side in enumerate(sides)]
-        km = great_circle_km(lat[at[0]], lon[at[0]], lat[at[1]], lon[at[1]])
-        use &= (abs(float(times[0] - times[1])) >= apart[0]) | (km >= apart[1])
+        pair = []
+        for crop in crops[[first, rng.choice(others[others != first])]]:
+            inside = np.argwhere(mask[crop])
+            pair.append(np.insert(inside[rng.integers(len(inside), size=_SAMPLES_EACH)], 0, crop, axis=1))
+        drawn.append(np.stack(pair))
+    sides = [dict(zip(dims, side.T, strict=True)) for side in np.concatenate(drawn, axis=1)]
     a, b = (read_points(dataset["embedding"].variable, side).astype(np.float64) for side in sides)
     if metric == "cosine":
         a, b = similarity.unit_rows(a), similarity.unit_rows(b)
     score = np.linalg.norm(a - b, axis=1) if metric == "euclidean" else np.einsum("ij,ij->i", a, b)
-    return np.asarray(score[use & np.isfinite(score)])
+    use = np.isfinite(score)
+    if "channel" in dims:
+        use &= sides[0]["channel"] == sides[1]["channel"]
+    if apart is not None:
+        (time, *place), (other_time, *other_place) = (places_of(dataset, side) for side in sides)
+        use &= (np.abs(time - other_time) >= apart[0]) | (great_circle_km(*place, *other_place) >= apart[1])
+    if not use.any():
+        raise SchemaError(
+            "percentile: the selection has no pairs of samples of one hour of the day that lie apart in time or place. "
+            "Pass a wider selection, or percentile=False."
+        )
+    return np.sort(score[use]).astype(np.float32)
 
 
 def _percentiles(
