@@ -467,7 +467,7 @@ def test_another_cube_and_other_samples_are_refused(store_folder, tmp_path):
 
 
 def test_the_command_prints_the_table_or_json_and_draws(store_folder, tmp_path):
-    arguments = ["evaluate", str(store_folder / "plain.zarr"), "--lead", "30min", "--samples", "200"]
+    arguments = ["evaluate", str(store_folder / "plain.zarr"), "--samples", "200"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     assert "Probes: R²" in done.output

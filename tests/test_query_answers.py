@@ -351,17 +351,14 @@ def test_command_line_of_examples_and_rules(folder, tmp_path):
     answer = emb.gridrad.search(asked, 3, exclude=None)
     assert json.loads((tmp_path / "a.json").read_text()) == written(answer, tmp_path / "b.json")
     lat, lon = emb.latitude.values[0], emb.longitude.values[0]
-    box = {"type": "Polygon", "coordinates": [[[float(lon[0, 0]) - 0.1, 89], [float(lon[0, 2]) + 0.1, 89],
-                                               [float(lon[0, 2]) + 0.1, float(lat[0, 0]) - 0.1],
-                                               [float(lon[0, 0]) - 0.1, float(lat[0, 0]) - 0.1]]]}  # fmt: skip
-    (tmp_path / "box.geojson").write_text(json.dumps(box))
-    np.save(tmp_path / "v.npy", np.array([1.0, 0, 0, 1]))
-    code, text = run(store, "--vector", tmp_path / "v.npy", "--metric", "dot", "--polygon", tmp_path / "box.geojson",
-                     "--hour", 0, 24, "-k", 100, "--start", "2000", "--channel", IR)  # fmt: skip
+    box = (float(lon[0, 0]) - 0.1, float(lat[0, 0]) - 0.1, float(lon[0, 2]) + 0.1, 89.0)
+    code, text = run(store, "--like", f"0,1,2,{IR}", "--bbox", *box, "-k", 100, "--start", "2000", "--stop", "2100",
+                     "--exclude", "1min", "1km", "--separate", "1min", "1km", "--channel", IR)  # fmt: skip
     assert code == 0, text
-    expected = emb.gridrad.search(np.array([1.0, 0, 0, 1]), 100, metric="dot", polygon=box)
+    expected = emb.gridrad.search(
+        (0, 1, 2, IR), 100, bbox=box, channel=IR, exclude=("1min", "1km"), separate=("1min", "1km")
+    )
     assert text.strip() == query.format_answer(expected)
-    assert set(expected.col.values.tolist()) == {0, 1, 2}
 
 
 def test_command_line_writes_files(folder, tmp_path):
@@ -379,17 +376,18 @@ def test_command_line_writes_files(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "a query needs --like CROP,ROW,COL, --vector FILE, or all of"),
+        ((), "a query needs either --like CROP,ROW,COL or all of --time"),
         (("--like", "1,2"), "expected CROP,ROW,COL"),
+        (("--like", "1,2,3", "--time", "2024"), "a query needs either --like"),
         (
-            ("--like", "1,2,3", "--time", "2024"),
-            "give one of --like, --vector, or a time and place, not both",
+            ("--like", "1,2,3", "--time", "2024", "--latitude", 40, "--longitude", -90),
+            "a query needs either --like",
         ),
-        (("--time", "2024"), "a place needs all of --time, --latitude and --longitude"),
+        (("--time", "2024"), "a query needs either --like"),
         (("--like", "0,1,2", "--no-exclude", "-o", "a.txt"), "got suffix '.txt'; expected one of .csv"),
         (("--like", "0,1,2", "--season", "XYZ"), "season: got 'XYZ'"),
-        (("--like", "0,1,2", "--convective-day", "May"), "time: cannot read 'May'"),
-        (("--unlike", "0,1,2"), "a query needs --like"),
+        (("--like", "0,1,2", "--start", "May"), "time: cannot read 'May'"),
+        (("--unlike", "0,1,2"), "a query needs either --like"),
         (("--like", "0,1,2", "--start", "2031"), "no crop in the time asked for"),
     ],
 )

@@ -243,9 +243,20 @@ def test_preset_of_the_predecessor_gives_way_to_what_is_said(sources, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--placement", "list", "--crop", "32"], "offsets: got []"),
-        (["--offset", "0", "0", "--crop", "32"], "with placement='list'"),
-        (["--crops-per-scene", "3", "--crop", "32"], "1 unless placement='random'"),
+        ({"placement": "list"}, r"offsets: got \[\]"),
+        ({"placement": "tiles", "offsets": ((0, 0),)}, "with placement='list'"),
+        ({"placement": "tiles", "crops_per_scene": 3}, "1 unless placement='random'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_placement_that_contradicts_itself_is_refused(options, message):
+    with pytest.raises(SchemaError, match=message):
+        TileSpec(crop=(32, 32), patch=32, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--qc-constant", "speckle_fraction"], "expected NAME=VALUE"),
         (["--qc", "none", "--qc-constant", "speckle_fraction=0.1"], "with qc='none'"),
         (["--scheduler", "tcp://127.0.0.1:1"], "127.0.0.1:1"),

@@ -218,10 +218,22 @@ def test_bad_input_gives_one_line_and_a_status(road, tmp_path):
     assert not (tmp_path / "e" / "zarr.json").exists()
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError, ImportError])
+def test_expected_error_is_one_line_unless_debug_asks_for_more(monkeypatch, kind):
+    monkeypatch.setattr("gridrad_cube.info.inspect_target", lambda _: (_ for _ in ()).throw(kind("why")))
+    result = CliRunner().invoke(cli, ["info", "x"])
+    assert (result.exit_code, result.output) == (1, "Error: why\n")
+    assert type(CliRunner().invoke(cli, ["--debug", "info", "x"]).exception) is kind
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, KeyError, AssertionError])
+def test_programming_error_shows_its_traceback(monkeypatch, kind):
+    monkeypatch.setattr("gridrad_cube.info.inspect_target", lambda _: (_ for _ in ()).throw(kind("why")))
+    assert type(CliRunner().invoke(cli, ["info", "x"]).exception) is kind
+
+
 def test_usage_errors_say_what_to_give(road):
-    assert "--like CROP,ROW,COL, --vector FILE, or all of" in command(
-        "query", road / "embeddings.zarr", status=2
-    )
+    assert "either --like CROP,ROW,COL or all of" in command("query", road / "embeddings.zarr", status=2)
     assert "needs the size of a crop" in command(
         "preprocess", road / "data", "--store", "x", "--placement", "random", status=2
     )

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gridrad_cube import __version__
+from gridrad_cube.cli.arguments import PATH, SEED
 from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
 from gridrad_cube.cli.embedding import attention, embed
 from gridrad_cube.cli.pictures import plot
@@ -45,7 +46,8 @@ def _one_line(error: BaseException) -> str:
 
 
 @click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.version_option(__version__, package_name="gridrad-cube")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
@@ -64,9 +66,9 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path), default=Path("demo"))
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.argument("out", type=PATH, default=Path("demo"))
+@SEED
+@click.option("--workers", type=click.IntRange(1), default=2)
 def demo(out: Path, seed: int, workers: int) -> None:
     """Run every step on synthetic storms, on CPU, and leave stores and pictures in OUT."""
     from gridrad_cube import demo as demonstration

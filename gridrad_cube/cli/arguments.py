@@ -1,53 +1,96 @@
-"""Samples and queries in the words of the command line."""
+"""Options that several commands share; samples and queries in the words of the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+PATH = click.Path(path_type=Path)
+CHANNEL = click.option("--channel", help="Name, or label such as reflectivity@3.0km.")
+CHANNELS = click.option(
+    "--channels",
+    "-c",
+    multiple=True,
+    help="A channel, such as reflectivity@3.0km; all by default (repeatable).",
+)
+CUBE = click.option("--cube", help="Where the cube is that they were made from, if it has moved.")
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+SCHEDULER = click.option("--scheduler", help="Address or scheduler file of a running Dask cluster instead.")
+SEED = click.option("--seed", type=int, default=0)
+WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
+
+
+def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make one decorator of several; the first one comes first in the help."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def store_option(text: str) -> Callable[[Any], Any]:
+    """Make the option ``--store`` with this help."""
+    return click.option("--store", required=True, help=text)
+
+
+_SAMPLE = "CROP[,ROW,COL][,CHANNEL]"
+QUERY = combine(
+    click.option("--time", help="Time of the query, UTC, such as 2021-07-05T17:50."),
+    click.option("--latitude", type=float),
+    click.option("--longitude", type=float),
+    click.option("--like", multiple=True, metavar=_SAMPLE, help="A sample as the query (repeatable)."),
+    click.option("--unlike", multiple=True, metavar=_SAMPLE, help="What it should not be (repeatable)."),
+    click.option(
+        "--exclude", nargs=2, default=("6h", "200km"), metavar="TIME DISTANCE",
+        help="Leave out neighbors of the query: within both this time and this distance.",
+    ),
+    click.option(
+        "--separate", nargs=2, metavar="TIME DISTANCE",
+        help="The same among the answers, such as 6h 200km: one answer an event.",
+    ),
+)  # fmt: skip
+
 
 def read_query(options: dict[str, Any]) -> Any:
-    """The query that the options of a command give: samples, examples, a vector, or a place and time."""
-    place = {
-        k: options[o] for k, o in (("time", "time_"), ("latitude", "latitude"), ("longitude", "longitude"))
-    }
-    at_place = any(v is not None for v in place.values())
-    if at_place + bool(options["like"]) + (options["vector"] is not None) > 1:
-        raise click.UsageError("give one of --like, --vector, or a time and place, not both")
-    if at_place and None in place.values():
-        raise click.UsageError("a place needs all of --time, --latitude and --longitude")
-    if options["vector"] is not None:
-        import numpy as np
-
-        wanted: Any = np.load(options["vector"], allow_pickle=False)
-    elif at_place:
-        wanted = place
-    else:
-        wanted = [_sample(text) for text in options["like"]]
-    if not at_place and not len(wanted):
+    """The query that the options of a command give: a sample, examples, or a place and time."""
+    place = {name: options[name] for name in ("time", "latitude", "longitude")}
+    given = [value is not None for value in place.values()]
+    if any(given) != all(given) or any(given) == bool(options["like"]):
         raise click.UsageError(
-            "a query needs --like CROP,ROW,COL, --vector FILE, or all of --time, --latitude and --longitude"
+            "a query needs either --like CROP,ROW,COL or all of --time, --latitude and --longitude"
         )
-    several = wanted if isinstance(wanted, list) else [wanted]
-    if len(several) == 1 and not options["unlike"]:
-        return several[0]
-    return {"positive": several, "negative": [_sample(text) for text in options["unlike"]]}
+    wanted = [place] if any(given) else [_sample(text) for text in options["like"]]
+    if len(wanted) == 1 and not options["unlike"]:
+        return wanted[0]
+    return {"positive": wanted, "negative": [_sample(text) for text in options["unlike"]]}
 
 
 def _sample(text: str) -> tuple[Any, ...]:
     """``CROP,ROW,COL``, ``CROP`` alone at level 2k, and perhaps a channel after it."""
-    parts = [p.strip() for p in text.split(",")]
-    channel = [] if parts[-1].isdigit() else [parts.pop()]
-    return (*numbers(",".join(parts), text), *channel)
+    numbers, comma, channel = text.rpartition(",")
+    if not comma or channel.strip().isdigit():
+        return numbers_of(text)
+    return (*numbers_of(numbers), channel.strip())
 
 
-def numbers(text: str, whole: str | None = None) -> tuple[int, ...]:
-    """Whole numbers of a text such as 12,3,4."""
-    parts = [p.strip() for p in text.split(",")]
-    if len(parts) not in (1, 3) or not all(p.isdigit() for p in parts):
+def numbers_of(text: str) -> tuple[int, ...]:
+    """Read whole numbers such as 12,3,4."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
         raise click.UsageError(
-            f"{whole or text!r}: expected CROP,ROW,COL (CROP alone at level 2k), and ,CHANNEL after it where the store "
-            "has several"
+            f"{text!r}: expected CROP,ROW,COL, or CROP at level 2k, then ,CHANNEL if the store has several"
         )
     return tuple(map(int, parts))
+
+
+def finish(report: Any) -> None:
+    """Print the report of a build; exit with status 1 if a file failed."""
+    click.echo(report)
+    if report.failed:
+        raise SystemExit(1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import read_query
+from gridrad_cube.cli.arguments import CHANNEL, CUBE, PATH, QUERY, combine, read_query
 
 
 @click.group()
@@ -22,23 +22,14 @@ def plot() -> None:
     """
 
 
-def _picture(name: str, *, crop: bool = False) -> Callable[..., Any]:
-    """A command of plot: its --out (NAME.png by default), and where it draws one crop, --crop and --channel."""
-    path = click.Path(path_type=Path)
-    options = [click.option("--out", "-o", type=path, default=Path(f"{name}.png"), show_default=True)]
-    if crop:
-        row = click.IntRange(0)
-        options += [
-            click.option("--crop", type=row, default=0, show_default=True, help="Row of the crop."),
-            click.option("--channel", default=None, help="Name or label; the first by default."),
-        ]
+_CROP = combine(click.option("--crop", type=click.IntRange(0), default=0, help="Row of the crop."), CHANNEL)
+_FIELD = click.option("--cube", help="Draw the field beside them, from here.")
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return plot.command(name)(command)
 
-    return decorate
+def _picture(name: str, **about: Any) -> Callable[[Any], Any]:
+    """Make a command of plot, with --out (NAME.png by default)."""
+    out = click.option("--out", "-o", type=PATH, default=Path(f"{name}.png"))
+    return combine(plot.command(name, **about), out)
 
 
 def save_figure(figure: Any, out: Path) -> None:
@@ -72,25 +63,17 @@ def plot_source(file: str, out: Path) -> None:
     _draw("source", out, read_fields(file))
 
 
-@_picture("scene", crop=True)
-@click.argument("cube")
-def plot_scene(cube: str, out: Path, crop: int, channel: str | None) -> None:
-    """A crop of CUBE with its patches."""
-    _draw("scene", out, _open_cube(cube), crop, channel=channel)
+def _add_picture_of_crop(name: str, text: str) -> None:
+    @_picture(name, help=text)
+    @click.argument("cube")
+    @_CROP
+    def plot_crop(cube: str, out: Path, crop: int, channel: str | None) -> None:
+        _draw(name, out, _open_cube(cube), crop, channel=channel)
 
 
-@_picture("crops", crop=True)
-@click.argument("cube")
-def plot_crops(cube: str, out: Path, crop: int, channel: str | None) -> None:
-    """The scene of a crop, with all of its crops and patches."""
-    _draw("crops", out, _open_cube(cube), crop, channel=channel)
-
-
-@_picture("flags", crop=True)
-@click.argument("cube")
-def plot_flags(cube: str, out: Path, crop: int, channel: str | None) -> None:
-    """The flags of a crop's patches, on its pixels."""
-    _draw("flags", out, _open_cube(cube), crop, channel=channel)
+_add_picture_of_crop("scene", "A crop of CUBE with its patches.")
+_add_picture_of_crop("crops", "The scene of a crop, with all of its crops and patches.")
+_add_picture_of_crop("flags", "The flags of a crop's patches, on its pixels.")
 
 
 @_picture("statistics")
@@ -107,9 +90,10 @@ def plot_curves(runs: Sequence[str], out: Path) -> None:
     _draw("curves", out, runs[0] if len(runs) == 1 else {run: run for run in runs})
 
 
-@_picture("embeddings", crop=True)
+@_picture("embeddings")
 @click.argument("embeddings")
-@click.option("--cube", default=None, help="Draw the field beside them, from here.")
+@_CROP
+@_FIELD
 def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, cube: str | None) -> None:
     """A crop's embeddings as color, a cell a patch.
 
@@ -122,31 +106,24 @@ def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, 
 
 @_picture("query")
 @click.argument("embeddings")
-@click.option("--like", multiple=True, metavar="CROP[,ROW,COL][,CHANNEL]", help="As of query (repeatable).")
-@click.option("--time", "time_", default=None, help="Time of the query, UTC.")
-@click.option("--latitude", type=float, default=None)
-@click.option("--longitude", type=float, default=None)
-@click.option("-k", type=click.IntRange(1, 9), default=9, show_default=True, help="Number of answers.")
-@click.option("--exclude", nargs=2, default=("6h", "200km"), show_default=True, help="As of query.")
-@click.option("--separate", nargs=2, default=None, metavar="TIME DISTANCE", help="As of query.")
-@click.option("--cube", default=None, help="Where the cube is that they were made from, if it has moved.")
-def plot_query(
-    embeddings: str, out: Path, k: int, exclude: Any, separate: Any, cube: str | None, **options: Any
-) -> None:
+@QUERY
+@click.option("-k", type=click.IntRange(1, 9), default=9, help="Number of answers.")
+@CUBE
+def plot_query(embeddings: str, out: Path, k: int, cube: str | None, **options: Any) -> None:
     """A patch beside the nearest ones, on a map."""
     from gridrad_cube.evaluation import sources_of
     from gridrad_cube.query import search
     from gridrad_cube.store import open_embeddings
 
-    question = read_query(options | {"vector": None, "unlike": ()})
-    answer = search(open_embeddings(embeddings), question, k, exclude=exclude, separate=separate)
+    apart = {name: options[name] for name in ("exclude", "separate")}
+    answer = search(open_embeddings(embeddings), read_query(options), k, **apart)
     _draw("query", out, _open_cube(sources_of(embeddings, cube)[0]), answer)
 
 
 @_picture("attention")
 @click.argument("maps")
-@click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Which of the maps.")
-@click.option("--cube", default=None, help="Draw the field beside them, from here.")
+@click.option("--sample", type=click.IntRange(0), default=0, help="Which of the maps.")
+@_FIELD
 def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
     """What a network attends to: MAPS of gridrad-cube attention."""
     import xarray as xr

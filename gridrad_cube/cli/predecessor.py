@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from gridrad_cube.cli.arguments import PATH, WORKERS, combine, finish
+
 
 @click.group()
 def convert() -> None:
@@ -21,44 +23,29 @@ def convert() -> None:
     """
 
 
-def _from_pixels(command: Any) -> Any:
-    """Options of from-npz and from-pt."""
-    options = (
-        click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path)),
-        click.argument("store"),
-        click.option(
-            "--source-root",
-            type=click.Path(path_type=Path),
-            help="Folder of the netCDF files: crops find their exact place in them by their pixels.",
-        ),
-        click.option(
-            "--visible-units", type=click.Choice(["auto", "percent", "1"]), default="auto", show_default=True
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["uint16", "float32"]),
-            default="uint16",
-            show_default=True,
-            help="Packed in steps of 0.01 K and 0.0001, or as they are.",
-        ),
-        click.option(
-            "--patch", type=int, default=None, help="Edge of a patch [that of those found, or 256]."
-        ),
-        click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _report(report: Any) -> None:
-    click.echo(report)
-    if report.failed:
-        raise SystemExit(1)
+#: Arguments of from-npz and from-pt.
+_PIXELS = combine(
+    click.argument("sources", nargs=-1, required=True, type=PATH),
+    click.argument("store"),
+    click.option(
+        "--source-root", type=PATH,
+        help="Folder of the netCDF files: crops find their exact place in them by their pixels.",
+    ),
+    click.option("--visible-units", type=click.Choice(["auto", "percent", "1"]), default="auto"),
+    click.option(
+        "--dtype", type=click.Choice(["uint16", "float32"]), default="uint16",
+        help="Packed in steps of 0.01 K and 0.0001, or as they are.",
+    ),
+    click.option("--patch", type=int, help="Edge of a patch [that of those found, or 256]."),
+    WORKERS,
+)  # fmt: skip
+_CHANNELS = click.option(
+    "--channel", "channels", multiple=True, help="Channel of suffix 0, 1, ... (repeatable)."
+)
 
 
 @convert.command("from-npz")
-@_from_pixels
+@_PIXELS
 def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """BASE.npz files (and folders of them) to a cube. The same command resumes an interrupted one.
 
@@ -67,11 +54,11 @@ def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """
     from gridrad_cube import predecessor
 
-    _report(predecessor.from_npz(sources, store, **options, progress=True))
+    finish(predecessor.from_npz(sources, store, **options, progress=True))
 
 
 @convert.command("from-pt")
-@_from_pixels
+@_PIXELS
 def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """Crops and patches of any version (crops/, patches/, crops_K.pt, patch_K_N.pt, ...) to a cube.
 
@@ -81,19 +68,17 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """
     from gridrad_cube import predecessor
 
-    _report(predecessor.from_pt(sources, store, **options, progress=True))
+    finish(predecessor.from_pt(sources, store, **options, progress=True))
 
 
 @convert.command("from-features")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
 @click.argument("store")
-@click.option("--cube", default=None, help="Cube of the same crops: places, times and flags come from it.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The network that made them.")
-@click.option(
-    "--channel", "channels", multiple=True, help="What suffix 0, 1, ... of the names is (repeatable)."
-)
-@click.option("--grid", type=int, nargs=2, default=None, help="Rows and columns, where they are not equal.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float32", show_default=True)
+@click.option("--cube", help="Cube of the same crops: places, times and flags come from it.")
+@click.option("--checkpoint", type=PATH, help="The network that made them.")
+@_CHANNELS
+@click.option("--grid", type=int, nargs=2, help="Rows and columns, where they are not equal.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float32")
 def from_features(source: Path, store: str, **options: Any) -> None:
     """output_features.pt (or _2k, or a folder such as input_2k/) to an embedding store.
 
@@ -107,23 +92,17 @@ def from_features(source: Path, store: str, **options: Any) -> None:
 
 
 @convert.command("from-checkpoint")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
-    "--inputs",
-    type=click.Choice(["embedding", "training"]),
-    default="embedding",
-    show_default=True,
+    "--inputs", type=click.Choice(["embedding", "training"]), default="embedding",
     help="Values as they are, as it embedded, or (x - 0.5) / 0.5, as it trained.",
-)
-@click.option("--channel", "channels", multiple=True, help="That it was trained on (repeatable) [both].")
+)  # fmt: skip
+@_CHANNELS
 @click.option(
-    "--visible-units",
-    type=click.Choice(["percent", "1"]),
-    default="percent",
-    show_default=True,
+    "--visible-units", type=click.Choice(["percent", "1"]), default="percent",
     help="Of the reflectance in the old files.",
-)
+)  # fmt: skip
 def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
     """checkpoint.pth of the predecessor to one of ours, of either level.
 

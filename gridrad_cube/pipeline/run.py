@@ -407,7 +407,7 @@ def _check_lattices(build: Build, entries: Sequence[store.Entry]) -> None:
     if "gridrad_v3_1" in formats and any(f.startswith("gridrad_v4") for f in formats):
         raise SchemaError(
             f"{build.files.root}: GridRad v3.1 and v4 lie on different lattices (0.02 and 1/48 degree) and do not "
-            "belong in one store. Build two, or pass --mixed-lattices if their pixels need not align."
+            "belong in one store. Build two, or pass Recipe(mixed_lattices=True) if their pixels need not align."
         )
 
 
