@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import logging
 from pathlib import Path
@@ -18,7 +17,7 @@ from small_data import make_store, write_sources
 from gridrad_cube import pipeline
 from gridrad_cube.embedding import embed
 from gridrad_cube.models import DINOHead, ProjectionHead, build, load_checkpoint
-from gridrad_cube.schema import Recipe, SchemaError, TileSpec
+from gridrad_cube.schema import Recipe, TileSpec
 from gridrad_cube.store import open_embeddings
 from gridrad_cube.training import Config, load_config, loop, train
 from gridrad_cube.training import probe as probing
@@ -193,42 +192,6 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(cube, tm
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pth")
     assert checkpoint["step"] == 2
     assert all(value.isfinite().all() for value in checkpoint["teacher"].values())
-
-
-# TensorBoard
-
-
-def test_tensorboard_holds_what_metrics_hold(cube, tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    options = {"steps": 4, "tensorboard": True, "probe_steps": 2}
-    train(config_for(cube, tmp_path, **options))
-    (tmp_path / "checkpoint.pth").unlink()
-    (tmp_path / "checkpoint_step0000004.pth").unlink()
-    train(config_for(cube, tmp_path, **options))  # steps 3 and 4 again
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    records = metrics_of(tmp_path)
-    assert [r["step"] for r in records] == [0, 1, 2, 3, 4]
-    for name in ("train_loss", "rankme", "probe_retrieval"):
-        ours = [(r["step"], r[name]) for r in records if name in r]
-        theirs = [(event.step, event.value) for event in board.Scalars(name)]
-        assert [s for s, _ in theirs] == [s for s, _ in ours]
-        assert [v for _, v in theirs] == pytest.approx([v for _, v in ours], rel=1e-6)
-    assert "mfu" not in board.Tags()["scalars"]
-
-
-def test_tensorboard_that_is_not_there_is_said_before_anything_is_made(cube, tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find(name)
-    )
-    with pytest.raises(
-        SchemaError, match=r"--tensorboard: .* not installed. pip install 'gridrad-cube\[tensorboard\]'"
-    ):
-        train(config_for(cube, tmp_path / "run", steps=1, tensorboard=True))
-    assert not (tmp_path / "run").exists()
 
 
 # pairs of a probe

@@ -269,7 +269,7 @@ def build(
     drop_path_rate: float = 0.0,
     position: _Position = "dino_v1",
     mask_token: bool = False,
-    **sizes: int,
+    **sizes: Any,
 ) -> VisionTransformer:
     """Make a network by name, with fresh weights from torch's global generator.
 

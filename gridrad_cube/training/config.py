@@ -148,8 +148,6 @@ class Config:
     saveckp_freq: int = _option(20, "run", "keep a checkpoint every this many epochs; 0 is never", unit="epochs")
     save_minutes: float = _option(2.0, "run", "save at least every this many minutes; 0 is off", unit="minutes")
     log_steps: int = _option(20, "run", "write metrics every this many steps", unit="steps")
-    tensorboard: bool = _option(
-        False, "run", "write the metrics for TensorBoard too, into the folder tensorboard of --out")
     probe_steps: int | _Auto = _option(
         "auto", "run", "embed some samples every this many steps and score how well a place finds itself an hour "
         "later; the checkpoint of the best is kept. 0 is off, auto takes 5 % of the samples at most", unit="steps")
@@ -209,7 +207,7 @@ _MERGED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"global_fraction": 1.0, "token_dropout": 0.0}, {"views": "area"}),
 )
 #: Options of earlier versions that did not change what a run computes.
-_WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints")
+_WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints", "tensorboard")
 
 
 def _flag(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -23,29 +22,22 @@ CHECKPOINT_FORMAT = 1
 #: may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
     "store", "out", "num_workers", "on_damage", "device", "compile", "precision", "resume", "init_from", "saveckp_freq",
-    "save_minutes", "log_steps", "batch_size_per_gpu", "tensorboard", "probe_steps",
+    "save_minutes", "log_steps", "batch_size_per_gpu", "probe_steps",
 ))  # fmt: skip
 
 
 class RunFolder:
-    """Checkpoints and metrics of one run; those for TensorBoard too, if ``tensorboard``.
+    """Checkpoints and metrics of one run.
 
     ``checkpoint.pth`` is the latest; ``checkpoint_step0001234.pth`` the last few; ``checkpoint0020.pth`` those that
     stay, by epochs done; ``checkpoint_best.pth`` the one that scored best in a probe.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, tensorboard: bool = False) -> None:
-        if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise SchemaError(
-                "--tensorboard: the package tensorboard is not installed. pip install 'gridrad-cube[tensorboard]', or "
-                "leave --tensorboard out: metrics.jsonl holds the same numbers."
-            )
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.latest = self.path / "checkpoint.pth"
         self.best = self.path / "checkpoint_best.pth"
         self.metrics = self.path / "metrics.jsonl"
-        self._tensorboard = tensorboard
-        self._writer: Any = None
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint from which to resume, or None for a new run.
@@ -89,12 +81,6 @@ class RunFolder:
             From which the run resumes; None for a new one.
         """
         write_bytes(self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-        if self._tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Marks as outdated what an earlier process wrote of later steps.
-            purge = 0 if step is None else step + 1
-            self._writer = SummaryWriter(os.fspath(self.path / "tensorboard"), purge_step=purge)
         if self.metrics.exists():
             lines = self.metrics.read_bytes().splitlines(keepends=True)
             write_bytes(
@@ -104,16 +90,6 @@ class RunFolder:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one record to ``metrics.jsonl``."""
         Files(self.path).append(self.metrics.name, json.dumps(dict(metrics)).encode() + b"\n")
-        if self._writer is not None:
-            for name, value in metrics.items():
-                if name != "step" and value is not None:
-                    self._writer.add_scalar(name, value, metrics["step"])
-            self._writer.flush()
-
-    def close(self) -> None:
-        """End the thread that writes for TensorBoard."""
-        if self._writer is not None:
-            self._writer.close()
 
     def save(self, state: Mapping[str, Any], *, epochs: int | None = None, best: bool = False) -> None:
         """Write the numbered checkpoint of a step, make it the latest, and remove those before the last few.

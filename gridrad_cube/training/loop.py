@@ -114,7 +114,7 @@ def train(
     with process_group(world, device), torch.random.fork_rng(devices=cuda), _caught_signals() as received:
         run = _Run(config, world, device)
         run.announce()
-        with contextlib.closing(run.folder), _reporter(progress, run) as report:
+        with _reporter(progress, run) as report:
             try:
                 summary = run.fit(received, report)
             except MissingChunkError as error:
@@ -181,7 +181,7 @@ class _Run:
 
     def __init__(self, config: Config, world: World, device: torch.device) -> None:
         self.config, self.world, self.device = config, world, device
-        self.folder = RunFolder(config.out, tensorboard=config.tensorboard)
+        self.folder = RunFolder(config.out)
         path = self.folder.find(config.resume)
         barrier(world)
         self.store = store_state(config.store)
