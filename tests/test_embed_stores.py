@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from embedding_data import (
 
 from gridrad_cube import cli, query, store
 from gridrad_cube.embedding import NO_PIXELS, Network, attention, embed
-from gridrad_cube.embedding.run import _embed_share, _Job, _local_ranks
+from gridrad_cube.embedding.run import _embed_share, _Job, _local_rank
 from gridrad_cube.models import load_backbone
 from gridrad_cube.schema import SchemaError
 
@@ -230,7 +231,14 @@ def test_workers_of_a_machine_share_its_gpus(folder, tmp_path, monkeypatch):
     ports = {
         f"tcp://10.0.0.{host}:{port}": {"host": f"10.0.0.{host}"} for host in (1, 2) for port in (1, 2, 3)
     }
-    assert sorted(_local_ranks(ports).values()) == [0, 0, 1, 1, 2, 2]
+    with monkeypatch.context() as patch:
+        info = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": ports})
+        patch.setattr("distributed.get_client", lambda: info)
+        ranks = []
+        for address in ports:
+            patch.setattr("distributed.get_worker", lambda address=address: SimpleNamespace(address=address))
+            ranks.append(_local_rank())
+    assert ranks == [0, 1, 2, 0, 1, 2]
     devices = spy_on_devices(monkeypatch, gpus=2)
     options = dict.fromkeys(("channels", "stride", "key", "pool", "normalize", "dtype", "batch_size"))
     job = functools.partial(_Job, "a", "b", "c", **options, device="auto")

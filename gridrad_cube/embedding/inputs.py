@@ -424,34 +424,23 @@ def open_input(
     stride: int | None = None,
     normalize: Normalize = "auto",
 ) -> PatchInput | GridInput:
-    """What a network reads of a store: patches of a cube, or grids of an embedding store of level 256.
-
-    Raises
-    ------
-    SchemaError
-        If the network is of the other level, or does not fit the store.
-    """
+    """What a network reads of a store: patches of a cube, or grids of an embedding store of level 256."""
     if normalize not in get_args(Normalize):
         raise SchemaError(f"normalize: got {normalize!r}; expected one of {get_args(Normalize)}")
-    info, path = store_info(store), trained["path"]
+    info, level = store_info(store), trained["level"]
     patches = info.get("kind") == "patches"
-    if not patches and info.get("level") != "256":
-        raise SchemaError(
-            f"{store}: holds embeddings of level {info.get('level')!r}, above which there is none; expected a cube of "
-            "patches, or embeddings of level '256'"
+    if level != ("256" if patches else "2k") or not (patches or info.get("level") == "256"):
+        holds = (
+            "a cube"
+            if patches
+            else f"embeddings of level {info.get('level')}, made from {info.get('source')}"
         )
-    if patches and trained["level"] == "2k":
         raise SchemaError(
-            f"{path}: a network of level 2k, which reads embeddings, but {store} is a cube of patches. Embed the cube "
-            "with a checkpoint of level 256 first, then pass that embedding store."
+            f"{trained['path']}: a network of level {level}, but {store} holds {holds}. A network of level 256 reads a "
+            "cube of patches, one of level 2k the embeddings of level 256 that were made from it."
         )
     if patches:
         return PatchInput(store, trained, channels=channels, stride=stride, normalize=normalize)
-    if trained["level"] == "256":
-        raise SchemaError(
-            f"{path}: a network of level 256, which reads patches, but {store} holds embeddings. Pass the cube that "
-            f"they were made from ({info.get('source')}), or a checkpoint of level 2k."
-        )
     if stride is not None:
         raise SchemaError(f"stride: got {stride}; grids are whole crops. Pass it when embedding the patches.")
     return GridInput(store, trained, channels=channels, normalize=normalize)

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -144,7 +143,16 @@ def embed(
         raise SchemaError(f"part: got {part} together with workers; expected one or the other")
     world = World() if distributed else find_world()
     share = part or (world.rank, world.size)
-    _check_options(store, out, dtype=dtype, batch_size=batch_size, part=share, resume=resume)
+    if dtype not in get_args(Dtype):
+        raise SchemaError(f"dtype: got {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
+    if batch_size < 1:
+        raise SchemaError(f"batch_size: got {batch_size}; expected at least 1")
+    if not 0 <= share[0] < share[1]:
+        raise SchemaError(f"part: got {share}; expected (i, n) with 0 <= i < n")
+    if not resume and share[1] > 1:
+        raise SchemaError("resume=False: each part would overwrite the others. Remove the store first.")
+    if Files(store).root == Files(out).root:
+        raise SchemaError(f"{out}: is the store that is to be embedded. Pass another --out.")
     job = functools.partial(
         _Job, Files(store).root, os.path.abspath(checkpoint), Files(out).root, channels=channels, stride=stride,
         key=key, pool=pool, normalize=normalize, dtype=dtype, batch_size=batch_size, device=device,
@@ -307,14 +315,11 @@ def _describe_source(info: Mapping[str, Any], source: str, out: str | os.PathLik
     name = os.path.basename(there.root) if there.local else there.root
     if there.local and here.local:
         name = os.path.relpath(there.root, os.path.dirname(here.root))
-    thresholds = info.get("thresholds")
-    text = json.dumps(thresholds, sort_keys=True)
     below = {key: info.get(key) for key in _OF_LEVEL_256} if info.get("kind") == "embeddings" else None
     return {
         "source": name,
         "source_identity": info.get("identity"),
-        "thresholds": thresholds,
-        "thresholds_hash": hashlib.sha256(text.encode()).hexdigest()[:32],
+        "thresholds": info.get("thresholds"),
         "embedded_from": below,
         "software": {package: importlib.metadata.version(package) for package in _SOFTWARE},
     }
@@ -394,39 +399,9 @@ def _local_rank() -> int:
     from distributed import get_client, get_worker
 
     try:
-        worker = get_worker()
+        mine = get_worker().address
     except ValueError:
         return 0
-    return _local_ranks(get_client().scheduler_info(n_workers=-1)["workers"]).get(worker.address, 0)
-
-
-def _local_ranks(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Number of each Dask worker among those of its machine, by address."""
-    seen: Counter[str] = Counter()
-    out = {}
-    for address in sorted(workers):
-        host = workers[address]["host"]
-        out[address] = seen[host]
-        seen[host] += 1
-    return out
-
-
-def _check_options(
-    store: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    dtype: str,
-    batch_size: int,
-    part: tuple[int, int],
-    resume: bool,
-) -> None:
-    if dtype not in get_args(Dtype):
-        raise SchemaError(f"dtype: got {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
-    if batch_size < 1:
-        raise SchemaError(f"batch_size: got {batch_size}; expected at least 1")
-    if not 0 <= part[0] < part[1]:
-        raise SchemaError(f"part: got {part}; expected (i, n) with 0 <= i < n")
-    if not resume and part[1] > 1:
-        raise SchemaError("resume=False: each part would overwrite the others. Remove the store first.")
-    if Files(store).root == Files(out).root:
-        raise SchemaError(f"{out}: is the store that is to be embedded. Pass another --out.")
+    workers = get_client().scheduler_info(n_workers=-1)["workers"]
+    host = workers[mine]["host"]
+    return sum(about["host"] == host and address < mine for address, about in workers.items())
