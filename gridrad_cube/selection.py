@@ -7,7 +7,6 @@ the same samples everywhere. The functions read single values: a time, a duratio
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import itertools
 import json
@@ -216,7 +215,7 @@ def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
     try:
         if match is None:
             raise ValueError(text)
-        offset = dt.datetime.fromisoformat(f"2000-01-01T00:00{match['zone'] or 'Z'}").utcoffset()
+        offset: Any = dt.datetime.fromisoformat(f"2000-01-01T00:00{match['zone'] or 'Z'}").utcoffset()
         start = np.datetime64(match["naive"])
     except ValueError:
         raise SchemaError(
@@ -225,10 +224,8 @@ def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
         ) from None
     if "." in match["naive"]:
         start = start.astype("datetime64[s]")
-    start, stop = (
-        (time.astype("datetime64[s]") - np.timedelta64(offset, "s")) for time in (start, start + 1)
-    )
-    return start, stop
+    offset = np.timedelta64(offset, "s")
+    return start.astype("datetime64[s]") - offset, (start + 1).astype("datetime64[s]") - offset
 
 
 def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | None]]:
@@ -263,12 +260,9 @@ def as_seconds(duration: Any) -> float:
     """Seconds of a duration: ``'6h'``, ``'30 min'``, ``timedelta`` or ``numpy.timedelta64``; None is no limit."""
     if duration is None:
         return np.inf
-    seconds = np.nan
-    if isinstance(duration, (dt.timedelta, np.timedelta64)) or (
-        isinstance(duration, str) and re.search("[a-z]", duration)
-    ):
-        with contextlib.suppress(ValueError):
-            seconds = pd.Timedelta(duration).total_seconds()
+    text = isinstance(duration, str) and re.search("[a-z]", duration)  # a number has no unit
+    known = text or isinstance(duration, (dt.timedelta, np.timedelta64))
+    seconds = float(pd.to_timedelta(duration, errors="coerce").total_seconds()) if known else np.nan
     if not seconds >= 0:
         raise SchemaError(
             f"duration: got {duration!r}; expected a length of time such as '6h', '30min' or '2 days'"

@@ -3,11 +3,10 @@
 from gridrad_cube.query.analogues import analogues
 from gridrad_cube.query.answers import format_answer, to_dataframe, write_answer
 from gridrad_cube.query.at import at, grid, track, within
-from gridrad_cube.query.follow import follow
 from gridrad_cube.query.frequency import frequency
 from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
 from gridrad_cube.query.samples import collect, locate, sample_dims, select
-from gridrad_cube.query.search import search
+from gridrad_cube.query.search import follow, search
 from gridrad_cube.selection import convective_day, split_by_day
 
 __all__ = [

@@ -11,9 +11,11 @@ import xarray as xr
 
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.query.samples import (
+    Index,
     cell_dims,
     locate,
     names_along,
+    places_of,
     read_points,
     require_embeddings,
     sample_dims,
@@ -110,17 +112,13 @@ def analogues(
         "time_tolerance": f"{time_step(dataset) / 2}s" if time_tolerance is None else time_tolerance,
     }
     now = {d: pd.Index(names_along(dataset, d)).get_indexer(found[d].values) for d in sample_dims(dataset)}
-    times = found["time"].values.astype("datetime64[s]")
-    sequels = _later(dataset, times, found["latitude"].values, found["longitude"].values, now, after, limits)
+    sequels = _later(dataset, now, after, limits)
     if not (sequels["crop"] >= 0).any():
         raise SchemaError(
-            f"analogues: none of the {len(times)} analogues has a sequel {lead} later in the store; its times are "
-            f"{time_step(dataset) / 60:g} min apart. Pass another lead=, or time_tolerance=."
+            f"analogues: none of the {found.sizes['rank']} analogues has a sequel {lead} later; times of the store "
+            f"are {time_step(dataset) / 60:g} min apart. Pass another lead=, or time_tolerance=."
         )
-    truth = None
-    if asked.sample is not None and asked.place is not None:
-        time, lat, lon = (np.array([value]) for value in asked.place)
-        truth = _later(dataset, time.astype("datetime64[s]"), lat, lon, asked.sample, after, limits)
+    truth = None if asked.sample is None else _later(dataset, asked.sample, after, limits)
     if of is None:
         columns, used = _of_embeddings(dataset, asked, sequels, truth)
     else:
@@ -128,48 +126,35 @@ def analogues(
     events = _events(found, as_neighborhood(event, "event"))
     crops = np.maximum(sequels["crop"], 0)
     came = dataset["time"].values[crops]
+    said = {"long_name": "independent event that the analogue belongs to", "units": "1"}
+    counted = {"long_name": "sequels that the lead's numbers are made of", "units": "1"}
     columns |= {
-        "event": (
-            "rank",
-            events,
-            {"long_name": "independent event that the analogue belongs to", "units": "1"},
-        ),
+        "event": ("rank", events, said),
         "sequel_crop": (("rank", "lead"), np.where(used, names_along(dataset, "crop")[crops], -1)),
         "sequel_time": (("rank", "lead"), np.where(used, came, np.array("NaT", came.dtype))),
-        "members": (
-            "lead",
-            used.sum(axis=0),
-            {"long_name": "sequels that the lead's numbers are made of", "units": "1"},
-        ),
+        "members": ("lead", used.sum(axis=0), counted),
     }
-    for name, group in (("events", events), ("days", convective_day(times))):
+    for name, group in (("events", events), ("days", convective_day(found["time"].values))):
         counts = [len(np.unique(group[column])) for column in used.T]
         columns[name] = ("lead", counts, {"long_name": f"independent {name} among the sequels", "units": "1"})
     out = found.assign_coords(lead=("lead", after, {"long_name": "time after"})).assign(columns)
     return out.assign_attrs(event=str(event), exclude=str(exclude))
 
 
-def _later(
-    dataset: xr.Dataset,
-    times: np.ndarray,
-    latitude: np.ndarray,
-    longitude: np.ndarray,
-    samples: Mapping[str, np.ndarray],
-    after: np.ndarray,
-    limits: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
+def _later(dataset: xr.Dataset, samples: Index, after: np.ndarray, limits: Mapping[str, Any]) -> Index:
     """Positions of what is at the places of samples some time later (sample, lead), along each dim; -1 for none."""
-    shape = (len(times), len(after))
-    lat, lon = (np.repeat(degrees, shape[1]) for degrees in (latitude, longitude))
-    index, _ = locate(dataset, (times[:, None] + after).reshape(-1), lat, lon, **limits)
-    out = {d: i.reshape(shape) for d, i in index.items()}
+    seconds, latitude, longitude = places_of(dataset, samples)
+    times = seconds.astype("datetime64[s]")[:, None] + after
+    latitude, longitude = (np.repeat(degrees, len(after)) for degrees in (latitude, longitude))
+    index, _ = locate(dataset, times.reshape(-1), latitude, longitude, **limits)
+    out = {d: i.reshape(times.shape) for d, i in index.items()}
     if "channel" in samples:
         out["channel"] = np.where(out["crop"] >= 0, samples["channel"][:, None], -1)
     return out
 
 
 def _of_embeddings(
-    dataset: xr.Dataset, asked: Query, after: dict[str, np.ndarray], truth: dict[str, np.ndarray] | None
+    dataset: xr.Dataset, asked: Query, after: Index, truth: Index | None
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Sequels as embeddings: they, their spread, and how like they and the query are to what came."""
     sequel = _read(dataset["embedding"].variable, after)
@@ -196,9 +181,9 @@ def _of_variable(
     dataset: xr.Dataset,
     of: xr.DataArray,
     asked: Query,
-    after: dict[str, np.ndarray],
-    truth: dict[str, np.ndarray] | None,
-    now: dict[str, np.ndarray],
+    after: Index,
+    truth: Index | None,
+    now: Index,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Sequels as values of a variable per patch: they, their mean and spread, persistence, and what came."""
     dims = ("crop", *cell_dims(dataset))
@@ -209,16 +194,12 @@ def _of_variable(
             "that was embedded, without overlapping patches"
         )
 
-    def values(index: dict[str, np.ndarray]) -> np.ndarray:
+    def values(index: Index) -> np.ndarray:
         return _read(of.variable, {d: index[d] for d in dims})
 
     sequel = values(after)
     used = np.isfinite(sequel)
-    filled, count = np.where(used, sequel, 0.0), used.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(axis=0) / count
-        spread = np.sqrt((np.where(used, sequel - mean, 0.0) ** 2).sum(axis=0) / count)
-    leads = len(count)
+    known, leads = np.ma.masked_invalid(sequel), sequel.shape[1]
     start = np.nan
     if asked.sample is not None:
         start = float(values(dict(asked.sample))[0])
@@ -228,14 +209,22 @@ def _of_variable(
     return {
         "now": ("rank", values(now), units | {"long_name": f"{name} of the analogue"}),
         "sequel": (("rank", "lead"), sequel, units | {"long_name": f"{name} after the analogue"}),
-        "mean": ("lead", mean, units | {"long_name": f"mean of {name} after the analogues"}),
-        "spread": ("lead", spread, units | {"long_name": "standard deviation about the mean"}),
+        "mean": (
+            "lead",
+            known.mean(axis=0).filled(np.nan),
+            units | {"long_name": f"mean of {name} after the analogues"},
+        ),
+        "spread": (
+            "lead",
+            known.std(axis=0).filled(np.nan),
+            units | {"long_name": "standard deviation about the mean"},
+        ),
         "persistence": ("lead", np.full(leads, start), units | {"long_name": f"{name} of the query"}),
         "observed": ("lead", observed, units | {"long_name": f"{name} after the query"}),
     }, used
 
 
-def _read(variable: xr.Variable, index: dict[str, np.ndarray]) -> np.ndarray:
+def _read(variable: xr.Variable, index: Index) -> np.ndarray:
     """Values at samples, float64; NaN where an index is -1. Keeps the shape of the index in front."""
     shape = next(iter(index.values())).shape
     there = (index["crop"] >= 0).reshape(-1)

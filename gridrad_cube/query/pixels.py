@@ -92,17 +92,18 @@ def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int
         grid = open_grid(source, name)
     except (FileNotFoundError, KeyError) as error:
         raise SchemaError(f"{source}: no grid {name!r} under grids/. Run gridrad-cube verify.") from error
-    start = [int(one[f"{axis}_origin"]) + o for axis, o in zip("yx", offset, strict=True)]
+    where = {
+        f"scene_{a}": int(one[f"{a}_origin"]) + o + np.arange(one.sizes[a])
+        for a, o in zip("yx", offset, strict=True)
+    }
+    places = grid[["latitude", "longitude"]].assign_coords({d: np.arange(n) for d, n in grid.sizes.items()})
+    places = places.reindex(where)  # NaN beyond the scene
+    places["longitude"] = places["longitude"].copy(data=wrap_longitude(places["longitude"].values))
     out = one.rename(latitude="patch_latitude", longitude="patch_longitude")
-    where = {axis: s + np.arange(one.sizes[axis]) for axis, s in zip("yx", start, strict=True)}
-    for name in ("latitude", "longitude"):
-        axes = [str(d).removeprefix("scene_") for d in grid[name].dims]
-        inside = [where[axis] < grid.sizes[f"scene_{axis}"] for axis in axes]
-        values = np.full([one.sizes[axis] for axis in axes], np.nan)
-        picked = grid[name].variable[tuple(where[a][i] for a, i in zip(axes, inside, strict=True))].values
-        values[np.ix_(*inside)] = wrap_longitude(picked) if name == "longitude" else picked
-        out = out.assign_coords({name: (axes, values, grid[name].attrs)})
-    out = out.assign_coords({f"scene_{axis}": (axis, where[axis], {"units": "1"}) for axis in "yx"})
+    for place in places.data_vars.values():
+        dims = [str(d).removeprefix("scene_") for d in place.dims]
+        out = out.assign_coords({place.name: (dims, place.values, place.attrs)})
+    out = out.assign_coords({name: (name[-1], values, {"units": "1"}) for name, values in where.items()})
     return writable(out)
 
 
@@ -171,7 +172,7 @@ def pixels(
     answer = answer.expand_dims("sample") if single else answer
     (dim,) = answer["y_start"].dims
     first = answer.isel({dim: 0})
-    shape = tuple(int(first[f"{a}_stop"] - first[f"{a}_start"]) for a in "yx")
+    height, width = (int(first[f"{a}_stop"] - first[f"{a}_start"]) for a in "yx")
     rows = _rows_of(answer, opened)
     y, x = (answer[f"{a}_start"].values - opened[f"{a}_origin"].values[rows].astype(np.int64) for a in "yx")
     known = labels_of(opened)
@@ -179,7 +180,7 @@ def pixels(
     pictures = {}
     for name in dict.fromkeys(label.variable for label in chosen):
         variable = opened[name].variable
-        lazy = Windows(variable, rows, y, x, shape)
+        lazy = Windows(variable, rows, y, x, (height, width))
         data = indexing.LazilyIndexedArray(lazy)
         pictures[name] = xr.Variable((dim, *lazy.dims), data, variable.attrs)
     found = xr.Dataset(pictures)

@@ -228,17 +228,12 @@ def _clean(
             part = (slice(None), i) if "channel" in sample_dims(dataset) else ...
             out[part] = label in bits and (flags[part] & np.uint16(bits[label])) == 0
         return out
-    stored = (
-        dataset[list({f"{label.variable}_flags" for label in bits})]
-        .reset_coords(drop=True)
-        .isel(crop=crops)
-        .load()
-    )
-    clean = []
+    names = {f"{label.variable}_flags" for label in bits}
+    stored, clean = dataset[list(names)].reset_coords(drop=True).isel(crop=crops).load(), []
     for label, rejecting in bits.items():
-        flags = stored[f"{label.variable}_flags"]
-        flags = flags if label.altitude is None else flags.isel(altitude=label.altitude)
-        clean.append((flags.transpose("crop", "row", "col").values & np.uint16(rejecting)) == 0)
+        some = stored[f"{label.variable}_flags"]
+        some = some if label.altitude is None else some.isel(altitude=label.altitude)
+        clean.append((some.transpose("crop", "row", "col").values & np.uint16(rejecting)) == 0)
     return np.any(clean, axis=0)
 
 
@@ -369,7 +364,7 @@ def too_far(
     i = int(np.argmin(km))
     if np.isinf(km[i]):
         return SchemaError(f"at: no patch with a position{when}; the store has none near {point}")
-    index = dict(zip(("crop", *cell_dims(dataset)), ([c[i]] for c in (crops, *cells)), strict=True))
+    index = dict(zip(("crop", *cell_dims(dataset)), (c[i : i + 1] for c in (crops, *cells)), strict=True))
     _, (lat,), (lon,) = places_of(dataset, index)
     nearest = (
         f"the nearest is centered at latitude {lat:.4f}, longitude {lon:.4f} (time {times_of(dataset)[crops[i]]}), "
@@ -424,9 +419,8 @@ def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.n
     edges = []
     for axis in (1, 2):
         one, other = (np.arange(lat.shape[axis] - 1) + i for i in (0, 1))
-        km = np.nan_to_num(
-            great_circle_km(*(v.take(side, axis) for side in (one, other) for v in (lat, lon)))
-        )
+        km = great_circle_km(*(v.take(side, axis) for side in (one, other) for v in (lat, lon)))
+        km = np.nan_to_num(km)
         before, after = (np.insert(km, end, 0.0, axis) for end in (0, km.shape[axis]))
         edges.append(np.maximum(before, after)[at, row, col])
     height, width = edges
@@ -558,14 +552,14 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
     """
     if "embedding" not in dataset.data_vars:
         check_pixels(dataset)
-    level_2k = not cell_dims(dataset)
+    size, _ = patch_and_stride(dataset)
+    dropped = {"status", "y_origin", "x_origin", "y", "x", *_SAMPLE_DIMS}
     out: dict[str, Any] = {}
     for name, variable in dataset.variables.items():
         dims = set(variable.dims)
-        # At level 2k, of what single patches have, their mean comes below.
-        if name in ("status", "y_origin", "x_origin", *_SAMPLE_DIMS, "y", "x") or (
-            level_2k and dims & {"row", "col"}
-        ):
+        if name in dropped or (
+            not cell_dims(dataset) and dims & {"row", "col"}
+        ):  # at level 2k, of single patches
             continue
         if not dims & set(index):
             out[str(name)] = variable
@@ -575,11 +569,9 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
         else:
             lazy = _Points(variable, index)
             if {"crop", "y", "x"} <= dims:
-                size, _ = patch_and_stride(dataset)
-                crop, y, x = (
-                    np.asarray(index[d]) * n for d, n in (("crop", 1), ("row", size), ("col", size))
+                lazy = Windows(
+                    variable, index["crop"], index["row"] * size, index["col"] * size, (size, size)
                 )
-                lazy = Windows(variable, crop, y, x, (size, size))
             data = indexing.LazilyIndexedArray(lazy)
             out[str(name)] = xr.Variable((dim, *lazy.dims), data, variable.attrs, variable.encoding)
     out |= _identity(dataset, index, dim)

@@ -1,8 +1,9 @@
-"""Search by similarity: what a query is, the nearest embeddings of a selection, and how rare such scores are."""
+"""By similarity: what a query is, the nearest embeddings of a selection, the same pattern in the next frames."""
 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,18 @@ from gridrad_cube.query.samples import (
     sample_flags,
     seconds_of,
     select,
+    time_step,
 )
 from gridrad_cube.schema import Flag, SchemaError, read_attribute
-from gridrad_cube.selection import as_neighborhood, as_time, choose_labels, hour_of, labels_of, times_of
+from gridrad_cube.selection import (
+    as_neighborhood,
+    as_seconds,
+    as_time,
+    choose_labels,
+    hour_of,
+    labels_of,
+    times_of,
+)
 from gridrad_cube.similarity import Metric
 
 #: Rows of one read: with the chunks they come from, a search of a store on disk stays under half a gigabyte.
@@ -171,6 +181,83 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
     out = {"store": str(dataset.encoding.get("source", "")), "cube": info.get("source")}
     out |= {name: info.get(name) for name in ("checkpoint", "level", "patch", "stride")}
     return {name: value for name, value in out.items() if value}
+
+
+def follow(
+    dataset: xr.Dataset,
+    query: Any,
+    *,
+    steps: int | None = None,
+    channel: Any = None,
+    time_tolerance: Any = None,
+) -> xr.Dataset:
+    """Follow a pattern from frame to frame: at each next time the most similar of the 3 x 3 patches about the last.
+
+    Frames are crops of the same window of the same grid. It ends after ``steps`` frames, where the next one
+    is further away in time than the tolerance, or where none of the nine has an embedding.
+
+    Parameters
+    ----------
+    dataset
+        A store of patch embeddings (level 256).
+    query
+        A sample, or a place and time; see `search`.
+    steps
+        Frames after the first; None continues to the last one.
+    time_tolerance
+        Longest gap between frames; None: twice the store's median step.
+
+    Returns
+    -------
+    The dataset on dim ``time``; ``score`` is the cosine similarity to the frame before (1 for the first).
+
+    Raises
+    ------
+    SchemaError
+        If the query is not a sample of the store, or the store is of level 2k.
+    """
+    require_embeddings(dataset, "follow")
+    asked = read_query(dataset, query, channel)
+    if asked.sample is None or not cell_dims(dataset):
+        raise SchemaError(
+            "follow: expected a patch, (crop, row, col), or a time and place, in a store of patches"
+        )
+    limit = 2 * time_step(dataset) if time_tolerance is None else as_seconds(time_tolerance)
+    frames = _frames(dataset, int(asked.sample["crop"][0]))
+    times = seconds_of(dataset["time"].values)
+    path, scores, vector = [{d: int(i[0]) for d, i in asked.sample.items()}], [1.0], asked.vector
+    for before, crop in itertools.pairwise(frames):
+        if (steps is not None and len(path) > steps) or times[crop] - times[before] > limit:
+            break
+        around = (
+            np.arange(max(path[-1][d] - 1, 0), min(path[-1][d] + 2, dataset.sizes[d])) for d in ("row", "col")
+        )
+        cells = dict(zip(("row", "col"), map(np.ravel, np.meshgrid(*around, indexing="ij")), strict=True))
+        sample = path[-1] | {"crop": int(crop)}
+        index = {d: np.resize(cells.get(d, i), len(cells["row"])) for d, i in sample.items()}
+        vectors = read_points(dataset["embedding"].variable, index)
+        found, score = similarity.nearest(vectors, vector, 1)
+        if not len(found):
+            break
+        path.append({d: int(i[found[0]]) for d, i in index.items()})
+        scores.append(float(score[0]))
+        vector = vectors[found[0]].astype(np.float64)
+    out = collect(dataset, {d: np.array([p[d] for p in path]) for d in sample_dims(dataset)}, "time")
+    said = {"long_name": "cosine similarity to the frame before", "units": "1"}
+    return out.assign(score=("time", np.array(scores, np.float32), said))
+
+
+def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
+    """Crops of the same window and grid from a crop on, one a time, in time."""
+    times = times_of(dataset)
+    same = ~np.isnat(times)
+    for name in ("grid", "y_origin", "x_origin"):
+        if name in dataset.variables:
+            values = dataset[name].values
+            same &= values == values[crop]
+    later = np.flatnonzero(same & (times > times[crop]))
+    later = later[np.unique(times[later], return_index=True)[1]]
+    return np.concatenate([[crop], later])
 
 
 # What a query is
