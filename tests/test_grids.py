@@ -78,7 +78,7 @@ def write_embeddings(
             for number, first in enumerate(range(0, crops, 4)):
                 block = np.full(spec.shards, np.nan, np.float16)
                 block[: crops - first] = values[first : first + 4]
-                files.write(spec.key((number, *(0 for _ in values.shape[1:]))), encode(spec, block))
+                files.write(spec.key(number), encode(spec, block))
         else:
             write_array(files, spec, values)
         specs[name] = spec

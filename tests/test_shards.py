@@ -36,7 +36,7 @@ def write(folder, codec="fast", dtype="uint16", seed=0, grid=GRID):
     files = Files(folder)
     write_root(files, {"field": spec}, {})
     for crop in range(crops):
-        files.write(spec.key((crop, 0, 0, 0)), encode(spec, values[crop : crop + 1]))
+        files.write(spec.key(crop), encode(spec, values[crop : crop + 1]))
     chunks = values.reshape(crops, levels, rows, EDGE, cols, EDGE).swapaxes(3, 4)
     return files, chunks
 

@@ -97,7 +97,7 @@ def write_grids(path: Path, crops: int = 20, *, level: str = "256", shape: tuple
         )  # fmt: skip
         if name == "embedding":
             spec = dataclasses.replace(spec, chunks=(1, *values.shape[1:]), shards=values.shape, codec="fast")
-            files.write(spec.key((0,) * values.ndim), encode(spec, values))
+            files.write(spec.key(), encode(spec, values))
         else:
             write_array(files, spec, values)
         specs[name] = spec

@@ -252,7 +252,7 @@ def write_crop(
     for name, values in pixels.items():
         spec = layout.pixels(name, row + 1)
         data = encode(spec, values[np.newaxis])
-        files.write(spec.key((row, *(0 for _ in spec.dims[1:]))), data)
+        files.write(spec.key(row), data)
         written[name] = len(data), zlib.crc32(data)
     return written
 
@@ -419,7 +419,7 @@ class Build:
         for column, name in enumerate(self.layout.channels):
             spec, there = self.layout.pixels(name, self.rows), self.files.sizes(name)
             for row in np.flatnonzero(self.shard_bytes[:, column] >= 0).tolist():
-                key = spec.key((row, *(0 for _ in spec.dims[1:])))
+                key = spec.key(row)
                 size, crc = int(self.shard_bytes[row, column]), int(self.shard_crc[row, column])
                 yield Shard(row, key, size, crc, there.get(key.rsplit("/", 1)[1]))
 

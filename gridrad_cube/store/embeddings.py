@@ -176,7 +176,7 @@ class EmbeddingWriter:
                 "Pass dtype='float32'."
             )
         data = encode(self._spec, shard)
-        key = self._spec.key((number, *(0 for _ in dims[1:])))
+        key = self._spec.key(number)
         self.files.write(key, data)
         full = {
             "first": rows.start, "rows": len(rows), **record,

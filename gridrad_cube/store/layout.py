@@ -114,17 +114,20 @@ class ArraySpec:
         if self.fill_value is None:
             object.__setattr__(self, "fill_value", {"f": np.nan, "s": ""}.get(self.dtype[0], 0))
 
-    def key(self, index: Sequence[int]) -> str:
-        """Key of the shard (or chunk) at this place in the grid of shards."""
-        return f"{self.name}/c." + ".".join(str(i) for i in index) if index else f"{self.name}/c"
+    def key(self, number: int = 0) -> str:
+        """Key of a shard (or chunk) by its number; arrays are divided into shards along their first dimension alone."""
+        index = [number, *(0 for _ in self.dims[1:])] if self.dims else []
+        return ".".join([f"{self.name}/c", *map(str, index)])
 
 
-def _create(spec: ArraySpec, store: Any) -> zarr.Array[Any]:
+def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
+    """The ``zarr.json`` of an array."""
+    memory: dict[str, Any] = {}
     size = 1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
     options = CODECS[spec.codec]
     blosc = [BloscCodec(typesize=size, shuffle="shuffle", **options)] if options else []
-    return zarr.create_array(
-        store,
+    zarr.create_array(
+        MemoryStore(memory),
         shape=spec.shape,
         dtype=spec.dtype if spec.dtype != "string" else str,
         chunks=spec.chunks,
@@ -136,12 +139,6 @@ def _create(spec: ArraySpec, store: Any) -> zarr.Array[Any]:
         dimension_names=spec.dims,
         config={"write_empty_chunks": True},
     )
-
-
-def _metadata(spec: ArraySpec) -> dict[str, Any]:
-    """The ``zarr.json`` of an array."""
-    memory: dict[str, Any] = {}
-    _create(spec, MemoryStore(memory))
     return dict(json.loads(memory["zarr.json"].to_bytes()))
 
 
@@ -191,14 +188,13 @@ def write_rows(files: Files, spec: ArraySpec, first: int, values: np.ndarray) ->
     """
     block = np.full(spec.chunks, spec.fill_value, object if spec.dtype == "string" else spec.dtype)
     block[: len(values)] = values
-    index = (first // spec.chunks[0], *(0 for _ in spec.dims[1:]))
-    files.write(spec.key(index), encode(spec, block))
+    files.write(spec.key(first // spec.chunks[0]), encode(spec, block))
 
 
 def write_array(files: Files, spec: ArraySpec, values: np.ndarray) -> None:
     """Write all chunks of an array that is chunked along its first dimension alone."""
     if not spec.dims:
-        files.write(spec.key(()), encode(spec, values))
+        files.write(spec.key(), encode(spec, values))
         return
     for first in range(0, len(values), spec.chunks[0]):
         write_rows(files, spec, first, values[first : first + spec.chunks[0]])
@@ -218,7 +214,7 @@ def write_root(
     groups
         Groups that exist even if no array lies in them.
     """
-    members: dict[str, Any] = {name: _metadata(spec) for name, spec in specs.items()}
+    members: dict[str, Any] = {name: _array_metadata(spec) for name, spec in specs.items()}
     for name in sorted({name.rsplit("/", 1)[0] for name in specs if "/" in name} | set(groups)):
         members[name] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
     for name, member in members.items():
@@ -308,26 +304,18 @@ class CubeLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
-        return {
-            "channels": {name: c.to_dict() for name, c in self.channels.items()},
-            "crop": list(self.crop),
-            "patch": self.patch,
-            "codec": self.codec,
-            "rows_per_chunk": self.rows_per_chunk,
-            "coordinates": list(self.coordinates),
-        }
+        channels = {name: channel.to_dict() for name, channel in self.channels.items()}
+        lists = {"crop": list(self.crop), "coordinates": list(self.coordinates)}
+        return vars(self) | {"channels": channels} | lists
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CubeLayout:
         """The inverse of `to_dict`."""
-        return cls(
-            channels={n: ChannelLayout.from_dict(n, c) for n, c in data["channels"].items()},
-            crop=(data["crop"][0], data["crop"][1]),
-            patch=data["patch"],
-            codec=data["codec"],
-            rows_per_chunk=data["rows_per_chunk"],
-            coordinates=tuple(data["coordinates"]),
-        )
+        channels = {
+            name: ChannelLayout.from_dict(name, channel) for name, channel in data["channels"].items()
+        }
+        tuples = {name: tuple(data[name]) for name in ("crop", "coordinates")}
+        return cls(**{**data, "channels": channels, **tuples})
 
     def pixels(self, name: str, crops: int) -> ArraySpec:
         """The array of a channel's pixels: a patch is a chunk, a crop with all its altitudes a shard."""
@@ -348,76 +336,42 @@ class CubeLayout:
         )
 
 
-_DEGREES = {"latitude": ("degrees_north", "latitude"), "longitude": ("degrees_east", "longitude")}
+_CROP, _CELLS = ("crop",), ("crop", "row", "col")
+_TIME = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
+_STATUS_CODES = {"flag_values": list(STATUS.values()), "flag_meanings": " ".join(STATUS)}
 _NO_PARALLAX = "Position on the source's grid; not corrected for parallax."
+
+
+def _position(name: str, units: str) -> dict[str, Any]:
+    long_name = f"{name} of the patch centre"
+    return {"units": units, "standard_name": name, "long_name": long_name, "comment": _NO_PARALLAX}
+
+
+def _origin(what: str) -> dict[str, Any]:
+    return {"long_name": f"first pixel {what} of the crop in its scene", "units": "1"}
+
+
+def _angle(key: str, name: str) -> dict[str, Any]:
+    return {"units": "degree", key: name}
+
+
+_SCANNED = {"long_name": "time at which the source scanned the row of patches", "_FillValue": TIME_FILL}
+_LARGEST = "largest solar zenith angle of the patch's centre and corners"
 #: Coordinates of every crop: dims, dtype, attributes.
 COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
-    "time": (
-        ("crop",),
-        "int64",
-        {
-            "units": TIME_UNITS,
-            "calendar": "proleptic_gregorian",
-            "standard_name": "time",
-            "_FillValue": TIME_FILL,
-        },
-    ),
-    "status": (
-        ("crop",),
-        "uint8",
-        {
-            "long_name": "what became of the crop",
-            "flag_values": list(STATUS.values()),
-            "flag_meanings": " ".join(STATUS),
-        },
-    ),
-    **{
-        name: (
-            ("crop", "row", "col"),
-            "float64",
-            {
-                "units": units,
-                "standard_name": standard,
-                "long_name": f"{name} of the patch centre",
-                "comment": _NO_PARALLAX,
-            },
-        )
-        for name, (units, standard) in _DEGREES.items()
-    },
-    "y_origin": (("crop",), "int32", {"long_name": "first pixel row of the crop in its scene", "units": "1"}),
-    "x_origin": (
-        ("crop",),
-        "int32",
-        {"long_name": "first pixel column of the crop in its scene", "units": "1"},
-    ),
-    "grid": (("crop",), "string", {"long_name": "source grid: a group under grids/"}),
-    "scene": (("crop",), "string", {"long_name": "scene the crop was cut from"}),
-    "source": (("crop",), "string", {"long_name": "source file, relative to its root"}),
-    "observation_time": (
-        ("crop", "row"),
-        "int64",
-        {
-            "units": TIME_UNITS,
-            "calendar": "proleptic_gregorian",
-            "long_name": "time at which the source scanned the row of patches",
-            "_FillValue": TIME_FILL,
-        },
-    ),
-    "solar_zenith_angle": (
-        ("crop", "row", "col"),
-        "float32",
-        {"units": "degree", "standard_name": "solar_zenith_angle"},
-    ),
-    "solar_zenith_angle_maximum": (
-        ("crop", "row", "col"),
-        "float32",
-        {"units": "degree", "long_name": "largest solar zenith angle of the patch's centre and corners"},
-    ),
-    "satellite_zenith_angle": (
-        ("crop", "row", "col"),
-        "float32",
-        {"units": "degree", "standard_name": "platform_zenith_angle"},
-    ),
+    "time": (_CROP, "int64", _TIME | {"standard_name": "time", "_FillValue": TIME_FILL}),
+    "status": (_CROP, "uint8", {"long_name": "what became of the crop"} | _STATUS_CODES),
+    "latitude": (_CELLS, "float64", _position("latitude", "degrees_north")),
+    "longitude": (_CELLS, "float64", _position("longitude", "degrees_east")),
+    "y_origin": (_CROP, "int32", _origin("row")),
+    "x_origin": (_CROP, "int32", _origin("column")),
+    "grid": (_CROP, "string", {"long_name": "source grid: a group under grids/"}),
+    "scene": (_CROP, "string", {"long_name": "scene the crop was cut from"}),
+    "source": (_CROP, "string", {"long_name": "source file, relative to its root"}),
+    "observation_time": (("crop", "row"), "int64", _TIME | _SCANNED),
+    "solar_zenith_angle": (_CELLS, "float32", _angle("standard_name", "solar_zenith_angle")),
+    "solar_zenith_angle_maximum": (_CELLS, "float32", _angle("long_name", _LARGEST)),
+    "satellite_zenith_angle": (_CELLS, "float32", _angle("standard_name", "platform_zenith_angle")),
 }
 
 
@@ -523,19 +477,13 @@ def whole_array(
 
 def number_arrays(sizes: Mapping[str, int], rows_per_chunk: int) -> list[tuple[ArraySpec, np.ndarray]]:
     """Coordinates that number crops, rows and columns, so that a part of a store knows what it is a part of."""
-    what = {
-        "crop": "row of the store",
-        "row": "row of patches in the crop",
-        "col": "column of patches in the crop",
+    names = {"crop": "row of the store"} | {
+        dim: f"{what} of patches in the crop"
+        for dim, what in (("row", "row"), ("col", "column"))
+        if dim in sizes
     }
+    chunks = {"crop": (rows_per_chunk,)}
     return [
-        whole_array(
-            name,
-            (name,),
-            np.arange(sizes[name]),
-            {"long_name": what[name]},
-            (rows_per_chunk,) if name == "crop" else None,
-        )
-        for name in ("crop", "row", "col")
-        if name in sizes
+        whole_array(dim, (dim,), np.arange(sizes[dim]), {"long_name": name}, chunks.get(dim))
+        for dim, name in names.items()
     ]

@@ -37,10 +37,7 @@ class PatchReader:
 
     def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.files, self.threads = Files(store), threads
-        self._info: dict[str, Any] | None = None
-        self._members: dict[str, Any] | None = None
         self._shards: dict[str, ShardReader] = {}
-        self._small: Any = None
         self._absent: dict[tuple[str, int], np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -49,12 +46,19 @@ class PatchReader:
     def __repr__(self) -> str:
         return f"PatchReader({self.files.root!r})"
 
-    @property
+    @functools.cached_property
     def info(self) -> dict[str, Any]:
         """The ``gridrad_cube`` attributes of the store."""
-        if self._info is None:
-            self._info = store_info(self.files.root, "patches")
-        return self._info
+        return store_info(self.files.root, "patches")
+
+    @functools.cached_property
+    def _members(self) -> dict[str, dict[str, Any]]:
+        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
+        return dict(self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"])
+
+    @functools.cached_property
+    def _small(self) -> Any:
+        return zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
 
     @property
     def patch(self) -> int:
@@ -74,10 +78,7 @@ class PatchReader:
             raise SchemaError(
                 f"{self.files.root}: no channel {variable!r}; this store has {sorted(self.info['channels'])}"
             )
-        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
-        if self._members is None:
-            self._members = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]
-        return dict(self._members[variable])
+        return self._members[variable]
 
     def read(self, variable: str, index: np.ndarray) -> np.ndarray:
         """Packed patches, shape (N, patch, patch); parameters as for `read_into`.
@@ -158,7 +159,8 @@ class PatchReader:
                 if there.any():
                     index = np.array(list(itertools.product(some[there].tolist(), *cells)))
                     patches = self.read(variable, index).reshape(-1, *(len(c) for c in cells), size, size)
-                    part[there] = _joined(patches)[..., y, x]
+                    whole = *patches.shape[:-4], len(rows) * size, len(cols) * size
+                    part[there] = patches.swapaxes(-3, -2).reshape(whole)[..., y, x]
         return out[tuple(0 if isinstance(p, int) else slice(None) for p in picked)]
 
     def absent(self, variable: str, crops: np.ndarray) -> np.ndarray:
@@ -166,8 +168,6 @@ class PatchReader:
 
         Reads the chunks of flags that these crops lie in, and no others.
         """
-        if self._small is None:
-            self._small = zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
         flags, status = self._small[f"{variable}_flags"], self._small["status"]
         rows, out = flags.chunks[0], np.empty(len(crops), bool)
         for number in np.unique(crops // rows).tolist():
@@ -185,9 +185,3 @@ class PatchReader:
         place = {n: int(v) for n, v in zip(names, where, strict=False)}
         remedy = "gridrad-cube verify STORE --repair --source-root DIR"
         return damage_error(self.files.root, variable, place, reason, remedy)
-
-
-def _joined(patches: np.ndarray) -> np.ndarray:
-    """Patches (..., row, col, y, x) as pixels (..., y, x)."""
-    *levels, rows, cols, height, width = patches.shape
-    return np.swapaxes(patches, -3, -2).reshape(*levels, rows * height, cols * width)
