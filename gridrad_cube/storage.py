@@ -471,32 +471,27 @@ def _plain_errors(root: str, key: str = "") -> Iterator[None]:
 def _plain(root: str, text: str) -> RemoteError:
     if "Range Not Satisfiable" in text or "non-partial response" in text:
         return _PastEndError(f"{root}: a range after the end of an object")
-    status = re.search(r"status code: (\d+)", text)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    shown = " ".join(m.group(1) for m in (status, code) if m)
+    status, code = (re.search(pattern, text) for pattern in (r"status code: (\d+)", r"<Code>(\w+)</Code>"))
+    shown = " ".join(found[1] for found in (status, code) if found)
     if "NoSuchBucket" in text:
-        return RemoteError(f"{root}: there is no such bucket. Make it first, or give another path")
-    if "builder error" in text:
-        return RemoteError(
-            f"{root}: the endpoint is not https. If that is intended, set AWS_ALLOW_HTTP=true in the environment"
-        )
-    if status and status.group(1) in ("401", "403"):
+        what = "there is no such bucket. Make it first, or give another path"
+    elif "builder error" in text:
+        what = "the endpoint is not https. If that is intended, set AWS_ALLOW_HTTP=true in the environment"
+    elif status and status[1] in ("401", "403"):
         names = " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if root.startswith("s3://") else ""
-        return RemoteError(
-            f"{root}: access refused ({shown}). Check the credentials in the environment{names} and their right to "
-            "read, write and list there"
+        what = (
+            f"access refused ({shown}). Check the credentials in the environment{names} and their right to read, write "
+            "and list there"
         )
-    if status:
-        return RemoteError(f"{root}: the object store answered {shown}")
-    if "error sending request" in text:
+    elif status:
+        what = f"the object store answered {shown}"
+    elif "error sending request" in text:
         endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "") if root.startswith("s3://") else "")
-        host = (
-            f"the endpoint {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else "the object store"
-        )
-        return RemoteError(f"{root}: {host} cannot be reached, or gives no answer")
-    return RemoteError(
-        f"{root}: {re.sub('^Generic .*? error: ', '', text.splitlines()[0].rsplit(' - ', 1)[-1])}"
-    )
+        host = f"endpoint {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else "object store"
+        what = f"the {host} cannot be reached, or gives no answer"
+    else:
+        what = re.sub("^Generic .*? error: ", "", text.splitlines()[0].rsplit(" - ", 1)[-1])
+    return RemoteError(f"{root}: {what}")
 
 
 def _check_url(url: str) -> None:

@@ -48,7 +48,11 @@ def crop_shape(
     SchemaError
         If the scene is smaller than one patch.
     """
-    _check_size(shape, spec.patch)
+    if min(shape) < spec.patch:
+        raise SchemaError(
+            f"scene: smaller than one patch, got {shape[0]} x {shape[1]} px; expected at least {spec.patch} x "
+            f"{spec.patch}. Pass a smaller --patch, at most {min(shape)}."
+        )
     if spec.crop is not None:
         return spec.crop
     before = _before(spec, lattice_origin)
@@ -161,8 +165,8 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
             "Take windows() of the same spec."
         )
     shape = scene.sizes["y"], scene.sizes["x"]
-    rows = _blocks(window.y, window.height // patch, patch, shape[0])
-    cols = _blocks(window.x, window.width // patch, patch, shape[1])
+    rows = _blocks(window.y, window.height, patch, shape[0])
+    cols = _blocks(window.x, window.width, patch, shape[1])
     channels = {
         str(name): _cut_channel(variable, window)
         for name, variable in scene.data_vars.items()
@@ -184,14 +188,6 @@ def assemble(blocks: np.ndarray) -> np.ndarray:
     return blocks.swapaxes(-3, -2).reshape(*lead, rows * height, cols * width)
 
 
-def _check_size(shape: tuple[int, int], patch: int) -> None:
-    if min(shape) < patch:
-        raise SchemaError(
-            f"scene: smaller than one patch, got {shape[0]} x {shape[1]} px; expected at least {patch} x {patch}. "
-            f"Pass a smaller --patch, at most {min(shape)}."
-        )
-
-
 def _before(spec: TileSpec, origin: tuple[int, int] | None) -> tuple[int, int]:
     # Pixels of padding before the scene, so that windows start on the lattice of patches.
     if origin is None or spec.placement not in ("scene", "tiles"):
@@ -199,30 +195,29 @@ def _before(spec: TileSpec, origin: tuple[int, int] | None) -> tuple[int, int]:
     return origin[0] % spec.patch, origin[1] % spec.patch
 
 
-def _blocks(offset: int, count: int, patch: int, size: int) -> list[tuple[int, int]]:
+def _blocks(offset: int, length: int, patch: int, size: int) -> list[tuple[int, int]]:
     # Start and stop of each patch on one axis of the scene; start == stop where it lies outside.
-    edges = np.clip(offset + patch * np.arange(count + 1), 0, size)
-    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+    edges = np.clip(np.arange(offset, offset + length + 1, patch), 0, size)
+    return list(itertools.pairwise(edges.tolist()))
 
 
 def _cut_channel(variable: xr.DataArray, window: Window) -> tuple[tuple[str, ...], np.ndarray, dict]:
     height, width = variable.shape[-2:]
-    y0, y1 = (min(max(edge, 0), height) for edge in (window.y, window.y + window.height))
-    x0, x1 = (min(max(edge, 0), width) for edge in (window.x, window.x + window.width))
+    ((y0, y1),) = _blocks(window.y, window.height, window.height, height)
+    ((x0, x1),) = _blocks(window.x, window.width, window.width, width)
     dims = tuple(str(dim) for dim in variable.dims)
     inside = variable.variable[..., y0:y1, x0:x1].values
     if inside.shape[-2:] == (window.height, window.width):
         return dims, np.ascontiguousarray(inside), variable.attrs
-    fill = np.nan
+    fill: float | None = np.nan
     if variable.dtype.kind != "f":
-        code = Packing.from_attributes(variable.attrs, variable.dtype).fill_value
-        if code is None:
-            raise SchemaError(
-                f"{variable.name}: the window needs padding but the packing has no code for a missing pixel, "
-                f"got attributes {sorted(variable.attrs)}; expected _FillValue. "
-                "Give the variable one, or take a crop that fits into the scene."
-            )
-        fill = code
+        fill = Packing.from_attributes(variable.attrs, variable.dtype).fill_value
+    if fill is None:
+        raise SchemaError(
+            f"{variable.name}: the window needs padding but the packing has no code for a missing pixel, "
+            f"got attributes {sorted(variable.attrs)}; expected _FillValue. "
+            "Give the variable one, or take a crop that fits into the scene."
+        )
     out = np.full((*variable.shape[:-2], window.height, window.width), fill, variable.dtype)
     out[..., y0 - window.y : y1 - window.y, x0 - window.x : x1 - window.x] = inside
     return dims, out, variable.attrs

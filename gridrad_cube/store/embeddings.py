@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -353,13 +354,23 @@ class EmbeddingReader:
 
     def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.files, self.threads = Files(store), threads
-        self._shards: ShardReader | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(EmbeddingReader, threads=self.threads), (self.files.root,)
 
     def __repr__(self) -> str:
         return f"EmbeddingReader({self.files.root!r})"
+
+    @functools.cached_property
+    def _shards(self) -> ShardReader:
+        store_info(self.files.root, "embeddings")
+        array = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
+        layout = ShardLayout.from_metadata("embedding", array)
+        if layout.chunk_shape[1:] != (1, *array["shape"][2:]):
+            raise SchemaError(
+                f"{self.files.root}: a chunk of embedding is not one channel of some whole crops"
+            )
+        return ShardReader(self.files, layout, threads=self.threads)
 
     def read(self, crop: np.ndarray, channel: np.ndarray) -> np.ndarray:
         """Embeddings as `open_embeddings` gives them, shape (N, [row, col,] feature).
@@ -374,15 +385,6 @@ class EmbeddingReader:
         MissingChunkError
             If a chunk is missing, truncated or altered; names the crop and the channel.
         """
-        if self._shards is None:
-            store_info(self.files.root, "embeddings")
-            array = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
-            layout = ShardLayout.from_metadata("embedding", array)
-            if layout.chunk_shape[1:] != (1, *array["shape"][2:]):
-                raise SchemaError(
-                    f"{self.files.root}: a chunk of embedding is not one channel of some whole crops"
-                )
-            self._shards = ShardReader(self.files, layout, threads=self.threads)
         shards = self._shards
         together, *shape = shards.layout.chunk_shape
         block, within = np.divmod(crop, together)

@@ -264,7 +264,6 @@ class _LocalShard:
         self._size = status.st_size
         #: Another stamp means another file, or other bytes.
         self.stamp = _stamp(status)
-        self.index: np.ndarray | None = None
         self._seen = time.monotonic()
 
     def __del__(self) -> None:
@@ -304,7 +303,6 @@ class _RemoteShard:
 
     def __init__(self, files: Files, key: str) -> None:
         self._files, self._key = files, key
-        self.index: np.ndarray | None = None
 
     def tail(self, size: int) -> bytes:
         """The last bytes."""
@@ -471,9 +469,7 @@ class ShardReader:
     def _attempt(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         try:
             source = self._source(unit.shard)
-            if source.index is None:
-                source.index = self._index(unit.shard, source)
-            return self._read_chunks(unit, source.index, source, out, targets)
+            return self._read_chunks(unit, self._index(unit.shard, source), source, out, targets)
         except FileNotFoundError:
             return dict.fromkeys(unit.places.tolist(), MISSING)
         except _DamagedShard as error:
