@@ -265,8 +265,8 @@ def test_a_shard_rewritten_in_place_with_the_old_time_is_noticed(tmp_path):
         file.write(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     # As if the sizes were equal too: the old index under the new file's mark.
-    (old,) = reader._indexes._kept.values()
-    reader._indexes._kept[0] = ((status.st_dev, status.st_ino, len(data), status.st_mtime_ns), old[1])
+    (old,) = reader._indexes.values()
+    reader._indexes[0] = ((status.st_dev, status.st_ino, len(data), status.st_mtime_ns), old[1])
     out, failures = batch(reader, index)
     assert not failures
     np.testing.assert_array_equal(out, changed[0, 1, 1])
@@ -286,7 +286,7 @@ def test_indexes_kept_stay_within_their_bytes_whoever_keeps_them(tmp_path, monke
     with ThreadPoolExecutor(3) as pool:
         for job in [pool.submit(work) for _ in range(3)]:
             job.result()
-    assert len(reader._indexes._kept) == 5
+    assert len(reader._indexes) == 5
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")

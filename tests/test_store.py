@@ -13,14 +13,14 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.storage import MemoryStore
 
 from gridrad_cube import store
 from gridrad_cube.schema import CHANNELS, Flag, Packing, Recipe, SchemaError
 from gridrad_cube.storage import Files
-from gridrad_cube.store import ArraySpec, layout
+from gridrad_cube.store import ArraySpec
 
 
 def make_layout(**options):
@@ -73,7 +73,7 @@ def finish(build):
         "channels": {n: c.to_dict() for n, c in build.layout.channels.items()}, "crop": list(build.layout.crop),
         "patch": build.layout.patch, "identity": build.identity(),
     }}  # fmt: skip
-    store.commit(build, attributes, store.report_columns(build))
+    store.commit(build, attributes)
 
 
 @pytest.fixture
@@ -113,26 +113,28 @@ def test_encode_gives_shards_that_zarr_reads_back(tmp_path_factory, dtype, codec
 
 @pytest.mark.parametrize("codec", ["fast", "small", "raw"])
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float32", "string"])
-def test_encode_gives_the_chunks_that_zarr_gives(codec, dtype):
+def test_encode_gives_the_chunks_that_zarr_gives(tmp_path, codec, dtype):
     spec = ArraySpec(name="v", dims=("crop", "row"), shape=(8, 5), dtype=dtype, chunks=(4, 5), codec=codec,
                      fill_value="" if dtype == "string" else 0)  # fmt: skip
     values = np.arange(20).reshape(4, 5).astype(dtype if dtype != "string" else object)
     values = (
         values if dtype != "string" else np.vectorize("scene {} \N{DEGREE SIGN}".format, otypes="O")(values)
     )
-    memory = {}
-    layout._create(spec, MemoryStore(memory))[:4] = values
-    assert store.encode(spec, values) == memory["c.0.0"].to_bytes()
+    files = Files(tmp_path)
+    store.write_root(files, {"v": spec}, {})
+    zarr.open_array(tmp_path, path="v", mode="r+")[:4] = values
+    assert store.encode(spec, values) == files.read("v/c.0.0")
 
 
 @pytest.mark.parametrize("codec", ["fast", "small", "raw"])
-def test_encode_gives_the_chunks_of_a_shard_that_zarr_gives(codec):
+def test_encode_gives_the_chunks_of_a_shard_that_zarr_gives(tmp_path, codec):
     spec = ArraySpec(name="v", dims=("crop", "y", "x"), shape=(1, 192, 128), dtype="uint16", chunks=(1, 64, 64),
                      shards=(1, 192, 128), codec=codec)  # fmt: skip
     values = (np.arange(192 * 128).reshape(1, 192, 128) ** 2 % 40000).astype("uint16")
-    memory = {}
-    layout._create(spec, MemoryStore(memory))[...] = values
-    ours, theirs = store.encode(spec, values), memory["c.0.0.0"].to_bytes()
+    files = Files(tmp_path)
+    store.write_root(files, {"v": spec}, {})
+    zarr.open_array(tmp_path, path="v", mode="r+")[...] = values
+    ours, theirs = store.encode(spec, values), files.read("v/c.0.0.0")
     assert len(ours) == len(theirs)
 
     def chunks(shard):

@@ -69,7 +69,7 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool 
             "build_state": build.state(),
         },
     }
-    store.commit(build, attributes, store.report_columns(build))
+    store.commit(build, attributes)
 
 
 def _write_blocks(
@@ -105,10 +105,7 @@ def _write_blocks(
 
 def is_finished(build: Build) -> bool:
     """Whether the store is there and was made from all that the log says."""
-    try:
-        return bool(store_info(build.files.root, "patches").get("build_state") == build.state())
-    except (SchemaError, FileNotFoundError):  # there is none, or it cannot be read
-        return False
+    return bool(_old_attributes(build).get("build_state") == build.state())
 
 
 def _radar_quality(build: Build) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 #: Suffixes of files that a folder is searched for.
 _SUFFIXES = (".nc", ".nc4", ".cdf")
-#: Errors of the place that is written to: no other file would fare better.
+#: Errors of a disk that is full or cannot be written to.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -464,7 +464,9 @@ def _account(build: Build, number: int, result: Any) -> Outcome:
     """Put what became of a task into the log."""
     if isinstance(result, RemoteError):
         raise result
-    if isinstance(result, OSError) and _is_of_the_store(build, result):
+    # Errors of the place that is written to: no other file would fare better.
+    refused = isinstance(result, PermissionError) and str(result.filename).startswith(build.files.root)
+    if refused or (isinstance(result, OSError) and result.errno in _FATAL):
         raise OSError(
             result.errno,
             f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
@@ -475,12 +477,6 @@ def _account(build: Build, number: int, result: Any) -> Outcome:
     if result.status == "written" or not build.is_written(number):
         build.record(result)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
     return _outcome(result, entry)
-
-
-def _is_of_the_store(build: Build, error: OSError) -> bool:
-    """Whether an error is of the place that is written to, so that no other file would fare better."""
-    refused = error.errno in (errno.EACCES, errno.EPERM)
-    return error.errno in _FATAL or (refused and str(error.filename).startswith(build.files.root))
 
 
 def _not_given(build: Build, number: int) -> Outcome:

@@ -121,9 +121,12 @@ def write_crops(
     rows = store.blank_rows(layout, len(entry.windows))
     shards: dict[str, list[tuple[int, int] | None]] = {name: [] for name in layout.channels}
     for number, (row, crop) in enumerate(zip(entry.rows, crops, strict=True)):
-        for name in layout.channels:
-            if name in crop:
-                _check_packing(path, layout.channels[name], crop[name])
+        for name, channel in layout.channels.items():
+            if name not in crop:
+                continue
+            found = Packing.from_attributes(crop[name].attrs, crop[name].dtype)
+            if found != channel.packing:
+                raise SchemaError(f"{path}: {name} is packed as {found}, but the store has {channel.packing}")
         for name, value in _values(crop, layout, recipe).items():
             rows[name][number] = value
         pixels = {name: crop[name].values for name in layout.channels if name in crop}
@@ -140,12 +143,6 @@ def write_crops(
     )
 
 
-def _check_packing(path: str, channel: store.ChannelLayout, variable: xr.DataArray) -> None:
-    found = Packing.from_attributes(variable.attrs, variable.dtype)
-    if found != channel.packing:
-        raise SchemaError(f"{path}: {channel.name} is packed as {found}, but the store has {channel.packing}")
-
-
 def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[str, np.ndarray]:
     """Every small variable of a crop, flags of absent channels among them."""
     assessed = quality.assess(crop, recipe.quality)
@@ -153,36 +150,22 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
     for name in layout.coordinates:
         for dataset in (assessed, crop):
             if name in dataset.coords and dataset[name].ndim:
-                values[name] = _stored(dataset[name].values, store.COORDINATES[name][1])
-    padding = crop["padding"].values
-    for name in layout.channels:
-        if name in crop and layout.channels[name].channel.kind == "other":
-            continue
-        if name in crop:
+                found = dataset[name].values
+                is_time = found.dtype.kind == "M"
+                values[name] = found.astype("datetime64[s]").astype(np.int64) if is_time else found
+    for name, channel in layout.channels.items():
+        if name not in crop:
+            flags = np.full((*channel.levels, *layout.cells), int(Flag.channel_absent), np.uint16)
+            flags[..., crop["padding"].values] |= np.uint16(Flag.padding)
+            values[f"{name}_flags"] = flags
+        elif channel.channel.kind != "other":
+            flags = values[f"{name}_flags"]
             if f"{name}_unreadable" in crop.coords:
-                lost = crop[f"{name}_unreadable"].values
-                values[f"{name}_flags"][..., lost] |= np.uint16(Flag.unreadable)
-            values[f"{name}_histogram"] = _histogram(crop[name], values[f"{name}_flags"])
-            continue
-        shape = (*layout.channels[name].levels, *layout.cells)
-        flags = np.full(shape, int(Flag.channel_absent), np.uint16)
-        flags[..., padding] |= np.uint16(Flag.padding)
-        values[f"{name}_flags"] = flags
+                flags[..., crop[f"{name}_unreadable"].values] |= np.uint16(Flag.unreadable)
+            clean = (flags & int(default_reject(channel.channel.kind))) == 0
+            histogram = quality.clean_histogram(crop[name].values, channel.packing, CHANNELS[name], clean)
+            values[f"{name}_histogram"] = histogram
     return values
-
-
-def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    if values.dtype.kind == "M":
-        return values.astype("datetime64[s]").astype(np.int64)
-    return values.astype(dtype)
-
-
-def _histogram(variable: xr.DataArray, flags: np.ndarray) -> np.ndarray:
-    """Counts of data pixels of clean patches, int64, shape ([altitude,] bins)."""
-    packing = Packing.from_attributes(variable.attrs, variable.dtype)
-    channel = CHANNELS[str(variable.name)]
-    clean = (flags & int(default_reject(channel.kind))) == 0
-    return quality.clean_histogram(variable.values, packing, channel, clean)
 
 
 # --- quality control of radar volumes, on the native grid and before anything is derived
@@ -271,26 +254,25 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
     What a task raises about its file is its result. An error of the program (TypeError, KeyError and the like) is
     raised here and ends the run.
     """
-    if client is None and scheduler is None and workers <= 1:
+    if client is not None:
+        yield functools.partial(_run_dask, client)
+        return
+    if scheduler is None and workers <= 1:
         yield _run_here
         return
     from distributed import Client, LocalCluster
 
-    if client is not None:
-        yield lambda f, args: _run_dask(client, f, args)
-        return
-    if scheduler is not None:
-        by = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
-        with Client(**by, set_as_default=False) as connected:
-            yield lambda f, args: _run_dask(connected, f, args)
-        return
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as own,
-    ):
-        yield lambda f, args: _run_dask(own, f, args)
-        # Workers that are closed in the middle of a heartbeat log that as an error.
-        own.run(_log_no_more)
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            local = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+            where = {"address": stack.enter_context(LocalCluster(n_workers=workers, **local))}
+        else:
+            where = {"scheduler_file" if os.path.isfile(scheduler) else "address": scheduler}
+        own = stack.enter_context(Client(**where, set_as_default=False))
+        yield functools.partial(_run_dask, own)
+        if scheduler is None:
+            # Workers that are closed in the middle of a heartbeat log that as an error.
+            own.run(_log_no_more)
 
 
 def _log_no_more() -> None:

@@ -14,7 +14,7 @@ from gridrad_cube.store.build import (
     write_crop,
     write_grid,
 )
-from gridrad_cube.store.commit import blocks, commit, gather, report_columns, write_block
+from gridrad_cube.store.commit import blocks, commit, gather, write_block
 from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
 from gridrad_cube.store.layout import (
     CODECS,
@@ -71,7 +71,6 @@ __all__ = [
     "open_packed",
     "pack_rows",
     "read_grid",
-    "report_columns",
     "small_specs",
     "source_path",
     "store_info",

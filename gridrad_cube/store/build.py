@@ -451,12 +451,9 @@ class Build:
         try:
             yield
         finally:
-            try:
-                held = self.files.read(key) == payload
-            except FileNotFoundError:
-                held = False
-            if held:
-                self.files.remove(key)
+            with contextlib.suppress(FileNotFoundError):
+                if self.files.read(key) == payload:
+                    self.files.remove(key)
 
     def _take_over(self, key: str, payload: bytes) -> None:
         """Take the lease of a process of this host that is gone; refuse any other."""

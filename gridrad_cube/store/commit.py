@@ -65,27 +65,25 @@ def write_block(build: Build, rows: range, values: Mapping[str, np.ndarray]) -> 
         write_rows(build.files, spec, rows.start, values[name])
 
 
-def commit(build: Build, attributes: Mapping[str, Any], report: Mapping[str, np.ndarray]) -> None:
+def commit(build: Build, attributes: Mapping[str, Any]) -> None:
     """Write the arrays' metadata, the grids and the report, then the root: the store appears, or grows, at once.
 
     Parameters
     ----------
     attributes
         Root attributes.
-    report
-        Columns, one row a source file.
     """
     layout = build.layout
     specs = small_specs(layout, build.rows)
     specs |= {name: layout.pixels(name, build.rows) for name in layout.channels}
-    for spec, values in _whole_arrays(build, report):
+    for spec, values in _whole_arrays(build):
         write_array(build.files, spec, values)
         specs[spec.name] = spec
     ours = dict(attributes[ATTRIBUTE]) | {"format_version": FORMAT_VERSION, "kind": "patches"}
     write_root(build.files, specs, dict(attributes) | {ATTRIBUTE: ours}, groups=["grids"])
 
 
-def _whole_arrays(build: Build, report: Mapping[str, np.ndarray]) -> list[tuple[ArraySpec, np.ndarray]]:
+def _whole_arrays(build: Build) -> list[tuple[ArraySpec, np.ndarray]]:
     layout = build.layout
     mapping = {"grid_mapping_name": "latitude_longitude", "long_name": "positions are geodetic degrees"}
     out = [whole_array("crs", (), np.array(0, np.int32), mapping)]
@@ -112,12 +110,13 @@ def _whole_arrays(build: Build, report: Mapping[str, np.ndarray]) -> list[tuple[
     length = layout.rows_per_chunk
     out += number_arrays({"crop": build.rows, "row": layout.cells[0], "col": layout.cells[1]}, length)
     out += [
-        whole_array(f"report/{n}", ("source_file",), column, {}, (length,)) for n, column in report.items()
+        whole_array(f"report/{n}", ("source_file",), column, {}, (length,))
+        for n, column in _report(build).items()
     ]
     return out
 
 
-def report_columns(build: Build) -> dict[str, np.ndarray]:
+def _report(build: Build) -> dict[str, np.ndarray]:
     """The report as columns, one row a source by its name: source, status, reason, crops, bytes."""
     sizes = np.maximum(build.shard_bytes, 0).sum(axis=1)
     rows = [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]

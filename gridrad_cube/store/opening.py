@@ -128,14 +128,13 @@ def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[st
         edges = variable.encoding.get("shards") or variable.encoding["chunks"]
         encoding = variable.encoding | {"preferred_chunks": dict(zip(variable.dims, edges, strict=True))}
         variable.encoding = {k: v for k, v in encoding.items() if k in _KEPT_ENCODING}
-    dataset.attrs = {name: _as_text(value) for name, value in dataset.attrs.items()}
+    dataset.attrs = {
+        # Text and numbers, which all formats can hold.
+        name: value if isinstance(value, str | int | float) else json.dumps(value)
+        for name, value in dataset.attrs.items()
+    }
     dataset.encoding = {"source": files.root}
     return dataset, info
-
-
-def _as_text(value: Any) -> Any:
-    """An attribute as text or a number, which all formats can hold."""
-    return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
 def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Variable:

@@ -10,6 +10,7 @@ shards stay open, and what is done for every chunk is short.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -196,50 +197,23 @@ def _is_little(codec: Mapping[str, Any]) -> bool:
     return bool(codec.get("configuration", {}).get("endian", "little") == "little")
 
 
-class _Recent:
-    """Values by key, of which those that were used last are kept. For several threads."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all values."""
-        self._kept: OrderedDict[Any, Any] = OrderedDict()
-        self._lock = threading.RLock()  # a finalizer may run within another call
-
-    def get(self, key: Any) -> Any:
-        """The value of a key, or None."""
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def put(self, key: Any, value: Any, limit: int) -> None:
-        """Keep a value, among at most ``limit``."""
-        with self._lock:
-            self._kept[key] = value
-            self._kept.move_to_end(key)
-            while len(self._kept) > limit:
-                self._kept.popitem(last=False)
-
-    def drop(self, key: Any) -> None:
-        """Forget a value."""
-        with self._lock:
-            self._kept.pop(key, None)
-
-    def drop_owner(self, owner: int) -> None:
-        """Forget the values whose keys begin with ``owner``."""
-        with self._lock:
-            for key in [key for key in list(self._kept) if key[0] == owner]:
-                self._kept.pop(key, None)
-
-
 #: Open local shards of all readers of this process, by reader and shard.
-_OPEN = _Recent()
+_OPEN: OrderedDict[tuple[int, int], _LocalShard] = OrderedDict()
 _OWNERS = itertools.count()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_OPEN.clear)  # another thread may have held the lock
+
+
+def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
+    """Put a value into a cache that forgets the oldest; each step is atomic, as several threads do this at once."""
+    cache[key] = value
+    with contextlib.suppress(KeyError):  # another thread has emptied it
+        while len(cache) > limit:
+            cache.popitem(last=False)
+
+
+def _close(owner: int) -> None:
+    """Close the shards of a reader that is gone."""
+    for key in [key for key in list(_OPEN) if key[0] == owner]:
+        _OPEN.pop(key, None)
 
 
 def _open_limit() -> int:
@@ -348,9 +322,9 @@ class ShardReader:
         self.files, self.layout = files, layout
         self.threads = threads or (min(cores(), _LOCAL_THREADS) if files.local else _REMOTE_THREADS)
         self._pid: int | None = None
-        self._indexes = _Recent()
+        self._indexes: OrderedDict[int, tuple[Any, np.ndarray]] = OrderedDict()
         self._owner = next(_OWNERS)
-        weakref.finalize(self, _OPEN.drop_owner, self._owner)
+        weakref.finalize(self, _close, self._owner)
         self._pool: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
         self._callers = 0
@@ -461,8 +435,8 @@ class ShardReader:
         failures = self._attempt(unit, out, targets)
         if any(what != MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with a new index.
-            self._indexes.drop(unit.shard)
-            _OPEN.drop((self._owner, unit.shard))
+            self._indexes.pop(unit.shard, None)
+            _OPEN.pop((self._owner, unit.shard), None)
             failures = self._attempt(unit, out, targets)
         return failures
 
@@ -481,17 +455,17 @@ class ShardReader:
     def _source(self, shard: int) -> _LocalShard | _RemoteShard:
         if not self.files.local:
             return _RemoteShard(self.files, self.layout.key(shard))
-        found: _LocalShard | None = _OPEN.get((self._owner, shard))
+        found = _OPEN.get((self._owner, shard))
         if found is None or not found.is_current():
             found = _LocalShard(self.files.path(self.layout.key(shard)))
-            _OPEN.put((self._owner, shard), found, _open_limit())
+            _keep(_OPEN, (self._owner, shard), found, _open_limit())
         return found
 
     def _index(self, shard: int, source: _LocalShard | _RemoteShard) -> np.ndarray:
-        kept: tuple[Any, np.ndarray] | None = self._indexes.get(shard)
+        kept = self._indexes.get(shard)
         if kept is None or kept[0] != source.stamp:
             kept = source.stamp, self.layout.index(source.tail(self.layout.index_bytes))
-            self._indexes.put(shard, kept, max(1, _INDEX_BYTES // self.layout.index_bytes))
+            _keep(self._indexes, shard, kept, max(1, _INDEX_BYTES // self.layout.index_bytes))
         return kept[1]
 
     def _read_chunks(
