@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.storage import Files
 from gridrad_cube.store import MissingChunkError, PatchReader, open_packed, store_info
-
-_ChannelMode = Literal["each", "stack"]
-_OnDamage = Literal["raise", "skip"]
 
 
 class PatchDataset(Dataset[Batch]):
@@ -78,14 +75,19 @@ class PatchDataset(Dataset[Batch]):
         channels: str | Iterable[str] | None = None,
         altitude: float | Sequence[float] | None = None,
         reject: Reject = None,
-        channel_mode: _ChannelMode = "each",
+        channel_mode: Literal["each", "stack"] = "each",
         time: Any = None,
         bbox: Box | None = None,
         coarsen: int = 1,
-        on_damage: _OnDamage = "raise",
+        on_damage: Literal["raise", "skip"] = "raise",
     ) -> None:
-        _check_one_of("channel_mode", channel_mode, get_args(_ChannelMode))
-        _check_one_of("on_damage", on_damage, get_args(_OnDamage))
+        modes, reactions = ("each", "stack"), ("raise", "skip")
+        for name, value, known in (
+            ("channel_mode", channel_mode, modes),
+            ("on_damage", on_damage, reactions),
+        ):
+            if value not in known:
+                raise SchemaError(f"{name}: got {value!r}; expected one of {known}")
         self.store = os.fspath(store)
         info = store_info(store, "patches")
         self.patch, self.coarsen = int(info["patch"]), int(coarsen)
@@ -233,8 +235,3 @@ class PatchDataset(Dataset[Batch]):
             "longitude": float(place["longitude"]),
             "source": str(here["source"].values),
         }
-
-
-def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise SchemaError(f"{name}: got {value!r}; expected one of {tuple(known)}")

@@ -71,20 +71,10 @@ def build_table(
     stacked: bool,
     bbox: Box | None,
 ) -> SampleTable:
-    """List the clean patches of chosen crops, a block of crops at a time.
+    """List the clean patches of chosen crops (bool, (crop,)) of a cube, a block of crops at a time.
 
-    Parameters
-    ----------
-    dataset
-        A cube, packed.
-    labels, masks
-        Channels, and the flags that reject a patch of each.
-    crops
-        Which crops are chosen, bool, (crop,).
-    stacked
-        Whether a sample is a patch of all channels, all of them clean.
-    bbox
-        Box in which the center of a patch must lie.
+    ``masks`` are the flags that reject a patch of each label. ``stacked``: a sample is a patch of all channels, all of
+    them clean. The center of a patch lies in ``bbox``.
     """
     parts = [[np.empty(0, np.int32)] * 4 + [np.empty(0, np.uint8)]]
     for block, inside in _blocks(dataset, crops, bbox):

@@ -483,18 +483,7 @@ class Plan:
 
 
 def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1) -> Plan:
-    """Work out the length of a run, its schedules and prototypes.
-
-    Parameters
-    ----------
-    samples
-        Of an epoch.
-
-    Raises
-    ------
-    SchemaError
-        If there are too few samples for a step, or a warm-up is longer than the run.
-    """
+    """Work out the length of a run, its schedules and prototypes from the number of samples of an epoch."""
     batch = config.batch_size_per_gpu * world_size * config.accumulate
     _check_batch(config, level, samples, batch, world_size)
     per_epoch = samples // batch

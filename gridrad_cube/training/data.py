@@ -57,10 +57,7 @@ class NetworkInput(NamedTuple):
 def store_state(store: str) -> dict[str, Any]:
     """What a checkpoint keeps of its store.
 
-    Returns
-    -------
-    ``path``; ``identity``, which tells this store from another, and from itself after it grew; of embeddings also
-    ``checkpoint``, the network that made them.
+    ``identity`` tells it from another, and from itself after it grew; ``checkpoint`` is that of embeddings.
     """
     info = store_info(store)
     text = json.dumps(info, sort_keys=True, default=str)
@@ -72,10 +69,7 @@ def store_state(store: str) -> dict[str, Any]:
 def open_source(config: Config, normalization: Mapping[str, Any] | None = None) -> Source:
     """Open the store of a configuration for the level that it trains.
 
-    Parameters
-    ----------
-    normalization
-        That of the checkpoint from which a run resumes; worked out from the store if None.
+    ``normalization`` is that of the checkpoint from which a run resumes; worked out from the store if None.
     """
     kind = PatchSource if store_level(config.store) == "256" else GridSource
     return kind(config, normalization)
@@ -84,16 +78,8 @@ def open_source(config: Config, normalization: Mapping[str, Any] | None = None) 
 class Source(ABC):
     """Samples of one store, and how their views are drawn.
 
-    Attributes
-    ----------
-    dataset, loaded
-        The samples, and what the loader reads: the same, or pairs in time.
-    samples
-        Of an epoch.
-    network
-        The arguments of `gridrad_cube.models.build` for the network that reads them.
-    views, global_views
-        Views of a sample, and how many of them are global.
+    ``dataset`` has the samples, ``loaded`` is what the loader reads: the same, or pairs in time. ``network`` has the
+    arguments of `gridrad_cube.models.build` for the network that reads them; ``views`` counts those of a sample.
     """
 
     level: Level

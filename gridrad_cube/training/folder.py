@@ -42,12 +42,8 @@ class RunFolder:
     def find(self, resume: str) -> Path | None:
         """The checkpoint from which to resume, or None for a new run.
 
-        ``auto`` takes the newest one of the folder, a path that file, ``never`` none.
-
-        Raises
-        ------
-        SchemaError
-            If the folder holds a run that the new one would overwrite, or none of its checkpoints is readable.
+        ``auto`` takes the newest one of the folder, a path that file, ``never`` none. A folder with a run that the new
+        one would overwrite, or of which no checkpoint is readable, is refused.
         """
         if self.path.exists() and not self.path.is_dir():
             raise SchemaError(f"{self.path}: a file; expected a folder for the run. Pass another --out.")
@@ -73,13 +69,7 @@ class RunFolder:
         return chosen
 
     def begin(self, config: Mapping[str, Any], step: int | None) -> None:
-        """Write ``config.json`` and drop the metrics of steps that will be repeated.
-
-        Parameters
-        ----------
-        step
-            From which the run resumes; None for a new one.
-        """
+        """Write ``config.json`` and drop the metrics after ``step``, from which the run resumes; None for a new run."""
         write_bytes(self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n")
         if self.metrics.exists():
             lines = self.metrics.read_bytes().splitlines(keepends=True)
@@ -94,12 +84,7 @@ class RunFolder:
     def save(self, state: Mapping[str, Any], *, epochs: int | None = None, best: bool = False) -> None:
         """Write the numbered checkpoint of a step, make it the latest, and remove those before the last few.
 
-        Parameters
-        ----------
-        epochs
-            How many are done, if this checkpoint is to stay.
-        best
-            Whether it is the best so far.
+        After ``epochs``, it stays under their number too; the ``best`` so far gets that name.
         """
         numbered = self.path / f"checkpoint_step{state['step']:07d}.pth"
         save_checkpoint(state, numbered)
@@ -137,13 +122,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint of a training run, with all that it needs to resume.
-
-    Raises
-    ------
-    SchemaError
-        If it holds weights alone, or is of another version.
-    """
+    """A checkpoint of a training run, with all that it needs to resume; weights alone are refused."""
     checkpoint = load_checkpoint(path)
     if checkpoint.get("format") != CHECKPOINT_FORMAT or "sampler" not in checkpoint:
         raise SchemaError(
@@ -154,18 +133,9 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Path) -> None:
-    """Refuse to resume the run of another level, store or recipe.
+    """Refuse to resume the run of another level, store or recipe; names what differs, there and here.
 
-    Parameters
-    ----------
-    theirs, ours
-        ``level``, ``config``, ``store`` and ``plan`` (with ``global_batch``) as checkpoints hold them: of the run in
-        the checkpoint, and of the one that resumes it.
-
-    Raises
-    ------
-    SchemaError
-        Names what differs, there and here.
+    ``theirs`` and ``ours`` have ``level``, ``config``, ``store`` and ``plan`` (``global_batch``), as checkpoints do.
     """
     remedy = "Pass another --out to start a new run (--init-from starts it from these weights)."
     old, new = theirs["config"], ours["config"]

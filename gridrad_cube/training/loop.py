@@ -105,9 +105,8 @@ def train(
         config = store
     else:
         raise TypeError("train: a Config holds every option; expected no other options beside it")
-    for name, what in (("store", "cube or embedding store to learn from"), ("out", "folder of the run")):
-        if not getattr(config, name):
-            raise SchemaError(f"--{name}: missing. Pass the {what}.")
+    if not config.out:
+        raise SchemaError("--out: missing. Pass the folder of the run.")
     world = find_world()
     device = choose_device(config.device, world)
     cuda = [device] if device.type == "cuda" else []
@@ -286,7 +285,7 @@ class _Run:
         started = time.monotonic()
         if self.step == 0 and self.scores.start is None and (found := self._measure()):
             self.folder.log({"step": 0, "epoch": 0} | found)
-        self._clock = _Clock(time.monotonic(), self.step, self.loader.seconds_waiting)
+        self._clock = time.monotonic(), self.step, self.loader.seconds_waiting
         self._received, self._pending, self._has_bar = received, deque[_Outcome](), progress is not None
         self._saved_step = self.step if self.folder.latest.exists() else -1
         self._saved_at, self._due = started, False
@@ -365,12 +364,7 @@ class _Run:
     def _add_gradients(
         self, batch: Batch, index: np.ndarray, epoch: int, *, share: float, last: bool
     ) -> tuple[Tensor, Outputs, Tensor]:
-        """Add a batch's share to the gradients of a step.
-
-        Returns
-        -------
-        Its share of the loss, what the teacher gave, features of the student.
-        """
+        """Add a batch's share to the gradients of a step; its loss, what the teacher gave, features of the student."""
         networks, views = self.networks, self.source.draw(batch, index, epoch)
         with contextlib.ExitStack() as stack:
             if not last and isinstance(self.model, DistributedDataParallel):
@@ -448,15 +442,16 @@ class _Run:
             temperature = float(loss.teacher_temps[step - 1])
             record |= {"teacher_temp": temperature}
             record |= self.monitor.describe_targets(targets, loss.center, temperature, record["train_loss"])
-        seconds = max(now - self._clock.at, 1e-9)
-        speed = self.plan.global_batch * (step - self._clock.step) / seconds
-        waiting = self.loader.seconds_waiting - self._clock.waited
+        then, first, waited = self._clock  # of the record before
+        seconds = max(now - then, 1e-9)
+        speed = self.plan.global_batch * (step - first) / seconds
+        waiting = self.loader.seconds_waiting - waited
         record |= {"images_per_second": speed, "seconds_waiting": waiting, "share_waiting": waiting / seconds,
                    "mfu": self._utilisation(speed)}  # fmt: skip
         if probing:
             record |= self._measure()
         self.window, self.record = [], record
-        self._clock = _Clock(time.monotonic(), step, self.loader.seconds_waiting)
+        self._clock = time.monotonic(), step, self.loader.seconds_waiting
         if self.world.is_main:
             self.folder.log(record)
             if step > self.plan.warmup_steps:
@@ -518,15 +513,6 @@ class _Outcome:
     index: np.ndarray
     features: list[Tensor]
     wait: Callable[[], list[float]]
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """When the last record was written, at which step, and the seconds waited for data until then."""
-
-    at: float
-    step: int
-    waited: float
 
 
 def _package_version() -> str:

@@ -20,17 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """The latest features of the teacher, and what they say.
-
-    Parameters
-    ----------
-    width
-        Of the features.
-    queue
-        How many features are kept for the effective rank.
-    device
-        Where they are.
-    """
+    """The latest ``queue`` features of the teacher, of this width, and what they say."""
 
     def __init__(self, width: int, *, queue: int = 2048, device: torch.device | None = None) -> None:
         self._queue = torch.zeros(queue, width, device=device)
@@ -64,11 +54,8 @@ class Monitor:
     def describe(self, features: Tensor, views: int) -> dict[str, float]:
         """Spread of the features of one step, and whether the two views of a sample find each other.
 
-        Returns
-        -------
         ``feature_std``: mean deviation of unit features times sqrt(D), 1 if evenly spread, 0 if all are equal;
-        ``rankme`` over the queue; ``view_retrieval``: share of samples whose second view is nearest to
-        their first, among the batch.
+        ``rankme`` over the queue; ``view_retrieval``: share of samples whose second view is nearest to their first.
         """
         unit = unit_rows(features.float().cpu().numpy())
         spread = unit.std(axis=0, ddof=1).mean() * math.sqrt(unit.shape[1])
@@ -86,8 +73,6 @@ class Monitor:
     ) -> dict[str, float]:
         """How the teacher spreads its targets over K prototypes; logits (views * B, K).
 
-        Returns
-        -------
         ``teacher_entropy`` in nats, ``teacher_kl_to_uniform`` = ln K - entropy (0: all prototypes alike),
         ``prototypes_used``: exponential of the entropy of the mean target (1: all samples alike), ``headroom``
         = ln K - loss (0: the loss is stuck).
@@ -151,15 +136,7 @@ _PEAKS = (
 
 
 def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
-    """Peak of dense matrix products on a device in bf16, FLOP/s; None in fp32, and for CPUs and GPUs not listed here.
-
-    Parameters
-    ----------
-    device
-        A torch device, or the name of a GPU in torch.
-    bf16
-        Whether the run computes in bf16.
-    """
+    """Peak of dense matrix products on a device in bf16, FLOP/s; None in fp32, for CPUs and for other GPUs."""
     if isinstance(device, torch.device):
         if device.type != "cuda":
             return None
@@ -176,14 +153,7 @@ def count_flops(student: nn.Module, shapes: Sequence[tuple[int, int]], *, teache
     weights. The loss, the optimizer and the drawing of views do not count; what drop-path leaves out does, as is
     usual for MFU. ViT-S/16 with 65,536 prototypes, 2 views of 224 px and 8 of 96 px: 112.9 GFLOP.
 
-    Parameters
-    ----------
-    student
-        With ``backbone`` and ``head``; the teacher is of the same size.
-    shapes
-        Height and width of each view, global ones first.
-    teacher_views
-        How many of them the teacher sees.
+    ``shapes`` are height and width of each view, of which the teacher sees the first ``teacher_views``.
     """
     network: Any = copy.deepcopy(student).to("meta").eval()  # shapes alone
     planes = network.backbone.architecture.in_channels

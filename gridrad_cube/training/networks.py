@@ -93,13 +93,7 @@ class Networks:
         self.loss.load_state_dict(checkpoint["dino_loss"])
 
     def load_weights(self, path: str) -> None:
-        """Start from the teacher of any checkpoint of this architecture; from its head too if that fits.
-
-        Raises
-        ------
-        SchemaError
-            If the backbone is of another architecture; names what differs.
-        """
+        """Start from the teacher of any checkpoint of this architecture; from its head too if that fits."""
         checkpoint = load_checkpoint(path)
         head = head_state(checkpoint)
         shapes = {name: value.shape for name, value in self.student.head.state_dict().items()}
@@ -116,12 +110,7 @@ class Networks:
 def make_networks(config: Config, plan: Plan, options: Mapping[str, Any], views: int) -> Networks:
     """Build student and teacher, alike at first, and the loss; weights from the global generator of torch.
 
-    Parameters
-    ----------
-    options
-        Of `gridrad_cube.models.build`.
-    views
-        Of a sample.
+    ``options`` are those of `gridrad_cube.models.build`; ``views`` counts those of a sample.
     """
     student = build(drop_path_rate=config.drop_path_rate, **options)
     teacher = build(**options)
@@ -165,13 +154,7 @@ def make_optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:
 
 
 def compile_networks(networks: Networks, device: torch.device) -> None:
-    """Compile the forward passes of student and teacher; state dicts stay as they are.
-
-    Raises
-    ------
-    SchemaError
-        If torch cannot compile here.
-    """
+    """Compile the forward passes of student and teacher; state dicts stay as they are."""
     try:
         torch.compile(_sine, dynamic=False)(torch.zeros(8, device=device))
     except (ImportError, RuntimeError) as error:

@@ -63,16 +63,9 @@ def probe_interval(steps: int, samples_per_step: int) -> int:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Samples and their sequels: the same place and channel some time later.
+    """Samples and their sequels: the same place and channel ``minutes`` later, (P,) numbers of samples.
 
-    Attributes
-    ----------
-    query, sequel
-        Samples of the data set, (P,).
-    rival
-        Whether query i looks for its sequel among others of which sequel j is one, bool (P, P).
-    minutes
-        The lead.
+    ``rival`` (P, P): whether query i looks for its sequel among others of which sequel j is one.
     """
 
     query: npt.NDArray[np.int64]
@@ -156,12 +149,10 @@ def _samples(
 
 def _places(stored: xr.Dataset) -> npt.NDArray[np.int64]:
     """A number for the window of each crop: its grid and place in it."""
-    out = np.zeros(stored.sizes["crop"], np.int64)
-    for name in ("grid", "y_origin", "x_origin"):
-        if name in stored.variables:
-            values = np.unique(stored[name].values, return_inverse=True)[1]
-            out = np.unique(out * (int(values.max()) + 1) + values, return_inverse=True)[1]
-    return out
+    names = [name for name in ("grid", "y_origin", "x_origin") if name in stored.variables]
+    if not names:
+        return np.zeros(stored.sizes["crop"], np.int64)
+    return stored[names].to_dataframe().groupby(names).ngroup().to_numpy()
 
 
 def _groups(
@@ -197,10 +188,7 @@ def _rivals(
 def retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: Pairs) -> float:
     """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; half of those that score the same count.
 
-    Parameters
-    ----------
-    query, sequel
-        Vectors of the pairs, (P, D); pairs of which one is not finite do not count.
+    Pairs of which one vector is not finite do not count.
     """
     scores = unit_rows(query) @ unit_rows(sequel).T
     own = scores.diagonal()[:, None]
@@ -212,18 +200,8 @@ def retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: Pairs) -> floa
 class Probe:
     """Embeds the same samples each time and scores them. Uses no random numbers and does not change the network.
 
-    Parameters
-    ----------
-    dataset
-        The samples.
-    whole
-        Makes one view of a batch of them, as they will be embedded.
-    pairs
-        From `draw_pairs`.
-    every, steps
-        Steps from one probe to the next, and of the run.
-    device, bf16
-        Where the network is, and whether it runs under bf16 autocast, as in training.
+    ``whole`` makes one view of a batch, as it will be embedded; ``every`` steps there is a probe, of ``steps`` of the
+    run; ``bf16`` says whether the network runs under autocast, as in training.
     """
 
     def __init__(
@@ -245,12 +223,7 @@ class Probe:
         return step % self.every == 0 or step == self.steps
 
     def run(self, network: VisionTransformer, step: int, scores: Scores) -> tuple[Scores, dict[str, Any]]:
-        """Score a network after a step, and log it.
-
-        Returns
-        -------
-        The scores so far, and for the metrics what `measure` gives with ``probe_at_start`` and ``probe_best``.
-        """
+        """Score a network after a step, and log it; the scores so far, and what `measure` gives for the metrics."""
         found = self.measure(network)
         scores = scores.with_score(found["probe_retrieval"], step)
         logger.info(
@@ -264,11 +237,7 @@ class Probe:
         return scores, found | {"probe_at_start": scores.start, "probe_best": scores.best}
 
     def measure(self, network: VisionTransformer) -> dict[str, float]:
-        """Score a network.
-
-        Returns
-        -------
-        ``probe_retrieval``, see `retrieval`; ``probe_baseline``, that of the baseline, which needs no network;
+        """Score a network: ``probe_retrieval`` (see `retrieval`), ``probe_baseline``, the same without a network, and
         ``probe_rankme``, the effective rank of the features.
         """
         features, plain = self._embed(network)
