@@ -32,13 +32,9 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
         If it is neither a store of this package nor a netCDF file.
     """
     path = Path(os.fspath(target))
-    if path.is_file():
-        return _file(path)
-    patches = store.store_info(target)["kind"] == "patches"
-    return store.describe(store.open_packed(target) if patches else store.open_embeddings(target))
-
-
-def _file(path: Path) -> store.Facts:
+    if not path.is_file():
+        patches = store.store_info(target)["kind"] == "patches"
+        return store.describe(store.open_packed(target) if patches else store.open_embeddings(target))
     attributes, variables = readers.list_contents(path)
     facts: store.Facts = {"kind": "source file", "file": str(path)}
     try:

@@ -1,9 +1,8 @@
 """Questions about a store by place, time and similarity; the accessor ``.gridrad`` has them as methods."""
 
-from gridrad_cube.query.analogues import analogues
+from gridrad_cube.query.analogues import analogues, frequency
 from gridrad_cube.query.answers import format_answer, to_dataframe, write_answer
 from gridrad_cube.query.at import at, grid, track, within
-from gridrad_cube.query.frequency import frequency
 from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
 from gridrad_cube.query.samples import collect, locate, sample_dims, select
 from gridrad_cube.query.search import follow, search

@@ -50,13 +50,7 @@ _DISTANCES = 2**21
 
 
 def is_embeddings(dataset: xr.Dataset) -> bool:
-    """Whether this is an embedding store (else a cube of patches).
-
-    Raises
-    ------
-    SchemaError
-        If it is neither.
-    """
+    """Whether this is an embedding store, not a cube of patches; an error if it is neither."""
     if "crop" in dataset.dims and "embedding" in dataset.data_vars:
         return True
     if "crop" in dataset.dims and any({"crop", "y", "x"} <= set(v.dims) for v in dataset.data_vars.values()):
@@ -118,13 +112,7 @@ def names_along(dataset: xr.Dataset, dim: str) -> np.ndarray:
 
 
 def position_of(dataset: xr.Dataset, dim: str, name: Any) -> int:
-    """Position along a dim of what has a name there.
-
-    Raises
-    ------
-    SchemaError
-        If nothing has this name.
-    """
+    """Position along a dim of what has a name there; an error if nothing has it."""
     names = names_along(dataset, dim)
     if not len(names):
         raise SchemaError(f".gridrad: the selection is empty, it has no {dim}")
@@ -379,15 +367,8 @@ def too_far(
 def _nearest_cells(
     dataset: xr.Dataset, crops: np.ndarray, latitude: npt.ArrayLike, longitude: npt.ArrayLike, tolerance: Any
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
-    """The sample of each crop that is nearest to a place.
+    """The sample of each crop that is nearest to one place, or to a place for each crop.
 
-    Parameters
-    ----------
-    latitude, longitude
-        One place, or one for each crop.
-
-    Returns
-    -------
     Its distance in km (infinite where the crop has no position), its row and column, and the distance up to
     which it is near enough.
     """
@@ -492,13 +473,7 @@ def _take(values: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:
 
 
 def check_pixels(dataset: xr.Dataset) -> None:
-    """Refuse a cube whose patches and pixels were cut differently: its pixels would be another patch's.
-
-    Raises
-    ------
-    SchemaError
-        If rows and columns of patches are not all there, in order, with all their pixels.
-    """
+    """Refuse a cube whose patches and pixels were cut differently: its pixels would be another patch's."""
     size, _ = patch_and_stride(dataset)
     for dim, axis in (("row", "y"), ("col", "x")):
         if dim not in dataset.dims or axis not in dataset.dims:
@@ -514,14 +489,7 @@ def check_pixels(dataset: xr.Dataset) -> None:
 class Windows(_Points):
     """Pixels of windows of crops, ``(sample, [altitude,] y, x)``, read a window at a time when asked for.
 
-    Parameters
-    ----------
-    variable
-        Pixels of a cube, ``(crop, [altitude,] y, x)``.
-    crop, y, x
-        Position of the crop, and first pixel, of each window.
-    shape
-        Of a window, pixels.
+    The variable is on ``(crop, [altitude,] y, x)``; ``y`` and ``x`` are the first pixel of each window.
     """
 
     def __init__(

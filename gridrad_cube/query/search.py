@@ -154,9 +154,12 @@ def search(
         "metric": metric, "searched": counts if batch else counts[0], "exclude": str(exclude if placed else None),
         "separate": str(separate),
     } | provenance(dataset)  # fmt: skip
-    if batch:
-        return _with_queries(answers, [one.attributes(dataset) for one in asked])
-    return answers.isel(query=0).assign_attrs(asked[0].attributes(dataset))
+    said = [one.attributes(dataset) for one in asked]
+    if not batch:
+        return answers.isel(query=0).assign_attrs(said[0])
+    names = [name for name in said[0] if name != "query" and all(name in one for one in said)]
+    columns = {name: ("query", [one[name] for one in said]) for name in names}
+    return answers.assign_coords(columns).assign_attrs(query="batch")
 
 
 def common_channels(asked: Sequence[Query]) -> list[int] | None:
@@ -307,13 +310,7 @@ def _is_batch(query: Any) -> bool:
 
 
 def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Metric = "cosine") -> Query:
-    """Read a query; see `search`.
-
-    Raises
-    ------
-    SchemaError
-        If it is not a query, does not fit the store, or has no embedding.
-    """
+    """Read a query of `search`; an error if it is not one, does not fit the store, or has no embedding."""
     if isinstance(query, (int, np.integer)):
         query = (query,)
     if isinstance(query, tuple) and query and isinstance(query[0], (int, np.integer)):
@@ -545,13 +542,6 @@ def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
     out = np.full((*there.shape, *values.shape[1:]), "" if kind in "OTU" else fill, values.dtype)
     out[there] = values
     return xr.Variable(("query", *variable.dims), out, variable.attrs)
-
-
-def _with_queries(answers: xr.Dataset, said: list[dict[str, Any]]) -> xr.Dataset:
-    """What each query of a batch is, as coordinates on ``query``, as far as all of them say it."""
-    names = [name for name in said[0] if all(name in one for one in said)]
-    columns = {name: ("query", [one[name] for one in said]) for name in names if name != "query"}
-    return answers.assign_coords(columns).assign_attrs(query="batch")
 
 
 # How similar two samples are that have nothing to do with each other
