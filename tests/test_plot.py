@@ -205,7 +205,7 @@ def test_crops_puts_every_crop_of_a_scene_in_its_place(tmp_path: Path, format: s
         values = cube[channel].values[crop]
         known = values[values > -90]
         np.testing.assert_array_equal(image.get_array().compressed(), known)
-    outlines = [p for p in axes.patches if not p.get_fill()]
+    outlines = sorted((p for p in axes.patches if not p.get_fill()), key=lambda p: p.get_zorder())
     assert outlines[-1].get_edgecolor() == to_rgba(canvas.BLUE)
     assert outlines[-1].get_xy() == (int(cube["x_origin"][1]), int(cube["y_origin"][1]))
     assert sorted(t.get_text() for t in axes.texts) == sorted(str(i) for i in range(cube.sizes["crop"]))

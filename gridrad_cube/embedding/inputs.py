@@ -52,22 +52,10 @@ _Batch = tuple[tuple[np.ndarray, ...], tuple[Any, ...]]
 
 
 class PatchInput:
-    """The patches of a cube, as a level-256 network reads them.
+    """The patches of a cube, as a level-256 network reads them; options as of `gridrad_cube.embedding.embed`.
 
-    Parameters
-    ----------
-    store
-        A finished cube.
-    trained
-        How training treated the inputs; see `gridrad_cube.embedding.Network`.
-    channels
-        Some of the network's channels; None takes all.
-    stride
-        Pixels from one window to the next; None for the cube's own patches. Windows at a stride that divides the patch
-        are the patches of several shifted tilings. Each of these is cut and assessed as a cube would be, so that an
-        overlapping window has the flags and the position that a cube cut there has.
-    normalize
-        See `gridrad_cube.embedding.embed`.
+    Windows at a stride that divides the patch are the patches of several shifted tilings. Each of these is cut and
+    assessed as a cube would be, so that an overlapping window has the flags and the position that a cube cut there has.
 
     Attributes
     ----------
@@ -94,12 +82,8 @@ class PatchInput:
         stride: int | None = None,
         normalize: Normalize = "auto",
     ) -> None:
-        self.store, self.info, self.dataset = (
-            os.fspath(store),
-            store_info(store, "patches"),
-            open_packed(store),
-        )
-        self.reader = PatchReader(store)
+        self.store, self.info = os.fspath(store), store_info(store, "patches")
+        self.dataset, self.reader = open_packed(store), PatchReader(store)
         self.patch, crop = int(self.info["patch"]), self.info["crop"]
         self.stride = self.patch if stride is None else int(stride)
         if self.stride < 1 or self.patch % self.stride:
@@ -111,15 +95,12 @@ class PatchInput:
         self.members = _choose(available, channels, trained, self.store)
         self.labels = _axis(self.members, stacked=trained["stacked"])
         self.stacked = len(self.labels) != len(self.members)
-        self._check_sizes(trained)
+        self.tokens = (self._count_tokens(trained),) * 2
         self.rules = _rules(self.store, self.members, self.dataset, trained, normalize)
         self.normalization = {m.name: r.to_dict() for m, r in zip(self.members, self.rules, strict=True)}
         self._edge = (int(crop[0]), int(crop[1]))
         self.cells = tuple((edge - self.patch) // self.stride + 1 for edge in self._edge)
         self.shape = (len(self.labels), *self.cells)
-        self.tokens = (
-            round(self.patch / trained["coarsen"] * trained["magnification"]) // trained["token"],
-        ) * 2
         self._assessed = functools.lru_cache(1)(self._assess)
         self._plane = functools.lru_cache(len(self.members))(self._read_plane)  # of about one crop
         self._scene = functools.lru_cache(1)(self._open_scene)
@@ -129,7 +110,8 @@ class PatchInput:
         """Number of crops in the cube."""
         return int(self.dataset.sizes["crop"])
 
-    def _check_sizes(self, trained: Mapping[str, Any]) -> None:
+    def _count_tokens(self, trained: Mapping[str, Any]) -> int:
+        """Tokens along the edge of a patch; refuses channels and patches that the network does not read."""
         planes = max(len(m) for m in self.labels.values())
         if planes != trained["in_channels"]:
             raise SchemaError(
@@ -144,6 +126,7 @@ class PatchInput:
                 f"magnified by {magnification:g}); expected whole tokens of {token} px. Preprocess with the --patch "
                 "that the network was trained on."
             )
+        return int(round(edge) // token)
 
     def content(self, rows: range) -> str:
         """Hash of what decides the embeddings of these crops: which patches have pixels, and their statistics."""
@@ -258,12 +241,7 @@ class PatchInput:
     def batches(self, rows: range, size: int, wanted: np.ndarray | bool = True) -> Iterator[_Batch]:
         """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules.
 
-        Parameters
-        ----------
-        size
-            Patches in a batch.
-        wanted
-            Which embeddings of these crops are needed, (crop, label, row, col).
+        All, or those that are ``wanted``, (crop, label, row, col).
         """
         usable = (self._assessed(rows)["flags"] & int(NO_PIXELS)) == 0
         where = np.argwhere((usable.any(axis=1, keepdims=True) if self.stacked else usable) & wanted)
@@ -392,12 +370,7 @@ class GridInput:
     def batches(self, rows: range, size: int, wanted: np.ndarray | bool = True) -> Iterator[_Batch]:
         """Grids of these crops that have a cell to read: embeddings, cells, and the normalization.
 
-        Parameters
-        ----------
-        size
-            Grids in a batch.
-        wanted
-            Which embeddings of these crops are needed, (crop, label).
+        All, or those that are ``wanted``, (crop, label).
         """
         needed = np.broadcast_to(wanted, (len(rows), *self.shape))
         for some in self._parts(rows):

@@ -24,16 +24,9 @@ _BINS, _EDGE = 32, 32
 
 @dataclass(frozen=True)
 class _Attribute:
-    """A property of a patch (or a crop) that its pixels tell.
+    """A property of a patch (or a crop) that its pixels tell, by the first variable of ``sources`` that the cube has.
 
-    Attributes
-    ----------
-    sources
-        Variables of the cube that tell it; the first that is there is read.
-    yes_no
-        Whether it is there or not; else a number in ``units``.
-    storm
-        Whether a positive value means deep convection.
+    It is there or not (``yes_no``), or a number in ``units``; of ``storm`` a positive one means deep convection.
     """
 
     long_name: str
@@ -106,16 +99,9 @@ def describe_pixels(
 
 @dataclass(frozen=True)
 class _Field:
-    """A channel in windows.
+    """A channel in windows: values, NaN where not observed, and whether they are echo, (windows, levels, y, x).
 
-    Attributes
-    ----------
-    values, echo
-        Physical values, NaN where not observed, and where there is an echo: (windows, levels, height, width).
-    absent
-        Windows of crops that lack the channel.
-    altitudes
-        Of the levels, km; None for a channel without altitudes.
+    ``absent`` windows are of crops that lack the channel; altitudes of the levels in km, None for a channel without.
     """
 
     channel: Channel

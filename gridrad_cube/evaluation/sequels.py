@@ -27,14 +27,9 @@ _TAKEN = {"moments", "histogram", "picture", "mean of patches", "persistence", "
 class Samples:
     """Some samples, each on the first axis.
 
-    Attributes
-    ----------
-    rows
-        Their numbers in the store (flat over its sample dims), ascending.
-    windows
-        Crop of each in the cube, and first row and column of pixels in it.
-    vectors, attributes
-        By name: vectors are of stores of embeddings and of baselines; attributes NaN where not known.
+    ``rows`` are their numbers in the store (flat over its sample dims), ascending; ``windows`` the crop of each in the
+    cube, and first row and column of pixels in it; ``vectors`` those of stores and of baselines by name; ``attributes``
+    NaN where not known.
     """
 
     rows: np.ndarray
@@ -69,20 +64,9 @@ class Samples:
 class Stores:
     """What is evaluated: stores of embeddings of one cube, sample for sample, and the cube.
 
-    Attributes
-    ----------
-    datasets
-        By the names that the result gives them.
-    channel
-        Position of the channel along ``channel``.
-    label
-        Its label.
-    members
-        Labels of the cube's channels that it is made of.
-    patches
-        At level 2k: the level-256 store that the first one was made from.
-    mask
-        Samples of this channel that are clean, on the sample dims of the stores.
+    ``datasets`` have the names that the result gives them. Their ``channel`` (a position) has a ``label``, and is made
+    of the cube's channels ``members``. At level 2k ``patches`` is the level-256 store that the first one was made from.
+    ``mask`` marks the clean samples of the channel, on the sample dims of the stores.
     """
 
     datasets: Mapping[str, xr.Dataset]

@@ -133,20 +133,18 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
     axes = add_axes(figure, LEFT, TOP, width, height)
     states: dict[str, Artist] = {}
+    edge = one.sizes["y"] // one.sizes["row"]
+    lines: dict[str, Any] = {"colors": "0.75" if drawn.has_echo else "white", "linewidth": 0.5, "alpha": 0.6}
     for number, (y, x) in zip(members, origins, strict=True):
         values = select(cube, int(number), field.label).values()
         inside = (slice(max(-y, 0), shape[0] - y), slice(max(-x, 0), shape[1] - x))
         extent = (x, x + size[1], y + size[0], y)
         image, found = draw_field(axes, values, drawn, extent=extent, inside=inside)
         states |= {str(h.get_label()): h for h in found}
-    edge = one.sizes["y"] // one.sizes["row"]
-    lines: dict[str, Any] = {"colors": "0.75" if drawn.has_echo else "white", "linewidth": 0.5, "alpha": 0.6}
-    last = np.argsort(members == crop, kind="stable")  # its outline lies on the others'
-    for number, (y, x) in zip(members[last], origins[last], strict=True):
-        color = BLUE if number == crop else ORANGE
+        color, order = (BLUE, 4.5) if number == crop else (ORANGE, 4)  # its outline lies on the others'
         axes.hlines(y + edge * np.arange(1, one.sizes["row"]), x, x + size[1], **lines)
         axes.vlines(x + edge * np.arange(1, one.sizes["col"]), y, y + size[0], **lines)
-        outline: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2.0, "zorder": 4}
+        outline: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2.0, "zorder": order}
         axes.add_patch(Rectangle((x, y), size[1], size[0], **outline))
         axes.text(
             x + 0.02 * size[1], y + size[0] / 2, str(number), color="white", fontsize=10, va="center", zorder=5,

@@ -98,12 +98,15 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    found = result if isinstance(result, Mapping) else _read(result)
-    if not isinstance(found.get("rows"), list) or "about" not in found:
+    try:
+        found = (
+            result if isinstance(result, Mapping) else json.loads(Path(result).read_text(encoding="utf-8"))
+        )
+    except ValueError as error:
+        raise SchemaError(f"{result}: no JSON ({error}); expected an evaluation") from error
+    if not isinstance(found, Mapping) or not found.get("rows") or "about" not in found:
         raise SchemaError("plot: this is no evaluation; expected what gridrad-cube evaluate --json wrote")
     panels = _panels(found["rows"])
-    if not panels:
-        raise SchemaError("plot: the evaluation has no rows to draw; expected at least one")
     looks = _looks(list(dict.fromkeys(n for p in panels for _, row in p.rows for n in _known(row))))
     columns = _columns([p.height + _BETWEEN for p in panels])
     top, foot, across = 0.85, 0.05 + 0.24 * -(-len(looks) // 5), _NAMES + _WIDTH + 0.3
@@ -124,14 +127,6 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     handles = [Line2D([], [], linestyle="none", label=name, **look) for name, look in looks.items()]
     write_legend(figure, handles, left=0.15, columns=5)
     return figure
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SchemaError(f"{os.fspath(path)}: no JSON ({error}); expected an evaluation") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _panels(rows: Sequence[_Json]) -> list[_Panel]:

@@ -67,12 +67,8 @@ def _open_zip(path: str | os.PathLike[str], what: str) -> zipfile.ZipFile:
 def load_torch(path: str | os.PathLike[str]) -> Any:
     """Open what ``torch.save`` wrote: tensors stay on disk until they are used.
 
-    A file that holds one slice of a large tensor has the whole of it inside; only what is used is read.
-
-    Raises
-    ------
-    SchemaError
-        If it is another file, is damaged, or holds anything but tensors and plain Python.
+    A file that holds one slice of a large tensor has the whole of it inside; only what is used is read. Refuses other
+    and damaged files, and what holds anything but tensors and plain Python.
     """
     with _open_zip(path, "a file that torch.save of torch 1.6 or later wrote") as archive:
         for member in archive.infolist():
@@ -199,21 +195,10 @@ class OldCrops:
 
 
 def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: int | None) -> OldCrops:
-    """Open a source; pixels are read when the crops are taken.
+    """Open an `OldSource` by its kind, name and path; pixels are read when the crops are taken.
 
-    Parameters
-    ----------
-    kind, name, path
-        Of a `gridrad_cube.predecessor.names.OldSource`.
-    cells
-        Rows and columns of patches in a crop; needed for scenes.
-    patch
-        Edge of a patch in pixels; None takes that of the files.
-
-    Raises
-    ------
-    SchemaError
-        If nothing of it can be read, or a file has another shape than the others.
+    ``cells`` are the rows and columns of patches in a crop of scenes, ``patch`` the edge of a patch in pixels (None
+    takes that of the files). Refuses a source of which nothing can be read.
     """
     if kind == "scene":
         return _open_scene(path, name.rsplit("/", 1)[-1].removesuffix(".pt"), cells, patch)

@@ -336,14 +336,7 @@ def _locate(
 def _find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple[int, int] | None:
     """First row and column of a crop in its scene; None if it is not there, or could be at several places.
 
-    Exact: at that place every code of the scene equals that of the crop, wherever the crop holds a value.
-
-    Parameters
-    ----------
-    scene
-        Packed codes (y, x).
-    crop
-        Values in the channel's units (y, x), NaN where there is none.
+    Exact: at that place every code of the scene equals that of the crop, wherever the crop holds a value (not NaN).
     """
     height, width = crop.shape
     down, across = (n - m + 1 for n, m in zip(scene.shape, crop.shape, strict=True))

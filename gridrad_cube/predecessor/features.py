@@ -264,13 +264,7 @@ def _of_cube(dataset: xr.Dataset, rows: range, channels: Sequence[str]) -> dict[
 
 
 def _of_names(scenes: Sequence[str], missing: np.ndarray, cells: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Coordinates and flags of crops of which only the name is known.
-
-    Parameters
-    ----------
-    missing
-        Whether a crop lacks a channel, (crop, channel).
-    """
+    """Coordinates and flags of crops of which only the name is known; ``missing`` channels by (crop, channel)."""
     count = len(scenes)
     absent = np.where(missing, np.uint16(Flag.channel_absent), np.uint16(0))
     return {

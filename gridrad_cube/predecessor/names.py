@@ -86,19 +86,7 @@ def find_files(
 ) -> list[OldSource]:
     """Find files of the predecessor's crops and patches, and put them together to sources by their names.
 
-    Parameters
-    ----------
-    sources
-        Files, and folders to search.
-    suffix
-        ``".npz"`` or ``".pt"``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a path is not there.
-    SchemaError
-        If no file has such a name, or two of them hold the same pixels.
+    Files, and folders to search; the suffix is ``".npz"`` or ``".pt"``. Refuses two that hold the same pixels.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     groups: dict[tuple[str, Path, Kind], list[tuple[Path, tuple[int, int]]]] = {}
