@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -88,9 +87,7 @@ class Variable:
             return None
         value = np.asarray(self.attributes[name])
         try:
-            if value.size != 1:
-                raise ValueError("not one value")
-            scalar = value.reshape(())[()]
+            scalar = value.reshape(())[()]  # fails for several values
             return float(str(scalar)) if isinstance(scalar, np.float32) else float(scalar)
         except (ValueError, TypeError) as error:
             raise SchemaError(
@@ -148,20 +145,18 @@ class Source:
         return {name: self._describe(name) for name in self._dataset.variables}
 
     def _describe(self, name: str) -> Variable:
-        variable = self._dataset.variables[name]
+        variable, where = self._dataset.variables[name], f"{self.path}: variable {name!r}"
         dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)
         shape = tuple(int(n) for n in variable.shape)
         declared = math.prod(shape) * dtype.itemsize
         if declared > MAX_VARIABLE_BYTES:
             raise SchemaError(
-                f"{self.path}: variable {name!r} declares {declared / 2**30:.1f} GiB; expected at most "
-                f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB in a file of {os.path.getsize(self.path)} bytes. "
-                "Check where the file comes from, or raise gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
+                f"{where} declares {declared / 2**30:.1f} GiB; expected at most {MAX_VARIABLE_BYTES / 2**30:.0f} GiB "
+                f"in a file of {os.path.getsize(self.path)} bytes. Check where the file comes from, or raise "
+                "gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
             )
-        where = f"{self.path}: variable {name!r}"
-        return Variable(
-            name, tuple(variable.dimensions), shape, dtype, _attributes(variable, self.path), where
-        )
+        attributes = _attributes(variable, self.path)
+        return Variable(name, tuple(variable.dimensions), shape, dtype, attributes, where)
 
     def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
         """Values as they lie in the file, in native byte order: nothing scaled, nothing masked.
@@ -171,37 +166,27 @@ class Source:
         SchemaError
             If the variable is not numeric or its bytes cannot be read.
         """
-        if not self.variables[name].is_numeric:
-            raise SchemaError(
-                f"{self.path}: variable {name!r} holds {self.variables[name].dtype}, not numbers"
-            )
+        variable = self.variables[name]
+        if not variable.is_numeric:
+            raise SchemaError(f"{variable.where} holds {variable.dtype}, not numbers")
         try:
-            values = self._read_large(self.variables[name], key)
+            values = self._read_fast(variable, key)
             if values is None:
                 values = np.asarray(self._dataset.variables[name][key])
         except _BROKEN as error:
             raise SchemaError(
-                f"{self.path}: variable {name!r} cannot be read ({error}); the file is damaged. "
-                "Download it again."
+                f"{variable.where} cannot be read ({error}); the file is damaged. Download it again."
             ) from error
         return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
-    def _read_large(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
-        """The fast way to large variables; None where the library has to read them."""
-        if self._file is None or math.prod(variable.shape) * variable.dtype.itemsize < _LARGE_BYTES:
+    def _read_fast(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
+        """A large variable that is wanted whole; None where the library has to read it."""
+        shape, size = variable.shape, math.prod(variable.shape)
+        is_whole = np.broadcast_to(np.int8(0), shape)[key].size == size
+        if self._file is None or size * variable.dtype.itemsize < _LARGE_BYTES or not is_whole:
             return None
-        keys = key if isinstance(key, tuple) else (key,)
-        keys = (*(k for k in keys if k is not ...), *[slice(None)] * len(variable.shape))[
-            : len(variable.shape)
-        ]
-        parts = (slice(k, k + 1) if isinstance(k, int) else k for k in keys)
-        bounds = [part.indices(n) for part, n in zip(parts, variable.shape, strict=True)]
-        if any(step != 1 or stop <= start for start, stop, step in bounds):
-            return None
-        window = tuple(slice(start, stop) for start, stop, _ in bounds)
-        values = _read_chunks(self._file, variable.name, variable.shape, variable.dtype, window)
-        shape = [w.stop - w.start for w, k in zip(window, keys, strict=True) if not isinstance(k, int)]
-        return None if values is None else values.reshape(shape)
+        values = _read_chunks(self._file, variable.name, shape, variable.dtype)
+        return None if values is None else values[key]
 
     def require(self, names: tuple[str, ...], what: str) -> None:
         """Refuse a file that lacks one of these variables."""
@@ -280,7 +265,7 @@ def _check_bytes(path: str) -> bool:
         file.seek(0)
         try:
             needed = _required_bytes(file)
-        except _HeaderError as error:
+        except (ValueError, OverflowError, OSError) as error:
             raise SchemaError(f"{path}: damaged classic netCDF file: {error}. Download it again.") from error
     if size < needed:
         raise SchemaError(f"{path}: cut off: {size} bytes of the {needed} it declares. Download it again.")
@@ -307,20 +292,16 @@ def _open_hdf5(path: str) -> Iterator[Any]:
         links.add(name)
         if len(links) > MAX_HDF5_OBJECTS:
             return f"more than {MAX_HDF5_OBJECTS} objects in one file"
-        return (
-            f"/{name} is a link to another file, {link.filename!r}"
-            if isinstance(link, h5py.ExternalLink)
-            else None
-        )
+        is_outside = isinstance(link, h5py.ExternalLink)
+        return f"/{name} is a link to another file, {link.filename!r}" if is_outside else None
 
     def check_object(name: str, item: Any) -> str | None:
         if not isinstance(item, h5py.Dataset):
             return None
         if item.external:
             return f"/{name} keeps its bytes in another file, {item.external[0][0]!r}"
-        outside = (
-            [s.file_name for s in item.virtual_sources() if s.file_name != "."] if item.is_virtual else []
-        )
+        sources = item.virtual_sources() if item.is_virtual else []
+        outside = [s.file_name for s in sources if s.file_name != "."]
         return f"/{name} is a virtual dataset of another file, {outside[0]!r}" if outside else None
 
     with ExitStack() as stack:
@@ -340,26 +321,21 @@ _STREAMING = 0xFFFFFFFF
 _LIST_LIMIT = 100_000  # more dimensions or attributes than this is no header
 
 
-class _HeaderError(ValueError):
-    """A classic header that breaks its own format."""
-
-
 class _Header:
-    """Cursor over the big-endian words of a header."""
+    """Cursor over the big-endian words of a header; a ValueError says how a header breaks its format."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.version = file.read(4)[3]
-        self.count_bytes = 8 if self.version == 5 else 4
 
     def word(self, size: int = 4) -> int:
         raw = self.file.read(size)
         if len(raw) < size:
-            raise _HeaderError("the header is cut off")
-        return int(struct.unpack(">I" if size == 4 else ">Q", raw)[0])
+            raise ValueError("the header is cut off")
+        return int.from_bytes(raw, "big")
 
     def count(self) -> int:
-        return self.word(self.count_bytes)
+        return self.word(8 if self.version == 5 else 4)
 
     def skip(self, size: int) -> None:
         self.file.seek(size + -size % 4, 1)
@@ -368,16 +344,19 @@ class _Header:
         self.word()  # the tag of the list; zero where it is empty
         count = self.count()
         if count > _LIST_LIMIT:
-            raise _HeaderError(f"the header lists {count} entries")
+            raise ValueError(f"the header lists {count} entries")
         return count
+
+    def type_bytes(self) -> int:
+        kind = self.word()
+        if kind not in _TYPE_BYTES:
+            raise ValueError(f"the header has a value of unknown type {kind}")
+        return _TYPE_BYTES[kind]
 
     def skip_attributes(self) -> None:
         for _ in range(self.length()):
             self.skip(self.count())
-            kind = self.word()
-            if kind not in _TYPE_BYTES:
-                raise _HeaderError(f"the header has a value of unknown type {kind}")
-            self.skip(_TYPE_BYTES[kind] * self.count())
+            self.skip(self.type_bytes() * self.count())
 
 
 def _required_bytes(file: BinaryIO) -> int:
@@ -397,16 +376,16 @@ def _required_bytes(file: BinaryIO) -> int:
         header.skip(header.count())
         ids = [header.count() for _ in range(min(header.count(), _LIST_LIMIT))]
         header.skip_attributes()
-        kind = header.word()
+        item = header.type_bytes()
         header.count()  # the stored size, which overflows for large variables
         begin = header.word(4 if header.version == 1 else 8)
-        if kind not in _TYPE_BYTES or any(i >= len(dimensions) for i in ids):
-            raise _HeaderError("the header names a type or dimension that does not exist")
+        if any(i >= len(dimensions) for i in ids):
+            raise ValueError("the header names a dimension that does not exist")
         shape = [dimensions[i] for i in ids]
         if shape and shape[0] == 0:
-            record_variables.append((begin, math.prod(shape[1:]) * _TYPE_BYTES[kind]))
+            record_variables.append((begin, math.prod(shape[1:]) * item))
         else:
-            fixed_end = max(fixed_end, begin + math.prod(shape) * _TYPE_BYTES[kind])
+            fixed_end = max(fixed_end, begin + math.prod(shape) * item)
     if records in (0, _STREAMING) or not record_variables:
         return fixed_end
     # One record variable alone is packed tight; several are padded to four bytes each.
@@ -420,13 +399,14 @@ _FILTERS = ([1], [2, 1])
 
 
 def _read_chunks(
-    file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], window: tuple[slice, ...]
+    file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any] | None:
-    """Read a window of a deflated HDF5 variable chunk by chunk; None where the library has to read it.
+    """Read a deflated HDF5 variable chunk by chunk; None where the library has to read it.
 
     Only what is plain is read here: chunked, deflated, of a native type. The library also says what is wrong with a
     damaged chunk. Nothing is allocated beyond what the checked header declares (``shape``, ``dtype``).
     """
+    import deflate
     import h5py
 
     dataset = file.get(name)
@@ -434,57 +414,32 @@ def _read_chunks(
         return None
     stored, chunk = dataset.dtype, dataset.chunks
     size = math.prod(chunk) * stored.itemsize
-    if not _is_plain(dataset, dtype) or size > 2 * math.prod(shape) * stored.itemsize:
-        return None
-    is_shuffled = dataset.shuffle and stored.itemsize > 1
-    out = None
-    extent = tuple(part.stop - part.start for part in window)
-    ranges = [range(part.start // c, -(-part.stop // c)) for part, c in zip(window, chunk, strict=True)]
-    for place in itertools.product(*ranges):
-        offset = tuple(i * c for i, c in zip(place, chunk, strict=True))
-        data = _inflate(dataset, offset, size)
-        if data is None:
-            return None
-        values = _unshuffle(data, stored.itemsize) if is_shuffled else data
-        block = values.view(stored).reshape(chunk)
-        if chunk == extent and offset == tuple(part.start for part in window):
-            return block  # the window is this chunk
-        if out is None:
-            out = np.empty(extent, stored)
-        inner, outer = [], []
-        for start, edge, part in zip(offset, chunk, window, strict=True):
-            low, high = max(start, part.start), min(start + edge, part.stop)
-            inner.append(slice(low - start, high - start))
-            outer.append(slice(low - part.start, high - part.start))
-        out[tuple(outer)] = block[tuple(inner)]
-    return out
-
-
-def _is_plain(dataset: Any, dtype: np.dtype[Any]) -> bool:
-    import h5py
-
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    stored = dataset.dtype
-    return (
-        filters in _FILTERS
-        and stored.kind in "iuf"
-        and stored.newbyteorder("=") == dtype.newbyteorder("=")
-        # Not a type that h5py would convert, such as integers of 12 bits.
-        and dataset.id.get_type().equal(h5py.h5t.py_create(stored))
-    )
-
-
-def _inflate(dataset: Any, offset: tuple[int, ...], size: int) -> npt.NDArray[np.uint8] | None:
-    import deflate
-
-    try:
-        mask, packed = dataset.id.read_direct_chunk(offset)
-        # The size bounds what is allocated, whatever the bytes would inflate to.
-        data = deflate.zlib_decompress(packed, size) if mask == 0 else b""
-    except (OSError, RuntimeError, ValueError, deflate.DeflateError):  # not written, or damaged
+    if (
+        filters not in _FILTERS
+        or stored.kind not in "iuf"
+        or stored.newbyteorder("=") != dtype.newbyteorder("=")
+        # A type that h5py would convert, such as integers of 12 bits.
+        or not dataset.id.get_type().equal(h5py.h5t.py_create(stored))
+        or size > 2 * math.prod(shape) * stored.itemsize
+    ):
         return None
-    return np.frombuffer(data, np.uint8) if len(data) == size else None
+    out = np.empty(shape, stored)
+    for offset in itertools.product(*(range(0, n, c) for n, c in zip(shape, chunk, strict=True))):
+        try:
+            mask, packed = dataset.id.read_direct_chunk(offset)
+            # The size bounds what is allocated, whatever the bytes would inflate to.
+            data = deflate.zlib_decompress(packed, size) if mask == 0 else b""
+        except (OSError, RuntimeError, ValueError, deflate.DeflateError):  # not written, or damaged
+            return None
+        if len(data) != size:
+            return None
+        values = np.frombuffer(data, np.uint8)
+        values = _unshuffle(values, stored.itemsize) if dataset.shuffle else values
+        target = out[tuple(slice(start, start + c) for start, c in zip(offset, chunk, strict=True))]
+        target[...] = values.view(stored).reshape(chunk)[tuple(slice(n) for n in target.shape)]
+    return out
 
 
 def _unshuffle(data: npt.NDArray[np.uint8], itemsize: int) -> npt.NDArray[Any]:
