@@ -48,11 +48,9 @@ def great_circle_km(
     longitude_b: npt.ArrayLike,
 ) -> Float:
     """Great-circle distance in km between points in degrees (haversine; broadcasts)."""
-    lat_a, lat_b = (
-        np.deg2rad(np.asarray(latitude_a, np.float64)),
-        np.deg2rad(np.asarray(latitude_b, np.float64)),
-    )
-    d_lon = np.deg2rad(np.asarray(longitude_b, np.float64) - np.asarray(longitude_a, np.float64))
+    points = (latitude_a, longitude_a, latitude_b, longitude_b)
+    lat_a, lon_a, lat_b, lon_b = (np.asarray(values, np.float64) for values in points)
+    lat_a, lat_b, d_lon = np.deg2rad(lat_a), np.deg2rad(lat_b), np.deg2rad(lon_b - lon_a)
     h = np.sin((lat_b - lat_a) / 2) ** 2 + np.cos(lat_a) * np.cos(lat_b) * np.sin(d_lon / 2) ** 2
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
 

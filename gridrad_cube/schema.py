@@ -292,10 +292,8 @@ class Channel:
 
     def attributes(self) -> dict[str, Any]:
         """CF attributes of the field, packing apart."""
-        out = {"units": self.units, "long_name": self.long_name}
-        if self.standard_name:
-            out["standard_name"] = self.standard_name
-        return out
+        standard_name = {"standard_name": self.standard_name} if self.standard_name else {}
+        return {"units": self.units, "long_name": self.long_name, **standard_name}
 
 
 # fmt: off

@@ -123,7 +123,14 @@ def test_a_chunk_of_another_size_or_a_damaged_one_is_refused(tmp_path, what):
             source.read("v")
 
 
-KEYS = [..., (slice(None), slice(0, 640)), (0,), (slice(None), 1), (slice(1, 2), slice(None), 700), (slice(0, 2), slice(3, 600))]
+KEYS = [
+    ...,
+    (slice(None), slice(0, 640)),
+    (0,),
+    (slice(None), 1),
+    (slice(1, 2), slice(None), 700),
+    (slice(0, 2), slice(3, 600)),
+]
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)

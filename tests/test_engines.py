@@ -163,7 +163,7 @@ def test_engine_drops_variables_and_refuses_other_files(radar, larc):
     assert COLUMN in ds
     with pytest.raises(SchemaError, match=r"the file is larc_goes, got format='gridrad'"):
         xr.open_dataset(larc, engine="gridrad")
-    with pytest.raises(SchemaError, match=r"no variable 'latitude'; expected a LaRC GOES file"):
+    with pytest.raises(SchemaError, match=r"no 1-D variable 'latitude'; expected a LaRC GOES file"):
         xr.open_dataset(radar, engine="larc_goes")
     with pytest.raises(SchemaError, match=r"got a bytes; expected the path of a local file"):
         engines.GridRadBackend().open_dataset(b"CDF")

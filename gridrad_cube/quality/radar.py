@@ -86,7 +86,7 @@ def filter_low_confidence(
     *,
     version: str,
     year: int,
-    spec: RadarQualitySpec | None = None,
+    spec: RadarQualitySpec = RadarQualitySpec(),
 ) -> npt.NDArray[np.bool_]:
     """Find the bins that GridRad's filter keeps, on the file's sparse vectors.
 
@@ -121,7 +121,6 @@ def filter_low_confidence(
     SchemaError
         If the version is neither 3 nor 4.
     """
-    spec = spec or RadarQualitySpec()
     reflectivity = np.nan_to_num(values, nan=0.0)
     looked = nradobs_at.astype(np.int64)
     frequency = nradecho_at / np.maximum(looked, 1).astype(np.float64) * (looked > 0)
@@ -141,7 +140,7 @@ def filter_dual_polarization(
     correlation: np.ndarray,
     altitude_at_km: np.ndarray,
     *,
-    spec: RadarQualitySpec | None = None,
+    spec: RadarQualitySpec = RadarQualitySpec(),
 ) -> npt.NDArray[np.bool_]:
     """Find the bins that look like weather to dual-polarization radar, on sparse vectors (version 4).
 
@@ -162,7 +161,6 @@ def filter_dual_polarization(
     -------
     True where a bin stays, (Index).
     """
-    spec = spec or RadarQualitySpec()
     with np.errstate(invalid="ignore"):
         bad = (values < spec.correlation_below_dbz) & (correlation < spec.correlation)
         bad |= (
@@ -209,7 +207,7 @@ def remove_clutter(
     codes: np.ndarray,
     altitude_km: npt.ArrayLike,
     packing: Packing,
-    spec: RadarQualitySpec | None = None,
+    spec: RadarQualitySpec = RadarQualitySpec(),
 ) -> None:
     """Take clutter and speckle out of a volume, in place: their bins get the packing's clutter code.
 
@@ -252,7 +250,6 @@ def remove_clutter(
     SchemaError
         If the packing has no such codes, or altitudes do not ascend.
     """
-    spec = spec or RadarQualitySpec()
     altitude = np.asarray(altitude_km, np.float64)
     if packing.clutter is None or packing.echo_minimum is None or packing.clutter >= packing.echo_minimum:
         raise SchemaError(
@@ -295,11 +292,11 @@ class _Volume:
                 level[echo & (_box_count(echo, size, wrap=self.published) <= few)] = self.packing.clutter
 
     def remove_weak_echo(self, spec: RadarQualitySpec) -> None:
-        weak = self._at_least(spec.low_level_dbz)
+        weak = self._first_code(spec.low_level_dbz)
         low = int(np.searchsorted(self.altitude, spec.low_level_km, side="right"))
         for level in self.codes[:low]:
             level[(level >= self.first) & (level < weak)] = self.packing.clutter
-        top = {dbz: self._top(dbz) for dbz in (0.0, 5.0, 15.0)}
+        top = {dbz: self._last_above(dbz, slice(None)) for dbz in (0.0, 5.0, 15.0)}
         strongest, low_base = self.codes.max(axis=0), self._base() <= spec.column_base_km
         bad = np.zeros(low_base.shape, bool)
         for dbz, top_km in (
@@ -307,7 +304,7 @@ class _Volume:
             (spec.faint_column_dbz, spec.faint_column_top_km),
         ):
             if dbz > 0.0:  # a column's maximum is at least 0 dBZ
-                bad |= (strongest < self._at_least(dbz)) & (top[0.0] <= top_km) & low_base
+                bad |= (strongest < self._first_code(dbz)) & (top[0.0] <= top_km) & low_base
         shallow = (top[5.0] > 0) & (top[5.0] <= spec.shallow_top5_km)
         bad |= shallow & (top[15.0] <= spec.shallow_top15_km)
         bad |= (top[15.0] > 0) & (top[15.0] < spec.lowest_top15_km)
@@ -329,30 +326,24 @@ class _Volume:
         for level in levels:
             level[columns & (level >= self.first)] = self.packing.clutter
 
-    def _top(self, dbz: float) -> np.ndarray:
-        top = np.zeros(self.codes.shape[1:])
-        for z, level in zip(self.altitude, self.codes, strict=True):
-            top[level >= self._above(dbz)] = z
-        return top
+    def _last_above(self, dbz: float, order: slice) -> np.ndarray:
+        """Altitude of the last level of each column, in this order, with more than ``dbz``; 0 if none."""
+        first, last = self._first_code(dbz, above=True), np.zeros(self.codes.shape[1:])
+        for z, level in zip(self.altitude[order], self.codes[order], strict=True):
+            last[level >= first] = z
+        return last
 
     def _base(self) -> np.ndarray:
-        positive = self._above(0.0)
         if self.published:
-            return np.where(self.codes.min(axis=0) >= positive, self.altitude[0], 0.0)
-        base = np.zeros(self.codes.shape[1:])
-        for z, level in zip(self.altitude[::-1], self.codes[::-1], strict=True):
-            base[level >= positive] = z
-        return base
+            everywhere = self.codes.min(axis=0) >= self._first_code(0.0, above=True)
+            return np.where(everywhere, self.altitude[0], 0.0)
+        return self._last_above(0.0, slice(None, None, -1))
 
-    def _at_least(self, dbz: float) -> int:
-        # Smallest code of this value or more; the rounding undoes that of the division.
-        return max(math.ceil(self._position(dbz)), self.first)
-
-    def _above(self, dbz: float) -> int:
-        return max(math.floor(self._position(dbz)) + 1, self.first)
-
-    def _position(self, dbz: float) -> float:
-        return round((dbz - self.packing.add_offset) / self.packing.scale_factor, 6)
+    def _first_code(self, dbz: float, *, above: bool = False) -> int:
+        """Smallest code of an echo of this value or more, or above it."""
+        # Rounding undoes that of the division.
+        position = round((dbz - self.packing.add_offset) / self.packing.scale_factor, 6)
+        return max(math.floor(position) + 1 if above else math.ceil(position), self.first)
 
 
 def _box_count(mask: np.ndarray, size: int, *, wrap: bool) -> np.ndarray:

@@ -84,17 +84,16 @@ def patch_statistics(
     packing = _with_valid_range(packing, channel)
     curve: _Curve = "power" if channel.units == "dBZ" else "log10" if channel.kind == "rain" else "none"
     table = _table(packing, curve) if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2 else None
-    names = (*statistics_of(channel), "pixel_flags")
-    work = _Work(packing, table, channel.has_echo, "dead_lines" in names, curve, np.empty((patch, patch)))
-    out = {name: np.full(shape, np.nan, np.float32) for name in names if name != "pixel_flags"}
+    out = {name: np.full(shape, np.nan, np.float32) for name in statistics_of(channel)}
+    work = _Work(packing, table, channel.has_echo, "dead_lines" in out, curve, np.empty((patch, patch)))
     out["pixel_flags"] = np.zeros(shape, np.uint16)
     for level in np.ndindex(*lead):
         for row in range(shape[-2]):
             band = codes[(*level, slice(row * patch, (row + 1) * patch))]
             for col, sums in enumerate(work.sum_band(band, patch)):
-                for name, value in work.finish(sums, patch * patch).items():
-                    if name in out:
-                        out[name][(*level, row, col)] = value
+                found = work.finish(sums, patch * patch)
+                for name, values in out.items():
+                    values[(*level, row, col)] = found[name]
     return out
 
 
@@ -122,14 +121,13 @@ def clean_histogram(codes: np.ndarray, packing: Packing, channel: Channel, clean
         bands = codes[level].reshape(-1, patch, width // patch, patch)
         chosen = (band[:, keep] for band, keep in zip(bands, clean[level], strict=True) if keep.any())
         if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
-            values, counts = _count_codes(chosen, codes.dtype)
-            data = packing.echo(values)
-            parts: Iterable[tuple[np.ndarray, np.ndarray | None]] = [(values[data], counts[data])]
+            parts = [_count_codes(chosen, codes.dtype)]
         else:
-            parts = ((band[packing.echo(band)], None) for band in chosen)
-        for pixels, weights in parts:
-            physical = pixels * packing.scale_factor + packing.add_offset
-            out[level] += np.histogram(physical, edges, weights=weights)[0].astype(np.int64)
+            parts = [(band, np.ones(band.shape, np.int64)) for band in chosen]
+        for values, counts in parts:
+            data = packing.echo(values)
+            physical = values[data] * packing.scale_factor + packing.add_offset
+            out[level] += np.histogram(physical, edges, weights=counts[data])[0]
     return out
 
 
@@ -321,9 +319,7 @@ class _Work:
 
     def _uniform(self, kind: int, code: int, size: int, unsigned: np.integer) -> _Sums:
         if kind != _DATA:
-            sums = _Sums()
-            self._count(sums, np.full(size, kind, np.uint8))
-            return sums
+            return _Sums(observed=size * (kind == _NO_ECHO), flags=int(_FLAG_OF.get(kind, 0)))
         curve = self.table.curve[unsigned] if self.table and self.table.curve is not None else np.nan
         return _Sums(size, size, 0, code, 0.0, code, code, float(curve), 0.0, 0.0)
 

@@ -123,9 +123,8 @@ def read_scene(
     """
     request = _request(channels, radar, variables)
     with open_source(path) as source:
-        reader = find_reader(source, format)
-        header = reader.describe(source, request)
-        return make_scene(header, read_channels(reader, source, header, request, clean))
+        header = find_reader(source, format).describe(source, request)
+        return make_scene(header, read_channels(source, header, request, clean))
 
 
 def read_fields(path: _Path) -> xr.Dataset:
@@ -143,7 +142,7 @@ def read_fields(path: _Path) -> xr.Dataset:
         flat = [n for n in header.further if sum(size != 1 for size in shapes.get(n, ())) == 2]
         request = Request(channels=(*header.channels, *flat))
         header = reader.describe(source, request)
-        return make_scene(header, read_channels(reader, source, header, request))
+        return make_scene(header, read_channels(source, header, request))
 
 
 def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
@@ -186,9 +185,9 @@ def find_reader(source: Source, wanted: str) -> ModuleType:
 
 
 def read_channels(
-    reader: ModuleType, source: Source, header: Header, request: Request, clean: gridrad.Clean | None = None
+    source: Source, header: Header, request: Request, clean: gridrad.Clean | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Codes of the channels of a header, by the module that made it."""
-    if reader is gridrad:
+    """Codes of the channels of a header."""
+    if header.format.startswith("gridrad"):
         return gridrad.read(source, header, request, clean)
-    return larc_goes.read(source, header) if reader is larc_goes else cf.read(source, header, request)
+    return cf.read(source, header, request)

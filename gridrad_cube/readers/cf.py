@@ -7,23 +7,15 @@ units and name; fields by their own name, by ``standard_name`` with units, or by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.derived import column_maximum, echo_top_height
-from gridrad_cube.readers.fields import (
-    CONVERSIONS,
-    Field,
-    find_others,
-    known_field,
-    other_field,
-    read_codes,
-    spelled,
-)
+from gridrad_cube.readers.derived import derive
+from gridrad_cube.readers.fields import CONVERSIONS, Field, known_field, read_codes, spelled
 from gridrad_cube.readers.files import Source, Variable, text_of
 from gridrad_cube.readers.header import (
     PARALLAX,
@@ -31,14 +23,11 @@ from gridrad_cube.readers.header import (
     Request,
     agreed_time,
     goes_longitude,
-    list_further,
-    make_grid,
+    make_header,
     only_time,
     parse_stamp,
     parse_time,
     read_altitudes,
-    read_degrees,
-    select,
 )
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
@@ -70,22 +59,18 @@ _STANDARD_NAMES = {
 _TIME_ATTRIBUTES = ("time_coverage_start", "start_datetime", "date_time_stamp")
 
 
-@dataclass(frozen=True)
-class _Axes:
-    latitude: str
-    longitude: str
-    dims: tuple[str, str]  # of row and column
+_Dims = tuple[str, str]  # of row and column
 
 
 def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     found = _find_fields(source, request)
-    axes = _find_axes(source, found)
+    axes, dims = _find_axes(source, found)
     time = _time(source)
-    found = {channel: f for channel, f in found.items() if set(axes.dims) <= set(f[0].dims)}
-    vertical = {channel: _vertical(source, variable, axes) for channel, (variable, _) in found.items()}
+    found = {channel: f for channel, f in found.items() if set(dims) <= set(f[0].dims)}
+    vertical = {channel: _vertical(source, variable, dims) for channel, (variable, _) in found.items()}
     carried = [source.variables[name] for name in request.others if name in source.variables]
-    tall = [_vertical(source, v, axes) for v in carried if v.is_numeric and set(axes.dims) <= set(v.dims)]
+    tall = [_vertical(source, v, dims) for v in carried if v.is_numeric and set(dims) <= set(v.dims)]
     uprights = {name for name in (*vertical.values(), *tall) if name}
     if len(uprights) > 1:
         raise SchemaError(
@@ -97,47 +82,38 @@ def describe(source: Source, request: Request) -> Header:
     available = {channel: vertical[channel] is not None for channel in found}
     if available.get("reflectivity"):
         available = dict.fromkeys(DERIVED, False) | available
-    others = find_others(source, request.others, axes.dims, upright)
-    others = {n: on for n, on in others.items() if n not in (axes.latitude, axes.longitude)}
-    names, levels = select(
-        request,
-        available,
-        others,
-        altitudes,
-        default=[name for name in CHANNELS if name in found] or list(CHANNELS),
-        unasked=PARALLAX,
-        where=source.path,
-        listing=source.listing(),
-    )
-    fields = {}
-    for name in names:
+
+    def field_of(name: str) -> Field:
+        variable, units = found.get(name) or found["reflectivity"]
         if name in found:
-            variable, units = found[name]
-            on = (str(upright), *axes.dims) if vertical[name] else axes.dims
-            fields[name] = known_field(source, name, variable.name, on, units)
-        elif name in DERIVED:
-            variable, units = found["reflectivity"]
-            volume = known_field(source, "reflectivity", variable.name, axes.dims, units)
-            channel = CHANNELS[name]
-            packing = volume.packing if name == "reflectivity_column_maximum" else channel.packing
-            fields[name] = replace(volume, channel=channel, packing=packing, attributes=channel.attributes())
-        else:
-            fields[name] = other_field(source, name, others[name])
-    known = sorted(name for name in names if name in CHANNELS)
-    latitude, longitude = (np.squeeze(read_degrees(source, name)) for name in (axes.latitude, axes.longitude))
-    latitude, longitude = make_grid(latitude, longitude, where=source.path)
-    is_imagery = any(fields[name].channel.kind in ("infrared", "visible") for name in names)
-    return Header(
-        path=source.path,
-        format=FORMAT,
-        product=f"{text_of(source.attributes, 'title') or 'CF file'} ({', '.join(known)})",
-        time=time,
-        latitude=latitude,
-        longitude=longitude,
-        fields=fields,
+            on = (str(upright), *dims) if vertical[name] else dims
+            return known_field(source, name, variable.name, on, units)
+        volume = known_field(source, "reflectivity", variable.name, dims, units)
+        channel = CHANNELS[name]
+        packing = volume.packing if name == "reflectivity_column_maximum" else channel.packing
+        return replace(volume, channel=channel, packing=packing, attributes=channel.attributes())
+
+    header = make_header(
+        source,
+        request,
+        axes=axes,
+        dims=dims,
+        vertical=upright,
+        available=available,
+        field_of=field_of,
+        default=[name for name in CHANNELS if name in found] or list(CHANNELS),
+        listing=source.listing(),
+        unasked=PARALLAX,
         altitude_km=altitudes,
-        levels=levels,
-        further=list_further(available, others, fields),
+        format=FORMAT,
+        product="",
+        time=time,
+    )
+    known = ", ".join(sorted(name for name in header.fields if name in CHANNELS))
+    is_imagery = any(field.channel.kind in ("infrared", "visible") for field in header.fields.values())
+    return replace(
+        header,
+        product=f"{text_of(source.attributes, 'title') or 'CF file'} ({known})",
         satellite_longitude=goes_longitude(source) if is_imagery else None,
     )
 
@@ -151,18 +127,13 @@ def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, 
         if name in source.variables
     }
     grids = [v for v in source.variables.values() if v.is_numeric and len(v.dims) >= 2]
-    for variable in grids:
-        if variable.name in CHANNELS and variable.name not in found:
-            found[variable.name] = (variable, None)
+    found |= {v.name: (v, None) for v in grids if v.name in CHANNELS and v.name not in found}
     by_standard_name: dict[str, list[Variable]] = {}
     for variable in grids:
-        channel = _STANDARD_NAMES.get(variable.text("standard_name"), "")
-        is_taken = channel in found or any(variable is taken for taken, _ in found.values())
-        if (
-            channel
-            and not is_taken
-            and spelled(variable.text("units")) in CONVERSIONS[CHANNELS[channel].units]
-        ):
+        channel = _STANDARD_NAMES.get(variable.text("standard_name"))
+        if channel is None or channel in found or any(variable is taken for taken, _ in found.values()):
+            continue
+        if spelled(variable.text("units")) in CONVERSIONS[CHANNELS[channel].units]:
             by_standard_name.setdefault(channel, []).append(variable)
     for channel, variables in by_standard_name.items():
         if len(variables) > 1 and (not asked or channel in asked):
@@ -174,15 +145,15 @@ def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, 
     return found
 
 
-def _find_axes(source: Source, found: Mapping[str, tuple[Variable, str | None]]) -> _Axes:
-    """The surest latitude and longitude that some field lies on."""
+def _find_axes(
+    source: Source, found: Mapping[str, tuple[Variable, str | None]]
+) -> tuple[tuple[str, str], _Dims]:
+    """The surest latitude and longitude that some field lies on, and their dimensions."""
     candidates = (_candidates(source, "latitude"), _candidates(source, "longitude"))
-    pairs = [axes for pair in product(*candidates) if (axes := _grid_axes(*pair)) is not None]
-    for pair in pairs:
-        if any(set(pair.dims) <= set(variable.dims) for variable, _ in found.values()):
-            return pair
-    if not found and pairs:
-        return pairs[0]
+    pairs = [((a.name, b.name), dims) for a, b in product(*candidates) if (dims := _grid_dims(a, b))]
+    for axes, dims in pairs:
+        if not found or any(set(dims) <= set(variable.dims) for variable, _ in found.values()):
+            return axes, dims
     projected = [
         v.name for v in source.variables.values()
         if v.text("standard_name").startswith("projection_") or v.name in ("x", "y")
@@ -211,19 +182,17 @@ def _candidates(source: Source, axis: str) -> list[Variable]:
     return [source.variables[name] for name in dict.fromkeys(chain.from_iterable(ranked))]
 
 
-def _grid_axes(latitude: Variable, longitude: Variable) -> _Axes | None:
-    """Two variables as the axes of a grid, or None where they make none."""
+def _grid_dims(latitude: Variable, longitude: Variable) -> _Dims | None:
+    """Row and column of the grid that two variables make, or None where they make none."""
     lat, lon = (tuple(d for d, n in v.sizes.items() if n > 1) for v in (latitude, longitude))
     if len(lat) == len(lon) == 1 and lat != lon:
-        return _Axes(latitude.name, longitude.name, (lat[0], lon[0]))
-    if len(lat) == 2 and lat == lon:
-        return _Axes(latitude.name, longitude.name, (lat[0], lat[1]))
-    return None
+        return lat[0], lon[0]
+    return (lat[0], lat[1]) if len(lat) == 2 and lat == lon else None
 
 
-def _vertical(source: Source, variable: Variable, axes: _Axes) -> str | None:
+def _vertical(source: Source, variable: Variable, dims: _Dims) -> str | None:
     """The altitude dimension of a field, None where it has none; any other is refused."""
-    others = [d for d, n in variable.sizes.items() if d not in axes.dims and n > 1]
+    others = [d for d, n in variable.sizes.items() if d not in dims and n > 1]
     if not others:
         return None
     if len(others) == 1 and _altitude_variable(source, others[0]) is not None:
@@ -262,25 +231,15 @@ def _time(source: Source) -> np.datetime64:
 def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDArray[Any]]:
     """Read the codes of the header's channels, integers bit for bit; derive those that lie on altitudes in the file."""
     codes = {}
-    for name, about in header.fields.items():
-        variable = source.variables[about.variable]
-        tall = [d for d, n in variable.sizes.items() if n > 1 and d not in about.dims]
-        codes[name] = (
-            _derive(source, header, about, (*tall, *about.dims), request)
-            if tall
-            else read_codes(source, about, header.levels)
-        )
-    return codes
-
-
-def _derive(
-    source: Source, header: Header, about: Field, dims: tuple[str, ...], request: Request
-) -> npt.NDArray[Any]:
     _, units = request.named().get("reflectivity", ("", None))
     upwards = [int(i) for i in np.argsort(header.altitude_km)]
-    volume = known_field(source, "reflectivity", about.variable, dims, units)
-    codes = read_codes(source, volume, upwards)
-    if about.channel.name == "reflectivity_column_maximum":
-        return column_maximum(codes, volume.packing)
-    heights = header.altitude_km[upwards]
-    return echo_top_height(codes, heights, request.radar.echo_top_dbz, volume.packing)
+    for name, about in header.fields.items():
+        sizes = source.variables[about.variable].sizes
+        tall = [d for d, n in sizes.items() if n > 1 and d not in about.dims]
+        if tall and name in DERIVED:
+            volume = known_field(source, "reflectivity", about.variable, (*tall, *about.dims), units)
+            reflectivity, altitudes = read_codes(source, volume, upwards), header.altitude_km[upwards]
+            codes[name] = derive(name, reflectivity, altitudes, request.radar.echo_top_dbz, volume.packing)
+        else:
+            codes[name] = read_codes(source, about, header.levels)
+    return codes

@@ -33,6 +33,15 @@ def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
     return not known or (packing.echo_minimum is not None and max(known) < packing.echo_minimum)
 
 
+def derive(
+    name: str, codes: _Codes, altitudes_km: npt.ArrayLike, echo_top_dbz: float, packing: Packing
+) -> _Codes:
+    """A channel of `gridrad_cube.selection.DERIVED` from reflectivity ``(altitude, y, x)``, altitudes ascending."""
+    if name == "reflectivity_column_maximum":
+        return column_maximum(codes, packing)
+    return echo_top_height(codes, altitudes_km, echo_top_dbz, packing)
+
+
 def column_maximum(codes: _Codes, packing: Packing) -> _Codes:
     """Largest code of every column: not observed only where every level is.
 

@@ -22,7 +22,7 @@ from xarray.core import indexing
 from gridrad_cube.readers import find_reader, read_channels
 from gridrad_cube.readers.files import open_source
 from gridrad_cube.readers.header import Header, Request, make_scene
-from gridrad_cube.schema import Packing, SchemaError, channel_label
+from gridrad_cube.schema import Packing, SchemaError
 
 
 class _LazyChannel(BackendArray):
@@ -40,8 +40,7 @@ class _LazyChannel(BackendArray):
         about = header.fields[name]
         self._path, self._format, self._name = header.path, format, name
         self._packing: Packing | None = about.packing if decodes else None
-        self._altitudes = header.altitudes if len(about.dims) == 3 else ()
-        levels = (len(self._altitudes),) if self._altitudes else ()
+        levels = (len(header.levels),) if len(about.dims) == 3 else ()
         self.shape = (1, *levels, *header.shape)
         self.dtype = np.dtype("float32" if decodes else about.packing.dtype)
 
@@ -50,22 +49,20 @@ class _LazyChannel(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
 
     def _get(self, key: tuple[int | slice, ...]) -> npt.NDArray[Any]:
-        if not self._altitudes:
-            return self._read(self._name)[np.newaxis][key]
-        wanted = np.atleast_1d(np.arange(len(self._altitudes))[key[1]])
-        if not wanted.size:
-            return np.empty(self.shape, self.dtype)[key]
-        levels = np.unique(wanted)
-        values = self._read(*(channel_label(self._name, self._altitudes[level]) for level in levels))
-        values = values[np.newaxis, np.searchsorted(levels, wanted)]
-        return values[(key[0], slice(None) if isinstance(key[1], slice) else 0, *key[2:])]
+        values = np.empty(self.shape, self.dtype)  # levels that are not read take no memory
+        if len(self.shape) == 3:
+            values[0] = self._read()
+        elif (levels := np.unique(np.arange(self.shape[1])[key[1]])).size:
+            values[0, levels] = self._read(levels.tolist())
+        return values[key]
 
-    def _read(self, *labels: str) -> npt.NDArray[Any]:
+    def _read(self, levels: Iterable[int] = ()) -> npt.NDArray[Any]:
         with open_source(self._path) as source:
-            reader, request = find_reader(source, self._format), Request(channels=labels)
-            header = reader.describe(source, request)
-            header = replace(header, fields={self._name: header.fields[self._name]})
-            codes = read_channels(reader, source, header, request)[self._name]
+            request = Request(channels=(self._name,))
+            header = find_reader(source, self._format).describe(source, request)
+            fields = {self._name: header.fields[self._name]}
+            header = replace(header, fields=fields, levels=tuple(header.levels[level] for level in levels))
+            codes = read_channels(source, header, request)[self._name]
         return codes if self._packing is None else self._packing.decode(codes)
 
 

@@ -17,36 +17,24 @@ from gridrad_cube.readers.files import Source, Variable
 from gridrad_cube.schema import CHANNELS, OTHER_ATTRIBUTES, Channel, Packing, SchemaError, channel_in
 
 #: ``(factor, offset)`` from the units of files, as they spell them, to those of channels; other units are refused.
-CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
-    "K": {
-        **dict.fromkeys(("k", "kelvin", "degk", "degree_kelvin", "degrees_kelvin", "deg_k"), (1.0, 0.0)),
-        **dict.fromkeys(
-            ("c", "degc", "deg_c", "celsius", "degree_celsius", "degrees_celsius", "degree_c", "degrees_c"),
-            (1.0, 273.15),
-        ),
-    },
-    "1": {
-        **dict.fromkeys(("1", "unitless", "dimensionless", "fraction"), (1.0, 0.0)),
-        **dict.fromkeys(("%", "percent", "pct"), (0.01, 0.0)),
-    },
-    "dBZ": {"dbz": (1.0, 0.0)},
-    "dB": {"db": (1.0, 0.0)},
-    "km": {
-        **dict.fromkeys(("km", "kilometer", "kilometers", "kilometre", "kilometres"), (1.0, 0.0)),
-        **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), (0.001, 0.0)),
-    },
-    "mm h-1": {
-        **dict.fromkeys(("mm h-1", "mm/h", "mm/hr", "mm hr-1", "mm/hour", "mm hour-1"), (1.0, 0.0)),
-        **dict.fromkeys(("mm s-1", "mm/s", "kg m-2 s-1", "kg/m2/s"), (3600.0, 0.0)),
-        **dict.fromkeys(("m s-1", "m/s"), (3.6e6, 0.0)),
-    },
-    "m s-1": dict.fromkeys(("m s-1", "m/s", "meters_per_second", "metres_per_second"), (1.0, 0.0)),
-    "s-1": dict.fromkeys(("s-1", "1/s", "/s", "per_second"), (1.0, 0.0)),
-    "degree km-1": dict.fromkeys(
-        ("degree km-1", "degrees km-1", "degree/km", "degrees/km", "deg km-1", "deg/km"), (1.0, 0.0)
-    ),
-}
-
+CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {}
+for _units, _factor, _offset, _spellings in (
+    ("K", 1.0, 0.0, "k, kelvin, degk, degree_kelvin, degrees_kelvin, deg_k"),
+    ("K", 1.0, 273.15, "c, degc, deg_c, celsius, degree_celsius, degrees_celsius, degree_c, degrees_c"),
+    ("1", 1.0, 0.0, "1, unitless, dimensionless, fraction"),
+    ("1", 0.01, 0.0, "%, percent, pct"),
+    ("dBZ", 1.0, 0.0, "dbz"),
+    ("dB", 1.0, 0.0, "db"),
+    ("km", 1.0, 0.0, "km, kilometer, kilometers, kilometre, kilometres"),
+    ("km", 0.001, 0.0, "m, meter, meters, metre, metres"),
+    ("mm h-1", 1.0, 0.0, "mm h-1, mm/h, mm/hr, mm hr-1, mm/hour, mm hour-1"),
+    ("mm h-1", 3600.0, 0.0, "mm s-1, mm/s, kg m-2 s-1, kg/m2/s"),
+    ("mm h-1", 3.6e6, 0.0, "m s-1, m/s"),
+    ("m s-1", 1.0, 0.0, "m s-1, m/s, meters_per_second, metres_per_second"),
+    ("s-1", 1.0, 0.0, "s-1, 1/s, /s, per_second"),
+    ("degree km-1", 1.0, 0.0, "degree km-1, degrees km-1, degree/km, degrees/km, deg km-1, deg/km"),
+):
+    CONVERSIONS.setdefault(_units, {}).update(dict.fromkeys(_spellings.split(", "), (_factor, _offset)))
 
 _NO_UNITS = ("", "1", "unitless", "dimensionless", "none")
 _CATEGORIES = ("flag_values", "flag_masks", "flag_meanings")
@@ -60,14 +48,12 @@ _DEFAULT_FILL = {
     "int64": -9223372036854775806, "uint64": 18446744073709551614,
     "float32": 9.969209968386869e36, "float64": 9.969209968386869e36,
 }  # fmt: skip
-#: What stands for missing where a file does not say it: a bin of GridRad that no sweep looked at.
-_UNDECLARED_FILL = {"Nradobs": 0}
 #: One-byte variables without a fill code are widened to make room for one; their codes stay.
 _WIDENED = {"uint8": ("uint16", 65535), "int8": ("int16", -32768)}
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Field:
     """One channel of a scene, as the header of its file states it.
 
@@ -97,10 +83,7 @@ def known_field(
     packing, missing = channel.packing, tuple[int, ...]()
     if about.dtype.kind != "f":
         packing, missing = _integer_packing(about, channel, factors)
-    return Field(
-        channel=channel, variable=variable, dims=dims, packing=packing, attributes=channel.attributes(),
-        units=factors, missing=missing,
-    )  # fmt: skip
+    return Field(channel, variable, dims, packing, channel.attributes(), factors, missing)
 
 
 def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
@@ -110,19 +93,18 @@ def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
     have none, are widened. Floats are values, float32 or float64.
     """
     about = source.variables[variable]
-    units = about.text("units")
+    units, standard_name = about.text("units"), about.text("standard_name")
     attributes: dict[str, Any] = {
         "units": "1" if spelled(units) in _NO_UNITS else units,
         "long_name": about.text("long_name") or variable,
+        **({"standard_name": standard_name} if standard_name else {}),
+        **{k: np.asarray(about.attributes[k]).tolist() for k in _CATEGORIES if k in about.attributes},
+        **OTHER_ATTRIBUTES,
     }
-    if about.text("standard_name"):
-        attributes["standard_name"] = about.text("standard_name")
-    for key in _CATEGORIES:
-        if key in about.attributes:
-            attributes[key] = np.asarray(about.attributes[key]).tolist()
-    attributes |= OTHER_ATTRIBUTES
     channel = channel_in(variable, attributes, about.dtype)
-    if about.dtype.kind != "f":
+    if len(about.dims) == 1:  # weights of listed bins; 0 in all others
+        packing, missing = Packing(dtype="float32"), tuple[int, ...]()
+    elif about.dtype.kind != "f":
         packing, missing = _integer_packing(about, channel, (1.0, 0.0))
     else:
         scale, offset = about.scaling
@@ -130,9 +112,7 @@ def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
         low, high = bounds if scale > 0 else bounds[::-1]
         dtype = "float64" if about.dtype.itemsize == 8 else "float32"
         packing, missing = Packing(dtype=dtype, valid_minimum=low, valid_maximum=high), ()
-    return Field(
-        channel=channel, variable=variable, dims=dims, packing=packing, attributes=attributes, missing=missing
-    )
+    return Field(channel, variable, dims, packing, attributes, missing=missing)
 
 
 def find_others(
@@ -152,11 +132,10 @@ def find_others(
     fields = {name: on for name, on in on_grid.items() if on is not None}
     for name in wanted:
         if name in source.variables and name not in fields:
-            variable = source.variables[name]
-            expected = f"({vertical}, {', '.join(dims)})" if vertical else f"({', '.join(dims)})"
+            variable, expected = source.variables[name], ", ".join((vertical, *dims) if vertical else dims)
             raise SchemaError(
                 f"{source.path}: channels: {name!r} holds {variable.dtype} on {variable.dims} {variable.shape}; "
-                f"expected numbers on {expected}. The file has {sorted(fields)}."
+                f"expected numbers on ({expected}). The file has {sorted(fields)}."
             )
     return fields
 
@@ -171,8 +150,8 @@ def _dims_on_grid(
         is_weight = name.startswith("w") and name[1:] in source.variables
         return (str(vertical), *dims) if is_weight else None
     on = (str(vertical), *dims) if vertical in variable.dims else dims
-    others = [n for d, n in variable.sizes.items() if d not in on]
-    return on if set(on) <= set(variable.dims) and all(n == 1 for n in others) else None
+    fits = set(on) <= set(variable.dims) and all(n == 1 for d, n in variable.sizes.items() if d not in on)
+    return on if fits else None
 
 
 def spelled(units: str) -> str:
@@ -206,12 +185,11 @@ def _integer_packing(
     The conversion of units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: that of
     -99, and that of zero rain. Where they declare no valid range, codes below it are out of range.
     """
-    dtype = _signedness(variable)
-    scale, offset = variable.scaling
+    dtype, (scale, offset) = _signedness(variable), variable.scaling
     codes = [code for fill in variable.fills if (code := _as_code(fill, variable, dtype)) is not None]
     low, high = _valid_codes(variable, dtype)
-    if not codes and variable.name in _UNDECLARED_FILL:
-        codes = [_UNDECLARED_FILL[variable.name]]
+    if not codes and variable.name == "Nradobs":  # a bin of GridRad that no sweep looked at
+        codes = [0]
     if not codes and dtype.name in _WIDENED:
         name, fill = _WIDENED[dtype.name]
         dtype, codes = np.dtype(name), [fill]
@@ -360,18 +338,15 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
     variable = source.variables[field.variable]
     raw = read_array(source, variable, field.dims, levels)
     if variable.dtype.kind != "f":
-        codes = raw.view(_signedness(variable))
-        if codes.dtype.name != field.packing.dtype:
-            codes = codes.astype(field.packing.dtype)
+        codes = raw.view(_signedness(variable)).astype(field.packing.dtype, copy=False)
         for code in field.missing:
             codes[codes == codes.dtype.type(code)] = codes.dtype.type(field.packing.fill_value or 0)
         return codes
     if field.channel.kind != "other":
         return encode(raw, field.channel, variable, field.units)
     scale, offset = variable.scaling
-    values = raw.astype(field.packing.dtype)
-    if (scale, offset) != (1.0, 0.0):
-        values = (raw.astype(np.float64) * scale + offset).astype(field.packing.dtype)
+    scaled = raw if (scale, offset) == (1.0, 0.0) else raw.astype(np.float64) * scale + offset
+    values = scaled.astype(field.packing.dtype)
     for fill in _float_fills(variable):
         values[raw == raw.dtype.type(fill)] = np.nan
     return values

@@ -188,14 +188,15 @@ class Source:
         values = _read_chunks(self._file, variable.name, shape, variable.dtype)
         return None if values is None else values[key]
 
-    def require(self, names: tuple[str, ...], what: str) -> None:
-        """Refuse a file that lacks one of these variables."""
-        lacking = [name for name in names if name not in self.variables]
-        if lacking:
-            raise SchemaError(
-                f"{self.path}: no variable {lacking[0]!r}; expected {what} to have {list(names)}, "
-                f"got {self.listing()}"
-            )
+    def dims_of(self, axes: tuple[str, ...], what: str) -> list[str]:
+        """The dimension of each 1-D variable; a file that lacks one is refused."""
+        for name in axes:
+            if name not in self.variables or len(self.variables[name].dims) != 1:
+                raise SchemaError(
+                    f"{self.path}: no 1-D variable {name!r}; expected {what} to have {list(axes)}, got "
+                    f"{self.listing()}. Pass format='cf' for a file with 2-D coordinates."
+                )
+        return [self.variables[name].dims[0] for name in axes]
 
     def listing(self) -> str:
         """Variables of the file for a message."""

@@ -7,32 +7,30 @@ Either becomes a `RadarVolume`, and that dense codes.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gridrad_cube.readers.derived import column_maximum, echo_top_height
-from gridrad_cube.readers.fields import Field, encode, find_others, other_field, read_array, read_codes
+from gridrad_cube.readers.derived import derive
+from gridrad_cube.readers.fields import Field, encode, read_array, read_codes
 from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
     Header,
     Request,
     agreed_time,
-    list_further,
-    make_grid,
+    make_header,
     only_time,
     parse_stamp,
     parse_time,
     read_altitudes,
-    read_degrees,
-    select,
 )
-from gridrad_cube.schema import CHANNELS, Packing, SchemaError
+from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
 
 #: What a scene holds when no channel is asked for.
@@ -120,10 +118,7 @@ def _is_sparse(source: Source) -> bool:
 
 def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
-    source.require(("Longitude", "Latitude", "Altitude"), "a GridRad file")
-    for name in _DIMS:
-        if len(source.variables[name].dims) != 1:
-            raise SchemaError(f"{source.path}: {name} on {source.variables[name].dims}; expected a 1-D axis")
+    vertical, row, column = source.dims_of(_DIMS, "a GridRad file")
     altitude = read_altitudes(source, "Altitude", ascending=True, units="km")
     time = agreed_time(
         source,
@@ -133,63 +128,36 @@ def describe(source: Source, request: Request) -> Header:
             ("the file name", parse_stamp(source.name), 60),
         ],
     )
-    latitude, longitude = make_grid(
-        read_degrees(source, "Latitude"),
-        read_degrees(source, "Longitude"),
-        where=source.path,
-        lattice=_LATTICE,
-        tolerance=_AXIS_TOLERANCE_DEGREES,
-        rebuild=True,
-    )
     moments = moments_of(source)
-    _check_shapes(source, (altitude.size, latitude.size, longitude.size), moments)
-    vertical, *dims = (source.variables[name].dims[0] for name in _DIMS)
-    listed = source.variables["index"].dims[0] if _is_sparse(source) else None
-    others = find_others(source, request.others, (dims[0], dims[1]), vertical, listed)
+    _check_shapes(source, tuple(source.variables[name].shape[0] for name in _DIMS), moments.values())
     available = dict.fromkeys(moments, True)
     if "reflectivity" in available:
         available |= dict.fromkeys(DERIVED, False)
-    names, levels = select(
-        request,
-        available,
-        others,
-        altitude,
-        default=_DEFAULT,
-        where=source.path,
-        listing=f"{sorted(available)}",
-    )
-    fields = {
-        name: _other_field(source, name, others[name])
-        if name not in CHANNELS
-        else Field(
-            channel=CHANNELS[name],
-            variable=moments.get(name, moments["reflectivity"]),
-            dims=(vertical, *dims) if available[name] else tuple(dims),
-            packing=CHANNELS[name].packing,
-            attributes=CHANNELS[name].attributes(),
-        )
-        for name in names
-    }
+
+    def field_of(name: str) -> Field:
+        channel, variable = CHANNELS[name], moments.get(name, moments["reflectivity"])
+        dims = (vertical, row, column) if available[name] else (row, column)
+        return Field(channel, variable, dims, channel.packing, channel.attributes())
+
     form = format_of(source)
-    return Header(
-        path=source.path,
+    return make_header(
+        source,
+        request,
+        axes=("Latitude", "Longitude"),
+        dims=(row, column),
+        vertical=vertical,
+        listed=source.variables["index"].dims[0] if _is_sparse(source) else None,
+        available=available,
+        field_of=field_of,
+        default=_DEFAULT,
+        listing=f"{sorted(available)}",
+        altitude_km=altitude,
+        lattice=_LATTICE,
+        tolerance=_AXIS_TOLERANCE_DEGREES,
         format=form,
         product=f"GridRad v{form.removeprefix('gridrad_v').replace('_', '.')}",
         time=time,
-        latitude=latitude,
-        longitude=longitude,
-        fields=fields,
-        altitude_km=altitude,
-        levels=levels,
-        further=list_further(available, others, fields),
     )
-
-
-def _other_field(source: Source, name: str, dims: tuple[str, ...]) -> Field:
-    about = other_field(source, name, dims)
-    if len(source.variables[name].dims) > 1:
-        return about
-    return replace(about, packing=Packing(dtype="float32"))  # weights of listed bins, 0 elsewhere
 
 
 def moments_of(source: Source) -> dict[str, str]:
@@ -209,20 +177,15 @@ def format_of(source: Source) -> str:
     return "gridrad_v3_1" if is_old else "gridrad_v4_2"
 
 
-def _check_shapes(source: Source, shape: tuple[int, ...], names: Mapping[str, str]) -> None:
+def _check_shapes(source: Source, shape: tuple[int, ...], moments: Iterable[str]) -> None:
+    expected = dict.fromkeys(moments, shape)
     if _is_sparse(source):
-        length = source.variables["index"].shape
-        for name in names.values():
-            if len(length) != 1 or source.variables[name].shape != length:
-                raise SchemaError(
-                    f"{source.path}: {name} has shape {source.variables[name].shape}, index {length}; expected the "
-                    "same one dimension"
-                )
-    for name in ("Nradobs", "Nradecho") if _is_sparse(source) else tuple(names.values()):
-        if name in source.variables:
-            found = source.variables[name].shape[-3:]
-            if found != shape:
-                raise SchemaError(f"{source.path}: {name} has shape {found}; expected {shape} of the axes")
+        listed = source.variables["index"].shape[:1]
+        expected = dict.fromkeys(("index", *moments), listed) | {"Nradobs": shape, "Nradecho": shape}
+    for name, size in expected.items():
+        if name in source.variables and (found := source.variables[name].shape[-3:]) != size:
+            owner = "the axes" if len(size) == 3 else "index"
+            raise SchemaError(f"{source.path}: {name} has shape {found}; expected {size}, that of {owner}")
 
 
 def read(
@@ -238,7 +201,7 @@ def read(
             levels = range(min(header.levels), max(header.levels) + 1)
         volume = _read_volume(source, header, wanted, levels, for_cleaning=clean is not None)
         cleaned = {} if clean is None else clean(volume, wanted)
-        codes = _channels_of(volume, moments, request.radar.echo_top_dbz, cleaned)
+        codes = _channels_of(volume, moments, request.radar.echo_top_dbz, dict(cleaned))
     for name, about in header.fields.items():
         if name not in codes and len(source.variables[about.variable].dims) == 1:
             codes[name] = _read_dense_weights(source, header, name)
@@ -248,20 +211,17 @@ def read(
 
 
 def _channels_of(
-    volume: RadarVolume, names: Sequence[str], echo_top_dbz: float, cleaned: Mapping[str, npt.NDArray[Any]]
+    volume: RadarVolume, names: Sequence[str], echo_top_dbz: float, cleaned: dict[str, npt.NDArray[Any]]
 ) -> dict[str, npt.NDArray[Any]]:
     """Codes of channels from a volume, or from those of all levels that quality control has made."""
-    cleaned, levels = dict(cleaned), volume.header.levels
+    altitudes, levels = volume.header.altitude_km, volume.header.levels
     if set(DERIVED) & set(names) and "reflectivity" not in cleaned:
         cleaned["reflectivity"] = densify(volume, "reflectivity")
     packing = CHANNELS["reflectivity"].packing
     codes = {}
     for name in names:
-        if name == "reflectivity_column_maximum":
-            codes[name] = column_maximum(cleaned["reflectivity"], packing)
-        elif name == "echo_top_height":
-            heights = volume.header.altitude_km
-            codes[name] = echo_top_height(cleaned["reflectivity"], heights, echo_top_dbz, packing)
+        if name in DERIVED:
+            codes[name] = derive(name, cleaned["reflectivity"], altitudes, echo_top_dbz, packing)
         elif name in cleaned:
             whole = cleaned[name]
             codes[name] = whole if len(levels) == len(whole) else whole[list(levels)]
@@ -282,18 +242,24 @@ def _read_volume(
     if for_cleaning:
         every = dict.fromkeys((*names, "reflectivity", "correlation_coefficient"))
         names = [name for name in every if name in moments]
-    if not _is_sparse(source):
-        return _gather_dense(source, header, names, levels)
-    index, take = _read_index(source, header, levels)
-    weighed = ["reflectivity"] if for_cleaning and "wReflectivity" in source.variables else []
+    is_sparse = _is_sparse(source)
+    if is_sparse:
+        index, take = _read_index(source, header, levels)
+        values = {name: _listed(source, moments[name], take) for name in names}
+    else:
+        dense = {name: _read_floats(source, moments[name], levels) for name in names}
+        listed = np.flatnonzero(functools.reduce(np.logical_or, (~np.isnan(v) for v in dense.values())))
+        index = listed + levels.start * math.prod(header.shape)
+        values = {name: moment.ravel()[listed] for name, moment in dense.items()}
+    weighed = ["reflectivity"] if for_cleaning and is_sparse and "wReflectivity" in source.variables else []
     return RadarVolume(
         header=header,
         levels=levels,
         index=index,
-        values={name: _listed(source, moments[name], take) for name in names},
+        values=values,
         weights={name: _listed(source, f"w{moments[name]}", take) for name in weighed},
-        nradobs=_counts(source, "Nradobs", levels),
-        nradecho=_counts(source, "Nradecho", levels) if for_cleaning else None,
+        nradobs=_counts(source, "Nradobs", levels) if is_sparse else None,
+        nradecho=_counts(source, "Nradecho", levels) if is_sparse and for_cleaning else None,
     )
 
 
@@ -354,13 +320,9 @@ def _read_dense_weights(source: Source, header: Header, name: str) -> npt.NDArra
 
 
 def _without_fills(values: npt.NDArray[np.float32], source: Source, name: str) -> npt.NDArray[np.float32]:
-    attributes = source.variables[name].attributes
     is_weight = name.startswith("w")  # a weight's missing value is 0, which is what it means
-    declared = [attributes[n] for n in ("_FillValue", "missing_value") if n in attributes and not is_weight]
-    for fill in (*declared, np.float32(-9999.0)):
-        fill = np.float32(np.asarray(fill).ravel()[0])
-        if np.isfinite(fill):
-            values[values == fill] = np.nan
+    for fill in (*(() if is_weight else source.variables[name].fills), -9999.0):
+        values[values == np.float32(fill)] = np.nan
     return values
 
 
@@ -371,27 +333,9 @@ def _counts(source: Source, name: str, levels: range) -> npt.NDArray[np.int8] | 
     return read_array(source, variable, variable.dims[-3:], levels)
 
 
-def _gather_dense(source: Source, header: Header, fields: Sequence[str], levels: range) -> RadarVolume:
-    moments = moments_of(source)
-    plane = math.prod(header.shape)
-    dense = {}
-    for name in fields:
-        variable = source.variables[moments[name]]
-        raw = read_array(source, variable, _DIMS, levels).astype(np.float32, copy=False)
-        dense[name] = _without_fills(raw, source, variable.name)
-    listed = np.zeros((len(levels), *header.shape), bool)
-    for values in dense.values():
-        listed |= ~np.isnan(values)
-    index = np.flatnonzero(listed)
-    return RadarVolume(
-        header=header,
-        levels=levels,
-        index=index + levels.start * plane,
-        values={name: values.ravel()[index] for name, values in dense.items()},
-        weights={},
-        nradobs=None,
-        nradecho=None,
-    )
+def _read_floats(source: Source, name: str, levels: range) -> npt.NDArray[np.float32]:
+    raw = read_array(source, source.variables[name], _DIMS, levels)
+    return _without_fills(raw.astype(np.float32, copy=False), source, name)
 
 
 def densify(

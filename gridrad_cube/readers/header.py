@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ import pandas as pd
 import xarray as xr
 
 from gridrad_cube.geometry import lattice_origin, wrap_longitude
-from gridrad_cube.readers.fields import CONVERSIONS, Field, spelled
+from gridrad_cube.readers.fields import CONVERSIONS, Field, find_others, other_field, spelled
 from gridrad_cube.readers.files import Source
 from gridrad_cube.schema import (
     CHANNELS,
@@ -83,7 +83,8 @@ class Request:
                 )
             channel_of(entry[0])
         for name in self.others:
-            _check_name(name, self.others)
+            if problem := _name_problem(name, self.others):
+                raise SchemaError(f"channels: got {name!r}; {problem}.")
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -173,11 +174,10 @@ def make_scene(header: Header, codes: Mapping[str, npt.NDArray[Any]]) -> xr.Data
         "time": ((), header.time, {"standard_name": "time"}),
     }
     if header.levels:
-        said = {"units": "km", "standard_name": "altitude", "positive": "up"}
-        coords["altitude"] = (("altitude",), np.array(header.altitudes), said)
+        up = {"units": "km", "standard_name": "altitude", "positive": "up"}
+        coords["altitude"] = ("altitude", np.array(header.altitudes), up)
     if header.observation_time is not None:
-        said = {"long_name": "time of the scan line"}
-        coords["observation_time"] = (("y",), header.observation_time, said)
+        coords["observation_time"] = ("y", header.observation_time, {"long_name": "time of the scan line"})
     attributes: dict[str, Any] = {"source_format": header.format, "product": header.product}
     if header.satellite_longitude is not None:
         attributes["satellite_longitude"] = header.satellite_longitude
@@ -191,37 +191,86 @@ def make_scene(header: Header, codes: Mapping[str, npt.NDArray[Any]]) -> xr.Data
 # --- channels and altitudes of a request
 
 
-def select(
+def make_header(
+    source: Source,
     request: Request,
-    available: Mapping[str, bool],
-    others: Mapping[str, Sequence[str]],
-    altitudes: npt.ArrayLike,
     *,
+    axes: tuple[str, str],
+    dims: tuple[str, str],
+    available: Mapping[str, bool],
+    field_of: Callable[[str], Field],
     default: Sequence[str],
-    unasked: Iterable[str] = (),
-    where: str,
     listing: str,
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Channels of a scene in order, and the positions of its altitudes in the file, ascending in altitude.
-
-    Refused are requests of which the file has nothing, altitudes that it lacks, and channels that ask for different
-    altitudes: a scene has one list.
+    unasked: Iterable[str] = (),
+    altitude_km: Float = np.zeros(0),  # noqa: B008
+    vertical: str | None = None,
+    listed: str | None = None,
+    lattice: tuple[int, ...] = (),
+    tolerance: float = 0.0,
+    **scene: Any,
+) -> Header:
+    """The header of what a request takes of a file: its channels in order, its altitudes ascending, its grid.
 
     Parameters
     ----------
+    axes
+        The variables of latitude and longitude, for `make_grid` with ``lattice`` and ``tolerance``.
+    dims, vertical, listed
+        As for `find_others`.
     available
         Channels of the table that the file can give: True where they lie on altitudes.
-    others
-        Dimensions of the variables on the grid (`gridrad_cube.readers.fields.find_others`).
-    altitudes
-        Those of the file, km, in its order.
+    field_of
+        Describes one of these.
     default, unasked
         Channels to take where the request names none, and in any case where the file has them.
     listing
         What the file has instead, for the message.
+    altitude_km
+        Altitudes of the file, in its order.
+    scene
+        The other members of the header.
+
+    Raises
+    ------
+    SchemaError
+        If the file has nothing of the request or lacks an altitude, or if channels ask for different altitudes: a scene
+        has one list.
     """
-    known = np.asarray(altitudes, np.float64)
-    available = {n: len(on) == 3 for n, on in others.items() if n not in CHANNELS} | dict(available)
+    others = find_others(source, request.others, dims, vertical, listed)
+    others = {name: on for name, on in others.items() if name not in axes}
+    on_altitudes = {n: len(on) == 3 for n, on in others.items() if n not in CHANNELS} | dict(available)
+    names, levels = _select(request, on_altitudes, altitude_km, default, unasked, source.path, listing)
+    fields = {n: field_of(n) if n in available else other_field(source, n, others[n]) for n in names}
+    taken = {about.variable for about in fields.values() if about.channel.name not in DERIVED}
+    unknown = sorted(name for name in others if name not in taken and not _name_problem(name, (name,)))
+    positions = []
+    for name in axes:
+        values, units = read_numbers(source, name), source.variables[name].text("units").lower()
+        values = np.rad2deg(values) if units in ("radian", "radians", "rad") else values
+        positions.append(values if values.ndim == 1 else np.squeeze(values))
+    latitude, longitude = make_grid(*positions, where=source.path, lattice=lattice, tolerance=tolerance)
+    return Header(
+        path=source.path,
+        latitude=latitude,
+        longitude=longitude,
+        fields=fields,
+        altitude_km=altitude_km,
+        levels=levels,
+        further=(*(name for name in available if name not in fields), *unknown),
+        **scene,
+    )
+
+
+def _select(
+    request: Request,
+    available: Mapping[str, bool],
+    known: Float,
+    default: Sequence[str],
+    unasked: Iterable[str],
+    where: str,
+    listing: str,
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Channels of a scene in order, and the positions of its altitudes among the known ones."""
     levels: dict[str, set[int]] = {}
 
     def every() -> Iterable[int]:
@@ -240,59 +289,37 @@ def select(
         elif available[name] and name in CHANNELS:
             found.update(every())
     if not levels:
-        asked = list(request.channels or default)
         raise SchemaError(
-            f"{where}: none of the channels {asked}; got {listing}. "
+            f"{where}: none of the channels {list(request.channels or default)}; got {listing}. "
             "Pass channels=... of those it has, or variables=((channel, variable, units),)."
         )
-    for name in unasked:
-        if name in available:
-            levels.setdefault(name, set())
-    lists = {tuple(sorted(found, key=lambda i: known[i])) for found in levels.values() if found}
+    levels |= {name: set() for name in unasked if name in available and name not in levels}
+    lists = {frozenset(found) for found in levels.values() if found}
     if len(lists) > 1:
         raise SchemaError(
             f"{where}: {[name for name in levels if available[name]]} ask for different altitudes; expected one "
             "list a scene. Pass radar=RadarSpec(altitudes_km=...) and names without '@'."
         )
     if not lists and any(available[name] for name in levels):  # channels of kind other take what is there
-        lists = {tuple(sorted(every(), key=lambda i: known[i]))}
-    return tuple(levels), lists.pop() if lists else ()
+        lists = {frozenset(every())}
+    return tuple(levels), tuple(sorted(lists.pop(), key=lambda i: known[i])) if lists else ()
 
 
-def list_further(
-    available: Iterable[str], others: Iterable[str], fields: Mapping[str, Field]
-) -> tuple[str, ...]:
-    """Names of channels that a file could give and a scene does not have: of the table, then others."""
-    taken = {about.variable for about in fields.values() if about.channel.name not in DERIVED}
-    unknown = sorted(name for name in others if name not in taken and _is_name(name))
-    return (*(name for name in available if name not in fields), *unknown)
-
-
-def _is_name(name: str) -> bool:
-    try:
-        _check_name(name, (name,))
-    except SchemaError:
-        return False
-    return True
-
-
-def _check_name(name: str, others: Sequence[str]) -> None:
-    """Refuse a name that cannot be a variable of a store beside everything else that is one."""
+def _name_problem(name: str, others: Sequence[str]) -> str:
+    """Why a variable of a store cannot have a name beside everything else that is one; empty where it can."""
     lower, others = name.lower(), [n.lower() for n in others]  # some file systems do not tell capitals
     rename = "A channel of kind other keeps its name: rename the variable in the file, or leave it out"
     if not _NAME.fullmatch(name):
-        problem = f"expected a letter, then letters, digits and _. {rename}"
-    elif lower in CHANNELS:
-        problem = f"that is a known channel. Pass channels=({lower!r},)"
-    elif others.count(lower) > 1:
-        problem = "it is there twice. Pass each once"
-    elif lower in _RESERVED or lower.endswith("_flags"):
-        problem = f"stores have something else of this name. {rename}"
-    elif any(lower == f"{n}_{suffix}" for n in (*CHANNELS, *others) for suffix in _SUFFIXES):
-        problem = f"stores have a statistic of this name. {rename}"
-    else:
-        return
-    raise SchemaError(f"channels: got {name!r}; {problem}.")
+        return f"expected a letter, then letters, digits and _. {rename}"
+    if lower in CHANNELS:
+        return f"that is a known channel. Pass channels=({lower!r},)"
+    if others.count(lower) > 1:
+        return "it is there twice. Pass each once"
+    if lower in _RESERVED or lower.endswith("_flags"):
+        return f"stores have something else of this name. {rename}"
+    if any(lower == f"{n}_{suffix}" for n in (*CHANNELS, *others) for suffix in _SUFFIXES):
+        return f"stores have a statistic of this name. {rename}"
+    return ""
 
 
 # --- positions
@@ -306,13 +333,6 @@ def read_numbers(source: Source, name: str) -> Float:
         values[raw == raw.dtype.type(fill)] = np.nan
     scale, offset = variable.scaling
     return values * scale + offset
-
-
-def read_degrees(source: Source, name: str) -> Float:
-    """Values of a latitude or longitude variable in degrees; units of radians are converted."""
-    values = read_numbers(source, name)
-    units = source.variables[name].text("units").lower()
-    return np.rad2deg(values) if units in ("radian", "radians", "rad") else values
 
 
 def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> Float:
@@ -334,13 +354,7 @@ def read_altitudes(source: Source, name: str, *, ascending: bool = False, units:
 
 
 def make_grid(
-    latitude: Float,
-    longitude: Float,
-    *,
-    where: str,
-    lattice: tuple[int, ...] = (),
-    tolerance: float = 0.0,
-    rebuild: bool = False,
+    latitude: Float, longitude: Float, *, where: str, lattice: tuple[int, ...] = (), tolerance: float = 0.0
 ) -> tuple[Float, Float]:
     """Check axes and normalize them: longitudes wrapped, 1-D axes on their lattice where they lie on one.
 
@@ -353,69 +367,49 @@ def make_grid(
         Degrees, both 1-D or both on ``(y, x)``.
     lattice
         Steps per degree of lattices to try: 1-D axes within ``tolerance`` degrees of multiples of ``1/n`` degree take
-        those values, so that files agree bit for bit.
-    rebuild
-        Whether an evenly spaced axis on no lattice is made again from its first and last value (float32 axes jitter),
-        if no pixel moves by more than ``tolerance``.
+        those values, so that files agree bit for bit. An evenly spaced axis on none of them is made again from its
+        first and last value (float32 axes jitter), if no pixel moves by more than ``tolerance``.
     """
-    if latitude.ndim == 2:
-        _check_range(latitude, longitude, where)
-        return latitude, _wrapped(longitude)
-    for name, axis in (("latitude", latitude), ("longitude", longitude)):
-        crosses = name == "longitude" and _is_monotone(np.unwrap(axis, period=360.0))  # 179 E, then 180 W
-        if not crosses and not _is_monotone(axis):
+    for name, axis, limit in (("latitude", latitude, 90.0), ("longitude", longitude, 360.0)):
+        turn = _first_turn(axis) if axis.ndim == 1 else ""
+        crosses = name == "longitude" and turn and not _first_turn(np.unwrap(axis, period=360.0))
+        if turn and not crosses:  # 179 E, then 180 W is an axis
             raise SchemaError(
-                f"{where}: {name} of {axis.size} values is not strictly monotone and finite{_first_turn(axis)}; "
+                f"{where}: {name} of {axis.size} values is not strictly monotone and finite: {turn}; "
                 "expected it to ascend or to descend. Sort the file along it (xarray: ds.sortby), or leave it out."
             )
-    _check_range(latitude, longitude, where)
-    return (
-        _clean(latitude, lattice, tolerance, rebuild, wrap=False),
-        _clean(longitude, lattice, tolerance, rebuild, wrap=True),
-    )
-
-
-def _is_monotone(axis: Float) -> bool:
-    step = np.diff(axis)
-    return bool(axis.size and np.isfinite(axis).all() and ((step > 0).all() or (step < 0).all()))
+        finite = axis[np.isfinite(axis)]
+        if finite.size == 0 or np.abs(finite).max() > limit + 1e-3:
+            worst = float(finite[np.abs(finite).argmax()]) if finite.size else "no value"
+            raise SchemaError(f"{where}: {name} has {worst}; expected degrees within {limit:.0f}")
+    if latitude.ndim == 1:
+        latitude, longitude = (_clean(axis, lattice, tolerance) for axis in (latitude, longitude))
+    # Bit for bit where they already are in [-180, 180).
+    inside = (longitude >= -180.0) & (longitude < 180.0)
+    return latitude, np.where(inside, longitude, wrap_longitude(longitude))
 
 
 def _first_turn(axis: Float) -> str:
-    """Where an axis first goes wrong, for a message."""
-    bad = np.flatnonzero(~np.isfinite(axis))
-    if bad.size:
-        return f": value {bad[0]} is {axis[bad[0]]}"
-    step = np.sign(np.diff(axis))
-    turns = np.flatnonzero((step != step[:1]) | (step == 0)) + 1
-    return f": value {turns[0]} is {axis[turns[0]]}, after {axis[turns[0] - 1]}" if turns.size else ""
+    """Where an axis is no longer finite and strictly monotone, for a message; empty where it is throughout."""
+    steps = np.sign(np.diff(axis))
+    bad = ~np.isfinite(axis)
+    bad[1:] |= (steps != steps[:1]) | (steps == 0)
+    if not bad.any():
+        return ""
+    first = int(bad.argmax())
+    return f"value {first} is {axis[first]}" + (f", after {axis[first - 1]}" if first else "")
 
 
-def _check_range(latitude: Float, longitude: Float, where: str) -> None:
-    finite = latitude[np.isfinite(latitude)], longitude[np.isfinite(longitude)]
-    for name, axis, limit in zip(("latitude", "longitude"), finite, (90.0, 360.0), strict=True):
-        if axis.size == 0 or np.abs(axis).max() > limit + 1e-3:
-            worst = float(axis[np.abs(axis).argmax()]) if axis.size else "no value"
-            raise SchemaError(f"{where}: {name} has {worst}; expected degrees within {limit:.0f}")
-
-
-def _clean(axis: Float, lattice: tuple[int, ...], tolerance: float, rebuild: bool, *, wrap: bool) -> Float:
+def _clean(axis: Float, lattice: tuple[int, ...], tolerance: float) -> Float:
+    """An axis on the first lattice that it lies on; else evenly spaced where that moves no pixel too far."""
     for steps in lattice:
         whole = np.rint(axis * steps)
         if np.abs(axis - whole / steps).max() <= tolerance and np.diff(whole).all():
-            if wrap:  # in whole steps, so that 267.5 E and 92.5 W are the same float
-                whole = (whole + 180 * steps) % (360 * steps) - 180 * steps
-            return whole / steps
-    if rebuild and axis.size > 2:
-        even = np.linspace(axis[0], axis[-1], axis.size)
-        if 1e-9 < np.abs(axis - even).max() <= tolerance:  # float64 axes keep their bits
-            axis = even
-    return _wrapped(axis) if wrap else axis
-
-
-def _wrapped(longitude: Float) -> Float:
-    """Longitudes in [-180, 180), bit for bit where they already are."""
-    inside = (longitude >= -180.0) & (longitude < 180.0)
-    return np.where(inside, longitude, wrap_longitude(longitude))
+            # In whole steps, so that 267.5 E and 92.5 W are the same float; latitudes stay.
+            return ((whole + 180 * steps) % (360 * steps) - 180 * steps) / steps
+    even = np.linspace(axis[0], axis[-1], axis.size)
+    is_even = 1e-9 < np.abs(axis - even).max() <= tolerance  # float64 axes keep their bits
+    return even if lattice and axis.size > 2 and is_even else axis
 
 
 # --- times
@@ -493,16 +487,14 @@ def agreed_time(source: Source, candidates: list[tuple[str, np.datetime64 | None
     ``candidates`` are what it is, the time or None, and the seconds by which it may differ from the first known one;
     the most trusted first.
     """
-    known = [candidate for candidate in candidates if candidate[1] is not None]
+    known = [(what, time, tolerance) for what, time, tolerance in candidates if time is not None]
     if not known:
         raise SchemaError(
             f"{source.path}: no time; expected one of {[what for what, _, _ in candidates]}. "
             "Rename the file so that it holds YYYYMMDD_HHMM, or add a time variable."
         )
     first, time, _ = known[0]
-    assert time is not None
     for what, other, tolerance in known[1:]:
-        assert other is not None
         if abs((other - time).astype(np.int64)) > tolerance:
             raise SchemaError(
                 f"{source.path}: {first} says {time}, {what} says {other}; expected them within {tolerance} s. "

@@ -8,12 +8,9 @@ of packed integers, further variables.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from gridrad_cube.readers.fields import find_others, known_field, other_field, read_codes
+from gridrad_cube.readers.fields import known_field
 from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
     PARALLAX,
@@ -22,13 +19,10 @@ from gridrad_cube.readers.header import (
     agreed_time,
     decode_times,
     goes_longitude,
-    list_further,
-    make_grid,
+    make_header,
     only_time,
     parse_stamp,
     parse_time,
-    read_degrees,
-    select,
 )
 from gridrad_cube.schema import SchemaError
 
@@ -56,7 +50,7 @@ def matches(source: Source) -> bool:
 
 def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
-    source.require(("latitude", "longitude"), "a LaRC GOES file")
+    row, column = source.dims_of(("latitude", "longitude"), "a LaRC GOES file")
     known = {name: (name, None) for name in _CHANNELS} | request.named()
     found = {channel: entry for channel, entry in known.items() if entry[0] in source.variables}
     if not any(name in found for name in _CHANNELS):
@@ -64,56 +58,25 @@ def describe(source: Source, request: Request) -> Header:
             f"{source.path}: neither channel of a LaRC GOES file; expected {' or '.join(_CHANNELS)}, "
             f"got {source.listing()}. Pass variables=((channel, variable, units),) for other names."
         )
-    row, column = (_axis(source, name) for name in ("latitude", "longitude"))
-    others = find_others(source, request.others, (row, column), None)
-    names, _ = select(
+    time = _time(source)
+    return make_header(
+        source,
         request,
-        dict.fromkeys(found, False),
-        others,
-        (),
+        axes=("latitude", "longitude"),
+        dims=(row, column),
+        available=dict.fromkeys(found, False),
+        field_of=lambda name: known_field(source, name, found[name][0], (row, column), found[name][1]),
         default=_CHANNELS,
-        unasked=PARALLAX,
-        where=source.path,
         listing=source.listing(),
-    )
-    fields = {
-        name: known_field(source, name, found[name][0], (row, column), found[name][1])
-        if name in found
-        else other_field(source, name, others[name])
-        for name in names
-    }
-    latitude, longitude = make_grid(
-        read_degrees(source, "latitude"),
-        read_degrees(source, "longitude"),
-        where=source.path,
+        unasked=PARALLAX,
         lattice=_LATTICE,
         tolerance=_AXIS_TOLERANCE_DEGREES,
-        rebuild=True,
-    )
-    time = _time(source)
-    return Header(
-        path=source.path,
         format=FORMAT,
         product="LaRC convection detection",  # not the satellite: only the file's name may tell it
         time=time,
-        latitude=latitude,
-        longitude=longitude,
-        fields=fields,
-        further=list_further(found, others, fields),
         satellite_longitude=goes_longitude(source),
-        observation_time=_scan_time(source, latitude.size, time),
+        observation_time=_scan_time(source, time),
     )
-
-
-def _axis(source: Source, name: str) -> str:
-    """The dimension of an axis."""
-    axis = source.variables[name]
-    if len(axis.dims) != 1:
-        raise SchemaError(
-            f"{source.path}: {name} on {axis.dims}; expected 1-D axes of a LaRC GOES file. Pass format='cf' for 2-D "
-            "coordinates."
-        )
-    return axis.dims[0]
 
 
 def _time(source: Source) -> np.datetime64:
@@ -132,11 +95,11 @@ def _time(source: Source) -> np.datetime64:
     )
 
 
-def _scan_time(source: Source, rows: int, time: np.datetime64) -> np.ndarray | None:
+def _scan_time(source: Source, time: np.datetime64) -> np.ndarray | None:
     """Time of each line; NaT where it is missing or cannot be one of this scene."""
     if "scan_time" not in source.variables:
         return None
-    times = decode_times(source, "scan_time", missing=True)
+    times, rows = decode_times(source, "scan_time", missing=True), source.variables["latitude"].shape[0]
     if times.size != rows:
         raise SchemaError(
             f"{source.path}: scan_time on {source.variables['scan_time'].dims} has {times.size} values; expected one "
@@ -144,8 +107,3 @@ def _scan_time(source: Source, rows: int, time: np.datetime64) -> np.ndarray | N
         )
     away = np.abs((times - time).astype("timedelta64[s]").astype(np.float64))
     return np.where(away <= _SCAN_TOLERANCE_S, times, np.datetime64("NaT", "s"))
-
-
-def read(source: Source, header: Header) -> dict[str, npt.NDArray[Any]]:
-    """Read the codes of the header's channels."""
-    return {name: read_codes(source, about) for name, about in header.fields.items()}
