@@ -185,9 +185,8 @@ def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dic
     if channel.kind == "other":
         return {"rule": "off", "reason": "a companion field is not judged"}
     transform = "log10" if channel.kind == "rain" and spec.rule == "echo" else "none"
-    population = _transformed({"mean": means}, transform, None)
-    if transform != "none":
-        population = population[np.isfinite(population)]
+    population = _transformed(means, transform)
+    population = population[np.isfinite(population)]
     population.sort()  # so that sums do not depend on the order
     found = {"count": int(population.size), "factor": float(spec.global_mean_deviation_factor)}
     if population.size < _MINIMUM_PATCHES:
@@ -227,9 +226,12 @@ def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[st
         return np.stack(parts, axis=1)
     if thresholds["rule"] == "off":
         return np.zeros(statistics["mean"].shape, bool)
-    means = _transformed(statistics, thresholds["transform"], thresholds["minimum_echo_fraction"])
+    away = np.abs(_transformed(statistics["mean"], thresholds["transform"]) - thresholds["center"])
     with np.errstate(invalid="ignore"):
-        return np.abs(means - thresholds["center"]) > thresholds["factor"] * thresholds["spread"]
+        is_far = away > thresholds["factor"] * thresholds["spread"]
+        if thresholds["minimum_echo_fraction"] is not None:
+            is_far &= statistics["echo_fraction"] >= thresholds["minimum_echo_fraction"]
+    return is_far
 
 
 def reflag(
@@ -319,15 +321,11 @@ def _local_outliers(
     return far | (statistics["dead_lines"] > 0)
 
 
-def _transformed(
-    statistics: Mapping[str, np.ndarray], transform: str, minimum_echo: float | None
-) -> np.ndarray:
-    means = statistics["mean"].astype(np.float64)
-    if minimum_echo is not None:
-        means = np.where(statistics["echo_fraction"] >= minimum_echo, means, np.nan)
-    if transform == "log10":
-        means = np.log10(means, where=means > 0.0, out=np.full(means.shape, np.nan))
-    return means
+def _transformed(means: np.ndarray, transform: str) -> np.ndarray:
+    means = means.astype(np.float64)
+    if transform == "none":
+        return means
+    return np.log10(means, where=means > 0.0, out=np.full(means.shape, np.nan))
 
 
 def _robust(population: np.ndarray) -> tuple[float, float]:

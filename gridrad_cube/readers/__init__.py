@@ -18,7 +18,6 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.readers import cf, gridrad, larc_goes
-from gridrad_cube.readers.derived import column_maximum, echo_top_height
 from gridrad_cube.readers.files import Source, Variable, open_source
 from gridrad_cube.readers.gridrad import RadarVolume, densify
 from gridrad_cube.readers.header import Header, Request, make_scene, parse_stamp
@@ -28,9 +27,7 @@ __all__ = [
     "FORMATS",
     "Header",
     "RadarVolume",
-    "column_maximum",
     "densify",
-    "echo_top_height",
     "inspect",
     "list_contents",
     "parse_stamp",

@@ -18,7 +18,6 @@ from gridrad_cube.readers.derived import derive
 from gridrad_cube.readers.fields import CONVERSIONS, Field, known_field, read_codes, spelled
 from gridrad_cube.readers.files import Source, Variable, text_of
 from gridrad_cube.readers.header import (
-    PARALLAX,
     Header,
     Request,
     agreed_time,
@@ -102,8 +101,6 @@ def describe(source: Source, request: Request) -> Header:
         available=available,
         field_of=field_of,
         default=[name for name in CHANNELS if name in found] or list(CHANNELS),
-        listing=source.listing(),
-        unasked=PARALLAX,
         altitude_km=altitudes,
         format=FORMAT,
         product="",
@@ -216,10 +213,9 @@ def _altitude_variable(source: Source, dim: str) -> Variable | None:
 
 def _time(source: Source) -> np.datetime64:
     numeric = [v for v in source.variables.values() if v.is_numeric]
-    named = [v.name for v in numeric if v.name.lower() == "time"]
-    standard = [v.name for v in numeric if v.text("standard_name").lower() == "time"]
-    for name in (*named, *standard):
-        return only_time(source, name)
+    times = [v for v in numeric if "time" in (v.name.lower(), v.text("standard_name").lower())]
+    if times:
+        return only_time(source, min(times, key=lambda v: v.name.lower() != "time").name)
     candidates = [(f"attribute {n}", parse_time(text_of(source.attributes, n)), 0) for n in _TIME_ATTRIBUTES]
     known = [c for c in (*candidates, ("the file name", parse_stamp(source.name), 0)) if c[1] is not None]
     # The first known one alone: a file's name says when it was made as often as what it shows.

@@ -142,10 +142,10 @@ class Source:
     @cached_property
     def variables(self) -> dict[str, Variable]:
         """Variables of the root group by name."""
-        return {name: self._describe(name) for name in self._dataset.variables}
+        return {name: self._describe(name, variable) for name, variable in self._dataset.variables.items()}
 
-    def _describe(self, name: str) -> Variable:
-        variable, where = self._dataset.variables[name], f"{self.path}: variable {name!r}"
+    def _describe(self, name: str, variable: Any) -> Variable:
+        where = f"{self.path}: variable {name!r}"
         dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)
         shape = tuple(int(n) for n in variable.shape)
         declared = math.prod(shape) * dtype.itemsize

@@ -150,7 +150,6 @@ def describe(source: Source, request: Request) -> Header:
         available=available,
         field_of=field_of,
         default=_DEFAULT,
-        listing=f"{sorted(available)}",
         altitude_km=altitude,
         lattice=_LATTICE,
         tolerance=_AXIS_TOLERANCE_DEGREES,

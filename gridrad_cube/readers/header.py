@@ -200,8 +200,6 @@ def make_header(
     available: Mapping[str, bool],
     field_of: Callable[[str], Field],
     default: Sequence[str],
-    listing: str,
-    unasked: Iterable[str] = (),
     altitude_km: Float = np.zeros(0),  # noqa: B008
     vertical: str | None = None,
     listed: str | None = None,
@@ -221,10 +219,8 @@ def make_header(
         Channels of the table that the file can give: True where they lie on altitudes.
     field_of
         Describes one of these.
-    default, unasked
-        Channels to take where the request names none, and in any case where the file has them.
-    listing
-        What the file has instead, for the message.
+    default
+        Channels to take where the request names none. Those of `PARALLAX` are taken in any case.
     altitude_km
         Altitudes of the file, in its order.
     scene
@@ -239,7 +235,7 @@ def make_header(
     others = find_others(source, request.others, dims, vertical, listed)
     others = {name: on for name, on in others.items() if name not in axes}
     on_altitudes = {n: len(on) == 3 for n, on in others.items() if n not in CHANNELS} | dict(available)
-    names, levels = _select(request, on_altitudes, altitude_km, default, unasked, source.path, listing)
+    names, levels = _select(request, on_altitudes, altitude_km, default, source)
     fields = {n: field_of(n) if n in available else other_field(source, n, others[n]) for n in names}
     taken = {about.variable for about in fields.values() if about.channel.name not in DERIVED}
     unknown = sorted(name for name in others if name not in taken and not _name_problem(name, (name,)))
@@ -262,16 +258,11 @@ def make_header(
 
 
 def _select(
-    request: Request,
-    available: Mapping[str, bool],
-    known: Float,
-    default: Sequence[str],
-    unasked: Iterable[str],
-    where: str,
-    listing: str,
+    request: Request, available: Mapping[str, bool], known: Float, default: Sequence[str], source: Source
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Channels of a scene in order, and the positions of its altitudes among the known ones."""
     levels: dict[str, set[int]] = {}
+    where = source.path
 
     def every() -> Iterable[int]:
         wanted = request.radar.altitudes_km
@@ -290,10 +281,11 @@ def _select(
             found.update(every())
     if not levels:
         raise SchemaError(
-            f"{where}: none of the channels {list(request.channels or default)}; got {listing}. "
-            "Pass channels=... of those it has, or variables=((channel, variable, units),)."
+            f"{where}: none of the channels {list(request.channels or default)}; got {source.listing()}, of "
+            f"which {sorted(available)} are channels. Pass channels=... of those, or "
+            "variables=((channel, variable, units),)."
         )
-    levels |= {name: set() for name in unasked if name in available and name not in levels}
+    levels |= {name: set() for name in PARALLAX if name in available and name not in levels}
     lists = {frozenset(found) for found in levels.values() if found}
     if len(lists) > 1:
         raise SchemaError(
@@ -345,9 +337,7 @@ def read_altitudes(source: Source, name: str, *, ascending: bool = False, units:
     if units not in CONVERSIONS["km"]:
         raise SchemaError(f"{source.path}: {name} in {units!r}; expected an altitude axis in km or m")
     values = np.round(source.read(name).ravel().astype(np.float64) * CONVERSIONS["km"][units][0], 6)
-    steps = np.diff(values)
-    is_monotone = (steps > 0).all() or ((steps < 0).all() and not ascending)
-    if not values.size or not np.isfinite(values).all() or not is_monotone:
+    if not values.size or _first_turn(values) or (ascending and values[0] > values[-1]):
         order = "ascend" if ascending else "be strictly monotone"
         raise SchemaError(f"{source.path}: {name} is {values.tolist()[:40]}; expected it to {order}")
     return values

@@ -13,7 +13,6 @@ import numpy as np
 from gridrad_cube.readers.fields import known_field
 from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
-    PARALLAX,
     Header,
     Request,
     agreed_time,
@@ -67,8 +66,6 @@ def describe(source: Source, request: Request) -> Header:
         available=dict.fromkeys(found, False),
         field_of=lambda name: known_field(source, name, found[name][0], (row, column), found[name][1]),
         default=_CHANNELS,
-        listing=source.listing(),
-        unasked=PARALLAX,
         lattice=_LATTICE,
         tolerance=_AXIS_TOLERANCE_DEGREES,
         format=FORMAT,
