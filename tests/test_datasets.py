@@ -373,7 +373,7 @@ def test_batches_split_and_join():
     assert [b.index.item() for b in batch] == [4, 5, 6]
     from torch.utils.data import default_collate
 
-    joined = default_collate([batch.take(slice(0, 1)), batch.take(slice(-1, None))])
+    joined = default_collate([batch[0], batch[-1]])
     assert joined.index.tolist() == [4, 6]
     assert default_collate(batch) is batch
     assert len(joined.to("cpu")) == 2

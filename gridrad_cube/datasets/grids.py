@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -74,12 +76,9 @@ class GridDataset(Dataset[Batch]):
         normalization: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.store = os.fspath(embedding_store)
-        self._opened: xr.Dataset | None = None
-        self._kept: np.ndarray | None = None
         self._reader = EmbeddingReader(self.store)
-        level = store_info(embedding_store, "embeddings").get("level")
         dataset = self._dataset
-        _check_level(dataset, level, self.store)
+        _check_grids(dataset, self.store)
         self.shape = (dataset.sizes["feature"], dataset.sizes["row"], dataset.sizes["col"])
         available = labels_of(dataset)
         chosen = choose_labels(available, channels, self.store)
@@ -95,10 +94,9 @@ class GridDataset(Dataset[Batch]):
                 f"{self.store}: no grid of {list(self.labels)} has a valid cell, of {len(crops)} crops. Pass "
                 "other channels or time, or reject=[...] with fewer flags."
             )
-        self._normalization: dict[str, list[float]] | None = None
         if normalization is not None:
-            self._normalization = {n: [float(v) for v in normalization[n]] for n in ("mean", "std")}
-            expected = {len(values) for values in self._normalization.values()}
+            self.normalization = {n: [float(v) for v in normalization[n]] for n in ("mean", "std")}
+            expected = {len(values) for values in self.normalization.values()}
             if expected != {self.shape[0]}:
                 raise SchemaError(
                     f"{self.store}: embeddings have {self.shape[0]} features; expected {max(expected)}, as the "
@@ -106,7 +104,7 @@ class GridDataset(Dataset[Batch]):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None, "_kept": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_dataset", "_kept")}
 
     def __len__(self) -> int:
         return len(self.crop)
@@ -114,11 +112,16 @@ class GridDataset(Dataset[Batch]):
     def __repr__(self) -> str:
         return f"GridDataset({self.store!r}, {len(self)} grids {self.shape} of {list(self.labels)})"
 
-    @property
+    @functools.cached_property
     def _dataset(self) -> xr.Dataset:
-        if self._opened is None:
-            self._opened = open_embeddings(self.store)
-        return self._opened
+        return open_embeddings(self.store)
+
+    @functools.cached_property
+    def _kept(self) -> np.ndarray | None:
+        """Embeddings of all samples, unless they take too much memory."""
+        if 2 * len(self) * math.prod(self.shape) > _IN_MEMORY_BYTES:
+            return None
+        return np.concatenate([block for _, block in self._blocks()])
 
     def _table(self, crops: np.ndarray, masks: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Crop, channel index and valid cells of each sample with a valid cell."""
@@ -149,14 +152,9 @@ class GridDataset(Dataset[Batch]):
         """Number of samples, for `EpochSampler`: each comes once per epoch."""
         return len(self)
 
-    @property
+    @functools.cached_property
     def normalization(self) -> dict[str, list[float]]:
         """Mean and standard deviation of every feature over the valid cells; keep it in the checkpoint."""
-        if self._normalization is None:
-            self._normalization = self._fit()
-        return self._normalization
-
-    def _fit(self) -> dict[str, list[float]]:
         count, total, squares = 0, np.zeros(self.shape[0]), np.zeros(self.shape[0])
         shift: np.ndarray | None = None
         for samples, block in self._blocks():
@@ -197,8 +195,6 @@ class GridDataset(Dataset[Batch]):
         index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
-        if self._kept is None and 2 * len(self) * int(np.prod(self.shape)) <= _IN_MEMORY_BYTES:
-            self._kept = np.concatenate([block for _, block in self._blocks()])
         embeddings = self._read(index) if self._kept is None else self._kept[index]
         return Batch(
             torch.from_numpy(embeddings).permute(0, 3, 1, 2),
@@ -279,8 +275,9 @@ def decode_grids(
     return values.to(dtype), cells
 
 
-def _check_level(dataset: xr.Dataset, level: Any, where: str) -> None:
+def _check_grids(dataset: xr.Dataset, where: str) -> None:
     if "row" not in dataset["embedding"].dims:
+        level = store_info(where, "embeddings").get("level")
         raise SchemaError(
             f"{where}: holds embeddings of level {level!r}, one a crop; expected level '256', "
             "a grid of them. Pass the store that gridrad-cube embed made from the patches."

@@ -45,8 +45,9 @@ class Batch:
         return len(self.codes)
 
     def __getitem__(self, item: int) -> Batch:
-        """One sample, as a batch; `torch.utils.data.default_collate` looks at the first one."""
-        return self.take(torch.arange(len(self))[item : item + 1 or None])
+        """One sample, as a batch."""
+        row = range(len(self))[item]
+        return self.take(slice(row, row + 1))
 
     def take(self, rows: slice | torch.Tensor, damaged: torch.Tensor | None = None) -> Batch:
         """Some rows of the batch, by a slice or by their numbers; ``damaged`` replaces the list of the batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -94,8 +95,6 @@ class PatchDataset(Dataset[Batch]):
         self.channel_mode, self.on_damage = channel_mode, on_damage
         if self.coarsen < 1 or self.patch % self.coarsen:
             raise SchemaError(f"coarsen: got {coarsen}; expected a divisor of the patch, {self.patch} px")
-        self._reader: PatchReader | None = None
-        self._opened: xr.Dataset | None = None
         self._normalizations: dict[str, Normalization] | None = None
         dataset = self._dataset
         available = labels_of(dataset, list(info["channels"]))
@@ -116,7 +115,7 @@ class PatchDataset(Dataset[Batch]):
             self._variables.setdefault(label.variable, []).append(number)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None, "_opened": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_dataset", "_reader")}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -126,11 +125,15 @@ class PatchDataset(Dataset[Batch]):
             f"PatchDataset({self.store!r}, {len(self)} samples of {list(self.labels)}, {self.channel_mode!r})"
         )
 
-    @property
+    @functools.cached_property
     def _dataset(self) -> xr.Dataset:
-        if self._opened is None:
-            self._opened = open_packed(self.store)
-        return self._opened
+        return open_packed(self.store)
+
+    @functools.cached_property
+    def _reader(self) -> PatchReader:
+        # Worker processes of a DataLoader are as many as there are cores to use.
+        alone = get_worker_info() is None or not Files(self.store).local
+        return PatchReader(self.store, threads=None if alone else 1)
 
     @property
     def strata(self) -> np.ndarray:
@@ -189,7 +192,7 @@ class PatchDataset(Dataset[Batch]):
             if self._labels[numbers[0]].altitude is not None:
                 wanted = np.insert(wanted, 1, self._altitudes[labels[planes]], axis=1)
             patches = codes.reshape(-1, self.patch, self.patch)
-            failures = self._open_reader().read_into(variable, wanted, patches, planes)
+            failures = self._reader.read_into(variable, wanted, patches, planes)
             damage |= {int(planes[i]) // self.planes: error for i, error in failures.items()}
         if not damage:
             return batch
@@ -198,13 +201,6 @@ class PatchDataset(Dataset[Batch]):
         damaged = np.array(sorted(damage))
         kept = torch.from_numpy(np.delete(np.arange(len(index)), damaged))
         return batch.take(kept, damaged=torch.from_numpy(index[damaged]))
-
-    def _open_reader(self) -> PatchReader:
-        if self._reader is None:
-            # Worker processes of a DataLoader are as many as there are cores to use.
-            alone = get_worker_info() is None or not Files(self.store).local
-            self._reader = PatchReader(self.store, threads=None if alone else 1)
-        return self._reader
 
     def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Latitude, longitude, time (``datetime64[s]``) and channel index of each sample, each (N,)."""
