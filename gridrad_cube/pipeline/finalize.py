@@ -25,6 +25,8 @@ from gridrad_cube.schema import (
 )
 from gridrad_cube.store import Build, store_info
 
+#: Packages whose versions the store names.
+_SOFTWARE = ("gridrad-cube", "numpy", "xarray", "zarr", "netCDF4")
 #: What the blocks of the small arrays were last written from, and their part of the training statistics.
 _BLOCKS = "_build/blocks.json"
 
@@ -63,7 +65,7 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool 
             "flag_counts": {
                 n: {k: sum(p[k] for p in parts) for k in parts[0]} for n, parts in _by_name(sums, "flags")
             },
-            "software": _software(),
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
             **_radar_quality(build),
             "identity": build.identity(),
             "build_state": build.state(),
@@ -225,11 +227,6 @@ def _history(build: Build) -> str:
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
     command = "convert" if build.recipe.format == "predecessor" else "preprocess"
     return f"{old}{stamp} gridrad-cube {command}: {build.written} sources, {build.rows} crops"
-
-
-def _software() -> dict[str, str]:
-    names = ("gridrad-cube", "numpy", "xarray", "zarr", "netCDF4")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:

@@ -160,19 +160,19 @@ def repair(
         damaged = {d.source for d in verify(store)}
         files = find_sources(sources)
         outcomes = []
-        for entry in (e for e in build.entries if e.source in damaged):
+        for number, entry in enumerate(build.entries):
+            if entry.source not in damaged:
+                continue
+            result: Any
             try:
                 if entry.source not in files:
                     raise FileNotFoundError(f"{entry.source}: not under --source-root")
                 path = files[entry.source]
                 check_unchanged(build, entry.source, path, _stamp(path))
-                record = write_source(build.files.root, layout, recipe, entry, path)
+                result = write_source(build.files.root, layout, recipe, entry, path)
             except (OSError, ValueError) as error:
-                _logger.debug("%s failed", entry.source, exc_info=error)
-                outcomes.append(Outcome(entry.source, "failed", reason(error)))
-                continue
-            build.record(record)
-            outcomes.append(_outcome(record, entry))
+                result = error
+            outcomes.append(_account(build, number, result))
         build.flush()
         finalize(build, rewrite=True)
     return outcomes

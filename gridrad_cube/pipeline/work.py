@@ -272,11 +272,7 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
         yield functools.partial(_run_dask, own)
         if scheduler is None:
             # Workers that are closed in the middle of a heartbeat log that as an error.
-            own.run(_log_no_more)
-
-
-def _log_no_more() -> None:
-    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+            own.run(logging.getLogger("distributed.worker").setLevel, logging.CRITICAL)
 
 
 @functools.cache

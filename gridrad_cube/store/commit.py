@@ -54,9 +54,9 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
 
 def blocks(build: Build) -> Iterator[range]:
     """Blocks of rows, one a chunk of the small arrays."""
-    size = build.layout.rows_per_chunk
-    for start in range(0, build.rows, size):
-        yield range(start, min(start + size, build.rows))
+    rows = range(build.rows)
+    for start in rows[:: build.layout.rows_per_chunk]:
+        yield rows[start : start + build.layout.rows_per_chunk]
 
 
 def write_block(build: Build, rows: range, values: Mapping[str, np.ndarray]) -> None:

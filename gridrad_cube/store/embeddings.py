@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.schema import SchemaError, flag_attributes
+from gridrad_cube.selection import parse_label
 from gridrad_cube.storage import Files
 from gridrad_cube.store.layout import (
     COORDINATES,
@@ -308,20 +309,14 @@ def _unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _label_arrays(channels: Mapping[str, Sequence[str]]) -> list[tuple[ArraySpec, np.ndarray]]:
     """Coordinates on ``channel``: the labels, and the variable and altitude of those that have one."""
+    members = [[parse_label(label) for label in labels] for labels in channels.values()]
     columns = {
         "channel": np.array(list(channels), object),
-        "variable": np.array(
-            ["+".join(dict.fromkeys(m.split("@")[0] for m in c)) for c in channels.values()], object
-        ),
-        "altitude_km": np.array([_altitude(members) for members in channels.values()], np.float64),
+        "variable": np.array(["+".join(dict.fromkeys(name for name, _ in m)) for m in members], object),
+        # NaN where a label has none or is made of several channels.
+        "altitude_km": np.array([m[0][1] if len(m) == 1 else None for m in members], np.float64),
     }
     return [whole_array(n, ("channel",), column, _LABEL_ATTRIBUTES[n]) for n, column in columns.items()]
-
-
-def _altitude(members: Sequence[str]) -> float:
-    """Altitude of a label in km; NaN where it has none or is made of several channels."""
-    height = members[0].partition("@")[2].removesuffix("km")
-    return float(height) if height and len(members) == 1 else float("nan")
 
 
 def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc, zstd
+from numcodecs import blosc
 
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
@@ -83,8 +83,7 @@ class ShardLayout:
     chunks: tuple[int, ...]
     chunk_shape: tuple[int, ...]
     separator: str
-    compressor: str | None
-    checksum: bool
+    compressed: bool
 
     @classmethod
     def from_metadata(cls, name: str, metadata: Mapping[str, Any]) -> Self:
@@ -93,24 +92,26 @@ class ShardLayout:
         Raises
         ------
         SchemaError
-            If it is not a sharded array of little-endian numbers, compressed by blosc, zstd or not at all, with or
-            without a CRC-32C, whose shards have their index at the end.
+            If it is not a sharded array of little-endian numbers, compressed by blosc or not at all, with a CRC-32C,
+            whose shards have their index at the end.
         """
         try:
             (codec,), keys, grid = metadata["codecs"], metadata["chunk_key_encoding"], metadata["chunk_grid"]
             sharding = codec["configuration"]
             (first, *rest), (index, *checks) = sharding["codecs"], sharding["index_codecs"]
             names = [inner["name"] for inner in rest]
-            checksum = names[-1:] == ["crc32c"]
-            compressors = names[: len(names) - checksum]
             dtype, shard = np.dtype(metadata["data_type"]), grid["configuration"]["chunk_shape"]
             shape, chunk = metadata["shape"], sharding["chunk_shape"]
             understood = (
                 (codec["name"], keys["name"], grid["name"]) == ("sharding_indexed", "default", "regular")
                 and sharding.get("index_location", "end") == "end"
                 and [check["name"] for check in checks] == ["crc32c"]
-                and all(c["name"] == "bytes" and _is_little(c) for c in (first, index))
-                and compressors in ([], ["blosc"], ["zstd"])
+                and all(codec["name"] == "bytes" for codec in (first, index))
+                and all(
+                    codec.get("configuration", {}).get("endian", "little") == "little"
+                    for codec in (first, index)
+                )
+                and names in (["crc32c"], ["blosc", "crc32c"])
                 and dtype.kind in "iuf"
             )
         except (KeyError, TypeError, ValueError):
@@ -128,8 +129,7 @@ class ShardLayout:
             chunks=tuple(s // c for s, c in zip(shard, chunk, strict=True)),
             chunk_shape=tuple(chunk),
             separator=keys.get("configuration", {}).get("separator", "/"),
-            compressor=compressors[0] if compressors else None,
-            checksum=checksum,
+            compressed=len(names) == 2,
         )
 
     @property
@@ -159,42 +159,31 @@ class ShardLayout:
 
     def decoder(self) -> Callable[[Any, np.ndarray], str | None]:
         """A function that decodes one chunk into an array, and returns what is wrong with it, or None."""
-        checked, compressor = self.checksum, self.compressor
-        expected = math.prod(self.chunk_shape) * self.dtype.itemsize
+        compressed, expected = self.compressed, math.prod(self.chunk_shape) * self.dtype.itemsize
         # Local names: this runs for every chunk.
         checksum, number, decompress = google_crc32c.value, _UINT32.unpack_from, blosc.decompress
 
         def decode(data: Any, out: np.ndarray) -> str | None:
-            if checked:
-                end = len(data) - _CHECKSUM_BYTES
-                if end < 0:
-                    return "the chunk is truncated"
-                (right,), data = number(data, end), data[:end]
-                if checksum(data) != right:
-                    return "its checksum differs"
+            end = len(data) - _CHECKSUM_BYTES
+            if end < 0:
+                return "the chunk is truncated"
+            (right,), data = number(data, end), data[:end]
+            if checksum(data) != right:
+                return "its checksum differs"
             try:
-                if compressor == "blosc":
-                    # Fewer bytes than expected would leave a part of the batch as it was.
-                    (size,) = number(data, 4)
-                    if size == expected:
-                        decompress(data, out)
-                        return None
+                # Fewer bytes than expected would leave a part of the batch as it was.
+                size = number(data, 4)[0] if compressed else len(data)
+                if size != expected:
+                    return f"it holds {size} bytes; expected {expected}"
+                if compressed:
+                    decompress(data, out)
                 else:
-                    if compressor is not None:
-                        data = np.frombuffer(zstd.decompress(data), np.uint8)
-                    size = len(data)
-                    if size == expected:
-                        out.reshape(-1).view(np.uint8)[:] = data
-                        return None
+                    out.reshape(-1).view(np.uint8)[:] = data
             except (RuntimeError, ValueError, struct.error) as error:
                 return f"it cannot be decompressed: {error}"
-            return f"it holds {size} bytes; expected {expected}"
+            return None
 
         return decode
-
-
-def _is_little(codec: Mapping[str, Any]) -> bool:
-    return bool(codec.get("configuration", {}).get("endian", "little") == "little")
 
 
 #: Open local shards of all readers of this process, by reader and shard.
