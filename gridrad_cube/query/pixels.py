@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from gridrad_cube.geometry import wrap_longitude
 from gridrad_cube.query.samples import (
+    Lazy,
     Windows,
     check_pixels,
     collect,
@@ -269,9 +269,7 @@ def reflectivity(
     replaced = {"no_echo": no_echo, "low_confidence": low_confidence, "clutter": low_confidence}
     states = _States(variable, packing, {getattr(packing, state): value for state, value in replaced.items()})
     attributes = {k: v for k, v in variable.attrs.items() if k not in packing.to_attributes()}
-    attributes["comment"] = (
-        f"bins without echo: {no_echo}; bins that quality control removed: {low_confidence}"
-    )
+    attributes["comment"] = f"without echo: {no_echo}; removed by quality control: {low_confidence}"
     out = xr.Variable(variable.dims, indexing.LazilyIndexedArray(states), attributes)
     return dataset.assign({asked: out})[asked]
 
@@ -289,15 +287,12 @@ def _packing(dataset: xr.Dataset, name: str) -> Packing:
     return Packing.from_attributes(attributes, CHANNELS[name].packing.dtype)
 
 
-class _States(BackendArray):
+class _States(Lazy):
     """A radar variable, decoded, with the codes that are no echo replaced by values."""
 
     def __init__(self, variable: xr.Variable, packing: Packing, values: Mapping[float | None, float]) -> None:
         self.variable, self.packing, self.values = variable, packing, values
         self.shape, self.dtype = variable.shape, np.dtype(np.float32)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         codes = self.variable[key].values

@@ -443,7 +443,14 @@ def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
     return out
 
 
-class _Points(BackendArray):
+class Lazy(BackendArray):
+    """Values of a shape and dtype that ``_read`` reads when asked for."""
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+
+class _Points(Lazy):
     """Values of a variable at samples, ``(sample, *other dims)``, read when asked for."""
 
     def __init__(self, variable: xr.Variable, index: Index) -> None:
@@ -452,9 +459,6 @@ class _Points(BackendArray):
         self.dims, self.dtype = [str(d) for d in variable.dims if d not in self.index], variable.dtype
         count = len(next(iter(self.index.values())))
         self.shape = (count, *(variable.sizes[d] for d in self.dims))
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         which = np.arange(self.shape[0])[key[0]]

@@ -118,8 +118,9 @@ def search(
         If the query has no embedding or does not fit the store, or the filters leave nothing.
     """
     require_embeddings(dataset, "search")
+    query = query["embedding"] if isinstance(query, xr.Dataset) else query
     batch = _is_batch(query)
-    queries = query["embedding"] if batch and isinstance(query, xr.Dataset) else query if batch else [query]
+    queries = query if batch else [query]
     if not len(queries):
         raise SchemaError("query: got an empty batch; expected one query or more")
     asked = [read_query(dataset, one, where.get("channel"), metric) for one in queries]
@@ -302,8 +303,6 @@ class Query:
 
 def _is_batch(query: Any) -> bool:
     """Whether these are several queries to be answered each for itself: a 2-D array, or a list of queries."""
-    if isinstance(query, xr.Dataset):
-        query = query.get("embedding", query)
     if isinstance(query, (np.ndarray, xr.DataArray)):
         return query.ndim == 2
     return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
@@ -321,7 +320,8 @@ def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Met
         and isinstance(query[0], (str, dt.datetime, np.datetime64))
     ):
         query = dict(zip(("time", "latitude", "longitude", "channel"), query, strict=False))
-    if isinstance(query, Mapping) and not isinstance(query, xr.Dataset):
+    query = query["embedding"] if isinstance(query, xr.Dataset) else query
+    if isinstance(query, Mapping):
         return (_of_examples if "positive" in query else _of_place)(dataset, dict(query), channel, metric)
     return _of_vector(dataset, query)
 
@@ -396,8 +396,6 @@ def _place_of(dataset: xr.Dataset, index: Index) -> Place:
 
 
 def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
-    if isinstance(query, xr.Dataset):
-        query = query["embedding"]
     try:
         vector = np.asarray(query, np.float64)
     except (TypeError, ValueError) as error:
