@@ -25,7 +25,7 @@ _SETTINGS = (
 def show_versions() -> None:
     """Print the versions of Python, this package and its dependencies, and the settings of the environment.
 
-    Nothing is imported. Optional dependencies that are not installed are left out.
+    Nothing is imported.
     """
     found = {
         "python": sys.version.replace("\n", " "),
@@ -33,17 +33,14 @@ def show_versions() -> None:
         "cores": str(os.cpu_count()),
     }
     try:
-        found["gridrad-cube"] = metadata.version("gridrad-cube")
         required = metadata.requires("gridrad-cube") or []
-    except metadata.PackageNotFoundError:
-        found["gridrad-cube"], required = "not installed, runs from its folder", []
-    for requirement in required:
-        name = re.split(r"[^\w.-]", requirement)[0]
+    except metadata.PackageNotFoundError:  # it runs from its folder
+        required = []
+    for name in ("gridrad-cube", *(re.split(r"[^\w.-]", requirement)[0] for requirement in required)):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            if "extra ==" not in requirement:
-                found[name] = "missing"
+            found[name] = "not installed"
     found |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     width = max(map(len, found))
     for name, version in found.items():

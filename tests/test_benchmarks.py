@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gridrad_cube.training import load_config
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LIMIT_S = 280  # below that of pytest, so that a program that hangs says what it was at
 
@@ -44,7 +46,7 @@ def test_preprocess_measures_volumes(tmp_path):
 
 
 def test_killed_builds_end_as_undisturbed_ones(tmp_path):
-    text = run("kill", "--kills", 2, "--scenes", 6, "--workers", 1, out=tmp_path / "report.md")
+    text = run("kill", "--kills", 2, "--scenes", 4, "--workers", 1, out=tmp_path / "report.md")
     assert sum(map(int, cells(text, "all"))) == 2
     assert "wrong reads: 0." in text
 
@@ -115,3 +117,11 @@ def test_learn_compares_networks_and_pixels(tmp_path):
     assert size > 0.3  # a histogram knows how much rain there is
     assert area > 0.8
     assert "+0." in cells(text, "histogram + ")[0] or "-0." in cells(text, "histogram + ")[0]
+
+
+def test_every_trial_of_learn_is_a_configuration(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import learn
+
+    for trial in (*learn.RUNS.values(), *learn.TRIALS.values()):
+        load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **trial.options)

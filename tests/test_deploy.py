@@ -20,7 +20,7 @@ from gridrad_cube.store import store_info
 
 PROJECT = Path(__file__).resolve().parents[1]
 HPC = PROJECT / "deploy" / "hpc"
-STEPS = 4
+STEPS = 2
 SETTINGS = {
     "GRIDRAD_SITE": "polaris", "GRIDRAD_FILESYSTEMS": "home:eagle", "GRIDRAD_ACCOUNT": "storms",
     "GRIDRAD_QUEUE": "debug", "GRIDRAD_NODES": "2", "GRIDRAD_WALLTIME": "0:10:00", "GRIDRAD_RUNTIME": "venv",
@@ -99,7 +99,7 @@ def machine(tmp_path):
 def polaris(tmp_path_factory):
     """A machine with PBS on which the road was gone to level 256: cube, run, embeddings."""
     machine = Machine(tmp_path_factory.mktemp("polaris"))
-    write_sources(machine.folder / "sources", scenes=4)
+    write_sources(machine.folder / "sources", scenes=2)
     said = machine.submit(machine.settings(GRIDRAD_STAGE="yes"), "preprocess", "train", "embed")
     assert said.splitlines() == ["preprocess: 0.stand-in", "train: 1.stand-in", "embed: 2.stand-in"]
     return machine
@@ -112,7 +112,7 @@ def test_pbs_from_files_to_embeddings(polaris, tmp_path):
     assert store_info(cube)["identity"] == store_info(tmp_path / "here.zarr")["identity"]
     with xr.open_zarr(polaris.work / "embeddings.zarr", chunks=None) as embeddings:
         assert dict(embeddings.embedding.sizes) == {
-            "crop": 4, "channel": 1, "row": 3, "col": 5, "feature": 192
+            "crop": 2, "channel": 1, "row": 3, "col": 5, "feature": 192
         }  # fmt: skip
         assert not embeddings.embedding.isnull().any()
     lines = (polaris.work / "runs/256/metrics.jsonl").read_text().splitlines()

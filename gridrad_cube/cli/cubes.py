@@ -24,16 +24,11 @@ from gridrad_cube.cli.arguments import (
 from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, TileSpec
 
 _FORMATS = ("larc-goes", "gridrad-v4.2", "gridrad-v3.1", "gridrad-v4.1")
-#: Options of preprocess that a preset gives where the user does not.
-PRESETS: dict[str, dict[str, Any]] = {
-    "predecessor": {
-        "crop": "2048",
-        "placement": "random",
-        "rule": "predecessor",
-        "max_deviation_factor": 3.0,
-        "global_mean_deviation_factor": 3.0,
-    }
-}
+#: Options of preprocess that --preset predecessor gives where the user does not.
+_PREDECESSOR: dict[str, Any] = {
+    "crop": "2048", "placement": "random", "rule": "predecessor", "max_deviation_factor": 3.0,
+    "global_mean_deviation_factor": 3.0,
+}  # fmt: skip
 _THRESHOLDS: dict[str, tuple[Any, str]] = {
     "max_deviation_factor": (float, "local_outlier: standard deviations from the patch mean."),
     "global_mean_deviation_factor": (float, "global_outlier: deviations of the patch mean."),
@@ -112,14 +107,14 @@ def synthesize(out: Path, **options: Any) -> None:
 @_thresholds
 @click.option(
     "--preset",
-    type=click.Choice(list(PRESETS)),
+    type=click.Choice(["predecessor"]),
     help="Crops and thresholds of the predecessor, for options that are not given.",
 )
 @click.option("--codec", type=click.Choice(["fast", "small", "raw"]), default="fast")
 @SEED
 @WORKERS
 @SCHEDULER
-@click.pass_context  # fmt: skip
+@click.pass_context
 def preprocess(context: click.Context, **options: Any) -> None:
     """Build a cube from SOURCES (files and folders), or continue or extend it.
 
@@ -131,11 +126,12 @@ def preprocess(context: click.Context, **options: Any) -> None:
     """
     from gridrad_cube import pipeline
 
-    options |= {
-        name: value
-        for name, value in PRESETS.get(options["preset"], {}).items()
-        if context.get_parameter_source(name) is ParameterSource.DEFAULT
-    }
+    if options["preset"]:
+        options |= {
+            name: value
+            for name, value in _PREDECESSOR.items()
+            if context.get_parameter_source(name) is ParameterSource.DEFAULT
+        }
     where = {name: options[name] for name in ("workers", "scheduler")}
     finish(
         pipeline.preprocess(

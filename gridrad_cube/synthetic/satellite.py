@@ -48,46 +48,36 @@ def render_satellite(
     latitude, longitude
         Evenly spaced 1-D axes in degrees, longitude in [-180, 180); latitude ascending or descending.
     """
-    sun = _Sun(time, latitude, longitude)
-    canvas = _Canvas(weather, seconds_of(time), (latitude, longitude), sun.west)
+    cosine, west = _light(time, latitude, longitude)
+    canvas = _Canvas(weather, seconds_of(time), (latitude, longitude), west)
     for storm in weather.storms(canvas.seconds, canvas.axes):
         canvas.draw(storm)
-    infrared, overshoots = canvas.infrared, canvas.numbered_tops()
-    visible = sun.illuminate(canvas.albedo)
-    missing_from, missing_to = _limb(latitude, longitude)
-    for row in np.flatnonzero((missing_from > 0) | (missing_to < longitude.size)):
-        for image, missing in ((infrared, np.nan), (visible, np.nan), (overshoots, 0)):
-            if image is not None:
-                image[row, : missing_from[row]] = image[row, missing_to[row] :] = missing
-    return SatelliteImage(infrared, visible, overshoots)
+    day = cosine > 0.0
+    visible = (
+        np.where(day, np.maximum(canvas.albedo * cosine, 0.0), np.float32(np.nan)) if day.any() else None
+    )
+    image = SatelliteImage(canvas.infrared, visible, canvas.numbered_tops())
+    beyond = _is_beyond_limb(latitude, longitude)
+    for values, missing in zip(image, (np.nan, np.nan, 0), strict=True):
+        if values is not None:
+            values[beyond] = missing
+    return image
 
 
-class _Sun:
-    """Cosine of the solar zenith angle on a grid, as ``base[row] + height[row] * hour[column]``."""
-
-    def __init__(self, time: np.datetime64, latitude: Float, longitude: Float) -> None:
-        # cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(hour angle): the angle at one pole and along the equator
-        # gives both terms.
-        pole = math.cos(math.radians(float(geometry.solar_zenith_angle(time, 90.0, 0.0))))
-        equator, later = (
-            np.cos(np.deg2rad(geometry.solar_zenith_angle(time + np.timedelta64(m, "m"), 0.0, longitude)))
-            for m in (0, 10)
-        )
-        lat = np.deg2rad(latitude)
-        self.base, self.height = (np.sin(lat) * pole).astype(np.float32), np.cos(lat).astype(np.float32)
-        self.hour = equator.astype(np.float32)
-        #: 1 in the afternoon, -1 in the morning.
-        self.west = 1.0 if float(np.mean(later - equator)) < 0 else -1.0
-
-    def illuminate(self, albedo: Float32) -> Float32 | None:
-        """Turn albedo into reflectance in place; None if the sun is down everywhere."""
-        lit = False
-        for start in range(0, albedo.shape[0], _BLOCK):
-            part = slice(start, start + _BLOCK)
-            cosine = self.base[part, None] + self.height[part, None] * self.hour
-            lit = lit or bool((cosine > 0.0).any())
-            albedo[part] = np.where(cosine > 0.0, np.maximum(albedo[part] * cosine, 0.0), np.nan)
-        return albedo if lit else None
+def _light(time: np.datetime64, latitude: Float, longitude: Float) -> tuple[Float32, float]:
+    """Cosine of the solar zenith angle on a grid; and 1 in the afternoon, -1 in the morning."""
+    # cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(hour angle): the angle at one pole and along the equator
+    # gives both terms.
+    pole = math.cos(math.radians(float(geometry.solar_zenith_angle(time, 90.0, 0.0))))
+    equator, later = (
+        np.cos(np.deg2rad(geometry.solar_zenith_angle(time + np.timedelta64(m, "m"), 0.0, longitude)))
+        for m in (0, 10)
+    )
+    lat = np.deg2rad(latitude)[:, None]
+    cosine = (np.sin(lat) * pole).astype(np.float32) + np.cos(lat).astype(np.float32) * equator.astype(
+        np.float32
+    )
+    return cosine, 1.0 if np.mean(later - equator) < 0 else -1.0
 
 
 def _draw_background(weather: Weather, seconds: float, axes: tuple[Float, Float]) -> tuple[Float32, Float32]:
@@ -193,13 +183,11 @@ class _Canvas:
         return (seen * np.cumsum(seen)).astype(np.uint16)[self.overshoots]
 
 
-def _limb(latitude: Float, longitude: Float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First and end column of the part of every row that the satellite sees."""
+def _is_beyond_limb(latitude: Float, longitude: Float) -> npt.NDArray[np.bool_]:
+    """Whether the satellite does not see a pixel."""
     angles = np.linspace(0.0, 81.0, 8101)
     zenith = geometry.satellite_zenith_angle(angles, 0.0, 0.0)
     limit = math.cos(math.radians(float(np.interp(LIMB_ZENITH, zenith, angles))))
     need = limit / np.cos(np.deg2rad(latitude))
     width = np.where(need < 1.0, np.rad2deg(np.arccos(np.clip(need, -1.0, 1.0))), -1.0)
-    first = np.searchsorted(longitude, SATELLITE_LONGITUDE - width, side="left")
-    end = np.searchsorted(longitude, SATELLITE_LONGITUDE + width, side="right")
-    return first, np.maximum(first, end)
+    return np.abs(longitude - SATELLITE_LONGITUDE) > width[:, None]
