@@ -284,9 +284,14 @@ class _CloudFiles(Files):
     @contextmanager
     def _asking(self, key: str = "") -> Iterator[tuple[Any, Any]]:
         """Obstore and its store of this root, with errors of one line."""
-        api = _obstore(self.root)
+        try:
+            import obstore
+        except ImportError as error:
+            raise ImportError(
+                f"{self.root}: needs obstore. Install it: pip install 'gridrad-cube[s3]'"
+            ) from error
         with _plain_errors(self.root, key):
-            yield api, _open_cloud(self.root, os.getpid(), hash(frozenset(os.environ.items())))
+            yield obstore, _open_cloud(self.root, os.getpid(), hash(frozenset(os.environ.items())))
 
     def zarr(self) -> Any:
         with self._asking() as (_, store):
@@ -423,14 +428,6 @@ class _CloudStore(ObjectStore[Any]):
     async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
         with _plain_errors(self.root, key):
             return await super().get(key, *args, **kwargs)
-
-
-def _obstore(root: str) -> Any:
-    try:
-        import obstore
-    except ImportError as error:
-        raise ImportError(f"{root}: needs obstore. Install it: pip install 'gridrad-cube[s3]'") from error
-    return obstore
 
 
 #: Process that first opened cloud storage here; a child forked from it inherits threads that are dead.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import sys
@@ -296,21 +297,15 @@ def _run_here(
         yield i, _checked(_result(function, args))
 
 
-def _result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _result(function: Callable[..., Any], args: tuple[Any, ...], *, in_worker: bool = False) -> Any:
     """What a task gives, or its exception: a fault met in one file must not stop the others."""
     _keep_memory()
     try:
         return function(*args)
     except Exception as error:
+        if in_worker:  # pickling drops the traceback
+            error.add_note("In the worker:\n" + traceback.format_exc())
         return error
-
-
-def _remote_result(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """As `_result`, in a worker: pickling drops the traceback of an exception, so it goes into a note."""
-    result = _result(function, args)
-    if isinstance(result, Exception):
-        result.add_note("In the worker:\n" + "".join(traceback.format_exception(result)))
-    return result
 
 
 def _checked(result: Any) -> Any:
@@ -326,22 +321,18 @@ def _run_dask(
 
     workers = max(1, len(client.scheduler_info().get("workers", {})))
     waiting = iter(enumerate(arguments))
-    futures: dict[Any, int] = {}
-
-    def submit() -> Any:
-        for i, args in waiting:
-            future = client.submit(_remote_result, function, args, pure=False)
-            futures[future] = i
-            return future
-        return None
-
+    numbers: dict[Any, int] = {}
     pool = as_completed(loop=client.loop)
-    for _ in range(min(workers * SUBMITTED_PER_WORKER, len(arguments))):
-        pool.add(submit())
+
+    def submit(count: int) -> None:
+        for i, args in itertools.islice(waiting, count):
+            future = client.submit(_result, function, args, in_worker=True, pure=False)
+            numbers[future] = i
+            pool.add(future)
+
+    submit(workers * SUBMITTED_PER_WORKER)
     for future in pool:
-        i = futures.pop(future)
+        i = numbers.pop(future)
         error = future.exception()  # of Dask itself: a task that killed several workers
         yield i, _checked(future.result() if error is None else error)
-        following = submit()
-        if following is not None:
-            pool.add(following)
+        submit(1)

@@ -22,7 +22,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -233,7 +232,7 @@ class Entry:
         return cls(
             **{
                 **data,
-                **{name: sys.intern(data[name]) for name in ("grid", "product", "format")},
+                **{name: _shared(data[name]) for name in ("grid", "product", "format")},
                 "shape": _shared(tuple(data["shape"])),
                 "channels": _shared(tuple(data["channels"])),
                 "windows": _shared(tuple(tuple(w) for w in data["windows"])),
