@@ -7,7 +7,6 @@ and ``mpiexec`` of Open MPI. `find_world` reads them for training and embedding 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "World",
-    "barrier",
     "choose_device",
     "cores",
     "find_world",
-    "machine_label",
     "mean_later",
     "process_group",
 ]
@@ -195,24 +192,6 @@ def _copy_later(values: torch.Tensor) -> Callable[[], list[float]]:
         return host.tolist()
 
     return wait
-
-
-def barrier(world: World) -> None:
-    """Wait until every process is here."""
-    import torch.distributed as dist
-
-    if world.size > 1:
-        dist.barrier()
-
-
-def machine_label(world: World, device: torch.device) -> str:
-    """One line for the log: host, device, number of processes."""
-    import torch
-
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
-    return f"{socket.gethostname()}: {device} ({name}), {world.size} process{'es' if world.size > 1 else ''}"
 
 
 def cores() -> int:

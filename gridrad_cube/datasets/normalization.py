@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import avg_pool2d
 
-from gridrad_cube.schema import Channel, Packing, SchemaError, build_spec, channel_in
+from gridrad_cube.schema import Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import open_packed, store_info
 
 _Rule = Literal["reflectivity", "rain", "standard"]
@@ -141,22 +141,20 @@ def normalizations(
                 f"{store}: channel {label!r} was not trained on; the checkpoint knows {list(like)}. "
                 "Pass channels=... with some of these."
             )
-        packing = Packing.from_attributes(dataset[variable].attrs, dataset[variable].dtype)
-        if like is not None:
-            out[label] = dataclasses.replace(like[label], packing=packing)
-            continue
+        array = dataset[variable]
+        packing = Packing.from_attributes(array.attrs, array.dtype)
         try:
-            array = dataset[variable]
-            channel = channel_in(variable, array.attrs, array.dtype)
-            out[label] = _fit(channel, array, packing, statistics.get(label))
+            rule = like[label] if like is not None else _fit(variable, array, packing, statistics.get(label))
         except SchemaError as error:
             raise SchemaError(f"{store}: {label}: {error}") from error
+        out[label] = dataclasses.replace(rule, packing=packing)
     return out
 
 
 def _fit(
-    channel: Channel, array: xr.DataArray, packing: Packing, statistics: Mapping[str, Any] | None
+    variable: str, array: xr.DataArray, packing: Packing, statistics: Mapping[str, Any] | None
 ) -> Normalization:
+    channel = channel_in(variable, array.attrs, array.dtype)
     units = array.attrs.get("units", channel.units)
     if channel.kind == "radar" and units == "dBZ":
         return Normalization(

@@ -29,7 +29,7 @@ from gridrad_cube.models.views import (
     token_coverage,
     whole_view,
 )
-from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
+from gridrad_cube.models.vit import ARCHITECTURES, NetworkInput, VisionTransformer, build
 
 __all__ = [
     "ARCHITECTURES",
@@ -37,6 +37,7 @@ __all__ = [
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
+    "NetworkInput",
     "ProjectionHead",
     "View",
     "ViewSpec",

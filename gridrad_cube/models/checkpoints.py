@@ -238,9 +238,7 @@ def _network_state(checkpoint: Mapping[str, Any], key: str, where: str = "checkp
     state = checkpoint if key not in checkpoint and _is_state(checkpoint) else checkpoint.get(key)
     if not _is_state(state):
         offered = [
-            name
-            for name, value in checkpoint.items()
-            if _is_state(value) and any(key.endswith("cls_token") for key in value)
+            n for n, v in checkpoint.items() if _is_state(v) and any(k.endswith("cls_token") for k in v)
         ]
         raise SchemaError(
             f"{where}: no weights under {key!r}; expected one of {sorted(offered)}. Pass --checkpoint_key."
@@ -280,20 +278,16 @@ def _infer_config(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     patch = 1 if cells else kernel.shape[2]
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     edge = math.isqrt(positions.shape[1] - 1)
-    names = [
-        name for name, a in ARCHITECTURES.items() if (a.cells, a.embed_dim, a.depth) == (cells, dim, depth)
-    ]
+    wanted = (cells, dim, depth)
+    names = [name for name, a in ARCHITECTURES.items() if (a.cells, a.embed_dim, a.depth) == wanted]
     if not names:
         raise SchemaError(
             f"{where}: no known network is {dim} wide and {depth} layers deep; expected one of "
             f"{sorted(ARCHITECTURES)}. Build it yourself and pass model=..."
         )
-
-    def distance(name: str) -> int:
-        return abs(ARCHITECTURES[name].image_size // ARCHITECTURES[name].patch_size - edge)
-
+    grids = {name: ARCHITECTURES[name].image_size // ARCHITECTURES[name].patch_size for name in names}
     return {
-        "name": min(names, key=distance),
+        "name": min(names, key=lambda name: abs(grids[name] - edge)),
         "in_channels": channels,
         "patch_size": patch,
         "image_size": edge * patch,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,14 @@ from torch import Tensor, nn
 _Position = Literal["dino_v1", "exact"]
 
 _EPS = 1e-6
+
+
+class NetworkInput(NamedTuple):
+    """One view of a batch: the arguments of a `VisionTransformer`."""
+
+    x: Tensor
+    token_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.models import (
     ARCHITECTURES,
     GridViewSpec,
+    NetworkInput,
     View,
     ViewSpec,
     draw_grid_views,
@@ -44,14 +45,6 @@ _PHOTOGRAPHIC: dict[str, Any] = {"blur": (1.0, 0.1, 0.5), "solarize": 0.2}
 
 #: Parts of the names of fields with a sense of direction or rotation.
 _HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
-
-
-class NetworkInput(NamedTuple):
-    """One view of a batch: the arguments of a `gridrad_cube.models.VisionTransformer`."""
-
-    x: Tensor
-    token_mask: Tensor | None = None
-    attention_mask: Tensor | None = None
 
 
 def store_state(store: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -20,16 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gridrad_cube.datasets import Batch, EpochSampler, PatchLoader
 from gridrad_cube.launch import (
     World,
-    barrier,
     choose_device,
     find_world,
-    machine_label,
     mean_later,
     process_group,
 )
@@ -182,7 +182,8 @@ class _Run:
         self.config, self.world, self.device = config, world, device
         self.folder = RunFolder(config.out)
         path = self.folder.find(config.resume)
-        barrier(world)
+        if world.size > 1:
+            dist.barrier()
         self.store = store_state(config.store)
         checkpoint = None if path is None else self._read(path)
         self.source = open_source(config, checkpoint["normalization"] if checkpoint else None)
@@ -269,7 +270,12 @@ class _Run:
     def announce(self) -> None:
         """Log what is about to happen."""
         networks, source, plan = self.networks, self.source, self.plan
-        logger.info("%s, %s", machine_label(self.world, self.device), "bf16" if self.bf16 else "fp32")
+        on_gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if on_gpu else f"{torch.get_num_threads()} threads"
+        logger.info(
+            "%s: %s (%s), processes: %d, %s", socket.gethostname(), self.device, name, self.world.size,
+            "bf16" if self.bf16 else "fp32",
+        )  # fmt: skip
         logger.info(
             "level %s: %s (%.1f M parameters, head %.1f M) on %d samples of %s", source.level, source.network["name"],
             _millions(networks.student.backbone), _millions(networks.student.head), source.samples,
@@ -293,7 +299,8 @@ class _Run:
             self._train_epoch(progress)
         if self._saved_step != self.step:
             self._save()
-        barrier(self.world)
+        if self.world.size > 1:
+            dist.barrier()
         return {
             "checkpoint": str(self.folder.latest), "level": self.source.level, "step": self.step,
             "steps": self.plan.steps, "epoch": self.sampler.epoch, "samples": self.source.samples,

@@ -15,6 +15,7 @@ from gridrad_cube.models import (
     CodingRateLoss,
     DINOHead,
     DINOLoss,
+    NetworkInput,
     ProjectionHead,
     VisionTransformer,
     build,
@@ -27,9 +28,6 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import Config, Plan
 
 logger = logging.getLogger(__name__)
-
-#: One view of a batch as a `VisionTransformer` takes it: values, token mask, attention mask.
-Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Outputs(NamedTuple):
@@ -47,7 +45,7 @@ class MultiView(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, views: Sequence[Inputs]) -> Outputs:
+    def forward(self, views: Sequence[NetworkInput]) -> Outputs:
         """Neighboring views of one shape go through the backbone together."""
         parts = []
         for _, group in itertools.groupby(views, key=lambda view: view[0].shape):

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from gridrad_cube.datasets import Batch, GridDataset, PatchDataset, Stratum, nearest_later
-from gridrad_cube.models import VisionTransformer
+from gridrad_cube.models import NetworkInput, VisionTransformer
 from gridrad_cube.similarity import rank_me, unit_rows
 from gridrad_cube.store import open_embeddings, open_packed
 
@@ -37,9 +37,7 @@ _NEAR_SECONDS = 6 * 3600
 #: ``auto``: probes a run, at most, and the share of its samples that they may embed.
 _MOST_PROBES, _SHARE = 50, 0.05
 
-#: The samples of a run, and one view of a batch as a `VisionTransformer` takes it.
 Samples = PatchDataset | GridDataset
-Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 #: Samples that are embedded at once, whatever the batch of training, so that scores do not depend on it.
 _BATCH = 32
@@ -205,7 +203,7 @@ class Probe:
     """
 
     def __init__(
-        self, dataset: Samples, whole: Callable[[Batch], Inputs], pairs: Pairs, *, every: int, steps: int,
+        self, dataset: Samples, whole: Callable[[Batch], NetworkInput], pairs: Pairs, *, every: int, steps: int,
         device: torch.device, bf16: bool,
     ) -> None:  # fmt: skip
         self.dataset, self.whole, self.pairs, self.every, self.steps = dataset, whole, pairs, every, steps
@@ -266,7 +264,7 @@ class Probe:
         return out
 
 
-def _baseline(view: Inputs) -> Tensor:
+def _baseline(view: NetworkInput) -> Tensor:
     """What a network has to beat, (B, ...): the mean of the cells of a grid, or roots of shares of pixels by value."""
     x, _, cells = view
     if cells is not None:
