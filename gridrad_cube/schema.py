@@ -467,12 +467,10 @@ def reject_mask(reject: int | Flag | Iterable[str] | None, kind: str) -> int:
         return int(default_reject(kind))
     if isinstance(reject, int):
         return int(reject)
-    mask = 0
-    for name in reject:
-        if name not in Flag.__members__:
-            raise SchemaError(f"reject: unknown flag {name!r}; expected some of {list(Flag.__members__)}")
-        mask |= Flag[name]
-    return int(mask)
+    names = set(reject)
+    if unknown := sorted(names - set(Flag.__members__)):
+        raise SchemaError(f"reject: unknown flag {unknown[0]!r}; expected some of {list(Flag.__members__)}")
+    return sum(int(Flag[name]) for name in names)
 
 
 def flag_attributes() -> dict[str, Any]:
@@ -510,11 +508,8 @@ class TileSpec:
         if self.placement not in get_args(Placement):
             raise SchemaError(f"placement: got {self.placement!r}; expected one of {get_args(Placement)}")
         is_list, is_random = self.placement == "list", self.placement == "random"
-        if (
-            bool(self.offsets) != is_list
-            or len(set(self.offsets)) < len(self.offsets)
-            or any(min(offset) < 0 for offset in self.offsets)
-        ):
+        is_once = len(set(self.offsets)) == len(self.offsets)
+        if bool(self.offsets) != is_list or not is_once or any(min(offset) < 0 for offset in self.offsets):
             raise SchemaError(
                 f"offsets: got {list(self.offsets)} with placement={self.placement!r}; expected some (y, x), each "
                 "once and none negative, with placement='list', and none otherwise"

@@ -19,8 +19,6 @@ import numpy.typing as npt
 
 from gridrad_cube.schema import Packing, RadarSpec, SchemaError, build_spec
 
-Mode = Literal["published", "fixed"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RadarQualitySpec:
@@ -30,7 +28,7 @@ class RadarQualitySpec:
     second step of `remove_clutter`, as many users do (``skip_weak_ll_echo=1``).
     """
 
-    mode: Mode = "fixed"
+    mode: Literal["published", "fixed"] = "fixed"
     v3_minimum_weight: float = 0.1
     v3_light_weight: float = 1.33
     v3_light_weight_before_2009: float = 0.33

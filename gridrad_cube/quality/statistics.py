@@ -238,7 +238,11 @@ class _Work:
         assert table is not None
         unsigned = pixels.view(f"u{pixels.dtype.itemsize}")
         if low == high:
-            return self._uniform(int(table.kinds[unsigned[0, 0]]), low, pixels.size, unsigned[0, 0])
+            kind, size = int(table.kinds[unsigned[0, 0]]), pixels.size
+            if kind != _DATA:
+                return _Sums(observed=size * (kind == _NO_ECHO), flags=int(_FLAG_OF.get(kind, 0)))
+            curve = math.nan if table.curve is None else float(table.curve[unsigned[0, 0]])
+            return _Sums(size, size, 0, low, 0.0, low, low, curve, 0.0, 0.0)
         if table.low <= low and high <= table.high:
             sums = self._moments(pixels, None)
             sums.observed, is_data, kinds = pixels.size, ..., None
@@ -252,9 +256,7 @@ class _Work:
             high = int(np.where(is_data, pixels, pixels.dtype.type(limits.min)).max())
         if sums.data:
             sums.low, sums.high = low, high
-            if table.curve is not None:
-                self._add_curve(sums, table.curve[unsigned[is_data]])
-            sums.dead_lines = self._dead_lines(pixels, kinds)
+            self._add(sums, pixels, kinds, None if table.curve is None else table.curve[unsigned[is_data]])
         return sums
 
     def _moments(self, pixels: np.ndarray, is_data: np.ndarray | None) -> _Sums:
@@ -285,10 +287,8 @@ class _Work:
             with np.errstate(over="ignore", invalid="ignore"):
                 away = values - sums.low
                 sums.mean, sums.std = sums.low + float(away.mean()), float(away.std())
-            curve = _curve(values * self.packing.scale_factor + self.packing.add_offset, self.shape)
-            if curve is not None:
-                self._add_curve(sums, curve)
-            sums.dead_lines = self._dead_lines(pixels, kinds)
+            physical = values * self.packing.scale_factor + self.packing.add_offset
+            self._add(sums, pixels, kinds, _curve(physical, self.shape))
         return sums
 
     def finish(self, sums: _Sums, pixels: int) -> dict[str, float]:
@@ -317,16 +317,14 @@ class _Work:
             "pixel_flags": int(flags),
         }
 
-    def _uniform(self, kind: int, code: int, size: int, unsigned: np.integer) -> _Sums:
-        if kind != _DATA:
-            return _Sums(observed=size * (kind == _NO_ECHO), flags=int(_FLAG_OF.get(kind, 0)))
-        curve = self.table.curve[unsigned] if self.table and self.table.curve is not None else np.nan
-        return _Sums(size, size, 0, code, 0.0, code, code, float(curve), 0.0, 0.0)
-
-    def _add_curve(self, sums: _Sums, values: np.ndarray) -> None:
-        sums.curve_mean = float(values.mean())
-        if self.shape == "log10":
-            sums.curve_std = float(values.std())
+    def _add(
+        self, sums: _Sums, pixels: np.ndarray, kinds: np.ndarray | None, curve: np.ndarray | None
+    ) -> None:
+        """Add what needs more than counts and moments of the data pixels."""
+        if curve is not None:
+            sums.curve_mean = float(curve.mean())
+            sums.curve_std = float(curve.std()) if self.shape == "log10" else math.nan
+        sums.dead_lines = self._dead_lines(pixels, kinds)
 
     def _count(self, sums: _Sums, kinds: np.ndarray) -> None:
         sums.observed = sums.data + int(np.count_nonzero(kinds == _NO_ECHO))

@@ -170,15 +170,10 @@ def find_reader(source: Source, wanted: str) -> ModuleType:
         raise SchemaError(f"format: got {wanted!r}; expected one of {list(FORMATS)}")
     if wanted in ("cf", "larc_goes"):  # both take files that are not unmistakable
         return cf if wanted == "cf" else larc_goes
-    reader: ModuleType = cf
-    found = cf.FORMAT
-    if larc_goes.matches(source):
-        reader, found = larc_goes, larc_goes.FORMAT
-    elif gridrad.matches(source):
-        reader, found = gridrad, gridrad.format_of(source)
+    found = larc_goes.find_format(source) or gridrad.find_format(source) or cf.FORMAT
     if wanted not in ("auto", found) and not (wanted == "gridrad" and found.startswith("gridrad")):
         raise SchemaError(f"{source.path}: the file is {found}, got format={wanted!r}. Pass format='auto'.")
-    return reader
+    return {"larc_goes": larc_goes, "cf": cf}.get(found, gridrad)
 
 
 def read_channels(

@@ -274,12 +274,10 @@ def _check_bytes(path: str) -> bool:
 
 
 def _describe_bytes(head: bytes) -> str:
-    start = head.lstrip()
-    for magic, meaning in _OTHER_MAGIC:
-        if start.startswith(magic):
-            return f"{start[:16]!r}: {meaning}"
     is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
-    return f"{head[:16]!r}" + (": text" if is_text else "")
+    known = (meaning for magic, meaning in _OTHER_MAGIC if head.lstrip().startswith(magic))
+    kind = next(known, "text" if is_text else "")
+    return f"{head[:16]!r}" + (f": {kind}" if kind else "")
 
 
 @contextmanager

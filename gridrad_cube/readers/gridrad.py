@@ -106,12 +106,6 @@ class RadarVolume:
 Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]
 
 
-def matches(source: Source) -> bool:
-    """Whether a file has one of GridRad's layouts."""
-    is_dense = "ZH" in source.variables and set(_DIMS) <= set(source.variables["ZH"].dims)
-    return _is_sparse(source) or is_dense
-
-
 def _is_sparse(source: Source) -> bool:
     return {"index", "Reflectivity"} <= set(source.variables)
 
@@ -139,7 +133,7 @@ def describe(source: Source, request: Request) -> Header:
         dims = (vertical, row, column) if available[name] else (row, column)
         return Field(channel, variable, dims, channel.packing, channel.attributes())
 
-    form = format_of(source)
+    form = str(find_format(source))
     return make_header(
         source,
         request,
@@ -165,10 +159,11 @@ def moments_of(source: Source) -> dict[str, str]:
     return {channel: name for channel, name in known.items() if name in source.variables}
 
 
-def format_of(source: Source) -> str:
-    """Version by ``Algorithm_version`` where it says one, else by what only one version has."""
+def find_format(source: Source) -> str | None:
+    """Version by ``Algorithm_version`` where it says one, else by what only one version has; None of other files."""
     if not _is_sparse(source):
-        return "gridrad_v4_1"
+        is_dense = "ZH" in source.variables and set(_DIMS) <= set(source.variables["ZH"].dims)
+        return "gridrad_v4_1" if is_dense else None
     match = _VERSION.search(text_of(source.attributes, "Algorithm_version"))
     if match:
         return "gridrad_v3_1" if match[1] == "3" else "gridrad_v4_2"

@@ -6,7 +6,6 @@ fields; `make_scene` puts both together.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -143,9 +142,7 @@ class Header:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        if self.latitude.ndim == 1:
-            return self.latitude.size, self.longitude.size
-        return self.latitude.shape[0], self.latitude.shape[1]
+        return self.latitude.shape[0], self.longitude.shape[-1]
 
     @cached_property
     def grid_id(self) -> str:
@@ -409,23 +406,18 @@ def parse_time(words: str) -> np.datetime64 | None:
     """A date and time in ISO 8601 or in C's ``ctime`` form, UTC where no zone is given; None for anything else."""
     words = re.sub(r"\s*(UTC|GMT)$", "Z", words.strip())
     for form in ("ISO8601", "%a %b %d %H:%M:%S %Y"):
-        try:
-            moment = pd.to_datetime(words, format=form, utc=True)
-        except ValueError:
-            continue
-        is_day = len(words) >= 8  # a year alone is no time
-        return np.datetime64(moment.tz_localize(None).round("s"), "s") if is_day else None
+        moment = pd.to_datetime(words, format=form, utc=True, errors="coerce")
+        if pd.notna(moment) and len(words) >= 8:  # a year alone is no time
+            return np.datetime64(moment.tz_localize(None).round("s"), "s")
     return None
 
 
 def parse_stamp(name: str) -> np.datetime64 | None:
     """The last date and time in a file name, as in ``20210705_1750`` or ``20110427T220000Z``; None if none."""
     for date, clock, second in reversed(_STAMP.findall(name)):
-        try:
-            moment = datetime.datetime.strptime(date + clock + (second or "00"), "%Y%m%d%H%M%S")
-        except ValueError:
-            continue
-        if 1950 <= moment.year <= _LAST_YEAR:
+        text = date + clock + (second or "00")
+        moment = pd.to_datetime(text, format="%Y%m%d%H%M%S", errors="coerce")
+        if 1950 <= moment.year <= _LAST_YEAR:  # the year of no date is NaN
             return np.datetime64(moment, "s")
     return None
 

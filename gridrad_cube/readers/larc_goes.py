@@ -37,14 +37,13 @@ _LATTICE = (112,)
 _AXIS_TOLERANCE_DEGREES = 1e-4
 
 
-def matches(source: Source) -> bool:
-    """Whether a file has this layout: radians scaled to degrees, or the product's dimension names."""
-    axes = [source.variables.get(name) for name in ("latitude", "longitude")]
-    if any(axis is None or len(axis.dims) != 1 for axis in axes):
-        return False
-    scales = [axis.number("scale_factor") for axis in axes if axis is not None]
-    is_radian = all(scale is not None and abs(scale - 57.29578) < 1e-3 for scale in scales)
-    return is_radian or [axis.dims[0] for axis in axes if axis is not None] == ["nlines", "npixels"]
+def find_format(source: Source) -> str | None:
+    """The format of a file with radians scaled to degrees, or the product's dimension names; None of any other."""
+    axes = [source.variables[name] for name in ("latitude", "longitude") if name in source.variables]
+    if len(axes) < 2 or any(len(axis.dims) != 1 for axis in axes):
+        return None
+    is_radian = all(abs((axis.number("scale_factor") or 1.0) - 57.29578) < 1e-3 for axis in axes)
+    return FORMAT if is_radian or [axis.dims[0] for axis in axes] == ["nlines", "npixels"] else None
 
 
 def describe(source: Source, request: Request) -> Header:
