@@ -61,14 +61,10 @@ class GridradAccessor:
         homes = [source for kind, source in _SOURCES.items() if name in _METHODS[kind]]
         if not homes:
             raise AttributeError(f".gridrad has no {name!r}; this dataset has {', '.join(dir(self))}")
-        hint = (
-            " Select crops by a list or slice, so that their dimension stays."
-            if self._kind == "other"
-            else ""
-        )
-        raise AttributeError(
-            f".gridrad.{name}: this dataset is not {' or '.join(homes)}; it has {', '.join(dir(self))}.{hint}"
-        )
+        have = f"this dataset is not {' or '.join(homes)}; it has {', '.join(dir(self))}."
+        if self._kind == "other":
+            have += " Select crops by a list or slice, so that their dimension stays."
+        raise AttributeError(f".gridrad.{name}: {have}")
 
     def __repr__(self) -> str:
         return str(importlib.import_module("gridrad_cube.store").as_text(self.describe()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -445,6 +445,9 @@ def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
 
 class Lazy(BackendArray):
     """Values of a shape and dtype that ``_read`` reads when asked for."""
+
+    shape: tuple[int, ...]
+    _read: Callable[..., np.ndarray]
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
