@@ -324,15 +324,12 @@ _FIELDS = {
     "DifferentialPhase": ("KDP", "Specific differential phase", "deg km-1"),
     "CorrelationCoefficient": ("RHV", "Copolar correlation coefficient", "1"),
 }
+# Elevations of the sweeps that files list, degrees.
+_SWEEPS = (0.5, 0.9, 1.3, 1.8, 2.4, 4.0, 8.0, 19.5)
 #: Variable with the names of what was merged, its dimension, and the length and endings of the names.
 _MERGED = {
     "v3_1": ("files_merged", "File", 32, [".gz"]),
-    "v4_2": (
-        "sweeps_merged",
-        "Sweep",
-        29,
-        ["_00.5", "_00.9", "_01.3", "_01.8", "_02.4", "_04.0", "_08.0", "_19.5"],
-    ),
+    "v4_2": ("sweeps_merged", "Sweep", 29, [f"_{degrees:04.1f}" for degrees in _SWEEPS]),
 }
 _ATTRIBUTES = {
     "Name": "GridRad",
@@ -370,32 +367,27 @@ def write_gridrad(
         (np.float32, (1.0, 0.02, 0.02)) if version == "v3_1" else (np.float64, (0.5, 1 / 48, 1 / 48))
     )
     seconds = (time - np.datetime64("2001-01-01")) / np.timedelta64(1, "s")
-    about = {"long_name": "Time", "units": "seconds since 2001-01-01 00:00:00"}
+    about: dict[str, Any] = {"long_name": "Time", "units": "seconds since 2001-01-01 00:00:00"}
     variables: dict[str, Any] = {"time": ("time", [seconds], about)}
     for name, axis, units, step in zip(
         _VOLUME, axes, ("km", "degrees_north", "degrees_east"), steps, strict=True
     ):
         axis = axis % 360.0 if name == "Longitude" else axis
-        variables[name] = (
-            name,
-            axis.astype(dtype),
-            {"long_name": name, "units": units, "delta": dtype(step)},
-        )
+        about = {"long_name": name, "units": units, "delta": dtype(step)}
+        variables[name] = (name, axis.astype(dtype), about)
     sparse = version in _MERGED
     if sparse:
-        text = "Flat index into (Altitude, Latitude, Longitude)"
-        variables["index"] = ("Index", volume.index.astype(np.int32), {"long_name": text})
+        about = {"long_name": "Flat index into (Altitude, Latitude, Longitude)"}
+        variables["index"] = ("Index", volume.index.astype(np.int32), about)
         for name, text, counts in (
             ("Nradobs", "observations", volume.observations), ("Nradecho", "echoes", volume.echoes)
         ):  # fmt: skip
-            about = {"long_name": f"Number of radar {text}", "units": "1"}
-            variables[name] = (_VOLUME, counts, about)
+            variables[name] = (_VOLUME, counts, {"long_name": f"Number of radar {text}", "units": "1"})
         name, dim, width, endings = _MERGED[version]
-        start = np.datetime_as_string(time - np.timedelta64(90, "s")).translate({45: "", 58: "", 84: "_"})
-        names = [f"{site}{start}_V06{ending}".ljust(width) for site in sites for ending in endings] or [
-            "none"
-        ]
-        variables[name] = (dim, np.array(names, f"S{width}"), {}, {"char_dim_name": f"{dim}Ref"})
+        scan = f"{(time - np.timedelta64(90, 's')).item():%Y%m%d_%H%M%S}_V06"
+        names = [f"{site}{scan}{ending}".ljust(width) for site in sites for ending in endings]
+        letters = np.array(names or ["none"], f"S{width}")
+        variables[name] = (dim, letters, {}, {"char_dim_name": f"{dim}Ref"})
     for name, values in volume.fields.items():
         dense_name, text, units = _FIELDS[name]
         about = {"long_name": text, "units": units}
