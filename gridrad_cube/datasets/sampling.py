@@ -42,14 +42,7 @@ def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> 
     """Where a keyed permutation of ``range(length)`` sends these indices, without making the permutation.
 
     A Feistel network over the next power of two, walked until it lands inside (Black and Rogaway 2002,
-    doi:10.1007/3-540-45760-7_9): a bijection for every key and length.
-
-    Parameters
-    ----------
-    index
-        Integers in ``range(length)``, shape (N,).
-    key
-        One key, or one for each index.
+    doi:10.1007/3-540-45760-7_9): a bijection for every key and length. There is one key, or one for each index.
     """
     out = np.array(index, np.int64).view(np.uint64)
     keys = np.broadcast_to(key, out.shape)

@@ -228,13 +228,7 @@ def unknown_option(name: str) -> str:
 
 
 def _canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Options under their own names, aliases and dashes resolved.
-
-    Raises
-    ------
-    SchemaError
-        If an option is unknown.
-    """
+    """Options under their own names, aliases and dashes resolved; an unknown one is refused."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -250,10 +244,7 @@ def _canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
 def upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Express the options of a ``config.json`` or checkpoint of an earlier version by those that exist now.
 
-    Raises
-    ------
-    SchemaError
-        If an option that no longer exists has a value that cannot be expressed so.
+    A value of an option that no longer exists is refused if it cannot be expressed so.
     """
     kept = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
     if not _REMOVED.keys() & kept.keys():
@@ -367,13 +358,7 @@ def list_presets() -> dict[str, Path]:
 
 
 def read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
-    """Options in a TOML file: its top level, then its table ``[level.256]`` or ``[level.2k]``.
-
-    Raises
-    ------
-    SchemaError
-        If it is not a TOML file or holds an unknown option.
-    """
+    """Options in a TOML file: its top level, then its table ``[level.256]`` or ``[level.2k]``."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

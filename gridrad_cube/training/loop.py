@@ -153,8 +153,7 @@ def _reporter(progress: Progress | bool, run: _Run) -> Iterator[Progress | None]
     if not isinstance(progress, bool):
         yield progress
         return
-    finished = run.step >= run.plan.steps
-    if not progress or not run.world.is_main or finished:
+    if not progress or not run.world.is_main or run.step >= run.plan.steps:
         yield None
         return
     # Importing it warns in notebooks without ipywidgets, where no bar may be asked for.
