@@ -214,14 +214,15 @@ def _altitude_variable(source: Source, dim: str) -> Variable | None:
 def _time(source: Source) -> np.datetime64:
     numeric = [v for v in source.variables.values() if v.is_numeric]
     times = [v for v in numeric if "time" in (v.name.lower(), v.text("standard_name").lower())]
-    if times:
-        return only_time(source, min(times, key=lambda v: v.name.lower() != "time").name)
-    candidates = [(f"attribute {n}", parse_time(text_of(source.attributes, n)), 0) for n in _TIME_ATTRIBUTES]
-    known = [c for c in (*candidates, ("the file name", parse_stamp(source.name), 0)) if c[1] is not None]
+    name = min(times, key=lambda v: v.name.lower() != "time").name if times else ""
+    candidates = [
+        ("a time variable", only_time(source, name), 0),
+        *((f"attribute {n}", parse_time(text_of(source.attributes, n)), 0) for n in _TIME_ATTRIBUTES),
+        ("the file name", parse_stamp(source.name), 0),
+    ]
     # The first known one alone: a file's name says when it was made as often as what it shows.
-    return agreed_time(
-        source, known[:1] or [("a time variable, time_coverage_start or the file name", None, 0)]
-    )
+    known = [candidate for candidate in candidates if candidate[1] is not None]
+    return agreed_time(source, known[:1] or candidates)
 
 
 def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDArray[Any]]:

@@ -117,7 +117,7 @@ def describe(source: Source, request: Request) -> Header:
     time = agreed_time(
         source,
         [
-            ("the time variable", only_time(source, "time") if "time" in source.variables else None, 0),
+            ("the time variable", only_time(source, "time"), 0),
             ("Analysis_time", parse_time(text_of(source.attributes, "Analysis_time")), 1),
             ("the file name", parse_stamp(source.name), 60),
         ],

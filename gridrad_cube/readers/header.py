@@ -452,8 +452,10 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
     return np.where(good, zero.astype("datetime64[s]") + offsets, np.datetime64("NaT", "s"))
 
 
-def only_time(source: Source, name: str) -> np.datetime64:
-    """The one time of a time variable; refuses several."""
+def only_time(source: Source, name: str) -> np.datetime64 | None:
+    """The one time of a time variable, None where there is no such variable; refuses several."""
+    if name not in source.variables:
+        return None
     times = decode_times(source, name)
     if times.size != 1:
         raise SchemaError(

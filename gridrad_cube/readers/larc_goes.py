@@ -76,11 +76,8 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _time(source: Source) -> np.datetime64:
-    in_variable = only_time(source, "time") if "time" in source.variables else None
-    stamp = None
-    if in_variable is None:
-        attributes = source.variables["time"].attributes if "time" in source.variables else source.attributes
-        stamp = parse_time(text_of(attributes, "date_time_stamp"))
+    in_variable = only_time(source, "time")
+    stamp = parse_time(text_of(source.attributes, "date_time_stamp")) if in_variable is None else None
     return agreed_time(
         source,
         [
