@@ -477,10 +477,12 @@ class Build:
                     os.unlink(aside)
                     if self.files.create(key, payload):
                         return
+        since = int(other.get("since", 0))
+        hours, minutes = divmod((int(time.time()) - since) // 60, 60)
         raise SchemaError(
             f"{self.files.root}: another process writes to this store (host {other.get('host')}, process "
-            f"{other.get('pid')}, since {np.datetime64(int(other.get('since', 0)), 's')} UTC). Wait for it; if it is "
-            f"gone, remove {self.files.path(key)}"
+            f"{other.get('pid')}, since {np.datetime64(since, 's')} UTC, {hours} h {minutes:02} min ago). Wait for it; "
+            f"if it is gone, remove {self.files.path(key)}"
         )
 
     def identity(self) -> str:
