@@ -240,6 +240,21 @@ def test_preset_of_the_predecessor_gives_way_to_what_is_said(sources, tmp_path):
     assert (said.quality.max_deviation_factor, said.quality.global_mean_deviation_factor) == (7.0, 3.0)
 
 
+def test_a_store_is_extended_by_its_own_recipe(sources, tmp_path):
+    """No option says how to build: the store's recipe counts, also where the command line has no option for it."""
+    path, names = tmp_path / "p.zarr", sorted(sources.rglob("*.nc"))
+    tile = TileSpec(patch=32, crop=(64, 64), placement="random", crops_per_scene=2)
+    pipeline.preprocess(names[:2], path, recipe=Recipe(tile=tile))
+    extend = ["preprocess", *map(str, names), "--store", str(path), "--retries", "0"]
+    result = CliRunner().invoke(cli, extend)
+    assert result.exit_code == 0, result.output
+    assert "1 written, 2 kept" in result.output
+    assert store.Build(path).recipe.tile == tile
+    result = CliRunner().invoke(cli, [*extend, "--patch", "16"])
+    assert result.exit_code == 1
+    assert "built with another recipe" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -114,6 +114,7 @@ def synthesize(out: Path, **options: Any) -> None:
 @SEED
 @WORKERS
 @SCHEDULER
+@click.option("--retries", type=click.IntRange(0), default=2, help="After an error of disk or network.")
 @click.pass_context
 def preprocess(context: click.Context, **options: Any) -> None:
     """Build a cube from SOURCES (files and folders), or continue or extend it.
@@ -122,21 +123,18 @@ def preprocess(context: click.Context, **options: Any) -> None:
     gridrad-cube preprocess data/ --store patches.zarr --workers 8
     gridrad-cube preprocess data/ --store crops.zarr --crop 2048 --placement random --seed 7
 
-    An interrupted run continues when the same command is given again. Exit status 1 if any file failed.
+    The same command resumes an interrupted run. With no option that says how to build, an existing store keeps
+    its own recipe. Exit status 1 if any file failed.
     """
     from gridrad_cube import pipeline
 
+    how = {name: options.pop(name) for name in ("sources", "store", "workers", "scheduler", "retries")}
+    given = {n for n in options if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
     if options["preset"]:
-        options |= {
-            name: value
-            for name, value in _PREDECESSOR.items()
-            if context.get_parameter_source(name) is ParameterSource.DEFAULT
-        }
-    where = {name: options[name] for name in ("workers", "scheduler")}
+        options |= {name: value for name, value in _PREDECESSOR.items() if name not in given}
+    recipe = _recipe(options) if given else None
     finish(
-        pipeline.preprocess(
-            list(options["sources"]), options["store"], recipe=_recipe(options), progress=True, **where
-        )
+        pipeline.preprocess(list(how.pop("sources")), how.pop("store"), recipe=recipe, progress=True, **how)
     )
 
 

@@ -37,6 +37,7 @@ _NETWORK = combine(
 @WORKERS
 @SCHEDULER
 @click.option("--part", type=int, nargs=2, metavar="I N", help="Embed share I of N: for job arrays.")
+@click.option("--resume/--no-resume", default=True, help="--no-resume overwrites the embeddings in --out.")
 def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
     """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
 
