@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from gridrad_cube import pipeline, schema, store, synthetic
 from gridrad_cube.schema import Recipe, TileSpec
@@ -65,6 +66,8 @@ def write_embeddings(path, cube_path, vectors, *, source="patches.zarr", level="
     times = {"units": schema.TIME_UNITS, "dtype": "int64", "_FillValue": schema.TIME_FILL}
     encoding = {n: times for n in ("time", "observation_time") if n in out.variables}
     one = out["embedding"].shape[2:]
-    encoding["embedding"] = {"chunks": (2, 1, *one), "shards": (4, 1, *one)}
+    encoding["embedding"] = {
+        "chunks": (2, 1, *one), "shards": (4, 1, *one), "compressors": [BloscCodec(), Crc32cCodec()],
+    }  # fmt: skip
     out.to_zarr(path, zarr_format=3, consolidated=True, encoding=encoding)
     return path

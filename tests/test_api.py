@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import re
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 import gridrad_cube
+
+PACKAGE = Path(gridrad_cube.__file__).parent
 
 MODULES = (
     "accessor", "datasets", "embedding", "evaluation", "geometry", "info", "launch", "models", "pipeline", "plot",
@@ -105,3 +110,30 @@ def test_the_same_thing_has_the_same_name_and_default():
         if default != expected
     }
     assert wrong == EXCEPTIONS
+
+
+#: Names that users meet although no package exports them, and why.
+SEEN = {
+    "readers/files.MAX_VARIABLE_BYTES",  # an error names it
+    "readers/engines.GridRadBackend",  # xarray finds them by entry points
+    "readers/engines.LarcGoesBackend",
+    "training/loop.Progress",  # the type of a parameter of `train`
+}
+
+
+def test_what_no_package_exports_is_private_by_name():
+    """A name without underscore in a module of a package is exported, or a module beside it uses it."""
+    found = set()
+    for package in (path.parent for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "cli"):
+        exported = set(importlib.import_module(f"gridrad_cube.{package.name}").__all__) | {"logger"}
+        texts = {path: path.read_text() for path in package.glob("*.py")}
+        for path, text in texts.items():
+            words = set(
+                re.findall(r"\w+", "\n".join(other for beside, other in texts.items() if beside != path))
+            )
+            for node in ast.parse(text).body:
+                targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]
+                names = {getattr(node, "name", "_"), *(t.id for t in targets if isinstance(t, ast.Name))}
+                unused = {name for name in names if name[0] != "_"} - exported - words
+                found |= {f"{package.name}/{path.stem}.{name}" for name in unused}
+    assert found == SEEN

@@ -13,7 +13,7 @@ import pytest
 from small_data import write_sources
 
 from gridrad_cube import pipeline, store
-from gridrad_cube.pipeline.work import SUBMITTED_PER_WORKER, executor
+from gridrad_cube.pipeline.work import _SUBMITTED_PER_WORKER, executor
 from gridrad_cube.schema import Recipe, TileSpec
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
@@ -42,7 +42,7 @@ def test_tasks_are_submitted_a_few_at_a_time_and_each_gives_one_result():
                 list(run(square, [(1,), (None,)]))
             assert "in square" in raised.value.__notes__[0]
         assert client.status == "running"
-    assert most <= SUBMITTED_PER_WORKER + 1
+    assert most <= _SUBMITTED_PER_WORKER + 1
     error = found.pop(13)
     assert str(error) == "thirteen"
     assert "in square" in error.__notes__[0]  # where it was raised, in the worker

@@ -22,7 +22,7 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.training import Config, list_presets, load_config, train
-from gridrad_cube.training.data import PatchSource, is_handed
+from gridrad_cube.training.data import _is_handed, _PatchSource
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: A network and views for the 16 px patches of `cubes`.
@@ -194,8 +194,8 @@ def test_later_global_views_of_grids_are_drawn_from_the_partner():
 
 
 def test_second_global_view_of_a_sample_is_that_of_its_partner(cube, tmp_path):
-    paired = PatchSource(config_for(cube, tmp_path, temporal_positives=5))
-    alone = PatchSource(config_for(cube, tmp_path))
+    paired = _PatchSource(config_for(cube, tmp_path, temporal_positives=5))
+    alone = _PatchSource(config_for(cube, tmp_path))
     partner = paired.loaded.partners
     index = np.flatnonzero(partner != np.arange(len(partner)))[:32]
     views = paired.draw(paired.loaded.__getitems__(index), index, epoch=1)
@@ -259,13 +259,13 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
         tmp_path / "s.zarr", {name: random_codes(name, shape) for name in names},
         statistics={name: {"mean": 0.0, "std": 1.0} for name in names},
     )  # fmt: skip
-    source = PatchSource(config_for(store, tmp_path, flips="d4", channels=names))
+    source = _PatchSource(config_for(store, tmp_path, flips="d4", channels=names))
     assert [spec.flips for spec in source.specs] == ["none", "d4", "d4"]
     assert "views of azimuthal_shear are not mirrored" in caplog.text
-    stacked = PatchSource(config_for(store, tmp_path, flips="h", channels=names, channel_mode="stack"))
+    stacked = _PatchSource(config_for(store, tmp_path, flips="h", channels=names, channel_mode="stack"))
     assert {spec.flips for spec in stacked.specs} == {"none"}
-    assert is_handed("eastward_wind")
-    assert not any(is_handed(name) for name in CHANNELS if name != "azimuthal_shear")
+    assert _is_handed("eastward_wind")
+    assert not any(_is_handed(name) for name in CHANNELS if name != "azimuthal_shear")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_extras_that_cannot_be_are_refused(cube, tmp_path, options, message):
 @pytest.mark.parametrize("preset", sorted(list_presets()))
 def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(cube, tmp_path, preset):
     options = {"patch_size": 4, "global_size": 12, "local_size": 8, "image_size": "auto", "coarsen": 1}
-    source = PatchSource(load_config(preset=preset, store=str(cube), out=str(tmp_path), **options))
+    source = _PatchSource(load_config(preset=preset, store=str(cube), out=str(tmp_path), **options))
     for spec, rule in zip(source.specs, source.dataset.normalizations.values(), strict=True):
         physical = {
             "mode": spec.mode == "zoom",

@@ -33,7 +33,7 @@ from gridrad_cube.schema import (
     default_reject,
     statistics_of,
 )
-from gridrad_cube.training.data import gain_of
+from gridrad_cube.training.data import _gain_of
 
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
 OT, TROPOPAUSE = "ot_id_number", "tropopause_temperature"
@@ -516,8 +516,8 @@ def test_category_asked_for_is_normalised_and_masked_where_it_is_none(cube, scen
     np.testing.assert_array_equal(batch.codes[:, 0].to(torch.int32).numpy(), truth)
     rule = normalizations(cube, [OT])[OT]
     assert rule.rule == "standard"
-    assert gain_of(OT, rule) == 0.0
-    assert gain_of(IR, normalizations(cube, [IR])[IR]) > 0.0
+    assert _gain_of(OT, rule) == 0.0
+    assert _gain_of(IR, normalizations(cube, [IR])[IR]) > 0.0
 
 
 def test_queries_carry_other_channels_and_judge_by_known_ones(cube, scenes):

@@ -339,7 +339,10 @@ def test_states_follow_the_packing_of_the_store() -> None:
 def test_colors_of_states_are_in_no_color_map() -> None:
     for channel in CHANNELS.values():
         colors = canvas._color_map(channel)(np.linspace(0, 1, 256))[:, :3]
-        for state in (canvas.NOT_OBSERVED, *((canvas._NO_ECHO, canvas._REMOVED) if channel.has_echo else ())):
+        for state in (
+            canvas._NOT_OBSERVED,
+            *((canvas._NO_ECHO, canvas._REMOVED) if channel.has_echo else ()),
+        ):
             assert np.abs(colors - to_rgb(state)).max(axis=1).min() > 0.05, channel.name
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gridrad_cube import readers
 from gridrad_cube.readers import files as safety
-from gridrad_cube.readers.header import Header, make_grid, parse_stamp, parse_time
+from gridrad_cube.readers.header import Header, _make_grid, parse_stamp, parse_time
 from gridrad_cube.schema import CHANNELS, Packing, RadarSpec, SchemaError
 
 LARC_NAME = "NASALARC_GOES16_CONVECTION_DETECTION_20210705_1750.nc"
@@ -109,7 +109,7 @@ def test_larc_axes_never_move_a_pixel(tmp_path, latitude, longitude):
 
 def test_larc_irregular_axis_is_kept_as_it_is():
     latitude = np.array([30.0, 30.01, 30.05])
-    found, _ = make_grid(latitude, latitude + 10, where="x", lattice=(112,), tolerance=1e-4)
+    found, _ = _make_grid(latitude, latitude + 10, where="x", lattice=(112,), tolerance=1e-4)
     np.testing.assert_array_equal(found, latitude)
 
 
@@ -836,7 +836,7 @@ def test_axis_across_the_date_line_keeps_its_order(tmp_path):
 
 
 def grid_id(latitude, longitude) -> str:
-    latitude, longitude = make_grid(latitude, longitude, where="x")
+    latitude, longitude = _make_grid(latitude, longitude, where="x")
     time = np.datetime64("2021-07-05", "s")
     return Header(
         path="x", format="cf", product="x", time=time, latitude=latitude, longitude=longitude, fields={}
@@ -856,8 +856,8 @@ def test_grid_id_is_of_the_positions_not_of_the_floats(shift, step):
 
 def test_longitudes_in_range_keep_their_bits():
     lon = -129.995 + 0.01 * np.arange(7000)
-    assert (make_grid(np.arange(3.0), lon, where="x")[1] == lon).all()
-    assert make_grid(np.arange(3.0), np.array([179.0, 180.0, 181.0]), where="x")[1].tolist() == [
+    assert (_make_grid(np.arange(3.0), lon, where="x")[1] == lon).all()
+    assert _make_grid(np.arange(3.0), np.array([179.0, 180.0, 181.0]), where="x")[1].tolist() == [
         179,
         -180,
         -179,

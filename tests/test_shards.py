@@ -18,7 +18,7 @@ from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store import ArraySpec, encode, shards, write_root
-from gridrad_cube.store.shards import _ABSENT, MISSING, ShardLayout, ShardReader
+from gridrad_cube.store.shards import _ABSENT, _MISSING, ShardLayout, ShardReader
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 EDGE, GRID = 8, (3, 2, 2, 3)  # crops, altitudes, rows, columns
@@ -160,7 +160,7 @@ def test_missing_shard_and_absent_chunk_are_missing(tmp_path):
     alter(shard(files, 2), forget)
     index = [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 1, 2), (2, 0, 0, 0), (2, 0, 0, 1), (2, 0, 0, 2)]
     out, failures = batch(open_reader(files), index)
-    assert failures == {1: MISSING, 2: MISSING, 4: MISSING}
+    assert failures == {1: _MISSING, 2: _MISSING, 4: _MISSING}
     for row in (0, 3, 5):
         np.testing.assert_array_equal(out[row], chunks[index[row]])
 
@@ -346,7 +346,7 @@ def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, mon
     files.write("field/c.0.0.0.0", local.read("field/c.0.0.0.0")[:100])
     out, failures = batch(reader, index)
     assert {int(index[row][0]): what for row, what in failures.items()} == {
-        0: "the shard is truncated to 100 bytes", 2: MISSING
+        0: "the shard is truncated to 100 bytes", 2: _MISSING
     }  # fmt: skip
     np.testing.assert_array_equal(out[12:24], changed[1].reshape(12, EDGE, EDGE)[::-1])
 

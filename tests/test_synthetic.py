@@ -14,7 +14,7 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.synthetic import FORMATS, plant_table, write_scenes
 from gridrad_cube.synthetic.radar import RadarNetwork, render_radar
 from gridrad_cube.synthetic.satellite import render_satellite
-from gridrad_cube.synthetic.scenes import make_axes
+from gridrad_cube.synthetic.scenes import _make_axes
 from gridrad_cube.synthetic.storms import Weather, seconds_of
 
 NOON = np.datetime64("2021-07-05T18:00:00", "s")
@@ -207,11 +207,11 @@ def test_full_grids_have_the_archives_sizes_and_lattices():
         ("gridrad-v3.1", (1201, 2301), 50, 0.0), ("gridrad-v4.1", (528, 672), 48, 0.5),
     ):  # fmt: skip
         for small in (None, (65, 130)):
-            for axis, size in zip(make_axes(FORMATS[name], small), small or shape, strict=True):
+            for axis, size in zip(_make_axes(FORMATS[name], small), small or shape, strict=True):
                 assert axis.size == size
                 whole = axis * per_degree - offset
                 np.testing.assert_allclose(whole, np.rint(whole), atol=1e-6)
-    latitude, longitude = make_axes(FORMATS["gridrad-v4.2"])
+    latitude, longitude = _make_axes(FORMATS["gridrad-v4.2"])
     assert (latitude[0], latitude[-1]) == pytest.approx((27.5 + 1 / 96, 44.0 - 1 / 96))
     assert (longitude[0] + 360, longitude[-1] + 360) == pytest.approx((267.5 + 1 / 96, 284.0 - 1 / 96))
 
@@ -232,7 +232,7 @@ def test_names_and_folders_follow_the_archives(tmp_path):
 
 def test_larc_coordinates_are_radians_and_times_are_modified_julian_days(files):
     path = files["larc-goes"]
-    latitude, longitude = make_axes(FORMATS["larc-goes"], (96, 112))
+    latitude, longitude = _make_axes(FORMATS["larc-goes"], (96, 112))
     assert latitude[0] > latitude[-1], "row 0 is north"
     np.testing.assert_allclose(read(path, "latitude") * np.float32(57.29578), latitude, atol=2e-5)
     np.testing.assert_allclose(read(path, "longitude") * np.float32(57.29578), longitude, atol=2e-5)
@@ -249,7 +249,7 @@ def test_larc_coordinates_are_radians_and_times_are_modified_julian_days(files):
 
 def test_codes_are_the_rendered_values(files):
     weather = Weather(0, density=2.5)
-    time, axes = np.datetime64("2021-07-05T17:50:00", "s"), make_axes(FORMATS["larc-goes"], (96, 112))
+    time, axes = np.datetime64("2021-07-05T17:50:00", "s"), _make_axes(FORMATS["larc-goes"], (96, 112))
     image = render_on(weather, time, axes)
     for name, values, scale in (
         ("ir_brightness_temperature", image.infrared, 0.01), ("visible_reflectance", image.visible, 0.0001),
@@ -265,7 +265,7 @@ def test_codes_are_the_rendered_values(files):
 def test_radar_files_say_what_was_rendered(files):
     for name in ("gridrad-v4.2", "gridrad-v4.1"):
         path, format_ = files[name], FORMATS[name]
-        axes = make_axes(format_, (96, 112))
+        axes = _make_axes(format_, (96, 112))
         weather = Weather(0, density=2.5)
         network = RadarNetwork(weather, *axes, np.array(format_.altitudes))
         volume = render_radar(weather, np.datetime64(format_.start, "s"), network)
@@ -338,7 +338,7 @@ def test_visible_is_dark_where_the_sun_is_down_and_absent_at_night(tmp_path):
 
 
 def test_surface_is_warmer_by_day_than_by_night_over_land():
-    axes = tuple(axis[::8] for axis in make_axes(FORMATS["larc-goes"]))
+    axes = tuple(axis[::8] for axis in _make_axes(FORMATS["larc-goes"]))
     weather = Weather(0, density=0.0)
     day, night = (
         render_on(weather, np.datetime64(t, "s"), axes).infrared
@@ -470,7 +470,7 @@ def test_plants_are_the_same_complex_elsewhere_and_later(tmp_path):
 def test_plant_table_tells_what_is_planted(tmp_path):
     request = {"scenes": 3, "shape": (400, 420), "interval": "6h", "seed": 9}
     table = plant_table(plants=3, **request)
-    axes = make_axes(FORMATS["larc-goes"], (400, 420))
+    axes = _make_axes(FORMATS["larc-goes"], (400, 420))
     for row, path in zip(table, write_scenes(tmp_path, plants=3, **request), strict=True):
         y, x = (
             int(np.abs(axis - row[name]).argmin())

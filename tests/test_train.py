@@ -36,8 +36,8 @@ from gridrad_cube.training import (
     store_level,
     train,
 )
-from gridrad_cube.training.config import FIELDS, make_plan, read_options
-from gridrad_cube.training.data import PatchSource, open_source
+from gridrad_cube.training.config import FIELDS, _read_options, make_plan
+from gridrad_cube.training.data import _PatchSource, open_source
 from gridrad_cube.training.monitors import Monitor
 from gridrad_cube.training.networks import use_bf16
 
@@ -211,7 +211,7 @@ def test_config_prefers_flag_to_file_to_preset_to_default(cube, tmp_path):
 @pytest.mark.parametrize("level", ["256", "2k"])
 @pytest.mark.parametrize("preset", sorted(list_presets()))
 def test_preset_holds_only_what_differs_from_the_defaults(preset, level):
-    options = read_options(list_presets()[preset], level)
+    options = _read_options(list_presets()[preset], level)
     assert options
     plain, mine = Config().to_dict(), Config(**options).to_dict()
     assert [name for name in options if mine[name] == plain[name]] == []
@@ -529,7 +529,7 @@ def test_rejected_patches_never_reach_training(cube, tmp_path):
 
 
 def test_channels_of_one_batch_keep_their_own_gain_and_fill(cube, tmp_path):
-    source = PatchSource(config_for(cube, tmp_path, channels=()))
+    source = _PatchSource(config_for(cube, tmp_path, channels=()))
     gains = {label: spec.gain for label, spec in zip(source.dataset.labels, source.specs, strict=True)}
     rules = source.dataset.normalizations
     assert gains == pytest.approx({IR: 1.0 / rules[IR].std, VISIBLE: 0.02 / rules[VISIBLE].std})
@@ -849,7 +849,7 @@ def test_interrupted_level_2k_goes_on_the_same(grids, tmp_path):
 
 
 def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
-    draw = PatchSource.draw
+    draw = _PatchSource.draw
 
     def spoil(self, batch, index, epoch):
         views = draw(self, batch, index, epoch)
@@ -858,7 +858,7 @@ def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
         self.spoilt = self.dataset.describe(int(index.max()))
         return views
 
-    monkeypatch.setattr(PatchSource, "draw", spoil)
+    monkeypatch.setattr(_PatchSource, "draw", spoil)
     with pytest.raises(
         TrainingError, match=r"step 1: the loss is nan; expected a finite number.*crop \d+, row"
     ) as e:

@@ -21,10 +21,10 @@ from gridrad_cube.schema import Recipe, TileSpec
 from gridrad_cube.store import open_embeddings
 from gridrad_cube.training import Config, load_config, loop, train
 from gridrad_cube.training import probe as probing
-from gridrad_cube.training.data import PatchSource, open_source
+from gridrad_cube.training.data import _PatchSource, open_source
 from gridrad_cube.training.monitors import count_flops, peak_flops
-from gridrad_cube.training.networks import MultiView
-from gridrad_cube.training.probe import Pairs, Scores, draw_pairs, probe_interval, retrieval
+from gridrad_cube.training.networks import _MultiView
+from gridrad_cube.training.probe import Scores, _Pairs, _retrieval, draw_pairs, probe_interval
 
 PROJECT = Path(__file__).resolve().parents[1]
 IR = "ir_brightness_temperature"
@@ -86,7 +86,7 @@ def flops_by_hand(name: str, sizes: dict, head: list[int], shape: tuple[int, int
 
 
 def test_flops_of_the_reference_network_are_those_published():
-    student = MultiView(build("vit_small"), DINOHead(384, 65_536))
+    student = _MultiView(build("vit_small"), DINOHead(384, 65_536))
     large, small = (flops_by_hand("vit_small", {}, [], (edge, edge)) for edge in (224, 96))
     assert large == pytest.approx(9.12e9, rel=0.002)
     assert small == pytest.approx(1.60e9, rel=0.005)
@@ -109,7 +109,7 @@ def test_flops_of_the_reference_network_are_those_published():
     ],
 )
 def test_flops_count_the_student_three_times_and_the_teacher_once(name, sizes, shape, head, widths):
-    student = MultiView(build(name, drop_path_rate=0.1, **sizes), head)
+    student = _MultiView(build(name, drop_path_rate=0.1, **sizes), head)
     before = {key: value.clone() for key, value in student.state_dict().items()}
     small = (shape[0] // 2, shape[1]) if shape[0] > 8 else (2, 2)
     counted = count_flops(student, [shape, shape, small])
@@ -164,14 +164,14 @@ def test_metrics_hold_every_quantity(cube, tmp_path):
 def test_utilisation_is_the_share_of_the_peak(cube, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "peak_flops", lambda device, *, bf16: 1e12)
     train(config_for(cube, tmp_path, steps=2))
-    student = MultiView(build("vit_demo", patch_size=4, image_size=12), DINOHead(192, 64, hidden_dim=32))
+    student = _MultiView(build("vit_demo", patch_size=4, image_size=12), DINOHead(192, 64, hidden_dim=32))
     sample = count_flops(student, [(12, 12)] * 2 + [(8, 8)] * 2)
     for r in metrics_of(tmp_path):
         assert r["mfu"] == pytest.approx(r["images_per_second"] * sample / 1e12)
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(cube, tmp_path, monkeypatch):
-    draw, calls = PatchSource.draw, []
+    draw, calls = _PatchSource.draw, []
 
     def spoil(self, batch, index, epoch):
         views = draw(self, batch, index, epoch)
@@ -180,7 +180,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(cube, tm
             views[0].x[0] = torch.nan
         return views
 
-    monkeypatch.setattr(PatchSource, "draw", spoil)
+    monkeypatch.setattr(_PatchSource, "draw", spoil)
     argv = [w for k, v in (TINY | {"steps": 5, "save_minutes": 1e-9}).items() for w in (f"--{k}", str(v))]
     done = invoke_train("--store", str(cube), "--out", str(tmp_path), *argv)
     assert done.exit_code == 1
@@ -259,10 +259,10 @@ def test_grids_are_paired_with_those_of_other_days_as_rivals(grids):
 # scores
 
 
-def some_pairs(count: int, seed: int = 0) -> Pairs:
+def some_pairs(count: int, seed: int = 0) -> _Pairs:
     rival = np.random.default_rng(seed).random((count, count)) < 0.5
     np.fill_diagonal(rival, False)
-    return Pairs(np.arange(count), np.arange(count, 2 * count), rival, 60)
+    return _Pairs(np.arange(count), np.arange(count, 2 * count), rival, 60)
 
 
 def test_retrieval_is_the_mean_reciprocal_rank():
@@ -277,16 +277,16 @@ def test_retrieval_is_the_mean_reciprocal_rank():
         equal = np.isclose(among, cosine[i], rtol=0, atol=1e-9)
         reciprocal.append(1 / (1 + (among[~equal] > cosine[i]).sum() + equal.sum() / 2))
     assert len(reciprocal) > 20
-    assert retrieval(query, sequel, pairs) == pytest.approx(np.mean(reciprocal))
-    assert retrieval(query, query, pairs) == 1.0
+    assert _retrieval(query, sequel, pairs) == pytest.approx(np.mean(reciprocal))
+    assert _retrieval(query, query, pairs) == 1.0
 
 
 def test_retrieval_by_chance_and_by_features_that_are_all_alike():
     rival = ~np.eye(32, dtype=bool)
-    pairs = Pairs(np.arange(32), np.arange(32), rival, 60)
+    pairs = _Pairs(np.arange(32), np.arange(32), rival, 60)
     draws = torch.randn(200, 2, 32, 16, generator=torch.Generator().manual_seed(0))
-    assert np.mean([retrieval(*d, pairs) for d in draws]) == pytest.approx(pairs.chance, abs=0.01)
-    assert retrieval(torch.ones(32, 4), torch.ones(32, 4), pairs) == pytest.approx(1 / (1 + 31 / 2))
+    assert np.mean([_retrieval(*d, pairs) for d in draws]) == pytest.approx(pairs.chance, abs=0.01)
+    assert _retrieval(torch.ones(32, 4), torch.ones(32, 4), pairs) == pytest.approx(1 / (1 + 31 / 2))
 
 
 def test_retrieval_leaves_out_samples_that_could_not_be_read():
@@ -294,9 +294,11 @@ def test_retrieval_leaves_out_samples_that_could_not_be_read():
     query, sequel = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(0))
     sequel[4] = torch.nan
     without = np.arange(40) != 4
-    rest = Pairs(pairs.query[without], pairs.sequel[without], pairs.rival[np.ix_(without, without)], 60)
+    rest = _Pairs(pairs.query[without], pairs.sequel[without], pairs.rival[np.ix_(without, without)], 60)
     assert (rest.asked == pairs.asked[without]).all()
-    assert retrieval(query, sequel, pairs) == pytest.approx(retrieval(query[without], sequel[without], rest))
+    assert _retrieval(query, sequel, pairs) == pytest.approx(
+        _retrieval(query[without], sequel[without], rest)
+    )
 
 
 def test_best_is_the_highest_score_of_a_trained_network():
@@ -336,7 +338,7 @@ def test_probe_scores_what_embedding_will_give(cube, tmp_path):
     features = vectors[table.crop, table.row, table.col]
     record = metrics_of(tmp_path / "run")[-1]
     assert record["probe_retrieval"] == pytest.approx(
-        retrieval(features[pairs.query], features[pairs.sequel], pairs), rel=1e-3
+        _retrieval(features[pairs.query], features[pairs.sequel], pairs), rel=1e-3
     )
 
 
@@ -348,7 +350,7 @@ def test_probe_finds_its_way_by_the_histogram(cube, tmp_path):
     edges = np.linspace(-3, 3, 33)
     edges[[0, -1]] = -np.inf, np.inf
     shares = np.sqrt([np.histogram(v, edges)[0] / v.numel() for v in values])
-    expected = retrieval(torch.tensor(shares[pairs.query]), torch.tensor(shares[pairs.sequel]), pairs)
+    expected = _retrieval(torch.tensor(shares[pairs.query]), torch.tensor(shares[pairs.sequel]), pairs)
     assert [r["probe_baseline"] for r in metrics_of(tmp_path)] == pytest.approx([expected] * 2, rel=1e-3)
 
 
@@ -359,7 +361,7 @@ def test_probe_of_grids_reports_the_mean_of_their_cells(grids, tmp_path):
     rule = source.dataset.normalization
     vectors = open_embeddings(grids)["embedding"].values[:, 0].astype(np.float64)
     means = torch.tensor(((vectors - rule["mean"]) / rule["std"]).mean((1, 2)))
-    expected = retrieval(means[pairs.query], means[pairs.sequel], pairs)
+    expected = _retrieval(means[pairs.query], means[pairs.sequel], pairs)
     assert expected > 2 * pairs.chance
     assert [r["probe_baseline"] for r in metrics_of(tmp_path)] == pytest.approx([expected] * 3, rel=1e-4)
 
@@ -432,7 +434,7 @@ def test_run_killed_before_its_first_checkpoint_starts_its_metrics_anew(cube, tm
 def test_network_that_is_never_better_than_at_its_start_is_told_so(cube, tmp_path, monkeypatch, caplog):
     scores = iter([0.9, 0.3, 0.4])
     monkeypatch.setattr(
-        probing, "retrieval", lambda query, sequel, pairs: next(scores) if query.shape[1] == 192 else 0.5
+        probing, "_retrieval", lambda query, sequel, pairs: next(scores) if query.shape[1] == 192 else 0.5
     )
     train(config_for(cube, tmp_path, steps=2, probe_steps=1))
     assert "no probe found the network better than at its start" in caplog.text

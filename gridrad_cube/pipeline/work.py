@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 
 #: Files a worker may have waiting, so that the graph stays small however many there are.
-SUBMITTED_PER_WORKER = 4
+_SUBMITTED_PER_WORKER = 4
 #: Errors of the program, not of a file.
 _PROGRAM = (
     AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError,
@@ -330,7 +330,7 @@ def _run_dask(
             numbers[future] = i
             pool.add(future)
 
-    submit(workers * SUBMITTED_PER_WORKER)
+    submit(workers * _SUBMITTED_PER_WORKER)
     for future in pool:
         i = numbers.pop(future)
         error = future.exception()  # of Dask itself: a task that killed several workers

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 #: Behind a field: in none of the color maps, so plainly "nothing was observed here".
-NOT_OBSERVED = "#c3d4e3"
+_NOT_OBSERVED = "#c3d4e3"
 #: Observed, and no echo there.
 _NO_ECHO = "#f4f4f4"
 #: Observed; an echo stood there that quality control removed.
@@ -265,7 +265,7 @@ def draw_field(
     whole = bool(np.isfinite(values[inside]).all())
     values = values[::step, ::step]
     states = _states(values, channel.packing)
-    looks = {"not observed": NOT_OBSERVED, "observed, no echo": _NO_ECHO, "echo removed by QC": _REMOVED}
+    looks = {"not observed": _NOT_OBSERVED, "observed, no echo": _NO_ECHO, "echo removed by QC": _REMOVED}
     axes.imshow(
         states, cmap=ListedColormap(list(looks.values())), vmin=0, vmax=2, extent=extent, interpolation="nearest"
     )  # fmt: skip

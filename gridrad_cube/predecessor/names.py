@@ -26,10 +26,10 @@ import numpy as np
 from gridrad_cube.readers import parse_stamp
 from gridrad_cube.schema import TIME_FILL, SchemaError
 
-Kind = Literal["npz", "scene", "crops", "patches", "crop", "slices"]
+_Kind = Literal["npz", "scene", "crops", "patches", "crop", "slices"]
 
 #: Which copy of the pixels a kind of file belongs to.
-_COPY: dict[Kind, str] = {
+_COPY: dict[_Kind, str] = {
     "npz": "", "scene": "BASE_crop_C.pt and BASE_patch_I_J_C.pt", "crops": "crops_K.pt and crop_K_N.pt",
     "crop": "crops_K.pt and crop_K_N.pt", "patches": "patches_K.pt and patch_K_N.pt",
     "slices": "patches_K.pt and patch_K_N.pt",
@@ -49,7 +49,7 @@ class OldSource:
 
     name: str
     path: str
-    kind: Kind
+    kind: _Kind
     bytes: int
     mtime_ns: int
     cells: tuple[int, int] = (0, 0)
@@ -89,7 +89,7 @@ def find_files(
     Files, and folders to search; the suffix is ``".npz"`` or ``".pt"``. Refuses two that hold the same pixels.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    groups: dict[tuple[str, Path, Kind], list[tuple[Path, tuple[int, int]]]] = {}
+    groups: dict[tuple[str, Path, _Kind], list[tuple[Path, tuple[int, int]]]] = {}
     unknown = None
     for path, root in _walk(roots, suffix):
         found = _parse(path)
@@ -123,7 +123,7 @@ def _walk(roots: Iterable[str | os.PathLike[str]], suffix: str) -> Iterator[tupl
             raise FileNotFoundError(f"{root}: no such file or folder")
 
 
-def _parse(path: Path) -> tuple[Kind, Path, str, tuple[int, int]] | None:
+def _parse(path: Path) -> tuple[_Kind, Path, str, tuple[int, int]] | None:
     """Kind, file or folder, name and cells of the source that a file belongs to; None for other names."""
     if path.suffix == ".npz":
         return "npz", path, path.name, (0, 0)
@@ -141,7 +141,7 @@ def _parse(path: Path) -> tuple[Kind, Path, str, tuple[int, int]] | None:
     return None
 
 
-def _source(name: str, folder: Path, kind: Kind, files: Sequence[tuple[Path, tuple[int, int]]]) -> OldSource:
+def _source(name: str, folder: Path, kind: _Kind, files: Sequence[tuple[Path, tuple[int, int]]]) -> OldSource:
     parents = {path.parent for path, _ in files}
     if kind == "scene" and len(parents) == 1:  # crops or patches alone, whatever lies beside them
         folder = parents.pop()

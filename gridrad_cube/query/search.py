@@ -53,9 +53,9 @@ _EXCLUDE = ("6h", "200km")
 _CROP_PAIRS, _SAMPLES_EACH = 64, 32
 
 #: Seconds since 1970, latitude, longitude.
-Place = tuple[float, float, float]
+_Place = tuple[float, float, float]
 #: Seconds and kilometers within which two samples are neighbors.
-Rule = tuple[float, float]
+_Rule = tuple[float, float]
 
 
 def search(
@@ -272,7 +272,7 @@ class Query:
     """A query as a vector; where and when it is, and which sample (an index of one), where it is one."""
 
     vector: np.ndarray
-    place: Place | None = None
+    place: _Place | None = None
     sample: Index | None = None
     examples: tuple[Query, ...] = ()  # what the vector was made from
     negatives: int = 0  # how many of the examples, the last ones, are what is not looked for
@@ -390,7 +390,7 @@ def _with_vector(dataset: xr.Dataset, index: Index, channel: Any) -> Query:
     return Query(vector, _place_of(dataset, index), index)
 
 
-def _place_of(dataset: xr.Dataset, index: Index) -> Place:
+def _place_of(dataset: xr.Dataset, index: Index) -> _Place:
     seconds, latitude, longitude = (float(values[0]) for values in places_of(dataset, index))
     return seconds, latitude, longitude
 
@@ -447,7 +447,7 @@ def _ranked(
     k: int,
     mask: np.ndarray,
     drops: Sequence[np.ndarray],
-    apart: Rule | None,
+    apart: _Rule | None,
     metric: Metric,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scores (query, rank) of the best k samples under a mask, none near another if ``apart`` is given."""
@@ -485,7 +485,7 @@ def _ranked(
     return out_rows[:, :longest], out_scores[:, :longest]
 
 
-def _excluded(dataset: xr.Dataset, asked: Query, rule: Rule | None) -> npt.NDArray[np.int64]:
+def _excluded(dataset: xr.Dataset, asked: Query, rule: _Rule | None) -> npt.NDArray[np.int64]:
     """Rows of samples that are the query, one of its examples, or a neighbor of one; ascending."""
     dims = sample_dims(dataset)
     shape = tuple(dataset.sizes[d] for d in dims)
@@ -498,7 +498,7 @@ def _excluded(dataset: xr.Dataset, asked: Query, rule: Rule | None) -> npt.NDArr
     return np.unique(np.concatenate(out))
 
 
-def _neighbors(dataset: xr.Dataset, place: Place, rule: Rule) -> npt.NDArray[np.int64]:
+def _neighbors(dataset: xr.Dataset, place: _Place, rule: _Rule) -> npt.NDArray[np.int64]:
     """Rows of samples that lie within both a time and a distance of a place, ascending."""
     seconds, km = rule
     if km < np.inf and np.isnan(place[1]):
@@ -546,7 +546,7 @@ def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
 
 
 def _random_pairs(
-    dataset: xr.Dataset, mask: np.ndarray, metric: Metric, apart: Rule | None, seed: int
+    dataset: xr.Dataset, mask: np.ndarray, metric: Metric, apart: _Rule | None, seed: int
 ) -> npt.NDArray[np.float32]:
     """Scores of random pairs of samples of the same hour (UTC) and channel, from different crops, ascending.
 

@@ -26,10 +26,10 @@ from gridrad_cube.schema import SchemaError
 #: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
 MAX_VARIABLE_BYTES = 4 * 2**30
 #: More objects than this in one HDF5 file is no gridded product.
-MAX_HDF5_OBJECTS = 10_000
+_MAX_HDF5_OBJECTS = 10_000
 #: The one lock of this process around HDF5 and netCDF-C, which are not thread-safe; xarray's own engines
 #: take the same one.
-LOCK = combine_locks([NETCDFC_LOCK, HDF5_LOCK])
+_LOCK = combine_locks([NETCDFC_LOCK, HDF5_LOCK])
 
 #: Variables of fewer bytes are read faster by the library.
 _LARGE_BYTES = 2**18
@@ -229,7 +229,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
 
     name = os.fspath(path)
     is_hdf5 = _check_bytes(name)
-    with LOCK, _open_hdf5(name) if is_hdf5 else nullcontext() as file:
+    with _LOCK, _open_hdf5(name) if is_hdf5 else nullcontext() as file:
         try:
             dataset = netCDF4.Dataset(os.path.abspath(name), "r")
             dataset.set_auto_maskandscale(False)
@@ -289,8 +289,8 @@ def _open_hdf5(path: str) -> Iterator[Any]:
 
     def check_link(name: str, link: Any) -> str | None:  # an error may not be raised here
         links.add(name)
-        if len(links) > MAX_HDF5_OBJECTS:
-            return f"more than {MAX_HDF5_OBJECTS} objects in one file"
+        if len(links) > _MAX_HDF5_OBJECTS:
+            return f"more than {_MAX_HDF5_OBJECTS} objects in one file"
         is_outside = isinstance(link, h5py.ExternalLink)
         return f"/{name} is a link to another file, {link.filename!r}" if is_outside else None
 

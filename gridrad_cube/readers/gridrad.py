@@ -122,7 +122,7 @@ def describe(source: Source, request: Request) -> Header:
             ("the file name", parse_stamp(source.name), 60),
         ],
     )
-    moments = moments_of(source)
+    moments = _moments_of(source)
     _check_shapes(source, tuple(source.variables[name].shape[0] for name in _DIMS), moments.values())
     available = dict.fromkeys(moments, True)
     if "reflectivity" in available:
@@ -153,7 +153,7 @@ def describe(source: Source, request: Request) -> Header:
     )
 
 
-def moments_of(source: Source) -> dict[str, str]:
+def _moments_of(source: Source) -> dict[str, str]:
     """Variables of a file by the channel that they are."""
     known = _SPARSE_NAMES if _is_sparse(source) else _DENSE_NAMES
     return {channel: name for channel, name in known.items() if name in source.variables}
@@ -232,7 +232,7 @@ def _read_volume(
     The order of ``index`` in the file does not matter; repeated bins, and bins off the grid, are refused. Dense files
     (4.1) are gathered: their finite values are the listed bins, and they count no looks.
     """
-    moments = moments_of(source)
+    moments = _moments_of(source)
     if for_cleaning:
         every = dict.fromkeys((*names, "reflectivity", "correlation_coefficient"))
         names = [name for name in every if name in moments]

@@ -33,10 +33,10 @@ from gridrad_cube.schema import (
 )
 from gridrad_cube.selection import DERIVED, find_altitudes, parse_label
 
-Float = npt.NDArray[np.float64]
+_Float = npt.NDArray[np.float64]
 #: How far a cloud seems to stand from where it is. Positions are those of the source's grid, so where a satellite
 #: file has the correction, it is read unasked.
-PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")
+_PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")
 #: Positions that agree to this many degrees (a tenth of a meter) are the same grid.
 _GRID_ID_RESOLUTION = 1e-6
 #: Latest year that is a time and not a misread number.
@@ -120,10 +120,10 @@ class Header:
     format: str
     product: str
     time: np.datetime64
-    latitude: Float = field(repr=False)
-    longitude: Float = field(repr=False)
+    latitude: _Float = field(repr=False)
+    longitude: _Float = field(repr=False)
     fields: Mapping[str, Field] = field(repr=False)
-    altitude_km: Float = field(default_factory=lambda: np.zeros(0), repr=False)
+    altitude_km: _Float = field(default_factory=lambda: np.zeros(0), repr=False)
     levels: tuple[int, ...] = ()
     further: tuple[str, ...] = ()
     satellite_longitude: float | None = None
@@ -197,7 +197,7 @@ def make_header(
     available: Mapping[str, bool],
     field_of: Callable[[str], Field],
     default: Sequence[str],
-    altitude_km: Float = np.zeros(0),  # noqa: B008
+    altitude_km: _Float = np.zeros(0),  # noqa: B008
     vertical: str | None = None,
     listed: str | None = None,
     lattice: tuple[int, ...] = (),
@@ -238,10 +238,10 @@ def make_header(
     unknown = sorted(name for name in others if name not in taken and not _name_problem(name, (name,)))
     positions = []
     for name in axes:
-        values, units = read_numbers(source, name), source.variables[name].text("units").lower()
+        values, units = _read_numbers(source, name), source.variables[name].text("units").lower()
         values = np.rad2deg(values) if units in ("radian", "radians", "rad") else values
         positions.append(values if values.ndim == 1 else np.squeeze(values))
-    latitude, longitude = make_grid(*positions, where=source.path, lattice=lattice, tolerance=tolerance)
+    latitude, longitude = _make_grid(*positions, where=source.path, lattice=lattice, tolerance=tolerance)
     return Header(
         path=source.path,
         latitude=latitude,
@@ -255,7 +255,7 @@ def make_header(
 
 
 def _select(
-    request: Request, available: Mapping[str, bool], known: Float, default: Sequence[str], source: Source
+    request: Request, available: Mapping[str, bool], known: _Float, default: Sequence[str], source: Source
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Channels of a scene in order, and the positions of its altitudes among the known ones."""
     levels: dict[str, set[int]] = {}
@@ -282,7 +282,7 @@ def _select(
             f"which {sorted(available)} are channels. Pass channels=... of those, or "
             "variables=((channel, variable, units),)."
         )
-    levels |= {name: set() for name in PARALLAX if name in available and name not in levels}
+    levels |= {name: set() for name in _PARALLAX if name in available and name not in levels}
     lists = {frozenset(found) for found in levels.values() if found}
     if len(lists) > 1:
         raise SchemaError(
@@ -314,7 +314,7 @@ def _name_problem(name: str, others: Sequence[str]) -> str:
 # --- positions
 
 
-def read_numbers(source: Source, name: str) -> Float:
+def _read_numbers(source: Source, name: str) -> _Float:
     """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
     variable, raw = source.variables[name], source.read(name)
     values = raw.astype(np.float64)
@@ -324,7 +324,7 @@ def read_numbers(source: Source, name: str) -> Float:
     return values * scale + offset
 
 
-def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> Float:
+def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> _Float:
     """An altitude axis in km, as irregular as it is; float32 noise is rounded off at a millimeter.
 
     ``units`` are those of an axis that names none. An axis of other units, or that is not strictly monotone
@@ -340,9 +340,9 @@ def read_altitudes(source: Source, name: str, *, ascending: bool = False, units:
     return values
 
 
-def make_grid(
-    latitude: Float, longitude: Float, *, where: str, lattice: tuple[int, ...] = (), tolerance: float = 0.0
-) -> tuple[Float, Float]:
+def _make_grid(
+    latitude: _Float, longitude: _Float, *, where: str, lattice: tuple[int, ...] = (), tolerance: float = 0.0
+) -> tuple[_Float, _Float]:
     """Check axes and normalize them: longitudes wrapped, 1-D axes on their lattice where they lie on one.
 
     2-D arrays may hold NaN (off the Earth) and are kept as they are, but for the wrapping. An axis that is not strictly
@@ -376,7 +376,7 @@ def make_grid(
     return latitude, np.where(inside, longitude, wrap_longitude(longitude))
 
 
-def _first_turn(axis: Float) -> str:
+def _first_turn(axis: _Float) -> str:
     """Where an axis is no longer finite and strictly monotone, for a message; empty where it is throughout."""
     steps = np.sign(np.diff(axis))
     bad = ~np.isfinite(axis)
@@ -387,7 +387,7 @@ def _first_turn(axis: Float) -> str:
     return f"value {first} is {axis[first]}" + (f", after {axis[first - 1]}" if first else "")
 
 
-def _clean(axis: Float, lattice: tuple[int, ...], tolerance: float) -> Float:
+def _clean(axis: _Float, lattice: tuple[int, ...], tolerance: float) -> _Float:
     """An axis on the first lattice that it lies on; else evenly spaced where that moves no pixel too far."""
     for steps in lattice:
         whole = np.rint(axis * steps)
@@ -441,7 +441,7 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
         raise SchemaError(
             f"{where}: units {units!r}; expected such as 'seconds since 1970-01-01 00:00:00'"
         ) from error
-    values = read_numbers(source, name).ravel()
+    values = _read_numbers(source, name).ravel()
     # Whole seconds: a day number as float64 is good to a microsecond and decodes a little off the second.
     seconds = np.rint(values * ((one - zero) / np.timedelta64(1, "s")))
     last = (np.datetime64(f"{_LAST_YEAR}-01-01", "s") - zero) / np.timedelta64(1, "s")

@@ -36,14 +36,14 @@ from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store.layout import STATUS, CubeLayout, encode
 
-BUILD = "_build"
+_BUILD = "_build"
 #: Version of plan and log. A store of another one can be read, and neither continued nor verified.
 _BUILD_FORMAT = 2
 #: Lines of a file of the plan at most.
 _ENTRIES_A_SEGMENT = 50_000
 #: In the hash of a store's state, the status of a source without a record.
 _UNKNOWN = 255
-_LOG = f"{BUILD}/log"
+_LOG = f"{_BUILD}/log"
 #: On object stores records are put together: so many at most, and so many seconds' worth, one object each time.
 _RECORDS_AN_OBJECT = 64
 _SECONDS_AN_OBJECT = 5.0
@@ -258,7 +258,7 @@ def write_crop(
 
 def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndarray) -> None:
     """Keep the pixel axes of a source grid, once for each distinct grid."""
-    key = f"{BUILD}/grids/{grid}.npz"
+    key = f"{_BUILD}/grids/{grid}.npz"
     if not files.exists(key):
         buffer = io.BytesIO()
         np.savez_compressed(buffer, latitude=latitude, longitude=longitude)
@@ -267,7 +267,7 @@ def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndar
 
 def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude axes of a source grid, 1-D or 2-D, degrees."""
-    with np.load(io.BytesIO(files.read(f"{BUILD}/grids/{grid}.npz")), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(files.read(f"{_BUILD}/grids/{grid}.npz")), allow_pickle=False) as arrays:
         return arrays["latitude"], arrays["longitude"]
 
 
@@ -335,8 +335,8 @@ class Build:
         return sum(map(self.is_written, range(len(self.entries))))
 
     def _read_plan(self) -> None:
-        for name in self.files.names(f"{BUILD}/plan"):
-            lines = self.files.read(f"{BUILD}/plan/{name}").decode().splitlines()
+        for name in self.files.names(f"{_BUILD}/plan"):
+            lines = self.files.read(f"{_BUILD}/plan/{name}").decode().splitlines()
             head = json.loads(lines[0])
             if head["format"] != _BUILD_FORMAT:
                 raise SchemaError(
@@ -389,7 +389,7 @@ class Build:
             segment = entries[start : start + _ENTRIES_A_SEGMENT]
             first = dict(head) | {"format": _BUILD_FORMAT}
             lines = [json.dumps(first), *(json.dumps(dataclasses.asdict(e)) for e in segment)]
-            self.files.write(f"{BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
+            self.files.write(f"{_BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
             self._segments += 1
             self._add(segment)
             head = {}
@@ -435,9 +435,9 @@ class Build:
             If somebody else writes to this store (names host and process, and since when), or something else lies
             there.
         """
-        if not self.is_planned and self.files.names() and not self.files.exists(BUILD):
+        if not self.is_planned and self.files.names() and not self.files.exists(_BUILD):
             raise SchemaError(f"{self.files.root}: there is something here that is no cube; give a new path")
-        key = f"{BUILD}/lease.json"
+        key = f"{_BUILD}/lease.json"
         mine = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -467,7 +467,7 @@ class Build:
             return  # ours: the answer to the first put was lost, and the put repeated
         of_this_host = self.files.local and other.get("host") == socket.gethostname()
         if of_this_host and not _alive(int(other.get("pid", -1))):
-            aside = self.files.path(f"{BUILD}/.lease-{secrets.token_hex(4)}.partial")
+            aside = self.files.path(f"{_BUILD}/.lease-{secrets.token_hex(4)}.partial")
             # A rename succeeds for one process alone; the other finds nothing, or a lease that lives.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.files.path(key), aside)

@@ -45,7 +45,7 @@ _REMOTE_THREADS = 16
 #: Chunks that a thread takes at a time, at most: so many that it seldom asks, so few that all threads stay busy.
 _TOGETHER = 16
 #: What `ShardReader.read` says of a chunk that is not there; anything else says why it cannot be read.
-MISSING = "missing"
+_MISSING = "missing"
 #: Offset and length, in an index, of a chunk that a shard does not have.
 _ABSENT = 2**64 - 1
 #: Bytes of a CRC-32C, which follows the bytes that it belongs to.
@@ -63,7 +63,7 @@ def damage_error(
 ) -> MissingChunkError:
     """The error of a chunk that `ShardReader` could not give, by name."""
     where = ", ".join(f"{name} {number}" for name, number in place.items())
-    what = "is missing" if reason == MISSING else f"cannot be read ({reason})"
+    what = "is missing" if reason == _MISSING else f"cannot be read ({reason})"
     return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
 
 
@@ -422,7 +422,7 @@ class ShardReader:
 
     def _read_unit(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
-        if any(what != MISSING for what in failures.values()):
+        if any(what != _MISSING for what in failures.values()):
             # Rewritten in place while it was read, perhaps: once more with a new index.
             self._indexes.pop(unit.shard, None)
             _OPEN.pop((self._owner, unit.shard), None)
@@ -434,7 +434,7 @@ class ShardReader:
             source = self._source(unit.shard)
             return self._read_chunks(unit, self._index(unit.shard, source), source, out, targets)
         except FileNotFoundError:
-            return dict.fromkeys(unit.places.tolist(), MISSING)
+            return dict.fromkeys(unit.places.tolist(), _MISSING)
         except _DamagedShard as error:
             return dict.fromkeys(unit.places.tolist(), str(error))
         except OSError as error:
@@ -463,7 +463,7 @@ class ShardReader:
         failures, wanted, places = dict[int, str](), [], []
         for (offset, size), place in zip(index[unit.chunks].tolist(), unit.places.tolist(), strict=True):
             if offset == size == _ABSENT:
-                failures[place] = MISSING
+                failures[place] = _MISSING
             else:
                 wanted.append((offset, size))
                 places.append(place)

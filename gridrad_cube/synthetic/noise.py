@@ -139,7 +139,7 @@ def _spline(position: Float) -> tuple[npt.NDArray[np.int64], Float]:
     return base[:, None] + np.arange(-1, 3), weights
 
 
-class Textures(NamedTuple):
+class _Textures(NamedTuple):
     """Noise at the scale of pixels."""
 
     cumulus: Float32
@@ -149,10 +149,10 @@ class Textures(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def draw_textures(seed: int, angle: float) -> Textures:
+def draw_textures(seed: int, angle: float) -> _Textures:
     """Draw the tiles of a seed; ``angle`` is the direction of the cirrus streaks, radians from east to north."""
     rng = np.random.default_rng([seed, 13])
-    return Textures(
+    return _Textures(
         cumulus=spectral_tile([seed, 10], (640, 640), slope=2.2, longest=70, shortest=3.0),
         rough=spectral_tile([seed, 11], (768, 768), slope=3.0, longest=110, shortest=2.0),
         streaks=spectral_tile(

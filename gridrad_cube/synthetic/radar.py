@@ -26,7 +26,7 @@ _SITE_SPACING = 2.4
 _WEAKEST_DBZ = -5.0
 
 
-class Site(NamedTuple):
+class _Site(NamedTuple):
     """A radar: four letters and its position in degrees."""
 
     name: str
@@ -34,7 +34,7 @@ class Site(NamedTuple):
     longitude: float
 
 
-def place_sites(weather: Weather, latitude: Float, longitude: Float) -> list[Site]:
+def _place_sites(weather: Weather, latitude: Float, longitude: Float) -> list[_Site]:
     """List the radars that reach into a grid; they stand on land."""
     reach = _RANGE_KM / KM_PER_DEGREE + _SITE_SPACING
     nodes = (
@@ -48,7 +48,7 @@ def place_sites(weather: Weather, latitude: Float, longitude: Float) -> list[Sit
         # No radar on the sea, nor at some nodes: the gaps of coverage.
         if weather.land.points(0.0, y, x)[0] > -0.3 and rng.random() < 0.92:
             letters = "".join(chr(65 + number % 26) for number in (i, j // 26, j))
-            out.append(Site(f"K{letters}", float(y), float(x)))
+            out.append(_Site(f"K{letters}", float(y), float(x)))
     return out
 
 
@@ -67,7 +67,7 @@ class RadarNetwork:
 
     def __init__(self, weather: Weather, latitude: Float, longitude: Float, altitude_km: Float) -> None:
         self.latitude, self.longitude, self.altitude_km = latitude, longitude, altitude_km
-        self.sites = place_sites(weather, latitude, longitude)
+        self.sites = _place_sites(weather, latitude, longitude)
         looks, weights = _beam_tables(altitude_km)
         #: Number of sweeps that looked at each bin, and the sum of their weights exp(-r^2 / L^2), L = 150 km.
         self.observations = np.zeros((altitude_km.size, latitude.size, longitude.size), np.int8)
@@ -77,7 +77,7 @@ class RadarNetwork:
                 self.observations[level, *window] += looks[level].take(distance)
                 self.weights[level, *window] += weights[level].take(distance)
 
-    def footprints(self) -> Iterator[tuple[Site, tuple[slice, slice], npt.NDArray[np.int32]]]:
+    def footprints(self) -> Iterator[tuple[_Site, tuple[slice, slice], npt.NDArray[np.int32]]]:
         """Yield the radars that see the grid, with their rows and columns, and whole km of distance in these.
 
         The distance is at most one km beyond the reach.

@@ -32,7 +32,7 @@ _ORIGIN = "gridrad-cube synthesize: synthetic weather, not an observation"
 _ALTITUDES_V4 = tuple(float(z) for z in (*np.arange(1, 15) * 0.5, *range(8, 23)))
 
 
-class Format(NamedTuple):
+class _Format(NamedTuple):
     """A file format: its lattice, its full grid, and the names of its files.
 
     ``per_degree`` is the number of pixels per degree; points are at the centers of pixels where ``centered``.
@@ -57,13 +57,13 @@ class Format(NamedTuple):
 FORMATS = {
     f.name: f
     for f in (
-        Format("larc-goes", 56, True, 18.0, -123.0, (2240, 2856), (), "2021-07-05T17:50", "10min",
+        _Format("larc-goes", 56, True, 18.0, -123.0, (2240, 2856), (), "2021-07-05T17:50", "10min",
                "%Y%m", "NASALARC_GOES16_CONVECTION_DETECTION_%Y%m%d_%H%M.nc"),
-        Format("gridrad-v4.2", 48, True, 27.5, -92.5, (792, 792), _ALTITUDES_V4, "2011-04-27T20:00", "5min",
+        _Format("gridrad-v4.2", 48, True, 27.5, -92.5, (792, 792), _ALTITUDES_V4, "2011-04-27T20:00", "5min",
                "volumes/%Y/%Y%m%d", "nexrad_3d_v4_2_%Y%m%dT%H%M%SZ.nc"),
-        Format("gridrad-v3.1", 50, False, 25.0, -115.0, (1201, 2301), tuple(map(float, range(1, 25))),
+        _Format("gridrad-v3.1", 50, False, 25.0, -115.0, (1201, 2301), tuple(map(float, range(1, 25))),
                "2011-04-27T12:00", "1h", "%Y%m", "nexrad_3d_v3_1_%Y%m%dT%H%M%SZ.nc"),
-        Format("gridrad-v4.1", 48, True, 30.0, -98.0, (528, 672), _ALTITUDES_V4, "2017-03-28T12:10", "5min",
+        _Format("gridrad-v4.1", 48, True, 30.0, -98.0, (528, 672), _ALTITUDES_V4, "2017-03-28T12:10", "5min",
                "%Y/%Y%m%d", "nexrad_3d_4_1_%Y%m%dT%H%M%SZ.nc"),
     )
 }  # fmt: skip
@@ -152,7 +152,7 @@ def plant_table(seed: int = 0, *, plants: int = 20, **request: Any) -> np.ndarra
     return _plan(**request, seed=seed, plants=plants).weather.plants
 
 
-def make_axes(format: Format, shape: tuple[int, int] | None = None) -> tuple[Float, Float]:
+def _make_axes(format: _Format, shape: tuple[int, int] | None = None) -> tuple[Float, Float]:
     """Make latitude and longitude in [-180, 180) of a grid of ``shape`` in the middle of the full one."""
     shape = format.shape if shape is None else (int(shape[0]), int(shape[1]))
     if min(shape) < 2:
@@ -168,7 +168,7 @@ def make_axes(format: Format, shape: tuple[int, int] | None = None) -> tuple[Flo
 
 
 class _Plan(NamedTuple):
-    format: Format
+    format: _Format
     axes: tuple[Float, Float]
     times: list[np.datetime64]
     weather: Weather
@@ -184,7 +184,7 @@ def _plan(
     if scenes < 1:
         raise SchemaError(f"scenes: got {scenes}; expected 1 or more")
     spec = _CONUS if format == _CONUS.name and shape == _CONUS.shape else FORMATS[format]
-    axes = make_axes(spec, shape)
+    axes = _make_axes(spec, shape)
     step = np.timedelta64(round(as_seconds(spec.interval if interval is None else interval)), "s")
     begin = np.datetime64(spec.start if start is None else start).astype("M8[s]")
     if step <= np.timedelta64(0, "s"):

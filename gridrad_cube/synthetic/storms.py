@@ -38,7 +38,7 @@ _PLANT_CORES = np.array([
 ])  # fmt: skip
 
 
-class Blobs(NamedTuple):
+class _Blobs(NamedTuple):
     """Round Gaussians: centers and radii in km, weights. Arrays of one length."""
 
     x: Float
@@ -46,9 +46,9 @@ class Blobs(NamedTuple):
     radius: Float
     weight: Float
 
-    def kept(self, threshold: float) -> Blobs:
+    def kept(self, threshold: float) -> _Blobs:
         """Select those whose weight exceeds a threshold."""
-        return Blobs(*(values[self.weight > threshold] for values in self))
+        return _Blobs(*(values[self.weight > threshold] for values in self))
 
     def bounds(self, level: float) -> tuple[float, float, float, float]:
         """West, east, south and north ends in km of where the sum may exceed ``level``; empty without blobs."""
@@ -68,7 +68,7 @@ class Blobs(NamedTuple):
         return along.astype(np.float32).T @ gauss(x, self.x).astype(np.float32)
 
 
-class Pulses(NamedTuple):
+class _Pulses(NamedTuple):
     """Updrafts: birth and life in minutes, position and radius in km, strength about 1, reach of the anvil in km."""
 
     birth: Float
@@ -127,7 +127,7 @@ class Storm:
     trail: tuple[float, float]
     top: float
     stretch: float
-    pulses: Pulses
+    pulses: _Pulses
     texture: tuple[int, int]
     mirrored: bool = False
 
@@ -162,20 +162,20 @@ class Storm:
         """Temperature of the anvil, K: it sinks and warms as the storm dies."""
         return self.top + 14.0 * (1.0 - self._vigor(self.age(seconds)) ** 0.5)
 
-    def cores(self, seconds: float) -> Blobs:
+    def cores(self, seconds: float) -> _Blobs:
         """Active updrafts; their weight is the strength times the phase of the pulse."""
         p, age = self.pulses, self.age(seconds)
         part = np.clip((age - p.birth) / p.life, 0.0, 1.0)
         weight = p.strength * np.sin(math.pi * part) ** 2 * self._vigor(age)
-        return Blobs(p.x, p.y, p.radius, weight).kept(0.02)
+        return _Blobs(p.x, p.y, p.radius, weight).kept(0.02)
 
-    def overshoots(self, seconds: float) -> Blobs:
+    def overshoots(self, seconds: float) -> _Blobs:
         """Tops that rise above the anvil; their weight is how much colder they are, K."""
         cores = self.cores(seconds)
         depth = np.clip(30.0 * (cores.weight - 0.68), 0.0, 14.0)
         return cores._replace(radius=np.clip(0.8 * cores.radius, 3.5, 7.0), weight=depth).kept(1.0)
 
-    def anvil(self, seconds: float) -> Blobs:
+    def anvil(self, seconds: float) -> _Blobs:
         """Cloud of all pulses so far, spread and carried downwind; the weight is optical depth."""
         p, age = self.pulses, self.age(seconds)
         old = np.maximum(age - p.birth, 0.0)
@@ -183,15 +183,15 @@ class Storm:
         radius = p.anvil * (0.45 + 0.75 * np.sqrt(old / 60.0))
         drift = np.maximum(old - 15.0, 0.0)
         x, y = p.x + self.shear[0] * drift, p.y + self.shear[1] * drift
-        return Blobs(x, y, radius, 1.6 * mass * self._vigor(age)).kept(0.01)
+        return _Blobs(x, y, radius, 1.6 * mass * self._vigor(age)).kept(0.01)
 
-    def stratiform(self, seconds: float) -> Blobs:
+    def stratiform(self, seconds: float) -> _Blobs:
         """Rain of pulses past their peak, behind the storm."""
         p, age = self.pulses, self.age(seconds)
         old = np.maximum(age - p.birth, 0.0)
         mass = p.strength * _smoothstep((old - 20.0) / 40.0) * np.exp(-np.maximum(old - 80.0, 0.0) / 60.0)
         x, y = p.x + self.trail[0] * old, p.y + self.trail[1] * old
-        return Blobs(x, y, 0.45 * p.anvil + 0.10 * old, mass * self._vigor(age)).kept(0.02)
+        return _Blobs(x, y, 0.45 * p.anvil + 0.10 * old, mass * self._vigor(age)).kept(0.02)
 
     def _vigor(self, age: float) -> float:
         # Squared: an anvil is opaque at a fraction of its depth, and would otherwise vanish at once at the end.
@@ -237,7 +237,7 @@ def draw_storm(
 
 def _draw_pulses(
     rng: np.random.Generator, kind: Kind, life: float, heading: tuple[float, float], strength: float
-) -> Pulses:
+) -> _Pulses:
     n = max(1, int(rng.poisson(kind.pulses_per_hour * 0.62 * life / 60.0)))
     birth = np.sort(rng.uniform(0.0, 0.62 * life, n))
     birth[0] = 0.0
@@ -253,7 +253,7 @@ def _draw_pulses(
         along, across = along_km * rng.standard_normal(n) * grown, across_km * rng.standard_normal(n) * grown
         angle = rng.uniform(0.0, math.pi)
         axis = (math.cos(angle), math.sin(angle))
-    return Pulses(
+    return _Pulses(
         birth=birth,
         life=rng.uniform(32.0, 65.0, n),
         x=along * axis[0] + across * axis[1],
@@ -382,7 +382,7 @@ def _plant_storm(seed: int, number: int, plant: np.void) -> Storm:
     jitter = 12.0 * noise * other.standard_normal((2, x.size, 1))
     strength = cores[:, None] * np.exp(0.4 * noise * other.standard_normal((x.size, 1)))
     flip = -1.0 if plant["mirrored"] else 1.0
-    pulses = Pulses(
+    pulses = _Pulses(
         birth=(births + lag).ravel(), life=np.full(x.size * births.size, 60.0),
         x=flip * np.broadcast_to(x[:, None] + jitter[0], shape).ravel(),
         y=np.broadcast_to(y[:, None] + jitter[1], shape).ravel(),

@@ -357,7 +357,7 @@ def list_presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
+def _read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
     """Options in a TOML file: its top level, then its table ``[level.256]`` or ``[level.2k]``."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -420,7 +420,9 @@ def load_config(
     """
     options = _canonical(options, "options")
     if level is None:
-        store = options.get("store") or (read_options(file, "256").get("store") if file is not None else None)
+        store = options.get("store") or (
+            _read_options(file, "256").get("store") if file is not None else None
+        )
         if not store:
             raise SchemaError(
                 "--store: missing. Pass the cube of patches or the embedding store to learn from."
@@ -434,7 +436,7 @@ def load_config(
         files.insert(0, known[preset])
     values: dict[str, Any] = {}
     for path in files:
-        values |= read_options(path, level)
+        values |= _read_options(path, level)
     return Config(**values | options)
 
 

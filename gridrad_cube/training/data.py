@@ -59,16 +59,16 @@ def store_state(store: str) -> dict[str, Any]:
     return {"path": store, "identity": str(identity)} | ({"checkpoint": made_by} if made_by else {})
 
 
-def open_source(config: Config, normalization: Mapping[str, Any] | None = None) -> Source:
+def open_source(config: Config, normalization: Mapping[str, Any] | None = None) -> _Source:
     """Open the store of a configuration for the level that it trains.
 
     ``normalization`` is that of the checkpoint from which a run resumes; worked out from the store if None.
     """
-    kind = PatchSource if store_level(config.store) == "256" else GridSource
+    kind = _PatchSource if store_level(config.store) == "256" else _GridSource
     return kind(config, normalization)
 
 
-class Source(ABC):
+class _Source(ABC):
     """Samples of one store, and how their views are drawn.
 
     ``dataset`` has the samples, ``loaded`` is what the loader reads: the same, or pairs in time. ``network`` has the
@@ -157,7 +157,7 @@ def _selection(config: Config) -> dict[str, Any]:
     return {"channels": config.channels or None, "reject": config.reject, "time": time}
 
 
-class PatchSource(Source):
+class _PatchSource(_Source):
     """Patches of a cube: level 256."""
 
     level: Level = "256"
@@ -197,7 +197,7 @@ class PatchSource(Source):
         """How to draw views of one channel; of all of them where they are stacked."""
         c, rules = self.config, self.dataset.normalizations
         labels = list(rules) if self.dataset.planes > 1 else [label]
-        gains = tuple(gain_of(name, rules[name]) if c.views == "zoom" else 0.0 for name in labels)
+        gains = tuple(_gain_of(name, rules[name]) if c.views == "zoom" else 0.0 for name in labels)
         floors = [rules[name].no_echo for name in labels if rules[name].rule in ("reflectivity", "rain")]
         ranges: Any = {"zoom": c.zoom, "global_area": c.global_crops_scale, "local_area": c.local_crops_scale}
         return ViewSpec(
@@ -214,7 +214,7 @@ class PatchSource(Source):
         stored = open_packed(self.config.store)
         variables = sorted({label.split("@")[0] for label in labels})
         handed = [
-            v for v in variables if is_handed(v) or is_handed(str(stored[v].attrs.get("standard_name")))
+            v for v in variables if _is_handed(v) or _is_handed(str(stored[v].attrs.get("standard_name")))
         ]
         if handed:
             names = ", ".join(handed)
@@ -290,12 +290,12 @@ def _choose_mode(config: Config) -> Any:
     return "stack" if not sky and any(label.altitude is not None for label in labels) else "each"
 
 
-def is_handed(name: str) -> bool:
+def _is_handed(name: str) -> bool:
     """Whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear, rotation."""
     return any(word in name.lower() for word in _HANDED)
 
 
-def gain_of(label: str, rule: Normalization) -> float:
+def _gain_of(label: str, rule: Normalization) -> float:
     """Largest random offset of a channel in the numbers that a network sees."""
     if rule.rule == "reflectivity":
         return _GAIN_DBZ / rule.std
@@ -305,7 +305,7 @@ def gain_of(label: str, rule: Normalization) -> float:
     return _GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
 
 
-class GridSource(Source):
+class _GridSource(_Source):
     """Grids of patch embeddings: level 2k."""
 
     level: Level = "2k"

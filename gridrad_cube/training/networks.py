@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     features: Tensor
 
 
-class MultiView(nn.Module):
+class _MultiView(nn.Module):
     """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as in DINO."""
 
     def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
@@ -64,8 +64,8 @@ def _join(masks: Sequence[Tensor | None]) -> Tensor | None:
 class Networks:
     """Student and teacher, the loss between them, and the options of the head."""
 
-    student: MultiView
-    teacher: MultiView
+    student: _MultiView
+    teacher: _MultiView
     loss: nn.Module
     head: dict[str, Any]
 
@@ -117,8 +117,8 @@ def make_networks(config: Config, plan: Plan, options: Mapping[str, Any], views:
     head = own if dino else {"kind": "projection", "out_dim": 256}
     head |= {"use_bn": config.use_bn_in_head, "hidden_dim": config.head_hidden_dim}
     networks = Networks(
-        MultiView(student, _make_head(student.embed_dim, head)),
-        MultiView(teacher, _make_head(student.embed_dim, head)),
+        _MultiView(student, _make_head(student.embed_dim, head)),
+        _MultiView(teacher, _make_head(student.embed_dim, head)),
         _make_dino_loss(config, plan, views) if dino else CodingRateLoss(views),
         head,
     )

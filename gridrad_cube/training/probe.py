@@ -31,7 +31,7 @@ _PAIRS, _GROUP = 256, 32
 #: Fewest others that a sequel is looked for among, and fewest samples that look for theirs.
 _LEAST_RIVALS, _LEAST_PAIRS = 8, 16
 #: Leads in minutes, the first with enough pairs is taken: an hour, those of coarser archives, that of a short one.
-LEADS = (60, 180, 360, 10)
+_LEADS = (60, 180, 360, 10)
 #: A sequel this near in time, s, at the same place is no rival: it shows much of the same.
 _NEAR_SECONDS = 6 * 3600
 #: ``auto``: probes a run, at most, and the share of its samples that they may embed.
@@ -60,7 +60,7 @@ def probe_interval(steps: int, samples_per_step: int) -> int:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class _Pairs:
     """Samples and their sequels: the same place and channel ``minutes`` later, (P,) numbers of samples.
 
     ``rival`` (P, P): whether query i looks for its sequel among others of which sequel j is one.
@@ -100,7 +100,7 @@ class Scores:
         return self
 
 
-def draw_pairs(dataset: Samples, seed: int) -> Pairs | None:
+def draw_pairs(dataset: Samples, seed: int) -> _Pairs | None:
     """Pairs of samples, drawn over its days and hours; the same for one seed. None for too few.
 
     Of radar and rain only samples with echo at both times: empty ones are all alike.
@@ -111,7 +111,7 @@ def draw_pairs(dataset: Samples, seed: int) -> Pairs | None:
     crops = np.flatnonzero(np.bincount(crop))
     cells, channels = int(cell.max()) + 1, int(channel.max()) + 1
     identity = (crop * cells + cell) * channels + channel  # ascending, as samples are in order
-    for minutes in LEADS:
+    for minutes in _LEADS:
         rng = np.random.default_rng((seed, minutes))
         later = np.arange(len(time))
         later[crops] = crops[nearest_later(place[crops], time[crops], 60 * minutes)]
@@ -126,7 +126,7 @@ def draw_pairs(dataset: Samples, seed: int) -> Pairs | None:
         chosen, group = _groups(channel[query] * 24 + hour, rng)
         query, sequel = query[chosen], sequel[chosen]
         where = place[crop[query]] * cells + cell[query]
-        pairs = Pairs(query, sequel, _rivals(group, where, time[crop[query]], time[crop[sequel]]), minutes)
+        pairs = _Pairs(query, sequel, _rivals(group, where, time[crop[query]], time[crop[sequel]]), minutes)
         if pairs.asked.sum() >= _LEAST_PAIRS:
             return pairs
     return None
@@ -183,7 +183,7 @@ def _rivals(
     return rival
 
 
-def retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: Pairs) -> float:
+def _retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: _Pairs) -> float:
     """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; half of those that score the same count.
 
     Pairs of which one vector is not finite do not count.
@@ -203,7 +203,7 @@ class Probe:
     """
 
     def __init__(
-        self, dataset: Samples, whole: Callable[[Batch], NetworkInput], pairs: Pairs, *, every: int, steps: int,
+        self, dataset: Samples, whole: Callable[[Batch], NetworkInput], pairs: _Pairs, *, every: int, steps: int,
         device: torch.device, bf16: bool,
     ) -> None:  # fmt: skip
         self.dataset, self.whole, self.pairs, self.every, self.steps = dataset, whole, pairs, every, steps
@@ -235,14 +235,14 @@ class Probe:
         return scores, found | {"probe_at_start": scores.start, "probe_best": scores.best}
 
     def measure(self, network: VisionTransformer) -> dict[str, float]:
-        """Score a network: ``probe_retrieval`` (see `retrieval`), ``probe_baseline``, the same without a network, and
+        """Score a network: ``probe_retrieval`` (see `_retrieval`), ``probe_baseline``, the same without a network, and
         ``probe_rankme``, the effective rank of the features.
         """
         features, plain = self._embed(network)
         query, sequel = (np.searchsorted(self._rows, r) for r in (self.pairs.query, self.pairs.sequel))
         return {
-            "probe_retrieval": retrieval(features[query], features[sequel], self.pairs),
-            "probe_baseline": retrieval(plain[query], plain[sequel], self.pairs),
+            "probe_retrieval": _retrieval(features[query], features[sequel], self.pairs),
+            "probe_baseline": _retrieval(plain[query], plain[sequel], self.pairs),
             "probe_rankme": rank_me(features),
         }
 
