@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from gridrad_cube import schema
 from gridrad_cube.geometry import great_circle_km
@@ -70,7 +71,10 @@ def write(dataset, path):
     for name in ("grid", "scene", "source", "channel", "variable"):
         out[name] = out[name].astype(np.dtypes.StringDType())
     one = out["embedding"].shape[2:]
-    out["embedding"].encoding = {"chunks": (2, 1, *one), "shards": (4, out.sizes["channel"], *one)}
+    out["embedding"].encoding = {
+        "chunks": (2, 1, *one), "shards": (4, out.sizes["channel"], *one),
+        "compressors": [BloscCodec(), Crc32cCodec()],
+    }  # fmt: skip
     out.to_zarr(path, zarr_format=3, consolidated=True)
     return open_embeddings(path)
 
