@@ -16,6 +16,7 @@ from gridrad_cube import datasets, evaluation, pipeline, plot, query, store, syn
 from gridrad_cube.embedding import embed
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import Recipe, SchemaError
+from gridrad_cube.storage import open_for_writing, write_bytes
 from gridrad_cube.training import load_config, train
 
 __all__ = ["run"]
@@ -62,7 +63,8 @@ def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Say) -> None:
     answer = _ask(out, planted, say)
     say("\nPictures:")
     for name, figure in _pictures(out, answer, planted).items():
-        figure.savefig(out / name, dpi=110)
+        with open_for_writing(out / name) as file:
+            figure.savefig(file, dpi=110)
         say(f"  {out / name}")
     say("Look further:")
     say(f"  gridrad-cube info {out}/patches.zarr")
@@ -82,7 +84,7 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         raise SchemaError(f"{out}: the folder is not empty and holds no demo; give another folder")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(identity))
+        write_bytes(mark, json.dumps(identity).encode())
 
 
 def _synthesize(out: Path, seed: int, say: Say) -> None:
@@ -154,7 +156,7 @@ def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
             f"   {name:{max(map(len, ways))}}  median rank {found['median_rank']:7.1f} of {found['candidates']}"
             f"   among the first ten {found['within_10']:.0%}   ({found['pairs']} pairs of {PLANTS} plants)"
         )
-    (out / "retrieval.json").write_text(json.dumps(results, indent=1))
+    write_bytes(out / "retrieval.json", json.dumps(results, indent=1).encode())
 
 
 def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:

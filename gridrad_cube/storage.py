@@ -18,13 +18,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import fsspec
-from zarr.storage import FsspecStore, LocalStore, ObjectStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 
-__all__ = ["Files", "RemoteError", "open_for_writing", "write_bytes"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Files", "RemoteError", "open_for_writing", "write_bytes", "write_zarr"]
 
 
 def __dir__() -> list[str]:
@@ -82,6 +85,15 @@ def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with open(Path(scratch, name), "wb") as file:
             yield file
         files.write(name, Path(scratch, name).read_bytes())
+
+
+def write_zarr(dataset: xr.Dataset, root: str | os.PathLike[str]) -> None:
+    """Write a Dataset that fits into memory as a Zarr store at a local path or a URL, its root metadata last."""
+    objects: dict[str, Any] = {}
+    dataset.to_zarr(MemoryStore(objects), zarr_format=3, consolidated=True)
+    files = Files(root)
+    for key in sorted(objects, key=lambda key: key == "zarr.json"):
+        files.write(key, objects[key].to_bytes())
 
 
 @contextmanager

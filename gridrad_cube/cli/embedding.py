@@ -69,11 +69,11 @@ def attention(samples: Sequence[str], store: str, checkpoint: Path, out: str, **
     gridrad-cube plot attention attention.zarr -o attention.png
     """
     from gridrad_cube import embedding
-    from gridrad_cube.storage import Files
+    from gridrad_cube.storage import Files, write_zarr
 
     if Files(out).names():
         raise click.ClickException(f"{out}: exists already; it is left as it is. Pass another --out.")
     options["channels"] = options["channels"] or None
     maps = embedding.attention(store, checkpoint, [numbers_of(sample) for sample in samples], **options)
-    maps.to_zarr(out, mode="w-", zarr_format=3, consolidated=True)
+    write_zarr(maps, out)
     click.echo(json.dumps({"out": out, **maps.sizes}))
