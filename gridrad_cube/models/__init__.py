@@ -20,6 +20,7 @@ from gridrad_cube.models.objectives import (
     parameter_groups,
     update_teacher_,
 )
+from gridrad_cube.models.scattering import CELL, MAPS, LocalMaps, ScatteringStem, describe_maps, local_maps
 from gridrad_cube.models.views import (
     View,
     ViewSpec,
@@ -33,12 +34,16 @@ from gridrad_cube.models.vit import ARCHITECTURES, NetworkInput, VisionTransform
 
 __all__ = [
     "ARCHITECTURES",
+    "CELL",
+    "MAPS",
     "CodingRateLoss",
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
+    "LocalMaps",
     "NetworkInput",
     "ProjectionHead",
+    "ScatteringStem",
     "View",
     "ViewSpec",
     "VisionTransformer",
@@ -47,12 +52,14 @@ __all__ = [
     "cached_tensor",
     "clip_per_tensor_",
     "cosine_schedule",
+    "describe_maps",
     "draw_grid_views",
     "draw_views",
     "fingerprint",
     "head_state",
     "load_backbone",
     "load_checkpoint",
+    "local_maps",
     "newest_checkpoint",
     "parameter_groups",
     "sample_seeds",
