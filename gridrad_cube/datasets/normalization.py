@@ -23,6 +23,7 @@ from gridrad_cube.store import open_packed, store_info
 
 _Rule = Literal["reflectivity", "rain", "standard"]
 _RULES = get_args(_Rule)
+_Scale = Literal["statistics", "typical"]
 
 #: Rain rates below this, mm/h, count as no rain: log10 of it is the -1 that reflectivity has there too.
 _RAIN_FLOOR = 0.1
@@ -37,7 +38,7 @@ class Normalization:
     ``rule`` is one of
 
     - ``reflectivity``: ``(max(dBZ, 0) - mean) / std`` with mean and std 20, so that 0 dBZ is -1;
-    - ``rain``: ``log10(max(mm/h, 0.1))``, so that no rain is -1 (mean and std are not used);
+    - ``rain``: ``(log10(max(mm/h, 0.1)) - mean) / std``; with mean 0 and std 1 no rain is -1;
     - ``standard``: ``(value - mean) / std``.
 
     ``fill`` is what a pixel takes that was not observed, is out of range or not finite (it is not valid);
@@ -83,8 +84,7 @@ class Normalization:
             values = np.where(echo, self.packing.decode(codes), np.float32(0))
             if self.rule == "rain":
                 values = np.log10(np.maximum(values, np.float32(_RAIN_FLOOR)))
-            else:
-                values = (values - np.float32(self.mean)) / np.float32(self.std)
+            values = (values - np.float32(self.mean)) / np.float32(self.std)
         if self.rule == "reflectivity":
             values = np.maximum(values, np.float32((0.0 - self.mean) / self.std))
         values[~echo] = self.no_echo
@@ -110,8 +110,9 @@ def normalizations(
     channels: Sequence[str],
     *,
     like: Mapping[str, Normalization] | None = None,
+    scale: _Scale = "statistics",
 ) -> dict[str, Normalization]:
-    """Fix the normalization of channel labels, from a cube's training statistics and packing.
+    """Fix the normalization of channel labels, from a cube's packing and its training statistics or typical ranges.
 
     Radar in dBZ takes the rule ``reflectivity``, rain ``rain``, everything else ``standard``. Missing pixels
     become -1 for radar and rain (as without echo: the edge of coverage is no edge of a storm), 0 for others.
@@ -124,6 +125,10 @@ def normalizations(
         Labels, such as ``"ir_brightness_temperature"`` or ``"reflectivity@3.0km"``.
     like
         A checkpoint's normalizations: their rules and numbers are taken, with this store's packing.
+    scale
+        ``"statistics"`` divides by the standard deviation of the store's clean patches (reflectivity by 20 dBZ);
+        ``"typical"`` takes the typical range of the channel to -1 and 1, alike for every store: reflectivity from
+        0 dBZ, rain from 0.1 mm/h on a logarithmic scale.
 
     Raises
     ------
@@ -144,7 +149,12 @@ def normalizations(
         array = dataset[variable]
         packing = Packing.from_attributes(array.attrs, array.dtype)
         try:
-            rule = like[label] if like is not None else _fit(variable, array, packing, statistics.get(label))
+            if like is not None:
+                rule = like[label]
+            elif scale == "typical":
+                rule = _fit_typical(variable, array, packing)
+            else:
+                rule = _fit(variable, array, packing, statistics.get(label))
         except SchemaError as error:
             raise SchemaError(f"{store}: {label}: {error}") from error
         out[label] = dataclasses.replace(rule, packing=packing)
@@ -171,6 +181,26 @@ def _fit(
     # A radar height where no echo stands is 0 km; a moment there is unknown, so it takes the mean.
     no_echo = (0.0 - mean) / std if channel.kind == "radar" and std else 0.0
     return Normalization(rule="standard", mean=mean, std=std, fill=0.0, no_echo=no_echo, packing=packing)
+
+
+def _fit_typical(variable: str, array: xr.DataArray, packing: Packing) -> Normalization:
+    """The rule that takes the typical range of a channel to -1 and 1."""
+    channel = channel_in(variable, array.attrs, array.dtype)
+    (low, high), units = channel.typical_range, array.attrs.get("units", channel.units)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise SchemaError(
+            f"its typical range is not known, got {low} to {high}; expected finite numbers. State valid_min and "
+            "valid_max in the source files, or leave the channel out"
+        )
+    rule: _Rule = "standard"
+    if channel.kind == "radar" and units == "dBZ":
+        rule, low = "reflectivity", 0.0
+    elif channel.kind == "rain":
+        rule, low, high = "rain", math.log10(_RAIN_FLOOR), math.log10(high)
+    mean, std = (low + high) / 2, (high - low) / 2
+    no_echo = -1.0 if rule != "standard" else (0.0 - mean) / std if channel.kind == "radar" else 0.0
+    fill = 0.0 if rule == "standard" else -1.0
+    return Normalization(rule=rule, mean=mean, std=std, fill=fill, no_echo=no_echo, packing=packing)
 
 
 def decode(
@@ -239,7 +269,7 @@ def decode(
         average = total / counted.clamp(min=1)
         decibels = (10.0 * torch.log10(average)).clamp(min=0.0)
         values = (torch.where(rule == _RULES.index("reflectivity"), decibels, average) - mean) / std
-        rain = torch.log10(average.clamp(min=_RAIN_FLOOR))
+        rain = (torch.log10(average.clamp(min=_RAIN_FLOOR)) - mean) / std
         values = torch.where(rule == _RULES.index("rain"), rain, values)
         valid = looked > 0
         values = torch.where(valid, torch.where(seen > 0, values, no_echo), fill)

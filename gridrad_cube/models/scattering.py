@@ -32,7 +32,7 @@ _SMALL_MODULUS, _SMALL_VARIANCE = 3e-3, 1e-4
 
 
 class LocalMaps(NamedTuple):
-    """Maps of a batch of fields, (B, C * MAPS, H / 4, W / 4), and the observed share of each cell, (B, C, H / 4, W / 4)."""
+    """Maps of fields, (B, C * MAPS, H / 4, W / 4), and the observed share of each cell, (B, C, H / 4, W / 4)."""
 
     maps: Tensor
     observed: Tensor
