@@ -12,10 +12,12 @@ from gridrad_cube.models.checkpoints import (
 from gridrad_cube.models.grid_views import GridViewSpec, draw_grid_views
 from gridrad_cube.models.objectives import (
     CodingRateLoss,
+    ContrastHead,
     DINOHead,
     DINOLoss,
     ProjectionHead,
     clip_per_tensor_,
+    contrast_loss,
     cosine_schedule,
     parameter_groups,
     update_teacher_,
@@ -30,20 +32,31 @@ from gridrad_cube.models.views import (
     token_coverage,
     whole_view,
 )
-from gridrad_cube.models.vit import ARCHITECTURES, NetworkInput, VisionTransformer, build
+from gridrad_cube.models.vit import (
+    ARCHITECTURES,
+    NetworkInput,
+    Pool,
+    Stem,
+    VisionTransformer,
+    build,
+    pool_tokens,
+)
 
 __all__ = [
     "ARCHITECTURES",
     "CELL",
     "MAPS",
     "CodingRateLoss",
+    "ContrastHead",
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
     "LocalMaps",
     "NetworkInput",
+    "Pool",
     "ProjectionHead",
     "ScatteringStem",
+    "Stem",
     "View",
     "ViewSpec",
     "VisionTransformer",
@@ -51,6 +64,7 @@ __all__ = [
     "build",
     "cached_tensor",
     "clip_per_tensor_",
+    "contrast_loss",
     "cosine_schedule",
     "describe_maps",
     "draw_grid_views",
@@ -62,6 +76,7 @@ __all__ = [
     "local_maps",
     "newest_checkpoint",
     "parameter_groups",
+    "pool_tokens",
     "sample_seeds",
     "save_checkpoint",
     "token_coverage",

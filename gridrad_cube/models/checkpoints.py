@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gridrad_cube.models.scattering import CELL, MAPS
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import open_for_writing
@@ -48,6 +49,8 @@ _DAMAGE = (
     LookupError, TypeError, AttributeError, AssertionError, OverflowError,
 )  # fmt: skip
 
+#: Parts of a trained network that are not its backbone.
+_HEADS = ("head.", "contrast_head.", "predictor.")
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|backbone\.)+")
 #: Weight normalization of current torch, and the older names that DINO's checkpoints and `DINOHead` have.
 _WEIGHT_NORM = {
@@ -250,7 +253,7 @@ def _network_state(checkpoint: Mapping[str, Any], key: str, where: str = "checkp
 
 
 def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith("head.")}
+    return {name: value for name, value in state.items() if not name.startswith(_HEADS)}
 
 
 def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
@@ -286,12 +289,16 @@ def _infer_config(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
             f"{sorted(ARCHITECTURES)}. Build it yourself and pass model=..."
         )
     grids = {name: ARCHITECTURES[name].image_size // ARCHITECTURES[name].patch_size for name in names}
+    scattering = {}
+    if "stem.mean" in state:
+        channels, patch, scattering = channels // MAPS, patch * CELL, {"stem": "scattering"}
     return {
         "name": min(names, key=lambda name: abs(grids[name] - edge)),
         "in_channels": channels,
         "patch_size": patch,
         "image_size": edge * patch,
         "mask_token": "mask_token" in state,
+        **scattering,
     }
 
 

@@ -1,7 +1,8 @@
 """What training adds to a network: heads, losses, a schedule, clipping and the teacher's average.
 
 State-dict keys and, by default, numbers are those of DINO (Caron et al. 2021). The coding-rate objective is that
-of SimDINO (Wu et al. 2025, arXiv 2502.10385).
+of SimDINO (Wu et al. 2025, arXiv 2502.10385). The contrast between places is InfoNCE (van den Oord et al. 2018,
+arXiv 1807.03748), in both directions as in CLIP (Radford et al. 2021).
 """
 
 from __future__ import annotations
@@ -222,6 +223,68 @@ class CodingRateLoss(nn.Module):
         return alignment - (n + d) / (n * d) * expansion
 
 
+class ContrastHead(nn.Module):
+    """Layer norm and a perceptron of two layers whose outputs are unit vectors: the head of `contrast_loss`."""
+
+    def __init__(self, in_dim: int, out_dim: int = 128, *, hidden_dim: int = 256) -> None:
+        super().__init__()
+        layers = (
+            nn.LayerNorm(in_dim),
+            nn.Linear(in_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, out_dim),
+        )
+        self.mlp = nn.Sequential(*layers).apply(initialize_linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
+        return F.normalize(self.mlp(x).float(), dim=-1)
+
+
+def contrast_loss(
+    first: Tensor, second: Tensor, windows: tuple[Tensor, Tensor], *, edge: int, temperature: float = 0.1
+) -> Tensor:
+    """Tell the window of the same place at another time from the other windows of a batch.
+
+    For unit vectors a of the first windows and b of the second ones, all ranks together::
+
+        loss = mean over i of [ -log softmax_j (a_i . b_j / temperature) at j = i
+                                -log softmax_j (b_i . a_j / temperature) at j = i ] / 2
+
+    A window that overlaps the right answer in space is no wrong answer and is left out of the softmax, unless its
+    time is further away than twice the lead of the pair: then it shows another state of the same place.
+
+    Parameters
+    ----------
+    first, second
+        Unit vectors of the pairs, (B, D).
+    windows
+        Where the first and the second windows lie, int64, (B, 4) each: number of the place (windows of different
+        places never overlap), time in seconds, top and left edge in pixels.
+    edge
+        Edge of a window in pixels.
+    temperature
+        Divides the cosines.
+    """
+    first, second = _gather_with_gradient(first.float()), _gather_with_gradient(second.float())
+    here, there = (_gather(w) for w in windows)
+    lead = (there[:, 1] - here[:, 1]).abs()
+    with torch.autocast(first.device.type, enabled=False):
+        cosines = first @ second.mT / temperature
+        forth = cosines.masked_fill(_is_same_place(there, lead, edge), -torch.inf)
+        back = cosines.mT.masked_fill(_is_same_place(here, lead, edge), -torch.inf)
+        right = torch.arange(len(first), device=first.device)
+        return (F.cross_entropy(forth, right) + F.cross_entropy(back, right)) / 2
+
+
+def _is_same_place(windows: Tensor, lead: Tensor, edge: int) -> Tensor:
+    """Which windows (column) are left out as wrong answers of each pair (row), (B, B)."""
+    apart = (windows[:, None] - windows[None]).abs()
+    overlap = (apart[..., 0] == 0) & (apart[..., 2] < edge) & (apart[..., 3] < edge)
+    near = apart[..., 1] <= 2 * lead[:, None]
+    return overlap & near & ~torch.eye(len(windows), dtype=torch.bool, device=windows.device)
+
+
 def _by_view(x: Tensor, views: int) -> Tensor:
     """(views * B, ...) to (views, B, ...)."""
     if views < 1 or len(x) % views:
@@ -250,6 +313,25 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total + world * (x - x.detach())
+
+
+def _gather(x: Tensor) -> Tensor:
+    """Rows of all ranks, in the order of the ranks, without gradient."""
+    if _world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+def _gather_with_gradient(x: Tensor) -> Tensor:
+    """Rows of all ranks; the gradient of this rank's is right once DDP has averaged it over the ranks."""
+    world = _world_size()
+    if world == 1:
+        return x
+    rows, rank = _gather(x), dist.get_rank()
+    own = x.detach() + world * (x - x.detach())
+    return torch.cat([rows[: rank * len(x)], own, rows[(rank + 1) * len(x) :]])
 
 
 def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0) -> npt.NDArray[np.float64]:

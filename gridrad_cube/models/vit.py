@@ -1,7 +1,8 @@
 """The vision transformers of both levels, with DINO's state-dict keys.
 
-One class serves both levels, which differ in how an input becomes tokens: level 256 cuts pixels into square
-patches (``patch_embed.proj``), level 2k takes each cell of a grid of embeddings as a token (``phi.0``).
+One class serves both levels, which differ in how an input becomes tokens: level 256 cuts pixels, or the local maps of
+a scattering stem, into square patches (``patch_embed.proj``); level 2k takes each cell of a grid of embeddings as a
+token (``phi.0``).
 """
 
 from __future__ import annotations
@@ -14,15 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gridrad_cube.models.scattering import CELL, MAPS, LocalMaps, ScatteringStem, local_maps
+
+#: What becomes the embedding: the class token, the mean of the tokens, or their mean and standard deviation.
+Pool = Literal["class", "mean", "mean+std"]
+Stem = Literal["linear", "scattering"]
 _Position = Literal["dino_v1", "exact"]
 
 _EPS = 1e-6
 
 
+_Input = Tensor | LocalMaps
+
+
 class NetworkInput(NamedTuple):
     """One view of a batch: the arguments of a `VisionTransformer`."""
 
-    x: Tensor
+    x: _Input
     token_mask: Tensor | None = None
     attention_mask: Tensor | None = None
 
@@ -37,6 +46,7 @@ class _Architecture:
     patch_size: int = 16
     image_size: int = 224
     in_channels: int = 1
+    stem: Stem = "linear"
     cells: bool = False
 
 
@@ -44,6 +54,7 @@ class _Architecture:
 ARCHITECTURES: dict[str, _Architecture] = {
     "vit_base": _Architecture(embed_dim=768, depth=12, heads=12),
     "vit_demo": _Architecture(embed_dim=192, depth=6, heads=3, patch_size=8, image_size=64),
+    "vit_mini": _Architecture(embed_dim=128, depth=4, heads=4, patch_size=8, image_size=64),
     "vit_small": _Architecture(embed_dim=384, depth=12, heads=6),
     "vit_tiny": _Architecture(embed_dim=192, depth=12, heads=3),
     "vit2k_xs": _Architecture(
@@ -121,7 +132,8 @@ class VisionTransformer(nn.Module):
     """A transformer over the patches of a field, or over the cells of a grid of embeddings.
 
     `build` makes it and documents the arguments. Inputs are (B, C, H, W) with H and W any multiples of
-    ``patch_size``; tokens run row by row. ``image_size`` only sets how many positions are learned.
+    ``patch_size``; tokens run row by row. ``image_size`` only sets how many positions are learned. A network with the
+    scattering stem reads fields scaled to the typical range, NaN where missing, or their `local_maps`.
 
     Every method that reads an input takes two masks, (B, N) or (B, rows, columns), bool:
 
@@ -132,6 +144,7 @@ class VisionTransformer(nn.Module):
     """
 
     mask_token: nn.Parameter | None
+    stem: ScatteringStem | None = None
 
     def __init__(
         self,
@@ -156,7 +169,12 @@ class VisionTransformer(nn.Module):
         if a.cells:
             self.phi = nn.Sequential(nn.Linear(a.in_channels, a.embed_dim), nn.GELU())
         else:
-            proj = nn.Conv2d(a.in_channels, a.embed_dim, a.patch_size, a.patch_size)
+            scattering = a.stem == "scattering"
+            self.stem = ScatteringStem(a.in_channels) if scattering else None
+            planes, edge = (
+                (a.in_channels * MAPS, a.patch_size // CELL) if scattering else (a.in_channels, a.patch_size)
+            )
+            proj = nn.Conv2d(planes, a.embed_dim, edge, edge)
             self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
         rates = [drop_path_rate * i / max(a.depth - 1, 1) for i in range(a.depth)]
         self.blocks = nn.ModuleList(_Block(a.embed_dim, a.heads, rate) for rate in rates)
@@ -178,20 +196,20 @@ class VisionTransformer(nn.Module):
         }
 
     def forward(
-        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
+        self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """The class token after the last norm, (B, D)."""
         return self.forward_tokens(x, token_mask, attention_mask)[:, 0]
 
     def forward_tokens(
-        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
+        self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """All tokens after the last norm, (B, 1 + N, D), the class token first."""
         return self.get_intermediate_layers(x, 1, token_mask, attention_mask)[0]
 
     def get_intermediate_layers(
         self,
-        x: Tensor,
+        x: _Input,
         n: int = 1,
         token_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -206,7 +224,7 @@ class VisionTransformer(nn.Module):
         return out
 
     def get_last_selfattention(
-        self, x: Tensor, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
+        self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Attention weights of the last block, (B, heads, 1 + N, 1 + N); row 0 is the class token's."""
         tokens, keys = self._embed(x, token_mask, attention_mask)
@@ -217,13 +235,17 @@ class VisionTransformer(nn.Module):
         return last.attn.weights(last.norm1(tokens), keys)
 
     def _embed(
-        self, x: Tensor, token_mask: Tensor | None, attention_mask: Tensor | None
+        self, x: _Input, token_mask: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens with their positions (B, 1 + N, D), and the keys that attention may use."""
         rows, columns = self._lattice(x)
+        batch = len(x.maps) if isinstance(x, LocalMaps) else len(x)
         if attention_mask is not None:
-            attention_mask = _flat(attention_mask, "attention_mask", len(x), rows * columns)
-        if self.architecture.cells:
+            attention_mask = _flat(attention_mask, "attention_mask", batch, rows * columns)
+        if self.stem is not None:
+            local = x if isinstance(x, LocalMaps) else local_maps(x)
+            tokens = self.patch_embed(self.stem(local)).flatten(2).mT
+        elif self.architecture.cells:
             cells = x.flatten(2).mT
             if attention_mask is not None:
                 # Before the first layer: a NaN times a zero gradient would still spoil its weights.
@@ -232,19 +254,22 @@ class VisionTransformer(nn.Module):
         else:
             tokens = self.patch_embed(x).flatten(2).mT
         if token_mask is not None:
-            hidden = _flat(token_mask, "token_mask", len(x), rows * columns)[..., None]
+            hidden = _flat(token_mask, "token_mask", batch, rows * columns)[..., None]
             filler = tokens.new_zeros(()) if self.mask_token is None else self.mask_token.to(tokens.dtype)
             tokens = torch.where(hidden, filler, tokens)
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
         tokens = tokens + self._positions(rows, columns)
         if attention_mask is None:
             return tokens, None
         # The class token is always a key, so that no row of the softmax is empty.
         return tokens, F.pad(attention_mask, (1, 0), value=True)[:, None, None]
 
-    def _lattice(self, x: Tensor) -> tuple[int, int]:
+    def _lattice(self, x: _Input) -> tuple[int, int]:
         """Rows and columns of tokens of an input, or a clear refusal."""
         patch, channels = self.patch_size, self.architecture.in_channels
+        if isinstance(x, LocalMaps):
+            height, width = x.maps.shape[2:]
+            return height * CELL // patch, width * CELL // patch
         fits = x.ndim == 4 and x.shape[1] == channels
         if not fits or any(edge < 1 or edge % patch for edge in x.shape[2:]):
             raise ValueError(
@@ -284,8 +309,8 @@ def build(
     Parameters
     ----------
     name
-        For fields ``vit_tiny``, ``vit_small``, ``vit_base`` (patches of 16 px), ``vit_demo`` (six layers,
-        patches of 8 px); for grids of embeddings ``vit2k_xs``, ``vit4k_xs``.
+        For fields ``vit_tiny``, ``vit_small``, ``vit_base`` (patches of 16 px), ``vit_demo``, ``vit_mini`` (six layers
+        of 192 features and four of 128, patches of 8 px); for grids of embeddings ``vit2k_xs``, ``vit4k_xs``.
     in_channels
         Channels of the field (default 1), or width of the embeddings of a grid (default 384).
     drop_path_rate
@@ -298,7 +323,8 @@ def build(
     **sizes
         In place of what the name stands for in `ARCHITECTURES`: ``patch_size``, edge of a token in pixels (always 1
         for grids); ``image_size``, edge of the field or grid for which positions are learned one by one (they are
-        interpolated for other inputs); ``embed_dim``, ``depth``, ``heads``.
+        interpolated for other inputs); ``embed_dim``, ``depth``, ``heads``; ``stem``, what a token is a linear map of:
+        the pixels (``"linear"``), or local maps of 4 x 4 pixels (``"scattering"``, see `local_maps`).
 
     Raises
     ------
@@ -322,6 +348,10 @@ def _check(name: str, a: _Architecture, position: str) -> None:
         fault = f"every size must be at least 1, got {a}"
     elif a.cells and a.patch_size != 1:
         fault = f"patch_size={a.patch_size}, but each cell of a grid is a token. Leave it out."
+    elif a.stem not in ("linear", "scattering") or (a.cells and a.stem != "linear"):
+        fault = f"stem={a.stem!r}; expected 'linear', or for fields also 'scattering'"
+    elif a.stem == "scattering" and a.patch_size % (2 * CELL):
+        fault = f"patch_size={a.patch_size} with a scattering stem; expected a multiple of {2 * CELL}"
     elif a.embed_dim % a.heads:
         fault = f"embed_dim={a.embed_dim} is not divisible by heads={a.heads}"
     elif a.image_size % a.patch_size:
@@ -330,6 +360,39 @@ def _check(name: str, a: _Architecture, position: str) -> None:
         fault = f"position={position!r}; expected 'dino_v1' or 'exact'"
     if fault:
         raise ValueError(f"build({name!r}): {fault}")
+
+
+def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool) -> Tensor:
+    """The embedding of each sample from its tokens.
+
+    Parameters
+    ----------
+    tokens
+        As `VisionTransformer.forward_tokens` gives them, the class token first, (B, 1 + N, D).
+    used
+        Tokens that hold data, bool, (B, N); None, or none of a sample: all of them count.
+    pool
+        ``"class"`` takes the class token, ``"mean"`` the mean of the other tokens that hold data, ``"mean+std"`` their
+        mean and then their standard deviation.
+
+    Returns
+    -------
+    (B, D), with ``"mean+std"`` (B, 2 D), float32.
+    """
+    tokens = tokens.float()
+    if pool == "class":
+        return tokens[:, 0]
+    rest = tokens[:, 1:]
+    weight = (
+        rest.new_ones(rest.shape[:2]) if used is None else torch.where(used.any(1, keepdim=True), used, True)
+    )
+    weight = (weight / weight.sum(1, keepdim=True))[..., None]
+    mean = (rest * weight).sum(1)
+    if pool == "mean":
+        return mean
+    variance = ((rest - mean[:, None]).square() * weight).sum(1)
+    # The root has no gradient at zero, where all tokens are equal.
+    return torch.cat([mean, (variance + _EPS).sqrt()], dim=1)
 
 
 def initialize_linear(module: nn.Module) -> None:
