@@ -22,7 +22,7 @@ from gridrad_cube.models.objectives import (
     parameter_groups,
     update_teacher_,
 )
-from gridrad_cube.models.scattering import CELL, MAPS, LocalMaps, ScatteringStem, describe_maps, local_maps
+from gridrad_cube.models.scattering import LocalMaps, ScatteringStem, describe_maps, local_maps
 from gridrad_cube.models.views import (
     View,
     ViewSpec,
@@ -44,14 +44,12 @@ from gridrad_cube.models.vit import (
 
 __all__ = [
     "ARCHITECTURES",
-    "CELL",
     "CodingRateLoss",
     "ContrastHead",
     "DINOHead",
     "DINOLoss",
     "GridViewSpec",
     "LocalMaps",
-    "MAPS",
     "NetworkInput",
     "Pool",
     "ProjectionHead",
