@@ -17,7 +17,7 @@ PACKAGE = Path(gridrad_cube.__file__).parent
 PROJECT = Path(__file__).resolve().parents[1]
 LAYERS = {
     0: {"schema", "geometry", "storage", "launch", "selection", "versions", "accessor"},
-    1: {"readers", "tiling", "quality", "store", "similarity", "models", "synthetic"},
+    1: {"readers", "tiling", "quality", "store", "similarity", "readout", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluation", "plot", "info"},
     3: {"training", "embedding", "predecessor"},
     4: {"cli", "demo", "__main__"},
