@@ -241,11 +241,13 @@ def test_level_2k_resumes_with_pairs_in_time(grids, tmp_path):
 def test_checkpoint_from_before_an_option_resumes(cube, tmp_path):
     path = Path(train(config_for(cube, tmp_path, steps=2, save_minutes=EVERY_STEP))["checkpoint"])
     old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
-    del old["config"]["temporal_positives"]
+    new = ("contrast_weight", "predict_weight", "temperature", "move", "stem", "pool")
+    old["config"] = {name: value for name, value in old["config"].items() if name not in new}
+    old["config"]["temporal_positives"] = 0.0  # a number, when there was one lead
     (tmp_path / "old").mkdir()
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
     assert train(config_for(cube, tmp_path / "old", steps=2))["step"] == 2
-    with pytest.raises(SchemaError, match=r"--temporal-positives 0.0 there, 5.0 here"):
+    with pytest.raises(SchemaError, match=r"--temporal-positives \[\] there, \[5.0\] here"):
         train(config_for(cube, tmp_path / "old", steps=2, temporal_positives=5))
 
 
@@ -272,6 +274,11 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
     ("options", "message"),
     [
         ({"temporal_positives": -5}, r"--temporal-positives: got -5.0; expected at least 0"),
+        (
+            {"contrast_weight": 1, "objective": "contrast"},
+            "--contrast-weight: the objective is the contrast itself",
+        ),
+        ({"predict_weight": 1}, "--predict-weight: .* there are no pairs. Pass --objective contrast or"),
         ({"temporal_positives": 600}, r"no sample has a partner 600 min later"),
     ],
 )

@@ -186,13 +186,15 @@ def test_flags_read_lists_numbers_and_words(cube):
     config = parse_config(
         ["--store", str(cube), "--out", "o", "--channels", f"{IR},{VISIBLE}", "--reject", "none",
          "--bbox", "-130", "20", "-60", "50", "--time", "2021-07-01", "2021-08-01", "--out-dim", "512",
-         "--warmup-epochs", "auto", "--steps", "7"]
+         "--warmup-epochs", "auto", "--steps", "7", "--temporal-positives", "60", "180", "--coarsen", "auto"]
     )  # fmt: skip
     assert config.channels == (IR, VISIBLE)
     assert config.reject == ()
     assert config.bbox == (-130.0, 20.0, -60.0, 50.0)
     assert config.time == ("2021-07-01", "2021-08-01")
     assert (config.out_dim, config.warmup_epochs, config.steps) == (512, "auto", 7)
+    assert (config.temporal_positives, config.coarsen) == ((60.0, 180.0), "auto")
+    assert Config(temporal_positives=0).temporal_positives == ()
 
 
 def test_config_prefers_flag_to_file_to_preset_to_default(cube, tmp_path):
@@ -240,7 +242,7 @@ def test_config_survives_json():
         ),
         (["--optimizer", "lars"], r"--optimizer: got 'lars'; expected adamw or sgd"),
         (["--lr", "fast"], r"--lr: got 'fast'; expected a number"),
-        (["--objective", "mae"], r"--objective: got 'mae'; expected dino or coding-rate"),
+        (["--objective", "mae"], r"--objective: got 'mae'; expected one of dino, coding-rate, contrast"),
         (["--out-dim", "many"], r"--out-dim: got 'many'; expected a whole number or auto"),
         (
             ["--preset", "tiny"],

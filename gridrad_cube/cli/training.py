@@ -123,7 +123,8 @@ def _describe(name: str, defaults: Sequence[Mapping[str, Any]]) -> dict[str, Any
         same = first == second or about["level"]
         notes.append(f"default: {first}" if same else f"default: {first}, level 2k: {second}")
     words = {"store": "STORE", "out": "DIR", "channels": "NAME...", "reject": "FLAG...", "init_from": "FILE",
-             "resume": "auto|FILE|never", "arch": "NAME", "device": "NAME"}  # fmt: skip
+             "resume": "auto|FILE|never", "arch": "NAME", "device": "NAME",
+             "temporal_positives": "MINUTES..."}  # fmt: skip
     metavar = words.get(name) or about["unit"].upper() or ("X" if "float" in str(kind) else "N")
     if get_origin(kind) is Literal:
         metavar = "|".join(get_args(kind))

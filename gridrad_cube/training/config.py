@@ -58,7 +58,9 @@ class Config:
                                     unit="START STOP")
     bbox: tuple[float, ...] = _option((), "data", "only patches with their center inside; degrees",
                                       unit="WEST SOUTH EAST NORTH", level="256")
-    coarsen: int = _option(1, "data", "average blocks of this edge before anything else", unit="pixels", level="256")
+    coarsen: int | _Auto = _option(
+        1, "data", "average blocks of this edge before anything else; auto: a patch becomes as large as the "
+        "images that the network is for", unit="pixels", level="256")
     limit: int | None = _option(None, "data", "the first samples only, for a quick look", unit="samples")
     num_workers: int = _option(1, "data", "batches that are read at the same time, each by all cores", unit="batches")
     on_damage: Literal["raise", "skip"] = _option(
@@ -72,6 +74,12 @@ class Config:
     image_size: int | _Auto = _option(
         "auto", "network", "edge for which positions are learned, in pixels or cells; auto: the global view, or the "
         "grid of cells", unit="edge")
+    stem: Literal["linear", "scattering"] = _option(
+        "linear", "network", "what a token is made of: its pixels, or local scattering maps of the field, which change "
+        "little when the field moves", level="256")
+    pool: Literal["class", "mean", "mean+std"] = _option(
+        "class", "network", "the embedding of a sample: class token, mean of the other tokens, or their mean and "
+        "standard deviation")
     drop_path_rate: float = _option(0.1, "network", "stochastic depth of the student, at its last layer")
     out_dim: int | _Auto = _option(65536, "network", "prototypes K; auto: by the number of samples")
     norm_last_layer: bool = _option(True, "network", "keep prototypes at unit length (steadier, a little worse)")
@@ -83,8 +91,18 @@ class Config:
         "epoch by epoch")
 
     # objective
-    objective: Literal["dino", "coding-rate"] = _option(
-        "dino", "objective", "cross-entropy over prototypes, or coding rate (no prototypes, no temperatures)")
+    objective: Literal["dino", "coding-rate", "contrast"] = _option(
+        "dino", "objective", "dino: cross-entropy over prototypes; coding-rate: no prototypes, no temperatures; "
+        "contrast: a window finds the window of the same place at a near time among others (level 256). dino where an "
+        "option is given that only DINO uses, and this one is not")
+    contrast_weight: float = _option(
+        0.0, "objective", "weight of the contrast term beside dino or coding-rate", level="256")
+    predict_weight: float = _option(
+        0.0, "objective", "weight of the prediction of the other window's descriptor, beside the contrast", level="256")
+    temperature: float = _option(0.1, "objective", "temperature of the contrast", level="256")
+    move: int | _Auto = _option(
+        "auto", "objective", "with the contrast: largest offset of the partner's window; auto: half a patch",
+        unit="pixels", level="256")
     warmup_teacher_temp: float | _Auto = _option(
         0.04, "objective", "first temperature of the teacher; lower it if the loss stays at ln K")
     teacher_temp: float | _Auto = _option(0.04, "objective", "temperature of the teacher after its warm-up; auto: by "
@@ -133,9 +151,10 @@ class Config:
     flips: Literal["none", "h", "d4"] = _option(
         "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k); "
         "never those of wind and shear")
-    temporal_positives: float = _option(
-        0.0, "views", "draw the second global view from the same place this much later (the nearest time within half "
-        "of that; samples without one use themselves); 0 is off", unit="minutes")
+    temporal_positives: tuple[float, ...] = _option(
+        (), "views", "draw the second global view from the same place this much later (the nearest time within half of "
+        "that; samples without one use themselves); 0 is off. Pairs of the contrast take one of several leads at "
+        "random, and by default the time step of the store", unit="minutes")
 
     # run
     seed: int = _option(0, "run", "of weights, order and views")
@@ -158,16 +177,22 @@ class Config:
             object.__setattr__(self, name, _coerce(name, getattr(self, name), kind))
         if self.reject == ("none",):
             object.__setattr__(self, "reject", ())
+        object.__setattr__(self, "temporal_positives", tuple(m for m in self.temporal_positives if m))
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
+    @property
+    def pairs_windows(self) -> bool:
+        """Whether samples are pairs of windows, as the contrast needs them."""
+        return self.objective == "contrast" or self.contrast_weight > 0
+
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`, also for options that an earlier version wrote."""
-        return cls(**_canonical(upgrade(data, "config"), "config"))
+    def from_dict(cls, data: Mapping[str, Any], where: object = "config") -> Config:
+        """The inverse of `to_dict`, also for options that an earlier version wrote; ``where`` is for errors."""
+        return cls(**_canonical(_upgrade(data, where), where))
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
@@ -241,7 +266,7 @@ def _canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     return out
 
 
-def upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
+def _upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Express the options of a ``config.json`` or checkpoint of an earlier version by those that exist now.
 
     A value of an option that no longer exists is refused if it cannot be expressed so.
@@ -281,7 +306,13 @@ def _convert(value: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal and value in choices:
         return value
     if get_origin(kind) is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = (
+            value.split(",")
+            if isinstance(value, str)
+            else [value]
+            if isinstance(value, int | float)
+            else value
+        )
         if choices[0] is str:
             parts = [word for part in parts for word in str(part).split(",")]
         return tuple(_convert(part, choices[0]) for part in parts if part != "")
@@ -329,9 +360,11 @@ _SIZES = {
 }
 _POSITIVE = (
     "coarsen", "batch_size_per_gpu", "accumulate", "epochs", "global_size", "local_size", "head_hidden_dim",
-    "limit", "log_steps", "lr", "patch_size", "image_size", "out_dim",
+    "limit", "log_steps", "lr", "patch_size", "image_size", "out_dim", "temperature",
 )  # fmt: skip
-_NOT_NEGATIVE = ("steps", "temporal_positives", "probe_steps", "local_crops_number")
+_NOT_NEGATIVE = (
+    "steps", "temporal_positives", "probe_steps", "local_crops_number", "contrast_weight", "predict_weight", "move",
+)  # fmt: skip
 
 
 def _check(config: Config) -> None:
@@ -344,8 +377,19 @@ def _check(config: Config) -> None:
     for names, least, words in ((_POSITIVE, 1e-300, "a number above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
         for name in names:
             value = getattr(config, name)
-            if isinstance(value, int | float) and not value >= least:
-                raise SchemaError(f"{_flag(name)}: got {value}; expected {words}")
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, int | float) and not one >= least:
+                    raise SchemaError(f"{_flag(name)}: got {one}; expected {words}")
+    if config.objective == "contrast" and config.contrast_weight:
+        raise SchemaError(
+            "--contrast-weight: the objective is the contrast itself. Leave it out, or pass --objective dino or "
+            "coding-rate, beside which the contrast is a term."
+        )
+    if config.predict_weight and not config.pairs_windows:
+        raise SchemaError(
+            "--predict-weight: what is predicted is the other window of a pair, but there are no pairs. Pass "
+            "--objective contrast or --contrast-weight above 0, or leave it out."
+        )
 
 
 # recipes

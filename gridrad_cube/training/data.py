@@ -102,8 +102,8 @@ class _Source(ABC):
 
     def pair_in_time(self) -> None:
         """Read each sample together with its partner in time, if the configuration asks for it."""
-        minutes = self.config.temporal_positives
-        if minutes:
+        if self.config.temporal_positives:
+            minutes = self.config.temporal_positives[0]
             partners = followers(self.dataset, minutes)
             share = 100 * np.mean(partners != np.arange(len(partners)))
             logger.info("%.0f %% of the samples have a partner %g min later", share, minutes)
@@ -166,12 +166,12 @@ class _PatchSource(_Source):
         arch = _choose_arch(config, self.level)
         patch_size = ARCHITECTURES[arch].patch_size if config.patch_size == "auto" else config.patch_size
         dataset = PatchDataset(
-            config.store, **_selection(config), channel_mode=_choose_mode(config), coarsen=config.coarsen,
-            bbox=config.bbox or None, on_damage=config.on_damage,
+            config.store, **_selection(config), channel_mode=_choose_mode(config),
+            coarsen=_choose_coarsen(config, arch), bbox=config.bbox or None, on_damage=config.on_damage,
         )  # fmt: skip
         if normalization is not None:
             dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
-        self.field = dataset.patch // config.coarsen
+        self.field = dataset.patch // dataset.coarsen
         super().__init__(
             config, dataset, in_channels=dataset.planes, patch_size=patch_size, image_size=config.global_size
         )
@@ -184,7 +184,7 @@ class _PatchSource(_Source):
         if c.views == "zoom" and c.global_size > self.field:
             raise SchemaError(
                 f"--global-size: a view covers {c.global_size} px, but a field has {self.field} ({self.dataset.patch} "
-                f"px by blocks of {c.coarsen}). Lower --global-size or --coarsen."
+                f"px by blocks of {self.dataset.coarsen}). Lower --global-size or --coarsen."
             )
         sizes = {"--global-size": c.global_size, "--local-size": c.local_size, "--coarsen": self.field}
         for name, edge in sizes.items():
@@ -276,7 +276,7 @@ class _PatchSource(_Source):
         return {
             "normalization": {k: v.to_dict() for k, v in self.dataset.normalizations.items()},
             "channels": list(self.dataset.labels), "channel_mode": self.dataset.channel_mode,
-            "coarsen": self.config.coarsen, "view": view,
+            "coarsen": self.dataset.coarsen, "view": view,
         }  # fmt: skip
 
 
@@ -288,6 +288,14 @@ def _choose_mode(config: Config) -> Any:
     labels = choose_labels(available, config.channels or None, config.store)
     sky = any(label.kind in ("infrared", "visible") for label in labels)
     return "stack" if not sky and any(label.altitude is not None for label in labels) else "each"
+
+
+def _choose_coarsen(config: Config, arch: str) -> int:
+    """Edge of the blocks that are averaged; auto: a patch becomes as large as the images that the network is for."""
+    if config.coarsen != "auto":
+        return config.coarsen
+    image = ARCHITECTURES[arch].image_size if config.image_size == "auto" else config.image_size
+    return max(1, int(store_info(config.store)["patch"]) // image)
 
 
 def _is_handed(name: str) -> bool:

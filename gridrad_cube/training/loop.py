@@ -43,7 +43,7 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import MissingChunkError
-from gridrad_cube.training.config import Config, load_config, make_plan, store_level, upgrade
+from gridrad_cube.training.config import Config, load_config, make_plan, store_level
 from gridrad_cube.training.data import open_source, store_state
 from gridrad_cube.training.folder import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
 from gridrad_cube.training.monitors import Monitor, count_flops, peak_flops
@@ -238,7 +238,7 @@ class _Run:
         batch = c.batch_size_per_gpu * c.accumulate * self.world.size
         ours = {"level": store_level(c.store), "config": c.to_dict(), "store": self.store}
         # Options newer than the checkpoint count as their defaults there.
-        old = Config().to_dict() | upgrade(checkpoint["config"], path)
+        old = Config.from_dict(checkpoint["config"], path).to_dict()
         check_same_run(checkpoint | {"config": old}, ours | {"plan": {"global_batch": batch}}, path)
         return checkpoint
 
