@@ -81,6 +81,8 @@ class Selection:
         value, which takes all that it names (``"2024-05-20"`` the whole day); or a list of pairs and slices.
         Times are text, ``datetime``, ``numpy.datetime64``, pandas or cftime objects, in UTC unless they have a
         zone.
+    exclude_time
+        Times to leave out of these, in the same form.
     bbox
         ``(west, south, east, north)`` in degrees, edges included; west above east crosses the date line.
     polygon
@@ -105,6 +107,7 @@ class Selection:
     """
 
     time: Any = None
+    exclude_time: Any = None
     bbox: Box | None = None
     polygon: Any = None
     season: Any = None
@@ -127,11 +130,9 @@ class Selection:
         known = ~np.isnat(moments)
         keep = known.copy()
         if self.time is not None:
-            inside = np.zeros(keep.shape, bool)
-            for start, stop in as_periods(self.time):
-                later = known if start is None else moments >= start
-                inside |= later if stop is None else later & (moments < stop)
-            keep &= inside
+            keep &= _in_periods(moments, self.time)
+        if self.exclude_time is not None:
+            keep &= ~_in_periods(moments, self.exclude_time)
         if self.season is not None:
             keep &= np.isin(month_of(moments), _as_months(self.season))
         if self.hour is not None:
@@ -139,7 +140,7 @@ class Selection:
         if self.convective_day is not None:
             keep &= np.isin(convective_day(moments), _as_days(self.convective_day))
         if not keep.any():
-            rules = {n: getattr(self, n) for n in ("season", "hour", "convective_day")}
+            rules = {n: getattr(self, n) for n in ("exclude_time", "season", "hour", "convective_day")}
             others = "".join(f", {name}={rule!r}" for name, rule in rules.items() if rule is not None)
             there = moments[known]
             has = f"from {there.min()} to {there.max()}" if there.size else "none: no crop was written"
@@ -254,6 +255,15 @@ def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | No
             f"time: start is not before stop, got {time!r}; expected (start, stop), stop not included"
         )
     return [(start, stop)]
+
+
+def _in_periods(moments: npt.NDArray[np.datetime64], time: Any) -> Mask:
+    """Which times lie in one of the ranges; never NaT."""
+    inside = np.zeros(moments.shape, bool)
+    for start, stop in as_periods(time):
+        later = ~np.isnat(moments) if start is None else moments >= start
+        inside |= later if stop is None else later & (moments < stop)
+    return inside
 
 
 def as_seconds(duration: Any) -> float:

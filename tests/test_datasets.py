@@ -192,7 +192,7 @@ def test_table_time_includes_start_and_not_stop(flagged):
     store, small = flagged
     data = PatchDataset(store, channels=IR, time=("2024-05-01T01:00Z", np.datetime64("2024-05-01T06:00")))
     assert rows_of(data) == expected_rows(small, IR, ALWAYS, lambda crop, row, col: 1 <= crop < 6)
-    after = PatchDataset(store, channels=IR, time=("2024-05-01T06:00", None))
+    after = PatchDataset(store, channels=IR, exclude_time=(None, "2024-05-01T06:00"))
     assert not rows_of(after) & rows_of(data)
     with pytest.raises(
         SchemaError, match=r"no crop in the time .* from 2024-05-01T00:00:00 to 2024-05-01T08"

@@ -239,16 +239,22 @@ def test_level_2k_resumes_with_pairs_in_time(grids, tmp_path):
 
 
 def test_checkpoint_from_before_an_option_resumes(cube, tmp_path):
-    path = Path(train(config_for(cube, tmp_path, steps=2, save_minutes=EVERY_STEP))["checkpoint"])
+    always = ("2000", "2100")
+    path = Path(
+        train(config_for(cube, tmp_path, steps=2, save_minutes=EVERY_STEP, time=always))["checkpoint"]
+    )
     old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
-    new = ("contrast_weight", "predict_weight", "temperature", "move", "stem", "pool")
+    new = ("contrast_weight", "predict_weight", "temperature", "move", "stem", "pool", "exclude_time")
     old["config"] = {name: value for name, value in old["config"].items() if name not in new}
-    old["config"]["temporal_positives"] = 0.0  # a number, when there was one lead
+    old["config"] |= {"temporal_positives": 0.0, "time": list(always)}  # one lead, one range
     (tmp_path / "old").mkdir()
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
-    assert train(config_for(cube, tmp_path / "old", steps=2))["step"] == 2
+    same = {"steps": 2, "time": [always]}
+    assert train(config_for(cube, tmp_path / "old", **same))["step"] == 2
     with pytest.raises(SchemaError, match=r"--temporal-positives \[\] there, \[5.0\] here"):
-        train(config_for(cube, tmp_path / "old", steps=2, temporal_positives=5))
+        train(config_for(cube, tmp_path / "old", **same, temporal_positives=5))
+    with pytest.raises(SchemaError, match=r"--exclude-time \[\] there, \[\['2001'\]\] here"):
+        train(config_for(cube, tmp_path / "old", **same, exclude_time="2001"))
 
 
 # mirrors

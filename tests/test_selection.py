@@ -119,6 +119,20 @@ def test_distances(value, km):
 # rules
 
 
+def test_excluded_times_are_taken_from_those_asked_for():
+    times = np.array([f"2024-05-{day:02d}T12" for day in range(1, 11)] + ["NaT"], "datetime64[s]")
+    where = selection.Selection(
+        time=[("2024-05-02", "2024-05-04"), ("2024-05-06", None)],
+        exclude_time=[("2024-05-07", "2024-05-09"), slice("2024-05-02", "2024-05-02")],
+    )
+    assert np.flatnonzero(where.in_time(times)).tolist() == [2, 5, 8, 9]
+    assert selection.Selection(exclude_time="2024-05-03").in_time(times).sum() == 9
+    with pytest.raises(
+        SchemaError, match="no crop in the time asked for, got '2024-05-03', exclude_time='2024-05'"
+    ):
+        selection.Selection(time="2024-05-03", exclude_time="2024-05").in_time(times)
+
+
 @pytest.mark.parametrize(
     ("rule", "keep"),
     [

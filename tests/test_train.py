@@ -185,13 +185,19 @@ def test_deit_is_vit_as_it_was_for_the_predecessor(cube):
 def test_flags_read_lists_numbers_and_words(cube):
     config = parse_config(
         ["--store", str(cube), "--out", "o", "--channels", f"{IR},{VISIBLE}", "--reject", "none",
-         "--bbox", "-130", "20", "-60", "50", "--time", "2021-07-01", "2021-08-01", "--out-dim", "512",
+         "--bbox", "-130", "20", "-60", "50", "--time", "2021-07-01", "2021-08-01", "--time", "2021-09",
+         "--exclude_time", "2021-07-04", "2021-07-05", "2021-07-08", "2021-07-09", "--out-dim", "512",
          "--warmup-epochs", "auto", "--steps", "7", "--temporal-positives", "60", "180", "--coarsen", "auto"]
     )  # fmt: skip
     assert config.channels == (IR, VISIBLE)
     assert config.reject == ()
     assert config.bbox == (-130.0, 20.0, -60.0, 50.0)
-    assert config.time == ("2021-07-01", "2021-08-01")
+    assert config.time == (("2021-07-01", "2021-08-01"), ("2021-09",))
+    assert config.exclude_time == (("2021-07-04", "2021-07-05"), ("2021-07-08", "2021-07-09"))
+    assert (
+        Config(time=["2021-07-01", "2021-08-01"]).time == config.time[:1]
+    )  # a pair, as earlier versions wrote it
+    assert Config(time="2021-07").time == (("2021-07",),)
     assert (config.out_dim, config.warmup_epochs, config.steps) == (512, "auto", 7)
     assert (config.temporal_positives, config.coarsen) == ((60.0, 180.0), "auto")
     assert Config(temporal_positives=0).temporal_positives == ()
@@ -226,7 +232,8 @@ def test_presets_come_with_the_package_and_lie_where_users_look():
 
 
 def test_config_survives_json():
-    config = load_config(level="256", preset="predecessor", reject=["night"], bbox=(1, 2, 3, 4))
+    more = {"time": [("2021", "2022"), "2023-05"], "exclude_time": "2021-07"}
+    config = load_config(level="256", preset="predecessor", reject=["night"], bbox=(1, 2, 3, 4), **more)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -249,6 +256,7 @@ def test_config_survives_json():
             r"--preset: got 'tiny'; expected one of \['demo', 'predecessor', 'small'\] or none",
         ),
         (["--norm_last_layer", "maybe"], r"--norm-last-layer: got 'maybe'; expected true or false"),
+        (["--time", "2021", "2022", "2023"], r"--time: got .*; expected a day, or pairs of START and STOP"),
         (["--batch-size-per-gpu", "0"], r"--batch-size-per-gpu: got 0; expected a number above 0"),
         (["--config", "/nowhere.toml"], r"/nowhere.toml: no such file"),
         (["stray"], r"unexpected argument 'stray'"),

@@ -113,7 +113,7 @@ def _options() -> tuple[_Option, ...]:
 
 def _describe(name: str, defaults: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Group, help and metavar of an option."""
-    from gridrad_cube.training import FIELDS, HINTS
+    from gridrad_cube.training import FIELDS, HINTS, TimeRanges
 
     about, kind = FIELDS[name].metadata, HINTS[name]
     several = get_origin(kind) is tuple or name == "reject"
@@ -131,7 +131,7 @@ def _describe(name: str, defaults: Sequence[Mapping[str, Any]]) -> dict[str, Any
     elif kind is bool:
         metavar = "[BOOL]"
     text = about["help"] + (f" ({'; '.join(notes)})" if notes else "")
-    marks = {"several": several, "switch": kind is bool}
+    marks = {"several": several, "switch": kind is bool, "multiple": kind == TimeRanges}
     return {"group": about["group"], "metavar": metavar, "help": text, **marks}
 
 
@@ -169,7 +169,10 @@ def _configure(params: Mapping[str, Any]) -> Config:
     """The configuration that the options of a command line ask for."""
     from gridrad_cube.training import FIELDS, IDLE, load_config, store_level
 
-    given = {name: value for name, value in params.items() if value is not None}
+    given = {name: value for name, value in params.items() if value not in (None, ())}
+    for name in ("time", "exclude_time"):  # given several times, each with its own values
+        if name in given:
+            given[name] = [value.split(",") for value in given[name]]
     idle = [f"--{name.replace('_', '-')} ({why})" for name, why in IDLE.items() if given.pop(name, None)]
     if idle:
         logger.warning("no effect: %s", "; ".join(idle))

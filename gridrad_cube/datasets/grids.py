@@ -44,6 +44,8 @@ class GridDataset(Dataset[Batch]):
         Flags that make a cell not valid: names, a mask, ``()`` for none; None for the default of each channel.
     time
         ``(start, stop)``, UTC, stop not included; or as in `gridrad_cube.selection.Selection`.
+    exclude_time
+        Times to leave out of these, in the same form.
     normalization
         The ``{"mean": [...], "std": [...]}`` of the features that a checkpoint keeps; None computes it from the
         valid cells of these samples.
@@ -73,6 +75,7 @@ class GridDataset(Dataset[Batch]):
         channels: str | Iterable[str] | None = None,
         reject: Reject = None,
         time: Any = None,
+        exclude_time: Any = None,
         normalization: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.store = os.fspath(embedding_store)
@@ -87,7 +90,7 @@ class GridDataset(Dataset[Batch]):
         masks = reject_masks(chosen, reject)
         #: Rejecting bits of each label.
         self.reject = dict(zip(self.labels, masks, strict=True))
-        crops = np.flatnonzero(chosen_crops(dataset, time))
+        crops = np.flatnonzero(chosen_crops(dataset, time, exclude_time))
         self.crop, self.channel, self.valid = self._table(crops, masks)
         if not len(self.crop):
             raise SchemaError(

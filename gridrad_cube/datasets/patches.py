@@ -45,6 +45,8 @@ class PatchDataset(Dataset[Batch]):
     time
         ``(start, stop)``, UTC, stop not included, so that adjacent ranges share no crop; or one value, a slice, or
         a list of pairs, as in `gridrad_cube.selection.Selection`.
+    exclude_time
+        Times to leave out of these, in the same form.
     bbox
         ``(west, south, east, north)`` in degrees, in which the center of a patch must lie; west > east crosses
         the date line.
@@ -78,6 +80,7 @@ class PatchDataset(Dataset[Batch]):
         reject: Reject = None,
         channel_mode: Literal["each", "stack"] = "each",
         time: Any = None,
+        exclude_time: Any = None,
         bbox: Box | None = None,
         coarsen: int = 1,
         on_damage: Literal["raise", "skip"] = "raise",
@@ -103,7 +106,7 @@ class PatchDataset(Dataset[Batch]):
         masks = reject_masks(self._labels, reject)
         #: Rejecting bits of each label.
         self.reject = dict(zip(self.labels, masks, strict=True))
-        crops = chosen_crops(dataset, time)
+        crops = chosen_crops(dataset, time, exclude_time)
         stacked = channel_mode == "stack"
         self.table: SampleTable = build_table(dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
         if not len(self.table):

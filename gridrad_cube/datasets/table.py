@@ -57,9 +57,9 @@ class SampleTable:
         return len(self.crop)
 
 
-def chosen_crops(dataset: xr.Dataset, time: Any) -> npt.NDArray[np.bool_]:
+def chosen_crops(dataset: xr.Dataset, time: Any, exclude_time: Any) -> npt.NDArray[np.bool_]:
     """Which crops were written and lie in the time asked for, (crop,); see `Selection.in_time`."""
-    return Selection(time=time).in_time(times_of(dataset))
+    return Selection(time=time, exclude_time=exclude_time).in_time(times_of(dataset))
 
 
 def build_table(

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Level = Literal["256", "2k"]
 _Auto = Literal["auto"]
+#: Each of START and STOP, or of one time that names a day, a month or a year.
+TimeRanges = tuple[tuple[str, ...], ...]
 
 
 def _option(default: Any, group: str, help: str, *, unit: str = "", level: Level | None = None) -> Any:
@@ -54,8 +56,11 @@ class Config:
         "of radar volumes", level="256")
     reject: tuple[str, ...] | None = _option(
         None, "data", "flags that keep a patch from training, or 'none'; default: the store's list of each channel")
-    time: tuple[str, ...] = _option((), "data", "only crops from START to STOP (UTC), or of one day, month or year",
-                                    unit="START STOP")
+    time: TimeRanges = _option(
+        (), "data", "only crops from START to STOP (UTC), STOP not included, or of one day, month or year; may be "
+        "given several times", unit="START STOP")
+    exclude_time: TimeRanges = _option(
+        (), "data", "leave out the crops of such a time; may be given several times", unit="START STOP")
     bbox: tuple[float, ...] = _option((), "data", "only patches with their center inside; degrees",
                                       unit="WEST SOUTH EAST NORTH", level="256")
     coarsen: int | _Auto = _option(
@@ -182,7 +187,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {name: _as_json(value) for name, value in dataclasses.asdict(self).items()}
 
     @property
     def pairs_windows(self) -> bool:
@@ -193,6 +198,10 @@ class Config:
     def from_dict(cls, data: Mapping[str, Any], where: object = "config") -> Config:
         """The inverse of `to_dict`, also for options that an earlier version wrote; ``where`` is for errors."""
         return cls(**_canonical(_upgrade(data, where), where))
+
+
+def _as_json(value: Any) -> Any:
+    return [_as_json(part) for part in value] if isinstance(value, tuple) else value
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
@@ -305,14 +314,11 @@ def _convert(value: Any, kind: Any) -> Any:
     choices = get_args(kind)
     if get_origin(kind) is Literal and value in choices:
         return value
+    if kind == TimeRanges:
+        return _as_ranges(value)
     if get_origin(kind) is tuple:
-        parts = (
-            value.split(",")
-            if isinstance(value, str)
-            else [value]
-            if isinstance(value, int | float)
-            else value
-        )
+        value = [value] if isinstance(value, int | float) else value
+        parts = value.split(",") if isinstance(value, str) else value
         if choices[0] is str:
             parts = [word for part in parts for word in str(part).split(",")]
         return tuple(_convert(part, choices[0]) for part in parts if part != "")
@@ -339,11 +345,26 @@ _WORDS = {
 }
 
 
+def _as_ranges(value: Any) -> TimeRanges:
+    """Time ranges: one time, START and STOP, several such pairs one after another, or a list of any of these."""
+    parts = value.split(",") if isinstance(value, str) else [*value]
+    if any(isinstance(part, list | tuple) for part in parts):
+        return tuple(
+            one for part in parts for one in _as_ranges(part if isinstance(part, list | tuple) else [part])
+        )
+    texts = [str(part) for part in parts if part != ""]
+    if len(texts) == 1:
+        return ((texts[0],),)
+    return tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
 def _describe(kind: Any) -> str:
     """What a field takes, in words."""
     choices = [choice for choice in get_args(kind) if choice is not types.NoneType]
     if get_origin(kind) is Literal:
         return " or ".join(choices) if len(choices) < 3 else "one of " + ", ".join(choices)
+    if kind == TimeRanges:
+        return "a day, or pairs of START and STOP"
     if get_origin(kind) is tuple:
         return "words" if choices[0] is str else "numbers"
     if choices:
@@ -352,7 +373,6 @@ def _describe(kind: Any) -> str:
 
 
 _SIZES = {
-    "time": (0, 1, 2),
     "bbox": (0, 4),
     "zoom": (2,),
     "global_crops_scale": (2,),

@@ -153,8 +153,11 @@ def _choose_arch(config: Config, level: Level) -> str:
 
 
 def _selection(config: Config) -> dict[str, Any]:
-    time = config.time[0] if len(config.time) == 1 else config.time or None
-    return {"channels": config.channels or None, "reject": config.reject, "time": time}
+    times = {
+        name: [slice(r[0], r[0]) if len(r) == 1 else r for r in ranges] or None
+        for name, ranges in (("time", config.time), ("exclude_time", config.exclude_time))
+    }
+    return {"channels": config.channels or None, "reject": config.reject, **times}
 
 
 class _PatchSource(_Source):
