@@ -210,7 +210,7 @@ def run(data: Data, folder: Path, trial: Trial, seed: int, steps: int) -> np.nda
     options |= {"store": str(data.cube), "out": str(folder), "saveckp_freq": 0}
     train(load_config(**options))
     target = folder / "embeddings.zarr"
-    embed(data.cube, folder / "checkpoint.pth", target, pool="class_mean", dtype="float32")
+    embed(data.cube, folder / "checkpoint.pth", target, pool="class+mean", dtype="float32")
     vectors = data.arrange(store.open_embeddings(target)["embedding"].values)
     np.save(kept, vectors)
     (folder / "asked.json").write_text(asked)
@@ -296,7 +296,7 @@ def cells(draws: np.ndarray, *, signed: bool = False) -> list[str]:
     return [form.format(*found) for found in zip(draws[0], low, high, strict=True)]
 
 
-#: What an embedding with ``pool="class_mean"`` holds, half and half.
+#: What an embedding with ``pool="class+mean"`` holds, half and half.
 POOLS = ("class token", "mean of tokens")
 
 

@@ -34,7 +34,7 @@ __all__ = [
     "DERIVED", "SEASONS", "Box", "Label", "Reject", "Selection", "as_km", "as_neighborhood",
     "as_periods", "as_seconds", "as_time", "choose_labels", "convective_day", "find_altitudes", "hour_of",
     "in_box", "in_polygon", "labels_of", "month_of", "parse_label", "reject_masks", "solar_hour_of",
-    "split_by_day", "times_of",
+    "split_by_day", "stacks_altitudes", "times_of",
 ]  # fmt: skip
 
 
@@ -640,6 +640,13 @@ def choose_labels(
             )
         chosen = [label for label in chosen if label.km is None or label.km in at]
     return tuple(dict.fromkeys(chosen))
+
+
+def stacks_altitudes(labels: Iterable[Label]) -> bool:
+    """Whether the channels are one input by default: a radar volume's altitudes, alone or with its other fields."""
+    labels = list(labels)
+    sky = any(label.kind in ("infrared", "visible") for label in labels)
+    return not sky and any(label.altitude is not None for label in labels)
 
 
 def _split(label: str) -> tuple[str, float | None]:

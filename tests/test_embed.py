@@ -446,10 +446,10 @@ def test_half_precision_is_the_rounded_single(cube, checkpoint, embeddings, tmp_
 
 
 def test_pools_are_class_token_and_mean_of_observed_tokens(cube, checkpoint, embeddings, tmp_path):
-    for pool, width in (("mean", 24), ("class_mean", 48)):
+    for pool, width in (("mean", 24), ("class+mean", 48), ("mean+std", 48)):
         embed(cube, checkpoint, tmp_path / f"{pool}.zarr", pool=pool, dtype="float32")
         assert values_of(tmp_path / f"{pool}.zarr").shape[-1] == width
-    both, mean = values_of(tmp_path / "class_mean.zarr"), values_of(tmp_path / "mean.zarr")
+    both, mean = values_of(tmp_path / "class+mean.zarr"), values_of(tmp_path / "mean.zarr")
     np.testing.assert_allclose(both[..., :24], values_of(embeddings), atol=2e-5)
     np.testing.assert_allclose(both[..., 24:], mean, atol=2e-5)
     state = torch.load(checkpoint, weights_only=True)
@@ -659,7 +659,7 @@ def test_grids_of_another_network_are_refused(cube, embeddings, embeddings_2k, t
     with pytest.raises(SchemaError, match=r"was trained on those of .* they mean different things"):
         embed(tmp_path / "other.zarr", second, tmp_path / "e.zarr")
     wide = checkpoint_of(tmp_path / "wide.pth", cube)
-    embed(cube, wide, tmp_path / "wide.zarr", pool="class_mean")
+    embed(cube, wide, tmp_path / "wide.zarr", pool="class+mean")
     with pytest.raises(SchemaError, match=r"embeddings have 48 features, but .* reads 24"):
         embed(tmp_path / "wide.zarr", second, tmp_path / "e.zarr")
     with pytest.raises(SchemaError, match="no channel 'echo_top_height'"):

@@ -1,4 +1,4 @@
-"""Commands of trained networks: embed, attention."""
+"""Commands that embed: embed, attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import click
 from gridrad_cube.cli.arguments import CHANNELS, PATH, SCHEDULER, WORKERS, combine, numbers_of, store_option
 
 _NETWORK = combine(
-    click.option("--checkpoint", required=True, type=PATH),
     click.option("--out", required=True, help="Store to write."),
     CHANNELS,
     click.option("--key", type=click.Choice(["teacher", "student"]), default="teacher"),
@@ -26,11 +25,21 @@ _NETWORK = combine(
 
 @click.command()
 @store_option("Cube of patches, or level-256 embeddings for level 2k.")
+@click.option("--checkpoint", type=PATH, help="Embed by the network of a checkpoint.")
+@click.option(
+    "--model", type=click.Choice(["descriptor", "pool"]),
+    help="Embed without training: local statistics of patches, or mean and deviation of a crop's vectors (level 2k).",
+)  # fmt: skip
 @_NETWORK
+@click.option(
+    "--coarsen", type=click.IntRange(1),
+    help="Of the descriptor: average blocks of this many pixels first. By default patches keep at least 64 px.",
+)  # fmt: skip
 @click.option("--stride", type=int, help="Pixels between overlapping windows, a divisor of the patch.")
 @click.option(
-    "--pool", type=click.Choice(["class", "mean", "class_mean"]), default="class",
-    help="Class token, mean of the observed tokens, or both.",
+    "--pool", type=click.Choice(["auto", "class", "mean", "mean+std", "class+mean"]), default="auto",
+    help="Class token, mean (and deviation) of the observed tokens, or class token and mean; auto: as the checkpoint "
+    "says, or the class token.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
@@ -38,12 +47,16 @@ _NETWORK = combine(
 @SCHEDULER
 @click.option("--part", type=int, nargs=2, metavar="I N", help="Embed share I of N: for job arrays.")
 @click.option("--resume/--no-resume", default=True, help="--no-resume overwrites the embeddings in --out.")
-def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
+def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None:
     """Turn every patch (or every crop's grid of embeddings) of a store into an embedding.
 
+    Pass --checkpoint to embed by a network, or --model to embed without training.
+
     \b
+    gridrad-cube embed --store patches.zarr --model descriptor --out descriptors.zarr
     gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
     gridrad-cube embed --store embeddings.zarr --checkpoint runs/2k/checkpoint.pth --out embeddings_2k.zarr
+    gridrad-cube embed --store embeddings.zarr --model pool --out pooled.zarr
     torchrun --nproc-per-node 4 -m gridrad_cube embed --store ... --checkpoint ... --out ...
 
     The same command resumes an interrupted run. Many processes may share a store: by --workers, --scheduler, a
@@ -60,6 +73,7 @@ def embed(store: str, checkpoint: Path, out: str, **options: Any) -> None:
 @click.command()
 @click.argument("samples", nargs=-1, required=True, metavar="CROP[,ROW,COL]...")
 @store_option("What the network reads: a cube, or level-256 embeddings.")
+@click.option("--checkpoint", required=True, type=PATH)
 @_NETWORK
 def attention(samples: Sequence[str], store: str, checkpoint: Path, out: str, **options: Any) -> None:
     """Map what a network attends to in some patches, or in all patches (or the grid) of some crops.

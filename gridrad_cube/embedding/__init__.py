@@ -1,11 +1,12 @@
-"""From a store and a checkpoint to an embedding store with the same coordinates, at either level; attention maps."""
+"""From a store to an embedding store with the same coordinates, by a network or untrained; attention maps."""
 
 from gridrad_cube.embedding.attention import attention
 from gridrad_cube.embedding.inputs import NO_PIXELS, Normalize
-from gridrad_cube.embedding.network import Network, Pool
+from gridrad_cube.embedding.network import Network
 from gridrad_cube.embedding.run import Dtype, embed
+from gridrad_cube.embedding.untrained import Model
 
-__all__ = ["NO_PIXELS", "Dtype", "Network", "Normalize", "Pool", "attention", "embed"]
+__all__ = ["NO_PIXELS", "Dtype", "Model", "Network", "Normalize", "attention", "embed"]
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -11,11 +12,16 @@ import torch
 from torch import Tensor
 
 from gridrad_cube.datasets import Normalization, decode, decode_grids
-from gridrad_cube.models import fingerprint, load_backbone, load_checkpoint, token_coverage, whole_view
+from gridrad_cube.models import (
+    Pool,
+    fingerprint,
+    load_backbone,
+    load_checkpoint,
+    pool_tokens,
+    token_coverage,
+    whole_view,
+)
 from gridrad_cube.schema import SchemaError
-
-#: What becomes the embedding: the class token, the mean of the observed tokens, or one after the other.
-Pool = Literal["class", "mean", "class_mean"]
 
 #: Values of a batch as the network reads them, tokens that hold data (B, N), and the mask to pass on by name.
 _Input = tuple[Tensor, Tensor, dict[str, Tensor | None]]
@@ -39,6 +45,8 @@ class Network:
         ``"256"`` if it reads patches, ``"2k"`` if it reads grids of embeddings.
     fingerprint
         Identity of the weights.
+    model
+        Config of the network, which `gridrad_cube.models.build` takes.
     features
         Length of an embedding.
     trained
@@ -59,13 +67,14 @@ class Network:
         path: str | os.PathLike[str],
         *,
         key: str = "teacher",
-        pool: Pool = "class",
+        pool: Pool | Literal["auto"] = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        if pool not in get_args(Pool):
-            raise SchemaError(f"pool: got {pool!r}; expected one of {get_args(Pool)}")
-        self.path, self.pool, self.device = os.fspath(path), pool, torch.device(device)
+        self.path, self.device = os.fspath(path), torch.device(device)
         checkpoint = load_checkpoint(path)
+        self.pool: Pool = checkpoint.get("pool", "class") if pool == "auto" else pool
+        if self.pool not in get_args(Pool):
+            raise SchemaError(f"pool: got {self.pool!r}; expected auto or one of {get_args(Pool)}")
         try:
             backbone = load_backbone(checkpoint, key)
         except SchemaError as error:
@@ -77,8 +86,8 @@ class Network:
                 f"{self.level}. The file was altered; take another checkpoint."
             )
         self.fingerprint = fingerprint(backbone.state_dict())
-        self.backbone = backbone.to(self.device)
-        self.features = backbone.embed_dim * (2 if pool == "class_mean" else 1)
+        self.backbone, self.model = backbone.to(self.device), backbone.config()
+        self.features = backbone.embed_dim * (2 if "+" in self.pool else 1)
         self.trained = self._describe(checkpoint)
 
     def _describe(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,8 +139,11 @@ class Network:
         packed = torch.from_numpy(codes).to(self.device)
         which = torch.from_numpy(np.asarray(channel, np.int64)).to(self.device)
         values, valid = decode(packed, which, rules, coarsen=self.trained["coarsen"])
-        if values.shape[1] > 1:  # one for all channels of a stack, as in training
-            fill: Any = float(self.trained["view"].get("fill", rules[0].fill))
+        fill: Any
+        if self.backbone.stem is not None:
+            fill = math.nan  # local maps leave missing pixels out
+        elif values.shape[1] > 1:  # one for all channels of a stack, as in training
+            fill = float(self.trained["view"].get("fill", rules[0].fill))
         else:
             fill = torch.tensor([rule.fill for rule in rules], device=values.device)[which]
         # The whole field as one view, without anything random.
@@ -145,18 +157,13 @@ class Network:
         return values, kept.flatten(1), {"attention_mask": kept}
 
     def _pool(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
-        """The embedding from the tokens: class token, mean of those that hold data, or both."""
+        """The embedding from the tokens."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self.backbone.forward_tokens(values, **mask)
-        tokens = tokens.float()
-        parts = [tokens[:, 0]] if self.pool != "mean" else []
-        if self.pool != "class":
-            weight = torch.where(used.any(1, keepdim=True), used, True).float()[..., None]
-            parts.append((tokens[:, 1:] * weight).sum(1) / weight.sum(1))
-        vectors = torch.cat(parts, dim=1).cpu().numpy()
+        vectors = pool_tokens(tokens, used, self.pool).cpu().numpy()
         if not np.isfinite(vectors).all():
             raise SchemaError(
                 f"{self.path}: its network gives values that are not finite for finite inputs; its weights are broken. "
                 "Take another checkpoint."
             )
-        return vectors
+        return np.asarray(vectors)

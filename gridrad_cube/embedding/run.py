@@ -19,9 +19,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from gridrad_cube.embedding.inputs import Normalize, PatchInput, open_input, read_coordinates
-from gridrad_cube.embedding.network import Network, Pool
+from gridrad_cube.embedding.network import Network
+from gridrad_cube.embedding.untrained import Descriptor, GridPool, Model
 from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.launch import World, choose_device, cores, find_world
+from gridrad_cube.models import Pool
 from gridrad_cube.pipeline import executor
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
 from gridrad_cube.storage import Files
@@ -55,13 +57,15 @@ T = TypeVar("T")
 
 def embed(
     store: str | os.PathLike[str],
-    checkpoint: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
+    model: Model | None = None,
     channels: str | Sequence[str] | None = None,
     stride: int | None = None,
+    coarsen: int | None = None,
     key: str = "teacher",
-    pool: Pool = "class",
+    pool: Pool | Literal["auto"] = "auto",
     normalize: Normalize = "auto",
     dtype: Dtype = "float16",
     batch_size: int = 64,
@@ -75,7 +79,8 @@ def embed(
 ) -> dict[str, Any]:
     """Embed every patch of a cube, or every grid of an embedding store of level 256.
 
-    The kind of the store decides the level, and the checkpoint must be of it. Inputs are decoded, normalized,
+    A network of a checkpoint embeds, or what needs no training (``model``). The kind of the store decides the level,
+    and the checkpoint must be of it. Inputs are decoded, normalized,
     coarsened, magnified and masked as the checkpoint says that training did. Nothing is rejected: patches with
     rejecting flags are embedded too, and every patch keeps its row and its flags. Only where there are no
     pixels (flags ``padding``, ``all_missing``, ``channel_absent``, ``unreadable``) is the embedding NaN.
@@ -88,19 +93,30 @@ def embed(
     store
         A finished cube of patches, or embedding store of level 256: path or URL.
     checkpoint
-        Path of a checkpoint of this program or of the predecessor.
+        Path of a checkpoint of this program or of the predecessor. Pass either this or ``model``.
     out
         Path or URL of the embedding store.
+    model
+        ``"descriptor"`` describes patches without training, by mean and standard deviation of local maps: 68 numbers
+        for each channel (`gridrad_cube.models.describe_maps`), of fields scaled to the channel's typical range.
+        ``"pool"`` gives for each crop of an embedding store of level 256 the mean and standard deviation of the
+        vectors of its clean patches.
     channels
-        Labels, or names of variables, of those that the network knows; None takes all of them.
+        Labels, or names of variables, of those that the network knows; None takes all of them. The descriptor takes
+        any; the altitudes of a radar volume are one vector where training would stack them.
     stride
         Level 256: step in pixels between windows, a divisor of the patch, for overlapping windows; their
         flags and positions are those of a cube cut there. None embeds the cube's patches.
+    coarsen
+        Of the descriptor: edge in pixels of the blocks that are averaged first. None takes the largest that leaves
+        patches of at least 64 px, 4 for patches of 256 px. A checkpoint has its own.
     key
         Which network of the checkpoint: ``"teacher"`` or ``"student"``.
     pool
-        ``"class"`` stores the class token, ``"mean"`` the mean of the tokens with at least half of their
-        pixels observed (level 2k: of the cells that count), ``"class_mean"`` one after the other.
+        Of a network: ``"class"`` stores the class token, ``"mean"`` the mean of the tokens with at least half of
+        their pixels observed (level 2k: of the cells that count), ``"mean+std"`` their mean and then their standard
+        deviation, ``"class+mean"`` the class token and then the mean. ``"auto"`` takes what the checkpoint says, and
+        the class token if it says nothing.
     normalize
         ``"auto"`` takes the checkpoint's normalization, and the store's if it has none (the predecessor's);
         ``"store"`` the store's; ``"none"`` physical values as they are, as the predecessor embedded.
@@ -151,11 +167,19 @@ def embed(
         raise SchemaError(f"part: got {share}; expected (i, n) with 0 <= i < n")
     if not resume and share[1] > 1:
         raise SchemaError("resume=False: each part would overwrite the others. Remove the store first.")
+    if (checkpoint is None) == (model is None):
+        raise SchemaError(
+            f"embed: got checkpoint {checkpoint} and model {model}; expected one of them. Pass a checkpoint to embed "
+            "by a network, model='descriptor' or model='pool' to embed without training."
+        )
+    if out is None:
+        raise SchemaError("out: got None; expected the path or URL of the store to write")
     if Files(store).root == Files(out).root:
         raise SchemaError(f"{out}: is the store that is to be embedded. Pass another --out.")
     job = functools.partial(
-        _Job, Files(store).root, os.path.abspath(checkpoint), Files(out).root, channels=channels, stride=stride,
-        key=key, pool=pool, normalize=normalize, dtype=dtype, batch_size=batch_size, device=device,
+        _Job, Files(store).root, None if checkpoint is None else os.path.abspath(checkpoint), Files(out).root,
+        model=model, channels=channels, stride=stride, coarsen=coarsen, key=key, pool=pool, normalize=normalize,
+        dtype=dtype, batch_size=batch_size, device=device,
     )  # fmt: skip
     here = job(world=world)
     here.writer.begin(resume=resume)
@@ -172,44 +196,83 @@ def embed(
         here.finish(records)
     inputs = here.inputs
     return {
-        "out": here.writer.files.root, "level": inputs.level, "checkpoint": here.network.fingerprint,
-        "crops": inputs.crops, "channels": list(inputs.labels), "features": here.network.features,
+        "out": here.writer.files.root, "level": inputs.level, "checkpoint": here.embedder.fingerprint,
+        "crops": inputs.crops, "channels": list(inputs.labels), "features": here.embedder.features,
         "patches": int(np.prod((inputs.crops, *inputs.shape))),
         "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks),
         "blocks_kept": kept, "finished": finished, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
 
 
+def _open_embedder(
+    store: str,
+    checkpoint: str | None,
+    *,
+    model: Model | None,
+    channels: str | Sequence[str] | None,
+    coarsen: int | None,
+    key: str,
+    pool: Pool | Literal["auto"],
+    normalize: Normalize,
+    device: torch.device,
+) -> Network | Descriptor | GridPool:
+    """What makes vectors of the inputs; refuses options that do not belong to it."""
+    if model not in (None, *get_args(Model)):
+        raise SchemaError(f"model: got {model!r}; expected one of {', '.join(get_args(Model))}")
+    if coarsen is not None and model != "descriptor":
+        by = "the mean of vectors" if model else f"the network of {checkpoint}"
+        raise SchemaError(
+            f"coarsen: got {coarsen} for {by}; expected none. It is for model='descriptor'; a network reads fields as "
+            "coarse as in training."
+        )
+    if checkpoint is not None:
+        return Network(checkpoint, key=key, pool=pool, device=device)
+    if pool != "auto" or normalize != "auto":
+        raise SchemaError(
+            f"embed: got pool {pool!r} and normalize {normalize!r} with model {model!r}; expected 'auto' for both. "
+            "They are for checkpoints."
+        )
+    if model == "descriptor":
+        return Descriptor(store, channels=channels, coarsen=coarsen, device=device)
+    return GridPool(store)
+
+
 class _Job:
-    """What is embedded, by which network, into which store, in this process; see `embed` for the options."""
+    """What is embedded, by what, into which store, in this process; see `embed` for the options."""
 
     def __init__(
         self,
         store: str,
-        checkpoint: str,
+        checkpoint: str | None,
         out: str,
         *,
+        channels: str | Sequence[str] | None,
+        stride: int | None,
         key: str,
-        pool: Pool,
+        normalize: Normalize,
         dtype: Dtype,
         batch_size: int,
         device: str,
         world: World,
-        **of_inputs: Any,
+        **of_embedder: Any,
     ) -> None:
-        network = Network(checkpoint, key=key, pool=pool, device=choose_device(device, world))
-        inputs = open_input(store, network.trained, **of_inputs)
-        self.inputs, self.network, self.batch_size = inputs, network, batch_size
+        embedder = _open_embedder(
+            store, checkpoint, channels=channels, key=key, normalize=normalize,
+            device=choose_device(device, world), **of_embedder,
+        )  # fmt: skip
+        trained = embedder.trained
+        inputs = open_input(store, trained, channels=channels, stride=stride, normalize=normalize)
+        self.inputs, self.embedder, self.batch_size = inputs, embedder, batch_size
         request = {
-            "format_version": FORMAT_VERSION, "level": inputs.level, "checkpoint": network.fingerprint, "key": key,
-            "pool": pool, "dtype": dtype, "channels": list(inputs.labels),
+            "format_version": FORMAT_VERSION, "level": inputs.level, "checkpoint": embedder.fingerprint,
+            "key": key if checkpoint else None, "pool": embedder.pool, "dtype": dtype, "channels": list(inputs.labels),
             "stride": inputs.stride if isinstance(inputs, PatchInput) else inputs.info.get("stride"),
-            "patch": inputs.info["patch"], "crop": list(inputs.info["crop"]), "coarsen": network.trained["coarsen"],
-            "magnification": network.trained["magnification"], "normalization": inputs.normalization,
+            "patch": inputs.info["patch"], "crop": list(inputs.info["crop"]), "coarsen": trained["coarsen"],
+            "magnification": trained["magnification"], "normalization": inputs.normalization,
             "source_checkpoint": inputs.info.get("checkpoint"),
         }  # fmt: skip
         self.writer = EmbeddingWriter(
-            out, request, crops=inputs.crops, shape=(*inputs.shape, network.features)
+            out, request, crops=inputs.crops, shape=(*inputs.shape, embedder.features)
         )
 
     def embed_blocks(self, part: tuple[int, int], *, progress: bool) -> int:
@@ -249,10 +312,10 @@ class _Job:
 
     def _embed_block(self, number: int, rows: range, update: Callable[[int], Any]) -> None:
         inputs = self.inputs
-        vectors = np.full((len(rows), *inputs.shape, self.network.features), np.nan, np.float32)
+        vectors = np.full((len(rows), *inputs.shape, self.embedder.features), np.nan, np.float32)
         done = 0
         for place, batch in _ahead(inputs.batches(rows, self.batch_size)):
-            vectors[place] = self.network.embed(*batch)
+            vectors[place] = self.embedder.embed(*batch)
             done += len(place[0])
             update(len(place[0]))
         update(int(np.prod(vectors.shape[:-1])) - done)
@@ -277,20 +340,25 @@ class _Job:
 
     def finish(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Commit the store, unless it is there as it would be."""
-        inputs, network, request = self.inputs, self.network, self.writer.request
+        inputs, embedder, request = self.inputs, self.embedder, self.writer.request
         spacing, small = self._spacing(), inputs.small
         if inputs.overlapping:  # what differs between windows is in the records
             small = functools.partial(read_coordinates, inputs.dataset, of_crops_alone=True)
+        level, made_by, checkpoint_file = inputs.level, str(embedder.model["name"]), None
+        if isinstance(embedder, Network):
+            made_by, checkpoint_file = "checkpoint", os.path.basename(embedder.path)
         info = {
-            "channels": inputs.labels, "channel_mode": "stack" if network.trained["stacked"] else "each",
-            "features": network.features, "checkpoint_file": os.path.basename(network.path),
-            "model": network.backbone.config(), "view": network.trained["view"],
+            "channels": inputs.labels, "channel_mode": "stack" if embedder.trained["stacked"] else "each",
+            "features": embedder.features, "checkpoint_file": checkpoint_file, "model": embedder.model,
+            "view": embedder.trained["view"],
             **_describe_source(inputs.info, inputs.store, self.writer.files.root), "pixel_spacing_km": spacing,
         }  # fmt: skip
         self.writer.finish(
             records, small, info,
-            event=f"gridrad-cube embed: {inputs.crops} crops to level {inputs.level} by {network.fingerprint}",
-            attributes=_geoemb(request, inputs.info, features=network.features, spacing_km=spacing),
+            event=f"gridrad-cube embed: {inputs.crops} crops to level {level} by {made_by} {embedder.fingerprint}",
+            attributes=_geoemb(
+                request, inputs.info, made_by=made_by, features=embedder.features, spacing_km=spacing
+            ),
             history=inputs.dataset.attrs.get("history"),
         )  # fmt: skip
 
@@ -300,11 +368,11 @@ class _Job:
             return self.inputs.info.get("pixel_spacing_km")
         latitude, longitude = (self.inputs.dataset[n][:16].values for n in ("latitude", "longitude"))
         found = pixel_spacing_km(latitude, longitude, self.inputs.patch)
-        trained = self.network.trained["view"].get("pixel_spacing_km")
+        trained = self.embedder.trained["view"].get("pixel_spacing_km")
         if found and trained and abs(found / trained - 1) > _SPACING_TOLERANCE:
             logger.warning(
                 "%s has pixels of %.3g km, but %s was trained on pixels of %.3g km, which is another scale",
-                self.inputs.store, found, self.network.path, trained,
+                self.inputs.store, found, self.embedder.trained["path"], trained,
             )  # fmt: skip
         return found
 
@@ -326,7 +394,12 @@ def _describe_source(info: Mapping[str, Any], source: str, out: str | os.PathLik
 
 
 def _geoemb(
-    request: Mapping[str, Any], info: Mapping[str, Any], *, features: int, spacing_km: float | None
+    request: Mapping[str, Any],
+    info: Mapping[str, Any],
+    *,
+    made_by: str,
+    features: int,
+    spacing_km: float | None,
 ) -> dict[str, Any]:
     """Attributes of the ``geoemb:`` convention, version 1, for a request of `EmbeddingWriter` and its source's info."""
     layout: dict[str, Any] = {"layout_type": "irregular", "chip_size": request["crop"]}
@@ -337,7 +410,7 @@ def _geoemb(
         "zarr_conventions": [_CONVENTION],
         "geoemb:type": "chip",
         "geoemb:dimensions": features,
-        "geoemb:model": f"urn:gridrad-cube:checkpoint:{request['checkpoint']}",
+        "geoemb:model": f"urn:gridrad-cube:{made_by}:{request['checkpoint']}",
         "geoemb:source_data": [f"urn:gridrad-cube:store:{info.get('identity')}"],
         "geoemb:data_type": request["dtype"],
         "geoemb:chip_layout": layout,

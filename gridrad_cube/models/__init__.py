@@ -22,7 +22,15 @@ from gridrad_cube.models.objectives import (
     parameter_groups,
     update_teacher_,
 )
-from gridrad_cube.models.scattering import LocalMaps, ScatteringStem, describe_maps, local_maps
+from gridrad_cube.models.scattering import (
+    FIELD_MULTIPLE,
+    MAPS,
+    LocalMaps,
+    ScatteringStem,
+    describe_maps,
+    descriptor_identity,
+    local_maps,
+)
 from gridrad_cube.models.views import (
     View,
     ViewSpec,
@@ -44,6 +52,8 @@ from gridrad_cube.models.vit import (
 
 __all__ = [
     "ARCHITECTURES",
+    "FIELD_MULTIPLE",
+    "MAPS",
     "CodingRateLoss",
     "ContrastHead",
     "DINOHead",
@@ -65,6 +75,7 @@ __all__ = [
     "contrast_loss",
     "cosine_schedule",
     "describe_maps",
+    "descriptor_identity",
     "draw_grid_views",
     "draw_views",
     "fingerprint",

@@ -9,6 +9,7 @@ training.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from typing import NamedTuple
 
@@ -23,10 +24,12 @@ _OCTAVES, _DIRECTIONS, _BINS = 4, 6, 8
 #: Maps of one channel: moduli, mean, logarithm of the variance, bins.
 MAPS = _OCTAVES * _DIRECTIONS + 2 + _BINS
 #: Edges of fields are multiples of this, so that each octave halves the one before.
-_MULTIPLE = 2 ** (_OCTAVES - 1)
+FIELD_MULTIPLE = 2 ** (_OCTAVES - 1)
 #: Of the Morlet filters: edge of the kernel, center frequency (radians a pixel), deviation of the envelope along the
 #: wave in pixels, and its share across the wave.
 _EDGE, _FREQUENCY, _DEVIATION, _SLANT = 7, 0.75 * math.pi, 0.8, 0.5
+#: Version of the computation; the identity of the descriptor is made of it and the numbers above and below.
+_VERSION = 1
 #: Added to moduli and variances before their logarithm: 0.3 % of half of the typical range, a fifth of a kelvin.
 _SMALL_MODULUS, _SMALL_VARIANCE = 3e-3, 1e-4
 
@@ -64,10 +67,10 @@ def local_maps(x: Tensor) -> LocalMaps:
     ValueError
         If the shape does not fit.
     """
-    if x.ndim != 4 or any(edge < _MULTIPLE or edge % _MULTIPLE for edge in x.shape[2:]):
+    if x.ndim != 4 or any(edge < FIELD_MULTIPLE or edge % FIELD_MULTIPLE for edge in x.shape[2:]):
         raise ValueError(
             f"local_maps: got a field of shape {tuple(x.shape)}; expected (batch, channel, height, width) with edges "
-            f"that are multiples of {_MULTIPLE}"
+            f"that are multiples of {FIELD_MULTIPLE}"
         )
     with torch.autocast(x.device.type, enabled=False):  # bf16 would round the moduli of smooth fields away
         fields = x.float().flatten(0, 1)[:, None]
@@ -98,6 +101,15 @@ def describe_maps(local: LocalMaps) -> Tensor:
     mean = (maps * weight).sum(-1)
     variance = ((maps - mean[..., None]).square() * weight).sum(-1)
     return torch.cat([mean, variance.sqrt()], dim=2).flatten(1)
+
+
+def descriptor_identity() -> str:
+    """Identity of the numbers that `describe_maps` gives for a field, 32 hexadecimal digits."""
+    numbers = (
+        _VERSION, CELL, _OCTAVES, _DIRECTIONS, _BINS, _EDGE, _FREQUENCY, _DEVIATION, _SLANT, _SMALL_MODULUS,
+        _SMALL_VARIANCE,
+    )  # fmt: skip
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()[:32]
 
 
 def _moduli(values: Tensor, weight: Tensor, mean: Tensor) -> Tensor:

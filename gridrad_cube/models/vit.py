@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from gridrad_cube.models.scattering import CELL, MAPS, LocalMaps, ScatteringStem, local_maps
 
-#: What becomes the embedding: the class token, the mean of the tokens, or their mean and standard deviation.
-Pool = Literal["class", "mean", "mean+std"]
+#: What becomes the embedding: the class token, the mean of the other tokens, their mean and standard deviation, or the
+#: class token and the mean.
+Pool = Literal["class", "mean", "mean+std", "class+mean"]
 Stem = Literal["linear", "scattering"]
 _Position = Literal["dino_v1", "exact"]
 
@@ -373,11 +374,11 @@ def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool) -> Tensor:
         Tokens that hold data, bool, (B, N); None, or none of a sample: all of them count.
     pool
         ``"class"`` takes the class token, ``"mean"`` the mean of the other tokens that hold data, ``"mean+std"`` their
-        mean and then their standard deviation.
+        mean and then their standard deviation, ``"class+mean"`` the class token and then the mean.
 
     Returns
     -------
-    (B, D), with ``"mean+std"`` (B, 2 D), float32.
+    (B, D), with two parts (B, 2 D), float32.
     """
     tokens = tokens.float()
     if pool == "class":
@@ -390,6 +391,8 @@ def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool) -> Tensor:
     mean = (rest * weight).sum(1)
     if pool == "mean":
         return mean
+    if pool == "class+mean":
+        return torch.cat([tokens[:, 0], mean], dim=1)
     variance = ((rest - mean[:, None]).square() * weight).sum(1)
     # The root has no gradient at zero, where all tokens are equal.
     return torch.cat([mean, (variance + _EPS).sqrt()], dim=1)

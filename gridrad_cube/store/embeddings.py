@@ -37,6 +37,9 @@ _BLOCK_CROPS = {"256": 64, "2k": 1024}
 #: Crops of a chunk of the small arrays; a multiple of every block.
 _ROWS = 1024
 
+#: Earlier name of a pool in stores, and the name that it has now.
+_FORMER_POOL = ("class_mean", "class+mean")
+
 _BUILD = "_build"
 _CLAIM = f"{_BUILD}/embed.json"
 _CELL_ATTRIBUTES: dict[str, dict[str, Any]] = {
@@ -113,6 +116,8 @@ class EmbeddingWriter:
                 f"{self.files.root}: {_CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
             ) from error
         if resume:
+            if (found.get("pool"), wanted.get("pool")) == _FORMER_POOL:
+                self.request["pool"] = wanted["pool"] = found["pool"]  # so that the store keeps its identity
             _check_same(found, wanted, self.files.root)
             return
         self.files.remove("zarr.json")

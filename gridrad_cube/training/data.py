@@ -29,7 +29,7 @@ from gridrad_cube.models import (
     whole_view,
 )
 from gridrad_cube.schema import CHANNELS, SchemaError
-from gridrad_cube.selection import choose_labels, labels_of
+from gridrad_cube.selection import choose_labels, labels_of, stacks_altitudes
 from gridrad_cube.store import open_packed, store_info
 from gridrad_cube.training.config import Config, Level, store_level
 
@@ -289,8 +289,7 @@ def _choose_mode(config: Config) -> Any:
         return config.channel_mode
     available = labels_of(open_packed(config.store), list(store_info(config.store)["channels"]))
     labels = choose_labels(available, config.channels or None, config.store)
-    sky = any(label.kind in ("infrared", "visible") for label in labels)
-    return "stack" if not sky and any(label.altitude is not None for label in labels) else "each"
+    return "stack" if stacks_altitudes(labels) else "each"
 
 
 def _choose_coarsen(config: Config, arch: str) -> int:
