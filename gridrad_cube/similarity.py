@@ -1,4 +1,4 @@
-"""Vectors: their directions and effective rank, and the nearest of a large array.
+"""Vectors: their directions and effective rank, the nearest of a large array, and the rank of targets.
 
 The search for the nearest is exact and reads blocks. A matrix product in float32 finds the rows that can be
 among the nearest; those few are measured again in float64. So the answer depends on the vectors alone: not on
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
 
-__all__ = ["Metric", "nearest", "rank_me", "scores", "unit_rows"]
+__all__ = ["Metric", "directed", "nearest", "rank_among", "rank_me", "rank_targets", "scores", "unit_rows"]
 
 
 def __dir__() -> list[str]:
@@ -40,6 +40,11 @@ _FEW = 4
 
 #: Lengths of vectors whose square float32 holds with its full precision.
 _SHORTEST, _LONGEST = 1e-15, 1e18
+
+#: Cosines this close rank as equal: those of equal vectors differ by rounding.
+_EQUAL = 1e-9
+#: Queries whose targets are ranked at once.
+_RANKED = 512
 
 _ROUNDOFF = 2.0**-24
 
@@ -64,6 +69,59 @@ def rank_me(vectors: npt.ArrayLike) -> float:
     share = values / max(values.sum(), 1e-300)
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def directed(vectors: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows are finite and not zero, so that they have a direction."""
+    return np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+
+
+def rank_targets(
+    queries: npt.ArrayLike,
+    candidates: npt.ArrayLike,
+    target: npt.ArrayLike,
+    excluded: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.float64]:
+    """Rank the target of each query among candidates by cosine.
+
+    Parameters
+    ----------
+    queries, candidates
+        Vectors, (queries, features) and (candidates, features).
+    target
+        Position of each query's target among the candidates, (queries,).
+    excluded
+        Candidates that a query may not have, booleans (queries, candidates); None for none. The target itself always
+        counts.
+
+    Returns
+    -------
+    Ranks, (queries,): 1 is best. Half of the candidates that score the same count, so equal vectors rank in the
+    middle. NaN where the vector of the query or of the target is zero or not finite, and where no other candidate is
+    left; other candidates without a direction do not count.
+    """
+    queries, candidates = np.asarray(queries), np.asarray(candidates)
+    target, asked, known = np.asarray(target), directed(queries), directed(candidates)
+    unit = unit_rows(np.where(asked[:, None], queries, 0.0))
+    other = unit_rows(np.where(known[:, None], candidates, 0.0))
+    out = np.full(len(unit), np.nan)
+    for start in range(0, len(unit), _RANKED):
+        some = slice(start, start + _RANKED)
+        line, own = np.arange(len(target[some])), target[some]
+        rival = np.broadcast_to(known, (len(own), len(known))).copy()
+        rival &= True if excluded is None else ~np.asarray(excluded)[some]
+        rival[line, own] = False
+        scores = unit[some] @ other.T
+        out[some] = np.where(rival.any(axis=1), rank_among(scores[line, own], scores, rival), np.nan)
+    return np.where(asked & known[target], out, np.nan)
+
+
+def rank_among(
+    own: npt.NDArray[Any], scores: npt.NDArray[Any], rival: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Rank of a score of each line, (lines,), among those of its rivals, (lines, candidates)."""
+    equal = rival & (np.abs(scores - own[:, None]) <= _EQUAL)
+    return np.asarray(1 + (rival & ~equal & (scores > own[:, None])).sum(axis=1) + equal.sum(axis=1) / 2)
 
 
 def nearest(

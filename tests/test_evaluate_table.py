@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score, roc_auc_score
 from small_data import make_store
 
-from gridrad_cube import evaluation, store
+from gridrad_cube import evaluation, similarity, store
 from gridrad_cube.cli import cli
 from gridrad_cube.evaluation import baselines, measures, run, sequels
 from gridrad_cube.geometry import great_circle_km
@@ -39,45 +40,89 @@ def row_of(result, section, question):
     return found[0]
 
 
-# parts of the days
+# parts of the time
 
 
 @pytest.mark.parametrize("gap", [0, 1, 3])
 def test_parts_share_no_day_and_keep_their_distance(gap):
     rng = np.random.default_rng(gap)
     time = rng.permutation(times_of(400, hours=5))
-    part, lacking = measures.divide_days(time, gap=gap)
-    assert lacking == ""
+    part, words = measures.divide(time, gap=gap)
+    assert words.startswith("84 convective days: 50 to fit, ")
     found = [
         np.unique(convective_day(time[part == p])) for p in (measures.FIT, measures.CHOOSE, measures.TEST)
     ]
     for earlier, later in itertools.pairwise(found):
         assert (later.min() - earlier.max()) / np.timedelta64(1, "D") == gap + 1
-    assert len(found[0]) > len(found[2]) >= measures.LEAST_DAYS
 
 
-@pytest.mark.parametrize("count", [1, 4, 40])
-def test_too_few_days_are_words_and_no_part(count):
-    part, lacking = measures.divide_days(times_of(count), gap=1)
-    assert lacking.startswith("too few days: of ")
+@pytest.mark.parametrize(
+    ("days", "expected"), [(3, (1, 1, 1)), (5, (3, 1, 1)), (7, (4, 1, 2)), (34, (20, 6, 6))]
+)
+def test_few_days_are_divided_without_days_between_and_it_is_said(days, expected):
+    part, words = measures.divide(times_of(24 * days, hours=1, start="2021-06-01T12:00"))
+    fit, choose, test = expected
+    said = f"{days} convective days: {fit} to fit, {choose} to choose, {test} to test"
+    assert words.startswith(said)
+    assert ("few" in words) == (days < 20)
+    assert [int((part == p).sum()) for p in range(3)] == [24 * n for n in expected]
+
+
+def test_two_days_are_not_divided():
+    part, words = measures.divide(times_of(40, hours=1))
+    assert words.startswith("2 convective days: too few to divide")
     assert (part == -1).all()
+
+
+def test_separate_sequences_are_events_and_long_records_are_days():
+    minutes = np.timedelta64(60, "s") * np.arange(0, 180, 5)
+    starts = np.array(["2021-06-01T11", "2021-06-01T23", "2021-07-10T20"], "datetime64[s]")
+    time = (starts[:, None] + minutes).ravel()
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(time))
+    block, noun = evaluation.blocks_of(time[order])
+    assert noun == "event"
+    np.testing.assert_array_equal(block, np.repeat(np.arange(3), len(minutes))[order])
+    part, words = measures.divide(time)
+    assert words.startswith("3 events: 1 to fit, 1 to choose, 1 to test; few")
+    np.testing.assert_array_equal(part, np.repeat(np.arange(3), len(minutes)))
+    # A record of days is no event, nor is a single time of each day.
+    assert evaluation.blocks_of(np.append(time, times_of(30, hours=3)))[1] == "day"
+    assert evaluation.blocks_of(times_of(9, hours=12))[1] == "day"
 
 
 # scores and intervals
 
 
-def test_draws_of_days_give_the_spread_of_a_mean_of_days():
+def test_draws_of_blocks_give_the_spread_of_a_mean_of_days():
     rng = np.random.default_rng(0)
     day = np.repeat(np.arange(40), 25)
     level = rng.normal(0, 1, 40)[day]  # all that differs is between days
     values = 2 + level + 0.01 * rng.standard_normal(1000)
-    weights = measures.draw_days(40, seed=0)
-    first, *drawn = measures.mean_scores(values, day, weights)
-    assert first == pytest.approx(values.mean())
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    score = partial(measures.mean_scores, values)
+    cell = measures.with_interval(score, day)
+    assert cell.value == pytest.approx(values.mean())
+    assert (cell.cases, cell.blocks) == (1000, 40)
     # Of 40 days, not of 1000 cases: about two standard errors of a mean of 40.
-    assert high - low == pytest.approx(2 * 1.96 * level.std() / np.sqrt(40), rel=0.15)
-    np.testing.assert_array_equal(weights, measures.draw_days(40, seed=0))
+    assert cell.high - cell.low == pytest.approx(2 * 1.96 * level.std() / np.sqrt(40), rel=0.15)
+    assert measures.with_interval(score, day) == cell
+    one = measures.with_interval(score, np.zeros(1000))
+    assert (one.value, one.low, one.blocks) == (pytest.approx(values.mean()), None, 1)
+
+
+def test_public_scores_are_those_of_their_cases():
+    rng = np.random.default_rng(1)
+    truth, guess, other = rng.normal(size=(3, 60))
+    block = np.repeat(["a", "b", "c"], 20)
+    assert evaluation.score_r2(truth, guess, block).value == pytest.approx(r2_score(truth, guess))
+    both = [np.stack([truth, other], 1), np.stack([guess, other / 2], 1)]
+    assert evaluation.score_r2(*both, block).value == pytest.approx(r2_score(*both))
+    skill = evaluation.score_skill(truth, guess, other, block)
+    assert skill.value == pytest.approx(1 - ((guess - truth) ** 2).sum() / ((other - truth) ** 2).sum())
+    assert evaluation.score_skill(truth, truth, other, block).value == 1
+    cell = evaluation.score_ranks(np.array([1, 1, 3, np.nan, 20]), np.array([0, 0, 1, 1, 1]))
+    assert (cell.value, cell.cases, cell.blocks) == (0.5, 4, 2)
+    assert dict(cell.more) == {"median_rank": 2.0, "among_ten": 0.75}
 
 
 def test_scores_are_those_of_scikit_learn_under_weights():
@@ -112,7 +157,10 @@ def test_probes_recover_planted_linear_attributes():
     part = np.repeat([measures.FIT, measures.CHOOSE, measures.TEST], 200)
     y = x @ rng.standard_normal((12, 2)) / np.geomspace(0.1, 100, 12).mean() - 7
     test = part == measures.TEST
-    np.testing.assert_allclose(measures.ridge(x, y, part)[test], y[test], rtol=1e-3, atol=1e-2)
+    y = np.column_stack([y, 1e-3 * rng.standard_normal(600)])  # noise has a penalty of its own
+    guess = measures.ridge(x, y, part)
+    np.testing.assert_allclose(guess[test, :2], y[test, :2], rtol=1e-3, atol=1e-2)
+    assert r2_score(y[test, 2], guess[test, 2]) > -0.05
     yes = x[:, 3] / x[:, 3].std() + 0.02 * rng.standard_normal(600) > (x[:, 3] / x[:, 3].std()).mean()
     odds = measures.logistic(x, yes, part)
     assert roc_auc_score(yes[test], odds[test]) > 0.99
@@ -208,8 +256,8 @@ def test_an_attribute_of_yes_or_no_is_probed_by_the_area_under_its_curve():
     x = pool.vectors["x"]
     told = {"overshooting_top": (x[:, 0] + 0.2 * rng.standard_normal(2400) > 1).astype(float)}
     pool = replace(pool, attributes=told, vectors={"x": x, "noise": rng.standard_normal((2400, 3))})
-    part, lacking = measures.divide_days(pool.time)
-    asked = run._Evaluator(SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, lacking, 0)
+    part, words = measures.divide(pool.time)
+    asked = run._Evaluator(SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, words, 0)
     chosen = {"x": []}
     row = asked._row("probe", "overshooting", asked._probe, "overshooting_top", chosen, measure="AUC")
     assert row.cells["x"].value > 0.95
@@ -219,19 +267,38 @@ def test_an_attribute_of_yes_or_no_is_probed_by_the_area_under_its_curve():
     assert chosen["x"][0] > 0.9  # from -1 to 1, as R² is
 
 
-def test_equal_scores_rank_in_the_middle():
-    assert measures.rank_among(0.5, np.full(30, 0.5 + 1e-12)) == 16
-    assert measures.rank_among(0.5, np.array([0.4, 0.6, 0.5])) == 2.5
+def test_targets_are_ranked_as_by_counting_one_by_one():
+    rng = np.random.default_rng(6)
+    queries, candidates = rng.standard_normal((9, 4)), rng.standard_normal((30, 4))
+    target, excluded = rng.integers(0, 30, 9), rng.random((9, 30)) < 0.3
+    candidates[3], candidates[4] = 0.0, np.nan  # no candidates
+    target[:2] = 5, 3
+    candidates[6] = 2 * candidates[5]  # equal to a target: half a rank
+    queries[8] = np.inf
+    excluded[7] = True
+    found = similarity.rank_targets(queries, candidates, target, excluded)
+    unit = candidates / np.linalg.norm(candidates, axis=1, keepdims=True).clip(1e-9)
+    for q, rank in enumerate(found):
+        others = [c for c in range(30) if c not in (3, 4, target[q]) and not excluded[q, c]]
+        if target[q] in (3, 4) or q == 8 or not others:
+            assert np.isnan(rank)
+            continue
+        more = np.array([(unit[c] - unit[target[q]]) @ queries[q] for c in others])
+        assert rank == 1 + (more > 1e-9).sum() + (abs(more) <= 1e-9).sum() / 2
+    assert np.isfinite(found).sum() >= 5
+    alike = similarity.rank_targets(np.ones((2, 3)), np.ones((31, 3)), np.array([0, 7]))
+    np.testing.assert_array_equal(alike, 16)
 
 
 def test_analogue_forecast_is_the_mean_of_the_nearest_sequels():
     rng = np.random.default_rng(6)
-    x, after = rng.standard_normal((80, 4)), rng.standard_normal(80)
+    x, after = rng.standard_normal((80, 4)), rng.standard_normal((80, 2))
     case, known = np.array([70, 75]), np.arange(50)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    expected = [after[known[np.argsort(-unit[known] @ unit[c])[:10]]].mean() for c in case]
-    np.testing.assert_allclose(measures.analogue_forecast(x, case, known, after), expected)
-    assert np.isfinite(measures.analogue_forecast(x, case, known[:3], after)).all()
+    expected = [after[known[np.argsort(-unit[known] @ unit[c])[:20]]].mean(axis=0) for c in case]
+    np.testing.assert_allclose(evaluation.analogue_forecast(x[case], x[known], after[known]), expected)
+    few = evaluation.analogue_forecast(x[case], x[:3], after[:3, 0])
+    np.testing.assert_allclose(few, after[:3, 0].mean())
 
 
 # pixels
@@ -321,7 +388,7 @@ def test_a_planted_attribute_is_found_on_days_apart(result):
     cell = row.cells["embedding"]
     assert cell.value > 0.999
     assert cell.low <= cell.value <= cell.high
-    assert cell.days >= measures.LEAST_DAYS
+    assert cell.blocks >= 5
     assert row.cells["moments"].value > 0.99  # they hold the minimum itself
     assert row.cells["PCA-64 of pixels"].value < 0.9
     assert row.baseline == "moments"
@@ -348,11 +415,9 @@ def test_retrieval_has_words_where_there_are_no_pairs(result):
 
 def test_forecasts_stand_beside_persistence(result):
     row = row_of(result, "forecast", "minimum brightness temperature after 30min")
-    assert row.units == "K"
-    assert row.better == "lower"
     assert {"embedding", "embedding, centered", "persistence", "mean", "PCA-64 of pixels"} <= set(row.cells)
-    assert row.cells["persistence"].value < row.cells["mean"].value
-    gain = row.cells[row.baseline].value - row.cells["embedding"].value
+    assert row.cells["persistence"].value > row.cells["mean"].value
+    gain = row.cells["embedding"].value - row.cells[row.baseline].value
     assert row.gain.value == pytest.approx(gain)
 
 
@@ -410,7 +475,7 @@ def test_one_day_gives_words_all_over(tmp_path):
     spread = [r.section for r in result.rows for c in r.cells.values() if c.value is not None]
     assert set(spread) <= {"spread"}
     row = row_of(result, "probe", "minimum brightness temperature")
-    assert row.cells["embedding"].words.startswith("too few days: of 1 convective day, 0 fit")
+    assert row.cells["embedding"].words.startswith("1 event: too few to divide")
     assert (
         row_of(result, "retrieval", "same place after 30min")
         .cells["embedding"]
@@ -494,18 +559,17 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
     assert "probe minimum brightness temperature 0.9" in said
     # What the page says of thresholds is what the code has.
     for text in (
-        "under 5 days",
+        "under 3 days or events",
         "under 30 cases",
         "20 distractors",
-        "ten nearest samples",
+        "20 nearest samples",
         "below 220 K",
         "18.5 dBZ",
     ):
         assert text in page.replace("\n", " ")
-    thresholds = (measures.LEAST_DAYS, measures.LEAST_CASES, run._LEAST_DISTRACTORS, measures._ANALOGUES)
-    assert thresholds == (5, 30, 20, 10)
+    assert (measures.MANY_BLOCKS, measures.LEAST_CASES, run._LEAST_DISTRACTORS) == (5, 30, 20)
     assert (baselines._COLD_CLOUD_K, baselines._ECHO_TOP_DBZ, baselines._CORE_DBZ) == (220.0, 18.5, 40.0)
-    assert measures._SHARES == (0.6, 0.2, 0.2)
+    assert (measures._FIT_SHARE, measures._CHOOSE_SHARE) == (0.6, 0.2)
 
 
 # what an evaluation is made of
@@ -576,7 +640,7 @@ def test_residuals_leave_nothing_of_what_the_clock_and_the_latitude_say():
     time = times_of(600, hours=7)
     longitude, latitude = rng.uniform(-180, 180, 600), rng.uniform(25, 50, 600)
     hour = solar_hour_of(time, longitude)
-    part, _ = measures.divide_days(time)
+    part, _ = measures.divide(time)
     y = 5 * np.sin(2 * np.pi * hour / 24) - 2 * np.cos(4 * np.pi * hour / 24) + 0.3 * latitude
     left = y - measures.ridge(measures.nuisance(time, latitude, longitude), y[:, None], part)[:, 0]
     test = part == measures.TEST

@@ -26,11 +26,10 @@ _BINS, _EDGE = 32, 32
 class _Attribute:
     """A property of a patch (or a crop) that its pixels tell, by the first variable of ``sources`` that the cube has.
 
-    It is there or not (``yes_no``), or a number in ``units``; of ``storm`` a positive one means deep convection.
+    It is there or not (``yes_no``), or a number; of ``storm`` a positive one means deep convection.
     """
 
     long_name: str
-    units: str
     sources: tuple[str, ...]
     yes_no: bool = False
     storm: bool = False
@@ -38,11 +37,11 @@ class _Attribute:
 
 _INFRARED, _RADAR = ("ir_brightness_temperature",), ("reflectivity_column_maximum", "reflectivity")
 ATTRIBUTES = {
-    "minimum_brightness_temperature": _Attribute("minimum brightness temperature", "K", _INFRARED),
-    "cold_cloud_share": _Attribute(f"share of pixels below {_COLD_CLOUD_K:g} K", "1", _INFRARED, storm=True),
-    "echo_top_height": _Attribute("highest echo top", "km", ("echo_top_height", "reflectivity")),
-    "core_share": _Attribute(f"share of pixels above {_CORE_DBZ:g} dBZ", "1", _RADAR, storm=True),
-    "overshooting_top": _Attribute("overshooting top: yes or no", "1", ("ot_id_number",), yes_no=True),
+    "minimum_brightness_temperature": _Attribute("minimum brightness temperature", _INFRARED),
+    "cold_cloud_share": _Attribute(f"share of pixels below {_COLD_CLOUD_K:g} K", _INFRARED, storm=True),
+    "echo_top_height": _Attribute("highest echo top", ("echo_top_height", "reflectivity")),
+    "core_share": _Attribute(f"share of pixels above {_CORE_DBZ:g} dBZ", _RADAR, storm=True),
+    "overshooting_top": _Attribute("overshooting top: yes or no", ("ot_id_number",), yes_no=True),
 }
 
 

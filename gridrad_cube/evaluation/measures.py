@@ -1,78 +1,218 @@
-"""Measures of vectors: scores with intervals, linear probes, ranks by cosine. Arrays in, numbers out."""
+"""Measures of vectors: retrieval by cosine, linear probes, analogue forecasts, with intervals. Arrays in, numbers out.
+
+`evaluate`, the probe while training and the benchmarks use these functions.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from gridrad_cube.evaluation.result import Cell
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import convective_day, solar_hour_of, split_by_day
-from gridrad_cube.similarity import nearest, unit_rows
+from gridrad_cube.selection import convective_day, solar_hour_of
+from gridrad_cube.similarity import directed, nearest, rank_among, unit_rows
 
-#: Parts of the days, in order of time, and the share of the days of each.
+#: Parts of the times, in their order.
 FIT, CHOOSE, TEST = 0, 1, 2
-_SHARES = (0.6, 0.2, 0.2)
-#: Days and cases below which a number has no meaning.
-LEAST_DAYS, LEAST_CASES = 5, 30
+#: Blocks in each part from which on blocks between the parts are left out.
+MANY_BLOCKS = 5
+#: Cases below which a number has no meaning.
+LEAST_CASES = 30
+#: Shares of the blocks that fit and choose; the others test.
+_FIT_SHARE, _CHOOSE_SHARE = 0.6, 0.2
+#: Hours without a time that separate two events.
+_EVENT_GAP = 6
 #: Draws of the bootstrap.
 _DRAWS = 1000
 #: Penalties of ridge regression and of logistic regression, a case; the choosing days choose one.
 _RIDGE = tuple(10.0**p for p in range(-6, 4))
 _LOGISTIC = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-#: Analogues of a forecast.
-_ANALOGUES = 10
-#: Scores this close are equal: those of equal vectors differ by rounding.
-_EQUAL = 1e-9
+
+#: A score of some cases under each row of weights of blocks, from the block of each case and the weights.
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-# Days
+# Blocks of time
 
 
-def divide_days(time: np.ndarray, *, gap: int = 1) -> tuple[np.ndarray, str]:
-    """The part of each time, `FIT`, `CHOOSE`, `TEST` or -1, and what is missing for a division ("" if nothing is).
+def blocks_of(time: npt.ArrayLike) -> tuple[np.ndarray, str]:
+    """Divide times into blocks that count as independent: convective days, or events.
 
-    Parts share no convective day, and ``gap`` days lie between them. With too few days every part is -1.
+    An event is a sequence of times without a gap of more than 6 hours. Events are the blocks where each of them
+    lasts at most a day and most have several times, as in collections of radar sequences; otherwise convective days.
+
+    Parameters
+    ----------
+    time
+        ``datetime64``, UTC; in any order, repeated times are allowed.
+
+    Returns
+    -------
+    The number of the block of each time, from 0 in order of time; and ``"day"`` or ``"event"``.
     """
-    none = np.full(len(time), -1)
-    try:
-        part = split_by_day(time, _SHARES, gap=gap)
-    except SchemaError:
-        part = none
-    fit, choose, test = (len(np.unique(convective_day(time[part == p]))) for p in (FIT, CHOOSE, TEST))
-    if fit >= LEAST_DAYS and test >= LEAST_DAYS:
-        return part, ""
-    return none, (
-        f"too few days: of {count_days(len(np.unique(convective_day(time))))}, {fit} fit, {choose} choose and "
-        f"{test} test; at least {LEAST_DAYS} must fit and {LEAST_DAYS} test"
+    times, at = np.unique(np.asarray(time).astype("datetime64[s]"), return_inverse=True)
+    new = np.diff(times) > np.timedelta64(_EVENT_GAP, "h")
+    event = np.concatenate([[0], np.cumsum(new)])[: len(times)]
+    first = np.flatnonzero(np.concatenate([[True], new]))[: len(times)]
+    last = np.append(first[1:], len(times)) - 1
+    short = (times[last] - times[first] <= np.timedelta64(24, "h")).all()
+    if len(times) and short and np.median(last - first) >= 1:
+        return event[at], "event"
+    return np.unique(convective_day(times), return_inverse=True)[1][at], "day"
+
+
+def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
+    """The part of each time, `FIT`, `CHOOSE`, `TEST` or -1, and in words what this means.
+
+    The parts follow each other in time and share no block. ``gap`` days between them are left out where `MANY_BLOCKS`
+    blocks remain in each part. With fewer than 3 blocks every part is -1.
+    """
+    block, noun = blocks_of(time)
+    time, count = np.asarray(time).astype("datetime64[s]"), int(block.max(initial=-1)) + 1
+    if count < 3:
+        return np.full(len(block), -1), (
+            f"{count_blocks(count, noun)}: too few to divide, at least 3 are needed to fit, choose and test"
+        )
+    choose = max(1, round(_CHOOSE_SHARE * count))
+    fit = max(1, min(int(_FIT_SHARE * count), count - choose - 1))
+    part_of = np.repeat([FIT, CHOOSE, TEST], [fit, choose, count - fit - choose])
+    apart, day = part_of.copy(), convective_day(time)
+    for edge in (fit, fit + choose):
+        free_from = day[block < edge].max() + np.timedelta64(1 + gap, "D")
+        near = np.unique(block[(block >= edge) & (day < free_from)])
+        apart[near[part_of[near] == part_of[edge]]] = -1
+    kept = np.bincount(apart[apart >= 0], minlength=3)
+    if kept.min() >= MANY_BLOCKS:
+        part_of, words = apart, ""
+    else:
+        kept, few = np.bincount(part_of, minlength=3), count - fit - choose
+        words = f"; few: nothing is left out between the parts, and intervals are of {count_blocks(few, noun)} only"
+    fit, choose, test = kept
+    said = f"{count_blocks(count, noun)}: {fit} to fit, {choose} to choose, {test} to test{words}"
+    return part_of[block], said
+
+
+def count_blocks(count: int, noun: str) -> str:
+    """A number of blocks as text."""
+    return f"{count} {'convective ' * (noun == 'day')}{noun}{'s' * (count != 1)}"
+
+
+def draw_blocks(blocks: int, seed: int) -> np.ndarray:
+    """Weights of blocks, (1 + _DRAWS, blocks): ones, then how often each occurs in a draw with replacement."""
+    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=_DRAWS)
+    return np.concatenate([np.ones((1, blocks)), drawn])
+
+
+# Scores with intervals
+
+
+def with_interval(score: Score, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+    """A score and its 95 % interval, from drawing blocks with replacement; see `cell_of`."""
+    _, number = np.unique(block, return_inverse=True)
+    count = int(number.max(initial=-1)) + 1
+    counted = Cell(cases=len(number), blocks=count)
+    if not count:
+        return replace(counted, words="no cases")
+    return cell_of(score(number, draw_blocks(count, seed)), counted)
+
+
+def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
+    """A score and its 95 % interval, from the score under all weights of blocks.
+
+    One block, or blocks of which many draws have no score, give no interval.
+    """
+    value, *_ = drawn
+    known = drawn[1:][np.isfinite(drawn[1:])]
+    if not np.isfinite(value):
+        return replace(counted, words="the values do not vary")
+    if counted.blocks < 2 or len(known) < 0.9 * (len(drawn) - 1):
+        return replace(counted, value=float(value))
+    low, high = np.percentile(known, [2.5, 97.5])
+    return replace(counted, value=float(value), low=float(low), high=float(high))
+
+
+def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+    """Share of queries whose target ranks first.
+
+    Parameters
+    ----------
+    ranks
+        From `gridrad_cube.similarity.rank_targets`, (queries,); NaN does not count.
+    block
+        Of each query: days or events, as from `blocks_of`, or any other labels.
+    seed
+        Of the draws of blocks.
+
+    Returns
+    -------
+    The share with its 95 % interval; ``more`` has ``median_rank`` and ``among_ten``, the share of ranks up to 10.
+    """
+    known = np.isfinite(ranks)
+    ranks = np.asarray(ranks)[known]
+    cell = with_interval(partial(mean_scores, ranks <= 1), np.asarray(block)[known], seed=seed)
+    if not len(ranks):
+        return cell
+    return replace(
+        cell, more={"median_rank": float(np.median(ranks)), "among_ten": float((ranks <= 10).mean())}
     )
 
 
-def count_days(count: int) -> str:
-    """A number of days as text."""
-    return f"{count} convective day{'s' * (count != 1)}"
+def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+    """Coefficient of determination of predictions, R²; the mean over targets.
+
+    Parameters
+    ----------
+    truth, guess
+        Shape (cases,) or (cases, targets), finite.
+    block, seed
+        As in `score_ranks`.
+    """
+    return with_interval(partial(r2_scores, truth, guess), block, seed=seed)
 
 
-def draw_days(days: int, seed: int) -> np.ndarray:
-    """Weights of days, (1 + _DRAWS, days): ones, then how often each day occurs in a draw with replacement."""
-    drawn = np.random.default_rng(seed).multinomial(days, np.full(days, 1 / days), size=_DRAWS)
-    return np.concatenate([np.ones((1, days)), drawn])
+def score_skill(
+    truth: np.ndarray, guess: np.ndarray, reference: np.ndarray, block: npt.ArrayLike, *, seed: int = 0
+) -> Cell:
+    """Skill of predictions against others: 1 - squared error / squared error of the reference.
+
+    It is 0 for a prediction as good as the reference, and 1 for a perfect one.
+
+    Parameters
+    ----------
+    truth, guess, reference
+        Shape (cases,), finite.
+    block, seed
+        As in `score_ranks`.
+    """
+
+    def score(number: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        errors = [mean_scores((np.asarray(g) - truth) ** 2, number, weights) for g in (guess, reference)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(1 - errors[0] / errors[1])
+
+    return with_interval(score, block, seed=seed)
 
 
-# Scores, one for each row of weights of days. scikit-learn's metrics take one weighting a call, which a bootstrap
+# One score for each row of weights of blocks. scikit-learn's metrics take one weighting a call, which a bootstrap
 # of a thousand draws cannot afford.
 
 
-def mean_scores(values: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of the values of cases under each row of weights (draws, days); ``day`` is the column of each case."""
+def mean_scores(values: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of the values of cases under each row of weights (draws, blocks); ``block`` is the column of each case."""
     both = np.column_stack([values, np.ones(len(values))])
-    total, count = (weights @ _by_day(both, day, weights)).T
+    total, count = (weights @ _by_block(both, block, weights)).T
     return np.asarray(total / count)
 
 
-def r2_scores(truth: np.ndarray, guess: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def r2_scores(truth: np.ndarray, guess: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Coefficient of determination of predictions (cases, [targets]), mean over targets; see `mean_scores`.
 
     NaN where the truth does not vary.
@@ -80,7 +220,7 @@ def r2_scores(truth: np.ndarray, guess: np.ndarray, day: np.ndarray, weights: np
     truth, guess = (np.reshape(v, (len(v), -1)).astype(np.float64) for v in (truth, guess))
     centered = truth - truth.mean(axis=0)  # for precision; it drops out
     columns = np.concatenate([(truth - guess) ** 2, centered**2, centered, np.ones((len(truth), 1))], axis=1)
-    sums = weights @ _by_day(columns, day, weights)
+    sums = weights @ _by_block(columns, block, weights)
     residual, square, total = np.split(sums[:, :-1], 3, axis=1)
     count = sums[:, -1:]
     spread = square - total**2 / count
@@ -88,22 +228,22 @@ def r2_scores(truth: np.ndarray, guess: np.ndarray, day: np.ndarray, weights: np
         return np.asarray(np.where(spread > 1e-12 * count, 1 - residual / spread, np.nan).mean(axis=1))
 
 
-def auc_scores(truth: np.ndarray, score: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def auc_scores(truth: np.ndarray, score: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of scores for a boolean truth; see `mean_scores`. NaN where one answer is missing."""
-    yes, no = (np.bincount(day[t], minlength=weights.shape[1]) for t in (truth, ~truth))
-    wins = np.empty((weights.shape[1],) * 2)  # of true cases of one day over false cases of another
+    yes, no = (np.bincount(block[t], minlength=weights.shape[1]) for t in (truth, ~truth))
+    wins = np.empty((weights.shape[1],) * 2)  # of true cases of one block over false cases of another
     for other in range(weights.shape[1]):
-        below = np.sort(score[~truth & (day == other)])
+        below = np.sort(score[~truth & (block == other)])
         counts = sum(np.searchsorted(below, score[truth], side) for side in ("left", "right")) / 2
-        wins[:, other] = np.bincount(day[truth], counts, minlength=weights.shape[1])
+        wins[:, other] = np.bincount(block[truth], counts, minlength=weights.shape[1])
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(((weights @ wins) * weights).sum(axis=1) / ((weights @ yes) * (weights @ no)))
 
 
-def _by_day(columns: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sums of columns over the cases of each day, (days, columns)."""
+def _by_block(columns: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums of columns over the cases of each block, (blocks, columns)."""
     out = np.zeros((weights.shape[1], columns.shape[1]))
-    np.add.at(out, day, columns)
+    np.add.at(out, block, columns)
     return out
 
 
@@ -113,7 +253,9 @@ def _by_day(columns: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.nda
 def ridge(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Predict ``y`` by ridge regression on standardized features.
 
-    The penalty with the least error on the choosing days is taken.
+    For each target the penalty with the least error on the choosing days is taken; with it the regression is fitted
+    again on the fitting and the choosing days. Predictions of the choosing days are of the first regression, which
+    has not seen them.
 
     Parameters
     ----------
@@ -132,14 +274,17 @@ def ridge(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fit, choose = part == FIT, part == CHOOSE
+    def fitted(some: np.ndarray, penalties: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        model = make_pipeline(StandardScaler(), Ridge(alpha=penalties * some.sum(), solver="cholesky"))
+        return np.asarray(model.fit(x[some], targets[some]).predict(x)).reshape(targets.shape)
+
+    x, fit, choose = x.astype(np.float64), part == FIT, part == CHOOSE
     # A target for each penalty: one pass over the features serves all.
-    model = Ridge(alpha=np.repeat(_RIDGE, y.shape[1]) * fit.sum(), solver="cholesky")
-    x = x.astype(np.float64)
-    model = make_pipeline(StandardScaler(), model).fit(x[fit], np.tile(y[fit], len(_RIDGE)))
-    guess = model.predict(x).reshape(len(x), len(_RIDGE), y.shape[1])
-    errors = ((guess[choose] - y[choose, None]) ** 2).sum(axis=(0, 2))
-    return np.asarray(guess[:, errors.argmin()])
+    guess = fitted(fit, np.repeat(_RIDGE, y.shape[1]), np.tile(y, len(_RIDGE)))
+    guess = guess.reshape(len(x), len(_RIDGE), y.shape[1])
+    best = ((guess[choose] - y[choose, None]) ** 2).sum(axis=0).argmin(axis=0)
+    final = fitted(fit | choose, np.asarray(_RIDGE)[best], y)
+    return np.where(choose[:, None], np.take_along_axis(guess, best[None, None], axis=1)[:, 0], final)
 
 
 def logistic(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -184,23 +329,24 @@ def is_near(
     return np.asarray(soon & (great_circle_km(place[1], place[2], latitude, longitude) < km))
 
 
-def rank_among(own: float, others: np.ndarray) -> float:
-    """Rank of a score among others, from 1; half of the equal ones count, so that equal vectors rank in the middle."""
-    equal = np.abs(others - own) <= _EQUAL
-    return float(1 + (~equal & (others > own)).sum() + equal.sum() / 2)
+def analogue_forecast(queries: np.ndarray, past: np.ndarray, after: np.ndarray, *, k: int = 20) -> np.ndarray:
+    """Mean of what came after the most similar past samples, by cosine.
 
+    Parameters
+    ----------
+    queries, past
+        Vectors, (queries, features) and (past, features), finite and not zero.
+    after
+        What came after each past sample, (past,) or (past, targets).
+    k
+        Number of past samples whose mean is taken.
 
-def usable(vectors: np.ndarray) -> np.ndarray:
-    """Which rows are finite and not zero, so that they have a direction."""
-    return np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
-
-
-def analogue_forecast(
-    vectors: np.ndarray, case: np.ndarray, known: np.ndarray, after: np.ndarray
-) -> np.ndarray:
-    """Mean of what came after the known samples that are most similar to each case; both are positions."""
-    rows, _ = nearest(vectors[known], vectors[case], min(_ANALOGUES, len(known)))
-    return np.asarray(after[known][rows].mean(axis=1))
+    Returns
+    -------
+    (queries,) or (queries, targets).
+    """
+    rows, _ = nearest(past, queries, min(k, len(past)))
+    return np.asarray(after[rows].mean(axis=1))
 
 
 def planted_retrieval(
@@ -239,7 +385,7 @@ def planted_retrieval(
         If no sample has the time of a thing.
     """
     time, latitude, longitude = _places(where)
-    known = usable(vectors)
+    known = directed(vectors)
     unit = unit_rows(np.where(known[:, None], vectors, 0.0))
     center, holding, taken = [], [], np.zeros(len(unit), bool)
     for i, thing in enumerate(zip(*_places(planted), strict=True)):
@@ -263,7 +409,7 @@ def planted_retrieval(
         scores = unit @ unit[query]
         for j, other in enumerate(center):
             if other != query and not near[other] and known[query] and holding[j].size:
-                ranks[i, j] = rank_among(scores[holding[j]].max(), scores[others])
+                ranks[i, j] = rank_among(scores[holding[j]].max(keepdims=True), scores[None], others[None])[0]
     return ranks, candidates
 
 

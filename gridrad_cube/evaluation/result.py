@@ -10,10 +10,10 @@ from typing import Any
 SECTIONS = {
     "spread": "Spread of the vectors",
     "retrieval": "Retrieval: share of queries whose sequel ranks first among distractors of the same hour",
-    "forecast": "Analogue forecast: mean absolute error (less is better)",
+    "forecast": "Analogue forecast: R² of the mean of what came after the 20 most similar samples",
     "probe": "Probes: R² of ridge regression, AUC of logistic regression",
     "leak": "Leaks: how much the vectors say of where and when (R², a nuisance)",
-    "choice": "Choice: mean score of the probes on the days that neither fit nor test",
+    "choice": "Choice: mean score of the probes on the time that neither fits nor tests",
 }
 
 
@@ -26,9 +26,9 @@ class Cell:
     value
         None where data are too few; ``words`` then say what is missing.
     low, high
-        Of the interval; None where days are no unit of the number (RankMe, for example).
-    cases, days
-        How many cases, of how many convective days, the number is made of.
+        Of the interval; None where there is one block of time only, or blocks are no unit of the number (RankMe).
+    cases, blocks
+        How many cases, of how many blocks of time (convective days or events), the number is made of.
     more
         Further numbers about the same cases.
     """
@@ -37,7 +37,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     cases: int = 0
-    days: int = 0
+    blocks: int = 0
     words: str = ""
     more: Mapping[str, float] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class Row:
     ----------
     section
         One of `SECTIONS`.
-    measure, units, better
+    measure, better
         What the numbers are, and whether ``"higher"`` or ``"lower"`` is better (``""``: neither).
     cells
         By the name of the vectors.
@@ -71,7 +71,6 @@ class Row:
     question: str
     measure: str
     cells: Mapping[str, Cell]
-    units: str = "1"
     better: str = "higher"
     gain: Cell | None = None
     baseline: str = ""
@@ -122,7 +121,7 @@ def _table(rows: list[Row]) -> list[str]:
     gain = ["beside the best baseline"] if any(row.gain for row in rows) else []
     lines = [["", *names, *gain]]
     for row in rows:
-        line = [f"  {row.question}" + ("" if row.units == "1" else f" ({row.units})")]
+        line = [f"  {row.question}"]
         if not row.words:
             line += [str(row.cells.get(name, "")) for name in names]
             line += [f"{row.gain} ({row.baseline})" if row.gain and row.gain.value is not None else ""]

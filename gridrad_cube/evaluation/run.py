@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from gridrad_cube.evaluation import measures
 from gridrad_cube.evaluation.baselines import ATTRIBUTES, COMPONENTS, describe_pixels
-from gridrad_cube.evaluation.measures import CHOOSE, FIT, LEAST_CASES, LEAST_DAYS, TEST
+from gridrad_cube.evaluation.measures import CHOOSE, FIT, LEAST_CASES, TEST, Score
 from gridrad_cube.evaluation.result import Cell, Evaluation, Row
 from gridrad_cube.evaluation.sequels import PathLike, Samples, Stores, draw, open_stores
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.selection import as_seconds, convective_day, hour_of
-from gridrad_cube.similarity import rank_me, unit_rows
+from gridrad_cube.selection import as_seconds, hour_of
+from gridrad_cube.similarity import directed, rank_me, rank_targets
 from gridrad_cube.store import store_info
 
 #: Times after which the same place is looked for.
@@ -33,13 +33,11 @@ _CENTERED = ", centered"
 #: Measure of each section, and whether higher or lower is better.
 _MEASURES = {
     "retrieval": ("share ranked first", "higher"),
-    "forecast": ("mean absolute error", "lower"),
+    "forecast": ("R²", "higher"),
     "probe": ("R²", "higher"),
     "leak": ("R²", ""),
 }
 
-#: A score of some cases under each row of weights of days, from the day of each case and the weights.
-_Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Kinds of vectors: which gathered vectors each is made of, and how.
 _Kinds = Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
 
@@ -57,9 +55,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge embeddings without labels: spread, retrieval, analogue forecasts, probes, leaks, beside baselines.
 
-    Days are divided, in order of time, into those that fit (60 %), those that choose (20 %: penalties, and the
-    best of several stores) and those that test (20 %); no convective day is in two parts. Intervals are 95 %, from
-    drawing convective days with replacement. Where data are too few, words stand in place of a number.
+    Convective days (or events, see `blocks_of`) are divided, in order of time, into those that fit (60 %), those that
+    choose (20 %: penalties, and the best of several stores) and those that test; none is in two parts. Intervals are
+    95 %, from drawing them with replacement. Where data are too few, words stand in place of a number.
 
     Memory is bounded by ``samples``, whatever the size of the store: some 10 kB a sample, and as much a sequel.
 
@@ -79,7 +77,7 @@ def evaluate(
     leads
         Lengths of time.
     gap
-        Convective days left out between parts.
+        Days left out between parts, where there are enough.
     seed
         Of the draws of samples, queries and days.
 
@@ -97,15 +95,15 @@ def evaluate(
     pool = _gather(stores, draw(np.flatnonzero(stores.mask), samples, seed))
     if not len(pool.rows):
         raise SchemaError(f"evaluate: no clean sample of {stores.label} has an embedding in every store")
-    part, lacking = measures.divide_days(pool.time, gap=gap)
-    kinds = _learn(stores, pool, part == FIT if not lacking else np.ones(len(part), bool))
+    part, _ = measures.divide(pool.time, gap=gap)
+    kinds = _learn(stores, pool, part == FIT if (part == FIT).any() else np.ones(len(part), bool))
     pool = _project(pool, kinds)
-    part, lacking = measures.divide_days(pool.time, gap=gap)
+    part, days = measures.divide(pool.time, gap=gap)
     after = {str(lead): stores.after(pool, as_seconds(lead)) for lead in leads}
     rows = np.unique(np.concatenate([np.empty(0, np.int64), *(r[r >= 0] for r in after.values())]))
     later = _project(_gather(stores, rows), kinds)
     sequels = {lead: later.find(r) for lead, r in after.items()}
-    return _Evaluator(stores, kinds, pool, later, sequels, part, lacking, seed).run()
+    return _Evaluator(stores, kinds, pool, later, sequels, part, days, seed).run()
 
 
 def _gather(stores: Stores, rows: np.ndarray) -> Samples:
@@ -117,7 +115,7 @@ def _gather(stores: Stores, rows: np.ndarray) -> Samples:
 
 def _directed(samples: Samples) -> Samples:
     """The samples whose vectors of every kind have a direction."""
-    return samples.take(np.all([measures.usable(v) for v in samples.vectors.values()], axis=0))
+    return samples.take(np.all([directed(v) for v in samples.vectors.values()], axis=0))
 
 
 def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
@@ -155,11 +153,6 @@ def _at(values: np.ndarray, positions: np.ndarray, otherwise: float) -> np.ndarr
     return np.where(positions >= 0, values[np.maximum(positions, 0)], otherwise)
 
 
-def _count(time: np.ndarray) -> Cell:
-    """A cell that has its numbers of cases and of convective days alone."""
-    return Cell(cases=len(time), days=len(np.unique(convective_day(time))))
-
-
 class _TooFew(Exception):
     """Data are too few for a number; the message stands in its place."""
 
@@ -174,8 +167,8 @@ class _Evaluator:
         Samples drawn at random and those that come after them, with all kinds of vectors.
     sequels
         For each lead, the position among ``later`` of what comes after each sample of the pool; -1 for none.
-    part, lacking
-        Part of the days of each sample of the pool; in words what is missing to divide them.
+    part, days
+        Part of the time of each sample of the pool, and in words how the time is divided.
     """
 
     stores: Stores
@@ -184,7 +177,7 @@ class _Evaluator:
     later: Samples
     sequels: Mapping[str, np.ndarray]
     part: np.ndarray
-    lacking: str
+    days: str
     seed: int
 
     def run(self) -> Evaluation:
@@ -199,7 +192,7 @@ class _Evaluator:
         for name, about in told.items():
             for lead in self.sequels if not about.yes_no else ():
                 question = f"{about.long_name} after {lead}"
-                rows.append(self._row("forecast", question, self._forecast, name, lead, units=about.units))
+                rows.append(self._row("forecast", question, self._forecast, name, lead))
         scores: dict[str, list[float]] = {name: [] for name in self.stores.datasets}
         for name, about in told.items():
             measure = "AUC" if about.yes_no else "R²"
@@ -211,13 +204,13 @@ class _Evaluator:
             rows.append(self._row("leak", question, self._leak, y))
         chosen = ""
         if len(scores) > 1:
-            counted = _count(pool.time[self.part == CHOOSE])
+            counted = self._count(self.part == CHOOSE)
             mean = {name: float(np.mean(found)) for name, found in scores.items() if found}
             chosen = max(mean, key=lambda name: mean[name], default="")
-            words = replace(counted, words=self.lacking or "no attribute could be probed")
+            words = replace(counted, words="no attribute could be probed")
             cells = {n: replace(counted, value=mean[n]) if mean else words for n in scores}
             rows.append(Row("choice", "probes", "mean score", cells))
-        notes = ["[low, high]: 95 % interval, from drawing convective days with replacement."]
+        notes = ["[low, high]: 95 % interval, from drawing days or events with replacement."]
         if told:
             notes.append("residual: R² of what solar time, latitude and season leave of the attribute.")
         if missing := [about.long_name for name, about in ATTRIBUTES.items() if name not in told]:
@@ -228,8 +221,6 @@ class _Evaluator:
         """What the evaluation is made from."""
         stores, time = self.stores, self.pool.time
         paths = [str(d.encoding.get("source")) for d in stores.datasets.values()]
-        fit, choose, test = (_count(time[self.part == p]).days for p in (FIT, CHOOSE, TEST))
-        days = f"{measures.count_days(_count(time).days)}: {fit} to fit, {choose} to choose, {test} to test"
         return {
             "stores": paths,
             "checkpoints": [str(store_info(path).get("checkpoint")) for path in paths],
@@ -238,7 +229,7 @@ class _Evaluator:
             "channel": stores.label,
             "samples": f"{len(time)} of {int(stores.mask.sum())} clean samples",
             "time": f"{time.min()} to {time.max()} UTC",
-            "days": self.lacking or days,
+            "days": self.days,
             "seed": self.seed,
         }
 
@@ -254,27 +245,34 @@ class _Evaluator:
             names = self.kinds if section in ("retrieval", "forecast") else self._linear()
             return replace(row, cells=dict.fromkeys(names, Cell(words=str(lacking))))
 
-    def _fill(self, row: Row, scores: Mapping[str, _Score], time: np.ndarray, noun: str) -> Row:
+    @cached_property
+    def block(self) -> np.ndarray:
+        """Number of the day or event of each sample of the pool."""
+        return measures.blocks_of(self.pool.time)[0]
+
+    def _count(self, some: np.ndarray | slice = slice(None)) -> Cell:
+        """A cell that has the numbers of cases and blocks of some samples of the pool alone."""
+        block = self.block[some]
+        return Cell(cases=len(block), blocks=len(np.unique(block)))
+
+    def _fill(self, row: Row, scores: Mapping[str, Score], some: np.ndarray, noun: str) -> Row:
         """A row with a cell for each kind of vectors, and by how much the first store beats the best baseline.
 
-        Times are of the cases, whose noun is for words.
+        ``some`` are the samples of the pool that are the cases, whose noun is for words.
         """
-        counted, sign = _count(time), -1.0 if row.better == "lower" else 1.0
+        counted = self._count(some)
         if counted.cases < LEAST_CASES:
-            raise _TooFew(f"too few {noun}: {len(time)}, of at least {LEAST_CASES}")
-        if counted.days < LEAST_DAYS:
-            days = measures.count_days(counted.days)
-            raise _TooFew(f"too few days: {len(time)} {noun} of {days}, of at least {LEAST_DAYS}")
-        _, day = np.unique(convective_day(time), return_inverse=True)
-        weights = measures.draw_days(counted.days, self.seed)
-        drawn = {name: score(day, weights) for name, score in scores.items()}
-        row = replace(row, cells={name: _cell(values, counted, noun) for name, values in drawn.items()})
+            raise _TooFew(f"too few {noun}: {counted.cases}, of at least {LEAST_CASES}")
+        _, block = np.unique(self.block[some], return_inverse=True)
+        weights = measures.draw_blocks(counted.blocks, self.seed)
+        drawn = {name: score(block, weights) for name, score in scores.items()}
+        row = replace(row, cells={name: measures.cell_of(values, counted) for name, values in drawn.items()})
         first = next(iter(self.stores.datasets))
         rivals = [n for n in drawn if self._is_baseline(n) and row.cells[n].value is not None]
         if not row.better or not rivals or row.cells[first].value is None:
             return row
-        best = max(rivals, key=lambda n: sign * drawn[n][0])
-        return replace(row, gain=_cell(sign * (drawn[first] - drawn[best]), counted, noun), baseline=best)
+        best = max(rivals, key=lambda n: drawn[n][0])
+        return replace(row, gain=measures.cell_of(drawn[first] - drawn[best], counted), baseline=best)
 
     def _is_baseline(self, name: str) -> bool:
         """Whether a store has to beat this."""
@@ -297,7 +295,7 @@ class _Evaluator:
 
     def _spread(self) -> list[Row]:
         """How many dimensions the embeddings fill, and how far they spread."""
-        counted, rows = _count(self.pool.time), []
+        counted, rows = self._count(), []
         for question, measure, features_each, of in (
             ("RankMe, effective dimensions", "RankMe", 2, rank_me),
             ("feature spread (1: even, 0: all alike)", "feature spread", 0, measures.feature_spread),
@@ -344,15 +342,18 @@ class _Evaluator:
                 f"too few queries: {len(query)}, of which {len(among)} have {_LEAST_DISTRACTORS} distractors of the "
                 f"same hour; at least {LEAST_CASES} must"
             )
-        counts, ranks = np.array([len(at) for at in among.values()], float), {}
+        some = np.array(list(among))
+        counts, ranks = np.array([len(at) for at in among.values()]), {}
+        excluded = np.ones((len(some), len(self.pool.rows) + len(some)), bool)
+        for line, at in enumerate(among.values()):
+            excluded[line, at] = False
+        target = len(self.pool.rows) + np.arange(len(some))
         for name in self.kinds:
-            unit, other = (unit_rows(s.vectors[name]) for s in (self.pool, targets))
-            ranks[name] = np.array([
-                measures.rank_among(float(other[sequel[q]] @ unit[q]), np.einsum("ij,j->i", unit[at], unit[q]))
-                for q, at in among.items()
-            ])  # fmt: skip
+            vectors = self.pool.vectors[name]
+            candidates = np.concatenate([vectors, targets.vectors[name][sequel[some]]])
+            ranks[name] = rank_targets(vectors[some], candidates, target, excluded)
         scores = {name: partial(measures.mean_scores, r <= 1) for name, r in ranks.items()}
-        row = self._fill(row, scores, self.pool.time[list(among)], "queries")
+        row = self._fill(row, scores, some, "queries")
         cells = {"chance": Cell(float((1 / (1 + counts)).mean()), cases=len(counts))}
         for name, r in ranks.items():
             more = {
@@ -389,10 +390,12 @@ class _Evaluator:
             raise _TooFew(self._no_pairs(lead))
         self._check_varied(after[fit], "known sequels", least=0)
         self._check_varied(after[case], "cases to test")
-        guesses = {k: measures.analogue_forecast(v, case, fit, after) for k, v in pool.vectors.items()}
+        guesses = {
+            k: measures.analogue_forecast(v[case], v[fit], after[fit]) for k, v in pool.vectors.items()
+        }
         guesses |= {"persistence": now[case], "mean": np.full(len(case), after[fit].mean())}
-        scores = {k: partial(measures.mean_scores, np.abs(g - after[case])) for k, g in guesses.items()}
-        return self._fill(row, scores, pool.time[case], "cases")
+        scores = {k: partial(measures.r2_scores, after[case], g) for k, g in guesses.items()}
+        return self._fill(row, scores, case, "cases")
 
     def _probe(self, row: Row, name: str, chosen: dict[str, list[float]] | None = None) -> Row:
         """A linear probe of an attribute; without ``chosen`` of what solar time, latitude and season leave of it.
@@ -413,7 +416,7 @@ class _Evaluator:
         score: Callable[..., np.ndarray] = measures.auc_scores if binary else measures.r2_scores
         guesses = {kind: fit(x[known], truth, part) for kind, x in self._linear().items()}
         scores = {kind: partial(score, truth[test], g[test]) for kind, g in guesses.items()}
-        row = self._fill(row, scores, places[0][test], "samples")
+        row = self._fill(row, scores, np.flatnonzero(known)[test], "samples")
         once = np.zeros(int(choose.sum()), int), np.ones((1, 1))
         for store, found in (chosen or {}).items():
             value = float(score(truth[choose], guesses[store][choose], *once)[0])
@@ -426,25 +429,13 @@ class _Evaluator:
         test = self.part == TEST
         guesses = {kind: measures.ridge(x, y, self.part) for kind, x in self._linear().items()}
         scores = {kind: partial(measures.r2_scores, y[test], g[test]) for kind, g in guesses.items()}
-        return self._fill(row, scores, self.pool.time[test], "samples")
+        return self._fill(row, scores, np.flatnonzero(test), "samples")
 
     def _check_varied(self, values: np.ndarray, noun: str, least: int = LEAST_CASES) -> None:
-        """Refuse too few days, too few values, and too few values that differ from the usual one."""
-        if self.lacking:
-            raise _TooFew(self.lacking)
+        """Refuse time that is not divided, too few values, and too few values that differ from the usual one."""
+        if not (self.part >= 0).any():
+            raise _TooFew(self.days)
         differ = int((values != np.median(values)).sum()) if len(values) else 0
         if len(values) < LEAST_CASES or differ < least:
             some = f", of which {differ} differ" if least else ""
             raise _TooFew(f"too few {noun}: {len(values)}{some}; at least {least or LEAST_CASES} must")
-
-
-def _cell(drawn: np.ndarray, counted: Cell, noun: str) -> Cell:
-    """A score and its 95 % interval, from the score under all weights of days."""
-    value, *_ = drawn
-    known = drawn[1:][np.isfinite(drawn[1:])]
-    if not np.isfinite(value):
-        return replace(counted, words=f"the {noun} do not vary")
-    if len(known) < 0.9 * (len(drawn) - 1):
-        return replace(counted, words=f"too few {noun}: some draws of days hold none that differ")
-    low, high = np.percentile(known, [2.5, 97.5])
-    return replace(counted, value=float(value), low=float(low), high=float(high))

@@ -21,7 +21,6 @@ from gridrad_cube.plot.canvas import (
     new_figure,
     write_legend,
     write_title,
-    write_units,
 )
 from gridrad_cube.schema import SchemaError
 
@@ -34,9 +33,8 @@ _SECTIONS = {
     "retrieval": ("Found again: sequel ranks first among distractors of the same hour", "share of queries"),
     "probe": ("Told by a linear probe, on days apart", "R² (AUC for yes or no)"),
     "leak": ("Leaks: told of where and when, a nuisance", "R²"),
-    "forecast": ("Told by analogues: error of the {}", "mean absolute error{}, less is better"),
+    "forecast": ("Told by analogues: the mean of what came after the 20 most similar samples", "R²"),
 }
-_ORDER = {section: i for i, section in enumerate(_SECTIONS)}
 #: Colors of stores of embeddings, and looks of baselines by name.
 _STORES = (BLUE, ORANGE, GREEN, PURPLE)
 _BASELINES: dict[str, tuple[str, str]] = {
@@ -67,7 +65,6 @@ class _Panel:
     title: str
     label: str
     rows: tuple[tuple[str, _Json], ...]
-    bounded: bool = True  # 1 is the best there is
 
     def values(self, *names: str) -> list[float]:
         """Those numbers of all cells that are there."""
@@ -84,7 +81,7 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     """Draw an evaluation: a panel a section, a group of marks a question, bars for 95 % intervals.
 
     Marks of one store have one color, open where its vectors are centered; baselines are gray and black.
-    Questions that have words in place of numbers show them. Forecasts have a panel for each attribute.
+    Questions that have words in place of numbers show them.
 
     Parameters
     ----------
@@ -112,7 +109,7 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     top, foot, across = 0.85, 0.05 + 0.24 * -(-len(looks) // 5), _NAMES + _WIDTH + 0.3
     tall = max(sum(panels[i].height + _BETWEEN for i in some) for some in columns)
     figure, _ = new_figure(by_hand=True, figsize=(len(columns) * across, top + tall + foot))
-    least = max(min([0.0, *(v for p in panels if p.bounded for v in p.values("value", "low"))]), _LEAST)
+    least = max(min([0.0, *(v for p in panels for v in p.values("value", "low"))]), _LEAST)
     for number, some in enumerate(columns):
         down = top
         for panel in (panels[i] for i in some):
@@ -130,23 +127,12 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
 
 
 def _panels(rows: Sequence[_Json]) -> list[_Panel]:
-    """A panel a section, of forecasts one an attribute."""
-    groups: dict[tuple[str, str], list[tuple[str, _Json]]] = {}
-    for row in rows:
-        attribute, name = "", str(row["question"])
-        if row["section"] == "forecast":
-            attribute, _, lead = name.rpartition(" after ")
-            name = f"after {lead}"
-        groups.setdefault((row["section"], attribute), []).append((name, row))
-    out = []
-    for (section, attribute), lines in sorted(groups.items(), key=lambda g: _ORDER.get(g[0][0], -1)):
-        if section in _SECTIONS:
-            title, label = _SECTIONS[section]
-            units = lines[0][1]["units"]
-            unit = "" if units == "1" else f" ({write_units(units)})"
-            title, label = title.format(attribute), label.format(unit)
-            out.append(_Panel(title, label, tuple(lines), bounded=section != "forecast"))
-    return out
+    """A panel a section."""
+    groups = {
+        section: [(str(row["question"]), row) for row in rows if row["section"] == section]
+        for section in _SECTIONS
+    }
+    return [_Panel(*_SECTIONS[section], tuple(lines)) for section, lines in groups.items() if lines]
 
 
 def _known(row: _Json) -> dict[str, _Json]:
@@ -191,7 +177,7 @@ def _draw_panel(axes: Axes, panel: _Panel, looks: Mapping[str, _Look], least: fl
             axes.text(0.02, down + height / 2, textwrap.fill(words, 72), transform=axes.get_yaxis_transform(),
                       va="center", fontsize=7.5, color="0.35", style="italic")  # fmt: skip
         for j, name in enumerate(n for n in looks if n in known):
-            _mark(axes, known[name], down + _LINE * (j + 1.5), looks[name], least if panel.bounded else 0.0)
+            _mark(axes, known[name], down + _LINE * (j + 1.5), looks[name], least)
         down += height
     axes.set_ylim(down, 0)
     axes.set_yticks(places, labels=[textwrap.fill(name, 42) for name, _ in panel.rows], fontsize=8.5)
@@ -199,14 +185,11 @@ def _draw_panel(axes: Axes, panel: _Panel, looks: Mapping[str, _Look], least: fl
     axes.tick_params(axis="x", labelsize=8)
     axes.set_title(panel.title, loc="left", fontsize=10)
     axes.set_xlabel(panel.label, fontsize=8.5)
-    ends = panel.values("value", "high")
-    if not ends:
-        axes.set_xticks([])
-    elif panel.bounded:
+    if panel.values("value"):
         axes.set_xlim(least - 0.03, 1.03)
         axes.axvline(0, color="0.6", linewidth=0.8, zorder=1)
     else:
-        axes.set_xlim(0, 1.05 * max(ends))
+        axes.set_xticks([])
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gridrad_cube.datasets import Batch, GridDataset, PatchDataset, Stratum, nearest_later
 from gridrad_cube.models import NetworkInput, VisionTransformer
-from gridrad_cube.similarity import rank_me, unit_rows
+from gridrad_cube.similarity import rank_me, rank_targets
 from gridrad_cube.store import open_embeddings, open_packed
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,6 @@ _BATCH = 32
 _CANDIDATES = 2**16
 #: Bins of the histogram, over normalized values up to this size.
 _BINS, _SPAN = 32, 3.0
-#: Cosines this close are equal: those of equal vectors differ by rounding.
-_EQUAL = 1e-9
 
 
 def probe_interval(steps: int, samples_per_step: int) -> int:
@@ -184,15 +182,13 @@ def _rivals(
 
 
 def _retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: _Pairs) -> float:
-    """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; half of those that score the same count.
+    """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; see `gridrad_cube.similarity.rank_targets`.
 
-    Pairs of which one vector is not finite do not count.
+    Pairs of which one vector is zero or not finite do not count.
     """
-    scores = unit_rows(query) @ unit_rows(sequel).T
-    own = scores.diagonal()[:, None]
-    equal = pairs.rival & (np.abs(scores - own) <= _EQUAL)
-    rank = 1 + (pairs.rival & ~equal & (scores > own)).sum(axis=1) + equal.sum(axis=1) / 2
-    return float((1 / rank[pairs.asked & np.isfinite(own[:, 0])]).mean())
+    target = np.arange(len(pairs.query))
+    rank = rank_targets(np.asarray(query), np.asarray(sequel), target, ~pairs.rival)
+    return float((1 / rank[pairs.asked & np.isfinite(rank)]).mean())
 
 
 class Probe:
