@@ -26,12 +26,12 @@ def __dir__() -> list[str]:
 
 
 #: Added to the covariance of change, as a share of its mean variance: directions that hardly change within the
-#: samples, and may be noise of rounding, are not amplified without bound. It is fixed, because shrinkage that is
+#: samples, and may be noise of rounding, are not amplified without bound. It is fixed, not estimated: shrinkage
 #: estimated from the number of samples (OAS) tends to zero in large stores.
-_RIDGE = 1e-3
+_RIDGE = 1e-2
 #: Share of its mean below which the deviation of a feature is rounding of float32: the feature is constant.
 _CONSTANT = 1e-7
-#: Rows that are computed at once, in float64.
+#: Rows whose products are summed at once.
 _ROWS = 8192
 
 
@@ -47,7 +47,7 @@ class Readout:
         Shape (D, k), for standardized features. Its columns are in the order of their variance between places and
         times, in units of the change between near times.
     fitted
-        What it was fitted on, JSON types: numbers of ``samples`` and of ``pairs`` of successive samples of one place.
+        What it was fitted on, JSON types; ``samples`` and ``pairs`` are their numbers.
     """
 
     mean: npt.NDArray[np.float32]
@@ -61,23 +61,14 @@ class Readout:
         return int(self.matrix.shape[1])
 
     def apply(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Project vectors (..., D) to float32 (..., k); a vector that holds a NaN becomes NaN.
-
-        Products are float64, so that the result for a vector does not depend on the vectors beside it.
-        """
-        rows = np.asarray(vectors)
-        weights = self.matrix / self.scale[:, None].astype(np.float64)
-        origin = self.mean @ weights
-        flat = rows.reshape(-1, rows.shape[-1])
-        out = np.empty((len(flat), self.directions), np.float32)
-        for start in range(0, len(flat), _ROWS):
-            part = slice(start, start + _ROWS)
-            out[part] = flat[part].astype(np.float64) @ weights - origin
-        return out.reshape(*rows.shape[:-1], -1)
+        """Project vectors (..., D) to float32 (..., k); a vector that holds a NaN becomes NaN."""
+        rows = np.asarray(vectors, np.float32) - self.mean
+        rows /= self.scale
+        return np.asarray(rows @ self.matrix, np.float32)
 
 
 class ReadoutFit:
-    """Fit a readout from blocks of samples and of groups of them; sums are float64, so that the blocks do not matter.
+    """Fit a readout from blocks of samples and of pairs; sums are float64, so that the blocks do not matter.
 
     Parameters
     ----------
@@ -104,27 +95,15 @@ class ReadoutFit:
             self._products += part.T @ part
         self.samples += len(rows)
 
-    def add_change(self, samples: npt.ArrayLike, group: npt.ArrayLike) -> None:
-        """Add whole groups of samples of one place at near times, whose deviations from their mean are change.
-
-        Parameters
-        ----------
-        samples
-            Shape (N, D); rows that are not finite do not count.
-        group
-            Number of the group of each, integers, shape (N,).
-        """
-        rows = np.asarray(samples)
-        known = np.isfinite(rows).all(axis=1)
-        _, group, count = np.unique(np.asarray(group)[known], return_inverse=True, return_counts=True)
-        if not len(count):
-            return
-        order = np.argsort(group, kind="stable")
-        deviations = rows[known][order].astype(np.float64)
-        ends = np.cumsum(count)
-        deviations -= np.repeat(np.add.reduceat(deviations, ends - count) / count[:, None], count, axis=0)
-        self._changes += deviations.T @ deviations
-        self.pairs += len(deviations) - len(count)
+    def add_change(self, earlier: npt.ArrayLike, later: npt.ArrayLike) -> None:
+        """Add pairs of samples of one place at near times, each (M, D); pairs that are not finite do not count."""
+        first, second = np.asarray(earlier), np.asarray(later)
+        known = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+        first, second = first[known], second[known]
+        for start in range(0, len(first), _ROWS):
+            part = second[start : start + _ROWS].astype(np.float64) - first[start : start + _ROWS]
+            self._changes += part.T @ part
+        self.pairs += len(first)
 
     def readout(self, directions: int = 64, **fitted: Any) -> Readout:
         """Make the readout of what was added; standardization alone where no pair was, or no pair changes.
@@ -151,8 +130,8 @@ class ReadoutFit:
         scale = np.where(scale > _CONSTANT * np.abs(mean), scale, 1.0)
         matrix = np.eye(len(mean))
         if self._changes.any():
-            # A group of n samples has n - 1 independent deviations, and as many pairs of successive samples.
-            change = self._changes / (self.pairs * np.outer(scale, scale))
+            # Half of the mean square of a difference is the variance about the mean of the two.
+            change = self._changes / (2 * self.pairs * np.outer(scale, scale))
             matrix = _discriminant(total / np.outer(scale, scale), change, directions)
         about = {"samples": self.samples, "pairs": self.pairs, **fitted}
         return Readout(mean.astype(np.float32), scale.astype(np.float32), matrix.astype(np.float32), about)
@@ -183,10 +162,7 @@ def fit_arrays(
     """
     fit = ReadoutFit(np.shape(samples)[1])
     fit.add(samples)
-    first, second = np.asarray(earlier), np.asarray(later)
-    for start in range(0, len(first), _ROWS):
-        pairs = first[start : start + _ROWS], second[start : start + _ROWS]
-        fit.add_change(np.concatenate(pairs), np.tile(np.arange(len(pairs[0])), 2))
+    fit.add_change(earlier, later)
     return fit.readout(directions)
 
 

@@ -11,6 +11,7 @@ from gridrad_cube.datasets.sampling import (
     nearest_later,
 )
 from gridrad_cube.datasets.table import SampleTable, Stratum
+from gridrad_cube.datasets.windows import WindowPairs
 
 __all__ = [
     "Batch",
@@ -22,6 +23,7 @@ __all__ = [
     "PatchLoader",
     "SampleTable",
     "Stratum",
+    "WindowPairs",
     "decode",
     "decode_grids",
     "followers",

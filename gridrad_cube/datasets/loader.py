@@ -30,6 +30,8 @@ class Batch:
         Index into ``dataset.labels``, int64, (B,); 0 where all channels are stacked.
     valid
         Grids only: cells that count, bool, (B, rows, cols). The codes of patches say themselves what is valid.
+    window
+        `WindowPairs` only: number of the place, seconds since 1970, top and left edge in the crop, int64, (B, 4).
     damaged
         Samples that were asked for and left out because the store is damaged there, int64, (K,); None if there
         are none.
@@ -39,6 +41,7 @@ class Batch:
     index: torch.Tensor
     channel: torch.Tensor
     valid: torch.Tensor | None = None
+    window: torch.Tensor | None = None
     damaged: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -110,7 +113,7 @@ class PatchLoader:
     Parameters
     ----------
     dataset
-        A `PatchDataset`, `GridDataset` or `PairDataset`.
+        A `PatchDataset`, `GridDataset`, `PairDataset` or `WindowPairs`.
     sampler
         An `EpochSampler`, which advances by one step with each batch handed out; or any iterable of batches of sample
         indices.
@@ -155,6 +158,8 @@ class PatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         indices = iter(self.sampler.batches() if self._advances else self.sampler)
+        if self._advances and hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self.sampler.epoch)
         pending: deque[tuple[Sequence[int] | np.ndarray, Future[Batch]]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="PatchLoader")
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch.utils.data import Dataset, get_worker_info
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
 from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
-from gridrad_cube.schema import SchemaError
+from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.storage import Files
 from gridrad_cube.store import MissingChunkError, PatchReader, open_packed, store_info
@@ -137,6 +138,40 @@ class PatchDataset(Dataset[Batch]):
         # Worker processes of a DataLoader are as many as there are cores to use.
         alone = get_worker_info() is None or not Files(self.store).local
         return PatchReader(self.store, threads=None if alone else 1)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of patches of a crop."""
+        return int(self._dataset.sizes["row"]), int(self._dataset.sizes["col"])
+
+    @functools.cached_property
+    def crop_places(self) -> np.ndarray:
+        """Number of the window of a source grid that each crop of the store is, int64, (crop,)."""
+        names = ("grid", "y_origin", "x_origin")
+        table = pd.DataFrame({name: self._dataset[name].values for name in names})
+        return np.asarray(table.groupby(list(names), sort=False).ngroup().to_numpy(np.int64))
+
+    @functools.cached_property
+    def crop_seconds(self) -> np.ndarray:
+        """Time of each crop of the store in seconds since 1970, int64, (crop,)."""
+        return self._dataset["time"].values.astype("datetime64[s]").astype(np.int64)
+
+    @functools.cached_property
+    def missing_codes(self) -> np.ndarray:
+        """The code of each label that says that a pixel was not observed, (labels,)."""
+        codes = []
+        for label in self._labels:
+            array = self._dataset[label.variable]
+            packing = Packing.from_attributes(array.attrs, array.dtype)
+            known = (packing.fill_value, packing.non_finite, packing.out_of_range)
+            code = next((c for c in known if c is not None), np.nan)
+            if array.dtype.kind != "f" and np.isnan(code):
+                raise SchemaError(
+                    f"{self.store}: {label.name} has no code for missing pixels, which windows over several patches "
+                    "need. Leave the channel out, or build the store from files that state a _FillValue."
+                )
+            codes.append(code)
+        return np.array(codes).astype(self._dtype)
 
     @property
     def strata(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from gridrad_cube.schema import SchemaError
 _SHARES = {Stratum.echo: 0.80, Stratum.weak: 0.15, Stratum.empty: 0.05}
 
 _ROUNDS = 8
-_ORDER = 255  # tag of the keys that order an epoch; strata have theirs
+_ORDER, _DRAW = 255, 254  # tags of the keys that order an epoch, and that draw windows; strata have theirs
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -36,6 +36,15 @@ def _key(*parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         # Ordered, not commutative: each part is mixed in on top of the hash of those before it.
         key = _mix(key ^ np.atleast_1d(np.asarray(part, np.int64)).view(np.uint64))
     return key
+
+
+def draw_uniform(
+    seed: int, epoch: int, number: npt.NDArray[np.int64], stream: int, *shape: int
+) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1) that depend on seed, epoch, number and stream alone, (N, *shape)."""
+    count = np.arange(int(np.prod(shape)))
+    key = _key(seed, _DRAW, epoch, number[:, None], stream, count)
+    return ((key >> np.uint64(11)) * 2.0**-53).reshape(len(number), *shape)
 
 
 def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

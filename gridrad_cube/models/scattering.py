@@ -40,6 +40,11 @@ class LocalMaps(NamedTuple):
     maps: Tensor
     observed: Tensor
 
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the fields in pixels."""
+        return self.observed.shape[2] * CELL, self.observed.shape[3] * CELL
+
 
 def local_maps(x: Tensor) -> LocalMaps:
     """Compute the local maps of each channel.

@@ -145,7 +145,7 @@ class VisionTransformer(nn.Module):
     """
 
     mask_token: nn.Parameter | None
-    stem: ScatteringStem | None = None
+    stem: ScatteringStem | None
 
     def __init__(
         self,
@@ -167,6 +167,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, a.embed_dim))
         token = nn.Parameter(torch.zeros(1, 1, a.embed_dim)) if mask_token else None
         self.register_parameter("mask_token", token)
+        self.stem = None
         if a.cells:
             self.phi = nn.Sequential(nn.Linear(a.in_channels, a.embed_dim), nn.GELU())
         else:
@@ -269,8 +270,8 @@ class VisionTransformer(nn.Module):
         """Rows and columns of tokens of an input, or a clear refusal."""
         patch, channels = self.patch_size, self.architecture.in_channels
         if isinstance(x, LocalMaps):
-            height, width = x.maps.shape[2:]
-            return height * CELL // patch, width * CELL // patch
+            height, width = x.pixels
+            return height // patch, width // patch
         fits = x.ndim == 4 and x.shape[1] == channels
         if not fits or any(edge < 1 or edge % patch for edge in x.shape[2:]):
             raise ValueError(

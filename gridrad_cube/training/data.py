@@ -6,19 +6,31 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from gridrad_cube.datasets import Batch, GridDataset, Normalization, PairDataset, PatchDataset, followers
+from gridrad_cube.datasets import (
+    Batch,
+    GridDataset,
+    Normalization,
+    PairDataset,
+    PatchDataset,
+    WindowPairs,
+    followers,
+    normalizations,
+)
 from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.models import (
     ARCHITECTURES,
     GridViewSpec,
+    LocalMaps,
     NetworkInput,
     View,
     ViewSpec,
@@ -43,6 +55,8 @@ _GAIN_LOG_RAIN = _GAIN_DBZ / 10 / 1.6
 #: What the predecessor does to the views of --views area: blur of first global, other global and local views.
 _PHOTOGRAPHIC: dict[str, Any] = {"blur": (1.0, 0.1, 0.5), "solarize": 0.2}
 
+#: Pairs of windows that a batch takes from one frame, and samples that stem and target are fitted to.
+_PAIRS, _FIRST_SAMPLES = 16, 512
 #: Parts of the names of fields with a sense of direction or rotation.
 _HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
 
@@ -73,10 +87,14 @@ class _Source(ABC):
 
     ``dataset`` has the samples, ``loaded`` is what the loader reads: the same, or pairs in time. ``network`` has the
     arguments of `gridrad_cube.models.build` for the network that reads them; ``views`` counts those of a sample.
+    An item of ``loaded`` stands for ``pairs`` samples, of which there are ``samples``. ``edge`` is that of a window
+    in pixels of the store.
     """
 
     level: Level
     global_views = 2
+    pairs = 1
+    edge = 0
 
     def __init__(
         self, config: Config, dataset: Any, *, in_channels: int, patch_size: int, image_size: int
@@ -92,12 +110,13 @@ class _Source(ABC):
             "name": _choose_arch(config, self.level), "in_channels": in_channels, "patch_size": patch_size,
             "image_size": image_size, "position": "dino_v1" if config.dino_v1 else "exact",
             "mask_token": self.level == "256" and not config.dino_v1,
-        }  # fmt: skip
+        } | ({"stem": config.stem} if self.level == "256" else {})  # fmt: skip
         self.patch_size = patch_size
         self.samples = min(len(dataset), config.limit or len(dataset))
         strata = dataset.strata
         self.strata: int | np.ndarray = self.samples if isinstance(strata, int) else strata[: self.samples]
-        self.views = self.global_views + config.local_crops_number
+        self.local_views = 0 if config.objective == "contrast" else config.local_crops_number
+        self.views = self.global_views + self.local_views
         self.loaded = dataset
 
     def pair_in_time(self) -> None:
@@ -113,11 +132,30 @@ class _Source(ABC):
         """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
         values, valid = self.dataset.decode(batch)
         partner, count = None, len(values)
-        if self.config.temporal_positives:
+        if self.loaded is not self.dataset:
             count //= 2
             partner = values[count:], valid[count:]
         seeds = sample_seeds(self.config.seed, epoch, batch.index[:count])
         return self._draw(values[:count], valid[:count], seeds, partner, index)
+
+    def expand(self, index: np.ndarray) -> np.ndarray:
+        """Numbers of the samples that items of ``loaded`` stand for."""
+        return np.asarray((index[:, None] * self.pairs + np.arange(self.pairs)).ravel())
+
+    def shape_of(self, view: NetworkInput) -> tuple[int, int]:
+        """Height and width of a view in pixels or cells."""
+        if isinstance(view.x, LocalMaps):
+            return view.x.pixels
+        return view.x.shape[2], view.x.shape[3]
+
+    def first_views(self) -> list[NetworkInput]:
+        """The global views of some samples, evenly spread: what is fitted before the first step is fitted to them."""
+        total = self.samples // self.pairs
+        index = np.unique(
+            np.linspace(0, total - 1, min(total, _FIRST_SAMPLES // self.pairs)).astype(np.int64)
+        )
+        batch = self.loaded.__getitems__(index)
+        return self.draw(batch, self.expand(index), 0)[: self.global_views]
 
     @abstractmethod
     def _draw(
@@ -174,13 +212,30 @@ class _PatchSource(_Source):
         )  # fmt: skip
         if normalization is not None:
             dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
+        elif config.stem == "scattering":
+            dataset.normalizations = normalizations(config.store, dataset.labels, scale="typical")
         self.field = dataset.patch // dataset.coarsen
         super().__init__(
             config, dataset, in_channels=dataset.planes, patch_size=patch_size, image_size=config.global_size
         )
         self._check_sizes()
-        self.pair_in_time()
+        if config.pairs_windows:
+            self._pair_windows()
+        else:
+            self.pair_in_time()
         self.specs = [self._spec(label) for label in dataset.labels]
+
+    def _pair_windows(self) -> None:
+        """Read pairs of windows of near times in place of patches."""
+        c, dataset = self.config, self.dataset
+        leads = list(c.temporal_positives) or [_shortest_step(dataset)]
+        move = dataset.patch // 2 if c.move == "auto" else c.move
+        self.pairs, self.edge = math.gcd(_PAIRS, c.batch_size_per_gpu), dataset.patch
+        self.loaded = WindowPairs(dataset, leads, move=move, pairs=self.pairs, seed=c.seed)
+        groups = len(self.loaded) if c.limit is None else min(len(self.loaded), max(1, c.limit // self.pairs))
+        self.strata, self.samples = self.loaded.strata[:groups], groups * self.pairs
+        words = " or ".join(f"{minutes:g}" for minutes in leads)
+        logger.info("pairs of windows %s min apart, the second moved by up to %d px", words, move)
 
     def _check_sizes(self) -> None:
         c, token = self.config, self.patch_size
@@ -204,7 +259,7 @@ class _PatchSource(_Source):
         floors = [rules[name].no_echo for name in labels if rules[name].rule in ("reflectivity", "rain")]
         ranges: Any = {"zoom": c.zoom, "global_area": c.global_crops_scale, "local_area": c.local_crops_scale}
         return ViewSpec(
-            global_size=c.global_size, local_size=c.local_size, local_views=c.local_crops_number, mode=c.views,
+            global_size=c.global_size, local_size=c.local_size, local_views=self.local_views, mode=c.views,
             gain=gains if len(gains) > 1 else gains[0], gain_floor=min(floors, default=None),
             flips=self._flips(labels), fill=rules[labels[0]].fill, **ranges,
             **(_PHOTOGRAPHIC if c.views == "area" else {}),
@@ -227,19 +282,25 @@ class _PatchSource(_Source):
     def _draw(
         self, values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None, index: np.ndarray
     ) -> list[NetworkInput]:
-        kinds = list(dict.fromkeys(self.specs))
+        specs = self.specs
+        if self.config.stem == "scattering":  # local maps leave missing pixels out
+            specs = [dataclasses.replace(spec, fill=math.nan) for spec in specs]
+        kinds = list(dict.fromkeys(specs))
         if len(kinds) == 1 or self.dataset.planes > 1:
             views = draw_views(values, valid, kinds[0], seeds, partner)
         else:
-            views = self._draw_by_channel(kinds, values, valid, seeds, partner, index)
+            views = self._draw_by_channel(specs, values, valid, seeds, partner, index)
         return [NetworkInput(x, self._missing(seen)) for x, seen in views]
 
     def _draw_by_channel(
-        self, kinds: list[ViewSpec], values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None,
+        self, specs: list[ViewSpec], values: Tensor, valid: Tensor, seeds: Tensor, partner: View | None,
         index: np.ndarray,
     ) -> list[View]:  # fmt: skip
         """Draw a batch of channels that differ in gain and fill, each as it would be drawn alone."""
-        kind_of = np.array([kinds.index(spec) for spec in self.specs])[self.dataset.table.channel[index]]
+        kinds = list(dict.fromkeys(specs))
+        channel = self.dataset.table.channel
+        channels = self.loaded.channels_of(index) if isinstance(self.loaded, WindowPairs) else channel[index]
+        kind_of = np.array([kinds.index(spec) for spec in specs])[channels]
         out: list[View] = []
         for number in np.unique(kind_of).tolist():
             rows = torch.from_numpy(np.flatnonzero(kind_of == number))
@@ -268,7 +329,7 @@ class _PatchSource(_Source):
         fill = (
             torch.tensor(fills, device=values.device)[batch.channel] if self.dataset.planes == 1 else fills[0]
         )
-        x, seen = whole_view(values, valid, fill=fill)
+        x, seen = whole_view(values, valid, fill=math.nan if self.config.stem == "scattering" else fill)
         return NetworkInput(x, self._missing(seen))
 
     def state(self) -> dict[str, Any]:
@@ -281,6 +342,19 @@ class _PatchSource(_Source):
             "channels": list(self.dataset.labels), "channel_mode": self.dataset.channel_mode,
             "coarsen": self.dataset.coarsen, "view": view,
         }  # fmt: skip
+
+
+def _shortest_step(dataset: PatchDataset) -> float:
+    """Minutes between neighboring times of one place: the most frequent ones."""
+    table = pd.DataFrame({"place": dataset.crop_places, "seconds": dataset.crop_seconds})
+    table = table.iloc[np.unique(dataset.table.crop)].drop_duplicates().sort_values(["place", "seconds"])
+    steps = table.groupby("place")["seconds"].diff().dropna()
+    if steps.empty:
+        raise SchemaError(
+            f"{dataset.store}: every place is seen at one time only, and the contrast learns from two near times. Pass "
+            "--objective coding-rate, or add scenes of the same places."
+        )
+    return float(steps.mode().iloc[0]) / 60
 
 
 def _choose_mode(config: Config) -> Any:
@@ -310,7 +384,7 @@ def _gain_of(label: str, rule: Normalization) -> float:
     if rule.rule == "reflectivity":
         return _GAIN_DBZ / rule.std
     if rule.rule == "rain":
-        return _GAIN_LOG_RAIN
+        return _GAIN_LOG_RAIN / rule.std
     channel = CHANNELS.get(label.split("@")[0])  # kind "other" has no gain
     return _GAIN.get(channel.kind, 0.0) / rule.std if channel else 0.0
 
@@ -332,7 +406,7 @@ class _GridSource(_Source):
         features, *shape = dataset.shape
         super().__init__(config, dataset, in_channels=features, patch_size=1, image_size=max(shape))
         whole: Any = {"global_fraction": 1.0, "token_dropout": 0.0} if config.views == "area" else {}
-        self._spec = GridViewSpec(local_views=config.local_crops_number, flips=config.flips, **whole)
+        self._spec = GridViewSpec(local_views=self.local_views, flips=config.flips, **whole)
         self.pair_in_time()
 
     def _draw(

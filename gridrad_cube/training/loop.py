@@ -35,7 +35,6 @@ from gridrad_cube.launch import (
 )
 from gridrad_cube.models import (
     DINOHead,
-    DINOLoss,
     clip_per_tensor_,
     cosine_schedule,
     sample_seeds,
@@ -190,9 +189,13 @@ class _Run:
             config, level=self.source.level, samples=self.source.samples, world_size=world.size
         )
         torch.manual_seed(config.seed)
-        self.networks = make_networks(config, plan, self.source.network, self.source.views)
+        self.networks = make_networks(
+            config, plan, self.source.network, self.source.views, edge=self.source.edge
+        )
         if config.init_from is not None and checkpoint is None:
             self.networks.load_weights(config.init_from)
+        if checkpoint is None and config.init_from is None:
+            self.networks.fit(self.source.first_views())
         self.networks.to(device)
         if config.compile:
             compile_networks(self.networks, device)
@@ -205,14 +208,15 @@ class _Run:
             "momentum": cosine_schedule(plan.momentum_teacher, 1.0, plan.steps),
         }
         self.sampler = EpochSampler(
-            self.source.strata, batch_size=config.batch_size_per_gpu * config.accumulate, seed=config.seed,
+            self.source.strata, seed=config.seed,
+            batch_size=config.batch_size_per_gpu * config.accumulate // self.source.pairs,
             rank=world.rank, world_size=world.size,
         )  # fmt: skip
         self.loader = PatchLoader(
             self.source.loaded, self.sampler, threads=max(1, config.num_workers),
             device=device if device.type == "cuda" else None,
         )  # fmt: skip
-        self.monitor = Monitor(self.networks.student.backbone.embed_dim, device=device)
+        self.monitor = Monitor(self.networks.student.width, device=device)
         self.probe, self.scores = self._make_probe(), Scores()
         self.step = 0
         self.stopped: str | None = None
@@ -254,7 +258,7 @@ class _Run:
         if pairs is None:
             logger.info("no probes and no best checkpoint: too few samples are seen minutes or hours later")
             return None
-        where: Any = {"device": self.device, "bf16": self.bf16}
+        where: Any = {"device": self.device, "bf16": self.bf16, "pool": c.pool}
         return Probe(dataset, self.source.whole, pairs, every=every, steps=steps, **where)
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
@@ -269,6 +273,7 @@ class _Run:
     def announce(self) -> None:
         """Log what is about to happen."""
         networks, source, plan = self.networks, self.source, self.plan
+        backbone = networks.student.backbone
         on_gpu = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else f"{torch.get_num_threads()} threads"
         logger.info(
@@ -276,8 +281,8 @@ class _Run:
             "bf16" if self.bf16 else "fp32",
         )  # fmt: skip
         logger.info(
-            "level %s: %s (%.1f M parameters, head %.1f M) on %d samples of %s", source.level, source.network["name"],
-            _millions(networks.student.backbone), _millions(networks.student.head), source.samples,
+            "level %s: %s (%.1f M parameters, heads %.1f M) on %d samples of %s", source.level, source.network["name"],
+            _millions(backbone), _millions(networks.student) - _millions(backbone), source.samples,
             ", ".join(source.dataset.labels),
         )  # fmt: skip
         logger.info(
@@ -313,7 +318,8 @@ class _Run:
         epoch = self.sampler.epoch  # handing out the last batch moves the sampler to the next epoch
         with contextlib.closing(iter(self.loader)) as batches:  # type: ignore[type-var]
             for index, batch in zip(self.sampler.batches(), batches, strict=False):
-                self._pending.append(self._train_step(self._undamaged(index, batch), batch, epoch))
+                samples = self.source.expand(self._undamaged(index, batch))
+                self._pending.append(self._train_step(samples, batch, epoch))
                 self._after_step(epoch)
                 if progress is not None:
                     progress(self.step, self.plan.steps, self.record)
@@ -371,18 +377,22 @@ class _Run:
         self, batch: Batch, index: np.ndarray, epoch: int, *, share: float, last: bool
     ) -> tuple[Tensor, Outputs, Tensor]:
         """Add a batch's share to the gradients of a step; its loss, what the teacher gave, features of the student."""
-        networks, views = self.networks, self.source.draw(batch, index, epoch)
+        networks = self.networks
+        views = networks.prepare(self.source.draw(batch, index, epoch))
         with contextlib.ExitStack() as stack:
             if not last and isinstance(self.model, DistributedDataParallel):
                 stack.enter_context(self.model.no_sync())  # the last one averages over processes for all
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                with torch.no_grad():
-                    taught = networks.teacher(views[: self.source.global_views])
+                taught = None
+                if networks.loss.distillation is not None:
+                    with torch.no_grad():
+                        taught = networks.teacher(views[: self.source.global_views])
                 learnt = self.model(views)
-            loss = share * networks.loss(learnt.heads, taught.heads, self.step, last=last)
+            loss = share * networks.loss(learnt, taught, views, batch.window, self.step, last=last)
             loss.backward()
-        self._shapes = [(v.x.shape[2], v.x.shape[3]) for v in views]
-        return loss.detach(), taught, learnt.features.detach()
+        self._shapes = [self.source.shape_of(v) for v in views]
+        own = learnt.features.detach()
+        return loss.detach(), taught or Outputs(own), own
 
     def _clip(self) -> Tensor:
         parameters = list(self.networks.student.parameters())
@@ -443,8 +453,8 @@ class _Run:
             "momentum_teacher": float(self.schedules["momentum"][step - 1]), "grad_norm": float(norm),
         }  # fmt: skip
         record |= self.monitor.describe(features, views)
-        loss = self.networks.loss
-        if isinstance(loss, DINOLoss):
+        loss = self.networks.dino_loss
+        if loss is not None:
             temperature = float(loss.teacher_temps[step - 1])
             record |= {"teacher_temp": temperature}
             record |= self.monitor.describe_targets(targets, loss.center, temperature, record["train_loss"])

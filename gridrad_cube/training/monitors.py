@@ -162,6 +162,8 @@ def count_flops(student: nn.Module, shapes: Sequence[tuple[int, int]], *, teache
         counter = FlopCounterMode(display=False)
         # The counter does not know the fused attention of CPUs.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            network.head.forward(network.backbone.forward(torch.empty(1, planes, *shape, device="meta")))
+            features = network.backbone.forward(torch.empty(1, planes, *shape, device="meta"))
+            if network.head is not None:
+                network.head.forward(features)
         costs[shape] = counter.get_total_flops()
     return sum(3 * costs[shape] for shape in shapes) + sum(costs[shape] for shape in shapes[:teacher_views])

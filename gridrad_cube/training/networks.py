@@ -8,56 +8,194 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridrad_cube.models import (
+    MAPS,
     CodingRateLoss,
+    ContrastHead,
     DINOHead,
     DINOLoss,
+    LocalMaps,
     NetworkInput,
+    Pool,
     ProjectionHead,
     VisionTransformer,
     build,
+    contrast_loss,
+    describe_maps,
     head_state,
     load_backbone,
     load_checkpoint,
+    local_maps,
     parameter_groups,
+    pool_tokens,
 )
+from gridrad_cube.readout import fit_arrays
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import Config, Plan
 
 logger = logging.getLogger(__name__)
 
 
-class Outputs(NamedTuple):
-    """Results of a network, view by view: of its head (views * B, K), and its class tokens (views * B, D)."""
+#: Directions of the descriptor that are predicted.
+_DIRECTIONS = 64
 
-    heads: Tensor
+
+class Outputs(NamedTuple):
+    """Results of a network, view by view: its features, (views * B, D), and what its heads make of them.
+
+    ``heads`` is that of DINO or coding rate, (views * B, K). ``unit`` (unit vectors) and ``predicted`` are those of the
+    contrast, of the two global views: (2 * B, K).
+    """
+
     features: Tensor
+    heads: Tensor | None = None
+    unit: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 class _MultiView(nn.Module):
-    """A backbone and a head over views of several sizes; keys ``backbone.*`` and ``head.*`` as in DINO."""
+    """A backbone and its heads over views of several sizes; keys ``backbone.*`` and ``head.*`` as in DINO.
 
-    def __init__(self, backbone: VisionTransformer, head: nn.Module) -> None:
+    The head reads the class token; the heads of the contrast read the tokens of the global views as ``pool`` says.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        head: nn.Module | None,
+        *,
+        contrast_head: nn.Module | None = None,
+        predictor: nn.Module | None = None,
+        pool: Pool = "class",
+        global_views: int = 2,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        self.head, self.contrast_head, self.predictor = head, contrast_head, predictor
+        self.pool, self.global_views = pool, global_views
+        #: Length of the features.
+        self.width = backbone.embed_dim * (2 if head is None and pool == "mean+std" else 1)
 
     def forward(self, views: Sequence[NetworkInput]) -> Outputs:
         """Neighboring views of one shape go through the backbone together."""
-        parts = []
-        for _, group in itertools.groupby(views, key=lambda view: view[0].shape):
-            x, *masks = zip(*group, strict=True)
-            parts.append(self.backbone(torch.cat(x), *(_join(mask) for mask in masks)))
-        features = torch.cat(parts)
-        return Outputs(self.head(features), features)
+        tokens, pooled, count = [], [], 0
+        for _, group in itertools.groupby(views, key=_shape_of):
+            together = list(group)
+            x, *masks = zip(*together, strict=True)
+            hidden, attended = (_join(mask) for mask in masks)
+            if self.contrast_head is None:
+                tokens.append(self.backbone(_join_inputs(x), hidden, attended))
+                continue
+            found = self.backbone.forward_tokens(_join_inputs(x), hidden, attended)
+            tokens.append(found[:, 0])
+            if count < self.global_views:
+                pooled.append(pool_tokens(found, None if hidden is None else ~hidden, self.pool))
+            count += len(together)
+        features = torch.cat(tokens)
+        heads = None if self.head is None else self.head(features)
+        if self.contrast_head is None:
+            return Outputs(features, heads)
+        vectors = torch.cat(pooled)
+        predicted = None if self.predictor is None else self.predictor(vectors)
+        return Outputs(
+            features if self.head is not None else vectors, heads, self.contrast_head(vectors), predicted
+        )
+
+
+def _shape_of(view: NetworkInput) -> torch.Size:
+    return view.x.maps.shape if isinstance(view.x, LocalMaps) else view.x.shape
 
 
 def _join(masks: Sequence[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
     return torch.cat(given) if given else None
+
+
+def _join_inputs(inputs: Sequence[Any]) -> Any:
+    if isinstance(inputs[0], LocalMaps):
+        return LocalMaps(*map(torch.cat, zip(*inputs, strict=True)))
+    return torch.cat(list(inputs))
+
+
+class _Target(nn.Module):
+    """What is predicted of the other window: its descriptor in units of change (see `gridrad_cube.readout`).
+
+    Buffers ``mean`` (D,) and ``matrix`` (D, 64), fitted before the first step; the numbers have a standard deviation of
+    about one.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("matrix", torch.zeros(features, min(_DIRECTIONS, features)))
+
+    @torch.no_grad()
+    def fit(self, earlier: Tensor, later: Tensor) -> None:
+        """Fit to descriptors of pairs of windows of one place at near times, (N, D) each."""
+        first, second = (x.double().cpu().numpy() for x in (earlier, later))
+        both = np.concatenate([first, second])
+        readout = fit_arrays(both, first, second, directions=self.matrix.shape[1])
+        out = readout.apply(both)
+        matrix = readout.matrix / readout.scale[:, None] / max(float(out.std()), 1e-12)
+        self.mean.copy_(torch.from_numpy(np.asarray(readout.mean)))
+        self.matrix[:, : matrix.shape[1]] = torch.from_numpy(matrix).to(self.matrix)
+
+    def forward(self, local: LocalMaps) -> Tensor:
+        """(B, 64) of the local maps of B windows."""
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return (describe_maps(local) - self.mean) @ self.matrix
+
+
+def _local(x: Tensor | LocalMaps) -> LocalMaps:
+    return x if isinstance(x, LocalMaps) else local_maps(x)
+
+
+class Losses(nn.Module):
+    """The loss of a step: of DINO or coding rate, of the contrast and of the prediction, each by its weight."""
+
+    def __init__(
+        self, config: Config, distillation: nn.Module | None, target: _Target | None, *, edge: int
+    ) -> None:
+        super().__init__()
+        self.distillation, self.target = distillation, target
+        self.contrast = 1.0 if config.objective == "contrast" else config.contrast_weight
+        self.prediction, self.temperature, self.edge = config.predict_weight, config.temperature, edge
+
+    def forward(
+        self,
+        learnt: Outputs,
+        taught: Outputs | None,
+        views: Sequence[NetworkInput],
+        windows: Tensor | None,
+        step: int,
+        *,
+        last: bool,
+    ) -> Tensor:
+        """The loss of one batch; ``windows`` (2 B, 4) say where the pairs lie, see `gridrad_cube.datasets.Batch`."""
+        loss = learnt.features.new_zeros(())
+        if self.distillation is not None:
+            assert taught is not None
+            loss = loss + self.distillation(learnt.heads, taught.heads, step, last=last)
+        if learnt.unit is not None:
+            assert windows is not None
+            first, second = windows.chunk(2)
+            loss = loss + self.contrast * contrast_loss(
+                *learnt.unit.chunk(2), (first, second), edge=self.edge, temperature=self.temperature
+            )
+        if learnt.predicted is not None and self.target is not None:
+            with torch.no_grad():
+                one, other = (self.target(_local(view.x)) for view in views[:2])
+            wanted = torch.cat([other, one])
+            loss = loss + self.prediction * F.smooth_l1_loss(learnt.predicted.float(), wanted)
+        return loss
 
 
 @dataclass
@@ -66,8 +204,29 @@ class Networks:
 
     student: _MultiView
     teacher: _MultiView
-    loss: nn.Module
+    loss: Losses
     head: dict[str, Any]
+
+    @property
+    def dino_loss(self) -> DINOLoss | None:
+        """The loss of DINO, if it is a part."""
+        return self.loss.distillation if isinstance(self.loss.distillation, DINOLoss) else None
+
+    def prepare(self, views: Sequence[NetworkInput]) -> list[NetworkInput]:
+        """Views with their local maps in place of pixels, where the networks read these: computed once for both."""
+        if self.student.backbone.stem is None:
+            return list(views)
+        return [view._replace(x=local_maps(view.x)) for view in views]  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def fit(self, views: Sequence[NetworkInput]) -> None:
+        """Fit what is fixed before the first step, to the two global views of some pairs: stem and target."""
+        prepared = self.prepare(views)
+        for network in (self.student, self.teacher):
+            if network.backbone.stem is not None:
+                network.backbone.stem.fit(_join_inputs([view.x for view in prepared]))
+        if self.loss.target is not None:
+            self.loss.target.fit(*(describe_maps(_local(view.x)) for view in prepared))
 
     def to(self, device: torch.device) -> None:
         """Move all of them to a device."""
@@ -81,50 +240,76 @@ class Networks:
             "head": self.head,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
-            "dino_loss": self.loss.state_dict(),
+            "pool": self.student.pool,
+            "dino_loss": {} if self.loss.distillation is None else self.loss.distillation.state_dict(),
+            **({} if self.loss.target is None else {"target": self.loss.target.state_dict()}),
         }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Resume from a checkpoint of the same run."""
         self.student.load_state_dict(checkpoint["student"])
         self.teacher.load_state_dict(checkpoint["teacher"])
-        self.loss.load_state_dict(checkpoint["dino_loss"])
+        if self.loss.distillation is not None:
+            self.loss.distillation.load_state_dict(checkpoint["dino_loss"])
+        if self.loss.target is not None:
+            self.loss.target.load_state_dict(checkpoint["target"])
 
     def load_weights(self, path: str) -> None:
         """Start from the teacher of any checkpoint of this architecture; from its head too if that fits."""
         checkpoint = load_checkpoint(path)
         head = head_state(checkpoint)
-        shapes = {name: value.shape for name, value in self.student.head.state_dict().items()}
-        fits = {name: value.shape for name, value in head.items()} == shapes
+        own = self.student.head
+        shapes = {} if own is None else {name: value.shape for name, value in own.state_dict().items()}
+        fits = own is not None and {name: value.shape for name, value in head.items()} == shapes
         for network in (self.student, self.teacher):
             load_backbone(checkpoint, model=network.backbone)
             network.backbone.train()
-            if fits:
+            if fits and network.head is not None:
                 network.head.load_state_dict(head)
         parts = "backbone and head" if fits else "backbone only: the head has new weights"
         logger.info("weights from %s, %s", path, parts)
 
 
-def make_networks(config: Config, plan: Plan, options: Mapping[str, Any], views: int) -> Networks:
+def make_networks(
+    config: Config, plan: Plan, options: Mapping[str, Any], views: int, *, edge: int = 0
+) -> Networks:
     """Build student and teacher, alike at first, and the loss; weights from the global generator of torch.
 
-    ``options`` are those of `gridrad_cube.models.build`; ``views`` counts those of a sample.
+    ``options`` are those of `gridrad_cube.models.build`; ``views`` counts those of a sample; ``edge`` is that of a
+    window in pixels of the store, for the contrast.
     """
-    student = build(drop_path_rate=config.drop_path_rate, **options)
-    teacher = build(**options)
-    dino = config.objective == "dino"
+    dino, pairs = config.objective == "dino", config.pairs_windows
     own = {"kind": "dino", "out_dim": plan.out_dim, "norm_last_layer": config.norm_last_layer}
     head = own if dino else {"kind": "projection", "out_dim": 256}
     head |= {"use_bn": config.use_bn_in_head, "hidden_dim": config.head_hidden_dim}
-    networks = Networks(
-        _MultiView(student, _make_head(student.embed_dim, head)),
-        _MultiView(teacher, _make_head(student.embed_dim, head)),
-        _make_dino_loss(config, plan, views) if dino else CodingRateLoss(views),
-        head,
-    )
+    if config.objective == "contrast":
+        head = {"kind": "contrast"}
+
+    target = _Target(2 * MAPS * options["in_channels"]) if pairs and config.predict_weight else None
+
+    def make(**further: Any) -> _MultiView:
+        backbone = build(**options, **further)
+        width = backbone.embed_dim * (2 if config.pool == "mean+std" else 1)
+        return _MultiView(
+            backbone,
+            None if config.objective == "contrast" else _make_head(backbone.embed_dim, head),
+            contrast_head=ContrastHead(width) if pairs else None,
+            predictor=None if target is None else _make_predictor(width, target),
+            pool=config.pool,
+        )
+
+    student, teacher = make(drop_path_rate=config.drop_path_rate), make()
+    distillation: nn.Module | None = None
+    if config.objective != "contrast":
+        distillation = _make_dino_loss(config, plan, views) if dino else CodingRateLoss(views)
+    networks = Networks(student, teacher, Losses(config, distillation, target, edge=edge), head)
     networks.teacher.load_state_dict(networks.student.state_dict())
     networks.teacher.requires_grad_(False)
     return networks
+
+
+def _make_predictor(width: int, target: _Target) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, target.matrix.shape[1]))
 
 
 def _make_head(width: int, options: Mapping[str, Any]) -> nn.Module:
@@ -165,7 +350,9 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
     for network in (networks.student, networks.teacher):
         # Views have two shapes: two static graphs are faster than one for any shape.
         network.backbone.compile(dynamic=False)
-        network.head.compile(dynamic=False)
+        network.backbone.forward_tokens = torch.compile(network.backbone.forward_tokens, dynamic=False)
+        if network.head is not None:
+            network.head.compile(dynamic=False)
 
 
 def _sine(x: Tensor) -> Tensor:

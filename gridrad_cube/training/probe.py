@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from gridrad_cube.datasets import Batch, GridDataset, PatchDataset, Stratum, nearest_later
-from gridrad_cube.models import NetworkInput, VisionTransformer
+from gridrad_cube.models import NetworkInput, Pool, VisionTransformer, pool_tokens
 from gridrad_cube.similarity import rank_me, rank_targets
 from gridrad_cube.store import open_embeddings, open_packed
 
@@ -200,10 +200,10 @@ class Probe:
 
     def __init__(
         self, dataset: Samples, whole: Callable[[Batch], NetworkInput], pairs: _Pairs, *, every: int, steps: int,
-        device: torch.device, bf16: bool,
+        device: torch.device, bf16: bool, pool: Pool = "class",
     ) -> None:  # fmt: skip
         self.dataset, self.whole, self.pairs, self.every, self.steps = dataset, whole, pairs, every, steps
-        self._device, self._bf16 = device, bf16
+        self._device, self._bf16, self.pool = device, bf16, pool
         self._rows = np.unique(np.concatenate([pairs.query, pairs.sequel]))
         #: What the network has to beat.
         self.baseline = "mean of the cells" if isinstance(dataset, GridDataset) else "histogram of the pixels"
@@ -251,7 +251,7 @@ class Probe:
             view = self.whole(batch.to(self._device))
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 # Not by calling it: a compiled network would be compiled again for these shapes.
-                features = network.forward(*view)
+                features = pool_tokens(network.forward_tokens(*view), _used(view), self.pool)
             parts.append([batch.index, features.float().cpu(), _baseline(view).cpu()])
         index, *columns = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         out = [np.full((len(self._rows), column.shape[1]), np.nan, np.float32) for column in columns]
@@ -260,9 +260,17 @@ class Probe:
         return out
 
 
+def _used(view: NetworkInput) -> Tensor | None:
+    """Tokens that hold data, (B, N)."""
+    if view.attention_mask is not None:
+        return view.attention_mask.flatten(1)
+    return None if view.token_mask is None else ~view.token_mask.flatten(1)
+
+
 def _baseline(view: NetworkInput) -> Tensor:
     """What a network has to beat, (B, ...): the mean of the cells of a grid, or roots of shares of pixels by value."""
     x, _, cells = view
+    x = torch.nan_to_num(x)
     if cells is not None:
         return x.sum((2, 3)) / cells.sum((1, 2)).clamp(min=1)[:, None]  # cells that do not count are 0
     bins = ((x / _SPAN + 1) / 2 * _BINS).clamp(0, _BINS - 1).long().flatten(2)
