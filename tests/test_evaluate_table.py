@@ -100,13 +100,13 @@ def test_draws_of_blocks_give_the_spread_of_a_mean_of_days():
     level = rng.normal(0, 1, 40)[day]  # all that differs is between days
     values = 2 + level + 0.01 * rng.standard_normal(1000)
     score = partial(measures.mean_scores, values)
-    cell = measures.with_interval(score, day)
+    cell = measures._with_interval(score, day)
     assert cell.value == pytest.approx(values.mean())
     assert (cell.cases, cell.blocks) == (1000, 40)
     # Of 40 days, not of 1000 cases: about two standard errors of a mean of 40.
     assert cell.high - cell.low == pytest.approx(2 * 1.96 * level.std() / np.sqrt(40), rel=0.15)
-    assert measures.with_interval(score, day) == cell
-    one = measures.with_interval(score, np.zeros(1000))
+    assert measures._with_interval(score, day) == cell
+    one = measures._with_interval(score, np.zeros(1000))
     assert (one.value, one.low, one.blocks) == (pytest.approx(values.mean()), None, 1)
 
 
@@ -567,7 +567,7 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
         "18.5 dBZ",
     ):
         assert text in page.replace("\n", " ")
-    assert (measures.MANY_BLOCKS, measures.LEAST_CASES, run._LEAST_DISTRACTORS) == (5, 30, 20)
+    assert (measures._MANY_BLOCKS, measures.LEAST_CASES, run._LEAST_DISTRACTORS) == (5, 30, 20)
     assert (baselines._COLD_CLOUD_K, baselines._ECHO_TOP_DBZ, baselines._CORE_DBZ) == (220.0, 18.5, 40.0)
     assert (measures._FIT_SHARE, measures._CHOOSE_SHARE) == (0.6, 0.2)
 

@@ -2,7 +2,13 @@
 
 from gridrad_cube.datasets.grids import GridDataset, decode_grids
 from gridrad_cube.datasets.loader import Batch, PatchLoader
-from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
+from gridrad_cube.datasets.normalization import (
+    Normalization,
+    choose_coarsen,
+    decode,
+    describe,
+    normalizations,
+)
 from gridrad_cube.datasets.patches import PatchDataset
 from gridrad_cube.datasets.sampling import (
     EpochSampler,
@@ -24,8 +30,10 @@ __all__ = [
     "SampleTable",
     "Stratum",
     "WindowPairs",
+    "choose_coarsen",
     "decode",
     "decode_grids",
+    "describe",
     "followers",
     "nearest_later",
     "normalizations",

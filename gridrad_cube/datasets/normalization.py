@@ -1,4 +1,4 @@
-"""What the codes of a channel become for a network: the rule of each channel, and decoding by it.
+"""What the codes of a channel become for a network or the descriptor: the rule of each channel, and decoding by it.
 
 Rules are fixed per channel and kept in checkpoints, so that training and embedding decode alike.
 """
@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import avg_pool2d
 
+from gridrad_cube.models import FIELD_MULTIPLE, describe_maps, local_maps
 from gridrad_cube.schema import Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import open_packed, store_info
 
@@ -100,6 +101,11 @@ class Normalization:
             values = 10.0 ** (np.minimum(values, _LARGEST_DBZ) / 10.0)
         return np.where(observed, np.where(echo, values, np.inf), np.nan).astype(np.float32)
 
+
+#: Edge in pixels, after coarsening, that a patch has at least by default.
+_DESCRIBED_EDGE = 64
+#: Pixels that are described together: what they need fits into the cache of a core.
+_DESCRIBED_TOGETHER = 2**18
 
 _Rules = tuple[Normalization, ...]
 _Function = Callable[[Normalization, np.ndarray], np.ndarray]
@@ -274,6 +280,71 @@ def decode(
         valid = looked > 0
         values = torch.where(valid, torch.where(seen > 0, values, no_echo), fill)
     return values.to(dtype), valid
+
+
+def describe(
+    codes: np.ndarray,
+    channel: np.ndarray,
+    rules: Sequence[Normalization],
+    *,
+    coarsen: int,
+    device: torch.device | str,
+) -> np.ndarray:
+    """Describe packed patches by the mean and standard deviation of their local maps; see `describe_maps`.
+
+    Parameters
+    ----------
+    codes
+        Shape (B, C, H, W), H and W multiples of 8 times ``coarsen``.
+    channel, rules
+        As for `decode`; the rules are those of `normalizations` with ``scale="typical"``.
+    coarsen
+        Edge in pixels of the blocks that are averaged first.
+    device
+        Where the maps are computed.
+
+    Returns
+    -------
+    float32, (B, C * 68).
+    """
+    each, out = max(1, _DESCRIBED_TOGETHER * coarsen**2 // max(codes[:1].size, 1)), []
+    with torch.inference_mode():
+        for start in range(0, len(codes), each):
+            some = slice(start, start + each)
+            which = torch.from_numpy(np.asarray(channel[some], np.int64))
+            packed = torch.from_numpy(codes[some]).to(device)
+            values, valid = decode(packed, which, rules, coarsen=coarsen)
+            fields = torch.where(valid, values, math.nan)
+            out.append(describe_maps(local_maps(fields)).cpu().numpy())
+    return np.concatenate(out)
+
+
+def choose_coarsen(patch: int, coarsen: int | None, where: str) -> int:
+    """The factor by which the descriptor averages patches before it describes them.
+
+    Parameters
+    ----------
+    patch
+        Edge of the patches in pixels.
+    coarsen
+        The factor asked for; None for the largest that leaves edges of 64 px, 4 for patches of 256 px.
+    where
+        What the error names.
+
+    Raises
+    ------
+    SchemaError
+        If the edge of a coarsened patch would not be a multiple of 8.
+    """
+    fitting = [c for c in range(1, patch + 1) if patch % (c * FIELD_MULTIPLE) == 0]
+    if coarsen is None and fitting:
+        return max((c for c in fitting if patch // c >= _DESCRIBED_EDGE), default=1)
+    if coarsen not in fitting:
+        raise SchemaError(
+            f"{where}: coarsen: got {coarsen} for patches of {patch} px; expected one of {fitting}, so that the edge "
+            f"of a coarsened patch is a multiple of {FIELD_MULTIPLE}"
+        )
+    return coarsen
 
 
 def _normalized(rule: Normalization, codes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ They have the members of `Network` that `gridrad_cube.embedding.embed` needs.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,19 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gridrad_cube.datasets import Normalization, decode, normalizations
-from gridrad_cube.models import FIELD_MULTIPLE, MAPS, describe_maps, descriptor_identity, local_maps
+from gridrad_cube.datasets import Normalization, choose_coarsen, describe, normalizations
+from gridrad_cube.models import FIELD_MULTIPLE, MAPS, descriptor_identity
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import choose_labels, labels_of, stacks_altitudes
 from gridrad_cube.store import open_packed, store_info
 
 #: What embeds without a checkpoint.
 Model = Literal["descriptor", "pool"]
-
-#: Edge in pixels, after coarsening, that a patch has at least by default.
-_EDGE = 64
-#: Pixels that are described together: what they need fits into the cache of a core.
-_TOGETHER = 2**18
 
 
 class Descriptor:
@@ -78,24 +72,15 @@ class Descriptor:
         self.trained: dict[str, Any] = {
             "path": "descriptor", "level": "256", "channels": names, "stacked": stacked,
             "in_channels": len(names) if stacked else 1, "token": FIELD_MULTIPLE,
-            "coarsen": _choose_coarsen(int(info["patch"]), coarsen, str(store)), "magnification": 1.0, "view": {},
+            "coarsen": choose_coarsen(int(info["patch"]), coarsen, str(store)), "magnification": 1.0, "view": {},
             "normalization": {name: rule.to_dict() for name, rule in rules.items()}, "reject": None, "store": {},
         }  # fmt: skip
         self.features = 2 * MAPS * self.trained["in_channels"]
 
     def embed(self, codes: np.ndarray, channel: np.ndarray, rules: Sequence[Normalization]) -> np.ndarray:
         """Describe packed patches (B, C, patch, patch); see `Network.embed`."""
-        each = max(1, _TOGETHER * self.trained["coarsen"] ** 2 // codes[0].size)
-        out = []
-        with torch.inference_mode():
-            for start in range(0, len(codes), each):
-                some = slice(start, start + each)
-                which = torch.from_numpy(np.asarray(channel[some], np.int64))
-                packed = torch.from_numpy(codes[some]).to(self.device)
-                values, valid = decode(packed, which, rules, coarsen=self.trained["coarsen"])
-                fields = torch.where(valid, values, math.nan)
-                out.append(describe_maps(local_maps(fields)).cpu().numpy())
-        return np.concatenate(out)
+        coarsen = self.trained["coarsen"]
+        return describe(codes, channel, rules, coarsen=coarsen, device=self.device)
 
 
 class GridPool:
@@ -139,16 +124,3 @@ class GridPool:
         mean = np.einsum("brc,brcd->bd", weight, vectors)
         variance = np.einsum("brc,brcd->bd", weight, (vectors - mean[:, None, None]) ** 2)
         return np.concatenate([mean, np.sqrt(variance)], axis=1).astype(np.float32)
-
-
-def _choose_coarsen(patch: int, coarsen: int | None, where: str) -> int:
-    """The factor asked for, or by default the largest that leaves edges of 64 px; refuses those that do not fit."""
-    fitting = [c for c in range(1, patch + 1) if patch % (c * FIELD_MULTIPLE) == 0]
-    if coarsen is None and fitting:
-        return max((c for c in fitting if patch // c >= _EDGE), default=1)
-    if coarsen not in fitting:
-        raise SchemaError(
-            f"{where}: coarsen: got {coarsen} for patches of {patch} px; expected one of {fitting}, so that the edge "
-            f"of a coarsened patch is a multiple of {FIELD_MULTIPLE}"
-        )
-    return coarsen

@@ -23,7 +23,7 @@ from gridrad_cube.similarity import directed, nearest, rank_among, unit_rows
 #: Parts of the times, in their order.
 FIT, CHOOSE, TEST = 0, 1, 2
 #: Blocks in each part from which on blocks between the parts are left out.
-MANY_BLOCKS = 5
+_MANY_BLOCKS = 5
 #: Cases below which a number has no meaning.
 LEAST_CASES = 30
 #: Shares of the blocks that fit and choose; the others test.
@@ -72,14 +72,14 @@ def blocks_of(time: npt.ArrayLike) -> tuple[np.ndarray, str]:
 def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
     """The part of each time, `FIT`, `CHOOSE`, `TEST` or -1, and in words what this means.
 
-    The parts follow each other in time and share no block. ``gap`` days between them are left out where `MANY_BLOCKS`
+    The parts follow each other in time and share no block. ``gap`` days between them are left out where `_MANY_BLOCKS`
     blocks remain in each part. With fewer than 3 blocks every part is -1.
     """
     block, noun = blocks_of(time)
     time, count = np.asarray(time).astype("datetime64[s]"), int(block.max(initial=-1)) + 1
     if count < 3:
         return np.full(len(block), -1), (
-            f"{count_blocks(count, noun)}: too few to divide, at least 3 are needed to fit, choose and test"
+            f"{_count_blocks(count, noun)}: too few to divide, at least 3 are needed to fit, choose and test"
         )
     choose = max(1, round(_CHOOSE_SHARE * count))
     fit = max(1, min(int(_FIT_SHARE * count), count - choose - 1))
@@ -90,17 +90,17 @@ def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
         near = np.unique(block[(block >= edge) & (day < free_from)])
         apart[near[part_of[near] == part_of[edge]]] = -1
     kept = np.bincount(apart[apart >= 0], minlength=3)
-    if kept.min() >= MANY_BLOCKS:
+    if kept.min() >= _MANY_BLOCKS:
         part_of, words = apart, ""
     else:
         kept, few = np.bincount(part_of, minlength=3), count - fit - choose
-        words = f"; few: nothing is left out between the parts, and intervals are of {count_blocks(few, noun)} only"
+        words = f"; few: nothing is left out between the parts, and intervals are of {_count_blocks(few, noun)} only"
     fit, choose, test = kept
-    said = f"{count_blocks(count, noun)}: {fit} to fit, {choose} to choose, {test} to test{words}"
+    said = f"{_count_blocks(count, noun)}: {fit} to fit, {choose} to choose, {test} to test{words}"
     return part_of[block], said
 
 
-def count_blocks(count: int, noun: str) -> str:
+def _count_blocks(count: int, noun: str) -> str:
     """A number of blocks as text."""
     return f"{count} {'convective ' * (noun == 'day')}{noun}{'s' * (count != 1)}"
 
@@ -114,7 +114,7 @@ def draw_blocks(blocks: int, seed: int) -> np.ndarray:
 # Scores with intervals
 
 
-def with_interval(score: Score, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+def _with_interval(score: Score, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
     """A score and its 95 % interval, from drawing blocks with replacement; see `cell_of`."""
     _, number = np.unique(block, return_inverse=True)
     count = int(number.max(initial=-1)) + 1
@@ -157,7 +157,7 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Ce
     """
     known = np.isfinite(ranks)
     ranks = np.asarray(ranks)[known]
-    cell = with_interval(partial(mean_scores, ranks <= 1), np.asarray(block)[known], seed=seed)
+    cell = _with_interval(partial(mean_scores, ranks <= 1), np.asarray(block)[known], seed=seed)
     if not len(ranks):
         return cell
     return replace(
@@ -175,7 +175,7 @@ def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike, *, seed
     block, seed
         As in `score_ranks`.
     """
-    return with_interval(partial(r2_scores, truth, guess), block, seed=seed)
+    return _with_interval(partial(r2_scores, truth, guess), block, seed=seed)
 
 
 def score_skill(
@@ -198,7 +198,7 @@ def score_skill(
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(1 - errors[0] / errors[1])
 
-    return with_interval(score, block, seed=seed)
+    return _with_interval(score, block, seed=seed)
 
 
 # One score for each row of weights of blocks. scikit-learn's metrics take one weighting a call, which a bootstrap
