@@ -168,7 +168,9 @@ def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, ca
     assert "--dist-url (processes find each other" in record.getMessage()
     assert "--local-rank (the rank is read" in record.getMessage()
     plain = parse_config(argv)  # under the default preset too its flags mean what they say
+    assert (plain.preset, config.preset) == ("small", "predecessor")
     for name in (
+        "objective",
         "epochs",
         "batch_size_per_gpu",
         "norm_last_layer",
@@ -176,6 +178,41 @@ def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, ca
         "warmup_teacher_temp_epochs",
     ):
         assert getattr(plain, name) == getattr(expected, name), name
+
+
+def test_option_that_only_dino_uses_asks_for_dino(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "mine.toml"
+    file.write_text("teacher_temp = 0.03\n")
+    assert load_config(level="256").objective != "dino"
+    assert load_config(level="256", file=file).objective == "dino"
+    (record,) = caplog.records
+    assert re.match(
+        "objective dino, not .* as in --preset small: only DINO uses --teacher-temp", record.getMessage()
+    )
+    file.write_text('objective = "coding-rate"\n')
+    assert load_config(level="256", file=file, out_dim=512).objective == "coding-rate"
+    assert "no effect with --objective coding-rate: --out-dim" in caplog.text
+
+
+def test_terms_of_a_recipe_stay_only_where_the_objective_has_them(tmp_path, monkeypatch):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('objective = "contrast"\npredict_weight = 2.0\ntemporal_positives = [60]\nlr = 1.0\n')
+    monkeypatch.setattr(training.config, "list_presets", lambda: {"mine": recipe})
+
+    def objectives(**options) -> tuple:
+        config = load_config(level="256", preset="mine", **options)
+        assert config.lr == 1.0
+        return config.objectives, config.temporal_positives
+
+    assert objectives() == ("contrast + 2 x prediction", (60.0,))
+    assert objectives(freeze_last_layer=1) == ("dino", ())
+    assert objectives(objective="coding-rate", contrast_weight=1) == (
+        "coding-rate + 1 x contrast + 2 x prediction",
+        (60.0,),
+    )
+    recipe.write_text("contrast_weight = 3.0\npredict_weight = 2.0\n")
+    assert objectives(objective="contrast", lr=1.0) == ("contrast + 2 x prediction", ())
 
 
 def test_deit_is_vit_as_it_was_for_the_predecessor(cube):
@@ -211,6 +248,7 @@ def test_config_prefers_flag_to_file_to_preset_to_default(cube, tmp_path):
     )
     assert config.min_lr == Config().min_lr  # default
     assert config.teacher_temp == 8e-5  # preset
+    assert config.preset == "predecessor"
     assert (config.lr, config.global_size) == (3e-3, 192)  # file over preset
     assert config.seed == 7  # flag over file
     assert load_config(level="2k", file=file).seed == 6
@@ -281,6 +319,9 @@ def test_file_with_an_unknown_key_is_refused_by_name(tmp_path):
     file.write_text("[level.4k]\nlr = 1\n")
     with pytest.raises(SchemaError, match=r"unknown table \[level.4k\]"):
         load_config(level="256", file=file)
+    file.write_text('preset = "demo"\n')
+    with pytest.raises(SchemaError, match=r"mine.toml: .* Pass --preset beside it"):
+        load_config(level="256", file=file)
     file.write_text("lr = = 1\n")
     with pytest.raises(SchemaError, match="not a TOML file"):
         load_config(level="256", file=file)
@@ -341,7 +382,9 @@ def test_plan_scales_the_rate_and_counts_in_steps():
     [
         ("256", {}, 63, r"63 clean patches \(of all channels\), fewer than one step of 64 .* Lower --batch"),
         ("2k", {"batch_size_per_gpu": 8}, 99, r"one loss has 8 grids \(8 x 1 processes\); level 2k needs at least 16"),
-        ("2k", {"batch_size_per_gpu": 16}, 12, r"12 grids \(crops x channels\), fewer .* add scenes"),
+        ("2k", {"batch_size_per_gpu": 16}, 12, r"12 grids \(crops x channels\), fewer .* at least 16: add scenes"),
+        ("2k", {"batch_size_per_gpu": 64}, 40, r"Lower --batch-size-per-gpu: it times --accumulate, .* at most 40"),
+        ("2k", {"objective": "contrast"}, 99, r"--objective: got 'contrast'; expected dino or coding-rate at level 2k"),
         ("256", {"preset": "predecessor", "epochs": 5}, 99, r"--warmup-teacher-temp-epochs: 19 epochs do not fit into "
          "--epochs 5"),
     ],
@@ -972,7 +1015,17 @@ def test_monitor_finds_nothing_wrong_with_healthy_features():
     record = monitor.describe(features, 2)
     assert record["view_retrieval"] == 1.0
     assert record["feature_std"] == pytest.approx(1.0, abs=0.05)
-    assert monitor.warn(record, 1) == monitor.warn(record, 2) == []
+    assert record["feature_cosine"] == pytest.approx(0.0, abs=0.05)
+    flat = monitor.describe(
+        features[:, :1] * torch.ones(16), 2
+    )  # of one dimension, yet they tell samples apart
+    assert (
+        monitor.warn(record, 1)
+        == monitor.warn(record, 2)
+        == monitor.warn(flat, 3)
+        == monitor.warn(flat, 4)
+        == []
+    )
 
 
 # programs

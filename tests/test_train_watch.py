@@ -194,6 +194,32 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(cube, tm
     assert all(value.isfinite().all() for value in checkpoint["teacher"].values())
 
 
+def test_run_says_what_it_does_and_how_long_it_takes(cube, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 0.0)
+    train(config_for(cube, tmp_path, steps=7, temporal_positives=60))
+    messages = [r.getMessage() for r in caplog.records]
+    first = f"level 256, preset none, objective dino, cpu ({torch.get_num_threads()} threads, fp32, processes: 1, first"
+    assert messages[0].startswith(first)
+    assert messages[0].endswith(f"{DAYS * 40} samples of {IR}")
+    assert messages[1] == "50 % of the samples have a partner 60 min later"
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith("step 6: ")
+    assert "a step; the other 1 take about" in warning
+    assert (
+        "too long for a CPU. Pass --preset demo or --coarsen (average pixels) for less arithmetic, --st"
+        in warning
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.053, "0.053 s"), (75, "75 s"), (95, "1.6 min"), (7300, "2 h"), (2.2e7, "255 days")],
+)
+def test_lengths_of_time_have_a_fitting_unit(seconds, text):
+    assert loop._duration(seconds) == text
+
+
 # pairs of a probe
 
 
@@ -330,8 +356,8 @@ def test_probes_take_a_share_of_the_samples_by_default(steps, batch, every):
 
 
 def test_probe_scores_what_embedding_will_give(cube, tmp_path):
-    summary = train(config_for(cube, tmp_path / "run", steps=4, probe_steps=4))
-    embed(cube, summary["best"], tmp_path / "embeddings.zarr", dtype="float32")
+    summary = train(config_for(cube, tmp_path / "run", steps=4, probe_steps=4, pool="mean+std"))
+    embed(cube, summary["best"], tmp_path / "embeddings.zarr", dtype="float32", pool="mean+std")
     source = open_source(config_for(cube, tmp_path / "run"))
     pairs, table = draw_pairs(source.dataset, seed=0), source.dataset.table
     vectors = torch.from_numpy(open_embeddings(tmp_path / "embeddings.zarr")["embedding"].values[:, 0])

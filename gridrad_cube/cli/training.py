@@ -106,7 +106,11 @@ def _options() -> tuple[_Option, ...]:
         _Option("config", group="recipe", metavar="FILE", help="TOML file of options, over the preset."),
     ]
     aliases = {"store": ["data_path"], "out": ["output_dir"]}
-    options += [_Option(name, *aliases.get(name, []), **_describe(name, defaults)) for name in FIELDS]
+    options += [
+        _Option(name, *aliases.get(name, []), **_describe(name, defaults))
+        for name in FIELDS
+        if name != "preset"
+    ]
     options += [_Option(name, group="other", hidden=True, switch=True) for name in ("use_fp16", *IDLE)]
     return tuple(options)
 
@@ -176,8 +180,7 @@ def _configure(params: Mapping[str, Any]) -> Config:
     idle = [f"--{name.replace('_', '-')} ({why})" for name, why in IDLE.items() if given.pop(name, None)]
     if idle:
         logger.warning("no effect: %s", "; ".join(idle))
-    preset, file = given.pop("preset", "small"), given.pop("config", None)
-    config = load_config(preset=preset, file=file, **given)
+    config = load_config(file=given.pop("config", None), **given)
     level = store_level(config.store)
     for name in given:
         if name in FIELDS and FIELDS[name].metadata["level"] not in (None, level):

@@ -47,6 +47,9 @@ class Config:
     """
 
     # fmt: off
+    # recipe
+    preset: str = _option("none", "recipe", "the recipe that the other options started from; `load_config` sets it")
+
     # data
     store: str = _option("", "data", "cube of patches (level 256) or embedding store (level 2k) to learn from")
     out: str = _option("", "data", "folder of checkpoints, metrics.jsonl and config.json")
@@ -194,6 +197,12 @@ class Config:
         """Whether samples are pairs of windows, as the contrast needs them."""
         return self.objective == "contrast" or self.contrast_weight > 0
 
+    @property
+    def objectives(self) -> str:
+        """The terms of the loss, for the log."""
+        further = {"contrast": self.contrast_weight, "prediction": self.predict_weight}
+        return " + ".join([self.objective, *(f"{w:g} x {name}" for name, w in further.items() if w)])
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: object = "config") -> Config:
         """The inverse of `to_dict`, also for options that an earlier version wrote; ``where`` is for errors."""
@@ -222,6 +231,12 @@ IDLE: dict[str, str] = {
     "dist_url": "processes find each other by what torchrun, srun or mpiexec set",
     "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
 }
+
+#: Options that DINO alone uses: one of them asks for DINO, unless an objective is asked for by name.
+_OF_DINO = (
+    "out_dim", "norm_last_layer", "warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs",
+    "freeze_last_layer",
+)  # fmt: skip
 
 #: Options of earlier versions, and their defaults, which every run has now.
 _REMOVED: dict[str, Any] = {
@@ -431,6 +446,8 @@ def _read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(f"{path}: not a TOML file ({error})") from None
+    if "preset" in data:
+        raise SchemaError(f"{path}: a file holds options over those of a preset. Pass --preset beside it.")
     tables = data.pop("level", {})
     unknown = sorted(set(tables) - set(get_args(Level)))
     if unknown:
@@ -466,6 +483,8 @@ def load_config(
 ) -> Config:
     """Put a configuration together: defaults, then preset, then file, then options.
 
+    Where file or options name an option that DINO alone uses, and no objective, the objective is DINO.
+
     Parameters
     ----------
     level
@@ -492,16 +511,36 @@ def load_config(
                 "--store: missing. Pass the cube of patches or the embedding store to learn from."
             )
         level = store_level(str(store))
-    files = [] if file is None else [file]
+    given = options if file is None else _read_options(file, level) | options
+    recipe: dict[str, Any] = {}
     if preset != "none":
         known = list_presets()
         if preset not in known:
             raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
-        files.insert(0, known[preset])
-    values: dict[str, Any] = {}
-    for path in files:
-        values |= _read_options(path, level)
-    return Config(**values | options)
+        recipe = _fit_objective(_read_options(known[preset], level), given, preset)
+    return Config(**recipe | given | {"preset": preset})
+
+
+def _fit_objective(recipe: dict[str, Any], given: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """A recipe under the objective that the given options ask for, by name or by an option that only DINO uses."""
+    own = recipe.get("objective", "dino")
+    asked = given.get("objective", own)
+    of_dino = ", ".join(_flag(name) for name in _OF_DINO if name in given)
+    if of_dino and own != "dino" and "objective" not in given:
+        asked = "dino"
+        logger.info(
+            "objective dino, not %s as in --preset %s: only DINO uses %s. --objective chooses another", own, preset,
+            of_dino,
+        )  # fmt: skip
+    elif of_dino and asked != "dino":
+        logger.warning("no effect with --objective %s: %s", asked, of_dino)
+    if asked == own:
+        return recipe
+    # Terms of a recipe stay only where the other objective has them.
+    dropped: tuple[str, ...] = ("contrast_weight",) if asked == "contrast" else ()
+    if own == "contrast" and not given.get("contrast_weight"):
+        dropped = ("predict_weight", "temporal_positives")
+    return {name: value for name, value in recipe.items() if name not in dropped} | {"objective": asked}
 
 
 # what `auto` stands for
@@ -535,6 +574,11 @@ class Plan:
 
 def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1) -> Plan:
     """Work out the length of a run, its schedules and prototypes from the number of samples of an epoch."""
+    if level == "2k" and config.pairs_windows:
+        raise SchemaError(
+            f"--objective: got {config.objectives!r}; expected dino or coding-rate at level 2k, which has no windows "
+            "of pixels to contrast"
+        )
     batch = config.batch_size_per_gpu * world_size * config.accumulate
     _check_batch(config, level, samples, batch, world_size)
     per_epoch = samples // batch
@@ -571,9 +615,17 @@ def _check_batch(config: Config, level: Level, samples: int, batch: int, world_s
         )
     if samples < batch:
         what = "grids (crops x channels)" if level == "2k" else "clean patches (of all channels)"
+        most = samples // world_size
+        if most * world_size < (_SMALLEST_STEP_2K if level == "2k" else 1):
+            remedy = f"Level 2k needs at least {_SMALLEST_STEP_2K}: add" if level == "2k" else "Add"
+        else:
+            remedy = (
+                f"Lower --batch-size-per-gpu: it times --accumulate, the batches that make one step, may be at most "
+                f"{most}. Or add"
+            )
         raise SchemaError(
-            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). Lower "
-            "--batch-size-per-gpu, or add scenes or channels."
+            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). {remedy} scenes or "
+            "channels."
         )
 
 

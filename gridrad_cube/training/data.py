@@ -118,6 +118,7 @@ class _Source(ABC):
         self.local_views = 0 if config.objective == "contrast" else config.local_crops_number
         self.views = self.global_views + self.local_views
         self.loaded = dataset
+        self.pairing = ""  # for the log: which samples have partners
 
     def pair_in_time(self) -> None:
         """Read each sample together with its partner in time, if the configuration asks for it."""
@@ -125,7 +126,7 @@ class _Source(ABC):
             minutes = self.config.temporal_positives[0]
             partners = followers(self.dataset, minutes)
             share = 100 * np.mean(partners != np.arange(len(partners)))
-            logger.info("%.0f %% of the samples have a partner %g min later", share, minutes)
+            self.pairing = f"{share:.0f} % of the samples have a partner {minutes:g} min later"
             self.loaded = PairDataset(self.dataset, partners)
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[NetworkInput]:
@@ -235,7 +236,7 @@ class _PatchSource(_Source):
         groups = len(self.loaded) if c.limit is None else min(len(self.loaded), max(1, c.limit // self.pairs))
         self.strata, self.samples = self.loaded.strata[:groups], groups * self.pairs
         words = " or ".join(f"{minutes:g}" for minutes in leads)
-        logger.info("pairs of windows %s min apart, the second moved by up to %d px", words, move)
+        self.pairing = f"pairs of windows {words} min apart, the second moved by up to {move} px"
 
     def _check_sizes(self) -> None:
         c, token = self.config, self.patch_size

@@ -21,8 +21,8 @@ CHECKPOINT_FORMAT = 1
 #: Options that may differ when a run is resumed: where and how it runs, not what it computes. The batch of a process
 #: may change with their number, as long as a step takes as many samples.
 _FREE = frozenset((
-    "store", "out", "num_workers", "on_damage", "device", "compile", "precision", "resume", "init_from", "saveckp_freq",
-    "save_minutes", "log_steps", "batch_size_per_gpu", "probe_steps",
+    "preset", "store", "out", "num_workers", "on_damage", "device", "compile", "precision", "resume", "init_from",
+    "saveckp_freq", "save_minutes", "log_steps", "batch_size_per_gpu", "probe_steps",
 ))  # fmt: skip
 
 

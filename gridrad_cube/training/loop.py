@@ -55,6 +55,12 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
+#: The length of a run is told after this many steps, or after the step that ends this many seconds.
+_TIMED_STEPS, _TIMED_SECONDS = 5, 30.0
+#: A longer run on a CPU is warned of.
+_PATIENCE_SECONDS = 4 * 3600.0
+
+
 class TrainingError(RuntimeError):
     """Training cannot continue: the loss is not finite, or a step has no samples."""
 
@@ -185,6 +191,8 @@ class _Run:
         self.store = store_state(config.store)
         checkpoint = None if path is None else self._read(path)
         self.source = open_source(config, checkpoint["normalization"] if checkpoint else None)
+        self.bf16 = use_bf16(config.precision, device)
+        self._introduce()
         self.plan = plan = make_plan(
             config, level=self.source.level, samples=self.source.samples, world_size=world.size
         )
@@ -200,7 +208,6 @@ class _Run:
         if config.compile:
             compile_networks(self.networks, device)
         self.optimizer = make_optimizer(config, self.networks.student)
-        self.bf16 = use_bf16(config.precision, device)
         #: One value per step.
         self.schedules = {
             "lr": cosine_schedule(plan.lr, config.min_lr, plan.steps, plan.warmup_steps),
@@ -258,7 +265,7 @@ class _Run:
         if pairs is None:
             logger.info("no probes and no best checkpoint: too few samples are seen minutes or hours later")
             return None
-        where: Any = {"device": self.device, "bf16": self.bf16, "pool": c.pool}
+        where: Any = {"pool": c.pool, "device": self.device, "bf16": self.bf16}
         return Probe(dataset, self.source.whole, pairs, every=every, steps=steps, **where)
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
@@ -270,24 +277,27 @@ class _Run:
         if "monitor" in checkpoint:
             self.monitor.load_state_dict(checkpoint["monitor"])
 
-    def announce(self) -> None:
-        """Log what is about to happen."""
-        networks, source, plan = self.networks, self.source, self.plan
-        backbone = networks.student.backbone
+    def _introduce(self) -> None:
+        """The first line of the log: what is trained, by which objective, where, on how much."""
         on_gpu = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else f"{torch.get_num_threads()} threads"
         logger.info(
-            "%s: %s (%s), processes: %d, %s", socket.gethostname(), self.device, name, self.world.size,
-            "bf16" if self.bf16 else "fp32",
+            "level %s, preset %s, objective %s, %s (%s, %s, processes: %d, first on %s), %d samples of %s",
+            self.source.level, self.config.preset, self.config.objectives, self.device, name,
+            "bf16" if self.bf16 else "fp32", self.world.size, socket.gethostname(), self.source.samples,
+            ", ".join(self.source.dataset.labels),
         )  # fmt: skip
+
+    def announce(self) -> None:
+        """Log what is about to happen."""
+        student, source, plan = self.networks.student, self.source, self.plan
+        if source.pairing:
+            logger.info(source.pairing)
         logger.info(
-            "level %s: %s (%.1f M parameters, heads %.1f M) on %d samples of %s", source.level, source.network["name"],
-            _millions(backbone), _millions(networks.student) - _millions(backbone), source.samples,
-            ", ".join(source.dataset.labels),
-        )  # fmt: skip
-        logger.info(
-            "%d steps of %d samples (%d an epoch), %d views a sample, learning rate up to %.3g", plan.steps,
-            plan.global_batch, plan.steps_per_epoch, source.views, plan.lr,
+            "%s (%.1f M parameters, heads %.1f M): %d steps of %d samples (%d an epoch), %d views a sample, learning "
+            "rate up to %.3g", source.network["name"], _millions(student.backbone),
+            _millions(student) - _millions(student.backbone), plan.steps, plan.global_batch, plan.steps_per_epoch,
+            source.views, plan.lr,
         )  # fmt: skip
 
     def fit(self, received: list[str], progress: Progress | None) -> dict[str, Any]:
@@ -296,6 +306,8 @@ class _Run:
         if self.step == 0 and self.scores.start is None and (found := self._measure()):
             self.folder.log({"step": 0, "epoch": 0} | found)
         self._clock = time.monotonic(), self.step, self.loader.seconds_waiting
+        self._timed: tuple[float, int] | None = (time.monotonic(), self.step)
+        self._starting = True
         self._received, self._pending, self._has_bar = received, deque[_Outcome](), progress is not None
         self._saved_step = self.step if self.folder.latest.exists() else -1
         self._saved_at, self._due = started, False
@@ -410,12 +422,42 @@ class _Run:
         recording = step % c.log_steps == 0 or last or probing
         saving = keeping or probing
         self._settle(leave=0 if recording or saving else 1)
+        self._forecast()
         if recording:
             self._write_record(epoch, probing=probing)
         # Every process has read the same flags by now, so all of them do the same.
         if saving or self._due or self.stopped is not None:
             self._settle(leave=0)
             self._save(epochs if keeping else None)
+
+    def _forecast(self) -> None:
+        """Once, after the first steps, say how long the run will take; warn where that is too long for a CPU."""
+        if self._timed is None or not self.world.is_main:
+            return
+        since, first = self._timed
+        done, seconds = self.step - first, time.monotonic() - since
+        if done < _TIMED_STEPS and seconds < _TIMED_SECONDS:
+            if self._starting:  # the first step pays for what is done once
+                self._timed, self._starting = (time.monotonic(), self.step), False
+            return
+        self._timed, left = None, self.plan.steps - self.step
+        if not left:
+            return
+        expected = left * seconds / done
+        pace = _duration(seconds / done)
+        message = f"step {self.step}: {pace} a step; the other {left} take about {_duration(expected)}"
+        if self.device.type == "cpu" and expected > _PATIENCE_SECONDS:
+            smaller = (
+                "--preset demo or --coarsen (average pixels)"
+                if self.source.level == "256"
+                else "--preset demo"
+            )
+            logger.warning(
+                "%s, too long for a CPU. Pass %s for less arithmetic, --steps for a shorter run, or train on a GPU.",
+                message, smaller,
+            )  # fmt: skip
+        else:
+            logger.info(message)
 
     def _settle(self, leave: int) -> None:
         """Check all steps but the last ``leave``: whether the loss is finite, and a process asks to stop or save."""
@@ -434,7 +476,7 @@ class _Run:
         finite = torch.cat([seen.all(0) for seen in by_view]).cpu().numpy()
         wrong = outcome.index[~finite]
         which = "the samples with features that are not finite" if len(wrong) else "the samples of the step"
-        places = [self.source.dataset.describe(int(i)) for i in (wrong if len(wrong) else outcome.index)[:8]]
+        places = [self.source.loaded.describe(int(i)) for i in (wrong if len(wrong) else outcome.index)[:8]]
         text = "; ".join(", ".join(f"{k} {v}" for k, v in place.items() if k != "store") for place in places)
         kept = self.folder.latest if self.folder.latest.exists() else "none"
         return (
@@ -537,6 +579,14 @@ def _package_version() -> str:
         return importlib.metadata.version("gridrad-cube")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _duration(seconds: float) -> str:
+    """A length of time in the largest unit of which it is about one or more."""
+    scale = ((86400, "days"), (3600, "h"), (60, "min"))
+    length, unit = next(((one, name) for one, name in scale if seconds >= 1.5 * one), (1, "s"))
+    number = seconds / length
+    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
 
 
 def _millions(module: nn.Module) -> float:

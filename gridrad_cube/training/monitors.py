@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from gridrad_cube.similarity import rank_me, unit_rows
 
 logger = logging.getLogger(__name__)
+
+
+#: Features that spread less, of 1, are alike: their mean cosine is above 0.9996.
+_LEAST_SPREAD = 0.02
 
 
 class Monitor:
@@ -55,14 +60,18 @@ class Monitor:
         """Spread of the features of one step, and whether the two views of a sample find each other.
 
         ``feature_std``: mean deviation of unit features times sqrt(D), 1 if evenly spread, 0 if all are equal;
-        ``rankme`` over the queue; ``view_retrieval``: share of samples whose second view is nearest to their first.
+        ``feature_cosine``: their mean cosine, about 1 - ``feature_std`` squared; ``rankme`` over the queue, for
+        information; ``view_retrieval``: share of samples whose second view is nearest to their first.
         """
         unit = unit_rows(features.float().cpu().numpy())
         spread = unit.std(axis=0, ddof=1).mean() * math.sqrt(unit.shape[1])
+        count = len(unit)
+        cosine = (np.square(unit.sum(axis=0)).sum() - count) / (count * (count - 1))
         first, second = unit.reshape(views, -1, unit.shape[1])[:2]
         nearest = (first @ second.T).argmax(axis=1)
         return {
             "feature_std": float(spread),
+            "feature_cosine": float(cosine),
             "rankme": rank_me(self._queue[: self._filled].cpu().numpy()),
             "view_retrieval": float((nearest == range(len(nearest))).mean()),
         }
@@ -103,10 +112,12 @@ class Monitor:
 
 def _symptoms(m: Mapping[str, Any]) -> dict[str, str]:
     out = {}
-    if m["feature_std"] < 0.02 or m["rankme"] < 1.5:
+    # Not by RankMe, which can rise while the features answer worse.
+    if m["feature_std"] < _LEAST_SPREAD:
+        temperature = " or --teacher-temp" if "teacher_temp" in m else ""
         out["features"] = (
-            f"collapse: all features are nearly alike (spread {m['feature_std']:.3f} of 1, effective rank "
-            f"{m['rankme']:.1f}). Lower --lr or --teacher-temp, raise the batch, or look for constant input."
+            f"collapse: all features are nearly alike (spread {m['feature_std']:.3f} of 1, mean cosine between samples "
+            f"{m['feature_cosine']:.4f}). Lower --lr{temperature}, raise the batch, or look for constant input."
         )
     if "teacher_kl_to_uniform" in m:
         if m["teacher_kl_to_uniform"] < 1e-3 and abs(m["headroom"]) < 1e-2:

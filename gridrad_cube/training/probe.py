@@ -194,16 +194,17 @@ def _retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: _Pairs) -> fl
 class Probe:
     """Embeds the same samples each time and scores them. Uses no random numbers and does not change the network.
 
-    ``whole`` makes one view of a batch, as it will be embedded; ``every`` steps there is a probe, of ``steps`` of the
-    run; ``bf16`` says whether the network runs under autocast, as in training.
+    Vectors are those that embedding gives: ``pool`` makes them of the tokens. ``whole`` makes one view of a batch, as
+    it will be embedded; ``every`` steps there is a probe, of ``steps`` of the run; ``bf16`` says whether the network
+    runs under autocast, as in training.
     """
 
     def __init__(
         self, dataset: Samples, whole: Callable[[Batch], NetworkInput], pairs: _Pairs, *, every: int, steps: int,
-        device: torch.device, bf16: bool, pool: Pool = "class",
+        pool: Pool, device: torch.device, bf16: bool,
     ) -> None:  # fmt: skip
         self.dataset, self.whole, self.pairs, self.every, self.steps = dataset, whole, pairs, every, steps
-        self._device, self._bf16, self.pool = device, bf16, pool
+        self._pool, self._device, self._bf16 = pool, device, bf16
         self._rows = np.unique(np.concatenate([pairs.query, pairs.sequel]))
         #: What the network has to beat.
         self.baseline = "mean of the cells" if isinstance(dataset, GridDataset) else "histogram of the pixels"
@@ -251,8 +252,11 @@ class Probe:
             view = self.whole(batch.to(self._device))
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 # Not by calling it: a compiled network would be compiled again for these shapes.
-                features = pool_tokens(network.forward_tokens(*view), _used(view), self.pool)
-            parts.append([batch.index, features.float().cpu(), _baseline(view).cpu()])
+                tokens = network.forward_tokens(*view)
+            used = view.attention_mask if view.token_mask is None else ~view.token_mask
+            features = pool_tokens(tokens, None if used is None else used.flatten(1), self._pool)
+            span = _SPAN if network.stem is None else 1.0  # fields of a stem fill the typical range, -1 to 1
+            parts.append([batch.index, features.cpu(), _baseline(view, span).cpu()])
         index, *columns = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         out = [np.full((len(self._rows), column.shape[1]), np.nan, np.float32) for column in columns]
         for whole, column in zip(out, columns, strict=True):
@@ -260,19 +264,13 @@ class Probe:
         return out
 
 
-def _used(view: NetworkInput) -> Tensor | None:
-    """Tokens that hold data, (B, N)."""
-    if view.attention_mask is not None:
-        return view.attention_mask.flatten(1)
-    return None if view.token_mask is None else ~view.token_mask.flatten(1)
-
-
-def _baseline(view: NetworkInput) -> Tensor:
+def _baseline(view: NetworkInput, span: float) -> Tensor:
     """What a network has to beat, (B, ...): the mean of the cells of a grid, or roots of shares of pixels by value."""
     x, _, cells = view
-    x = torch.nan_to_num(x)
+    assert isinstance(x, Tensor)
     if cells is not None:
         return x.sum((2, 3)) / cells.sum((1, 2)).clamp(min=1)[:, None]  # cells that do not count are 0
-    bins = ((x / _SPAN + 1) / 2 * _BINS).clamp(0, _BINS - 1).long().flatten(2)
-    counts = bins.new_zeros(*bins.shape[:2], _BINS).scatter_add_(2, bins, torch.ones_like(bins))
-    return (counts / bins.shape[2]).sqrt().flatten(1)
+    seen = x.isfinite().flatten(2).float()
+    bins = ((x.nan_to_num() / span + 1) / 2 * _BINS).clamp(0, _BINS - 1).long().flatten(2)
+    counts = seen.new_zeros(*seen.shape[:2], _BINS).scatter_add_(2, bins, seen)
+    return (counts / seen.sum(2, keepdim=True).clamp(min=1)).sqrt().flatten(1)
