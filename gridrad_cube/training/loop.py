@@ -202,8 +202,8 @@ class _Run:
         )
         if config.init_from is not None and checkpoint is None:
             self.networks.load_weights(config.init_from)
-        if checkpoint is None and config.init_from is None:
-            self.networks.fit(self.source.first_views())
+        if checkpoint is None:  # a stem comes with the weights
+            self.networks.fit(self.source.first_views, stem=config.init_from is None)
         self.networks.to(device)
         if config.compile:
             compile_networks(self.networks, device)

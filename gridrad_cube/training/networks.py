@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -219,11 +219,17 @@ class Networks:
         return [view._replace(x=local_maps(view.x)) for view in views]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def fit(self, views: Sequence[NetworkInput]) -> None:
-        """Fit what is fixed before the first step, to the two global views of some pairs: stem and target."""
-        prepared = self.prepare(views)
+    def fit(self, draw: Callable[[], Sequence[NetworkInput]], *, stem: bool) -> None:
+        """Fit what is fixed before the first step, to the global views that are drawn of some pairs.
+
+        These are the target of the prediction and, if asked for, the stem; without them nothing is drawn.
+        """
+        stem = stem and self.student.backbone.stem is not None
+        if not stem and self.loss.target is None:
+            return
+        prepared = self.prepare(draw())
         for network in (self.student, self.teacher):
-            if network.backbone.stem is not None:
+            if stem and network.backbone.stem is not None:
                 network.backbone.stem.fit(_join_inputs([view.x for view in prepared]))
         if self.loss.target is not None:
             self.loss.target.fit(*(describe_maps(_local(view.x)) for view in prepared))
