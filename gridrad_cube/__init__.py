@@ -23,6 +23,7 @@ __all__ = [
     "TileSpec",
     "embed",
     "evaluate",
+    "fit_readout",
     "inspect_target",
     "open_cube",
     "open_embeddings",
@@ -36,9 +37,9 @@ __all__ = [
     "verify",
 ]
 _HOMES = {
-    "embed": "embedding", "evaluate": "evaluation", "inspect_target": "info", "open_cube": "store",
-    "open_embeddings": "store", "open_packed": "store", "preprocess": "pipeline", "read_scene": "readers",
-    "search": "query", "show_versions": "versions", "train": "training", "verify": "store",
+    "embed": "embedding", "evaluate": "evaluation", "fit_readout": "query", "inspect_target": "info",
+    "open_cube": "store", "open_embeddings": "store", "open_packed": "store", "preprocess": "pipeline",
+    "read_scene": "readers", "search": "query", "show_versions": "versions", "train": "training", "verify": "store",
 }  # fmt: skip
 
 

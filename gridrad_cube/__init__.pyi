@@ -5,7 +5,7 @@ from gridrad_cube.embedding import embed
 from gridrad_cube.evaluation import evaluate
 from gridrad_cube.info import inspect_target
 from gridrad_cube.pipeline import preprocess
-from gridrad_cube.query import search
+from gridrad_cube.query import fit_readout, search
 from gridrad_cube.readers import read_scene
 from gridrad_cube.schema import (
     QualitySpec,
@@ -33,6 +33,7 @@ __all__ = [
     "TileSpec",
     "embed",
     "evaluate",
+    "fit_readout",
     "inspect_target",
     "open_cube",
     "open_embeddings",

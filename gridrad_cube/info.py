@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gridrad_cube import readers, store
+from gridrad_cube.readout import saved_readout
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.selection import labels_of
 
 __all__ = ["inspect_target"]
 
@@ -33,8 +35,14 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
     """
     path = Path(os.fspath(target))
     if not path.is_file():
-        patches = store.store_info(target)["kind"] == "patches"
-        return store.describe(store.open_packed(target) if patches else store.open_embeddings(target))
+        if store.store_info(target)["kind"] == "patches":
+            return store.describe(store.open_packed(target))
+        embeddings = store.open_embeddings(target)
+        readouts = {
+            label.name: str(saved_readout(embeddings, i) or "none")
+            for i, label in enumerate(labels_of(embeddings))
+        }
+        return store.describe(embeddings) | {"readout": readouts}
     attributes, variables = readers.list_contents(path)
     facts: store.Facts = {"kind": "source file", "file": str(path)}
     try:

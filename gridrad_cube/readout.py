@@ -4,21 +4,40 @@ Features are standardized, whitened by the covariance of their change between ne
 the directions that vary most between places and times. Whitening by the covariance within a class is within-class
 covariance normalization (Hatch et al. 2006, Interspeech) and relevant component analysis (Bar-Hillel et al. 2005,
 Journal of Machine Learning Research 6); with the reduction it is the linear discriminant of Fisher (1936, Annals of
-Eugenics 7), whose classes are here the near times of one place. This module imports numpy only.
+Eugenics 7), whose classes are here the near times of one place.
+
+An embedding store keeps the readouts of its channels in one file, ``readout.npz``.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
-from gridrad_cube.schema import SchemaError
+from gridrad_cube.schema import SchemaError, read_attribute
+from gridrad_cube.selection import choose_labels, labels_of
+from gridrad_cube.storage import Files
 
-__all__ = ["Readout", "ReadoutFit", "fit_arrays"]
+__all__ = [
+    "Readout",
+    "ReadoutChoice",
+    "ReadoutFit",
+    "fit_arrays",
+    "network_of",
+    "remove_readouts",
+    "save_readouts",
+    "saved_readout",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def __dir__() -> list[str]:
@@ -26,13 +45,20 @@ def __dir__() -> list[str]:
 
 
 #: Added to the covariance of change, as a share of its mean variance: directions that hardly change within the
-#: samples, and may be noise of rounding, are not amplified without bound. It is fixed, not estimated: shrinkage
+#: samples, and may be noise of rounding, are not amplified without bound. It is fixed, because shrinkage that is
 #: estimated from the number of samples (OAS) tends to zero in large stores.
-_RIDGE = 1e-2
+_RIDGE = 1e-3
 #: Share of its mean below which the deviation of a feature is rounding of float32: the feature is constant.
 _CONSTANT = 1e-7
-#: Rows whose products are summed at once.
+#: Rows that are computed at once, in float64.
 _ROWS = 8192
+#: One file, so that it is replaced in one step.
+_FILE = "readout.npz"
+_PARTS = ("mean", "scale", "matrix")
+#: Attributes of a store that decide what its vectors mean.
+_NETWORK = (
+    "level", "checkpoint", "key", "pool", "normalization", "coarsen", "magnification", "patch", "source_checkpoint"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ class Readout:
         Shape (D, k), for standardized features. Its columns are in the order of their variance between places and
         times, in units of the change between near times.
     fitted
-        What it was fitted on, JSON types; ``samples`` and ``pairs`` are their numbers.
+        What it was fitted on, JSON types: numbers of ``samples`` and of ``pairs`` of successive samples of one place.
     """
 
     mean: npt.NDArray[np.float32]
@@ -60,15 +86,40 @@ class Readout:
         """Length of the vectors that it gives."""
         return int(self.matrix.shape[1])
 
+    def __str__(self) -> str:
+        said = self.fitted
+        text = f"{self.directions} directions" if said.get("pairs") else "standardization"
+        if "samples" in said:
+            text += f", fitted on {said['samples']:,} samples and {said['pairs']:,} pairs"
+        if "time" in said:
+            text += f" of {' to '.join(said['time'])}"
+        if said.get("changed"):
+            text += f", in the first {said['crops']:,} crops, before the store changed"
+        return text
+
     def apply(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Project vectors (..., D) to float32 (..., k); a vector that holds a NaN becomes NaN."""
-        rows = np.asarray(vectors, np.float32) - self.mean
-        rows /= self.scale
-        return np.asarray(rows @ self.matrix, np.float32)
+        """Project vectors (..., D) to float32 (..., k); a vector that holds a NaN becomes NaN.
+
+        Products are float64, so that the result for a vector does not depend on the vectors beside it.
+        """
+        rows = np.asarray(vectors)
+        weights = self.matrix / self.scale[:, None].astype(np.float64)
+        origin = self.mean @ weights
+        flat = rows.reshape(-1, rows.shape[-1])
+        out = np.empty((len(flat), self.directions), np.float32)
+        for start in range(0, len(flat), _ROWS):
+            part = slice(start, start + _ROWS)
+            out[part] = flat[part].astype(np.float64) @ weights - origin
+        return out.reshape(*rows.shape[:-1], -1)
+
+
+#: What is applied to samples before they are compared: the store's readout where there is one, one that is given, or
+#: nothing.
+ReadoutChoice = Readout | Literal["auto"] | None
 
 
 class ReadoutFit:
-    """Fit a readout from blocks of samples and of pairs; sums are float64, so that the blocks do not matter.
+    """Fit a readout from blocks of samples and of groups of them; sums are float64, so that the blocks do not matter.
 
     Parameters
     ----------
@@ -95,15 +146,27 @@ class ReadoutFit:
             self._products += part.T @ part
         self.samples += len(rows)
 
-    def add_change(self, earlier: npt.ArrayLike, later: npt.ArrayLike) -> None:
-        """Add pairs of samples of one place at near times, each (M, D); pairs that are not finite do not count."""
-        first, second = np.asarray(earlier), np.asarray(later)
-        known = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
-        first, second = first[known], second[known]
-        for start in range(0, len(first), _ROWS):
-            part = second[start : start + _ROWS].astype(np.float64) - first[start : start + _ROWS]
-            self._changes += part.T @ part
-        self.pairs += len(first)
+    def add_change(self, samples: npt.ArrayLike, group: npt.ArrayLike) -> None:
+        """Add whole groups of samples of one place at near times, whose deviations from their mean are change.
+
+        Parameters
+        ----------
+        samples
+            Shape (N, D); rows that are not finite do not count.
+        group
+            Number of the group of each, integers, shape (N,).
+        """
+        rows = np.asarray(samples)
+        known = np.isfinite(rows).all(axis=1)
+        _, group, count = np.unique(np.asarray(group)[known], return_inverse=True, return_counts=True)
+        if not len(count):
+            return
+        order = np.argsort(group, kind="stable")
+        deviations = rows[known][order].astype(np.float64)
+        ends = np.cumsum(count)
+        deviations -= np.repeat(np.add.reduceat(deviations, ends - count) / count[:, None], count, axis=0)
+        self._changes += deviations.T @ deviations
+        self.pairs += len(deviations) - len(count)
 
     def readout(self, directions: int = 64, **fitted: Any) -> Readout:
         """Make the readout of what was added; standardization alone where no pair was, or no pair changes.
@@ -130,8 +193,8 @@ class ReadoutFit:
         scale = np.where(scale > _CONSTANT * np.abs(mean), scale, 1.0)
         matrix = np.eye(len(mean))
         if self._changes.any():
-            # Half of the mean square of a difference is the variance about the mean of the two.
-            change = self._changes / (2 * self.pairs * np.outer(scale, scale))
+            # A group of n samples has n - 1 independent deviations, and as many pairs of successive samples.
+            change = self._changes / (self.pairs * np.outer(scale, scale))
             matrix = _discriminant(total / np.outer(scale, scale), change, directions)
         about = {"samples": self.samples, "pairs": self.pairs, **fitted}
         return Readout(mean.astype(np.float32), scale.astype(np.float32), matrix.astype(np.float32), about)
@@ -162,7 +225,10 @@ def fit_arrays(
     """
     fit = ReadoutFit(np.shape(samples)[1])
     fit.add(samples)
-    fit.add_change(earlier, later)
+    first, second = np.asarray(earlier), np.asarray(later)
+    for start in range(0, len(first), _ROWS):
+        pairs = first[start : start + _ROWS], second[start : start + _ROWS]
+        fit.add_change(np.concatenate(pairs), np.tile(np.arange(len(pairs[0])), 2))
     return fit.readout(directions)
 
 
@@ -176,3 +242,80 @@ def _discriminant(total: np.ndarray, change: np.ndarray, directions: int) -> np.
     # A direction has no sign of its own: its largest weight is positive, so that equal fits are equal.
     largest = np.take_along_axis(matrix, np.abs(matrix).argmax(axis=0)[None], axis=0)
     return np.asarray(matrix * np.sign(largest))
+
+
+# Saved with a store
+
+
+def save_readouts(store: str | os.PathLike[str], readouts: Mapping[str, Readout]) -> None:
+    """Save the readouts of an embedding store's channels in one step: until then, earlier ones stay.
+
+    Parameters
+    ----------
+    readouts
+        By label of the channel.
+    """
+    arrays = {f"{name}/{part}": getattr(r, part) for name, r in readouts.items() for part in _PARTS}
+    about = json.dumps({name: r.fitted for name, r in readouts.items()}, allow_nan=False)
+    Files(store).write_arrays(_FILE, {"about": np.array(about), **arrays})
+
+
+def remove_readouts(store: str | os.PathLike[str]) -> None:
+    """Remove the readouts of an embedding store; nothing happens where there are none."""
+    Files(store).remove(_FILE)
+
+
+def saved_readout(dataset: xr.Dataset, channel: int | str | None = None) -> Readout | None:
+    """The readout that is saved with the store that embeddings were opened from, for one of its channels.
+
+    Parameters
+    ----------
+    dataset
+        Opened from an embedding store, or a part of one.
+    channel
+        Label or position; the first if None.
+
+    Returns
+    -------
+    None where the store, or the channel, has none; or where it was fitted on vectors of another network, or of other
+    options, which a warning says. ``fitted["changed"]`` is true where the store has changed since, as by growth: the
+    readout is of its first ``fitted["crops"]`` crops.
+
+    Raises
+    ------
+    SchemaError
+        If the file is damaged, or there is no such channel.
+    """
+    source = dataset.encoding.get("source")
+    name = choose_labels(labels_of(dataset), channel, "readout")[0].name
+    if not source:
+        return None
+    try:
+        arrays = Files(source).read_arrays(_FILE)
+        about = json.loads(arrays["about"].item())
+        if name not in about:
+            return None
+        mean, scale, matrix = (arrays[f"{name}/{part}"] for part in _PARTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, LookupError) as error:
+        raise SchemaError(
+            f"{source}: the readout of this store is damaged ({error}). Fit it again (gridrad-cube readout), or pass "
+            "readout=None."
+        ) from error
+    info, fitted = read_attribute(dataset.attrs, ".gridrad"), about[name]
+    if fitted["network"] != network_of(info):
+        logger.warning(
+            "%s: the readout of this store was fitted on embeddings of another network, or of other options, and is "
+            "not used. Fit it again (gridrad-cube readout).", source,
+        )  # fmt: skip
+        return None
+    changed = fitted["identity"] != info.get("identity")
+    # A part of the features is not what it was fitted on.
+    whole = len(mean) == dataset.sizes["feature"]
+    return Readout(mean, scale, matrix, fitted | {"changed": changed}) if whole else None
+
+
+def network_of(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a store's ``gridrad_cube`` attribute decides what its vectors mean."""
+    return {name: info.get(name) for name in _NETWORK}

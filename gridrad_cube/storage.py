@@ -9,19 +9,23 @@ bytes mean.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import re
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import fsspec
+import numpy as np
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 
 if TYPE_CHECKING:
@@ -213,6 +217,22 @@ class Files:
     def write_json(self, key: str, value: Any) -> None:
         """Write JSON in one step. NaN is refused: other readers of JSON cannot parse it."""
         self.write(key, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
+
+    def read_arrays(self, key: str) -> dict[str, np.ndarray]:
+        """Read arrays in numpy's format ``.npz``, whose members carry checksums; ValueError if it is damaged."""
+        data = self.read(key)
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as members:
+                return {name: members[name] for name in members.files}
+        # A flipped bit can show as any of these.
+        except (LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{self.path(key)}: no whole .npz file ({error})") from error
+
+    def write_arrays(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays in numpy's format ``.npz`` in one step."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        self.write(key, buffer.getvalue())
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only if there is none yet; False if there is.

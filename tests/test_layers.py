@@ -45,7 +45,16 @@ LONGEST_CHAIN = 14
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
 LOOK_INTO_SEVERAL = {"test_quality.py"}
 #: Basenames of several modules that play the same part in their packages; modules of `cli` have the names of packages.
-SHARED_BASENAMES = {"checkpoints", "embedding", "patches", "predecessor", "radar", "run", "training"}
+SHARED_BASENAMES = {
+    "checkpoints",
+    "embedding",
+    "patches",
+    "predecessor",
+    "radar",
+    "readout",
+    "run",
+    "training",
+}
 
 
 def files_of(folder):

@@ -64,12 +64,30 @@ def test_blocks_equal_one_array():
     whole, blocks = fit(vectors), ReadoutFit(FEATURES)
     for part in np.array_split(np.arange(PLACES), 7):
         blocks.add(vectors[part].reshape(-1, FEATURES))
-    for at in range(TIMES - 1):
-        blocks.add_change(vectors[:, at], vectors[:, at + 1])
+    for part in np.array_split(np.arange(PLACES * (TIMES - 1)), 3):
+        place, time = np.divmod(part, TIMES - 1)
+        pairs = np.concatenate([vectors[place, time], vectors[place, time + 1]])
+        blocks.add_change(pairs, np.tile(part, 2))
     found = blocks.readout(3)
     assert found.fitted == whole.fitted
     for name in ("mean", "scale", "matrix"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
+
+
+def test_groups_of_several_times_equal_all_of_their_pairs():
+    vectors, _, _ = planted()
+    one, other = ReadoutFit(FEATURES), ReadoutFit(FEATURES)
+    for each in (one, other):
+        each.add(vectors.reshape(-1, FEATURES))
+    rng = np.random.default_rng(1)
+    shuffled = rng.permutation(PLACES * TIMES)
+    one.add_change(vectors.reshape(-1, FEATURES)[shuffled], np.repeat(np.arange(PLACES), TIMES)[shuffled])
+    pairs = [vectors[:, [a, b]] for a in range(TIMES) for b in range(a)]
+    flat = np.concatenate(pairs).reshape(-1, FEATURES)
+    other.add_change(flat, np.arange(len(flat)) // 2)
+    a, b = one.readout(3), other.readout(3)
+    assert (a.fitted["pairs"], b.fitted["pairs"]) == (PLACES * 3, PLACES * 6)
+    np.testing.assert_allclose(a.matrix, b.matrix, rtol=1e-4, atol=1e-6)
 
 
 def test_missing_vectors_do_not_count():
@@ -81,6 +99,13 @@ def test_missing_vectors_do_not_count():
     np.testing.assert_array_equal(a.matrix, b.matrix)
     assert fit(gaps).fitted == {"samples": PLACES * TIMES + 2, "pairs": PLACES * (TIMES - 1)}
     assert np.isnan(a.apply(gaps[-2:-1])).all()
+
+
+def test_a_result_does_not_depend_on_the_vectors_beside_it():
+    readout, vectors = fit(planted()[0]), np.random.default_rng(2).standard_normal((9000, FEATURES))
+    whole = readout.apply(vectors.astype(np.float16))
+    for part in (slice(3, 4), slice(8000, 9000)):
+        np.testing.assert_array_equal(readout.apply(vectors[part].astype(np.float16)), whole[part])
 
 
 @pytest.mark.parametrize("change", ["no pairs", "pairs that do not change"])

@@ -12,7 +12,7 @@ import click
 from gridrad_cube import __version__
 from gridrad_cube.cli.arguments import PATH, SEED
 from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
-from gridrad_cube.cli.embedding import attention, embed
+from gridrad_cube.cli.embedding import attention, embed, readout
 from gridrad_cube.cli.pictures import plot
 from gridrad_cube.cli.predecessor import convert
 from gridrad_cube.cli.questions import evaluate, query
@@ -77,7 +77,7 @@ def demo(out: Path, seed: int, workers: int) -> None:
 
 
 for _command in (
-    synthesize, preprocess, info, verify, reflag, train, embed, attention, query, evaluate, plot, convert, demo
+    synthesize, preprocess, info, verify, reflag, train, embed, readout, attention, query, evaluate, plot, convert, demo
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -50,6 +50,7 @@ QUERY = combine(
         "--exclude", nargs=2, default=("6h", "200km"), metavar="TIME DISTANCE",
         help="Leave out neighbors of the query: within both this time and this distance.",
     ),
+    click.option("--no-readout", is_flag=True, help="Compare the vectors as they are stored."),
     click.option(
         "--separate", nargs=2, metavar="TIME DISTANCE",
         help="The same among the answers, such as 6h 200km: one answer an event.",

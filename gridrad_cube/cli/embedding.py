@@ -1,4 +1,4 @@
-"""Commands that embed: embed, attention."""
+"""Commands that embed, and of embeddings: embed, readout, attention."""
 
 from __future__ import annotations
 
@@ -68,6 +68,35 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
     options["channels"] = options["channels"] or None
     summary = embedding.embed(store, checkpoint, out, progress=find_world().size == 1, **options)
     click.echo(json.dumps(summary))
+
+
+@click.command()
+@click.argument("embeddings")
+@click.option("--directions", type=click.IntRange(1), default=64, help="Directions to keep at most.")
+@click.option("--within", help="Longest time over which change counts, such as 3h; three steps by default.")
+@click.option(
+    "--time", nargs=2, multiple=True, metavar="START STOP",
+    help="Fit it on these times alone, STOP not included (repeatable).",
+)  # fmt: skip
+@click.option("--remove", is_flag=True, help="Remove the readout of the store instead.")
+def readout(embeddings: str, remove: bool, time: tuple[tuple[str, str], ...], **options: Any) -> None:
+    """Fit a linear map without labels after which the vectors of EMBEDDINGS are compared, and save it with them.
+
+    \b
+    gridrad-cube readout embeddings.zarr
+    gridrad-cube readout embeddings.zarr --time 2019-12-25 2019-12-29
+
+    It suppresses what changes at a place from one time to the next and keeps what differs between places and times.
+    query, evaluate and plot use it from then on (query --no-readout does not).
+    """
+    from gridrad_cube import query as asking
+
+    if remove:
+        asking.remove_readout(embeddings)
+        click.echo(f"{embeddings}: no readout")
+        return
+    for channel, found in asking.fit_readout(embeddings, time=list(time) or None, **options).items():
+        click.echo(f"{embeddings}: {channel}: {found}")
 
 
 @click.command()

@@ -116,7 +116,8 @@ def plot_query(embeddings: str, out: Path, k: int, cube: str | None, **options: 
     from gridrad_cube.store import open_embeddings
 
     apart = {name: options[name] for name in ("exclude", "separate")}
-    answer = search(open_embeddings(embeddings), read_query(options), k, **apart)
+    readout: Any = None if options["no_readout"] else "auto"
+    answer = search(open_embeddings(embeddings), read_query(options), k, readout=readout, **apart)
     _draw("query", out, _open_cube(sources_of(embeddings, cube)[0]), answer)
 
 

@@ -40,7 +40,10 @@ def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options
     if options["start"] or options["stop"]:
         rules["time"] = (options["start"], options["stop"])
     exclude = None if no_exclude else options["exclude"]
-    answer = asking.search(stores.open_embeddings(embeddings), question, k, exclude=exclude, **rules)
+    readout: Any = None if options["no_readout"] else "auto"
+    answer = asking.search(
+        stores.open_embeddings(embeddings), question, k, exclude=exclude, readout=readout, **rules
+    )
     if out is None:
         click.echo(asking.format_answer(answer))
     else:

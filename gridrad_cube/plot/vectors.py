@@ -30,6 +30,7 @@ from gridrad_cube.plot.canvas import (
     write_legend,
     write_title,
 )
+from gridrad_cube.readout import Readout, ReadoutChoice, saved_readout
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Label, choose_labels, labels_of, reject_masks
 
@@ -49,7 +50,12 @@ _LINE = 6
 
 
 def embeddings(
-    embeddings: xr.Dataset, crop: int = 0, *, channel: int | str | None = None, cube: xr.Dataset | None = None
+    embeddings: xr.Dataset,
+    crop: int = 0,
+    *,
+    channel: int | str | None = None,
+    cube: xr.Dataset | None = None,
+    readout: ReadoutChoice = "auto",
 ) -> Figure:
     """Draw a crop's embeddings as color, a cell a patch, beside the field that they were made from.
 
@@ -65,6 +71,9 @@ def embeddings(
         Label or position; the first if None.
     cube
         From `gridrad_cube.open_cube`, to draw the field; no field if None.
+    readout
+        What is applied to the vectors first: ``"auto"``, the readout that is saved with the store, where there is one;
+        a `Readout`; or None.
 
     Raises
     ------
@@ -79,12 +88,14 @@ def embeddings(
     known = labels_of(embeddings)
     label = choose_labels(known, channel, "plot")[0]
     of_channel = embeddings.isel(channel=known.index(label))
-    colors, shares = _colors(of_channel["embedding"], crop, label.name)
+    used = readout if isinstance(readout, Readout | None) else saved_readout(of_channel)
+    colors, shares = _colors(of_channel["embedding"], crop, label.name, used)
     one = of_channel.isel(crop=crop)
     width, height = map_size(one, 6.2, 6.2)
     across = LEFT + width + (0.5 if cube is None else 1.3 + width + 1.7)
     figure, _ = new_figure(by_hand=True, figsize=(max(across, 6.6), TOP + height + BOTTOM + 0.3))
-    text = f"{title_of(label.name)}; like colors: alike in the first three principal components"
+    after = "" if used is None else " after the readout"
+    text = f"{title_of(label.name)}; like colors: alike in the first three principal components{after}"
     write_title(figure, f"Embeddings of patches, {stamp(one['time'].values)}", text)
     axes, lattice = add_axes(figure, LEFT, TOP, width, height), one
     more: list[Artist] = []
@@ -129,7 +140,9 @@ def _draw_cells(axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label) -
     return handles
 
 
-def _colors(vectors: xr.DataArray, crop: int, label: str) -> tuple[np.ndarray, np.ndarray]:
+def _colors(
+    vectors: xr.DataArray, crop: int, label: str, readout: Readout | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Colors of a crop's cells (row, col, RGBA), and shares of the variance."""
     from sklearn.decomposition import PCA
 
@@ -137,6 +150,7 @@ def _colors(vectors: xr.DataArray, crop: int, label: str) -> tuple[np.ndarray, n
     step = max(1, -(-vectors[..., 0].size // _SAMPLE))
     sample = vectors.isel(crop=slice(None, None, step)).values.astype(np.float32)
     flat = sample.reshape(-1, sample.shape[-1])
+    flat = flat if readout is None else readout.apply(flat)
     flat = flat[np.isfinite(flat).all(axis=1)]
     if not len(flat):
         raise SchemaError(f"plot: no embedding of {label} is finite, so there is nothing to draw")
@@ -144,6 +158,7 @@ def _colors(vectors: xr.DataArray, crop: int, label: str) -> tuple[np.ndarray, n
     pca = PCA(min(3, *flat.shape), svd_solver="covariance_eigh").fit(flat)
     low, high = np.percentile(pca.transform(flat), [2, 98], axis=0)
     mine = vectors.isel(crop=crop).values.astype(np.float32)
+    mine = mine if readout is None else readout.apply(mine)
     known = np.asarray(np.isfinite(mine).all(axis=-1))
     part = np.zeros((*known.shape, 3))
     if known.any():

@@ -4,6 +4,7 @@ from gridrad_cube.query.analogues import analogues, frequency
 from gridrad_cube.query.answers import format_answer, to_dataframe, write_answer
 from gridrad_cube.query.at import at, grid, track, within
 from gridrad_cube.query.pixels import crop, patch, patches, pixels, reflectivity
+from gridrad_cube.query.readout import fit_readout, readout_of, remove_readout
 from gridrad_cube.query.samples import collect, locate, sample_dims, select
 from gridrad_cube.query.search import follow, search
 from gridrad_cube.selection import convective_day, split_by_day
@@ -14,6 +15,7 @@ __all__ = [
     "collect",
     "convective_day",
     "crop",
+    "fit_readout",
     "follow",
     "format_answer",
     "frequency",
@@ -22,7 +24,9 @@ __all__ = [
     "patch",
     "patches",
     "pixels",
+    "readout_of",
     "reflectivity",
+    "remove_readout",
     "sample_dims",
     "search",
     "select",

@@ -24,7 +24,16 @@ from gridrad_cube.query.samples import (
     select,
     time_step,
 )  # fmt: skip
-from gridrad_cube.query.search import Query, Rows, common_channels, provenance, read_query, search
+from gridrad_cube.query.search import (
+    Query,
+    Rows,
+    choose_readout,
+    common_channels,
+    provenance,
+    read_query,
+    search,
+)
+from gridrad_cube.readout import Readout, ReadoutChoice
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import (
     SEASONS,
@@ -53,6 +62,7 @@ def analogues(
     separate: Any = None,
     event: Any = _EVENT,
     metric: Metric = "cosine",
+    readout: ReadoutChoice = "auto",
     tolerance: Any = None,
     time_tolerance: Any = None,
     **where: Any,
@@ -76,8 +86,8 @@ def analogues(
         What to say of sequels: a variable of the cube per patch on ``(crop, row, col)``, such as
         ``cube.ir_brightness_temperature_minimum``, of a cube and embeddings with the same patches. None: their
         embeddings.
-    exclude, separate, metric
-        As in `search`.
+    exclude, separate, metric, readout
+        As in `search`; cosines of sequels are taken after the readout, too.
     event
         Analogues within both this time and this distance of each other, or linked by others that are, count
         as one independent event: ten frames of one storm are one.
@@ -117,7 +127,10 @@ def analogues(
             None if np.isinf(seconds) else np.timedelta64(round(seconds), "s"), None if np.isinf(km) else km
         )  # fmt: skip
     asked = read_query(dataset, query, where.get("channel"), metric)
-    found = search(dataset, query, k, exclude=exclude, separate=separate, metric=metric, **where)
+    used = choose_readout(dataset, [asked], metric, readout)
+    found = search(
+        dataset, query, k, exclude=exclude, separate=separate, metric=metric, readout=used, **where
+    )
     limits = {
         "tolerance": tolerance,
         "time_tolerance": f"{time_step(dataset) / 2}s" if time_tolerance is None else time_tolerance,
@@ -131,9 +144,9 @@ def analogues(
         )
     truth = None if asked.sample is None else _later(dataset, asked.sample, after, limits)
     if of is None:
-        columns, used = _of_embeddings(dataset, asked, sequels, truth)
+        columns, known = _of_embeddings(dataset, asked, sequels, truth, used)
     else:
-        columns, used = _of_variable(dataset, of, asked, sequels, truth, now)
+        columns, known = _of_variable(dataset, of, asked, sequels, truth, now)
     events = _events(found, as_neighborhood(event, "event"))
     crops = np.maximum(sequels["crop"], 0)
     came = dataset["time"].values[crops]
@@ -141,12 +154,12 @@ def analogues(
     counted = {"long_name": "sequels that the lead's numbers are made of", "units": "1"}
     columns |= {
         "event": ("rank", events, said),
-        "sequel_crop": (("rank", "lead"), np.where(used, names_along(dataset, "crop")[crops], -1)),
-        "sequel_time": (("rank", "lead"), np.where(used, came, np.array("NaT", came.dtype))),
-        "members": ("lead", used.sum(axis=0), counted),
+        "sequel_crop": (("rank", "lead"), np.where(known, names_along(dataset, "crop")[crops], -1)),
+        "sequel_time": (("rank", "lead"), np.where(known, came, np.array("NaT", came.dtype))),
+        "members": ("lead", known.sum(axis=0), counted),
     }
     for name, group in (("events", events), ("days", convective_day(found["time"].values))):
-        counts = [len(np.unique(group[column])) for column in used.T]
+        counts = [len(np.unique(group[column])) for column in known.T]
         columns[name] = ("lead", counts, {"long_name": f"independent {name} among the sequels", "units": "1"})
     out = found.assign_coords(lead=("lead", after, {"long_name": "time after"})).assign(columns)
     return out.assign_attrs(event=str(event), exclude=str(exclude))
@@ -165,24 +178,26 @@ def _later(dataset: xr.Dataset, samples: Index, after: np.ndarray, limits: Mappi
 
 
 def _of_embeddings(
-    dataset: xr.Dataset, asked: Query, after: Index, truth: Index | None
+    dataset: xr.Dataset, asked: Query, after: Index, truth: Index | None, readout: Readout | None
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Sequels as embeddings: they, their spread, and how like they and the query are to what came."""
     sequel = _read(dataset["embedding"].variable, after)
     used = np.isfinite(sequel).all(axis=-1)
-    unit = unit_rows(np.where(used[..., None], sequel, 0.0))
+    compared = sequel if readout is None else readout.apply(sequel)
+    unit = unit_rows(np.where(used[..., None], compared, 0.0))
     count = np.maximum(used.sum(axis=0), 1)[:, None]
     mean = unit.sum(axis=0) / count
     spread = np.where(used.any(axis=0), 1 - np.linalg.norm(mean, axis=-1), np.nan)
     came = np.full(mean.shape, np.nan)
     if truth is not None:
-        came = unit_rows(_read(dataset["embedding"].variable, truth)[0])
+        came = _read(dataset["embedding"].variable, truth)[0]
+        came = unit_rows(came if readout is None else readout.apply(came))
     out = {
         "sequel": (("rank", "lead", "feature"), sequel, {"long_name": "embedding of what came after", "units": "1"}),
         "spread": ("lead", spread, {"long_name": "1 less the length of the mean unit vector", "units": "1"}),
         "likeness": ("lead", (unit_rows(mean) * came).sum(-1),
                      {"long_name": "cosine of the mean of the sequels and what came", "units": "1"}),
-        "persistence": ("lead", (unit_rows(asked.vector) * came).sum(-1),
+        "persistence": ("lead", (unit_rows(asked.after(readout).vector) * came).sum(-1),
                         {"long_name": "cosine of the query and what came", "units": "1"}),
     }  # fmt: skip
     return out, used
@@ -269,6 +284,7 @@ def frequency(
     by: By = "hour",
     *,
     metric: Metric = "cosine",
+    readout: ReadoutChoice = "auto",
     **where: Any,
 ) -> xr.Dataset:
     """Count how often samples are similar to a query, as a share of those observed, by hour, month or season.
@@ -283,8 +299,8 @@ def frequency(
     by
         ``"hour"`` of the day in UTC, ``"solar_hour"`` in local mean solar time (UTC + longitude / 15),
         ``"month"``, ``"season"`` (DJF, MAM, JJA, SON) or ``"year"``.
-    metric
-        As in `search`.
+    metric, readout
+        As in `search`. A threshold holds for scores with the same readout.
     bbox, time, ...
         Which samples count, as occurrences and as observed; see `within`. ``channel`` None takes that of the
         query.
@@ -309,10 +325,9 @@ def frequency(
     if where.get("channel") is None:
         where["channel"] = common_channels([asked])
     mask = select(dataset, **where)
-    rows = Rows(dataset["embedding"].variable)
-    score = scores(rows, asked.vector, metric=metric, mask=mask.reshape(-1), block=rows.block).reshape(
-        mask.shape
-    )
+    used = choose_readout(dataset, [asked], metric, readout)
+    rows, vector = Rows(dataset["embedding"].variable, used, mask), asked.after(used).vector
+    score = scores(rows, vector, metric=metric, mask=mask.reshape(-1), block=rows.block).reshape(mask.shape)
     observed = np.isfinite(score)
     if not observed.any():
         raise SchemaError(
@@ -337,7 +352,9 @@ def frequency(
         coords={by: (by, list(SEASONS) if by == "season" else names, {"long_name": _NAMES[by]})},
     )
     out.attrs = (
-        {"threshold": float(threshold), "metric": metric} | asked.attributes(dataset) | provenance(dataset)
+        {"threshold": float(threshold), "metric": metric}
+        | asked.attributes(dataset)
+        | provenance(dataset, used)
     )
     return out
 

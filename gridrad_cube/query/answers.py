@@ -67,6 +67,8 @@ def to_dataframe(answer: xr.Dataset) -> pd.DataFrame:
 def format_answer(answer: xr.Dataset) -> str:
     """Write an answer as an aligned table: rank, score, time, position, channel, source and pixel window.
 
+    A last line names the readout that samples were compared with, if one was.
+
     Raises
     ------
     SchemaError
@@ -79,12 +81,19 @@ def format_answer(answer: xr.Dataset) -> str:
     lines = []
     for name in (n for n in _TABLE if n in frame):
         cells = ["-" if pd.isna(value) else _TABLE[name].format(value) for value in frame[name]]
-        # Names of files come from outside: nothing in them may move the cursor or break a line.
-        cells = [name, *("".join(c if c.isprintable() else "?" for c in cell) for cell in cells)]
+        cells = [name, *map(_printable, cells)]
         width = max(map(len, cells))
         number = pd.api.types.is_numeric_dtype(frame[name])
         lines.append([cell.rjust(width) if number else cell.ljust(width) for cell in cells])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*lines, strict=True))
+    table = ["  ".join(row).rstrip() for row in zip(*lines, strict=True)]
+    if "readout" in answer.attrs:
+        table.append(f"readout: {_printable(answer.attrs['readout'])}")
+    return "\n".join(table)
+
+
+def _printable(text: str) -> str:
+    """Text from outside, such as names of files, in which nothing moves the cursor or breaks a line."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from gridrad_cube.query.samples import (
     select,
     time_step,
 )
+from gridrad_cube.readout import Readout, ReadoutChoice, saved_readout
 from gridrad_cube.schema import Flag, SchemaError, read_attribute
 from gridrad_cube.selection import (
     as_neighborhood,
@@ -66,6 +67,7 @@ def search(
     exclude: Any = _EXCLUDE,
     separate: Any = None,
     metric: Metric = "cosine",
+    readout: ReadoutChoice = "auto",
     percentile: bool = False,
     seed: int = 0,
     **where: Any,
@@ -97,6 +99,10 @@ def search(
     metric
         ``"cosine"`` (scores fall from 1), ``"euclidean"`` (distances rise from 0) or ``"dot"`` (inner
         products fall).
+    readout
+        What is applied to samples before their cosine is taken. ``"auto"``: the readout that `fit_readout` saved with
+        the store, where there is one, for queries that are samples of one channel; not for vectors, which may not
+        be embeddings, nor with other metrics. A `Readout`: that one, for any query. None: nothing.
     percentile
         Whether to say what share of random pairs of samples of the same hour of the day are less similar than
         the query and the answer: the hour alone makes fields similar.
@@ -136,7 +142,9 @@ def search(
             f"search: every sample of the selection is the query or a neighbor of it (exclude={exclude!r}). "
             "Pass a wider bbox or time, or exclude=None."
         )
-    rows, scores = _ranked(dataset, asked, k, mask, drops, apart, metric)
+    used = choose_readout(dataset, asked, metric, readout)
+    asked = [one.after(used) for one in asked]
+    rows, scores = _ranked(dataset, asked, k, mask, drops, apart, metric, used)
     empty = np.flatnonzero((rows < 0).all(axis=1)) if rows.size else np.arange(len(asked))
     if len(empty):
         raise SchemaError(
@@ -144,17 +152,18 @@ def search(
         )
     answers = _answer(dataset, rows, scores, mask.shape)
     if percentile:
-        pairs = _random_pairs(dataset, mask, metric, rule, seed)
+        pairs = _random_pairs(dataset, mask, metric, rule, seed, used)
         answers["percentile"] = (("query", "rank"), _percentiles(pairs, scores, metric), {
             "long_name": f"share of {len(pairs)} random pairs of samples of one hour of the day that are less similar",
             "units": "percent",
         })  # fmt: skip
     placed = any(part.place for one in asked for part in one.parts)
-    answers["score"].attrs["long_name"] = f"similarity to the query ({metric})"
+    how = metric if used is None else f"{metric} after the readout"
+    answers["score"].attrs["long_name"] = f"similarity to the query ({how})"
     answers.attrs = {
         "metric": metric, "searched": counts if batch else counts[0], "exclude": str(exclude if placed else None),
         "separate": str(separate),
-    } | provenance(dataset)  # fmt: skip
+    } | provenance(dataset, used)  # fmt: skip
     said = [one.attributes(dataset) for one in asked]
     if not batch:
         return answers.isel(query=0).assign_attrs(said[0])
@@ -179,11 +188,38 @@ def common_channels(asked: Sequence[Query]) -> list[int] | None:
     return sorted(each[0])
 
 
-def provenance(dataset: xr.Dataset) -> dict[str, Any]:
-    """Where an answer comes from: store, checkpoint, and the cube that was embedded."""
+def choose_readout(
+    dataset: xr.Dataset, asked: Sequence[Query], metric: Metric, readout: ReadoutChoice
+) -> Readout | None:
+    """The readout that queries are answered with; see `search`.
+
+    Raises
+    ------
+    SchemaError
+        If a readout that is given does not fit the vectors or the metric.
+    """
+    if isinstance(readout, Readout):
+        if metric != "cosine" or len(readout.mean) != dataset.sizes["feature"]:
+            raise SchemaError(
+                f"readout: got one of {len(readout.mean)} features and metric {metric!r}; expected the "
+                f"{dataset.sizes['feature']} features of the store and metric 'cosine'"
+            )
+        return readout
+    if readout not in ("auto", None):
+        raise SchemaError(f"readout: got {readout!r}; expected 'auto', a Readout or None")
+    parts = [part.sample for one in asked for part in one.parts]
+    if readout is None or metric != "cosine" or any(sample is None for sample in parts):
+        return None
+    channels = {int(sample["channel"][0]) if "channel" in sample else None for sample in parts if sample}
+    return saved_readout(dataset, channels.pop()) if len(channels) == 1 else None
+
+
+def provenance(dataset: xr.Dataset, readout: Readout | None = None) -> dict[str, Any]:
+    """Where an answer comes from: store, checkpoint, the cube that was embedded, and the readout that was used."""
     info = read_attribute(dataset.attrs, ".gridrad")
     out = {"store": str(dataset.encoding.get("source", "")), "cube": info.get("source")}
     out |= {name: info.get(name) for name in ("checkpoint", "level", "patch", "stride")}
+    out["readout"] = str(readout or "")
     return {name: value for name, value in out.items() if value}
 
 
@@ -194,6 +230,7 @@ def follow(
     steps: int | None = None,
     channel: Any = None,
     time_tolerance: Any = None,
+    readout: ReadoutChoice = "auto",
 ) -> xr.Dataset:
     """Follow a pattern from frame to frame: at each next time the most similar of the 3 x 3 patches about the last.
 
@@ -210,6 +247,8 @@ def follow(
         Frames after the first; None continues to the last one.
     time_tolerance
         Longest gap between frames; None: twice the store's median step.
+    readout
+        As in `search`.
 
     Returns
     -------
@@ -226,10 +265,11 @@ def follow(
         raise SchemaError(
             "follow: expected a patch, (crop, row, col), or a time and place, in a store of patches"
         )
+    used = choose_readout(dataset, [asked], "cosine", readout)
     limit = 2 * time_step(dataset) if time_tolerance is None else as_seconds(time_tolerance)
     frames = _frames(dataset, int(asked.sample["crop"][0]))
     times = seconds_of(dataset["time"].values)
-    path, scores, vector = [{d: int(i[0]) for d, i in asked.sample.items()}], [1.0], asked.vector
+    path, scores, vector = [{d: int(i[0]) for d, i in asked.sample.items()}], [1.0], asked.after(used).vector
     for before, crop in itertools.pairwise(frames):
         if (steps is not None and len(path) > steps) or times[crop] - times[before] > limit:
             break
@@ -240,6 +280,7 @@ def follow(
         sample = path[-1] | {"crop": int(crop)}
         index = {d: np.resize(cells.get(d, i), len(cells["row"])) for d, i in sample.items()}
         vectors = read_points(dataset["embedding"].variable, index)
+        vectors = vectors if used is None else used.apply(vectors)
         found, score = similarity.nearest(vectors, vector, 1)
         if not len(found):
             break
@@ -248,6 +289,7 @@ def follow(
         vector = vectors[found[0]].astype(np.float64)
     out = collect(dataset, {d: np.array([p[d] for p in path]) for d in sample_dims(dataset)}, "time")
     said = {"long_name": "cosine similarity to the frame before", "units": "1"}
+    out.attrs |= {} if used is None else {"readout": str(used)}
     return out.assign(score=("time", np.array(scores, np.float32), said))
 
 
@@ -294,6 +336,15 @@ class Query:
             out["query_time"] = str(np.datetime64(int(self.place[0]), "s")) + "Z"
             out["query_latitude"], out["query_longitude"] = self.place[1:]
         return out
+
+    def after(self, readout: Readout | None) -> Query:
+        """The same query with vectors after a readout, for cosine."""
+        if readout is None:
+            return self
+        if not self.examples:
+            return replace(self, vector=readout.apply(self.vector).astype(np.float64))
+        examples = tuple(example.after(readout) for example in self.examples)
+        return replace(self, vector=_mean_of(examples, self.negatives, "cosine"), examples=examples)
 
     @property
     def parts(self) -> tuple[Query, ...]:
@@ -342,14 +393,18 @@ def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metri
     if metric == "euclidean" and negative:
         raise SchemaError("query: a distance knows no negative examples. Pass metric='cosine'.")
 
-    def mean(examples: list[Query]) -> np.ndarray:
-        vectors = np.stack([e.vector for e in examples])
-        if metric == "cosine":  # each counts by its direction alone
-            vectors = similarity.unit_rows(vectors)
-        return np.asarray(vectors.mean(axis=0))
+    examples = (*positive, *negative)
+    return Query(_mean_of(examples, len(negative), metric), examples=examples, negatives=len(negative))
 
-    vector = mean(positive) - mean(negative) if negative else mean(positive)
-    return Query(vector, examples=(*positive, *negative), negatives=len(negative))
+
+def _mean_of(examples: Sequence[Query], negatives: int, metric: Metric) -> np.ndarray:
+    """The mean of examples less that of the last ones, which are what is not looked for."""
+    vectors = np.stack([e.vector for e in examples])
+    if metric == "cosine":  # each counts by its direction alone
+        vectors = similarity.unit_rows(vectors)
+    positives = len(vectors) - negatives
+    mean = vectors[:positives].mean(axis=0)
+    return np.asarray(mean - vectors[positives:].mean(axis=0) if negatives else mean)
 
 
 def _of_place(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: Metric) -> Query:
@@ -419,13 +474,20 @@ def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
 
 
 class Rows:
-    """Embeddings as rows of a matrix, in the order of the sample dims; whole crops are read."""
+    """Embeddings as rows of a matrix, in the order of the sample dims; whole crops are read.
 
-    def __init__(self, variable: xr.Variable) -> None:
+    With a readout, rows that a mask takes are projected, and the others are NaN.
+    """
+
+    def __init__(
+        self, variable: xr.Variable, readout: Readout | None = None, mask: np.ndarray | None = None
+    ) -> None:
         order = (*(d for d in ("crop", "channel", "row", "col") if d in variable.dims), "feature")
         self.variable = variable if variable.dims == order else variable.transpose(*order)
         self.per_crop = int(np.prod(self.variable.shape[1:-1], dtype=np.int64))
-        self.shape = (self.variable.sizes["crop"] * self.per_crop, self.variable.sizes["feature"])
+        self.readout, self.mask = readout, mask
+        features = self.variable.sizes["feature"] if readout is None else readout.directions
+        self.shape = (self.variable.sizes["crop"] * self.per_crop, features)
         unit = self.per_crop
         for edge in (self.variable.encoding.get(n) for n in ("shards", "chunks")):
             unit = self.per_crop * int(edge[0]) if edge else self.per_crop
@@ -436,9 +498,15 @@ class Rows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last = rows.start // self.per_crop, -(-rows.stop // self.per_crop)
-        values = self.variable.isel(crop=slice(first, last)).values.reshape(-1, self.shape[1])
+        values = self.variable.isel(crop=slice(first, last)).values
         start = first * self.per_crop
-        return np.asarray(values[rows.start - start : rows.stop - start])
+        found = values.reshape(-1, values.shape[-1])[rows.start - start : rows.stop - start]
+        if self.readout is None:
+            return np.asarray(found)
+        out = np.full((len(found), self.shape[1]), np.nan, np.float32)
+        wanted = slice(None) if self.mask is None else self.mask.reshape(-1)[rows]
+        out[wanted] = self.readout.apply(found[wanted])
+        return out
 
 
 def _ranked(
@@ -449,9 +517,10 @@ def _ranked(
     drops: Sequence[np.ndarray],
     apart: _Rule | None,
     metric: Metric,
+    readout: Readout | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scores (query, rank) of the best k samples under a mask, none near another if ``apart`` is given."""
-    rows = Rows(dataset["embedding"].variable)
+    rows = Rows(dataset["embedding"].variable, readout, mask)
     vectors = np.stack([one.vector for one in asked])
 
     def best(which: slice, some: int, drop: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -546,7 +615,12 @@ def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
 
 
 def _random_pairs(
-    dataset: xr.Dataset, mask: np.ndarray, metric: Metric, apart: _Rule | None, seed: int
+    dataset: xr.Dataset,
+    mask: np.ndarray,
+    metric: Metric,
+    apart: _Rule | None,
+    seed: int,
+    readout: Readout | None,
 ) -> npt.NDArray[np.float32]:
     """Scores of random pairs of samples of the same hour (UTC) and channel, from different crops, ascending.
 
@@ -566,6 +640,8 @@ def _random_pairs(
         drawn.append(np.stack(pair))
     sides = [dict(zip(dims, side.T, strict=True)) for side in np.concatenate(drawn, axis=1)]
     a, b = (read_points(dataset["embedding"].variable, side).astype(np.float64) for side in sides)
+    if readout is not None:
+        a, b = (readout.apply(side).astype(np.float64) for side in (a, b))
     if metric == "cosine":
         a, b = similarity.unit_rows(a), similarity.unit_rows(b)
     score = np.linalg.norm(a - b, axis=1) if metric == "euclidean" else np.einsum("ij,ij->i", a, b)

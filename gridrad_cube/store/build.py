@@ -260,15 +260,13 @@ def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndar
     """Keep the pixel axes of a source grid, once for each distinct grid."""
     key = f"{_BUILD}/grids/{grid}.npz"
     if not files.exists(key):
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, latitude=latitude, longitude=longitude)
-        files.write(key, buffer.getvalue())
+        files.write_arrays(key, {"latitude": latitude, "longitude": longitude})
 
 
 def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude axes of a source grid, 1-D or 2-D, degrees."""
-    with np.load(io.BytesIO(files.read(f"{_BUILD}/grids/{grid}.npz")), allow_pickle=False) as arrays:
-        return arrays["latitude"], arrays["longitude"]
+    arrays = files.read_arrays(f"{_BUILD}/grids/{grid}.npz")
+    return arrays["latitude"], arrays["longitude"]
 
 
 class Build:

@@ -41,7 +41,7 @@ _ROWS = 1024
 _FORMER_POOL = ("class_mean", "class+mean")
 
 _BUILD = "_build"
-_CLAIM = f"{_BUILD}/embed.json"
+CLAIM = f"{_BUILD}/embed.json"
 _CELL_ATTRIBUTES: dict[str, dict[str, Any]] = {
     "flags": flag_attributes() | {"long_name": "flags of the patch that was embedded"},
     "valid_fraction": {"long_name": "observed share of the patch", "units": "1"},
@@ -107,13 +107,13 @@ class EmbeddingWriter:
         """
         wanted = json.loads(json.dumps({**self.request, "block": self._block}))
         self._check_place()
-        if self.files.create(_CLAIM, json.dumps(wanted).encode()):
+        if self.files.create(CLAIM, json.dumps(wanted).encode()):
             return
         try:
-            found = dict(self.files.read_json(_CLAIM))
+            found = dict(self.files.read_json(CLAIM))
         except ValueError as error:
             raise SchemaError(
-                f"{self.files.root}: {_CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
+                f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
             ) from error
         if resume:
             if (found.get("pool"), wanted.get("pool")) == _FORMER_POOL:
@@ -123,7 +123,7 @@ class EmbeddingWriter:
         self.files.remove("zarr.json")
         for name in self.files.names(f"{_BUILD}/blocks"):
             self.files.remove(f"{_BUILD}/blocks/{name}")
-        self.files.write_json(_CLAIM, wanted)
+        self.files.write_json(CLAIM, wanted)
 
     def _check_place(self) -> None:
         """Refuse a place that holds anything but embeddings, or the beginnings of them."""
@@ -140,7 +140,7 @@ class EmbeddingWriter:
     def record(self, number: int) -> dict[str, Any] | None:
         """The record of a finished block whose shard is there in its recorded size, or None."""
         try:
-            found = dict(self.files.read_json(_record_key(number)))
+            found = dict(self.files.read_json(record_key(number)))
         except FileNotFoundError:
             return None
         whole = all(self.files.size(key) == size for key, (size, _) in found["shards"].items())
@@ -191,7 +191,7 @@ class EmbeddingWriter:
             "embedded": int(np.isfinite(vectors).all(axis=-1).sum()),
             "shards": {key: [len(data), zlib.crc32(data)]},
         }  # fmt: skip
-        self.files.write_json(_record_key(number), full)
+        self.files.write_json(record_key(number), full)
         return full
 
     def finish(
@@ -293,7 +293,8 @@ def _power_of_two(most: int, bytes_each: int, target: int) -> int:
     return 1 << (max(1, min(most, target // max(bytes_each, 1))).bit_length() - 1)
 
 
-def _record_key(number: int) -> str:
+def record_key(number: int) -> str:
+    """Key of the record of a block."""
     return f"{_BUILD}/blocks/{number:06d}.json"
 
 

@@ -1,22 +1,25 @@
-"""Checking a store against its build log: every shard there, whole and unaltered."""
+"""Checking a store against the records of what was written: every shard there, whole and unaltered."""
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import zarr
 
-from gridrad_cube.storage import RemoteError
+from gridrad_cube.storage import Files, RemoteError
 from gridrad_cube.store.build import Build, Shard
+from gridrad_cube.store.embeddings import CLAIM, record_key
 
 
 @dataclass(frozen=True)
 class Damage:
     """A shard, or another part of the store, that is not as it was written.
 
-    ``source`` is empty and ``row`` -1 for what belongs to no crop: metadata, flags, statistics, coordinates.
+    ``source`` is empty for embeddings, and for what belongs to no crop: metadata, flags, statistics, coordinates, the
+    readout. For the latter ``row`` is -1; of a shard of several crops it is the first.
     """
 
     source: str
@@ -26,7 +29,7 @@ class Damage:
 
 
 def verify(store: str | os.PathLike[str]) -> list[Damage]:
-    """Compare size and CRC-32 of every shard with its record, and read all else; reads all bytes.
+    """Compare size and CRC-32 of every shard of a cube or of embeddings with its record, and read all else.
 
     Returns
     -------
@@ -37,20 +40,50 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
     SchemaError
         If the store has no build log.
     """
+    files = Files(store)
+    if files.exists(CLAIM):
+        return _damaged_embeddings(files)
     build = Build(store)
     owner = {row: entry.source for entry in build.entries for row in entry.rows}
     damages = [
         Damage(owner[shard.row], shard.row, shard.key, what)
         for shard in build.shards()
-        if (what := _damage(build, shard))
+        if (what := _damage(files, shard))
     ]
-    return sorted(damages, key=lambda d: d.row) + _damaged_rest(build)
+    return sorted(damages, key=lambda d: d.row) + _damaged_rest(files, build.layout.channels)
 
 
-def _damaged_rest(build: Build) -> list[Damage]:
-    """Metadata that differs from the root's, and small arrays that cannot be read."""
+def _damaged_embeddings(files: Files) -> list[Damage]:
+    """Damage of an embedding store: its shards by the records of its blocks, the readout, and the rest."""
+    rest = _damaged_rest(files, ("embedding",))
     try:
-        root = build.files.read_json("zarr.json")
+        array = files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return rest
+    each = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    damages = []
+    for number, first in enumerate(range(0, array["shape"][0], each)):
+        try:
+            shards = files.read_json(record_key(number))["shards"].items()
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            damages.append(Damage("", first, record_key(number), f"cannot be read ({type(error).__name__})"))
+            continue
+        for key, (size, crc) in shards:
+            if what := _damage(files, Shard(first, key, size, crc, files.size(key))):
+                damages.append(Damage("", first, key, what))
+    for name in files.names():
+        if name.endswith(".npz"):  # the readout
+            try:
+                files.read_arrays(name)
+            except ValueError:
+                rest.append(Damage("", -1, name, "truncated or altered"))
+    return damages + rest
+
+
+def _damaged_rest(files: Files, checked: Collection[str]) -> list[Damage]:
+    """Metadata that differs from the root's, and arrays that cannot be read, but for those checked already."""
+    try:
+        root = files.read_json("zarr.json")
         members = root["consolidated_metadata"]["metadata"]
     except FileNotFoundError:
         return [Damage("", -1, "zarr.json", "missing: the store is not finished")]
@@ -59,9 +92,9 @@ def _damaged_rest(build: Build) -> list[Damage]:
     damages = []
     for name, metadata in members.items():
         try:
-            what = None if build.files.read_json(f"{name}/zarr.json") == metadata else "differs from the root"
-            if what is None and metadata["node_type"] == "array" and name not in build.layout.channels:
-                zarr.open_array(build.files.zarr(), path=name, mode="r")[...]
+            what = None if files.read_json(f"{name}/zarr.json") == metadata else "differs from the root"
+            if what is None and metadata["node_type"] == "array" and name not in checked:
+                zarr.open_array(files.zarr(), path=name, mode="r")[...]
         except RemoteError:
             raise  # says nothing about what lies there
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -71,10 +104,10 @@ def _damaged_rest(build: Build) -> list[Damage]:
     return damages
 
 
-def _damage(build: Build, shard: Shard) -> str | None:
+def _damage(files: Files, shard: Shard) -> str | None:
     if shard.found is None:
         return "missing"
     if shard.found != shard.size:
         return f"truncated or grown ({shard.found} bytes, {shard.size} were written)"
-    same = zlib.crc32(build.files.read(shard.key)) == shard.crc
+    same = zlib.crc32(files.read(shard.key)) == shard.crc
     return None if same else "altered (checksum differs)"
