@@ -620,7 +620,7 @@ def _random_pairs(
     metric: Metric,
     apart: _Rule | None,
     seed: int,
-    readout: Readout | None,
+    readout: Readout | None = None,
 ) -> npt.NDArray[np.float32]:
     """Scores of random pairs of samples of the same hour (UTC) and channel, from different crops, ascending.
 
