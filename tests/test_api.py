@@ -24,7 +24,8 @@ MODULES = (
 #: Parameters that mean the same wherever they occur, and their default where they have one.
 DEFAULTS = {
     "bbox": None, "batch_size": 64, "channel": None, "channels": None, "client": None, "device": "auto",
-    "metric": "cosine", "progress": False, "readout": "auto", "reject": None, "scheduler": None, "seed": 0, "time": None, "workers": 1,
+    "metric": "cosine", "progress": False, "readout": "auto", "reject": None, "scheduler": None, "seed": 0,
+    "time": None, "workers": 1,
 }  # fmt: skip
 #: Words for parameters that have a name already.
 OTHER_WORDS = {
