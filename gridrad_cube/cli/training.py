@@ -49,6 +49,8 @@ examples:
     srun --ntasks 8 --ntasks-per-node 4 gridrad-cube train --store patches.zarr --out runs/256
   a look in a minute on a laptop, at infrared alone
     gridrad-cube train --store patches.zarr --out runs/look --preset demo --channels ir_brightness_temperature
+  two months without the days to test on
+    gridrad-cube train --store patches.zarr --out runs/256 --time 2019-12-01 2020-02-01 --exclude-time 2019-12-31
   the recipe of the predecessor by its own options
     gridrad-cube train --preset predecessor --data_path patches.zarr --output_dir runs/old --batch_size_per_gpu 16
 

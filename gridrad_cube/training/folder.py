@@ -144,8 +144,9 @@ def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Pa
             f"{where}: a run of level {theirs['level']}, but {new['store']} trains level {ours['level']}. "
             "Each level has its own --out."
         )
-    # The loss of DINO is a sum over samples; the coding rate is that of each batch.
-    free = _FREE | {"accumulate"} if new["objective"] == "dino" else _FREE
+    # The loss of DINO is a sum over samples; coding rate and contrast are those of each batch.
+    of_samples = new["objective"] == "dino" and not new["contrast_weight"]
+    free = _FREE | {"accumulate"} if of_samples else _FREE
     differing = [
         f"--{k.replace('_', '-')} {old[k]} there, {new[k]} here"
         for k in new

@@ -498,6 +498,7 @@ class _Run:
         loss = self.networks.dino_loss
         if loss is not None:
             temperature = float(loss.teacher_temps[step - 1])
+            assert targets is not None
             record |= {"teacher_temp": temperature}
             record |= self.monitor.describe_targets(targets, loss.center, temperature, record["train_loss"])
         then, first, waited = self._clock  # of the record before
@@ -516,9 +517,9 @@ class _Run:
                 self.monitor.warn(record, step)
             logger.log(
                 logging.DEBUG if self._has_bar else logging.INFO,
-                "step %d of %d, epoch %d: loss %.4f, rank %.1f, %.0f samples/s, %.1f s waiting for data",
-                step, self.plan.steps, epoch, record["train_loss"], record["rankme"], record["images_per_second"],
-                record["seconds_waiting"],
+                "step %d of %d, epoch %d: loss %.4f, spread %.2f, %.0f samples/s, %.1f s waiting for data",
+                step, self.plan.steps, epoch, record["train_loss"], record["feature_std"],
+                record["images_per_second"], record["seconds_waiting"],
             )  # fmt: skip
 
     def _utilisation(self, speed: float) -> float | None:

@@ -1,8 +1,8 @@
 """A probe while training: does a place find itself again an hour later, among others of that hour?
 
-The loss does not say whether features are of use. This needs no labels either, but no objective by itself trains
-it: the teacher embeds some samples and what was there an hour later, and each looks for its own sequel among
-sequels of the same channel and hour of the day. `gridrad_cube.evaluation` asks more, of finished embeddings.
+The loss does not say whether features are of use. This needs no labels either: the teacher embeds some samples and
+what was there an hour later, and each looks for its own sequel among sequels of the same channel and hour of the day.
+`gridrad_cube.evaluation` asks more, of finished embeddings.
 """
 
 from __future__ import annotations
