@@ -18,7 +18,6 @@ from gridrad_cube.models import (
     draw_grid_views,
     draw_views,
     load_checkpoint,
-    save_checkpoint,
 )
 from gridrad_cube.schema import CHANNELS, Flag, SchemaError
 from gridrad_cube.training import Config, list_presets, load_config, train
@@ -236,25 +235,6 @@ def test_level_2k_resumes_with_pairs_in_time(grids, tmp_path):
     whole = run("a")
     again = run("b", resume=str(tmp_path / "a" / "checkpoint_step0000001.pth"))
     assert [r["train_loss"] for r in again] == [r["train_loss"] for r in whole[1:]]
-
-
-def test_checkpoint_from_before_an_option_resumes(cube, tmp_path):
-    always = ("2000", "2100")
-    path = Path(
-        train(config_for(cube, tmp_path, steps=2, save_minutes=EVERY_STEP, time=always))["checkpoint"]
-    )
-    old = load_checkpoint(path.with_name("checkpoint_step0000001.pth"))
-    new = ("contrast_weight", "predict_weight", "temperature", "move", "stem", "pool", "exclude_time")
-    old["config"] = {name: value for name, value in old["config"].items() if name not in new}
-    old["config"] |= {"temporal_positives": 0.0, "time": list(always)}  # one lead, one range
-    (tmp_path / "old").mkdir()
-    save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
-    same = {"steps": 2, "time": [always]}
-    assert train(config_for(cube, tmp_path / "old", **same))["step"] == 2
-    with pytest.raises(SchemaError, match=r"--temporal-positives \[\] there, \[5.0\] here"):
-        train(config_for(cube, tmp_path / "old", **same, temporal_positives=5))
-    with pytest.raises(SchemaError, match=r"--exclude-time \[\] there, \[\['2001'\]\] here"):
-        train(config_for(cube, tmp_path / "old", **same, exclude_time="2001"))
 
 
 # mirrors

@@ -709,10 +709,20 @@ EARLIER = {
 }  # fmt: skip
 
 
+#: Options that an earlier version did not have.
+LATER = {
+    "dino_v1", "preset", "exclude_time", "stem", "pool", "contrast_weight", "predict_weight", "temperature", "move",
+}  # fmt: skip
+
+
 def earlier(config: Config, **options) -> dict:
     """The options of a run as an earlier version wrote them."""
-    new = {name: value for name, value in config.to_dict().items() if name != "dino_v1"}
-    return new | EARLIER | options
+    known = {name: value for name, value in config.to_dict().items() if name not in LATER}
+    known |= {
+        "time": [text for one in config.time for text in one],
+        "temporal_positives": 0.0,
+    }  # one range, one lead
+    return known | EARLIER | options
 
 
 #: What the preset predecessor of an earlier version said in options that no longer exist, at both levels.
@@ -729,7 +739,7 @@ EARLIER_AREA = {
 def test_options_of_the_predecessor_of_an_earlier_version_are_those_of_its_preset(level):
     config = load_config(level=level, preset="predecessor", store="s", out="o")
     old = earlier(config, **EARLIER_PREDECESSOR, **EARLIER_AREA[level])
-    assert Config.from_dict(old) == config
+    assert Config.from_dict(old) == dataclasses.replace(config, preset="none")
     assert Config.from_dict(config.to_dict()) == config
 
 
@@ -751,13 +761,21 @@ def test_run_of_the_predecessor_of_an_earlier_version_resumes(cube, grids, tmp_p
         assert torch.equal(value, new["teacher"][name]), name
 
 
+def test_patches_are_averaged_to_the_images_of_the_network(cube):
+    options = {"coarsen": "auto", "image_size": 16, "global_size": 16}
+    assert open_source(config_for(cube, Path("o"), **options)).state()["coarsen"] == 2
+    assert (
+        open_source(config_for(cube, Path("o"), coarsen="auto")).dataset.coarsen == 1
+    )  # as large as 64 px at most
+
+
 def test_limit_trains_on_the_first_samples(cube, tmp_path):
     summary = train(config_for(cube, tmp_path, limit=20, batch_size_per_gpu=4, epochs=1, steps=None))
     assert (summary["samples"], summary["steps"]) == (20, 5)
 
 
 def test_run_of_an_earlier_version_resumes(cube, tmp_path):
-    config = config_for(cube, tmp_path / "run", steps=2, save_minutes=EVERY_STEP)
+    config = config_for(cube, tmp_path / "run", steps=2, save_minutes=EVERY_STEP, time=("2000", "2100"))
     whole = load_checkpoint(train(config)["checkpoint"])
     old = load_checkpoint(tmp_path / "run" / "checkpoint_step0000001.pth")
     old["config"] = earlier(config, save_steps=7, cache="/fast")
@@ -767,6 +785,12 @@ def test_run_of_an_earlier_version_resumes(cube, tmp_path):
     new = load_checkpoint(train(dataclasses.replace(config, out=str(tmp_path / "old")))["checkpoint"])
     for name, value in whole["student"].items():
         assert torch.equal(value, new["student"][name]), name
+    for other, message in (
+        ({"temporal_positives": 5}, r"--temporal-positives \[\] there, \[5.0\] here"),
+        ({"exclude_time": "2001"}, r"--exclude-time \[\] there, \[\['2001'\]\] here"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            train(dataclasses.replace(config, out=str(tmp_path / "old"), **other))
     old["config"]["koleo"] = 0.1
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
     with pytest.raises(SchemaError, match=r"of an earlier version, with --koleo 0.1; expected the defaults"):
