@@ -17,8 +17,8 @@ PACKAGE = Path(gridrad_cube.__file__).parent
 
 MODULES = (
     "accessor", "datasets", "embedding", "evaluation", "geometry", "info", "launch", "models", "pipeline", "plot",
-    "predecessor",
-    "quality", "query", "readers", "schema", "selection", "similarity", "storage", "store", "synthetic", "tiling",
+    "predecessor", "quality", "query", "readers", "readout",
+    "schema", "selection", "similarity", "storage", "store", "synthetic", "tiling",
     "training", "versions",
 )  # fmt: skip
 #: Parameters that mean the same wherever they occur, and their default where they have one.
@@ -90,7 +90,7 @@ def test_public_names_are_sorted_and_described(package):
 def test_functions_at_the_top_are_those_of_the_packages():
     for package, name in (
         ("pipeline", "preprocess"), ("store", "open_cube"), ("store", "open_embeddings"), ("training", "train"),
-        ("embedding", "embed"), ("query", "search"), ("evaluation", "evaluate"),
+        ("embedding", "embed"), ("query", "search"), ("evaluation", "evaluate"), ("query", "fit_readout"),
     ):  # fmt: skip
         assert getattr(gridrad_cube, name) is public(package)[name]
     assert inspect.ismodule(gridrad_cube.plot)

@@ -81,14 +81,15 @@ def fit_readout(
     runs = _runs(dataset, np.flatnonzero(used), seconds, most=max(1, _ROWS // mask[0, 0].size))
     for crops, run in runs:
         for channel, fit in enumerate(fits):
-            clean = mask[crops, channel]
-            if not clean.any():
-                continue
-            vectors = reader.read(crops, np.full(len(crops), channel))[clean]
-            fit.add(vectors)
-            # A place is a cell of a run.
-            group = run.reshape(-1, *(1 for _ in clean.shape[1:])) * clean[0].size
-            fit.add_change(vectors, (group + np.arange(clean[0].size).reshape(clean.shape[1:]))[clean])
+            some = mask[crops, channel].reshape(len(crops), -1).any(axis=1)
+            if some.any():
+                clean = mask[crops[some], channel]
+                vectors = reader.read(crops[some], np.full(len(clean), channel))[clean]
+                # A place is a cell of a run.
+                place = np.arange(clean[0].size).reshape(clean.shape[1:])
+                group = run[some].reshape(-1, *(1 for _ in place.shape)) * place.size + place
+                fit.add(vectors)
+                fit.add_change(vectors, group[clean])
     info = store_info(dataset)
     times = dataset["time"].values[used]
     about = {
