@@ -54,7 +54,8 @@ FULL, QUICK = (36, 6, 8), (2, 1, 1)
 PAIRS = [(a, b) for a in range(storms.FRAMES) for b in range(storms.FRAMES) if (b - a) * storms.MINUTES >= 60]
 COMPONENTS = 64
 DRAWS = 2000
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+#: Edge in blocks of the picture whose principal components are taken.
+PICTURE = 32
 COLUMNS = ("retrieval at 1", "standardised", "in units of change", "R2: size", "40 dBZ area", "cell scale")
 
 
@@ -155,20 +156,19 @@ def pixel_vectors(data: Data) -> dict[str, np.ndarray]:
     _, found = describe_pixels(dataset, crop, row * edge, column * edge, (edge, edge), (CHANNEL,))
     reader = store.PatchReader(data.cube)
     packing = Packing.from_attributes(dataset[CHANNEL].attrs, dataset[CHANNEL].dtype)
-    quantiles = np.empty((len(crop), len(QUANTILES)))
+    picture = np.empty((len(crop), PICTURE**2))
     for start in range(0, len(crop), 256):
         some = slice(start, start + 256)
         codes = reader.read(CHANNEL, np.stack([crop[some], row[some], column[some]], axis=1))
         for i, patch in enumerate(codes):
-            echo = packing.decode(patch)[packing.echo(patch)]
-            quantiles[start + i] = np.quantile(echo, QUANTILES) if len(echo) else 0.0
+            values = np.where(packing.echo(patch), packing.decode(patch), 0.0)
+            blocks = values.reshape(PICTURE, edge // PICTURE, PICTURE, edge // PICTURE)
+            picture[start + i] = blocks.mean(axis=(1, 3)).ravel()
     out = {name: data.arrange(values) for name, values in found.items()}
-    out["moments"] = np.concatenate([out["moments"], data.arrange(quantiles)], axis=-1)
-    fit = data.part == FIT
-    picture = out.pop("picture")
-    pca = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(_rows(picture[fit]))
-    out["pca"] = pca.transform(_rows(picture)).reshape(*picture.shape[:2], -1)
-    for name in ("moments", "histogram"):
+    fit, arranged = data.part == FIT, data.arrange(picture)
+    pca = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(_rows(arranged[fit]))
+    out["pca"] = pca.transform(_rows(arranged)).reshape(*arranged.shape[:2], -1)
+    for name in found:
         out[name] = standardised(out[name], fit)
     return out
 
@@ -314,7 +314,7 @@ def report(data: Data, pixels: Mapping[str, np.ndarray], runs: Mapping[str, list
     words = {
         "pca": f"PCA of pixels, {COMPONENTS}",
         "histogram": "histogram",
-        "moments": "moments and quantiles",
+        "descriptor": "descriptor",
     }
     plain = {name: measure([pixels[name]], data) for name in words}
     rows += [[words[n], *cells(m.draws(truth)), f"{m.rank:.0f}"] for n, m in plain.items()]
@@ -326,14 +326,14 @@ def report(data: Data, pixels: Mapping[str, np.ndarray], runs: Mapping[str, list
     ]
     lines += ["## Gain over the same network untrained", "", *machine.table(["vector", *COLUMNS], rows), ""]
     rows = []
-    for other in ("moments", "histogram"):
+    for other in ("descriptor", "histogram"):
         alone = plain[other].draws(truth)
         for (name, pool), vectors in halves.items():
             both = measure(together(vectors, pixels[other], fit), data)
             gain = cells(both.draws(truth) - alone, signed=True)
             rows.append([f"{other} + {name}: {pool}", *gain[1:]])
     lines += [
-        "## Gain of both together over moments, or the histogram, alone", "",
+        "## Gain of both together over the descriptor, or the histogram, alone", "",
         *machine.table(["vectors", *COLUMNS[1:]], rows), "",
     ]  # fmt: skip
     return lines

@@ -15,14 +15,15 @@ import pytest
 from click.testing import CliRunner
 from conftest import PROJECT
 from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embeddings
-from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score, roc_auc_score
 from small_data import make_store
 
 from gridrad_cube import evaluation, similarity, store
 from gridrad_cube.cli import cli
+from gridrad_cube.embedding import embed
 from gridrad_cube.evaluation import baselines, measures, run, sequels
 from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.readout import fit_arrays
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import convective_day, solar_hour_of
 
@@ -220,7 +221,7 @@ def test_a_sequel_is_ranked_among_distractors_of_its_hour_as_by_brute_force():
     sequel = np.full(600, -1)
     sequel[:390] = np.arange(7, 397)
     stores = SimpleNamespace(edge_km=60 / 0.945, datasets={"x": None})
-    asked = run._Evaluator(stores, {"x": None}, pool, later, {}, np.zeros(600), "", 0)
+    asked = run._Evaluator(stores, {"x": None}, pool, later, {}, np.full(600, -1), "", 0)
     row = asked._row("retrieval", "q", asked._retrieve, "30min", sequel, later, allowed)
 
     def cosine(a, b):
@@ -254,10 +255,12 @@ def test_an_attribute_of_yes_or_no_is_probed_by_the_area_under_its_curve():
     rng = np.random.default_rng(8)
     pool = pool_of(2400, rng)
     x = pool.vectors["x"]
-    told = {"overshooting_top": (x[:, 0] + 0.2 * rng.standard_normal(2400) > 1).astype(float)}
-    pool = replace(pool, attributes=told, vectors={"x": x, "noise": rng.standard_normal((2400, 3))})
+    values = {"overshooting_top": (x[:, 0] + 0.2 * rng.standard_normal(2400) > 1).astype(float)}
+    pool = replace(pool, attributes=values, vectors={"x": x, "noise": rng.standard_normal((2400, 3))})
     part, words = measures.divide(pool.time)
-    asked = run._Evaluator(SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, words, 0)
+    asked = run._Evaluator(
+        SimpleNamespace(datasets={"x": None}), {}, pool, pool, {}, part, words, 0, told=baselines.ATTRIBUTES
+    )
     chosen = {"x": []}
     row = asked._row("probe", "overshooting", asked._probe, "overshooting_top", chosen, measure="AUC")
     assert row.cells["x"].value > 0.95
@@ -330,8 +333,19 @@ def test_attributes_are_those_of_the_pixels(tmp_path):
             assert np.isnan(found["echo_top_height"][i])
     assert np.nanmax(found["core_share"]) > 0
     assert {n: v.shape for n, v in made.items()} == {
-        "moments": (len(zeros), 8), "histogram": (len(zeros), 33), "picture": (len(zeros), 1024)
-    }  # fmt: skip
+        "histogram": (len(zeros), 33),
+        "descriptor": (len(zeros), 68),
+    }
+    embed(
+        path,
+        model="descriptor",
+        channels="reflectivity_column_maximum",
+        out=tmp_path / "d.zarr",
+        dtype="float32",
+    )
+    embedded = store.open_embeddings(tmp_path / "d.zarr")["embedding"].values.reshape(-1, 68)
+    there = np.isfinite(embedded).all(axis=1)
+    np.testing.assert_allclose(made["descriptor"][there], embedded[there], atol=1e-5)
     few = cube.drop_vars(["reflectivity_column_maximum", "echo_top_height"])
     lone = baselines.describe_pixels(few, *windows, ("reflectivity@3.0km",))[0]
     levels = values["reflectivity"].values[0]
@@ -389,9 +403,9 @@ def test_a_planted_attribute_is_found_on_days_apart(result):
     assert cell.value > 0.999
     assert cell.low <= cell.value <= cell.high
     assert cell.blocks >= 5
-    assert row.cells["moments"].value > 0.99  # they hold the minimum itself
-    assert row.cells["PCA-64 of pixels"].value < 0.9
-    assert row.baseline == "moments"
+    assert row.baseline in ("histogram", "descriptor")
+    assert row.gain.value == pytest.approx(cell.value - row.cells[row.baseline].value)
+    assert "descriptor, readout" not in row.cells  # a linear probe needs none
     residual = row_of(result, "probe", "minimum brightness temperature, residual")
     assert residual.cells["embedding"].value < cell.value
 
@@ -415,8 +429,10 @@ def test_retrieval_has_words_where_there_are_no_pairs(result):
 
 def test_forecasts_stand_beside_persistence(result):
     row = row_of(result, "forecast", "minimum brightness temperature after 30min")
-    assert {"embedding", "embedding, centered", "persistence", "mean", "PCA-64 of pixels"} <= set(row.cells)
-    assert row.cells["persistence"].value > row.cells["mean"].value
+    vectors = {f"{n}{r}" for n in ("embedding", "histogram", "descriptor") for r in ("", ", readout")}
+    assert set(row.cells) == vectors | {"persistence", "climatology", "regression"}
+    assert row.cells["persistence"].value > row.cells["climatology"].value
+    assert row.cells["regression"].value > row.cells["climatology"].value
     gain = row.cells["embedding"].value - row.cells[row.baseline].value
     assert row.gain.value == pytest.approx(gain)
 
@@ -441,7 +457,7 @@ def test_stores_are_called_by_short_names_that_say_which():
     assert sequels._names(["a/one.zarr"]) == ["embedding"]
     assert sequels._names(["a/one.zarr", "b/two.zarr/"]) == ["one", "two"]
     assert sequels._names(["a/one.zarr", "b/one.zarr"]) == ["a/one.zarr", "b/one.zarr"]
-    assert sequels._names(["a/one.zarr", "a/moments.zarr"]) == ["a/one.zarr", "a/moments.zarr"]
+    assert sequels._names(["a/one.zarr", "a/pool.zarr"]) == ["a/one.zarr", "a/pool.zarr"]
 
 
 def test_result_is_json_with_words_for_numbers_that_are_not_there(result):
@@ -460,9 +476,9 @@ def test_collapsed_embeddings_are_evaluated_all_the_same(store_folder, tmp_path)
     vectors = np.full((*store.open_cube(path)[f"{IR}_mean"].shape, 8), 0.5)
     write_embeddings(tmp_path / "e.zarr", path, vectors, source=str(path))
     result = evaluation.evaluate(tmp_path / "e.zarr", leads=LEADS[1:])
-    assert row_of(result, "spread", "RankMe, effective dimensions").cells["embedding"].value == pytest.approx(
-        1
-    )
+    cosine = row_of(result, "spread", "mean cosine of pairs (1: all alike)").cells["embedding"]
+    assert cosine.value == pytest.approx(1)
+    assert any(note.startswith("embedding has collapsed: ") for note in result.notes)
     retrieval = row_of(result, "retrieval", "same place after 30min").cells["embedding"]
     assert retrieval.value == 0  # all others are equal, so it never ranks first
     assert row_of(result, "probe", "minimum brightness temperature").cells["embedding"].value < 0.01
@@ -495,10 +511,11 @@ def test_level_2k_has_the_mean_of_patches_beside_it(store_folder, tmp_path):
     result = evaluation.evaluate(tmp_path / "2k.zarr", leads=LEADS[1:])
     assert result.about["level"] == "2k"
     row = row_of(result, "retrieval", "same place after 30min")
-    assert "mean of patches" in row.cells
+    assert {"pool", "pool, readout"} <= set(row.cells)
     m = sequels.open_stores([str(tmp_path / "2k.zarr")])
-    found = run._gather(m, np.arange(3))
-    np.testing.assert_allclose(found.vectors["mean of patches"], patches[:3].mean(axis=(1, 2)), rtol=1e-4)
+    found = run._gather(m, None, np.arange(3))
+    expected = np.concatenate([patches[:3].mean(axis=(1, 2)), patches[:3].std(axis=(1, 2))], axis=-1)
+    np.testing.assert_allclose(found.vectors["pool"], expected, rtol=1e-4)
     least = np.nanmin(cube[IR].values[:3], axis=(1, 2))
     np.testing.assert_allclose(found.attributes["minimum_brightness_temperature"], least, rtol=1e-6)
 
@@ -614,25 +631,38 @@ def test_a_storm_s_sequel_is_among_the_clean_cells_about_it(stores, result):
 
 
 def test_kinds_of_vectors_are_learned_on_some_samples(stores):
-    pool = run._gather(stores, np.flatnonzero(stores.mask))
-    some = np.arange(len(pool.rows)) < 300
-    found = run._project(pool, run._learn(stores, pool, some)).vectors
-    assert list(found) == ["embedding", "embedding, centered", "moments", "histogram", "PCA-64 of pixels"]
+    pool = run._gather(stores, None, np.flatnonzero(stores.mask))
+    some, sequel = np.arange(len(pool.rows)) < 300, pool.find(stores.after(pool, stores.step))
+    kinds = run._learn({"embedding": None}, pool, pool, sequel, some)
+    found = run._project(pool, kinds).vectors
+    assert list(found) == [
+        f"{n}{r}" for n in ("embedding", "histogram", "descriptor") for r in ("", ", readout")
+    ]
     np.testing.assert_array_equal(found["embedding"], pool.vectors["embedding"])
-    np.testing.assert_allclose(found["embedding, centered"][some].mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(found["moments"][some].mean(axis=0), 0, atol=1e-5)
-    picture = pool.vectors["picture"].astype(float)
-    expected = PCA(64, svd_solver="full").fit(picture[some]).transform(picture)
-    np.testing.assert_allclose(found["PCA-64 of pixels"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["descriptor"][some].mean(axis=0), 0, atol=1e-5)
+    pairs = np.flatnonzero(some & (sequel >= 0))
+    raw = pool.vectors["descriptor"]
+    expected = fit_arrays(raw[some], raw[pairs], raw[sequel[pairs]]).apply(raw)
+    np.testing.assert_allclose(found["descriptor, readout"], expected, rtol=1e-4, atol=1e-4)
     steady = replace(pool, vectors={n: np.ones_like(v) for n, v in pool.vectors.items()})
-    assert list(run._learn(stores, steady, some)) == ["embedding"]
+    assert list(run._learn({"embedding": None}, steady, steady, sequel, some)) == ["embedding"]
 
 
-def test_feature_spread_is_one_if_even_and_nothing_if_alike():
-    even = np.random.default_rng(0).standard_normal((4000, 32))
-    assert evaluation.feature_spread(even) == pytest.approx(1, abs=0.02)
+def test_spread_tells_vectors_that_are_alike_from_others():
+    rng = np.random.default_rng(0)
+    even = rng.standard_normal((4000, 32))
+    assert evaluation.spread_of(even).mean_cosine == pytest.approx(0, abs=0.01)
+    unit = even[:50] / np.linalg.norm(even[:50], axis=1, keepdims=True)
+    pairs = unit @ unit.T
+    expected = (pairs.sum() - 50) / (50 * 49)
+    assert evaluation.spread_of(even[:50]).mean_cosine == pytest.approx(expected)
+    assert not evaluation.spread_of(even).collapsed
+    assert not evaluation.spread_of(even + 10).collapsed  # a large common part is no collapse
     alike = np.ones((50, 8)) * np.arange(1, 51)[:, None]
-    assert evaluation.feature_spread(alike) == pytest.approx(0, abs=1e-7)
+    assert evaluation.spread_of(alike).collapsed
+    few = np.where(np.arange(32) < 20, 1.0, even)
+    assert evaluation.spread_of(few).constant_share == 20 / 32
+    assert evaluation.spread_of(few).collapsed
 
 
 def test_residuals_leave_nothing_of_what_the_clock_and_the_latitude_say():

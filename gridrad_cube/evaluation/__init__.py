@@ -1,18 +1,19 @@
-"""Judging embeddings without labels: what a network adds to pixels, on days that it has not seen."""
+"""Judging embeddings: what a network adds to what needs no training, on days or events that were held out."""
 
 from gridrad_cube.evaluation.baselines import describe_pixels
 from gridrad_cube.evaluation.measures import (
     CHOOSE,
     FIT,
     TEST,
+    Spread,
     analogue_forecast,
     blocks_of,
-    feature_spread,
     planted_retrieval,
     ridge,
     score_r2,
     score_ranks,
     score_skill,
+    spread_of,
 )
 from gridrad_cube.evaluation.result import SECTIONS, Cell, Evaluation, Row
 from gridrad_cube.evaluation.run import LEADS, evaluate
@@ -27,17 +28,18 @@ __all__ = [
     "Cell",
     "Evaluation",
     "Row",
+    "Spread",
     "analogue_forecast",
     "blocks_of",
     "describe_pixels",
     "evaluate",
-    "feature_spread",
     "planted_retrieval",
     "ridge",
     "score_r2",
     "score_ranks",
     "score_skill",
     "sources_of",
+    "spread_of",
 ]
 
 

@@ -1,29 +1,32 @@
-"""What pixels say without a network: attributes for probes, and the vectors that a network must improve on."""
+"""What pixels say without training: attributes for probes, and the vectors that a network must improve on."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import Channel, Packing, channel_in
+from gridrad_cube.schema import Channel, Packing, SchemaError, channel_in
 from gridrad_cube.selection import find_altitudes
 from gridrad_cube.store import PatchReader
 
+if TYPE_CHECKING:
+    from gridrad_cube.datasets import Normalization
+
 #: Cloud tops colder than this, K, are those of deep convection; echo of 40 dBZ is its core.
 _COLD_CLOUD_K, _CORE_DBZ, _ECHO_TOP_DBZ = 220.0, 40.0, 18.5
-#: Components of the pixels' principal components.
-COMPONENTS = 64
 #: Pixels that are decoded at once.
 _PIXELS = 2**22
-#: Bins of the histogram, and edge in blocks of the picture that principal components are taken of.
-_BINS, _EDGE = 32, 32
+#: Bins of the histogram.
+_BINS = 32
 
 
 @dataclass(frozen=True)
-class _Attribute:
+class Attribute:
     """A property of a patch (or a crop) that its pixels tell, by the first variable of ``sources`` that the cube has.
 
     It is there or not (``yes_no``), or a number; of ``storm`` a positive one means deep convection.
@@ -37,11 +40,11 @@ class _Attribute:
 
 _INFRARED, _RADAR = ("ir_brightness_temperature",), ("reflectivity_column_maximum", "reflectivity")
 ATTRIBUTES = {
-    "minimum_brightness_temperature": _Attribute("minimum brightness temperature", _INFRARED),
-    "cold_cloud_share": _Attribute(f"share of pixels below {_COLD_CLOUD_K:g} K", _INFRARED, storm=True),
-    "echo_top_height": _Attribute("highest echo top", ("echo_top_height", "reflectivity")),
-    "core_share": _Attribute(f"share of pixels above {_CORE_DBZ:g} dBZ", _RADAR, storm=True),
-    "overshooting_top": _Attribute("overshooting top: yes or no", ("ot_id_number",), yes_no=True),
+    "minimum_brightness_temperature": Attribute("minimum brightness temperature", _INFRARED),
+    "cold_cloud_share": Attribute(f"share of pixels below {_COLD_CLOUD_K:g} K", _INFRARED, storm=True),
+    "echo_top_height": Attribute("highest echo top", ("echo_top_height", "reflectivity")),
+    "core_share": Attribute(f"share of pixels above {_CORE_DBZ:g} dBZ", _RADAR, storm=True),
+    "overshooting_top": Attribute("overshooting top: yes or no", ("ot_id_number",), yes_no=True),
 }
 
 
@@ -68,10 +71,12 @@ def describe_pixels(
 
     Returns
     -------
-    Attribute -> values (windows,), float64, NaN where under half of the window was observed; and ``moments``,
-    ``histogram`` and ``picture`` (block means) -> (windows, features), float32.
+    Attribute -> values (windows,), float64, NaN where under half of the window was observed; and ``histogram`` and
+    ``descriptor`` -> (windows, features), float32. There is no descriptor where a channel has no typical range, or the
+    edges of patches are not multiples of 8 pixels.
     """
-    reader = PatchReader(str(cube.encoding["source"]))
+    place = str(cube.encoding["source"])
+    reader, rules = PatchReader(place), _rules(place, members)
     found = {name: [v for v in a.sources if v in cube.data_vars] for name, a in ATTRIBUTES.items()}
     told = {name: sources[0] for name, sources in found.items() if sources}
     levels = max([cube.sizes["altitude"] for v in told.values() if "altitude" in cube[v].dims], default=1)
@@ -87,9 +92,11 @@ def describe_pixels(
         }
         for name, source in told.items():
             attributes[name].append(_attribute(name, fields[source]))
-        for name, describe in (("moments", _moments), ("histogram", _histogram), ("picture", _picture)):
-            parts = [describe(fields[label]) for label in members]
-            vectors[name].append(np.concatenate(parts, axis=1).astype(np.float32))
+        parts = [_histogram(fields[label]) for label in members]
+        vectors["histogram"].append(np.concatenate(parts, axis=1).astype(np.float32))
+        if rules:
+            parts = [_descriptor(fields[label], rules[label], reader.patch) for label in members]
+            vectors["descriptor"].append(np.concatenate(parts, axis=1))
     return (
         {name: np.concatenate(parts) for name, parts in attributes.items()},
         {name: np.concatenate(parts) for name, parts in vectors.items()},
@@ -98,12 +105,14 @@ def describe_pixels(
 
 @dataclass(frozen=True)
 class _Field:
-    """A channel in windows: values, NaN where not observed, and whether they are echo, (windows, levels, y, x).
+    """A channel in windows: packed codes, values (NaN where not observed) and whether they are echo, (windows, levels,
+    y, x).
 
     ``absent`` windows are of crops that lack the channel; altitudes of the levels in km, None for a channel without.
     """
 
     channel: Channel
+    codes: np.ndarray
     values: np.ndarray
     echo: np.ndarray
     absent: np.ndarray
@@ -137,7 +146,8 @@ def _read(
     packing = Packing.from_attributes(variable.attrs, variable.dtype)
     values, echo = packing.decode(codes), packing.echo(codes)
     values[absent], echo[absent] = np.nan, False
-    return _Field(channel_in(name, variable.attrs, variable.dtype), values, echo, absent, altitudes)
+    channel = channel_in(name, variable.attrs, variable.dtype)
+    return _Field(channel, codes, values, echo, absent, altitudes)
 
 
 def _attribute(name: str, field: _Field) -> np.ndarray:
@@ -163,31 +173,6 @@ def _attribute(name: str, field: _Field) -> np.ndarray:
     return np.where(enough & np.isfinite(found), found, np.nan).astype(np.float64)
 
 
-def _filled(field: _Field) -> np.ndarray:
-    """Values (windows, height, width): no echo at the foot of the channel's range, what is missing at the mean."""
-    values = field.values[:, 0]
-    if field.channel.has_echo:
-        low = np.float32(field.channel.typical_range[0])
-        echo = np.where(field.echo[:, 0], np.maximum(values, low), low)
-        values = np.where(np.isfinite(values), echo, np.nan)
-    known = np.isfinite(values)
-    count = np.maximum(known.sum(axis=(1, 2), keepdims=True), 1)
-    mean = np.where(known, values, 0).sum(axis=(1, 2), keepdims=True, dtype=np.float64) / count
-    return np.where(known, values, mean).astype(np.float32).astype(np.float64)
-
-
-def _moments(field: _Field) -> np.ndarray:
-    """Mean, deviation, skewness, kurtosis, minimum, maximum, shares observed and of echo."""
-    filled = _filled(field)
-    filled = filled.reshape(len(filled), filled.shape[1] * filled.shape[2])
-    mean, std = filled.mean(axis=1), filled.std(axis=1)
-    scaled = (filled - mean[:, None]) / np.where(std > 0, std, 1.0)[:, None]
-    squares = scaled * scaled
-    third, fourth = (squares * scaled).mean(axis=1), (squares * squares).mean(axis=1)
-    shares = [v[:, 0].mean(axis=(1, 2)) for v in (np.isfinite(field.values), field.echo)]
-    return np.stack([mean, std, third, fourth, filled.min(axis=1), filled.max(axis=1), *shares], axis=1)
-
-
 def _histogram(field: _Field) -> np.ndarray:
     """Shares of pixels in bins over the channel's typical range, and of those without a value in one more."""
     rows, _, height, width = field.values.shape
@@ -200,11 +185,22 @@ def _histogram(field: _Field) -> np.ndarray:
     return np.sqrt(counts / values.shape[1])  # Hellinger: differences of small shares count
 
 
-def _picture(field: _Field) -> np.ndarray:
-    """Means of about 32 x 32 blocks, of which principal components are taken."""
-    out = _filled(field)
-    for axis, edge in enumerate(out.shape[1:], 1):
-        starts = np.linspace(0, edge, min(edge, _EDGE), endpoint=False).astype(int)
-        sizes = np.diff([*starts, edge])
-        out = np.add.reduceat(out, starts, axis=axis) / (sizes[:, None] if axis == 1 else sizes)
-    return np.asarray(out.reshape(len(out), out.shape[1] * out.shape[2]))
+def _rules(place: str, members: tuple[str, ...]) -> Mapping[str, Normalization]:
+    """How the descriptor reads each channel; empty where it cannot."""
+    from gridrad_cube.datasets import choose_coarsen, normalizations
+
+    try:
+        choose_coarsen(PatchReader(place).patch, None, place)
+        return normalizations(place, members, scale="typical")
+    except SchemaError:
+        return {}
+
+
+def _descriptor(field: _Field, rule: Normalization, patch: int) -> np.ndarray:
+    """The descriptor of the channel, as `gridrad_cube.embedding.embed` makes it by default."""
+    from gridrad_cube.datasets import choose_coarsen, describe
+
+    coarsen, first = choose_coarsen(patch, None, "descriptor"), np.zeros(len(field.codes), np.int64)
+    out = describe(field.codes, first, [rule], coarsen=coarsen, device="cpu")
+    out[field.absent] = 0.0
+    return out

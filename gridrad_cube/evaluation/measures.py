@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,8 @@ from gridrad_cube.similarity import directed, nearest, rank_among, unit_rows
 FIT, CHOOSE, TEST = 0, 1, 2
 #: Blocks in each part from which on blocks between the parts are left out.
 _MANY_BLOCKS = 5
+#: Mean cosine above which vectors are nearly alike, and the standard deviation below which a feature is constant.
+_ALIKE, _CONSTANT = 0.999, 0.01
 #: Cases below which a number has no meaning.
 LEAST_CASES = 30
 #: Shares of the blocks that fit and choose; the others test.
@@ -421,7 +423,35 @@ def _places(where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # Spread
 
 
-def feature_spread(vectors: np.ndarray) -> float:
-    """Mean deviation of unit vectors times the root of their length: 1 if evenly spread, 0 if all are alike."""
-    unit = unit_rows(vectors)
-    return float(unit.std(axis=0).mean() * np.sqrt(unit.shape[1]))
+@dataclass(frozen=True)
+class Spread:
+    """How far vectors spread.
+
+    Attributes
+    ----------
+    mean_cosine
+        Of pairs of vectors: 1 if all have one direction.
+    constant_share
+        Share of features whose standard deviation is below 1 % of the root mean square of all numbers.
+    """
+
+    mean_cosine: float
+    constant_share: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the vectors are nearly alike, or most of their features are constant."""
+        return self.mean_cosine > _ALIKE or self.constant_share > 0.5
+
+
+def spread_of(vectors: np.ndarray) -> Spread:
+    """How far vectors (samples, features) spread; rows that are not finite, or zero, do not count.
+
+    The effective rank (`gridrad_cube.similarity.rank_me`) is no part of it: it may rise while answers get worse.
+    """
+    vectors = np.asarray(vectors, np.float64)
+    vectors = vectors[directed(vectors)]
+    count, total = len(vectors), unit_rows(vectors).sum(axis=0)
+    cosine = (total @ total - count) / (count * (count - 1)) if count > 1 else 1.0
+    size = np.sqrt((vectors**2).mean()) if count else 0.0
+    return Spread(float(cosine), float((vectors.std(axis=0) <= _CONSTANT * size).mean()) if count else 1.0)

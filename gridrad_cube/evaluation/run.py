@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import xarray as xr
 
 from gridrad_cube.evaluation import measures
-from gridrad_cube.evaluation.baselines import ATTRIBUTES, COMPONENTS, describe_pixels
+from gridrad_cube.evaluation.baselines import ATTRIBUTES, Attribute, describe_pixels
 from gridrad_cube.evaluation.measures import CHOOSE, FIT, LEAST_CASES, TEST, Score
 from gridrad_cube.evaluation.result import Cell, Evaluation, Row
-from gridrad_cube.evaluation.sequels import PathLike, Samples, Stores, draw, open_stores
+from gridrad_cube.evaluation.sequels import Labels, PathLike, Samples, Stores, draw, open_labels, open_stores
+from gridrad_cube.query import readout_of
+from gridrad_cube.readout import Readout, fit_arrays
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds, hour_of
 from gridrad_cube.similarity import directed, rank_me, rank_targets
@@ -29,7 +33,10 @@ _QUERIES = 400
 _LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
 #: Fewest samples of the rarer answer of a yes or no, on the fitting and on the testing days.
 _LEAST_RARE = 10
-_CENTERED = ", centered"
+#: Of names of vectors: after a readout.
+_READOUT = ", readout"
+#: References of forecasts that a store need not beat: they are no vectors, or may be made of its own.
+_REFERENCES = {"climatology", "regression", "chance"}
 #: Measure of each section, and whether higher or lower is better.
 _MEASURES = {
     "retrieval": ("share ranked first", "higher"),
@@ -48,16 +55,19 @@ def evaluate(
     *,
     patches: PathLike | None = None,
     channel: str | None = None,
+    labels: PathLike | pd.DataFrame | xr.Dataset | None = None,
+    label: str | None = None,
     samples: int = 8000,
     leads: Sequence[Any] = LEADS,
     gap: int = 1,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge embeddings without labels: spread, retrieval, analogue forecasts, probes, leaks, beside baselines.
+    """Judge embeddings beside baselines: spread, retrieval, analogue forecasts, probes and leaks.
 
-    Convective days (or events, see `blocks_of`) are divided, in order of time, into those that fit (60 %), those that
-    choose (20 %: penalties, and the best of several stores) and those that test; none is in two parts. Intervals are
-    95 %, from drawing them with replacement. Where data are too few, words stand in place of a number.
+    Convective days, or events where the data are separate sequences (see `blocks_of`), are divided in order of time
+    into those that fit (60 %), those that choose (20 %: penalties, and the best of several stores) and those that
+    test; none is in two parts. Intervals are 95 %, from drawing days or events with replacement. Where data are too
+    few, words stand in place of a number.
 
     Memory is bounded by ``samples``, whatever the size of the store: some 10 kB a sample, and as much a sequel.
 
@@ -65,13 +75,19 @@ def evaluate(
     ----------
     embeddings
         A store of embeddings, level 256 or 2k; or several of the same samples, such as those of different
-        checkpoints, of which one is chosen.
+        checkpoints, of which one is chosen. A readout that is saved with a store is used.
     cube
         Where the cube is that they were made from; None for where the store says.
     patches
         At level 2k, where the level-256 embeddings are; None for where the store says.
     channel
-        Label; the first if None.
+        Label of the channel; the first if None.
+    labels, label
+        Labels to probe and to forecast beside what the pixels tell, and the name of the column or variable: a table
+        (``.csv``) or a Dataset (``.nc``, ``.zarr``), as a path or in memory, with ``time``, ``latitude`` and
+        ``longitude``, or with the sample dims ``crop``, ``row`` and ``col``. The label of a sample is the mean of the
+        values of the nearest time, at most an hour and half a step of the store away, that lie less than half an edge
+        from its center. Values of 0 and 1 are a yes or no.
     samples
         Clean samples to draw at most.
     leads
@@ -84,32 +100,48 @@ def evaluate(
     Raises
     ------
     SchemaError
-        If the stores do not fit each other or the cube, the cube has moved, or no sample is left.
+        If the stores do not fit each other or the cube, the cube has moved, no sample is left, or the label is not
+        there.
     """
     paths = [embeddings] if isinstance(embeddings, (str, os.PathLike)) else list(embeddings)
     if not paths or samples < 1:
         raise SchemaError(
             f"evaluate: got {len(paths)} stores, samples={samples}; expected at least one of each"
         )
+    if (labels is None) != (label is None):
+        raise SchemaError("evaluate: got only one of labels and label; expected both, or none")
     stores = open_stores(paths, cube, patches, channel)
-    pool = _gather(stores, draw(np.flatnonzero(stores.mask), samples, seed))
+    told = None if labels is None or label is None else open_labels(labels, label, stores)
+    pool = _gather(stores, told, draw(np.flatnonzero(stores.mask), samples, seed))
     if not len(pool.rows):
         raise SchemaError(f"evaluate: no clean sample of {stores.label} has an embedding in every store")
-    part, _ = measures.divide(pool.time, gap=gap)
-    kinds = _learn(stores, pool, part == FIT if (part == FIT).any() else np.ones(len(part), bool))
-    pool = _project(pool, kinds)
-    part, days = measures.divide(pool.time, gap=gap)
     after = {str(lead): stores.after(pool, as_seconds(lead)) for lead in leads}
-    rows = np.unique(np.concatenate([np.empty(0, np.int64), *(r[r >= 0] for r in after.values())]))
-    later = _project(_gather(stores, rows), kinds)
-    sequels = {lead: later.find(r) for lead, r in after.items()}
-    return _Evaluator(stores, kinds, pool, later, sequels, part, days, seed).run()
+    moved = {lead: stores.moved(rows) for lead, rows in after.items()}
+    # The readout of a baseline is fitted on pairs that are one step of the data apart.
+    step = stores.after(pool, stores.step) if np.isfinite(stores.step) else np.full(len(pool.rows), -1)
+    rows = np.concatenate([step, *after.values(), *moved.values()])
+    later = _gather(stores, told, np.unique(rows[rows >= 0]))
+    part, _ = measures.divide(pool.time, gap=gap)
+    fit = part == FIT if (part == FIT).any() else np.ones(len(part), bool)
+    readouts = {name: readout_of(dataset, stores.label) for name, dataset in stores.datasets.items()}
+    kinds = _learn(readouts, pool, later, later.find(step), fit)
+    made = _project(pool, kinds)
+    kept, later = np.isin(pool.rows, made.rows), _project(later, kinds)
+    part, days = measures.divide(made.time, gap=gap)
+    sequels = {lead: later.find(found[kept]) for lead, found in after.items()}
+    shifted = {lead: later.find(found[kept]) for lead, found in moved.items() if stores.move}
+    about = {n: a for n, a in ATTRIBUTES.items() if n in made.attributes}
+    if told is not None:
+        about[told.name] = Attribute(told.name, (), yes_no=told.yes_no)
+    return _Evaluator(stores, kinds, made, later, sequels, part, days, seed, shifted, about, readouts).run()
 
 
-def _gather(stores: Stores, rows: np.ndarray) -> Samples:
-    """Samples with the vectors and attributes of their pixels."""
+def _gather(stores: Stores, labels: Labels | None, rows: np.ndarray) -> Samples:
+    """Samples with the vectors and attributes of their pixels, and their labels."""
     found = _directed(stores.read(rows))
     attributes, vectors = describe_pixels(stores.cube, *found.windows, stores.shape, stores.members)
+    if labels is not None:
+        attributes[labels.name] = labels.of(stores, found)
     return replace(found, attributes=attributes, vectors={**found.vectors, **vectors})
 
 
@@ -118,25 +150,30 @@ def _directed(samples: Samples) -> Samples:
     return samples.take(np.all([directed(v) for v in samples.vectors.values()], axis=0))
 
 
-def _learn(stores: Stores, pool: Samples, some: np.ndarray) -> _Kinds:
-    """How each kind of vectors is made, learned from some samples; kinds that do not vary are left out."""
-    from sklearn.decomposition import PCA
+def _learn(
+    readouts: Mapping[str, Readout | None], pool: Samples, later: Samples, sequel: np.ndarray, fit: np.ndarray
+) -> _Kinds:
+    """How each kind of vectors is made, learned from some samples; kinds that do not vary are left out.
+
+    Every vector of a store, and every baseline standardized, has one after its readout beside it: that of the store,
+    or one that is fitted on the samples and those that came a step later, positions among ``later``.
+    """
     from sklearn.preprocessing import StandardScaler
 
-    raw = {name: values[some].astype(np.float64) for name, values in pool.vectors.items()}
-    varying = [name for name, values in raw.items() if np.ptp(values, axis=0).any()]
-    kinds: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
-    kinds = {name: (name, np.asarray) for name in stores.datasets}
-    for name in (n for n in stores.datasets if n in varying):
-        kinds[name + _CENTERED] = (name, partial(np.add, -raw[name].mean(axis=0)))
-    for name in (n for n in ("moments", "histogram") if n in varying):
-        kinds[name] = (name, StandardScaler().fit(raw[name]).transform)
-    if "picture" in varying:
-        pca = PCA(min(COMPONENTS, *raw["picture"].shape), svd_solver="covariance_eigh").fit(raw["picture"])
-        count = int((pca.explained_variance_ > 1e-10 * pca.explained_variance_[0]).sum())
-        kinds[f"PCA-{COMPONENTS} of pixels"] = ("picture", lambda values: pca.transform(values)[:, :count])
-    if stores.patches is not None:
-        kinds["mean of patches"] = ("mean of patches", np.asarray)
+    kinds: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
+    pairs = np.flatnonzero(fit & (sequel >= 0))
+    for name, values in pool.vectors.items():
+        some = values[fit].astype(np.float64)
+        varies = np.ptp(some, axis=0).any()
+        if name in readouts:
+            kinds[name] = (name, np.asarray)
+        elif varies:
+            kinds[name] = (name, StandardScaler().fit(some).transform)
+        if varies:
+            readout = readouts.get(name) or fit_arrays(
+                some, values[pairs], later.vectors[name][sequel[pairs]], 64
+            )
+            kinds[name + _READOUT] = (name, readout.apply)
     return kinds
 
 
@@ -169,6 +206,12 @@ class _Evaluator:
         For each lead, the position among ``later`` of what comes after each sample of the pool; -1 for none.
     part, days
         Part of the time of each sample of the pool, and in words how the time is divided.
+    moved
+        As ``sequels``, with the window moved; empty where windows do not overlap.
+    told
+        The attributes and the label that are probed and forecast.
+    readouts
+        Those that are saved with the stores.
     """
 
     stores: Stores
@@ -179,14 +222,19 @@ class _Evaluator:
     part: np.ndarray
     days: str
     seed: int
+    moved: Mapping[str, np.ndarray] = field(default_factory=dict)
+    told: Mapping[str, Attribute] = field(default_factory=dict)
+    readouts: Mapping[str, Readout | None] = field(default_factory=dict)
 
     def run(self) -> Evaluation:
         """Ask all questions."""
-        told = {name: about for name, about in ATTRIBUTES.items() if name in self.pool.attributes}
+        told = self.told
         storms = [name for name, about in told.items() if about.storm and self.stores.patches is None]
         rows = self._spread()
         for lead in self.sequels:
-            rows.append(self._row("retrieval", f"same place after {lead}", self._same_place, lead))
+            question = f"same place after {lead}"
+            question += f", window moved by {self.stores.move} px" if self.moved else ""
+            rows.append(self._row("retrieval", question, self._same_place, lead))
         for lead in self.sequels if storms else ():
             rows.append(self._row("retrieval", f"same storm after {lead}", self._same_storm, lead, storms[0]))
         for name, about in told.items():
@@ -210,11 +258,13 @@ class _Evaluator:
             words = replace(counted, words="no attribute could be probed")
             cells = {n: replace(counted, value=mean[n]) if mean else words for n in scores}
             rows.append(Row("choice", "probes", "mean score", cells))
-        notes = ["[low, high]: 95 % interval, from drawing days or events with replacement."]
+        notes = ["[low, high]: 95 % interval, from drawing days or events with replacement.", *self._notes()]
         if told:
             notes.append("residual: R² of what solar time, latitude and season leave of the attribute.")
         if missing := [about.long_name for name, about in ATTRIBUTES.items() if name not in told]:
             notes.append(f"The cube does not tell: {'; '.join(missing)}.")
+        if "descriptor" not in self.kinds:
+            notes.append("No descriptor: a channel has no typical range, or patches are no multiple of 8 px.")
         return Evaluation(self._about(), tuple(rows), chosen, tuple(notes))
 
     def _about(self) -> dict[str, Any]:
@@ -232,6 +282,28 @@ class _Evaluator:
             "days": self.days,
             "seed": self.seed,
         }
+
+    def _notes(self) -> list[str]:
+        """On the spread of the stores' vectors, and on their readouts."""
+        notes = []
+        for name in self.stores.datasets:
+            spread = measures.spread_of(self.pool.vectors[name])
+            if spread.collapsed:
+                notes.append(
+                    f"{name} has collapsed: the mean cosine of pairs is {spread.mean_cosine:.4f}, and "
+                    f"{spread.constant_share:.0%} of the features are constant."
+                )
+            fitted = None if self.readouts.get(name) is None else self.readouts[name].fitted
+            if name + _READOUT not in self.kinds:
+                continue
+            if fitted is None:
+                notes.append(
+                    f"{name}{_READOUT}: the store has none; one was fitted on the days or events to fit."
+                )
+                continue
+            span = " to ".join(fitted.get("time", []))
+            notes.append(f"{name}{_READOUT}: the one that is saved with the store, fitted on {span}.")
+        return notes
 
     # Rows
 
@@ -268,6 +340,8 @@ class _Evaluator:
         drawn = {name: score(block, weights) for name, score in scores.items()}
         row = replace(row, cells={name: measures.cell_of(values, counted) for name, values in drawn.items()})
         first = next(iter(self.stores.datasets))
+        if self.readouts.get(first) is not None and first + _READOUT in drawn:
+            first += _READOUT  # as search compares them
         rivals = [n for n in drawn if self._is_baseline(n) and row.cells[n].value is not None]
         if not row.better or not rivals or row.cells[first].value is None:
             return row
@@ -276,11 +350,11 @@ class _Evaluator:
 
     def _is_baseline(self, name: str) -> bool:
         """Whether a store has to beat this."""
-        return name not in self.stores.datasets and not name.endswith(_CENTERED) and name != "mean"
+        return name.removesuffix(_READOUT) not in self.stores.datasets and name not in _REFERENCES
 
     def _linear(self) -> dict[str, np.ndarray]:
-        """Kinds of vectors that differ to a linear probe: without their mean they are the same to it."""
-        return {name: v for name, v in self.pool.vectors.items() if not name.endswith(_CENTERED)}
+        """Kinds of vectors for linear probes, which need no readout."""
+        return {name: v for name, v in self.pool.vectors.items() if not name.endswith(_READOUT)}
 
     def _no_pairs(self, lead: str) -> str:
         """In words why nothing came after."""
@@ -294,34 +368,56 @@ class _Evaluator:
     # Questions
 
     def _spread(self) -> list[Row]:
-        """How many dimensions the embeddings fill, and how far they spread."""
+        """How far the embeddings spread, and how many dimensions they fill."""
         counted, rows = self._count(), []
-        for question, measure, features_each, of in (
-            ("RankMe, effective dimensions", "RankMe", 2, rank_me),
-            ("feature spread (1: even, 0: all alike)", "feature spread", 0, measures.feature_spread),
+        for question, measure, least, of in (
+            (
+                "mean cosine of pairs (1: all alike)",
+                "mean cosine",
+                2,
+                lambda v: measures.spread_of(v).mean_cosine,
+            ),
+            (
+                "share of features that are constant",
+                "share",
+                2,
+                lambda v: measures.spread_of(v).constant_share,
+            ),
+            ("RankMe, effective dimensions (no measure of quality)", "RankMe", LEAST_CASES, rank_me),
         ):
             cells = {}
             for name in self.stores.datasets:
                 values = self.pool.vectors[name]
-                least = max(features_each * values.shape[1], LEAST_CASES)
                 few = replace(counted, words=f"too few samples: {len(values)}, of at least {least}")
                 cells[name] = replace(counted, value=of(values)) if len(values) >= least else few
             rows.append(Row("spread", question, measure, cells, better=""))
         return rows
 
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Which samples nothing was fitted on; all where the time is not divided."""
+        return self.part != FIT if (self.part >= 0).any() else np.ones(len(self.part), bool)
+
+    @cached_property
+    def asked(self) -> np.ndarray:
+        """Which samples are queries: those of the testing days; all where the time is not divided."""
+        return self.part == TEST if (self.part >= 0).any() else np.ones(len(self.part), bool)
+
     def _same_place(self, row: Row, lead: str) -> Row:
         """Whether what lies at the same place some time later is the most similar of all that is of its hour."""
-        everything = np.ones(len(self.pool.rows), bool)
-        return self._retrieve(row, lead, self.sequels[lead], self.later, everything)
+        sequel = self.moved.get(lead, self.sequels[lead])
+        return self._retrieve(row, lead, sequel, self.later, np.ones(len(self.pool.rows), bool))
 
     def _same_storm(self, row: Row, lead: str, attribute: str) -> Row:
         """The same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has most of it."""
         stormy, sequel = self.pool.attributes[attribute] > 0, np.full(len(self.pool.rows), -1)
-        query = draw(np.flatnonzero(stormy & (self.sequels[lead] >= 0)), _QUERIES, (self.seed, 1))
+        query = draw(
+            np.flatnonzero(stormy & self.asked & (self.sequels[lead] >= 0)), _QUERIES, (self.seed, 1)
+        )
         if not len(query):
             raise _TooFew(self._no_pairs(lead))
         around = self.stores.around(self.later.rows[self.sequels[lead][query]])
-        cells = _project(_gather(self.stores, np.unique(around[around >= 0])), self.kinds)
+        cells = _project(_gather(self.stores, None, np.unique(around[around >= 0])), self.kinds)
         at = cells.find(around)
         amount = _at(np.nan_to_num(cells.attributes[attribute]), at, 0.0)
         most, line = amount.argmax(axis=1), np.arange(len(query))
@@ -332,7 +428,7 @@ class _Evaluator:
         self, row: Row, lead: str, sequel: np.ndarray, targets: Samples, allowed: np.ndarray
     ) -> Row:
         """How often the sequel of a sample, a position among targets, ranks first among allowed ones of its hour."""
-        query = draw(np.flatnonzero(sequel >= 0), _QUERIES, (self.seed, 0))
+        query = draw(np.flatnonzero((sequel >= 0) & self.asked), _QUERIES, (self.seed, 0))
         if not len(query):
             raise _TooFew(self._no_pairs(lead))
         among = {q: self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()}
@@ -372,7 +468,7 @@ class _Evaluator:
         """
         pool = self.pool
         apart = np.abs(hour_of(pool.time) - hour_of(targets.time[sequel]))
-        at = np.flatnonzero(allowed & (np.minimum(apart, 24 - apart) <= _SAME_HOUR))
+        at = np.flatnonzero(allowed & self.held_out & (np.minimum(apart, 24 - apart) <= _SAME_HOUR))
         for some, i in ((pool, query), (targets, sequel)):
             time, latitude, longitude = (v[at] for v in pool.places)
             place = tuple(v[i] for v in some.places)
@@ -381,19 +477,28 @@ class _Evaluator:
         return at
 
     def _forecast(self, row: Row, name: str, lead: str) -> Row:
-        """What the most similar samples of the fitting days say of an attribute some time later."""
+        """What the most similar samples of the past say of an attribute some time later; see `_REFERENCES`."""
         pool, now = self.pool, self.pool.attributes[name]
         after = _at(self.later.attributes[name], self.sequels[lead], np.nan)
-        known = np.isfinite(now) & np.isfinite(after)
-        case, fit = (np.flatnonzero(known & (self.part == p)) for p in (TEST, FIT))
         if not np.isfinite(after).any():
             raise _TooFew(self._no_pairs(lead))
-        self._check_varied(after[fit], "known sequels", least=0)
+        known = np.isfinite(now) & np.isfinite(after)
+        fit, choose, case = (np.flatnonzero(known & (self.part == p)) for p in (FIT, CHOOSE, TEST))
+        for some, what in ((fit, "to fit"), (choose, "to choose")):
+            self._check_varied(after[some], f"known sequels {what}", least=0)
         self._check_varied(after[case], "cases to test")
+        past = np.concatenate([fit, choose])
         guesses = {
-            k: measures.analogue_forecast(v[case], v[fit], after[fit]) for k, v in pool.vectors.items()
+            k: measures.analogue_forecast(v[case], v[past], after[past]) for k, v in pool.vectors.items()
         }
-        guesses |= {"persistence": now[case], "mean": np.full(len(case), after[fit].mean())}
+        guesses |= {"persistence": now[case], "climatology": np.full(len(case), after[past].mean())}
+        regressions = [
+            measures.ridge(x[known], after[known, None], self.part[known])[:, 0]
+            for x in self._linear().values()
+        ]
+        chosen = self.part[known] == CHOOSE
+        best = min(regressions, key=lambda g: float(((g - after[known])[chosen] ** 2).sum()))
+        guesses["regression"] = best[self.part[known] == TEST]
         scores = {k: partial(measures.r2_scores, after[case], g) for k, g in guesses.items()}
         return self._fill(row, scores, case, "cases")
 
@@ -405,7 +510,8 @@ class _Evaluator:
         y = self.pool.attributes[name][:, None]
         known = np.isfinite(y[:, 0])
         part, y, places = self.part[known], y[known], [v[known] for v in self.pool.places]
-        least = _LEAST_RARE if ATTRIBUTES[name].yes_no else LEAST_CASES
+        least = _LEAST_RARE if self.told[name].yes_no else LEAST_CASES
+        self._check_varied(y[part == CHOOSE], "samples on the choosing days", 0)
         for some, what in ((FIT, "fitting"), (TEST, "testing")):
             self._check_varied(y[part == some], f"samples on the {what} days", least)
         if chosen is None:

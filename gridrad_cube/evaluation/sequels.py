@@ -1,17 +1,18 @@
-"""The samples of an evaluation: stores of embeddings and their cube, clean samples, and what came after them."""
+"""The samples of an evaluation: stores of embeddings and their cube, clean samples, their sequels, and labels."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from gridrad_cube.geometry import pixel_spacing_km
+from gridrad_cube.geometry import EARTH_RADIUS_KM, pixel_spacing_km
 from gridrad_cube.query import collect, locate, sample_dims, select
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import choose_labels, labels_of
@@ -20,7 +21,9 @@ from gridrad_cube.store import open_embeddings, open_packed, source_path, store_
 PathLike = str | os.PathLike[str]
 _Kind = Literal["patches", "embeddings"]
 #: Names that the result has for vectors that no store holds.
-_TAKEN = {"moments", "histogram", "picture", "mean of patches", "persistence", "mean", "chance"}
+_TAKEN = {"histogram", "descriptor", "pool", "persistence", "climatology", "regression", "chance"}
+#: Labels are of the time nearest to a sample's: within half a step of the store, and at most this many seconds.
+_LABEL_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Stores:
         if self.patches is None:
             y, x = (where[f"{a}_start"].values - self.cube[f"{a}_origin"].values[crop] for a in "yx")
         else:
-            vectors["mean of patches"] = _mean_of_patches(self.patches, self.label, crop)
+            vectors["pool"] = _pool_patches(self.patches, self.label, crop)
         time = where["time"].values.astype("datetime64[s]")
         latitude, longitude = where["latitude"].values, where["longitude"].values
         return Samples(rows, time, latitude, longitude, (crop, y, x), vectors, {})
@@ -142,6 +145,31 @@ class Stores:
             out.append(self._rows({d: np.where(missing, -1, i) for d, i in moved.items()}))
         return np.stack(out, axis=1)
 
+    @cached_property
+    def stride(self) -> int:
+        """Pixels from one window to the next."""
+        info = store_info(self.first)
+        return int(info.get("stride") or info["patch"])
+
+    @cached_property
+    def move(self) -> int:
+        """Pixels by which windows are moved for retrieval: about a quarter of their edge; 0 if none overlap."""
+        patch = int(store_info(self.first)["patch"])
+        overlapping = self.patches is None and self.stride < patch
+        return max(1, round(patch / 4 / self.stride)) * self.stride if overlapping else 0
+
+    def moved(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the clean windows that lie `move` pixels below and beside others; -1 for those that are missing."""
+        cells, dims = self.move // self.stride, sample_dims(self.first)
+        if not cells:
+            return np.full(rows.shape, -1)
+        index = dict(zip(dims, np.unravel_index(np.maximum(rows, 0), self.mask.shape), strict=True))
+        there = rows >= 0
+        for dim in ("row", "col"):
+            index[dim] = index[dim] + cells
+            there &= index[dim] < self.first.sizes[dim]
+        return self._rows({d: np.where(there, i, -1) for d, i in index.items()})
+
     def _rows(self, index: Mapping[str, np.ndarray]) -> np.ndarray:
         """Rows of clean samples at positions along the sample dims; -1 where a position is -1."""
         there = index["crop"] >= 0
@@ -157,16 +185,163 @@ def draw(positions: np.ndarray, most: int, seed: int | tuple[int, ...]) -> np.nd
     return np.sort(np.random.default_rng(seed).choice(positions, most, replace=False))
 
 
-def _mean_of_patches(dataset: xr.Dataset, label: str, crops: np.ndarray) -> np.ndarray:
-    """Mean of the embeddings of each crop's patches; zeros where there are none."""
+def _pool_patches(dataset: xr.Dataset, label: str, crops: np.ndarray) -> np.ndarray:
+    """Mean, then standard deviation, of the embeddings of each crop's clean patches; zeros where there are none.
+
+    If no patch of a crop is clean, all that have an embedding count.
+    """
     names = [one.name for one in labels_of(dataset)]
-    variable = dataset["embedding"].isel(channel=names.index(label) if label in names else 0)
-    out = np.zeros((len(crops), variable.sizes["feature"]), np.float32)
+    channel = names.index(label) if label in names else 0
+    variable = dataset["embedding"].isel(channel=channel)
+    clean = select(dataset, channel=names[channel])
+    clean = clean.take(channel, axis=sample_dims(dataset).index("channel"))
+    out = np.zeros((len(crops), 2 * variable.sizes["feature"]), np.float32)
     for i, crop in enumerate(crops):
         values = variable.isel(crop=int(crop)).transpose("row", "col", "feature").values
         known = np.isfinite(values).all(axis=-1)
-        out[i] = values[known].mean(axis=0, dtype=np.float64) if known.any() else 0.0
+        known = known & clean[crop] if (known & clean[crop]).any() else known
+        if known.any():
+            some = values[known].astype(np.float64)
+            out[i] = np.concatenate([some.mean(axis=0), some.std(axis=0)])
     return out
+
+
+# Labels
+
+
+def _nothing(_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (np.empty(0),) * 3
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of samples: values on the sample dims of the stores, or values at times and places.
+
+    ``yes_no`` says whether all values are 0 or 1; ``read`` gives latitude, longitude and values of one of the times.
+    """
+
+    name: str
+    yes_no: bool
+    at_samples: np.ndarray | None = None
+    times: np.ndarray = field(default_factory=lambda: np.empty(0, "datetime64[s]"))
+    read: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]] = _nothing
+
+    def of(self, stores: Stores, samples: Samples) -> np.ndarray:
+        """The label of each sample, float64; NaN for none.
+
+        Of values at times and places: the mean of those of the nearest time that lie less than half an edge from the
+        center of the sample.
+        """
+        if self.at_samples is not None:
+            return self.at_samples.reshape(-1)[samples.rows]
+        from scipy.spatial import cKDTree
+
+        out, radius = np.full(len(samples.rows), np.nan), stores.edge_km / 2 / EARTH_RADIUS_KM
+        limit = np.timedelta64(int(min(stores.step / 2, _LABEL_SECONDS)), "s")
+        for time in np.unique(samples.time):
+            first, stop = np.searchsorted(self.times, [time - limit, time + limit + np.timedelta64(1, "s")])
+            left = np.flatnonzero(samples.time == time)
+            for i in first + np.argsort(np.abs(self.times[first:stop] - time), kind="stable"):
+                latitude, longitude, values = self.read(int(i))
+                if len(left) and len(values):
+                    centers = _on_sphere(samples.latitude[left], samples.longitude[left])
+                    inside = cKDTree(_on_sphere(latitude, longitude)).query_ball_point(centers, radius)
+                    out[left] = [values[near].mean() if near else np.nan for near in inside]
+                    left = left[np.isnan(out[left])]
+        return out
+
+
+def _on_sphere(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Points of the unit sphere, (places, 3)."""
+    lat, lon = np.radians(latitude), np.radians(longitude)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores: Stores) -> Labels:
+    """Labels from a table or a variable.
+
+    Both have ``time``, ``latitude`` and ``longitude``, or the sample dims of the stores (``crop``, ``row``, ``col``).
+    """
+    found = _read_labels(source) if isinstance(source, (str, os.PathLike)) else source
+    words = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "labels"
+    if name not in found:
+        names = list(found.columns if isinstance(found, pd.DataFrame) else found.data_vars)
+        raise SchemaError(
+            f"{words}: no label {name!r}; it has {names}. Pass label= (--label) with one of these."
+        )
+    dims = [d for d in sample_dims(stores.first) if d != "channel"]
+    sizes = {d: stores.first.sizes[d] for d in dims}
+    if isinstance(found, pd.DataFrame) and set(dims) <= set(found.columns):
+        index = tuple(found[d].to_numpy() for d in dims)
+        if any((i < 0).any() or (i >= sizes[d]).any() for d, i in zip(dims, index, strict=True)):
+            raise SchemaError(f"{words}: {dims} reach beyond the samples, {sizes}; expected positions from 0")
+        grid = np.full(list(sizes.values()), np.nan)
+        grid[index] = found[name].to_numpy(np.float64)
+        return _at_samples(name, grid, stores)
+    if isinstance(found, xr.Dataset) and set(found[name].dims) == set(dims):
+        variable = found[name].transpose(*dims)
+        if dict(variable.sizes) != sizes:
+            raise SchemaError(
+                f"{words}: {name} has {dict(variable.sizes)}, the samples {sizes}; expected one a sample"
+            )
+        return _at_samples(name, variable.values.astype(np.float64), stores)
+    needed = ("time", "latitude", "longitude")
+    if missing := [n for n in needed if n not in found]:
+        raise SchemaError(f"{words}: lacks {missing}; expected {', '.join(needed)}, or {', '.join(dims)}")
+    if isinstance(found, xr.Dataset):
+        return _of_variable(found, name, words)
+    found = found.dropna(subset=[*needed, name])
+    stamps = pd.to_datetime(found["time"], utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    order = np.argsort(stamps, kind="stable")
+    times, first = np.unique(stamps[order], return_index=True)
+    places = [found[n].to_numpy(np.float64)[order] for n in ("latitude", "longitude", name)]
+    ends = np.append(first[1:], len(order))
+
+    def read(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        latitude, longitude, values = (v[first[i] : ends[i]] for v in places)
+        return latitude, longitude, values
+
+    return Labels(name, _yes_no(places[2]), times=times, read=read)
+
+
+def _of_variable(found: xr.Dataset, name: str, words: str) -> Labels:
+    """Labels of a variable with a dim ``time`` and coordinates ``latitude`` and ``longitude``, in one or two dims."""
+    if "time" not in found[name].dims:
+        raise SchemaError(f"{words}: {name} has dims {found[name].dims}; expected one that is called time")
+    variable = found[name].sortby("time")
+    times = variable["time"].values.astype("datetime64[s]")
+
+    def read(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        one = variable.isel(time=i)
+        latitude, longitude = (one[n].broadcast_like(one).values.ravel() for n in ("latitude", "longitude"))
+        values = one.values.astype(np.float64).ravel()
+        known = np.isfinite(values)
+        return latitude[known], longitude[known], values[known]
+
+    return Labels(name, found[name].dtype == bool, times=times, read=read)
+
+
+def _at_samples(name: str, values: np.ndarray, stores: Stores) -> Labels:
+    """Labels on the dims of samples, alike for all channels."""
+    axis = sample_dims(stores.first).index("channel")
+    values = np.broadcast_to(np.expand_dims(values, axis), stores.mask.shape)
+    return Labels(name, _yes_no(values), np.ascontiguousarray(values))
+
+
+def _yes_no(values: np.ndarray) -> bool:
+    return bool(np.isin(values[np.isfinite(values)], (0, 1)).all())
+
+
+def _read_labels(path: PathLike) -> pd.DataFrame | xr.Dataset:
+    """A table or a Dataset, by the suffix."""
+    suffix = os.path.splitext(os.fspath(path).rstrip("/"))[1]
+    if suffix == ".csv":
+        return pd.read_csv(path)
+    if suffix == ".zarr":
+        return xr.open_zarr(path)
+    if suffix == ".nc":
+        return xr.open_dataset(path)
+    raise SchemaError(f"{path}: labels: got a file {suffix or 'without suffix'}; expected .csv, .nc or .zarr")
 
 
 def open_stores(
