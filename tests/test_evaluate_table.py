@@ -11,7 +11,9 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from click.testing import CliRunner
 from conftest import PROJECT
 from evaluation_stores import DAYS, IR, PATCH, make_cube, vectors_of, write_embeddings
@@ -23,6 +25,7 @@ from gridrad_cube.cli import cli
 from gridrad_cube.embedding import embed
 from gridrad_cube.evaluation import baselines, measures, run, sequels
 from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.query import fit_readout
 from gridrad_cube.readout import fit_arrays
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import convective_day, solar_hour_of
@@ -675,3 +678,117 @@ def test_residuals_leave_nothing_of_what_the_clock_and_the_latitude_say():
     left = y - measures.ridge(measures.nuisance(time, latitude, longitude), y[:, None], part)[:, 0]
     test = part == measures.TEST
     assert left[test].std() < 0.02 * y[test].std()
+
+
+# labels, readouts, moved windows
+
+
+@pytest.fixture(scope="module")
+def minima(store_folder):
+    """The least value of each patch, (crop, row, col), and its time and place."""
+    cube = store.open_cube(store_folder / "patches.zarr")
+    least = cube[f"{IR}_minimum"].compute()
+    return xr.Dataset(
+        {"least": (("crop", "row", "col"), least.values)},
+        coords={
+            "time": ("crop", cube["time"].values),
+            "latitude": (("crop", "row", "col"), cube["latitude"].values),
+            "longitude": (("crop", "row", "col"), cube["longitude"].values),
+        },
+    )
+
+
+def test_labels_are_matched_by_time_and_place_or_by_position(stores, minima, tmp_path):
+    pool = stores.read(np.flatnonzero(stores.mask))
+    crop, _, row, col = np.unravel_index(pool.rows, stores.mask.shape)
+    expected = minima["least"].values[crop, row, col]
+    found = sequels.open_labels(minima, "least", stores)
+    np.testing.assert_array_equal(found.of(stores, pool), expected)
+    assert not found.yes_no
+    table = minima.to_dataframe().reset_index()
+    by_position = sequels.open_labels(table[["crop", "row", "col", "least"]], "least", stores)
+    np.testing.assert_array_equal(by_position.of(stores, pool), expected)
+    # Two values in each patch, some minutes late, and others far away or at no time of the store.
+    places = table[["time", "latitude", "longitude", "least"]].sample(frac=1, random_state=0)
+    places["time"] += pd.Timedelta("7min")
+    shifted = places.assign(least=places["least"] + 2, latitude=places["latitude"] + 0.01)
+    away = places.assign(latitude=-places["latitude"], least=-1.0)
+    late = places.assign(time=places["time"] + pd.Timedelta("4h"), least=-1.0)
+    pd.concat([places, shifted, away, late]).to_csv(tmp_path / "labels.csv", index=False)
+    by_place = sequels.open_labels(tmp_path / "labels.csv", "least", stores)
+    np.testing.assert_allclose(by_place.of(stores, pool), expected + 1, rtol=1e-6)
+    # On a grid of times, latitudes and longitudes: each sample has the mean of the grid points in it.
+    time, latitude = np.unique(pool.time)[::2], np.arange(-90, 90.1, 0.1)
+    longitude = np.linspace(pool.longitude.min(), pool.longitude.max(), 30)
+    coords = {"time": time.astype("M8[ns]"), "latitude": latitude, "longitude": longitude}
+    values = np.broadcast_to(latitude[:, None], (len(time), 1801, 30))
+    grid = xr.Dataset({"north": (tuple(coords), values)}, coords=coords)
+    grid.to_netcdf(tmp_path / "grid.nc")
+    north = sequels.open_labels(tmp_path / "grid.nc", "north", stores).of(stores, pool)
+    there = np.isin(pool.time, time)
+    np.testing.assert_allclose(north[there], pool.latitude[there], atol=0.1)
+    assert np.isnan(north[~there]).all()
+
+
+def test_labels_are_probed_and_forecast_by_the_command(store_folder, minima, tmp_path):
+    cold = (minima["least"] < minima["least"].median()).astype(float)
+    minima.assign(cold=cold).to_zarr(tmp_path / "labels.zarr")
+    arguments = [
+        "evaluate",
+        str(store_folder / "plain.zarr"),
+        "--labels",
+        str(tmp_path / "labels.zarr"),
+        "--json",
+    ]
+    done = CliRunner().invoke(cli, [*arguments, "--label", "cold"])
+    assert done.exit_code == 0, done.output
+    rows = {(r["section"], r["question"]): r for r in json.loads(done.stdout)["rows"]}
+    assert rows["probe", "cold"]["measure"] == "AUC"
+    assert rows["probe", "cold"]["cells"]["embedding"]["value"] > 0.95
+    wrong = CliRunner().invoke(cli, [*arguments, "--label", "warm"])
+    assert wrong.exit_code == 1
+    assert "no label 'warm'; it has ['cold', 'least']" in wrong.stderr
+    with pytest.raises(SchemaError, match="only one of labels and label"):
+        evaluation.evaluate(store_folder / "plain.zarr", labels=minima)
+
+
+def test_labels_that_do_not_fit_are_refused(stores, minima, tmp_path):
+    with pytest.raises(SchemaError, match="expected one a sample"):
+        sequels.open_labels(minima.isel(crop=slice(3)), "least", stores)
+    table = minima.to_dataframe().reset_index()[["crop", "row", "col", "least"]]
+    with pytest.raises(SchemaError, match="reach beyond the samples"):
+        sequels.open_labels(table.assign(row=table["row"] + 1), "least", stores)
+    with pytest.raises(SchemaError, match=r"lacks \['latitude', 'longitude'\]"):
+        sequels.open_labels(pd.DataFrame({"time": ["2021-06-01"], "least": [1.0]}), "least", stores)
+    with pytest.raises(SchemaError, match=r"got a file .txt; expected .csv, .nc or .zarr"):
+        sequels.open_labels(tmp_path / "labels.txt", "least", stores)
+
+
+def test_the_readout_of_the_store_is_used_and_named(store_folder, tmp_path, result):
+    shutil.copytree(store_folder / "plain.zarr", tmp_path / "plain.zarr")
+    cube = store_folder / "patches.zarr"
+    assert any(n.startswith("embedding, readout: the store has none") for n in result.notes)
+    fit_readout(tmp_path / "plain.zarr", directions=1)
+    found = evaluation.evaluate(tmp_path / "plain.zarr", cube, leads=LEADS[1:])
+    assert any("saved with the store, fitted on 2021-06-01T" in n for n in found.notes)
+    row = row_of(found, "forecast", "minimum brightness temperature after 30min")
+    before = row_of(result, "forecast", "minimum brightness temperature after 30min")
+    assert row.cells["embedding"] == before.cells["embedding"]
+    assert row.cells["embedding, readout"] != before.cells["embedding, readout"]
+    gain = row.cells["embedding, readout"].value - row.cells[row.baseline].value
+    assert row.gain.value == pytest.approx(gain)  # as search compares them
+
+
+def test_overlapping_windows_are_moved_for_retrieval(store_folder, tmp_path):
+    path = store_folder / "patches.zarr"
+    embed(path, model="descriptor", channels=IR, stride=PATCH // 2, out=tmp_path / "d.zarr")
+    moved = sequels.open_stores([str(tmp_path / "d.zarr")], path)
+    assert moved.move == PATCH // 2
+    rows = np.flatnonzero(moved.mask)[:40]
+    crop, channel, row, col = np.unravel_index(rows, moved.mask.shape)
+    for at, c, n, r, k in zip(moved.moved(rows), crop, channel, row, col, strict=True):
+        inside = r + 1 < moved.mask.shape[2] and k + 1 < moved.mask.shape[3]
+        there = inside and moved.mask[c, n, r + 1, k + 1]
+        assert at == (np.ravel_multi_index((c, n, r + 1, k + 1), moved.mask.shape) if there else -1)
+    result = evaluation.evaluate(tmp_path / "d.zarr", path, leads=LEADS[1:], samples=600)
+    row_of(result, "retrieval", "same place after 30min, window moved by 16 px")

@@ -833,9 +833,9 @@ def judged() -> dict[str, object]:
         "chosen": "", "notes": [],
         "rows": [
             row("retrieval", "same place after 30min",
-                {"embedding": cell(0.5, 0.4, 0.6), "moments": cell(0.2, 0.1, 0.3)}),
+                {"embedding": cell(0.5, 0.4, 0.6), "histogram": cell(0.2, 0.1, 0.3)}),
             row("probe", "minimum", {"embedding": cell(None, words="too few days")}),
-            row("probe", "maximum", {"embedding": cell(-3.0, -5.0, 0.4), "moments": cell(0.9, 0.8, 0.95)}),
+            row("probe", "maximum", {"embedding": cell(-3.0, -5.0, 0.4), "histogram": cell(0.9, 0.8, 0.95)}),
             row("forecast", "minimum after 30min",
                 {"embedding": cell(0.5, 0.4, 0.6), "persistence": cell(0.3, 0.2, 0.4)}),
         ],
@@ -858,7 +858,7 @@ def test_evaluation_draws_numbers_with_intervals_and_words(tmp_path: Path) -> No
     assert any(list(line.get_xdata()) == [-0.5] and line.get_marker() == "<" for line in probe.get_lines())
     forecast = next(ax for t, ax in panels.items() if t.startswith("Told by analogues"))
     assert forecast.get_xlabel() == "R²"
-    assert legend_texts(figure) == ["embedding", "moments", "persistence"]
+    assert legend_texts(figure) == ["embedding", "histogram", "persistence"]
     png(figure)
 
 

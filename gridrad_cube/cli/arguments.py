@@ -1,4 +1,4 @@
-"""Options that several commands share; samples and queries in the words of the command line."""
+"""What several commands share: options, samples and queries in the words of the command line, figures as files."""
 
 from __future__ import annotations
 
@@ -95,3 +95,11 @@ def finish(report: Any) -> None:
     click.echo(report)
     if report.failed:
         raise SystemExit(1)
+
+
+def save_figure(figure: Any, out: Path) -> None:
+    """Write a figure in the format of the suffix."""
+    from gridrad_cube.storage import open_for_writing
+
+    with open_for_writing(out) as file:
+        figure.savefig(file, format=out.suffix[1:] or "png", dpi=110)

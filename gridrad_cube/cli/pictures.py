@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import CHANNEL, CUBE, PATH, QUERY, combine, read_query
+from gridrad_cube.cli.arguments import CHANNEL, CUBE, PATH, QUERY, combine, read_query, save_figure
 
 
 @click.group()
@@ -30,14 +30,6 @@ def _picture(name: str, **about: Any) -> Callable[[Any], Any]:
     """Make a command of plot, with --out (NAME.png by default)."""
     out = click.option("--out", "-o", type=PATH, default=Path(f"{name}.png"))
     return combine(plot.command(name, **about), out)
-
-
-def save_figure(figure: Any, out: Path) -> None:
-    """Write a figure in the format of the suffix."""
-    from gridrad_cube.storage import open_for_writing
-
-    with open_for_writing(out) as file:
-        figure.savefig(file, format=out.suffix[1:] or "png", dpi=110)
 
 
 def _draw(name: str, out: Path, *arguments: Any, **options: Any) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import CHANNEL, CUBE, JSON, PATH, QUERY, SEED, read_query
-from gridrad_cube.cli.pictures import save_figure
+from gridrad_cube.cli.arguments import CHANNEL, CUBE, JSON, PATH, QUERY, SEED, read_query, save_figure
 
 
 @click.command()
@@ -56,19 +55,25 @@ def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options
 @CUBE
 @click.option("--patches", help="Level 2k: where the level-256 embeddings are, if they have moved.")
 @CHANNEL
+@click.option("--labels", help="Table (csv) or Dataset (nc, zarr) with times, places and a label.")
+@click.option("--label", help="Column or variable of --labels to probe and to forecast.")
 @click.option("--samples", type=click.IntRange(1), default=8000, help="Samples to draw at most.")
-@click.option("--gap", type=click.IntRange(0), default=1, help="Convective days between parts.")
+@click.option(
+    "--gap", type=click.IntRange(0), default=1, help="Days left out between parts, where there are enough."
+)
 @SEED
 @JSON
 @click.option("--picture", type=PATH, help="Draw it too: PNG, PDF or SVG.")
 def evaluate(embeddings: Sequence[str], as_json: bool, picture: Path | None, **options: Any) -> None:
-    """Judge EMBEDDINGS without labels, beside baselines that need no network.
+    """Judge EMBEDDINGS beside baselines that need no training: the histogram and the descriptor of the pixels.
 
-    Spread, retrieval of the same place later, analogue forecasts, linear probes of what the pixels hold, leaks of
-    hour and latitude, on convective days apart. Several stores of the same samples: one is chosen.
+    Retrieval of the same place later, analogue forecasts, linear probes, leaks of hour and latitude, on days or
+    events that were held out; and the spread of the vectors. Vectors are compared as they are and after a readout:
+    that of the store, or one that is fitted on the days to fit. Of several stores of the same samples one is chosen.
 
     \b
     gridrad-cube evaluate embeddings.zarr
+    gridrad-cube evaluate embeddings.zarr --labels rain.nc --label precipitation_rate
     gridrad-cube evaluate epoch20.zarr epoch50.zarr --json > evaluation.json
     """
     from gridrad_cube import evaluation as judging

@@ -293,15 +293,15 @@ class _Evaluator:
                     f"{name} has collapsed: the mean cosine of pairs is {spread.mean_cosine:.4f}, and "
                     f"{spread.constant_share:.0%} of the features are constant."
                 )
-            fitted = None if self.readouts.get(name) is None else self.readouts[name].fitted
+            readout = self.readouts.get(name)
             if name + _READOUT not in self.kinds:
                 continue
-            if fitted is None:
+            if readout is None:
                 notes.append(
                     f"{name}{_READOUT}: the store has none; one was fitted on the days or events to fit."
                 )
                 continue
-            span = " to ".join(fitted.get("time", []))
+            span = " to ".join(readout.fitted["time"])
             notes.append(f"{name}{_READOUT}: the one that is saved with the store, fitted on {span}.")
         return notes
 

@@ -134,16 +134,7 @@ class Stores:
 
     def around(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the 3 x 3 clean cells about each row, (rows, 9); -1 for those that are missing."""
-        at = np.unravel_index(np.maximum(rows, 0), self.mask.shape)
-        index = dict(zip(sample_dims(self.first), at, strict=True))
-        out = []
-        for dy, dx in np.ndindex(3, 3):
-            moved = index | {"row": index["row"] + dy - 1, "col": index["col"] + dx - 1}
-            missing = rows < 0
-            for dim in ("row", "col"):
-                missing |= (moved[dim] < 0) | (moved[dim] >= self.first.sizes[dim])
-            out.append(self._rows({d: np.where(missing, -1, i) for d, i in moved.items()}))
-        return np.stack(out, axis=1)
+        return np.stack([self._beside(rows, y - 1, x - 1) for y, x in np.ndindex(3, 3)], axis=1)
 
     @cached_property
     def stride(self) -> int:
@@ -160,14 +151,16 @@ class Stores:
 
     def moved(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the clean windows that lie `move` pixels below and beside others; -1 for those that are missing."""
-        cells, dims = self.move // self.stride, sample_dims(self.first)
-        if not cells:
-            return np.full(rows.shape, -1)
-        index = dict(zip(dims, np.unravel_index(np.maximum(rows, 0), self.mask.shape), strict=True))
-        there = rows >= 0
-        for dim in ("row", "col"):
-            index[dim] = index[dim] + cells
-            there &= index[dim] < self.first.sizes[dim]
+        cells = self.move // self.stride
+        return self._beside(rows, cells, cells) if cells else np.full(rows.shape, -1)
+
+    def _beside(self, rows: np.ndarray, down: int, across: int) -> np.ndarray:
+        """Rows of the clean cells so many rows and columns away from others; -1 for those that are missing."""
+        at = np.unravel_index(np.maximum(rows, 0), self.mask.shape)
+        index = dict(zip(sample_dims(self.first), at, strict=True))
+        index |= {"row": index["row"] + down, "col": index["col"] + across}
+        inside = [(index[d] >= 0) & (index[d] < self.first.sizes[d]) for d in ("row", "col")]
+        there = np.all([rows >= 0, *inside], axis=0)
         return self._rows({d: np.where(there, i, -1) for d, i in index.items()})
 
     def _rows(self, index: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -193,13 +186,14 @@ def _pool_patches(dataset: xr.Dataset, label: str, crops: np.ndarray) -> np.ndar
     names = [one.name for one in labels_of(dataset)]
     channel = names.index(label) if label in names else 0
     variable = dataset["embedding"].isel(channel=channel)
-    clean = select(dataset, channel=names[channel])
-    clean = clean.take(channel, axis=sample_dims(dataset).index("channel"))
+    mask = select(dataset, channel=names[channel])
+    clean = np.take(mask, channel, axis=sample_dims(dataset).index("channel"))
     out = np.zeros((len(crops), 2 * variable.sizes["feature"]), np.float32)
     for i, crop in enumerate(crops):
         values = variable.isel(crop=int(crop)).transpose("row", "col", "feature").values
         known = np.isfinite(values).all(axis=-1)
-        known = known & clean[crop] if (known & clean[crop]).any() else known
+        both = known & clean[crop]
+        known = both if both.any() else known
         if known.any():
             some = values[known].astype(np.float64)
             out[i] = np.concatenate([some.mean(axis=0), some.std(axis=0)])
@@ -265,7 +259,7 @@ def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores:
     found = _read_labels(source) if isinstance(source, (str, os.PathLike)) else source
     words = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "labels"
     if name not in found:
-        names = list(found.columns if isinstance(found, pd.DataFrame) else found.data_vars)
+        names = sorted(found.columns if isinstance(found, pd.DataFrame) else found.data_vars)
         raise SchemaError(
             f"{words}: no label {name!r}; it has {names}. Pass label= (--label) with one of these."
         )

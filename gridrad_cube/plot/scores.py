@@ -38,15 +38,15 @@ _SECTIONS = {
 #: Colors of stores of embeddings, and looks of baselines by name.
 _STORES = (BLUE, ORANGE, GREEN, PURPLE)
 _BASELINES: dict[str, tuple[str, str]] = {
-    "moments": ("#6b6b6b", "s"),
     "histogram": ("#6b6b6b", "^"),
-    "PCA-64 of pixels": ("#6b6b6b", "D"),
-    "mean of patches": ("#6b6b6b", "v"),
+    "descriptor": ("#6b6b6b", "s"),
+    "pool": ("#6b6b6b", "v"),
     "persistence": ("black", "x"),
-    "mean": ("#a0a0a0", "+"),
+    "regression": ("black", "D"),
+    "climatology": ("#a0a0a0", "+"),
     "chance": ("#a0a0a0", "|"),
 }
-_CENTERED = ", centered"
+_READOUT = ", readout"
 #: Where the scale of shares and R² begins at the lowest: a probe can be arbitrarily bad.
 _LEAST = -0.5
 #: Inches: of one kind of vectors in a row, of a row of words, between panels, for names of rows, of a panel.
@@ -80,7 +80,7 @@ class _Panel:
 def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     """Draw an evaluation: a panel a section, a group of marks a question, bars for 95 % intervals.
 
-    Marks of one store have one color, open where its vectors are centered; baselines are gray and black.
+    Marks of one store have one color, open after a readout; baselines are gray and black.
     Questions that have words in place of numbers show them.
 
     Parameters
@@ -154,12 +154,13 @@ def _columns(heights: Sequence[float]) -> list[list[int]]:
 
 def _looks(names: Sequence[str]) -> dict[str, _Look]:
     """How the mark of each kind of vectors looks."""
-    stores = list(dict.fromkeys(n.removesuffix(_CENTERED) for n in names if n not in _BASELINES))
+    bases = {name: name.removesuffix(_READOUT) for name in names}
+    stores = list(dict.fromkeys(base for base in bases.values() if base not in _BASELINES))
     out = {}
-    for name in names:
-        color, marker = _BASELINES.get(name, ("", "o"))
-        color = color or _STORES[stores.index(name.removesuffix(_CENTERED)) % len(_STORES)]
-        face = "white" if name.endswith(_CENTERED) else color
+    for name, base in bases.items():
+        color, marker = _BASELINES.get(base, ("", "o"))
+        color = color or _STORES[stores.index(base) % len(_STORES)]
+        face = "white" if name.endswith(_READOUT) else color
         out[name] = {"color": color, "marker": marker, "markerfacecolor": face}
     return out
 
