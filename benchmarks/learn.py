@@ -3,6 +3,7 @@
     python benchmarks/learn.py --quick                                                      (a minute: does it run)
     python benchmarks/learn.py --folder SCRATCH --out benchmarks/results/learn.md           (90 minutes on 2 cores)
     python benchmarks/learn.py --folder SCRATCH --trials --out benchmarks/results/learn.md  (and one seed of each trial)
+    python benchmarks/learn.py --inputs --out benchmarks/results/inputs.md                  (4 minutes on one core)
 
 Writes storm systems as GridRad files (`storms.py` says what they are), makes a cube of them with
 ``gridrad_cube.preprocess``, and trains the network of ``--preset demo`` on the first of them with
@@ -15,6 +16,9 @@ retrieval at 1   a held-out system in one frame, looked for among all held-out s
 R2               of attributes of held-out systems by ridge regression on the vector: size (root mean square distance of
                  the rain), root of the area above 40 dBZ, logarithm of the scale of the cells
 intervals        95 %, from drawing held-out systems anew and, where there are several, seeds
+
+``--inputs`` compares vectors of `gridrad_cube.embed` with those of the same untrained network, and of the descriptor,
+for block means of the same fields by numpy: whether what lies between costs anything.
 
 Runs that are finished in --folder are not done again, one that was killed goes on.
 """
@@ -29,7 +33,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,19 +41,25 @@ from typing import Any
 import machine
 import numpy as np
 import storms
+import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from gridrad_cube import pipeline, store
 from gridrad_cube.embedding import embed
 from gridrad_cube.evaluation import CHOOSE, FIT, TEST, describe_pixels, ridge
-from gridrad_cube.schema import Packing, RadarSpec, Recipe
+from gridrad_cube.models import describe_maps, load_backbone, load_checkpoint, local_maps, pool_tokens
+from gridrad_cube.schema import CHANNELS, Packing, RadarSpec, Recipe
 from gridrad_cube.similarity import rank_me, unit_rows
 from gridrad_cube.training import load_config, train
 
 CHANNEL = "reflectivity_column_maximum"
 #: Mosaics of 16 systems to fit, to choose, to test.
 FULL, QUICK = (36, 6, 8), (2, 1, 1)
+#: The same for ``--inputs``.
+FEWER = (24, 4, 8)
+#: Edge in pixels of the blocks that are averaged by ``--inputs``.
+BLOCK = 4
 #: Frames of one system that are at least an hour apart.
 PAIRS = [(a, b) for a in range(storms.FRAMES) for b in range(storms.FRAMES) if (b - a) * storms.MINUTES >= 60]
 COMPONENTS = 64
@@ -354,6 +364,104 @@ def tried(data: Data, found: Mapping[str, np.ndarray]) -> list[str]:
     ]  # fmt: skip
 
 
+def drawn_fields(parts: Sequence[int]) -> Iterator[np.ndarray]:
+    """Fields of dBZ as they were drawn, before any file: 16 at a time, in the order of `Data`; 0 without echo."""
+    for number in range(sum(parts) * storms.SIDE**2):
+        fields = [storms.draw_frame(0, number, frame)[0] for frame in range(storms.FRAMES)]
+        yield np.nan_to_num(np.stack(fields))
+
+
+def stored_fields(data: Data) -> Iterator[np.ndarray]:
+    """The same from the cube, decoded by xarray's rules alone; -99 without echo."""
+    dataset = store.open_cube(data.cube)[CHANNEL]
+    side = storms.SIDE
+    for rows in data.order.reshape(-1, storms.FRAMES):
+        crop, place = np.divmod(rows, side**2)
+        row, column = np.divmod(place, side)
+        patches = [
+            dataset[c, r * storms.PATCH : (r + 1) * storms.PATCH, k * storms.PATCH : (k + 1) * storms.PATCH]
+            for c, r, k in zip(crop, row, column, strict=True)
+        ]
+        yield np.nan_to_num(np.stack([patch.values for patch in patches]))
+
+
+def mean_of_decibels(fields: np.ndarray) -> np.ndarray:
+    """Means of blocks of dBZ, of which less than 0 counts as 0."""
+    return _block_means(np.maximum(fields, 0))
+
+
+def mean_of_linear(fields: np.ndarray) -> np.ndarray:
+    """Means of blocks of linear Z, as dBZ and at least 0; no echo counts as nothing."""
+    z = np.where(fields == 0, 0, 10 ** (fields / 10))
+    return np.maximum(10 * np.log10(np.maximum(_block_means(z), 1)), 0)
+
+
+def _block_means(fields: np.ndarray) -> np.ndarray:
+    edge = fields.shape[-1] // BLOCK
+    return np.asarray(fields.reshape(-1, edge, BLOCK, edge, BLOCK).mean(axis=(2, 4), dtype=np.float64))
+
+
+def compare_inputs(folder: Path, parts: Sequence[int]) -> list[str]:
+    """The table of ``--inputs``."""
+    cube = build(folder, parts)
+    data = read_data(folder, cube, parts)
+    options = {"preset": "demo", "coarsen": BLOCK, "steps": 0, "channels": (CHANNEL,)}
+    train(load_config(store=str(cube), out=str(folder / "run"), **options))
+    checkpoint = load_checkpoint(folder / "run" / "checkpoint.pth")
+    network, rule = load_backbone(checkpoint), checkpoint["normalization"][CHANNEL]
+    high = CHANNELS[CHANNEL].typical_range[1]
+    every = torch.zeros(0, dtype=torch.bool)
+
+    def by_network(dbz: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy((dbz - rule["mean"]) / rule["std"]).float()[:, None]
+        tokens = (x.shape[-1] // network.patch_size) ** 2
+        return pool_tokens(network.forward_tokens(x, every.new_zeros(len(x), tokens)), None, "mean")
+
+    def by_descriptor(dbz: np.ndarray) -> torch.Tensor:
+        return describe_maps(local_maps(torch.from_numpy(2 * dbz / high - 1).float()[:, None]))
+
+    def directly(
+        fields: Iterator[np.ndarray], average: Any, function: Callable[..., torch.Tensor]
+    ) -> np.ndarray:
+        with torch.inference_mode():
+            found = [function(average(some)).numpy() for some in fields]
+        return np.stack(found)
+
+    def embedded(name: str, **options: Any) -> np.ndarray:
+        embed(data.cube, out=folder / name, **options)
+        values = store.open_embeddings(folder / name)["embedding"].values
+        return data.arrange(values.astype(np.float32))
+
+    path, rows = folder / "run" / "checkpoint.pth", []
+    vectors = {}
+    for words, function, embedder in (
+        ("network", by_network, {"checkpoint": path, "pool": "mean"}),
+        ("descriptor", by_descriptor, {"model": "descriptor", "coarsen": BLOCK}),
+    ):
+        stored = vectors[f"{words}: embed"] = embedded(f"{words}.zarr", dtype="float32", **embedder)
+        vectors[f"{words}: embed, float16"] = embedded(f"{words}-16.zarr", **embedder)
+        vectors[f"{words}: numpy, mean of dBZ"] = directly(stored_fields(data), mean_of_decibels, function)
+        vectors[f"{words}: numpy, mean of linear Z"] = directly(stored_fields(data), mean_of_linear, function)
+        if function is by_descriptor:
+            fields = drawn_fields(parts)
+            vectors[f"{words}: numpy, mean of dBZ, from the fields before any file"] = directly(
+                fields, mean_of_decibels, function
+            )
+        spread = _rows(stored).std(axis=0)
+        for name in [n for n in vectors if n.startswith(words)]:
+            found = measure([vectors[name]], data).draws(data.truth[data.part == TEST])
+            apart = np.sqrt(np.mean((_rows(vectors[name] - stored) / np.maximum(spread, 1e-6)) ** 2))
+            rows.append([name, *cells(found), f"{apart:.1e}"])
+    fit, choose, test = (n * storms.SIDE**2 for n in parts)
+    return [
+        f"{fit} systems to fit, {choose} to choose, {test} to test; fields of {storms.PATCH} px averaged in blocks of "
+        f"{BLOCK} px; an untrained network of `--preset demo` (mean of tokens) and the descriptor. The last column is "
+        "the root mean square difference from the first row of each, in standard deviations of a feature. Checkpoints "
+        "whose rule is `reflectivity` average linear Z, those with `decibel` dBZ.", "",
+        *machine.table(["vector", *COLUMNS, "apart"], rows), "",
+    ]  # fmt: skip
+
+
 def smoke(folder: Path, mrms: Path, steps: int) -> list[str]:
     """Real frames of ten minutes, split by longitude: whether the road holds, no evidence of anything else."""
     cube, channel = folder / "mrms.zarr", "precipitation_rate"
@@ -392,6 +500,9 @@ def main() -> None:
         "--quick", action="store_true", help="few systems, few runs of one step: whether it runs"
     )
     parser.add_argument("--trials", action="store_true", help="also one seed of everything that was tried")
+    parser.add_argument(
+        "--inputs", action="store_true", help="only whether the way into a network costs anything"
+    )
     parser.add_argument("--mrms", type=Path, help="folder of MRMS rain rates: a smoke test on real frames")
     parser.add_argument("--folder", type=Path, help="scratch folder, kept; a temporary one by default")
     parser.add_argument("--out", type=Path, help="write the tables here too")
@@ -399,7 +510,12 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
-        machine.report("Does training learn?", evaluate(folder, options), options.out)
+        if options.inputs:
+            parts = QUICK if options.quick else FEWER
+            lines = compare_inputs(folder / f"inputs{'-quick' * options.quick}", parts)
+            machine.report("Does the way into a network cost anything?", lines, options.out)
+        else:
+            machine.report("Does training learn?", evaluate(folder, options), options.out)
 
 
 def evaluate(folder: Path, options: argparse.Namespace) -> list[str]:

@@ -189,14 +189,14 @@ def test_windows_at_a_stride_are_described(cube, descriptors, tmp_path):
 
 
 def test_coarsening_is_chosen_by_the_patch(tmp_path):
-    """Patches of 128 px become 64 px; blocks are averaged before they are scaled."""
-    scene = make_scene((128, 128), channels=(IR,))
+    """Patches of 256 px become 128 px; blocks are averaged before they are scaled."""
+    scene = make_scene((256, 256), channels=(IR,))
     scene.to_netcdf(tmp_path / "s.nc")
-    recipe = Recipe(format="cf", channels=(IR,), tile=TileSpec(patch=128))
+    recipe = Recipe(format="cf", channels=(IR,), tile=TileSpec(patch=256))
     pipeline.preprocess(tmp_path / "s.nc", tmp_path / "p.zarr", recipe=recipe)
     embed(tmp_path / "p.zarr", out=tmp_path / "d.zarr", model="descriptor", dtype="float32")
     low, high = CHANNELS[IR].typical_range
-    pixels = store.open_cube(tmp_path / "p.zarr")[IR][0].values.reshape(64, 2, 64, 2).mean(axis=(1, 3))
+    pixels = store.open_cube(tmp_path / "p.zarr")[IR][0].values.reshape(128, 2, 128, 2).mean(axis=(1, 3))
     expected = describe(2 * (pixels - low) / (high - low) - 1)[0]
     np.testing.assert_allclose(values_of(tmp_path / "d.zarr")[0, 0, 0, 0], expected, atol=1e-3)
     assert store.store_info(tmp_path / "d.zarr")["coarsen"] == 2

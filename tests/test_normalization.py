@@ -36,7 +36,7 @@ def slow_value(norm: Normalization, code) -> tuple[float, bool]:
     if not packing.echo(code)[0]:
         return norm.no_echo, True
     value = float(code[0]) * packing.scale_factor + packing.add_offset
-    if norm.rule == "reflectivity":
+    if norm.rule in ("reflectivity", "decibel"):
         return (max(value, 0.0) - 20.0) / 20.0, True
     if norm.rule == "rain":
         return np.log10(max(value, 0.1)), True
@@ -53,7 +53,7 @@ def assert_equal_but_for_rounding(values, expected, norm):
 def norm_of(name: str, **changes) -> Normalization:
     channel = CHANNELS[name]
     if channel.units == "dBZ":
-        values = {"rule": "reflectivity", "mean": 20.0, "std": 20.0, "fill": -1.0, "no_echo": -1.0}
+        values = {"rule": "decibel", "mean": 20.0, "std": 20.0, "fill": -1.0, "no_echo": -1.0}
     elif channel.kind == "rain":
         values = {"rule": "rain", "mean": 0.0, "std": 1.0, "fill": -1.0, "no_echo": -1.0}
     else:
@@ -163,6 +163,8 @@ def slow_average(norm: Normalization, block: np.ndarray) -> tuple[float, bool]:
     if not echo.any():
         return norm.no_echo, True
     values = packing.decode(block)[echo].astype(float)
+    if norm.rule == "decibel":
+        return (np.maximum(values, 0).sum() / observed.sum() - 20) / 20, True
     if norm.rule == "reflectivity":
         dbz = 10 * np.log10((10 ** (values / 10)).sum() / observed.sum())
         return (max(dbz, 0) - 20) / 20, True
@@ -171,12 +173,15 @@ def slow_average(norm: Normalization, block: np.ndarray) -> tuple[float, bool]:
     return (values.mean() - norm.mean) / norm.std, True
 
 
-@pytest.mark.parametrize("name", [Z, IR, "precipitation_rate", "echo_top_height"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [(Z, {}), (Z, {"rule": "reflectivity"}), (IR, {}), ("precipitation_rate", {}), ("echo_top_height", {})],
+)
 @pytest.mark.parametrize("edge", [2, 4])
-def test_coarsening_averages_before_it_normalizes(name, edge):
-    norm = norm_of(name)
+def test_coarsening_averages_before_it_normalizes(name, changes, edge):
+    norm = norm_of(name, **changes)
     codes = random_codes(name, (3, 1, 16, 16), seed=edge)
-    if norm.rule == "reflectivity":
+    if norm.rule in ("reflectivity", "decibel"):
         codes[codes > 15] = np.random.default_rng(1).integers(7000, 16000, (codes > 15).sum())
     codes[0, 0, :4, :4] = norm.packing.fill_value
     if norm.packing.no_echo:
@@ -222,7 +227,9 @@ def test_coarsening_of_float_codes_equals_the_packed_ones():
 
 def test_coarsening_of_absurd_echoes_stays_finite():
     codes = torch.full((1, 1, 16, 16), 65535, dtype=torch.uint16)
-    values, _ = decode(codes, torch.zeros(1, dtype=torch.int64), [norm_of(Z)], coarsen=16)
+    values, _ = decode(
+        codes, torch.zeros(1, dtype=torch.int64), [norm_of(Z, rule="reflectivity")], coarsen=16
+    )
     assert torch.isfinite(values).all()
 
 
@@ -236,7 +243,7 @@ def test_normalizations_follow_kind_units_and_statistics(tmp_path):
     }  # fmt: skip
     store = write_cube(tmp_path / "s.zarr", pixels, statistics=statistics)
     norms = PatchDataset(store).normalizations
-    assert [n.rule for n in norms.values()] == ["standard", "reflectivity", "rain", "standard", "standard"]
+    assert [n.rule for n in norms.values()] == ["standard", "decibel", "rain", "standard", "standard"]
     assert list(norms)[1] == "reflectivity@1.0km"
     assert (norms[IR].mean, norms[IR].std, norms[IR].fill) == (270.0, 20.0, 0.0)
     assert norms["echo_top_height"].no_echo == -2.0  # 0 km
@@ -323,7 +330,7 @@ def some_norms(draw) -> list[Normalization]:
             add_offset=draw(st.sampled_from([0.0, -99.01, 273.15])), **{name: draw(code) for name in names},
         )  # fmt: skip
         return Normalization(
-            rule=draw(st.sampled_from(["reflectivity", "rain", "standard"])), packing=packing,
+            rule=draw(st.sampled_from(["reflectivity", "decibel", "rain", "standard"])), packing=packing,
             mean=draw(st.sampled_from([20.0, 0.0, -3.7])), std=draw(st.sampled_from([20.0, 1.0, 0.3])),
             fill=draw(st.sampled_from([-1.0, 0.0])), no_echo=draw(st.sampled_from([-1.0, 0.25])),
         )  # fmt: skip

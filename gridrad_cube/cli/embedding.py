@@ -33,7 +33,7 @@ _NETWORK = combine(
 @_NETWORK
 @click.option(
     "--coarsen", type=click.IntRange(1),
-    help="Of the descriptor: average blocks of this many pixels first. By default patches keep at least 64 px.",
+    help="Of the descriptor: average blocks of this many pixels first. By default patches keep at least 128 px.",
 )  # fmt: skip
 @click.option("--stride", type=int, help="Pixels between overlapping windows, a divisor of the patch.")
 @click.option(

@@ -22,7 +22,7 @@ from gridrad_cube.models import FIELD_MULTIPLE, describe_maps, local_maps
 from gridrad_cube.schema import Packing, SchemaError, build_spec, channel_in
 from gridrad_cube.store import open_packed, store_info
 
-_Rule = Literal["reflectivity", "rain", "standard"]
+_Rule = Literal["reflectivity", "decibel", "rain", "standard"]
 _RULES = get_args(_Rule)
 _Scale = Literal["statistics", "typical"]
 
@@ -38,7 +38,8 @@ class Normalization:
 
     ``rule`` is one of
 
-    - ``reflectivity``: ``(max(dBZ, 0) - mean) / std`` with mean and std 20, so that 0 dBZ is -1;
+    - ``decibel``: ``(max(dBZ, 0) - mean) / std``; with mean and std 20, 0 dBZ is -1;
+    - ``reflectivity``: the same, but coarsening averages linear Z instead of dBZ; earlier checkpoints have it;
     - ``rain``: ``(log10(max(mm/h, 0.1)) - mean) / std``; with mean 0 and std 1 no rain is -1;
     - ``standard``: ``(value - mean) / std``.
 
@@ -86,26 +87,28 @@ class Normalization:
             if self.rule == "rain":
                 values = np.log10(np.maximum(values, np.float32(_RAIN_FLOOR)))
             values = (values - np.float32(self.mean)) / np.float32(self.std)
-        if self.rule == "reflectivity":
+        if self.rule in ("reflectivity", "decibel"):
             values = np.maximum(values, np.float32((0.0 - self.mean) / self.std))
         values[~echo] = self.no_echo
         values[~valid] = self.fill
         return values, valid
 
     def amounts(self, codes: np.ndarray) -> np.ndarray:
-        """What may be averaged (linear Z for dBZ), float32; NaN where not observed, infinite without echo."""
+        """What is averaged by coarsening, float32; NaN where not observed, infinite without echo."""
         codes = codes.astype(self.packing.dtype, copy=False)
         echo, observed = self.packing.echo(codes), self.packing.observed(codes)
         values = np.where(echo, self.packing.decode(codes).astype(np.float64), 0.0)
         if self.rule == "reflectivity":
             values = 10.0 ** (np.minimum(values, _LARGEST_DBZ) / 10.0)
+        elif self.rule == "decibel":
+            values = np.maximum(values, 0.0)
         return np.where(observed, np.where(echo, values, np.inf), np.nan).astype(np.float32)
 
 
-#: Edge in pixels, after coarsening, that a patch has at least by default.
-_DESCRIBED_EDGE = 64
+#: Edge in pixels, after coarsening, that a patch has at least by default. Smaller ones lose fine texture.
+_DESCRIBED_EDGE = 128
 #: Pixels that are described together: what they need fits into the cache of a core.
-_DESCRIBED_TOGETHER = 2**18
+_DESCRIBED_TOGETHER = 2**17
 
 _Rules = tuple[Normalization, ...]
 _Function = Callable[[Normalization, np.ndarray], np.ndarray]
@@ -173,9 +176,7 @@ def _fit(
     channel = channel_in(variable, array.attrs, array.dtype)
     units = array.attrs.get("units", channel.units)
     if channel.kind == "radar" and units == "dBZ":
-        return Normalization(
-            rule="reflectivity", mean=20.0, std=20.0, fill=-1.0, no_echo=-1.0, packing=packing
-        )
+        return Normalization(rule="decibel", mean=20.0, std=20.0, fill=-1.0, no_echo=-1.0, packing=packing)
     if channel.kind == "rain":
         return Normalization(rule="rain", mean=0.0, std=1.0, fill=-1.0, no_echo=-1.0, packing=packing)
     if not statistics or statistics.get("mean") is None or statistics.get("std") is None:
@@ -200,7 +201,7 @@ def _fit_typical(variable: str, array: xr.DataArray, packing: Packing) -> Normal
         )
     rule: _Rule = "standard"
     if channel.kind == "radar" and units == "dBZ":
-        rule, low = "reflectivity", 0.0
+        rule, low = "decibel", 0.0
     elif channel.kind == "rain":
         rule, low, high = "rain", math.log10(_RAIN_FLOOR), math.log10(high)
     mean, std = (low + high) / 2, (high - low) / 2
@@ -221,8 +222,9 @@ def decode(
 
     Integers of up to 16 bits are looked up in tables of all 65,536 codes, which `Normalization.apply` fills once
     per device: the values equal those of numpy bit for bit. Other codes (int32, float32) are decoded on the host.
-    Coarsening averages before it normalizes: dBZ in linear Z over observed pixels with no echo as zero, rain over
-    observed pixels, everything else over pixels that have a value.
+    Coarsening averages before it normalizes: dBZ over observed pixels, where 0 dBZ stands for less and for no echo;
+    rain in mm/h over observed pixels; everything else over pixels that have a value. The mean of dBZ keeps more of
+    the texture of a storm than that of linear Z, which the strongest pixels decide (``benchmarks/results/inputs.md``).
 
     Parameters
     ----------
@@ -327,7 +329,7 @@ def choose_coarsen(patch: int, coarsen: int | None, where: str) -> int:
     patch
         Edge of the patches in pixels.
     coarsen
-        The factor asked for; None for the largest that leaves edges of 64 px, 4 for patches of 256 px.
+        The factor asked for; None for the largest that leaves edges of 128 px, 2 for patches of 256 px.
     where
         What the error names.
 

@@ -109,7 +109,7 @@ def embed(
         flags and positions are those of a cube cut there. None embeds the cube's patches.
     coarsen
         Of the descriptor: edge in pixels of the blocks that are averaged first. None takes the largest that leaves
-        patches of at least 64 px, 4 for patches of 256 px. A checkpoint has its own.
+        patches of at least 128 px, 2 for patches of 256 px. A checkpoint has its own.
     key
         Which network of the checkpoint: ``"teacher"`` or ``"student"``.
     pool

@@ -37,7 +37,7 @@ class Descriptor:
         descriptors are one vector, one after the other.
     coarsen
         Edge in pixels of the blocks that are averaged first. By default the largest that leaves patches of at least
-        64 px: 4 for patches of 256 px.
+        128 px: 2 for patches of 256 px.
     device
         Where the maps are computed.
 

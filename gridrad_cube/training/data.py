@@ -257,7 +257,7 @@ class _PatchSource(_Source):
         c, rules = self.config, self.dataset.normalizations
         labels = list(rules) if self.dataset.planes > 1 else [label]
         gains = tuple(_gain_of(name, rules[name]) if c.views == "zoom" else 0.0 for name in labels)
-        floors = [rules[name].no_echo for name in labels if rules[name].rule in ("reflectivity", "rain")]
+        floors = [rules[name].no_echo for name in labels if rules[name].rule != "standard"]
         ranges: Any = {"zoom": c.zoom, "global_area": c.global_crops_scale, "local_area": c.local_crops_scale}
         return ViewSpec(
             global_size=c.global_size, local_size=c.local_size, local_views=self.local_views, mode=c.views,
@@ -382,7 +382,7 @@ def _is_handed(name: str) -> bool:
 
 def _gain_of(label: str, rule: Normalization) -> float:
     """Largest random offset of a channel in the numbers that a network sees."""
-    if rule.rule == "reflectivity":
+    if rule.rule in ("reflectivity", "decibel"):
         return _GAIN_DBZ / rule.std
     if rule.rule == "rain":
         return _GAIN_LOG_RAIN / rule.std
