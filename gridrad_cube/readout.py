@@ -61,7 +61,7 @@ _NETWORK = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Readout:
     """A linear map of embeddings: standardize, then multiply.
 
@@ -85,6 +85,9 @@ class Readout:
     def directions(self) -> int:
         """Length of the vectors that it gives."""
         return int(self.matrix.shape[1])
+
+    def __repr__(self) -> str:
+        return f"<Readout of {len(self.mean)} features: {self}>"
 
     def __str__(self) -> str:
         said = self.fitted
@@ -295,15 +298,16 @@ def saved_readout(dataset: xr.Dataset, channel: int | str | None = None) -> Read
         about = json.loads(arrays["about"].item())
         if name not in about:
             return None
+        fitted = {"network": {}, "identity": "", **about[name]}
         mean, scale, matrix = (arrays[f"{name}/{part}"] for part in _PARTS)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, LookupError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise SchemaError(
             f"{source}: the readout of this store is damaged ({error}). Fit it again (gridrad-cube readout), or pass "
             "readout=None."
         ) from error
-    info, fitted = read_attribute(dataset.attrs, ".gridrad"), about[name]
+    info = read_attribute(dataset.attrs, ".gridrad")
     if fitted["network"] != network_of(info):
         logger.warning(
             "%s: the readout of this store was fitted on embeddings of another network, or of other options, and is "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 import gridrad_cube
 from gridrad_cube import cli, query
+from gridrad_cube.pipeline import repair
 from gridrad_cube.readout import fit_arrays
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.similarity import unit_rows
@@ -275,10 +278,15 @@ def test_damage_is_found(store):
         else:
             np.testing.assert_array_equal(query.readout_of(store).matrix, matrix)
     assert found > 5
+    np.savez(file, about=np.array(json.dumps({IR: 3})))  # whole, but not a readout
+    with pytest.raises(SchemaError, match="readout of this store is damaged"):
+        query.readout_of(store)
     file.write_bytes(whole)
-    shard = next(p for p in (store / "embedding").iterdir() if p.name.startswith("c"))
+    shard = store / "embedding" / "c.1.0.0.0.0"
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert [d.key for d in verify(store)] == [f"embedding/{shard.name}"]
+    assert [(d.key, d.row) for d in verify(store)] == [("embedding/c.1.0.0.0.0", 64)]
+    with pytest.raises(SchemaError, match="run gridrad-cube embed again"):
+        repair(store, store)
 
 
 def test_an_interrupted_write_leaves_the_old_one(store, monkeypatch):

@@ -153,8 +153,18 @@ def repair(
     Returns
     -------
     What became of each source with a damaged shard.
+
+    Raises
+    ------
+    SchemaError
+        If this is not a cube that was built from sources.
     """
     build = Build(store)
+    if not build.is_planned:
+        raise SchemaError(
+            f"{build.files.root}: no build log in it, so nothing can be rebuilt from sources. Of embeddings, remove "
+            "the damaged shards and run gridrad-cube embed again: it writes what is missing."
+        )
     layout, recipe = build.layout, build.recipe
     with build.lease():
         damaged = {d.source for d in verify(store)}
