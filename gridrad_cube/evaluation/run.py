@@ -230,15 +230,15 @@ class _Evaluator:
         """Ask all questions."""
         told = self.told
         storms = [name for name, about in told.items() if about.storm and self.stores.patches is None]
-        rows = self._spread()
-        for lead in self.sequels:
+        rows, leads = self._spread(), [lead for lead, at in self.sequels.items() if (at >= 0).any()]
+        for lead in leads:
             question = f"same place after {lead}"
             question += f", window moved by {self.stores.move} px" if self.moved else ""
             rows.append(self._row("retrieval", question, self._same_place, lead))
-        for lead in self.sequels if storms else ():
+        for lead in leads if storms else ():
             rows.append(self._row("retrieval", f"same storm after {lead}", self._same_storm, lead, storms[0]))
         for name, about in told.items():
-            for lead in self.sequels if not about.yes_no else ():
+            for lead in leads if not about.yes_no else ():
                 question = f"{about.long_name} after {lead}"
                 rows.append(self._row("forecast", question, self._forecast, name, lead))
         scores: dict[str, list[float]] = {name: [] for name in self.stores.datasets}
@@ -259,6 +259,7 @@ class _Evaluator:
             cells = {n: replace(counted, value=mean[n]) if mean else words for n in scores}
             rows.append(Row("choice", "probes", "mean score", cells))
         notes = ["[low, high]: 95 % interval, from drawing days or events with replacement.", *self._notes()]
+        notes += [self._no_pairs(lead) for lead in self.sequels if lead not in leads]
         if told:
             notes.append("residual: R² of what solar time, latitude and season leave of the attribute.")
         if missing := [about.long_name for name, about in ATTRIBUTES.items() if name not in told]:
@@ -360,10 +361,10 @@ class _Evaluator:
         """In words why nothing came after."""
         step = self.stores.step
         if not np.isfinite(step):
-            return "one time only: nothing came after"
+            return f"No pairs {lead} apart: there is one time only."
         if step > 1.25 * as_seconds(lead):
-            return f"no pairs {lead} apart: frames are {step / 60:.4g} min apart"
-        return f"no pairs {lead} apart among the samples"
+            return f"No pairs {lead} apart: frames are {step / 60:.4g} min apart."
+        return f"No pairs {lead} apart among the samples."
 
     # Questions
 
@@ -415,7 +416,7 @@ class _Evaluator:
             np.flatnonzero(stormy & self.asked & (self.sequels[lead] >= 0)), _QUERIES, (self.seed, 1)
         )
         if not len(query):
-            raise _TooFew(self._no_pairs(lead))
+            raise _TooFew(f"too few queries: none of the days to test has a sequel {lead} later")
         around = self.stores.around(self.later.rows[self.sequels[lead][query]])
         cells = _project(_gather(self.stores, None, np.unique(around[around >= 0])), self.kinds)
         at = cells.find(around)
@@ -430,7 +431,7 @@ class _Evaluator:
         """How often the sequel of a sample, a position among targets, ranks first among allowed ones of its hour."""
         query = draw(np.flatnonzero((sequel >= 0) & self.asked), _QUERIES, (self.seed, 0))
         if not len(query):
-            raise _TooFew(self._no_pairs(lead))
+            raise _TooFew(f"too few queries: none of the days to test has a sequel {lead} later")
         among = {q: self._distractors(q, sequel[q], targets, allowed) for q in query.tolist()}
         among = {q: at for q, at in among.items() if len(at) >= _LEAST_DISTRACTORS}
         if len(among) < LEAST_CASES:
@@ -480,8 +481,6 @@ class _Evaluator:
         """What the most similar samples of the past say of an attribute some time later; see `_REFERENCES`."""
         pool, now = self.pool, self.pool.attributes[name]
         after = _at(self.later.attributes[name], self.sequels[lead], np.nan)
-        if not np.isfinite(after).any():
-            raise _TooFew(self._no_pairs(lead))
         known = np.isfinite(now) & np.isfinite(after)
         fit, choose, case = (np.flatnonzero(known & (self.part == p)) for p in (FIT, CHOOSE, TEST))
         for some, what in ((fit, "to fit"), (choose, "to choose")):

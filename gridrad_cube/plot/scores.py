@@ -33,7 +33,7 @@ _SECTIONS = {
     "retrieval": ("Found again: sequel ranks first among distractors of the same hour", "share of queries"),
     "probe": ("Told by a linear probe, on days apart", "R² (AUC for yes or no)"),
     "leak": ("Leaks: told of where and when, a nuisance", "R²"),
-    "forecast": ("Told by analogues: the mean of what came after the 20 most similar samples", "R²"),
+    "forecast": ("Told by analogues: what came after the 20 most similar", "R²"),
 }
 #: Colors of stores of embeddings, and looks of baselines by name.
 _STORES = (BLUE, ORANGE, GREEN, PURPLE)
