@@ -31,7 +31,7 @@ def facts() -> list[str]:
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     own = ("--folder", "--out")  # say nothing of this machine
     pairs = zip(sys.argv, sys.argv[1:], strict=False)
-    given = ["FOLDER" if b == "--mrms" else a for b, a in pairs if a not in own and b not in own]
+    given = [_shown(a) for b, a in pairs if a not in own and b not in own]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
     return [
         f"Command: `{command}`",
@@ -39,6 +39,12 @@ def facts() -> list[str]:
         f"Machine: {cores} cores, {_processor()}, {platform.system()}{load}. Python "
         f"{platform.python_version()}, {versions}.",
     ]
+
+
+def _shown(argument: str) -> str:
+    """An argument without what it says of this machine: a folder as such, the name of a file."""
+    path = Path(argument)
+    return "FOLDER" if path.is_dir() else path.name if path.is_file() else argument
 
 
 def _processor() -> str:

@@ -70,22 +70,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def checkpoint_of(
-    path, cube, *, channels=(IR, VIS), mode="each", seed=0, view=None, stem="linear", **changes
-):
+def checkpoint_of(path, cube, *, channels=(IR, VIS), mode="each", seed=0, view=None, **changes):
     """A small network with random weights, as training saves one."""
     torch.manual_seed(seed)
     planes = len(channels) if mode == "stack" else 1
-    net = build(
-        "vit_demo", planes, embed_dim=24, depth=2, heads=2, image_size=PATCH, mask_token=True, stem=stem
-    )
+    net = build("vit_demo", planes, embed_dim=24, depth=2, heads=2, image_size=PATCH, mask_token=True)
     torch.nn.init.normal_(net.mask_token)
-    scale = "statistics" if stem == "linear" else "typical"
     view = dataclasses.asdict(ViewSpec(**(view or {})))
     state = {
         "format": 1, "level": "256", "model": net.config(), "channels": list(channels), "channel_mode": mode,
         "teacher": {f"backbone.{k}": v for k, v in net.state_dict().items()}, "coarsen": 1, "view": view,
-        "normalization": {k: v.to_dict() for k, v in normalizations(cube, channels, scale=scale).items()},
+        "normalization": {k: v.to_dict() for k, v in normalizations(cube, channels).items()},
         "config": {"reject": None}, "store": {"path": "x", "identity": "y"},
     }  # fmt: skip
     save_checkpoint(state | changes, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,27 @@ def test_learn_compares_networks_and_pixels(tmp_path):
     assert size > 0.3  # a histogram knows how much rain there is
     assert area > 0.8
     assert "+0." in cells(text, "histogram + ")[0] or "-0." in cells(text, "histogram + ")[0]
+
+
+def test_clouds_measures_without_data(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRIDRAD_CUBE_REAL_DATA", raising=False)
+    text = run("clouds", "--quick", out=tmp_path / "report.md")
+    scores = json.loads((tmp_path / "report.json").read_text())["clouds"]
+    assert set(scores) == {"choose", "test"}
+    for part in scores.values():
+        histogram, readout = part["histogram"], part["descriptor, readout"]
+        assert 1 / 9 < readout["1 h: all"]["value"] <= 1
+        assert histogram["mean rain"]["value"] > 0.5  # the rain is made of the temperature
+    asked, agreed = re.search(r"answers (\d+) of (\d+) queries", text).groups()
+    assert asked == agreed
+
+
+def test_every_trial_of_clouds_is_a_configuration(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import clouds
+
+    for trial in clouds.TRIALS.values():
+        load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **trial.options)
 
 
 def test_every_trial_of_learn_is_a_configuration(monkeypatch):

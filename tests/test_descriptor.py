@@ -25,7 +25,7 @@ import gridrad_cube
 from gridrad_cube import pipeline, store
 from gridrad_cube.cli.embedding import embed as command
 from gridrad_cube.embedding import embed
-from gridrad_cube.models import describe_maps, load_backbone, local_maps, pool_tokens
+from gridrad_cube.models import describe_maps, local_maps
 from gridrad_cube.schema import CHANNELS, Recipe, SchemaError, TileSpec
 from gridrad_cube.selection import labels_of, reject_masks
 
@@ -256,21 +256,6 @@ def test_what_does_not_go_together_is_refused(cube, descriptors, tmp_path):
     with pytest.raises(SchemaError, match="holds embeddings, but the descriptor describes patches"):
         embed(descriptors, out=out, model="descriptor")
     assert not out.exists()
-
-
-def test_network_on_a_scattering_stem_does_not_see_missing_pixels(cube, tmp_path):
-    """Its vectors are those of the fields scaled to the typical range, NaN where missing."""
-    path = checkpoint_of(tmp_path / "c.pth", cube, stem="scattering", pool="mean+std")
-    embed(cube, path, tmp_path / "e.zarr", dtype="float32", channels=IR)
-    network, found = load_backbone(path), values_of(tmp_path / "e.zarr")
-    for place in ((0, 0, 0), (0, 4, 6), (1, 2, 3)):
-        pixels = torch.from_numpy(physical(cube, IR, *place))[None, None]
-        seen = pixels.isfinite().float().unfold(2, 8, 8).unfold(3, 8, 8).mean((4, 5)).flatten(1) >= 0.5
-        with torch.inference_mode():
-            tokens = network.forward_tokens(pixels, ~seen)
-            expected = pool_tokens(tokens, seen, "mean+std")[0]
-        np.testing.assert_allclose(found[place[0], 0, *place[1:]], expected.numpy(), atol=1e-4)
-    assert 0 < seen.sum() < 4
 
 
 def test_pool_auto_is_that_of_the_checkpoint(cube, tmp_path):

@@ -43,7 +43,6 @@ def describe(dataset: xr.Dataset) -> Facts:
     others: list[str] = []
     if embeddings:
         out["samples"] = _sizes({d: n for d, n in dataset["embedding"].sizes.items() if d != "feature"})
-        out["model"] = str((info.get("model") or {}).get("name", "?"))
         out["checkpoint"] = str(info.get("checkpoint", "?"))
         flags = {"embedding": "flags"}
     else:
