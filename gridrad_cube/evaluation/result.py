@@ -9,7 +9,7 @@ from typing import Any
 #: Titles of the sections, in their order.
 SECTIONS = {
     "spread": "Spread of the vectors",
-    "retrieval": "Retrieval: share of queries whose sequel ranks first among distractors of the same hour",
+    "retrieval": "Retrieval: share of queries whose sequel ranks first among distractors",
     "forecast": "Analogue forecast: R² of the mean of what came after the 20 most similar samples",
     "probe": "Probes: R² of ridge regression, AUC of logistic regression",
     "leak": "Leaks: how much the vectors say of where and when (R², a nuisance)",

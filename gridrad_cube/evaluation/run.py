@@ -28,8 +28,8 @@ from gridrad_cube.store import store_info
 LEADS = ("10min", "30min", "60min", "180min")
 #: Queries of one lead, at most.
 _QUERIES = 400
-#: Fewest distractors of a query; they are within half an hour of the sequel's hour of the day, and not within so many
-#: hours and an edge of the query or its sequel.
+#: Fewest distractors of a query; of days, they are within half an hour of the sequel's hour of the day; they are not
+#: within so many hours and an edge of the query or its sequel.
 _LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
 #: Fewest samples of the rarer answer of a yes or no, on the fitting and on the testing days.
 _LEAST_RARE = 10
@@ -319,13 +319,13 @@ class _Evaluator:
             return replace(row, cells=dict.fromkeys(names, Cell(words=str(lacking))))
 
     @cached_property
-    def block(self) -> np.ndarray:
-        """Number of the day or event of each sample of the pool."""
-        return measures.blocks_of(self.pool.time)[0]
+    def blocks(self) -> tuple[np.ndarray, str]:
+        """Number of the day or event of each sample of the pool, and ``"day"`` or ``"event"``."""
+        return measures.blocks_of(self.pool.time)
 
     def _count(self, some: np.ndarray | slice = slice(None)) -> Cell:
         """A cell that has the numbers of cases and blocks of some samples of the pool alone."""
-        block = self.block[some]
+        block = self.blocks[0][some]
         return Cell(cases=len(block), blocks=len(np.unique(block)))
 
     def _fill(self, row: Row, scores: Mapping[str, Score], some: np.ndarray, noun: str) -> Row:
@@ -336,7 +336,7 @@ class _Evaluator:
         counted = self._count(some)
         if counted.cases < LEAST_CASES:
             raise _TooFew(f"too few {noun}: {counted.cases}, of at least {LEAST_CASES}")
-        _, block = np.unique(self.block[some], return_inverse=True)
+        _, block = np.unique(self.blocks[0][some], return_inverse=True)
         weights = measures.draw_blocks(counted.blocks, self.seed)
         drawn = {name: score(block, weights) for name, score in scores.items()}
         row = replace(row, cells={name: measures.cell_of(values, counted) for name, values in drawn.items()})
@@ -436,8 +436,8 @@ class _Evaluator:
         among = {q: at for q, at in among.items() if len(at) >= _LEAST_DISTRACTORS}
         if len(among) < LEAST_CASES:
             raise _TooFew(
-                f"too few queries: {len(query)}, of which {len(among)} have {_LEAST_DISTRACTORS} distractors of the "
-                f"same hour; at least {LEAST_CASES} must"
+                f"too few queries: {len(query)}, of which {len(among)} have {_LEAST_DISTRACTORS} distractors; "
+                f"at least {LEAST_CASES} must"
             )
         some = np.array(list(among))
         counts, ranks = np.array([len(at) for at in among.values()]), {}
@@ -465,11 +465,13 @@ class _Evaluator:
     def _distractors(self, query: int, sequel: int, targets: Samples, allowed: np.ndarray) -> np.ndarray:
         """Positions of the allowed samples among which a query's sequel is looked for.
 
-        Those of the sequel's hour of the day, of any day, that are neither near the query nor near the sequel.
+        Those of the sequel's hour of the day (of any hour where events are the blocks) that are neither near the query
+        nor near the sequel.
         """
         pool = self.pool
         apart = np.abs(hour_of(pool.time) - hour_of(targets.time[sequel]))
-        at = np.flatnonzero(allowed & self.held_out & (np.minimum(apart, 24 - apart) <= _SAME_HOUR))
+        same_hour = (np.minimum(apart, 24 - apart) <= _SAME_HOUR) | (self.blocks[1] == "event")
+        at = np.flatnonzero(allowed & self.held_out & same_hour)
         for some, i in ((pool, query), (targets, sequel)):
             time, latitude, longitude = (v[at] for v in pool.places)
             place = tuple(v[i] for v in some.places)

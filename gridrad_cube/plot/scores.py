@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Sections that are drawn, their titles and what their axes say.
 _SECTIONS = {
-    "retrieval": ("Found again: sequel ranks first among distractors of the same hour", "share of queries"),
+    "retrieval": ("Found again: sequel ranks first among distractors", "share of queries"),
     "probe": ("Told by a linear probe, on days apart", "R² (AUC for yes or no)"),
     "leak": ("Leaks: told of where and when, a nuisance", "R²"),
     "forecast": ("Told by analogues: what came after the 20 most similar", "R²"),
