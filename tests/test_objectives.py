@@ -264,7 +264,7 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
             {"contrast_weight": 1, "objective": "contrast"},
             "--contrast-weight: the objective is the contrast itself",
         ),
-        ({"predict_weight": 1}, "--predict-weight: .* there are no pairs. Pass --objective contrast or"),
+        ({"pool": "projection"}, "--pool: got 'projection', .* does not train. Pass --objective contrast or"),
         ({"temporal_positives": 600}, r"no sample has a partner 600 min later"),
     ],
 )

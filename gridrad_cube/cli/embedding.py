@@ -37,9 +37,9 @@ _NETWORK = combine(
 )  # fmt: skip
 @click.option("--stride", type=int, help="Pixels between overlapping windows, a divisor of the patch.")
 @click.option(
-    "--pool", type=click.Choice(["auto", "class", "mean", "mean+std", "class+mean"]), default="auto",
-    help="Class token, mean (and deviation) of the observed tokens, or class token and mean; auto: as the checkpoint "
-    "says, or the class token.",
+    "--pool", type=click.Choice(["auto", "class", "mean", "mean+std", "class+mean", "projection"]), default="auto",
+    help="Class token, mean (and deviation) of the observed tokens, class token and mean, or the projection of the "
+    "contrast; auto: as the checkpoint says, or the class token.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16")
 @click.option("--batch-size", type=click.IntRange(1), default=64)

@@ -44,7 +44,7 @@ def draw_uniform(
     """Uniform numbers in [0, 1) that depend on seed, epoch, number and stream alone, (N, *shape)."""
     count = np.arange(int(np.prod(shape)))
     key = _key(seed, _DRAW, epoch, number[:, None], stream, count)
-    return ((key >> np.uint64(11)) * 2.0**-53).reshape(len(number), *shape)
+    return ((key >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(len(number), *shape)
 
 
 def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ from gridrad_cube.models import (
     fingerprint,
     load_backbone,
     load_checkpoint,
+    load_contrast_head,
     pool_tokens,
     token_coverage,
     whole_view,
@@ -85,9 +86,20 @@ class Network:
                 f"{self.path}: says level {checkpoint['level']}, but its network {backbone.name} is one of level "
                 f"{self.level}. The file was altered; take another checkpoint."
             )
-        self.fingerprint = fingerprint(backbone.state_dict())
-        self.backbone, self.model = backbone.to(self.device), backbone.config()
+        state, self.head = backbone.state_dict(), None
         self.features = backbone.embed_dim * (2 if "+" in self.pool else 1)
+        if self.pool == "projection":
+            self.head = load_contrast_head(checkpoint, key)
+            if self.head is None:
+                raise SchemaError(
+                    f"{self.path}: pool 'projection' is the head of the contrast, and this network was trained without "
+                    "it. Pass --pool mean+std, or a checkpoint of --objective contrast."
+                )
+            self.features = self.head.out_dim
+            state |= {f"contrast_head.{name}": value for name, value in self.head.state_dict().items()}
+            self.head.to(self.device)
+        self.fingerprint = fingerprint(state)
+        self.backbone, self.model = backbone.to(self.device), backbone.config()
         self.trained = self._describe(checkpoint)
 
     def _describe(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +172,7 @@ class Network:
         """The embedding from the tokens."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self.backbone.forward_tokens(values, **mask)
-        vectors = pool_tokens(tokens, used, self.pool).cpu().numpy()
+        vectors = pool_tokens(tokens, used, self.pool, self.head).cpu().numpy()
         if not np.isfinite(vectors).all():
             raise SchemaError(
                 f"{self.path}: its network gives values that are not finite for finite inputs; its weights are broken. "

@@ -115,8 +115,9 @@ def embed(
     pool
         Of a network: ``"class"`` stores the class token, ``"mean"`` the mean of the tokens with at least half of
         their pixels observed (level 2k: of the cells that count), ``"mean+std"`` their mean and then their standard
-        deviation, ``"class+mean"`` the class token and then the mean. ``"auto"`` takes what the checkpoint says, and
-        the class token if it says nothing.
+        deviation, ``"class+mean"`` the class token and then the mean, ``"projection"`` the unit vector that the head
+        of the contrast makes of mean and deviation. ``"auto"`` takes what the checkpoint says, and the class token if
+        it says nothing.
     normalize
         ``"auto"`` takes the checkpoint's normalization, and the store's if it has none (the predecessor's);
         ``"store"`` the store's; ``"none"`` physical values as they are, as the predecessor embedded.

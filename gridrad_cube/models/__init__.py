@@ -6,6 +6,7 @@ from gridrad_cube.models.checkpoints import (
     head_state,
     load_backbone,
     load_checkpoint,
+    load_contrast_head,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "head_state",
     "load_backbone",
     "load_checkpoint",
+    "load_contrast_head",
     "local_maps",
     "newest_checkpoint",
     "parameter_groups",

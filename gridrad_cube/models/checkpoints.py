@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gridrad_cube.models.objectives import ContrastHead
 from gridrad_cube.models.scattering import CELL, MAPS
 from gridrad_cube.models.vit import ARCHITECTURES, VisionTransformer, build
 from gridrad_cube.schema import SchemaError
@@ -50,7 +51,7 @@ _DAMAGE = (
 )  # fmt: skip
 
 #: Parts of a trained network that are not its backbone.
-_HEADS = ("head.", "contrast_head.", "predictor.")
+_HEADS = ("head.", "contrast_head.")
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|backbone\.)+")
 #: Weight normalization of current torch, and the older names that DINO's checkpoints and `DINOHead` have.
 _WEIGHT_NORM = {
@@ -152,6 +153,21 @@ def head_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str,
                 name = name.replace(new, old)
             out[name.removeprefix("head.")] = value
     return out
+
+
+def load_contrast_head(checkpoint: Mapping[str, Any], key: str = "teacher") -> ContrastHead | None:
+    """The head that the contrast trained, in evaluation mode; None if the checkpoint has none."""
+    prefix = "contrast_head."
+    state = {
+        n.removeprefix(prefix): v for n, v in _network_state(checkpoint, key).items() if n.startswith(prefix)
+    }
+    if not state:
+        return None
+    head = ContrastHead(
+        len(state["mlp.0.weight"]), len(state["mlp.3.bias"]), hidden_dim=len(state["mlp.1.bias"])
+    )
+    head.load_state_dict(state)
+    return head.eval()
 
 
 def load_backbone(

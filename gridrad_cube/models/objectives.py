@@ -228,6 +228,7 @@ class ContrastHead(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int = 128, *, hidden_dim: int = 256) -> None:
         super().__init__()
+        self.out_dim = out_dim
         layers = (
             nn.LayerNorm(in_dim),
             nn.Linear(in_dim, hidden_dim),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from gridrad_cube.models.scattering import CELL, MAPS, LocalMaps, ScatteringStem, local_maps
 
-#: What becomes the embedding: the class token, the mean of the other tokens, their mean and standard deviation, or the
-#: class token and the mean.
-Pool = Literal["class", "mean", "mean+std", "class+mean"]
+#: What becomes the embedding: the class token, the mean of the other tokens, their mean and standard deviation, the
+#: class token and the mean, or what the head of the contrast makes of mean and standard deviation.
+Pool = Literal["class", "mean", "mean+std", "class+mean", "projection"]
 Stem = Literal["linear", "scattering"]
 _Position = Literal["dino_v1", "exact"]
 
@@ -364,7 +364,7 @@ def _check(name: str, a: _Architecture, position: str) -> None:
         raise ValueError(f"build({name!r}): {fault}")
 
 
-def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool) -> Tensor:
+def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool, head: nn.Module | None = None) -> Tensor:
     """The embedding of each sample from its tokens.
 
     Parameters
@@ -375,12 +375,18 @@ def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool) -> Tensor:
         Tokens that hold data, bool, (B, N); None, or none of a sample: all of them count.
     pool
         ``"class"`` takes the class token, ``"mean"`` the mean of the other tokens that hold data, ``"mean+std"`` their
-        mean and then their standard deviation, ``"class+mean"`` the class token and then the mean.
+        mean and then their standard deviation, ``"class+mean"`` the class token and then the mean, ``"projection"``
+        what ``head`` makes of the mean and the standard deviation.
+    head
+        A `ContrastHead`, for ``"projection"``.
 
     Returns
     -------
-    (B, D), with two parts (B, 2 D), float32.
+    (B, D), with two parts (B, 2 D), with ``"projection"`` unit vectors; float32.
     """
+    if pool == "projection":
+        assert head is not None
+        return cast(Tensor, head(pool_tokens(tokens, used, "mean+std")))
     tokens = tokens.float()
     if pool == "class":
         return tokens[:, 0]

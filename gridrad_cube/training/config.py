@@ -85,9 +85,9 @@ class Config:
     stem: Literal["linear", "scattering"] = _option(
         "linear", "network", "what a token is made of: its pixels, or local scattering maps of the field, which change "
         "little when the field moves", level="256")
-    pool: Literal["class", "mean", "mean+std"] = _option(
-        "class", "network", "the embedding of a sample: class token, mean of the other tokens, or their mean and "
-        "standard deviation")
+    pool: Literal["class", "mean", "mean+std", "projection"] = _option(
+        "class", "network", "the embedding of a sample: class token, mean of the other tokens, their mean and standard "
+        "deviation, or what the head of the contrast makes of these two")
     drop_path_rate: float = _option(0.1, "network", "stochastic depth of the student, at its last layer")
     out_dim: int | _Auto = _option(65536, "network", "prototypes K; auto: by the number of samples")
     norm_last_layer: bool = _option(True, "network", "keep prototypes at unit length (steadier, a little worse)")
@@ -105,8 +105,6 @@ class Config:
         "option is given that only DINO uses, and this one is not")
     contrast_weight: float = _option(
         0.0, "objective", "weight of the contrast term beside dino or coding-rate", level="256")
-    predict_weight: float = _option(
-        0.0, "objective", "weight of the prediction of the other window's descriptor, beside the contrast", level="256")
     temperature: float = _option(0.1, "objective", "temperature of the contrast", level="256")
     move: int | _Auto = _option(
         "auto", "objective", "with the contrast: largest offset of the partner's window; auto: half a patch",
@@ -398,7 +396,7 @@ _POSITIVE = (
     "limit", "log_steps", "lr", "patch_size", "image_size", "out_dim", "temperature",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "steps", "temporal_positives", "probe_steps", "local_crops_number", "contrast_weight", "predict_weight", "move",
+    "steps", "temporal_positives", "probe_steps", "local_crops_number", "contrast_weight", "move",
 )  # fmt: skip
 
 
@@ -420,10 +418,10 @@ def _check(config: Config) -> None:
             "--contrast-weight: the objective is the contrast itself. Leave it out, or pass --objective dino or "
             "coding-rate, beside which the contrast is a term."
         )
-    if config.predict_weight and not config.pairs_windows:
+    if config.pool == "projection" and not config.pairs_windows:
         raise SchemaError(
-            "--predict-weight: what is predicted is the other window of a pair, but there are no pairs. Pass "
-            "--objective contrast or --contrast-weight above 0, or leave it out."
+            "--pool: got 'projection', the head of the contrast, which this objective does not train. Pass --objective "
+            "contrast or --contrast-weight above 0, or another --pool."
         )
 
 

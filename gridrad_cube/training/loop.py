@@ -202,8 +202,8 @@ class _Run:
         )
         if config.init_from is not None and checkpoint is None:
             self.networks.load_weights(config.init_from)
-        if checkpoint is None:  # a stem comes with the weights
-            self.networks.fit(self.source.first_views, stem=config.init_from is None)
+        if checkpoint is None and config.init_from is None and config.stem == "scattering":
+            self.networks.fit(self.source.first_views())
         self.networks.to(device)
         if config.compile:
             compile_networks(self.networks, device)
@@ -223,7 +223,7 @@ class _Run:
             self.source.loaded, self.sampler, threads=max(1, config.num_workers),
             device=device if device.type == "cuda" else None,
         )  # fmt: skip
-        self.monitor = Monitor(self.networks.student.width, device=device)
+        self.monitor = Monitor(self.networks.features, device=device)
         self.probe, self.scores = self._make_probe(), Scores()
         self.step = 0
         self.stopped: str | None = None
@@ -265,7 +265,9 @@ class _Run:
         if pairs is None:
             logger.info("no probes and no best checkpoint: too few samples are seen minutes or hours later")
             return None
-        where: Any = {"pool": c.pool, "device": self.device, "bf16": self.bf16}
+        where: Any = {"device": self.device, "bf16": self.bf16}
+        if c.stem == "scattering":
+            where["span"] = 1.0  # fields are scaled to the typical range
         return Probe(dataset, self.source.whole, pairs, every=every, steps=steps, **where)
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
@@ -400,7 +402,7 @@ class _Run:
                     with torch.no_grad():
                         taught = networks.teacher(views[: self.source.global_views])
                 learnt = self.model(views)
-            loss = share * networks.loss(learnt, taught, views, batch.window, self.step, last=last)
+            loss = share * networks.loss(learnt, taught, batch.window, self.step, last=last)
             loss.backward()
         self._shapes = [self.source.shape_of(v) for v in views]
         own = learnt.features.detach()
@@ -496,7 +498,7 @@ class _Run:
         }  # fmt: skip
         record |= self.monitor.describe(features, views)
         loss = self.networks.dino_loss
-        if loss is not None:
+        if loss is not None and targets is not None:
             temperature = float(loss.teacher_temps[step - 1])
             assert targets is not None
             record |= {"teacher_temp": temperature}
@@ -534,7 +536,7 @@ class _Run:
         """Probe the teacher, in the main process: the others meet it at the next step."""
         if self.probe is None or not self.world.is_main:
             return {}
-        self.scores, found = self.probe.run(self.networks.teacher.backbone, self.step, self.scores)
+        self.scores, found = self.probe.run(self.networks.teacher.embed, self.step, self.scores)
         return found
 
     def _save(self, epochs: int | None = None) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gridrad_cube.models import (
-    MAPS,
     CodingRateLoss,
     ContrastHead,
     DINOHead,
@@ -26,7 +23,6 @@ from gridrad_cube.models import (
     VisionTransformer,
     build,
     contrast_loss,
-    describe_maps,
     head_state,
     load_backbone,
     load_checkpoint,
@@ -34,34 +30,30 @@ from gridrad_cube.models import (
     parameter_groups,
     pool_tokens,
 )
-from gridrad_cube.readout import fit_arrays
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training.config import Config, Plan
 
 logger = logging.getLogger(__name__)
 
 
-#: Directions of the descriptor that are predicted.
-_DIRECTIONS = 64
-
-
 class Outputs(NamedTuple):
-    """Results of a network, view by view: its features, (views * B, D), and what its heads make of them.
+    """Results of a network, view by view.
 
-    ``heads`` is that of DINO or coding rate, (views * B, K). ``unit`` (unit vectors) and ``predicted`` are those of the
-    contrast, of the two global views: (2 * B, K).
+    ``features`` are the class tokens (views * B, D), and ``heads`` what the head of DINO or coding rate makes of them,
+    (views * B, K). ``unit`` are the unit vectors of the contrast, of the two global views, (2 * B, K); they are the
+    features too where there is no other objective.
     """
 
     features: Tensor
     heads: Tensor | None = None
     unit: Tensor | None = None
-    predicted: Tensor | None = None
 
 
-class _MultiView(nn.Module):
+class MultiView(nn.Module):
     """A backbone and its heads over views of several sizes; keys ``backbone.*`` and ``head.*`` as in DINO.
 
-    The head reads the class token; the heads of the contrast read the tokens of the global views as ``pool`` says.
+    The head reads the class token, the head of the contrast the mean and deviation of the tokens of the global views.
+    ``pool`` says what will be embedded.
     """
 
     def __init__(
@@ -69,17 +61,23 @@ class _MultiView(nn.Module):
         backbone: VisionTransformer,
         head: nn.Module | None,
         *,
-        contrast_head: nn.Module | None = None,
-        predictor: nn.Module | None = None,
+        contrast_head: ContrastHead | None = None,
         pool: Pool = "class",
         global_views: int = 2,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head, self.contrast_head, self.predictor = head, contrast_head, predictor
+        self.head, self.contrast_head = head, contrast_head
         self.pool, self.global_views = pool, global_views
-        #: Length of the features.
-        self.width = backbone.embed_dim * (2 if head is None and pool == "mean+std" else 1)
+
+    def embed(self, view: NetworkInput) -> Tensor:
+        """The embeddings of a view, (B, D)."""
+        used = view.attention_mask
+        if used is None and view.token_mask is not None:
+            used = ~view.token_mask
+        # Not by calling the backbone: a compiled one would be compiled again for these shapes.
+        tokens = self.backbone.get_intermediate_layers(view.x, 1, *view[1:])[0]
+        return pool_tokens(tokens, None if used is None else used.flatten(1), self.pool, self.contrast_head)
 
     def forward(self, views: Sequence[NetworkInput]) -> Outputs:
         """Neighboring views of one shape go through the backbone together."""
@@ -94,17 +92,14 @@ class _MultiView(nn.Module):
             found = self.backbone.forward_tokens(_join_inputs(x), hidden, attended)
             tokens.append(found[:, 0])
             if count < self.global_views:
-                pooled.append(pool_tokens(found, None if hidden is None else ~hidden, self.pool))
+                pooled.append(pool_tokens(found, None if hidden is None else ~hidden, "mean+std"))
             count += len(together)
         features = torch.cat(tokens)
         heads = None if self.head is None else self.head(features)
         if self.contrast_head is None:
             return Outputs(features, heads)
-        vectors = torch.cat(pooled)
-        predicted = None if self.predictor is None else self.predictor(vectors)
-        return Outputs(
-            features if self.head is not None else vectors, heads, self.contrast_head(vectors), predicted
-        )
+        unit = self.contrast_head(torch.cat(pooled))
+        return Outputs(unit if self.head is None else features, heads, unit)
 
 
 def _shape_of(view: NetworkInput) -> torch.Size:
@@ -122,58 +117,19 @@ def _join_inputs(inputs: Sequence[Any]) -> Any:
     return torch.cat(list(inputs))
 
 
-class _Target(nn.Module):
-    """What is predicted of the other window: its descriptor in units of change (see `gridrad_cube.readout`).
-
-    Buffers ``mean`` (D,) and ``matrix`` (D, 64), fitted before the first step; the numbers have a standard deviation of
-    about one.
-    """
-
-    mean: Tensor
-    matrix: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("matrix", torch.zeros(features, min(_DIRECTIONS, features)))
-
-    @torch.no_grad()
-    def fit(self, earlier: Tensor, later: Tensor) -> None:
-        """Fit to descriptors of pairs of windows of one place at near times, (N, D) each."""
-        first, second = (x.double().cpu().numpy() for x in (earlier, later))
-        both = np.concatenate([first, second])
-        readout = fit_arrays(both, first, second, directions=self.matrix.shape[1])
-        out = readout.apply(both)
-        matrix = readout.matrix / readout.scale[:, None] / max(float(out.std()), 1e-12)
-        self.mean.copy_(torch.from_numpy(np.asarray(readout.mean)))
-        self.matrix[:, : matrix.shape[1]] = torch.from_numpy(matrix).to(self.matrix)
-
-    def forward(self, local: LocalMaps) -> Tensor:
-        """(B, 64) of the local maps of B windows."""
-        with torch.autocast(self.mean.device.type, enabled=False):
-            return (describe_maps(local) - self.mean) @ self.matrix
-
-
-def _local(x: Tensor | LocalMaps) -> LocalMaps:
-    return x if isinstance(x, LocalMaps) else local_maps(x)
-
-
 class Losses(nn.Module):
-    """The loss of a step: of DINO or coding rate, of the contrast and of the prediction, each by its weight."""
+    """The loss of a step: of DINO or coding rate, and of the contrast by its weight."""
 
-    def __init__(
-        self, config: Config, distillation: nn.Module | None, target: _Target | None, *, edge: int
-    ) -> None:
+    def __init__(self, config: Config, distillation: nn.Module | None, *, edge: int) -> None:
         super().__init__()
-        self.distillation, self.target = distillation, target
+        self.distillation = distillation
         self.contrast = 1.0 if config.objective == "contrast" else config.contrast_weight
-        self.prediction, self.temperature, self.edge = config.predict_weight, config.temperature, edge
+        self.temperature, self.edge = config.temperature, edge
 
     def forward(
         self,
         learnt: Outputs,
         taught: Outputs | None,
-        views: Sequence[NetworkInput],
         windows: Tensor | None,
         step: int,
         *,
@@ -186,15 +142,12 @@ class Losses(nn.Module):
             loss = loss + self.distillation(learnt.heads, taught.heads, step, last=last)
         if learnt.unit is not None:
             assert windows is not None
-            first, second = windows.chunk(2)
-            loss = loss + self.contrast * contrast_loss(
-                *learnt.unit.chunk(2), (first, second), edge=self.edge, temperature=self.temperature
+            first, second = learnt.unit.chunk(2)
+            here, there = windows.chunk(2)
+            contrast = contrast_loss(
+                first, second, (here, there), edge=self.edge, temperature=self.temperature
             )
-        if learnt.predicted is not None and self.target is not None:
-            with torch.no_grad():
-                one, other = (self.target(_local(view.x)) for view in views[:2])
-            wanted = torch.cat([other, one])
-            loss = loss + self.prediction * F.smooth_l1_loss(learnt.predicted.float(), wanted)
+            loss = loss + self.contrast * contrast
         return loss
 
 
@@ -202,10 +155,18 @@ class Losses(nn.Module):
 class Networks:
     """Student and teacher, the loss between them, and the options of the head."""
 
-    student: _MultiView
-    teacher: _MultiView
+    student: MultiView
+    teacher: MultiView
     loss: Losses
     head: dict[str, Any]
+
+    @property
+    def features(self) -> int:
+        """Length of the features that are monitored."""
+        contrast_head = self.student.contrast_head
+        if self.student.head is None and contrast_head is not None:
+            return contrast_head.out_dim
+        return self.student.backbone.embed_dim
 
     @property
     def dino_loss(self) -> DINOLoss | None:
@@ -219,20 +180,12 @@ class Networks:
         return [view._replace(x=local_maps(view.x)) for view in views]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def fit(self, draw: Callable[[], Sequence[NetworkInput]], *, stem: bool) -> None:
-        """Fit what is fixed before the first step, to the global views that are drawn of some pairs.
-
-        These are the target of the prediction and, if asked for, the stem; without them nothing is drawn.
-        """
-        stem = stem and self.student.backbone.stem is not None
-        if not stem and self.loss.target is None:
-            return
-        prepared = self.prepare(draw())
+    def fit(self, views: Sequence[NetworkInput]) -> None:
+        """Standardize the local maps by those of some views."""
+        local = _join_inputs([view.x for view in self.prepare(views)])
         for network in (self.student, self.teacher):
-            if stem and network.backbone.stem is not None:
-                network.backbone.stem.fit(_join_inputs([view.x for view in prepared]))
-        if self.loss.target is not None:
-            self.loss.target.fit(*(describe_maps(_local(view.x)) for view in prepared))
+            assert network.backbone.stem is not None
+            network.backbone.stem.fit(local)
 
     def to(self, device: torch.device) -> None:
         """Move all of them to a device."""
@@ -248,7 +201,6 @@ class Networks:
             "teacher": self.teacher.state_dict(),
             "pool": self.student.pool,
             "dino_loss": {} if self.loss.distillation is None else self.loss.distillation.state_dict(),
-            **({} if self.loss.target is None else {"target": self.loss.target.state_dict()}),
         }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
@@ -257,8 +209,6 @@ class Networks:
         self.teacher.load_state_dict(checkpoint["teacher"])
         if self.loss.distillation is not None:
             self.loss.distillation.load_state_dict(checkpoint["dino_loss"])
-        if self.loss.target is not None:
-            self.loss.target.load_state_dict(checkpoint["target"])
 
     def load_weights(self, path: str) -> None:
         """Start from the teacher of any checkpoint of this architecture; from its head too if that fits."""
@@ -284,38 +234,27 @@ def make_networks(
     ``options`` are those of `gridrad_cube.models.build`; ``views`` counts those of a sample; ``edge`` is that of a
     window in pixels of the store, for the contrast.
     """
-    dino, pairs = config.objective == "dino", config.pairs_windows
-    own = {"kind": "dino", "out_dim": plan.out_dim, "norm_last_layer": config.norm_last_layer}
-    head = own if dino else {"kind": "projection", "out_dim": 256}
-    head |= {"use_bn": config.use_bn_in_head, "hidden_dim": config.head_hidden_dim}
-    if config.objective == "contrast":
-        head = {"kind": "contrast"}
-
-    target = _Target(2 * MAPS * options["in_channels"]) if pairs and config.predict_weight else None
-
-    def make(**further: Any) -> _MultiView:
-        backbone = build(**options, **further)
-        width = backbone.embed_dim * (2 if config.pool == "mean+std" else 1)
-        return _MultiView(
-            backbone,
-            None if config.objective == "contrast" else _make_head(backbone.embed_dim, head),
-            contrast_head=ContrastHead(width) if pairs else None,
-            predictor=None if target is None else _make_predictor(width, target),
-            pool=config.pool,
-        )
-
-    student, teacher = make(drop_path_rate=config.drop_path_rate), make()
+    backbones = [build(drop_path_rate=config.drop_path_rate, **options), build(**options)]
+    head: dict[str, Any] = {"kind": "contrast"}
     distillation: nn.Module | None = None
     if config.objective != "contrast":
+        own = {"kind": "dino", "out_dim": plan.out_dim, "norm_last_layer": config.norm_last_layer}
+        head = own if config.objective == "dino" else {"kind": "projection", "out_dim": 256}
+        head |= {"use_bn": config.use_bn_in_head, "hidden_dim": config.head_hidden_dim}
+        dino = config.objective == "dino"
         distillation = _make_dino_loss(config, plan, views) if dino else CodingRateLoss(views)
-    networks = Networks(student, teacher, Losses(config, distillation, target, edge=edge), head)
-    networks.teacher.load_state_dict(networks.student.state_dict())
-    networks.teacher.requires_grad_(False)
-    return networks
-
-
-def _make_predictor(width: int, target: _Target) -> nn.Module:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, target.matrix.shape[1]))
+    student, teacher = (
+        MultiView(
+            backbone,
+            None if distillation is None else _make_head(backbone.embed_dim, head),
+            contrast_head=ContrastHead(2 * backbone.embed_dim) if config.pairs_windows else None,
+            pool=config.pool,
+        )
+        for backbone in backbones
+    )
+    teacher.load_state_dict(student.state_dict())
+    teacher.requires_grad_(False)
+    return Networks(student, teacher, Losses(config, distillation, edge=edge), head)
 
 
 def _make_head(width: int, options: Mapping[str, Any]) -> nn.Module:
@@ -356,7 +295,9 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
     for network in (networks.student, networks.teacher):
         # Views have two shapes: two static graphs are faster than one for any shape.
         network.backbone.compile(dynamic=False)
-        network.backbone.forward_tokens = torch.compile(network.backbone.forward_tokens, dynamic=False)
+        if network.contrast_head is not None:
+            compiled = torch.compile(network.backbone.forward_tokens, dynamic=False)
+            network.backbone.forward_tokens = compiled  # type: ignore[method-assign]
         if network.head is not None:
             network.head.compile(dynamic=False)
 

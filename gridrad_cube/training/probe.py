@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from gridrad_cube.datasets import Batch, GridDataset, PatchDataset, Stratum, nearest_later
-from gridrad_cube.models import NetworkInput, Pool, VisionTransformer, pool_tokens
+from gridrad_cube.models import NetworkInput
 from gridrad_cube.similarity import rank_me, rank_targets
 from gridrad_cube.store import open_embeddings, open_packed
 
@@ -201,10 +201,10 @@ class Probe:
 
     def __init__(
         self, dataset: Samples, whole: Callable[[Batch], NetworkInput], pairs: _Pairs, *, every: int, steps: int,
-        pool: Pool, device: torch.device, bf16: bool,
+        device: torch.device, bf16: bool, span: float = _SPAN,
     ) -> None:  # fmt: skip
         self.dataset, self.whole, self.pairs, self.every, self.steps = dataset, whole, pairs, every, steps
-        self._pool, self._device, self._bf16 = pool, device, bf16
+        self._device, self._bf16, self._span = device, bf16, span
         self._rows = np.unique(np.concatenate([pairs.query, pairs.sequel]))
         #: What the network has to beat.
         self.baseline = "mean of the cells" if isinstance(dataset, GridDataset) else "histogram of the pixels"
@@ -217,9 +217,11 @@ class Probe:
         """Whether to probe after a step: at the interval, and after the last one."""
         return step % self.every == 0 or step == self.steps
 
-    def run(self, network: VisionTransformer, step: int, scores: Scores) -> tuple[Scores, dict[str, Any]]:
-        """Score a network after a step, and log it; the scores so far, and what `measure` gives for the metrics."""
-        found = self.measure(network)
+    def run(
+        self, embed: Callable[[NetworkInput], Tensor], step: int, scores: Scores
+    ) -> tuple[Scores, dict[str, Any]]:
+        """Score what embeds after a step, and log it; the scores so far, and what `measure` gives for the metrics."""
+        found = self.measure(embed)
         scores = scores.with_score(found["probe_retrieval"], step)
         logger.info(
             "step %d: probe %.3f (at the start %.3f, %s %.3f, best %.3f)", step, found["probe_retrieval"],
@@ -231,11 +233,11 @@ class Probe:
             )
         return scores, found | {"probe_at_start": scores.start, "probe_best": scores.best}
 
-    def measure(self, network: VisionTransformer) -> dict[str, float]:
-        """Score a network: ``probe_retrieval`` (see `_retrieval`), ``probe_baseline``, the same without a network, and
-        ``probe_rankme``, the effective rank of the features.
+    def measure(self, embed: Callable[[NetworkInput], Tensor]) -> dict[str, float]:
+        """Score a function that embeds: ``probe_retrieval`` (see `_retrieval`), ``probe_baseline``, the same without a
+        network, and ``probe_rankme``, the effective rank of the features.
         """
-        features, plain = self._embed(network)
+        features, plain = self._embed(embed)
         query, sequel = (np.searchsorted(self._rows, r) for r in (self.pairs.query, self.pairs.sequel))
         return {
             "probe_retrieval": _retrieval(features[query], features[sequel], self.pairs),
@@ -244,19 +246,15 @@ class Probe:
         }
 
     @torch.no_grad()
-    def _embed(self, network: VisionTransformer) -> list[npt.NDArray[np.float32]]:
+    def _embed(self, embed: Callable[[NetworkInput], Tensor]) -> list[npt.NDArray[np.float32]]:
         """Features and baseline vectors of all samples, NaN for those that are damaged in the store."""
         parts: list[list[Tensor]] = []
         for start in range(0, len(self._rows), _BATCH):
             batch = self.dataset.__getitems__(self._rows[start : start + _BATCH])
             view = self.whole(batch.to(self._device))
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                # Not by calling it: a compiled network would be compiled again for these shapes.
-                tokens = network.forward_tokens(*view)
-            used = view.attention_mask if view.token_mask is None else ~view.token_mask
-            features = pool_tokens(tokens, None if used is None else used.flatten(1), self._pool)
-            span = _SPAN if network.stem is None else 1.0  # fields of a stem fill the typical range, -1 to 1
-            parts.append([batch.index, features.cpu(), _baseline(view, span).cpu()])
+                features = embed(view)
+            parts.append([batch.index, features.float().cpu(), _baseline(view, self._span).cpu()])
         index, *columns = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         out = [np.full((len(self._rows), column.shape[1]), np.nan, np.float32) for column in columns]
         for whole, column in zip(out, columns, strict=True):
