@@ -197,22 +197,20 @@ def test_option_that_only_dino_uses_asks_for_dino(tmp_path, caplog):
 
 def test_terms_of_a_recipe_stay_only_where_the_objective_has_them(tmp_path, monkeypatch):
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('objective = "contrast"\npredict_weight = 2.0\ntemporal_positives = [60]\nlr = 1.0\n')
+    recipe.write_text('objective = "contrast"\npool = "projection"\ntemporal_positives = [60]\nlr = 1.0\n')
     monkeypatch.setattr(training.config, "list_presets", lambda: {"mine": recipe})
 
     def objectives(**options) -> tuple:
         config = load_config(level="256", preset="mine", **options)
         assert config.lr == 1.0
-        return config.objectives, config.temporal_positives
+        return config.objectives, config.pool, config.temporal_positives
 
-    assert objectives() == ("contrast + 2 x prediction", (60.0,))
-    assert objectives(freeze_last_layer=1) == ("dino", ())
-    assert objectives(objective="coding-rate", contrast_weight=1) == (
-        "coding-rate + 1 x contrast + 2 x prediction",
-        (60.0,),
-    )
-    recipe.write_text("contrast_weight = 3.0\npredict_weight = 2.0\n")
-    assert objectives(objective="contrast", lr=1.0) == ("contrast + 2 x prediction", ())
+    assert objectives() == ("contrast", "projection", (60.0,))
+    assert objectives(freeze_last_layer=1) == ("dino", "class", ())
+    beside = objectives(objective="coding-rate", contrast_weight=1)
+    assert beside == ("coding-rate + 1 x contrast", "projection", (60.0,))
+    recipe.write_text("contrast_weight = 3.0\n")
+    assert objectives(objective="contrast", lr=1.0) == ("contrast", "class", ())
 
 
 def test_deit_is_vit_as_it_was_for_the_predecessor(cube):
@@ -711,7 +709,7 @@ EARLIER = {
 
 #: Options that an earlier version did not have.
 LATER = {
-    "dino_v1", "preset", "exclude_time", "stem", "pool", "contrast_weight", "predict_weight", "temperature", "move",
+    "dino_v1", "preset", "exclude_time", "stem", "pool", "contrast_weight", "temperature", "move",
 }  # fmt: skip
 
 

@@ -198,8 +198,7 @@ class Config:
     @property
     def objectives(self) -> str:
         """The terms of the loss, for the log."""
-        further = {"contrast": self.contrast_weight, "prediction": self.predict_weight}
-        return " + ".join([self.objective, *(f"{w:g} x {name}" for name, w in further.items() if w)])
+        return self.objective + (f" + {self.contrast_weight:g} x contrast" if self.contrast_weight else "")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: object = "config") -> Config:
@@ -537,7 +536,7 @@ def _fit_objective(recipe: dict[str, Any], given: Mapping[str, Any], preset: str
     # Terms of a recipe stay only where the other objective has them.
     dropped: tuple[str, ...] = ("contrast_weight",) if asked == "contrast" else ()
     if own == "contrast" and not given.get("contrast_weight"):
-        dropped = ("predict_weight", "temporal_positives")
+        dropped = ("pool", "temporal_positives")
     return {name: value for name, value in recipe.items() if name not in dropped} | {"objective": asked}
 
 
