@@ -262,7 +262,7 @@ def test_preset_holds_only_what_differs_from_the_defaults(preset, level):
 
 
 def test_presets_come_with_the_package_and_lie_where_users_look():
-    assert set(list_presets()) == {"demo", "predecessor", "small"}
+    assert set(list_presets()) == {"demo", "dino", "gpu", "predecessor", "small"}
     beside = {p.name: p.read_text() for p in (PROJECT / "training" / "presets").glob("*.toml")}
     assert beside == {p.name: p.read_text() for p in list_presets().values()}
 
@@ -289,7 +289,7 @@ def test_config_survives_json():
         (["--out-dim", "many"], r"--out-dim: got 'many'; expected a whole number or auto"),
         (
             ["--preset", "tiny"],
-            r"--preset: got 'tiny'; expected one of \['demo', 'predecessor', 'small'\] or none",
+            r"--preset: got 'tiny'; expected one of \['demo', 'dino', 'gpu', 'predecessor', 'small'\] or none",
         ),
         (["--norm_last_layer", "maybe"], r"--norm-last-layer: got 'maybe'; expected true or false"),
         (["--time", "2021", "2022", "2023"], r"--time: got .*; expected a day, or pairs of START and STOP"),
@@ -330,7 +330,7 @@ def test_help_names_every_option_with_its_default():
     for name in FIELDS:
         assert f"--{name.replace('_', '-')}" in text
     assert "torchrun --nproc-per-node 4 -m gridrad_cube train" in text
-    assert "--batch-size-per-gpu SAMPLES samples per process and batch (default: 64, level 2k: 16)" in text
+    assert "--batch-size-per-gpu SAMPLES samples per process and batch (default: 128, level 2k: 16)" in text
 
 
 def test_short_help_shows_what_matters_first():
@@ -369,7 +369,7 @@ def test_plan_scales_the_rate_and_counts_in_steps():
     plan = make_plan(config, level="256", samples=1000, world_size=4)
     assert (plan.steps_per_epoch, plan.steps, plan.warmup_steps, plan.global_batch) == (3, 300, 30, 256)
     assert plan.lr == 5e-4
-    auto = make_plan(load_config(level="256", epochs=100), level="256", samples=6400)
+    auto = make_plan(load_config(level="256", preset="dino", epochs=100), level="256", samples=6400)
     assert (auto.warmup_steps, auto.temp_warmup_steps, auto.freeze_steps) == (1000, 3000, 500)
     # Half of the teacher is renewed in one epoch of 100 steps.
     assert auto.momentum_teacher**100 == pytest.approx(0.5, abs=0.14)
@@ -378,7 +378,7 @@ def test_plan_scales_the_rate_and_counts_in_steps():
 @pytest.mark.parametrize(
     ("level", "options", "samples", "message"),
     [
-        ("256", {}, 63, r"63 clean patches \(of all channels\), fewer than one step of 64 .* Lower --batch"),
+        ("256", {"preset": "dino"}, 63, r"63 clean patches .*, fewer than one step of 64 .* Lower --batch"),
         ("2k", {"batch_size_per_gpu": 8}, 99, r"one loss has 8 grids \(8 x 1 processes\); level 2k needs at least 16"),
         ("2k", {"batch_size_per_gpu": 16}, 12, r"12 grids \(crops x channels\), fewer .* at least 16: add scenes"),
         ("2k", {"batch_size_per_gpu": 64}, 40, r"Lower --batch-size-per-gpu: it times --accumulate, .* at most 40"),

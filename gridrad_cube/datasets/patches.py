@@ -146,10 +146,12 @@ class PatchDataset(Dataset[Batch]):
 
     @functools.cached_property
     def crop_places(self) -> np.ndarray:
-        """Number of the window of a source grid that each crop of the store is, int64, (crop,)."""
-        names = ("grid", "y_origin", "x_origin")
-        table = pd.DataFrame({name: self._dataset[name].values for name in names})
-        return np.asarray(table.groupby(list(names), sort=False).ngroup().to_numpy(np.int64))
+        """Number of the place of each crop of the store, by the position of its first patch, int64, (crop,)."""
+        names = ["latitude", "longitude"]
+        corner = {name: self._dataset[name].values[:, 0, 0].round(3) for name in names}
+        return np.asarray(
+            pd.DataFrame(corner).groupby(names, sort=False, dropna=False).ngroup().to_numpy(np.int64)
+        )
 
     @functools.cached_property
     def crop_seconds(self) -> np.ndarray:
