@@ -49,7 +49,7 @@ class Outputs(NamedTuple):
     unit: Tensor | None = None
 
 
-class MultiView(nn.Module):
+class _MultiView(nn.Module):
     """A backbone and its heads over views of several sizes; keys ``backbone.*`` and ``head.*`` as in DINO.
 
     The head reads the class token, the head of the contrast the mean and deviation of the tokens of the global views.
@@ -155,8 +155,8 @@ class Losses(nn.Module):
 class Networks:
     """Student and teacher, the loss between them, and the options of the head."""
 
-    student: MultiView
-    teacher: MultiView
+    student: _MultiView
+    teacher: _MultiView
     loss: Losses
     head: dict[str, Any]
 
@@ -244,7 +244,7 @@ def make_networks(
         dino = config.objective == "dino"
         distillation = _make_dino_loss(config, plan, views) if dino else CodingRateLoss(views)
     student, teacher = (
-        MultiView(
+        _MultiView(
             backbone,
             None if distillation is None else _make_head(backbone.embed_dim, head),
             contrast_head=ContrastHead(2 * backbone.embed_dim) if config.pairs_windows else None,
