@@ -586,7 +586,7 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
         "18.5 dBZ",
     ):
         assert text in page.replace("\n", " ")
-    assert (measures._MANY_BLOCKS, measures.LEAST_CASES, run._LEAST_DISTRACTORS) == (5, 30, 20)
+    assert (measures.MANY_BLOCKS, measures.LEAST_CASES, run._LEAST_DISTRACTORS) == (5, 30, 20)
     assert (baselines._COLD_CLOUD_K, baselines._ECHO_TOP_DBZ, baselines._CORE_DBZ) == (220.0, 18.5, 40.0)
     assert (measures._FIT_SHARE, measures._CHOOSE_SHARE) == (0.6, 0.2)
 

@@ -22,8 +22,8 @@ from gridrad_cube.similarity import directed, nearest, rank_among, unit_rows
 
 #: Parts of the times, in their order.
 FIT, CHOOSE, TEST = 0, 1, 2
-#: Blocks in each part from which on blocks between the parts are left out.
-_MANY_BLOCKS = 5
+#: Blocks in each part from which on blocks between the parts are left out; as many are needed to test for leaks.
+MANY_BLOCKS = 5
 #: Mean cosine above which vectors are nearly alike, and the standard deviation below which a feature is constant.
 _ALIKE, _CONSTANT = 0.999, 0.01
 #: Cases below which a number has no meaning.
@@ -74,7 +74,7 @@ def blocks_of(time: npt.ArrayLike) -> tuple[np.ndarray, str]:
 def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
     """The part of each time, `FIT`, `CHOOSE`, `TEST` or -1, and in words what this means.
 
-    The parts follow each other in time and share no block. ``gap`` days between them are left out where `_MANY_BLOCKS`
+    The parts follow each other in time and share no block. ``gap`` days between them are left out where `MANY_BLOCKS`
     blocks remain in each part. With fewer than 3 blocks every part is -1.
     """
     block, noun = blocks_of(time)
@@ -92,11 +92,12 @@ def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
         near = np.unique(block[(block >= edge) & (day < free_from)])
         apart[near[part_of[near] == part_of[edge]]] = -1
     kept = np.bincount(apart[apart >= 0], minlength=3)
-    if kept.min() >= _MANY_BLOCKS:
+    if kept.min() >= MANY_BLOCKS:
         part_of, words = apart, ""
     else:
         kept, few = np.bincount(part_of, minlength=3), count - fit - choose
-        words = f"; few: nothing is left out between the parts, and intervals are of {_count_blocks(few, noun)} only"
+        drawn = f"intervals are of {_count_blocks(few, noun)}" if few > 1 else f"one {noun} has no interval"
+        words = f"; few: nothing is left out between the parts, and {drawn}"
     fit, choose, test = kept
     said = f"{_count_blocks(count, noun)}: {fit} to fit, {choose} to choose, {test} to test{words}"
     return part_of[block], said

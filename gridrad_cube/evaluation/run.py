@@ -14,7 +14,7 @@ import xarray as xr
 
 from gridrad_cube.evaluation import measures
 from gridrad_cube.evaluation.baselines import ATTRIBUTES, Attribute, describe_pixels
-from gridrad_cube.evaluation.measures import CHOOSE, FIT, LEAST_CASES, TEST, Score
+from gridrad_cube.evaluation.measures import CHOOSE, FIT, LEAST_CASES, MANY_BLOCKS, TEST, Score
 from gridrad_cube.evaluation.result import Cell, Evaluation, Row
 from gridrad_cube.evaluation.sequels import Labels, PathLike, Samples, Stores, draw, open_labels, open_stores
 from gridrad_cube.query import readout_of
@@ -533,7 +533,9 @@ class _Evaluator:
     def _leak(self, row: Row, y: np.ndarray) -> Row:
         """How much the vectors say of the hour or the latitude, which is not the weather."""
         self._check_varied(y[:, 0], "samples", least=0)
-        test = self.part == TEST
+        test, noun = self.part == TEST, self.blocks[1]
+        if (count := self._count(test).blocks) < MANY_BLOCKS:  # few differ in hour and latitude by chance
+            raise _TooFew(f"too few {noun}s to test: {count}, of at least {MANY_BLOCKS}")
         guesses = {kind: measures.ridge(x, y, self.part) for kind, x in self._linear().items()}
         scores = {kind: partial(measures.r2_scores, y[test], g[test]) for kind, g in guesses.items()}
         return self._fill(row, scores, np.flatnonzero(test), "samples")
