@@ -180,6 +180,15 @@ def test_command_lines_of_the_predecessors_readme_are_its_preset(cube, grids, ca
         assert getattr(plain, name) == getattr(expected, name), name
 
 
+def test_epochs_asked_for_replace_the_steps_of_a_recipe(tmp_path, monkeypatch):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("steps = 1500\n")
+    monkeypatch.setattr(training.config, "list_presets", lambda: {"mine": recipe})
+    assert load_config(level="256", preset="mine").steps == 1500
+    assert load_config(level="256", preset="mine", epochs=20).steps is None
+    assert load_config(level="256", preset="mine", epochs=20, steps=7).steps == 7
+
+
 def test_option_that_only_dino_uses_asks_for_dino(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     file = tmp_path / "mine.toml"

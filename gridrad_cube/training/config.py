@@ -515,6 +515,8 @@ def load_config(
         if preset not in known:
             raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
         recipe = _fit_objective(_read_options(known[preset], level), given, preset)
+    if "epochs" in given and "steps" not in given:
+        recipe.pop("steps", None)  # or the epochs that are asked for would have no effect
     return Config(**recipe | given | {"preset": preset})
 
 
