@@ -767,7 +767,11 @@ def test_the_readout_of_the_store_is_used_and_named(store_folder, tmp_path, resu
     assert any(n.startswith("embedding, readout: the store has none") for n in result.notes)
     fit_readout(tmp_path / "plain.zarr", directions=1)
     found = evaluation.evaluate(tmp_path / "plain.zarr", cube, leads=LEADS[1:])
-    assert any("saved with the store, fitted on 2021-06-01T" in n for n in found.notes)
+    note = next(n for n in found.notes if "saved with the store, fitted on 2021-06-01T" in n)
+    assert note.endswith("with days to test among them.")
+    fit_readout(tmp_path / "plain.zarr", directions=1, time=("2021-06-01", "2021-06-15"))
+    again = evaluation.evaluate(tmp_path / "plain.zarr", cube, leads=LEADS[1:], samples=300)
+    assert not any("days to test" in n for n in again.notes)
     row = row_of(found, "forecast", "minimum brightness temperature after 30min")
     before = row_of(result, "forecast", "minimum brightness temperature after 30min")
     assert row.cells["embedding"] == before.cells["embedding"]

@@ -302,8 +302,12 @@ class _Evaluator:
                     f"{name}{_READOUT}: the store has none; one was fitted on the days or events to fit."
                 )
                 continue
-            span = " to ".join(readout.fitted["time"])
-            notes.append(f"{name}{_READOUT}: the one that is saved with the store, fitted on {span}.")
+            first, last = readout.fitted["time"]
+            said = f"{name}{_READOUT}: the one that is saved with the store, fitted on {first} to {last}"
+            if np.datetime64(last.removesuffix("Z")) >= self.pool.time[self.asked].min():
+                said += ", with days to test among them"
+            said += "; the store has changed since" * bool(readout.fitted["changed"])
+            notes.append(f"{said}.")
         return notes
 
     # Rows
