@@ -111,7 +111,47 @@ class Trial:
 
 
 #: What was tried, one seed each, to be judged on the day that chooses.
-TRIALS: dict[str, Trial] = {}
+_SHORT = {"steps": 400}
+_DINO = {"objective": "dino", "pool": "mean+std", "head_hidden_dim": 512}
+TRIALS: dict[str, Trial] = {
+    "contrast": Trial("--preset small --steps 400", _SHORT, "small"),
+    "fine": Trial(
+        "fields of 128 px, tokens of 16 px",
+        {"coarsen": 1, "patch_size": 16, "global_size": 128} | _SHORT,
+        "small",
+    ),
+    "dino-contrast": Trial(
+        "--objective dino --contrast-weight 1, 2 + 2 views",
+        {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2} | _SHORT,
+        "small",
+    ),
+    "dino": Trial(
+        "--objective dino --temporal-positives 60 --pool mean+std, 2 + 2 views",
+        {**_DINO, "temporal_positives": 60, "local_crops_number": 2} | _SHORT,
+        "small",
+    ),
+    "linear": Trial("--stem linear", {"stem": "linear"} | _SHORT, "small"),
+    "wide": Trial("--arch vit_demo: 6 layers of 192", {"arch": "vit_demo"} | _SHORT, "small"),
+    "lr2": Trial("--lr 4e-3", {"lr": 4e-3} | _SHORT, "small"),
+    "lr05": Trial("--lr 1e-3", {"lr": 1e-3} | _SHORT, "small"),
+    "move32": Trial("--move 32", {"move": 32} | _SHORT, "small"),
+    "leads": Trial(
+        "--temporal-positives 60 120 180", {"temporal_positives": (60, 120, 180)} | _SHORT, "small"
+    ),
+    "coding-rate": Trial(
+        "--objective coding-rate --contrast-weight 1",
+        {"objective": "coding-rate", "contrast_weight": 1.0, "local_crops_number": 0, "head_hidden_dim": 512}
+        | _SHORT,
+        "small",
+    ),
+    "cool": Trial("--temperature 0.05", {"temperature": 0.05} | _SHORT, "small"),
+    "warm": Trial("--temperature 0.2", {"temperature": 0.2} | _SHORT, "small"),
+    "zoom": Trial("--zoom 0.9 1.1", {"zoom": (0.9, 1.1)} | _SHORT, "small"),
+    "mirror": Trial("--flips h", {"flips": "h"} | _SHORT, "small"),
+    "half": Trial(
+        "--batch-size-per-gpu 64, 800 steps", {"batch_size_per_gpu": 64, "steps": 800, "lr": 4e-3}, "small"
+    ),
+}
 
 
 # Vectors (crops, 2, rows, cols, features)
