@@ -480,7 +480,8 @@ def load_config(
 ) -> Config:
     """Put a configuration together: defaults, then preset, then file, then options.
 
-    Where file or options name an option that DINO alone uses, and no objective, the objective is DINO.
+    Where file or options name an option that DINO alone uses, and no objective, the preset ``"dino"`` takes the place
+    of one that trains another objective.
 
     Parameters
     ----------
@@ -514,32 +515,33 @@ def load_config(
         known = list_presets()
         if preset not in known:
             raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
-        recipe = _fit_objective(_read_options(known[preset], level), given, preset)
+        recipe = _read_options(known[preset], level)
+        of_dino = ", ".join(_flag(name) for name in _OF_DINO if name in given)
+        if of_dino and "objective" not in given and recipe.get("objective", "dino") != "dino":
+            logger.info(
+                "--preset dino, not %s: only DINO uses %s. --objective chooses another objective",
+                preset,
+                of_dino,
+            )
+            preset, recipe = "dino", _read_options(known["dino"], level)
+        elif of_dino and given.get("objective", "dino") != "dino":
+            logger.warning("no effect with --objective %s: %s", given["objective"], of_dino)
+        recipe = _fit_objective(recipe, given)
     if "epochs" in given and "steps" not in given:
         recipe.pop("steps", None)  # or the epochs that are asked for would have no effect
     return Config(**recipe | given | {"preset": preset})
 
 
-def _fit_objective(recipe: dict[str, Any], given: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """A recipe under the objective that the given options ask for, by name or by an option that only DINO uses."""
+def _fit_objective(recipe: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what only its own objective has, where the given options ask for another one."""
     own = recipe.get("objective", "dino")
     asked = given.get("objective", own)
-    of_dino = ", ".join(_flag(name) for name in _OF_DINO if name in given)
-    if of_dino and own != "dino" and "objective" not in given:
-        asked = "dino"
-        logger.info(
-            "objective dino, not %s as in --preset %s: only DINO uses %s. --objective chooses another", own, preset,
-            of_dino,
-        )  # fmt: skip
-    elif of_dino and asked != "dino":
-        logger.warning("no effect with --objective %s: %s", asked, of_dino)
     if asked == own:
         return recipe
-    # Terms of a recipe stay only where the other objective has them.
     dropped: tuple[str, ...] = ("contrast_weight",) if asked == "contrast" else ()
     if own == "contrast" and not given.get("contrast_weight"):
         dropped = ("pool", "temporal_positives")
-    return {name: value for name, value in recipe.items() if name not in dropped} | {"objective": asked}
+    return {name: value for name, value in recipe.items() if name not in dropped}
 
 
 # what `auto` stands for
