@@ -11,13 +11,13 @@ every hour or more often), optionally ``clouds/imerg_*.nc`` (rain rate, the labe
 reflectivity every few minutes, one event a file); a file holds many times. Without it ``--quick`` makes a little
 synthetic infrared.
 
-Cubes come from ``gridrad_cube.preprocess`` in patches of 128 px, networks from ``gridrad_cube.train`` on the parts that
-fit, vectors from ``gridrad_cube.embed`` with a stride of 32 px and pixels averaged in blocks of 2 x 2, readouts from
-``gridrad_cube.fit_readout``. Days (radar: events) are in parts: of those present the last two test, the one before
-chooses, the others fit.
+Cubes come from ``gridrad_cube.preprocess`` in patches of 128 px, on one grid and on a grid that is moved by 32 px in
+both directions; networks from ``gridrad_cube.train`` on the parts that fit; vectors from ``gridrad_cube.embed``, with
+pixels averaged in blocks of 2 x 2; readouts from ``gridrad_cube.fit_readout``. Days (radar: events) are in parts: of
+those present the last two test, the one before chooses, the others fit.
 
-retrieval   a window of the grid of patches at one time looks for the same place later, by cosine. The target and all
-            candidates are windows moved by 32 px in both directions: the share of queries whose target comes first.
+retrieval   a window of the grid looks for the same place later, by cosine. The target and all candidates are windows
+            of the moved grid: the share of queries whose target comes first.
             Infrared: candidates are the windows of all held-out days (choose and test) at the target's hour of the
             day; for queries of the day that chooses, and of the other folder, of that part alone. Radar: the windows of
             the target's frame and of all frames of the other held-out events. Windows within one patch of the target in
@@ -57,22 +57,23 @@ from sklearn.preprocessing import StandardScaler
 from weather import (
     CLOUDS,
     COARSEN,
+    DESCRIPTOR,
     FAR,
     KINDS,
     PARTS,
     PATCH,
     RAIN,
-    SECOND,
-    STEP,
-    STRIDE,
+    WINDOWS,
     Kind,
     Windows,
     build,
+    by_frame,
+    crops_of,
     divide,
     fit_ranges,
     planes,
+    preprocess,
     synthesize,
-    two_grids,
 )
 
 import gridrad_cube
@@ -84,21 +85,24 @@ from gridrad_cube.evaluation import (
     analogue_forecast,
     describe_pixels,
     ridge,
+    score_mean,
     score_r2,
     score_ranks,
 )
 from gridrad_cube.query import fit_readout, readout_of
+from gridrad_cube.schema import TileSpec
 from gridrad_cube.similarity import rank_targets, unit_rows
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.training import load_config, train
 
 #: Principal components, and edge in pixels of the blocks whose means they are of.
 COMPONENTS, BLOCK = 64, 4
+#: What a network is compared with.
+BASELINE = "descriptor, readout"
 #: Share of storm in the pixels of a query that is one.
 STORM = 0.02
 #: Cases below which nothing is said; days or events below which their parts are drawn.
 LEAST, FEW = 10, 5
-MOVED = slice(1, None, STEP)
 
 
 @dataclass(frozen=True)
@@ -154,12 +158,13 @@ TRIALS: dict[str, Trial] = {
 }
 
 
-# Vectors (crops, 2, rows, cols, features)
+# Vectors (frames, 2, rows, cols, features)
 
 
 def read_vectors(store: Path) -> np.ndarray:
-    """Vectors of a store at the windows."""
-    return two_grids(open_embeddings(store)["embedding"].values[:, 0].astype(np.float32))
+    """Vectors of a store of windows."""
+    dataset = open_embeddings(store)
+    return by_frame(dataset, dataset["embedding"].values[:, 0].astype(np.float32))
 
 
 def standardized(windows: Windows, vectors: np.ndarray) -> np.ndarray:
@@ -176,25 +181,25 @@ def beside(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def histograms(windows: Windows, folder: Path) -> np.ndarray:
     """Histograms of the pixels of the windows of a folder."""
-    cube, store = open_packed(folder / "patches.zarr"), open_embeddings(folder / "descriptor.zarr")
-    shape = two_grids(store["valid_fraction"].values[:, 0]).shape
-    crop, moved, row, col = (a.ravel() for a in np.indices(shape))
-    y, x = PATCH * row + STRIDE * moved, PATCH * col + STRIDE * moved
-    _, found = describe_pixels(cube, crop, y, x, (PATCH, PATCH), (windows.kind.channel,))
-    return found["histogram"].reshape(*shape, -1)
+    cube = open_packed(folder / WINDOWS)
+    shape = cube.sizes["crop"], cube.sizes["row"], cube.sizes["col"]
+    crop, row, col = (a.ravel() for a in np.indices(shape))
+    edge = (PATCH, PATCH)
+    _, found = describe_pixels(cube, crop, PATCH * row, PATCH * col, edge, (windows.kind.channel,))
+    return by_frame(cube, found["histogram"].reshape(*shape, -1))
 
 
 def pictures(windows: Windows, folder: Path) -> np.ndarray:
     """Means of blocks of pixels of the windows of a folder; what is missing takes the mean of its frame."""
     out = []
-    for plane in planes(windows.kind, open_packed(folder / "patches.zarr")):
-        filled = np.where(np.isfinite(plane), plane, np.nanmean(plane))
-        height, width = (n // BLOCK for n in plane.shape)
-        means = filled.reshape(height, BLOCK, width, BLOCK).mean(axis=(1, 3))
-        views = np.lib.stride_tricks.sliding_window_view(means, (PATCH // BLOCK,) * 2)
-        out.append(views[:: STRIDE // BLOCK, :: STRIDE // BLOCK].reshape(-1, (PATCH // BLOCK) ** 2))
-    rows, cols = ((n - PATCH) // STRIDE + 1 for n in plane.shape)
-    return two_grids(np.stack(out).reshape(len(out), rows, cols, -1))
+    for frame in planes(windows.kind, open_packed(folder / WINDOWS)):
+        filled = np.where(np.isfinite(frame), frame, np.nanmean(frame))
+        two, rows, _, cols, _ = frame.shape
+        means = filled.reshape(two, rows, PATCH // BLOCK, BLOCK, cols, PATCH // BLOCK, BLOCK).mean(
+            axis=(3, 6)
+        )
+        out.append(means.swapaxes(2, 3).reshape(two, rows, cols, -1))
+    return np.stack(out)
 
 
 def principal_components(windows: Windows, vectors: np.ndarray) -> np.ndarray:
@@ -213,24 +218,27 @@ def network_vectors(windows: Windows, checkpoint: Path, folder: Path) -> np.ndar
     """Embed all cubes with a checkpoint, into stores below a folder."""
 
     def embed(source: Path) -> np.ndarray:
-        out = folder / f"{source.name}.zarr"
-        gridrad_cube.embed(source / "patches.zarr", checkpoint, out, stride=STRIDE)
+        out = folder / f"{source.name}-windows.zarr"
+        gridrad_cube.embed(source / WINDOWS, checkpoint, out)
         return read_vectors(out)
 
     return windows.gather(embed)
 
 
 def train_run(windows: Windows, trial: Trial, seed: int, folder: Path) -> Path:
-    """Train on the parts that fit, unless that is done; the checkpoint."""
+    """Train on the frames that fit, unless that is done; the checkpoint."""
     options: dict[str, Any] = {
         "preset": trial.preset, "channels": (windows.kind.channel,), "seed": seed, "coarsen": COARSEN,
         "time": fit_ranges(windows), **trial.options,
     }  # fmt: skip
-    asked = json.dumps(options)
-    done = folder / "asked.json"
-    if not done.exists() or done.read_text() != asked:
-        train(load_config(store=str(windows.folders[0] / "patches.zarr"), out=str(folder), **options))
-        done.write_text(asked)
+    asked, mark = json.dumps(options), folder / "asked.json"
+    if mark.exists() and mark.read_text() != asked:
+        raise SystemExit(f"{folder}: is a run with other options; rename the trial, or remove the folder")
+    if not mark.exists():
+        near = windows.folders[0]
+        preprocess(windows.kind, near, near / "patches.zarr", TileSpec(patch=PATCH))
+        train(load_config(store=str(near / "patches.zarr"), out=str(folder), **options))
+        mark.write_text(asked)
     return folder / "checkpoint.pth"
 
 
@@ -272,16 +280,37 @@ def retrieval(windows: Windows, vectors: np.ndarray, lead: int, part: int) -> tu
     return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
-def retrieval_scores(windows: Windows, seeds: Sequence[np.ndarray], part: int) -> dict[str, Cell]:
-    """Share of queries whose target comes first, after each lead, of all and of storms; over all seeds."""
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the targets of some queries, (seeds, queries), and the block of each of them."""
+
+    ranks: np.ndarray
+    block: np.ndarray
+
+    @property
+    def share(self) -> Cell:
+        """Share of queries whose target comes first."""
+        return score_ranks(self.ranks.ravel(), np.tile(self.block, len(self.ranks)))
+
+    def gain(self, other: Ranks) -> Cell:
+        """What the share is greater by than another one of the same queries."""
+        gain = (self.ranks <= 1) - (other.ranks <= 1).mean(axis=0)
+        return score_mean(gain.ravel(), np.tile(self.block, len(self.ranks)))
+
+
+def all_ranks(windows: Windows, seeds: Sequence[np.ndarray], part: int) -> dict[str, Ranks]:
+    """Ranks after each lead, of all queries and of storms."""
     out = {}
     for lead in windows.kind.leads:
-        crop, storm, ranks = (
-            np.concatenate(c) for c in zip(*(retrieval(windows, v, lead, part) for v in seeds), strict=True)
+        crops, storms, ranks = zip(
+            *(retrieval(windows, vectors, lead, part) for vectors in seeds), strict=True
         )
-        for name, some in (("all", storm >= 0), ("storms", storm > STORM)):
+        known = np.isfinite(ranks).all(axis=0)
+        for name, some in (("all", known), ("storms", known & (storms[0] > STORM))):
             if some.sum() >= LEAST:
-                out[f"{text_of(lead)}: {name}"] = score_ranks(ranks[some], blocks(windows, crop[some]))
+                out[f"{text_of(lead)}: {name}"] = Ranks(
+                    np.stack(ranks)[:, some], blocks(windows, crops[0][some])
+                )
     return out
 
 
@@ -398,34 +427,26 @@ def plain_forecasts(cases: Cases, part: int) -> dict[str, Cell]:
 
 def check_search(windows: Windows, readout: np.ndarray, queries: int = 20) -> str:
     """Ask the product's search for some queries: how many of its answers are those found here."""
-    dataset, rng = open_embeddings(windows.folders[0] / "descriptor.zarr"), np.random.default_rng(0)
-    raw, moved = read_vectors(windows.folders[0] / "descriptor.zarr"), dataset.isel(row=MOVED, col=MOVED)
+    dataset, rng = open_embeddings(windows.folders[0] / DESCRIPTOR), np.random.default_rng(0)
+    raw, crops, fitted = read_vectors(windows.folders[0] / DESCRIPTOR), crops_of(dataset), readout_of(dataset)
     later, hour = windows.later(windows.kind.leads[0]), windows.time - windows.time.astype("M8[D]")
     held_out, same = np.isin(windows.part, (CHOOSE, TEST)), []
-    crops = np.flatnonzero((windows.part == TEST) & (later >= 0) & (windows.part[later] == TEST))
-    for crop in rng.choice(crops, queries):
+    tested = np.flatnonzero((windows.part == TEST) & (later >= 0) & (windows.part[later] == TEST))
+    for query in rng.choice(tested, queries):
         row, col = (int(rng.integers(n)) for n in windows.shape)
-        if not windows.observed[crop, 0, row, col]:
+        if not windows.observed[query, 0, row, col]:
             continue
-        frames = np.flatnonzero(held_out & (hour == hour[later[crop]]))
+        frames = np.flatnonzero(held_out & (hour == hour[later[query]]))
         scores = np.einsum(
-            "fijd,d->fij", unit_rows(readout[frames, 1]), unit_rows(readout[crop, 0, row, col])
+            "fijd,d->fij", unit_rows(readout[frames, 1]), unit_rows(readout[query, 0, row, col])
         )
         frame, *best = np.unravel_index(np.nanargmax(scores), scores.shape)
-        times = [(str(t), str(t + SECOND)) for t in windows.time[frames]]
-        answer = gridrad_cube.search(
-            moved,
-            raw[crop, 0, row, col],
-            10**4,
-            readout=readout_of(dataset),
-            exclude=None,
-            time=times,
-            reject=(),
-        )
-        found = np.stack([answer["crop"], answer["row"] // STEP, answer["col"] // STEP], axis=1)
-        inside = found[(found[:, 1:] < windows.shape).all(axis=1)]
-        first = inside[windows.observed[inside[:, 0], 1, inside[:, 1], inside[:, 2]]][0]
-        same.append(first.tolist() == [frames[frame], *best])
+        moved, vector = dataset.isel(crop=np.sort(crops[frames, 1])), raw[query, 0, row, col]
+        answers = gridrad_cube.search(moved, vector, scores.size, readout=fitted, exclude=None, reject=())
+        found = zip(*(answers[name].values.tolist() for name in ("crop", "row", "col")), strict=True)
+        seen = dict(zip(crops[:, 1].tolist(), windows.observed[:, 1], strict=False))
+        first = next((crop, *cell) for crop, *cell in found if seen[crop][tuple(cell)])
+        same.append(first == (crops[frames[frame], 1], *best))
     return f"`gridrad_cube.search` answers {sum(same)} of {len(same)} queries with the window that is nearest here."
 
 
@@ -435,19 +456,24 @@ def check_search(windows: Windows, readout: np.ndarray, queries: int = 20) -> st
 Scores = Mapping[str, Cell]
 
 
-def text_of_cell(cell: Cell) -> str:
+def text_of_cell(cell: Cell, sign: str = "") -> str:
     """A value and its interval."""
     if cell.value is None or cell.low is None:
-        return cell.words or f"{cell.value:.2f}"
-    return f"{cell.value:.2f} ({cell.low:.2f} to {cell.high:.2f})"
+        return cell.words or f"{cell.value:{sign}.2f}"
+    return f"{cell.value:{sign}.2f} ({cell.low:{sign}.2f} to {cell.high:{sign}.2f})"
 
 
-def table(first: str, rows: Mapping[str, Scores], columns: Iterable[str]) -> list[str]:
+def table(
+    first: str, rows: Mapping[str, Scores], columns: Iterable[str], *, signed: bool = False
+) -> list[str]:
     """A table of the columns that some row has."""
     columns = [c for c in columns if any(c in scores for scores in rows.values())]
     if not columns:
         return []
-    cells = [[name, *(text_of_cell(s[c]) if c in s else "" for c in columns)] for name, s in rows.items()]
+    sign = "+" if signed else ""
+    cells = [
+        [name, *(text_of_cell(s[c], sign) if c in s else "" for c in columns)] for name, s in rows.items()
+    ]
     return [*machine.table([first, *columns], cells), ""]
 
 
@@ -458,16 +484,25 @@ class Report:
     windows: Windows
     cases: Cases | None
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    gains: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    baseline: dict[str, dict[str, Ranks]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, *seeds: np.ndarray, parts: Sequence[int] = (TEST, FAR, CHOOSE)) -> None:
         """Measure a method: its vectors, of one seed or of several."""
         for part in parts:
-            if (self.windows.part == part).any():
-                found = retrieval_scores(self.windows, seeds, part)
-                if self.cases is not None:
-                    found |= rain_scores(self.cases, [self.cases.take(vectors) for vectors in seeds], part)
-                self.scores.setdefault(PARTS[part], {})[name] = found
+            if not (self.windows.part == part).any():
+                continue
+            ranks, where = all_ranks(self.windows, seeds, part), PARTS[part]
+            found = {column: r.share for column, r in ranks.items()}
+            if self.cases is not None:
+                found |= rain_scores(self.cases, [self.cases.take(vectors) for vectors in seeds], part)
+            self.scores.setdefault(where, {})[name] = found
+            if where in self.baseline:
+                gains = {column: r.gain(self.baseline[where][column]) for column, r in ranks.items()}
+                self.gains.setdefault(where, {})[name] = gains
+            elif name == BASELINE:
+                self.baseline[where] = ranks
         logging.info("%s: %s", self.windows.kind.name, name)
 
     def lines(self) -> list[str]:
@@ -476,7 +511,9 @@ class Report:
         leads = [f"{text_of(lead)}: {some}" for lead in kind.leads for some in ("all", "storms")]
         for part, words in ((TEST, "held out"), (FAR, "the other folder"), (CHOOSE, "the part that chooses")):
             rows = self.scores.get(PARTS[part], {})
-            tables = table("retrieval at rank 1", rows, leads) + table("rain, R2", rows, RAIN)
+            tables = table("retrieval at rank 1", rows, leads)
+            tables += table(f"gain over: {BASELINE}", self.gains.get(PARTS[part], {}), leads, signed=True)
+            tables += table("rain, R2", rows, RAIN)
             if self.cases is not None:
                 tables += table(f"rain {text_of(kind.forecast)} later, R2", rows, FORECASTS)
                 plain = plain_forecasts(self.cases, part)
@@ -512,10 +549,10 @@ def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: boo
         f"PCA of pixels, {COMPONENTS}",
         principal_components(windows, windows.gather(partial(pictures, windows))),
     )
-    raw = windows.gather(lambda place: read_vectors(place / "descriptor.zarr"))
-    readout = read_out(windows, folder / "near" / "descriptor.zarr", raw)
+    raw = windows.gather(lambda place: read_vectors(place / DESCRIPTOR))
+    readout = read_out(windows, folder / "near" / DESCRIPTOR, raw)
     report.add("descriptor, standardized", standardized(windows, raw))
-    report.add("descriptor, readout", readout)
+    report.add(BASELINE, readout)
     if kind is CLOUDS:
         report.notes += [check_search(windows, readout), ""]
     if not networks:
@@ -549,7 +586,7 @@ def add_network(
     standard = [standardized(windows, vectors) for vectors in seeds]
     report.add(f"{name}, as stored", *seeds, parts=parts)
     report.add(f"{name}, standardized", *standard, parts=parts)
-    stores = [place / "near.zarr" for place in places]
+    stores = [place / "near-windows.zarr" for place in places]
     linear = [read_out(windows, store, vectors) for store, vectors in zip(stores, seeds, strict=True)]
     report.add(f"{name}, readout", *linear, parts=parts)
     both = [beside(vectors, descriptor) for vectors in standard]

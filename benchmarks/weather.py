@@ -14,16 +14,19 @@ import xarray as xr
 import gridrad_cube
 from gridrad_cube import synthetic
 from gridrad_cube.evaluation import CHOOSE, FIT, TEST
+from gridrad_cube.geometry import wrap_longitude
 from gridrad_cube.schema import Packing, Recipe, TileSpec
 from gridrad_cube.store import PatchReader, open_embeddings, open_grid, open_packed
 
 #: The part of another year or region: nothing is fitted on it.
 FAR = 3
 PARTS = {FIT: "fit", CHOOSE: "choose", TEST: "test", FAR: "far"}
-PATCH, STRIDE, COARSEN = 128, 32, 2
-STEP = PATCH // STRIDE
+#: Edge of a window, by how much the second grid is moved, and edge of the blocks that are averaged, pixels.
+PATCH, MOVE, COARSEN = 128, 32, 2
 #: Share of a window that must be observed.
 OBSERVED = 0.5
+#: Names of the cube of all windows, and of its descriptor.
+WINDOWS, DESCRIPTOR = "windows.zarr", "windows-descriptor.zarr"
 RAIN = ("mean rain", "share above 1 mm/h", "99th percentile")
 SECOND = np.timedelta64(1, "s")
 
@@ -128,11 +131,11 @@ def synthesize(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one cube, or of two: (crops, rows, cols) of the grid of patches, and as many moved by 32 px.
+    """Windows of the frames of one folder, or of two: a grid, and the same grid moved, (frames, 2, rows, cols).
 
-    ``block`` names the day or event of a crop; ``observed`` (crops, 2, rows, cols) whether half of a window is;
-    ``wet`` and ``storm`` are shares of the pixels of the windows that are not moved, and ``rain`` their labels (crops,
-    rows, cols, `RAIN`), NaN where there is none.
+    ``block`` names the day or event of a frame; ``observed`` is whether half of a window is; ``wet`` and ``storm`` are
+    shares of the pixels of the windows that are not moved, and ``rain`` their labels (frames, rows, cols, `RAIN`), NaN
+    where there is none.
     """
 
     kind: Kind
@@ -153,17 +156,17 @@ class Windows:
 
     @property
     def fits(self) -> np.ndarray:
-        """Windows to fit on, (crops, 2, rows, cols)."""
+        """Windows to fit on, (frames, 2, rows, cols)."""
         return self.observed & (self.part == FIT)[:, None, None, None]
 
     def later(self, minutes: int) -> np.ndarray:
-        """The crop of the same grid so much later, -1 where there is none."""
+        """The frame of the same grid so much later, -1 where there is none."""
         known = {pair: i for i, pair in enumerate(zip(self.grid.tolist(), self.time.tolist(), strict=True))}
         times = (self.time + np.timedelta64(minutes, "m")).tolist()
         return np.array([known.get(pair, -1) for pair in zip(self.grid.tolist(), times, strict=True)])
 
     def join(self, other: Windows) -> Windows:
-        """Both, the crops of the other after those of this one."""
+        """Both, the frames of the other after those of this one."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, mine in values.items():
             if isinstance(mine, np.ndarray):
@@ -171,7 +174,7 @@ class Windows:
         return Windows(**values | {"folders": self.folders + other.folders})
 
     def gather(self, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-        """Vectors (crops, 2, rows, cols, features) of each folder one after the other; NaN where not observed."""
+        """Vectors (frames, 2, rows, cols, features) of each folder one after the other; NaN where not observed."""
         vectors = join([read(folder) for folder in self.folders])
         return np.where(self.observed[..., None], vectors, np.float32(np.nan))
 
@@ -199,74 +202,100 @@ def build(kind: Kind, data: Path, folder: Path, *, quick: bool = False) -> Windo
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps(made_of))
     write_frames(kind, data, folder / "frames", quick)
-    cube = folder / "patches.zarr"
-    recipe = Recipe(channels=(kind.channel,), tile=TileSpec(patch=PATCH))
-    report = gridrad_cube.preprocess(folder / "frames", cube, recipe=recipe)
-    assert not report.failed, report
-    descriptor = folder / "descriptor.zarr"
-    gridrad_cube.embed(cube, out=descriptor, model="descriptor", coarsen=COARSEN, stride=STRIDE)
-    dataset = open_packed(cube)
-    observed = two_grids(
-        np.nan_to_num(open_embeddings(descriptor)["valid_fraction"].values[:, 0]) >= OBSERVED
+    store = folder / WINDOWS
+    preprocess(kind, folder, store, grid_tiles(folder / "frames"))
+    gridrad_cube.embed(store, out=folder / DESCRIPTOR, model="descriptor", coarsen=COARSEN)
+    cube, found = open_packed(store), open_embeddings(folder / DESCRIPTOR)
+    observed = by_frame(cube, np.nan_to_num(found["valid_fraction"].values[:, 0]) >= OBSERVED)
+    time, source, grid = (
+        by_frame(cube, np.array(cube[name].values.tolist()))[:, 0] for name in ("time", "source", "grid")
     )
-    time = dataset["time"].values.astype("M8[s]")
-    events = np.array([name.split("/")[-2] for name in dataset["source"].values.tolist()])
+    time = time.astype("M8[ns]").astype("M8[s]")
+    events = np.array([name.split("/")[-2] for name in source])
     block = time.astype("M8[D]").astype(str) if kind is CLOUDS else events
     shape = observed.shape[2:]
     return Windows(
-        kind, (folder,), time, np.array(dataset["grid"].values.tolist()), block, np.full(len(time), FAR), observed,
-        *pixel_shares(kind, dataset, shape), read_rain(kind, data, dataset, shape),
+        kind, (folder,), time, grid, block, np.full(len(time), FAR), observed, *pixel_shares(kind, cube, shape),
+        read_rain(kind, data, cube, time, grid, shape),
     )  # fmt: skip
 
 
-def two_grids(values: np.ndarray) -> np.ndarray:
-    """Of values at all windows (crops, rows, cols, ...) those of patches and of moved windows, (crops, 2, ...)."""
-    moved = values[:, 1::STEP, 1::STEP]
-    return np.stack([values[:, ::STEP, ::STEP][:, : moved.shape[1], : moved.shape[2]], moved], axis=1)
+def preprocess(kind: Kind, folder: Path, store: Path, tile: TileSpec) -> None:
+    """Make a cube of the frames of a folder."""
+    recipe = Recipe(channels=(kind.channel,), tile=tile)
+    report = gridrad_cube.preprocess(folder / "frames", store, recipe=recipe)
+    assert not report.failed, report
+
+
+def grid_tiles(frames: Path) -> TileSpec:
+    """Two crops of each scene: the grid of windows, and the moved grid, as long as half of a window is in the scene."""
+    edges = np.zeros(2, int)
+    for folder in frames.iterdir():
+        with xr.open_dataset(next(folder.iterdir())) as frame:
+            edges = np.maximum(edges, next(v for v in frame.data_vars.values() if v.ndim == 3).shape[1:])
+    rows, cols = ((edges + PATCH // 2 - MOVE) // PATCH).tolist()
+    offsets = ((0, 0), (MOVE, MOVE))
+    return TileSpec(patch=PATCH, crop=(rows * PATCH, cols * PATCH), placement="list", offsets=offsets)
+
+
+def crops_of(cube: xr.Dataset) -> np.ndarray:
+    """The crops of each frame: of the grid, and of the moved grid, (frames, 2)."""
+    scene = np.array(
+        [f"{a}:{b}" for a, b in zip(*(cube[n].values.tolist() for n in ("source", "scene")), strict=True)]
+    )
+    return np.lexsort((cube["y_origin"].values, scene)).reshape(-1, 2)
+
+
+def by_frame(cube: xr.Dataset, values: np.ndarray) -> np.ndarray:
+    """Values of crops as those of frames, (frames, 2, ...)."""
+    return np.asarray(values[crops_of(cube)])
 
 
 def planes(kind: Kind, cube: xr.Dataset) -> Iterator[np.ndarray]:
-    """The values of each crop, NaN where not observed."""
+    """The values of each frame by windows, (2, rows, PATCH, cols, PATCH); NaN where not observed."""
     reader = PatchReader(cube.encoding["source"])
     packing = Packing.from_attributes(cube[kind.channel].attrs, cube[kind.channel].dtype)
-    for crop in range(cube.sizes["crop"]):
-        yield packing.decode(reader.read_window(kind.channel, (crop, slice(None), slice(None))))
+    for crops in crops_of(cube):
+        codes = np.stack(
+            [reader.read_window(kind.channel, (int(c), slice(None), slice(None))) for c in crops]
+        )
+        yield packing.decode(codes).reshape(2, codes.shape[1] // PATCH, PATCH, -1, PATCH)
 
 
 def pixel_shares(kind: Kind, cube: xr.Dataset, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the pixels of each patch with rain (1 in the infrared), and with storm."""
-    wet, storm = np.empty((2, cube.sizes["crop"], *shape))
-    for crop, plane in enumerate(planes(kind, cube)):
-        cells = plane[: PATCH * shape[0], : PATCH * shape[1]].reshape(shape[0], PATCH, shape[1], PATCH)
+    """Share of the pixels of each window that is not moved with rain (1 in the infrared), and with storm."""
+    wet, storm = np.empty((2, cube.sizes["crop"] // 2, *shape))
+    for frame, (cells, _) in enumerate(planes(kind, cube)):
         count = np.maximum(np.isfinite(cells).sum(axis=(1, 3)), 1)
-        wet[crop] = 1.0 if kind is CLOUDS else (cells >= 0.1).sum(axis=(1, 3)) / count
-        storm[crop] = (cells < 221.0 if kind is CLOUDS else cells > 10.0).sum(axis=(1, 3)) / count
+        wet[frame] = 1.0 if kind is CLOUDS else (cells >= 0.1).sum(axis=(1, 3)) / count
+        storm[frame] = (cells < 221.0 if kind is CLOUDS else cells > 10.0).sum(axis=(1, 3)) / count
     return wet, storm
 
 
-def read_rain(kind: Kind, data: Path, cube: xr.Dataset, shape: tuple[int, int]) -> np.ndarray:
-    """Roots of the rain of the patches from the labels beside a kind: (crops, rows, cols, `RAIN`)."""
-    time, grids = cube["time"].values.astype("M8[s]"), cube["grid"].values.tolist()
+def read_rain(
+    kind: Kind, data: Path, cube: xr.Dataset, time: np.ndarray, grids: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """Roots of the rain of the windows that are not moved, from labels: (frames, rows, cols, `RAIN`)."""
     out = np.full((len(time), *shape, len(RAIN)), np.nan)
     for path in sorted((data / kind.name).glob(kind.labels)) if kind.labels else ():
         with xr.open_dataset(path) as labels:
             frame_of = {t: i for i, t in enumerate(labels["time"].values.astype("M8[s]").tolist())}
             boxes = {grid: list(label_boxes(cube, grid, labels, shape)) for grid in set(grids)}
-            for crop, (at, grid) in enumerate(zip(time.tolist(), grids, strict=True)):
+            for frame, (at, grid) in enumerate(zip(time.tolist(), grids, strict=True)):
                 if at in frame_of:
                     rate = labels["precipitation_rate"][frame_of[at]].values
                     for row, col, box in boxes[grid]:
                         values = rate[box]
                         known = values[np.isfinite(values)]
                         if known.size >= OBSERVED * values.size:
-                            out[crop, row, col] = known.mean(), (known > 1).mean(), np.quantile(known, 0.99)
+                            out[frame, row, col] = known.mean(), (known > 1).mean(), np.quantile(known, 0.99)
     return np.sqrt(out)
 
 
 def label_boxes(cube: xr.Dataset, grid: str, labels: xr.Dataset, shape: tuple[int, int]) -> Iterator[Any]:
-    """Row and col of each patch that the labels cover, and the index of these labels."""
+    """Row and col of each window that the labels cover, and the index of these labels."""
     source = open_grid(cube.encoding["source"], grid)
-    edges = []  # south, north, or west, east, of each patch
+    edges = []  # south, north, or west, east, of each window
     for name, count in zip(("latitude", "longitude"), shape, strict=True):
         axis = source[name].values
         assert axis.ndim == 1, f"{grid}: got {name} on {source[name].dims}; expected one axis"
@@ -276,6 +305,7 @@ def label_boxes(cube: xr.Dataset, grid: str, labels: xr.Dataset, shape: tuple[in
         index = []
         for name, edge in (("latitude", edges[0][row]), ("longitude", edges[1][col])):
             axis = labels[name].values
+            axis = wrap_longitude(axis) if name == "longitude" else axis
             if edge is not None and axis.min() - 0.1 <= edge[0] and edge[1] <= axis.max() + 0.1:
                 index.append(np.flatnonzero((axis >= edge[0]) & (axis <= edge[1])))
         if len(index) == 2 and all(map(len, index)):
@@ -301,7 +331,7 @@ def divide(windows: Windows, choose: Sequence[str], test: Sequence[str]) -> Wind
 
 
 def fit_ranges(windows: Windows) -> list[tuple[str, str]]:
-    """Ranges of time of the crops that fit, as training and the readout take them."""
+    """Ranges of time of the frames that fit, as training and the readout take them."""
     near = windows.part != FAR
     order = np.argsort(windows.time[near], kind="stable")
     fits, time = (windows.part[near] == FIT)[order], windows.time[near][order]

@@ -142,6 +142,19 @@ def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
     return replace(counted, value=float(value), low=float(low), high=float(high))
 
 
+def score_mean(values: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+    """Mean of the values of cases, such as differences of two ways to answer the same queries.
+
+    Parameters
+    ----------
+    values
+        Shape (cases,), finite.
+    block, seed
+        As in `score_ranks`.
+    """
+    return _with_interval(partial(mean_scores, np.asarray(values)), block, seed=seed)
+
+
 def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
     """Share of queries whose target ranks first.
 
@@ -160,7 +173,7 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Ce
     """
     known = np.isfinite(ranks)
     ranks = np.asarray(ranks)[known]
-    cell = _with_interval(partial(mean_scores, ranks <= 1), np.asarray(block)[known], seed=seed)
+    cell = score_mean(ranks <= 1, np.asarray(block)[known], seed=seed)
     if not len(ranks):
         return cell
     return replace(
