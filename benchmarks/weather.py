@@ -68,13 +68,10 @@ def write_frames(kind: Kind, data: Path, out: Path, quick: bool) -> None:
 
     ``quick`` takes the last three days, or events.
     """
-    first = np.datetime64("0000")
-    sources = kind.sources(data)
-    if quick and kind is RADAR:
-        sources = sources[-3:]
-    elif quick:
-        with xr.open_dataset(sources[-1]) as source:
-            first = np.unique(source["time"].values.astype("M8[D]"))[-3:][0]
+    sources, first = kind.sources(data), np.datetime64("0000")
+    if quick:
+        sources = sorted(sources, key=lambda path: days_of(path)[0])[-3:]
+        first = first if kind is RADAR else days_of(sources[-1])[-3:][0]
     for path in sources:
         folder, scratch = out / path.stem, out / f".{path.stem}"
         if folder.exists():
@@ -90,6 +87,12 @@ def write_frames(kind: Kind, data: Path, out: Path, quick: bool) -> None:
                 compress = {kind.channel: {"zlib": True, "complevel": 1}}
                 frame.to_netcdf(scratch / f"{time[i].astype(np.int64)}.nc", encoding=compress)
         scratch.rename(folder)
+
+
+def days_of(path: Path) -> np.ndarray:
+    """Days of the frames of a file, in order."""
+    with xr.open_dataset(path) as source:
+        return np.unique(source["time"].values.astype("M8[D]"))
 
 
 def _rain_rate(frame: xr.Dataset) -> xr.Dataset:
@@ -230,8 +233,8 @@ def preprocess(kind: Kind, folder: Path, store: Path, tile: TileSpec) -> None:
 def grid_tiles(frames: Path) -> TileSpec:
     """Two crops of each scene: the grid of windows, and the moved grid, as long as half of a window is in the scene."""
     edges = np.zeros(2, int)
-    for folder in frames.iterdir():
-        with xr.open_dataset(next(folder.iterdir())) as frame:
+    for path in {path.parent: path for path in frames.glob("*/*.nc")}.values():
+        with xr.open_dataset(path) as frame:
             edges = np.maximum(edges, next(v for v in frame.data_vars.values() if v.ndim == 3).shape[1:])
     rows, cols = ((edges + PATCH // 2 - MOVE) // PATCH).tolist()
     offsets = ((0, 0), (MOVE, MOVE))
