@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from gridrad_cube.evaluation import CHOOSE, FIT, TEST
 from gridrad_cube.training import load_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -132,6 +136,50 @@ def test_clouds_measures_without_data(tmp_path, monkeypatch):
         assert histogram["mean rain"]["value"] > 0.5  # the rain is made of the temperature
     asked, agreed = re.search(r"answers (\d+) of (\d+) queries", text).groups()
     assert asked == agreed
+
+
+def windows_of(weather, times, blocks, shape=(2, 2)):
+    """Windows of one grid at some times, all observed."""
+    frames = (len(times), *shape)
+    return weather.Windows(
+        weather.RADAR, (Path("near"),), np.array(times, "M8[s]"), np.full(len(times), "grid"), np.array(blocks),
+        np.full(len(times), weather.FAR), np.ones((len(times), 2, *shape), bool), np.ones(frames), np.ones(frames),
+        np.ones((*frames, 3)),
+    )  # fmt: skip
+
+
+def test_clouds_divides_days_by_name_or_in_order(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import weather
+
+    days = [f"2020-06-0{day}" for day in (1, 2, 3, 4, 5)]
+    windows = windows_of(weather, [f"{day}T{hour:02}" for day in days for hour in (0, 6)], np.repeat(days, 2))
+    parts = dict(zip(days, weather.divide(windows, [], []).part[::2].tolist(), strict=True))
+    assert [parts[day] for day in days] == [FIT, FIT, CHOOSE, TEST, TEST]
+    named = weather.divide(windows, [days[4]], [days[1]])
+    assert named.part[::2].tolist() == [FIT, TEST, FIT, FIT, CHOOSE]
+    ranges = weather.fit_ranges(named)
+    assert ranges == [
+        (f"{days[0]}T00:00:00", f"{days[0]}T06:00:01"),
+        (f"{days[2]}T00:00:00", f"{days[3]}T06:00:01"),
+    ]
+    assert windows.later(360)[:3].tolist() == [1, -1, 3]
+    same_time = weather.divide(windows_of(weather, days[:1] * 3, ["a", "b", "c"]), [], [])
+    with pytest.raises(SystemExit, match="a frame that fits and one that does not have the time 2020-06-01"):
+        weather.fit_ranges(same_time)
+
+
+def test_clouds_joins_another_folder_of_fewer_windows(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import weather
+
+    near, far = (windows_of(weather, ["2020-06-01"], ["a"], shape) for shape in ((2, 2), (1, 3)))
+    both = near.join(far)
+    assert both.shape == (2, 3)
+    assert both.observed[:, 0].tolist() == [[[True, True, False]] * 2, [[True] * 3, [False] * 3]]
+    stores = iter([np.ones((1, 2, 2, 2, 5), np.float32), np.ones((1, 2, 1, 3, 5), np.float32)])
+    vectors = both.gather(lambda folder: next(stores))
+    assert np.isfinite(vectors).all(axis=-1).sum() == 2 * (4 + 3)
 
 
 def test_every_trial_of_clouds_is_a_configuration(monkeypatch):
