@@ -316,9 +316,16 @@ def label_boxes(cube: xr.Dataset, grid: str, labels: xr.Dataset, shape: tuple[in
 
 
 def divide(windows: Windows, choose: Sequence[str], test: Sequence[str]) -> Windows:
-    """Put days or events into parts: those named, or the last two (of three the last) and the one before."""
+    """Put days or events into parts: those named, or the last two (of three the last) and the one before.
+
+    Names that begin with a year are days, others are events: one list names both.
+    """
     first = {str(name): windows.time[windows.block == name].min() for name in np.unique(windows.block)}
     names = sorted(first, key=lambda name: (first[name], name))
+    days = windows.kind is CLOUDS
+    choose, test = ([n for n in given if n[:4].isdigit() == days] for given in (choose, test))
+    if unknown := {*choose, *test} - set(names):
+        raise SystemExit(f"{windows.kind.name}: has no {sorted(unknown)}; expected some of {names}")
     test = [n for n in names if n in test] or (names[-2:] if len(names) > 3 else names[-1:])
     rest = [n for n in names if n not in test]
     before = [n for n in rest if first[n] < first[test[0]]] or rest

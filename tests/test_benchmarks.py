@@ -140,9 +140,10 @@ def test_clouds_measures_without_data(tmp_path, monkeypatch):
 
 def windows_of(weather, times, blocks, shape=(2, 2)):
     """Windows of one grid at some times, all observed."""
+    kind = weather.CLOUDS if blocks[0][:4].isdigit() else weather.RADAR
     frames = (len(times), *shape)
     return weather.Windows(
-        weather.RADAR, (Path("near"),), np.array(times, "M8[s]"), np.full(len(times), "grid"), np.array(blocks),
+        kind, (Path("near"),), np.array(times, "M8[s]"), np.full(len(times), "grid"), np.array(blocks),
         np.full(len(times), weather.FAR), np.ones((len(times), 2, *shape), bool), np.ones(frames), np.ones(frames),
         np.ones((*frames, 3)),
     )  # fmt: skip
@@ -156,8 +157,10 @@ def test_clouds_divides_days_by_name_or_in_order(monkeypatch):
     windows = windows_of(weather, [f"{day}T{hour:02}" for day in days for hour in (0, 6)], np.repeat(days, 2))
     parts = dict(zip(days, weather.divide(windows, [], []).part[::2].tolist(), strict=True))
     assert [parts[day] for day in days] == [FIT, FIT, CHOOSE, TEST, TEST]
-    named = weather.divide(windows, [days[4]], [days[1]])
+    named = weather.divide(windows, [days[4], "knmi"], [days[1]])
     assert named.part[::2].tolist() == [FIT, TEST, FIT, FIT, CHOOSE]
+    with pytest.raises(SystemExit, match=r"has no \['2021-01-01'\]; expected some of"):
+        weather.divide(windows, [], [days[1], "2021-01-01"])
     ranges = weather.fit_ranges(named)
     assert ranges == [
         (f"{days[0]}T00:00:00", f"{days[0]}T06:00:01"),
