@@ -503,7 +503,10 @@ class Report:
                 self.gains.setdefault(where, {})[name] = gains
             elif name == BASELINE:
                 self.baseline[where] = ranks
-        logging.info("%s: %s", self.windows.kind.name, name)
+            said = ", ".join(
+                f"{column} {cell.value:.2f}" for column, cell in found.items() if cell.value is not None
+            )
+            logging.info("%s, %s, %s: %s", self.windows.kind.name, name, where, said)
 
     def lines(self) -> list[str]:
         """The tables."""
