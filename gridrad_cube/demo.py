@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-from gridrad_cube import datasets, evaluation, pipeline, plot, query, store, synthetic
+from gridrad_cube import evaluation, pipeline, plot, query, store, synthetic
 from gridrad_cube.embedding import embed
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.schema import Recipe, SchemaError
+from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
 from gridrad_cube.storage import open_for_writing, write_bytes
 from gridrad_cube.training import load_config, train
 
@@ -27,12 +26,16 @@ SCENES, INTERVAL, PLANTS = 20, "2h", 20
 #: Step in pixels between the windows that are embedded: half a patch, so that a storm across the edge of one
 #: patch lies whole in the next window.
 STRIDE = 128
+#: Edge of the blocks of pixels that are averaged before the descriptor looks at them.
+COARSEN = 4
 #: A window holds a planted storm if its center is this near: half the edge of a patch at 40 degrees.
 REACH_KM = 200.0
 #: Windows nearer than this share pixels, or show the same storm a little later: neither is news.
 APART = ("6h", "600km")
-#: Components of the pixels' PCA, the baseline without any network.
-COMPONENTS = 64
+#: Answers to a question, and bins of the histogram, the simplest way to compare windows.
+ANSWERS, BINS = 9, 32
+#: Stores of embeddings, by what made them.
+STORES = {"descriptor": "descriptor.zarr", "network": "embeddings.zarr"}
 
 Say = Callable[[str], Any]
 
@@ -54,22 +57,26 @@ def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Say) -> None:
     """
     out, start = Path(out), time.perf_counter()
     _claim(out, {"seed": seed, "scenes": SCENES})
-    say(f"gridrad-cube demo in {out}/ (seed {seed}): under five minutes on 2 cores")
+    say(f"gridrad-cube demo in {out}/ (seed {seed}): about five minutes on 2 cores")
+    planted = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
     _synthesize(out, seed, say)
     _preprocess(out, workers, say)
+    say("\n3. Descriptor: embeddings that need no training")
+    _embed(out, "descriptor", say, model="descriptor", coarsen=COARSEN)
+    answers = {"descriptor": _ask(out, "descriptor", planted, say)}
+    say(f"   after {time.perf_counter() - start:.0f} s, of which most is for the synthetic files")
     _learn(out, seed, say)
-    planted = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
+    answers["network"] = _ask(out, "network", planted, say)
     _retrieval(out, planted, say)
-    answer = _ask(out, planted, say)
     say("\nPictures:")
-    for name, figure in _pictures(out, answer, planted).items():
+    for name, figure in _pictures(out, answers, planted).items():
         with open_for_writing(out / name) as file:
             figure.savefig(file, dpi=110)
         say(f"  {out / name}")
     say("Look further:")
     say(f"  gridrad-cube info {out}/patches.zarr")
     say(f"  gridrad-cube verify {out}/patches.zarr")
-    say(f"  gridrad-cube query {out}/embeddings.zarr --like 3,4,5 -k 5")
+    say(f"  gridrad-cube query {out}/descriptor.zarr --like 3,4,5 -k 5")
     say(f"Done in {time.perf_counter() - start:.0f} s.")
 
 
@@ -111,40 +118,73 @@ def _preprocess(out: Path, workers: int, say: Say) -> None:
             raise SchemaError(f"{out / folder}: a source of the demo failed; remove the folder and run again")
 
 
+def _embed(out: Path, made_by: str, say: Say, *, stride: int | None = STRIDE, **options: Any) -> None:
+    """Embed overlapping windows of the cube, and fit a readout for what is alike anywhere."""
+    target = out / STORES[made_by]
+    summary = embed(
+        out / "patches.zarr", out=target, channels=CHANNEL, stride=stride, progress=True, **options
+    )
+    say(f"   {target}: {summary['embedded']:,} windows, {summary['features']} numbers each")
+    say(f"   readout: {query.fit_readout(target, whiten=True)[CHANNEL]}")
+
+
 def _learn(out: Path, seed: int, say: Say) -> None:
-    """Both levels, and the same network untrained for comparison."""
-    patches, embeddings = out / "patches.zarr", out / "embeddings.zarr"
-    channel: dict[str, Any] = {"channels": (CHANNEL,)}
-    say("\n3. Training and embedding, both levels")
-    for name, source, target, options, stride in (
-        ("256-untrained", patches, out / "embeddings_untrained.zarr", channel | {"steps": 0}, STRIDE),
-        ("256", patches, embeddings, channel, STRIDE),
-        ("2k", embeddings, out / "embeddings_2k.zarr", {}, None),
-    ):
-        folder = out / "runs" / name
-        config = load_config(store=str(source), out=str(folder), preset="demo", seed=seed, **options)
-        say(f"   {name}: {train(config, progress=True)['checkpoint']}")
-        summary = embed(source, folder / "checkpoint.pth", target, stride=stride, progress=True)
-        say(f"   {target}: {json.dumps(summary)}")
+    """Train and embed both levels."""
+    say("\n4. Training and embedding, both levels")
+    runs, embeddings = out / "runs", out / STORES["network"]
+    options: dict[str, Any] = {"preset": "demo", "seed": seed}
+    config = load_config(
+        store=str(out / "patches.zarr"), out=str(runs / "256"), channels=(CHANNEL,), **options
+    )
+    say(f"   256: {train(config, progress=True)['checkpoint']}")
+    _embed(out, "network", say, checkpoint=runs / "256" / "checkpoint.pth")
+    config = load_config(store=str(embeddings), out=str(runs / "2k"), **options)
+    say(f"   2k: {train(config, progress=True)['checkpoint']}")
+    embed(embeddings, runs / "2k" / "checkpoint.pth", out / "embeddings_2k.zarr", progress=True)
+
+
+def _ask(out: Path, made_by: str, planted: np.ndarray, say: Say) -> xr.Dataset:
+    """One query by place and time: the first planted storm."""
+    embeddings = store.open_embeddings(out / STORES[made_by])
+    place = {name: planted[0][name] for name in ("time", "latitude", "longitude")}
+    answer = query.search(embeddings, place, ANSWERS, channel=CHANNEL, exclude=APART, separate=APART)
+    say(
+        f"   Which places and times look like {place['time']} UTC at {place['latitude']:.2f} N "
+        f"{place['longitude']:.2f} E, where a storm was planted? By the {made_by}:"
+    )
+    say(query.format_answer(answer))
+    say(f"   {sum(_holds_plant(answer, planted))} of {ANSWERS} hold the planted storm.")
+    return answer
+
+
+def _holds_plant(answer: xr.Dataset, planted: np.ndarray) -> list[bool]:
+    """Which answers hold a planted storm."""
+    marks = np.zeros(answer.sizes["rank"], bool)
+    for thing in planted:
+        km = great_circle_km(
+            thing["latitude"], thing["longitude"], answer["latitude"].values, answer["longitude"].values
+        )
+        marks |= (np.abs(answer["time"].values - thing["time"]) <= np.timedelta64(60, "s")) & (km <= REACH_KM)
+    return list(marks.tolist())
 
 
 def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
-    """Print the median rank at which each planted storm finds the others, for three ways to compare patches."""
-    trained, untrained = (
-        query.within(store.open_embeddings(out / name), channel=CHANNEL).load()
-        for name in ("embeddings.zarr", "embeddings_untrained.zarr")
-    )
-    ways = {
-        "trained network": trained["embedding"].values,
-        "same network, untrained": untrained["embedding"].values,
-        f"PCA of pixels ({COMPONENTS} components)": _pca(out, trained),
-    }
+    """Print the median rank at which each planted storm finds the others, for several ways to compare windows."""
+    ways, where = {}, None
+    for made_by, name in STORES.items():
+        where = query.within(store.open_embeddings(out / name), channel=CHANNEL).load()
+        vectors, readout = where["embedding"].values, query.readout_of(out / name, CHANNEL)
+        assert readout is not None
+        if made_by == "descriptor":
+            ways["histogram, standardized"] = _histograms(out, where)
+        ways[f"{made_by}, as stored"] = vectors
+        ways[f"{made_by}, with readout"] = readout.apply(vectors)
     say(
-        "\n4. A storm planted again and again: more than 6 h and 200 km away, off the patch grid, mirrored, noisy"
+        "\n5. A storm planted again and again: more than 6 h and 200 km away, off the patch grid, mirrored, noisy"
     )
     results = {}
     for name, vectors in ways.items():
-        ranks, candidates = evaluation.planted_retrieval(vectors, trained, planted, reach_km=REACH_KM)
+        ranks, candidates = evaluation.planted_retrieval(vectors, where, planted, reach_km=REACH_KM)
         known = ranks[np.isfinite(ranks)]
         results[name] = found = {
             "median_rank": float(np.median(known)),
@@ -159,57 +199,47 @@ def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
     write_bytes(out / "retrieval.json", json.dumps(results, indent=1).encode())
 
 
-def _pca(out: Path, flat: xr.Dataset) -> np.ndarray:
-    """Principal components of the same windows' pixels, coarsened and normalized as the network sees them."""
-    from sklearn.decomposition import PCA
-
-    checkpoint = torch.load(out / "runs" / "256" / "checkpoint.pth", weights_only=True, map_location="cpu")
-    rule = datasets.Normalization.from_dict(checkpoint["normalization"][CHANNEL])
-    coarsen = checkpoint["coarsen"]
-    reader = store.PatchReader(out / "patches.zarr")
-    edge, step = reader.patch // coarsen, STRIDE // coarsen
-    rows = np.empty((flat.sizes["patch"], edge * edge), np.float32)
+def _histograms(out: Path, flat: xr.Dataset) -> np.ndarray:
+    """Square roots of the shares of pixels in bins of each window, standardized."""
+    cube = store.open_cube(out / "patches.zarr")[CHANNEL]
+    low, high = CHANNELS[CHANNEL].typical_range
+    rows = np.empty((flat.sizes["patch"], BINS + 1))
     crop, row, col = (flat[n].values for n in ("crop", "row", "col"))
     for number in np.unique(crop):
-        codes = torch.from_numpy(reader.read_window(CHANNEL, (int(number), slice(None), slice(None))))[
-            None, None
-        ]
-        field, _ = datasets.decode(codes, torch.zeros(1, dtype=torch.int64), (rule,), coarsen=coarsen)
-        windows = np.lib.stride_tricks.sliding_window_view(field[0, 0].numpy(), (edge, edge))[::step, ::step]
+        values = cube[number].values
+        bins = np.where(np.isfinite(values), np.clip((values - low) / (high - low) * BINS, 0, BINS - 1), BINS)
+        # A window is made of 2 x 2 blocks.
+        height, width = (size // STRIDE for size in bins.shape)
+        blocks = (
+            bins.astype(np.int64)
+            .reshape(height, STRIDE, width, STRIDE)
+            .swapaxes(1, 2)
+            .reshape(height * width, -1)
+        )
+        blocks += (BINS + 1) * np.arange(height * width)[:, None]
+        counts = np.bincount(blocks.ravel(), minlength=height * width * (BINS + 1)).reshape(height, width, -1)
+        sums = sum(counts[a : height - 1 + a, b : width - 1 + b] for a in (0, 1) for b in (0, 1))
         here = crop == number
-        rows[here] = windows[row[here], col[here]].reshape(-1, edge * edge)
-    return PCA(COMPONENTS, svd_solver="arpack", random_state=0).fit_transform(rows)
+        rows[here] = np.sqrt(sums[row[here], col[here]] / (2 * STRIDE) ** 2)
+    return (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), 1e-6)
 
 
-def _ask(out: Path, planted: np.ndarray, say: Say) -> xr.Dataset:
-    """One query by place and time: the first planted storm."""
-    embeddings = store.open_embeddings(out / "embeddings.zarr")
-    place = {name: planted[0][name] for name in ("time", "latitude", "longitude")}
-    answer = query.search(embeddings, place, 9, channel=CHANNEL, exclude=APART, separate=APART)
-    say(
-        f"\n5. Which places and times look like {place['time']} UTC at {place['latitude']:.2f} N "
-        f"{place['longitude']:.2f} E, where a storm was planted?"
-    )
-    say(query.format_answer(answer))
-    return answer
-
-
-def _pictures(out: Path, answer: xr.Dataset, planted: np.ndarray) -> dict[str, Any]:
+def _pictures(out: Path, answers: dict[str, xr.Dataset], planted: np.ndarray) -> dict[str, Any]:
     cube, radar = (store.open_cube(out / name) for name in ("patches.zarr", "radar.zarr"))
     zenith = np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2))
     noon, dusk = int(zenith.argmin()), int(np.abs(zenith - 80).argmin())
     # Answers that hold a planted storm are framed.
-    marks = np.zeros(answer.sizes["rank"], bool)
-    for thing in planted:
-        km = great_circle_km(
-            thing["latitude"], thing["longitude"], answer["latitude"].values, answer["longitude"].values
+    asked = {
+        f"query_{made_by}.png": plot.query(
+            cube, answer, marks=_holds_plant(answer, planted), marks_text="planted"
         )
-        marks |= (np.abs(answer["time"].values - thing["time"]) <= np.timedelta64(60, "s")) & (km <= REACH_KM)
+        for made_by, answer in answers.items()
+    }
     return {
         "scene.png": plot.scene(cube, noon, channel=CHANNEL),
         "radar.png": plot.scene(radar, 0, channel="reflectivity_column_maximum"),
         "flags.png": plot.flags(cube, dusk, channel="visible_reflectance"),
         "training.png": plot.curves({"level 256": out / "runs" / "256", "level 2k": out / "runs" / "2k"}),
-        "query.png": plot.query(cube, answer, marks=marks.tolist(), marks_text="planted"),
-        "embeddings.png": plot.embeddings(store.open_embeddings(out / "embeddings.zarr"), noon, cube=cube),
+        **asked,
+        "embeddings.png": plot.embeddings(store.open_embeddings(out / STORES["descriptor"]), noon, cube=cube),
     }

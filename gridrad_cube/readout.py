@@ -4,7 +4,8 @@ Features are standardized, whitened by the covariance of their change between ne
 the directions that vary most between places and times. Whitening by the covariance within a class is within-class
 covariance normalization (Hatch et al. 2006, Interspeech) and relevant component analysis (Bar-Hillel et al. 2005,
 Journal of Machine Learning Research 6); with the reduction it is the linear discriminant of Fisher (1936, Annals of
-Eugenics 7), whose classes are here the near times of one place.
+Eugenics 7), whose classes are here the near times of one place. Whitening by the covariance of all samples instead
+gives the distance of Mahalanobis (1936, Proceedings of the National Institute of Sciences of India 2).
 
 An embedding store keeps the readouts of its channels in one file, ``readout.npz``.
 """
@@ -92,7 +93,9 @@ class Readout:
     def __str__(self) -> str:
         said = self.fitted
         text = f"{self.directions} directions" if said.get("pairs") else "standardization"
-        if "samples" in said:
+        if said.get("whitened"):
+            text = f"whitening, {self.directions} directions, fitted on {said['samples']:,} samples"
+        elif "samples" in said:
             text += f", fitted on {said['samples']:,} samples and {said['pairs']:,} pairs"
         if "time" in said:
             text += f" of {' to '.join(said['time'])}"
@@ -171,13 +174,15 @@ class ReadoutFit:
         self._changes += deviations.T @ deviations
         self.pairs += len(deviations) - len(count)
 
-    def readout(self, directions: int = 64, **fitted: Any) -> Readout:
+    def readout(self, directions: int = 64, *, whiten: bool = False, **fitted: Any) -> Readout:
         """Make the readout of what was added; standardization alone where no pair was, or no pair changes.
 
         Parameters
         ----------
         directions
             Number of directions to keep at most.
+        whiten
+            Whether to whiten by the covariance of all samples in place of that of change.
         fitted
             What the readout says of itself beside the numbers of samples and pairs.
 
@@ -195,7 +200,10 @@ class ReadoutFit:
         scale = np.sqrt(np.diag(total).clip(min=0.0))
         scale = np.where(scale > _CONSTANT * np.abs(mean), scale, 1.0)
         matrix = np.eye(len(mean))
-        if self._changes.any():
+        if whiten:
+            standard = total / np.outer(scale, scale)
+            matrix, fitted = _discriminant(standard, standard, directions), {"whitened": True, **fitted}
+        elif self._changes.any():
             # A group of n samples has n - 1 independent deviations, and as many pairs of successive samples.
             change = self._changes / (self.pairs * np.outer(scale, scale))
             matrix = _discriminant(total / np.outer(scale, scale), change, directions)

@@ -147,6 +147,16 @@ def test_windows_are_cut_from_crops_and_pairs_belong_together(cube):
     assert batch.index.tolist() == [*range(4), *range(20, 24), *batch.index[8:12].tolist()] * 2
 
 
+def test_pairs_of_the_same_time_need_no_second_one(tmp_path):
+    one = make_store(tmp_path, patch=EDGE, scenes=1, channels=CHANNELS)
+    windows = WindowPairs(PatchDataset(one), [0], move=8, pairs=4)
+    here, there = windows.__getitems__([0]).window.chunk(2)
+    assert torch.equal(here[:, :2], there[:, :2])
+    assert ((there - here)[:, 2:] != 0).any()
+    train(one, tmp_path / "run", **OPTIONS | {"temporal_positives": 0, "batch_size_per_gpu": 4, "steps": 1})
+    assert np.isfinite(losses(tmp_path / "run")).all()
+
+
 def test_draws_depend_on_seed_epoch_and_number_alone(cube):
     dataset = PatchDataset(cube)
     windows = WindowPairs(dataset, [10, 20], move=16, pairs=4)

@@ -319,5 +319,8 @@ def test_commands(store, tmp_path):
     assert "all shards as written" in run("verify", store)
     run("plot", "embeddings", store, "-o", tmp_path / "e.svg")
     assert "principal components after the readout" in (tmp_path / "e.svg").read_text()
+    assert "whitening, 10 directions, fitted on 480 samples of 2024-05-20" in run(
+        "readout", store, "--whiten"
+    )
     assert run("readout", store, "--remove") == f"{store}: no readout\n"
     assert run("query", store, "--like", "3,1,1") == plain

@@ -29,7 +29,7 @@ def test_readme_from_files_to_a_query(tmp_path, monkeypatch, capsys):
     write_sources(tmp_path / "data", scenes=16, shape=(256, 512))
     monkeypatch.chdir(tmp_path)
     code = blocks("README.md")[0]
-    small = 'preset="demo", steps=2, coarsen=4, batch_size_per_gpu=16, out_dim=64, head_hidden_dim=32'
+    small = 'preset="demo", steps=2, batch_size_per_gpu=16'
     assert 'preset="small"' in code
     assert "workers=2" in code
     code = code.replace('preset="small"', small).replace(", workers=2", "").replace('"200km"', '"50km"')
@@ -64,7 +64,7 @@ def test_first_steps(folder, monkeypatch, capsys):
     names = {}
     exec(compile(look, "docs/first-steps.md", "exec"), names)
     assert names["storm"].sizes["y"] == 32
-    small = 'preset="demo", steps=1, coarsen=1, batch_size_per_gpu=16, global_size=32, local_size=16, image_size=32'
+    small = 'preset="demo", steps=1, batch_size_per_gpu=16'
     exec(compile(learn.replace('preset="demo"', small), "docs/first-steps.md", "exec"), names)
     assert names["answer"].sizes["rank"] == 5
     assert "source" in capsys.readouterr().out

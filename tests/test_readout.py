@@ -55,6 +55,18 @@ def test_planted_directions_are_recovered():
     assert rank_one(projected[:, 0], projected[:, -1]) > 0.8 > 0.1 > rank_one(raw[:, 0], raw[:, -1])
 
 
+def test_whitening_counts_every_direction_alike():
+    vectors = planted()[0]
+    fitted = ReadoutFit(FEATURES)
+    fitted.add(vectors.reshape(-1, FEATURES))
+    fitted.add_change(vectors.reshape(-1, FEATURES), np.repeat(np.arange(PLACES), TIMES))
+    readout = fitted.readout(8, whiten=True)
+    assert str(readout) == f"whitening, 8 directions, fitted on {PLACES * TIMES:,} samples"
+    # Eight directions vary, and after whitening each has a variance near 1, whatever changes and whatever stays.
+    covariance = np.cov(readout.apply(vectors).reshape(-1, 8).T)
+    np.testing.assert_allclose(covariance, np.eye(8), atol=0.02)
+
+
 def test_more_directions_than_features_are_all_of_them():
     assert fit(planted()[0], directions=64).directions == FEATURES
 

@@ -18,8 +18,7 @@ from gridrad_cube.cli import cli
 from gridrad_cube.schema import Flag
 
 SMALL = [
-    "--preset", "demo", "--steps", "2", "--coarsen", "1", "--batch-size-per-gpu", "16", "--out-dim", "64",
-    "--head-hidden-dim", "32", "--log-steps", "1", "--device", "cpu",
+    "--preset", "demo", "--steps", "2", "--batch-size-per-gpu", "16", "--log-steps", "1", "--device", "cpu",
 ]  # fmt: skip
 SMALL_2K = [
     "--preset", "demo", "--steps", "2", "--out-dim", "64", "--head-hidden-dim", "32",
@@ -244,8 +243,7 @@ def test_real_rain_rates_go_the_whole_road(real_data, tmp_path):
     files = sorted(real_data.glob("mrms_precipitation_rate_*.nc"))[:2]
     assert len(files) == 2
     command("preprocess", *files, "--store", tmp_path / "rain.zarr")
-    command("train", "--store", tmp_path / "rain.zarr", "--out", tmp_path / "run", *SMALL[:4], "--coarsen", "4",
-            *SMALL[6:])  # fmt: skip
+    command("train", "--store", tmp_path / "rain.zarr", "--out", tmp_path / "run", *SMALL)
     command("embed", "--store", tmp_path / "rain.zarr", "--checkpoint", tmp_path / "run/checkpoint.pth",
             "--out", tmp_path / "embeddings.zarr")  # fmt: skip
     flags = store.open_packed(tmp_path / "rain.zarr")["precipitation_rate_flags"][0].values

@@ -75,6 +75,9 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
 @click.option("--directions", type=click.IntRange(1), default=64, help="Directions to keep at most.")
 @click.option("--within", help="Longest time over which change counts, such as 3h; three steps by default.")
 @click.option(
+    "--whiten", is_flag=True, help="Whiten by the covariance of all samples: for what is alike anywhere."
+)
+@click.option(
     "--time", nargs=2, multiple=True, metavar="START STOP",
     help="Fit it on these times alone, STOP not included (repeatable).",
 )  # fmt: skip
@@ -86,7 +89,8 @@ def readout(embeddings: str, remove: bool, time: tuple[tuple[str, str], ...], **
     gridrad-cube readout embeddings.zarr
     gridrad-cube readout embeddings.zarr --time 2019-12-25 2019-12-29
 
-    It suppresses what changes at a place from one time to the next and keeps what differs between places and times.
+    It suppresses what changes at a place from one time to the next and keeps what differs between places and times:
+    for the same storm, later. With --whiten all that differs between samples counts alike: for similar storms anywhere.
     query, evaluate and plot use it from then on (query --no-readout does not).
     """
     from gridrad_cube import query as asking

@@ -41,7 +41,7 @@ class WindowPairs(Dataset[Batch]):
     dataset
         A `PatchDataset`. With ``on_damage="skip"`` a damaged patch is missing in the windows that it is part of.
     minutes
-        Leads of the partners; a pair draws one of those that its patch has.
+        Leads of the partners; a pair draws one of those that its patch has. 0 is the same time.
     move
         Largest offset of a partner's window in either direction, in pixels.
     pairs
@@ -60,10 +60,9 @@ class WindowPairs(Dataset[Batch]):
     ) -> None:
         self.dataset, self.move, self.pairs, self.seed, self.epoch = dataset, move, pairs, seed, 0
         own = np.arange(len(dataset))
-        leads = [followers(dataset, lead) for lead in minutes]
         #: Patches with a partner, and the partners at each lead, -1 where there is none.
         table = dataset.table
-        self._partners = np.stack([np.where(lead == own, -1, lead) for lead in leads], axis=1)
+        self._partners = np.stack([_followers(dataset, lead) if lead else own for lead in minutes], axis=1)
         self._patches = np.flatnonzero((self._partners >= 0).any(axis=1))
         rows, columns = dataset.cells
         labels = len(dataset.labels)
@@ -185,6 +184,12 @@ class WindowPairs(Dataset[Batch]):
     def describe(self, index: int) -> dict[str, Any]:
         """Where a pair comes from: a patch of its frame."""
         return self.dataset.describe(int(self._patches[self._first[index // self.pairs]]))
+
+
+def _followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
+    """The partner of each patch at a lead, -1 where it has none."""
+    found = followers(dataset, minutes)
+    return np.where(found == np.arange(len(found)), -1, found)
 
 
 def _overlap(offset: int, size: int, second: int) -> tuple[slice, slice]:

@@ -40,6 +40,7 @@ def fit_readout(
     *,
     directions: int = 64,
     within: Any = None,
+    whiten: bool = False,
     time: Any = None,
     reject: Reject = None,
 ) -> dict[str, Readout]:
@@ -59,6 +60,9 @@ def fit_readout(
     within
         Longest time between samples of one place whose differences count as change, such as ``"3h"``; None takes
         three steps of the data. A place is a patch of crops that have the same window of the same grid.
+    whiten
+        Whether to whiten by the covariance of all samples in place of that of change. The default finds what a place
+        keeps, such as the same storm later, with its surroundings; whitening finds what is alike anywhere.
     time, reject
         Which samples it is fitted on: times, and flags that rule a sample out; see `within`.
 
@@ -101,13 +105,13 @@ def fit_readout(
     for label, fit, bits in zip(labels, fits, reject_masks(labels, reject), strict=True):
         if fit.samples:
             about["reject"] = [flag.name for flag in Flag if flag & bits]
-            found[label.name] = fit.readout(directions, **about)
+            found[label.name] = fit.readout(directions, whiten=whiten, **about)
     if not found:
         raise SchemaError(
             f"{store}: no clean sample has an embedding, so there is nothing to fit a readout on"
         )
     for name, readout in found.items():
-        if not readout.fitted["pairs"]:
+        if not (whiten or readout.fitted["pairs"]):
             logger.warning(
                 "%s: %s has no place with two times within %s, so its readout only standardizes",
                 store, name, "any limit" if np.isinf(seconds) else f"{seconds / 3600:g} h",

@@ -160,7 +160,7 @@ class Config:
     temporal_positives: tuple[float, ...] = _option(
         (), "views", "draw the second global view from the same place this much later (the nearest time within half of "
         "that; samples without one use themselves); 0 is off. Pairs of the contrast take one of several leads at "
-        "random, and by default the time step of the store", unit="minutes")
+        "random, by default the time step of the store; 0 pairs windows of the same time", unit="minutes")
 
     # run
     seed: int = _option(0, "run", "of weights, order and views")
@@ -183,7 +183,8 @@ class Config:
             object.__setattr__(self, name, _coerce(name, getattr(self, name), kind))
         if self.reject == ("none",):
             object.__setattr__(self, "reject", ())
-        object.__setattr__(self, "temporal_positives", tuple(m for m in self.temporal_positives if m))
+        leads = tuple(m for m in self.temporal_positives if m or self.pairs_windows)
+        object.__setattr__(self, "temporal_positives", leads)
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
