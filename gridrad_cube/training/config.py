@@ -157,6 +157,10 @@ class Config:
     flips: Literal["none", "h", "d4"] = _option(
         "none", "views", "mirror views: none, h left to right, d4 all symmetries of the square (not at level 2k); "
         "never those of wind and shear")
+    offset: float | None = _option(
+        None, "views", "largest random offset of the values of a view, in the numbers that the network reads (with the "
+        "scattering stem -1 to 1 is the typical range of a channel); default: 2 dB, 1 K or 0.02 of reflectance",
+        level="256")
     temporal_positives: tuple[float, ...] = _option(
         (), "views", "draw the second global view from the same place this much later (the nearest time within half of "
         "that; samples without one use themselves); 0 is off. Pairs of the contrast take one of several leads at "
@@ -397,6 +401,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "steps", "temporal_positives", "probe_steps", "local_crops_number", "contrast_weight", "move",
+    "offset",
 )  # fmt: skip
 
 

@@ -256,7 +256,9 @@ class _PatchSource(_Source):
         """How to draw views of one channel; of all of them where they are stacked."""
         c, rules = self.config, self.dataset.normalizations
         labels = list(rules) if self.dataset.planes > 1 else [label]
-        gains = tuple(_gain_of(name, rules[name]) if c.views == "zoom" else 0.0 for name in labels)
+        gains = tuple(_gain_of(name, rules[name]) for name in labels)
+        if c.views != "zoom" or c.offset is not None:
+            gains = (c.offset or 0.0,) * len(labels)
         floors = [rules[name].no_echo for name in labels if rules[name].rule != "standard"]
         ranges: Any = {"zoom": c.zoom, "global_area": c.global_crops_scale, "local_area": c.local_crops_scale}
         return ViewSpec(
