@@ -210,15 +210,12 @@ def _histograms(out: Path, flat: xr.Dataset) -> np.ndarray:
         bins = np.where(np.isfinite(values), np.clip((values - low) / (high - low) * BINS, 0, BINS - 1), BINS)
         # A window is made of 2 x 2 blocks.
         height, width = (size // STRIDE for size in bins.shape)
-        blocks = (
-            bins.astype(np.int64)
-            .reshape(height, STRIDE, width, STRIDE)
-            .swapaxes(1, 2)
-            .reshape(height * width, -1)
-        )
+        cut = bins.astype(np.int64).reshape(height, STRIDE, width, STRIDE)
+        blocks = cut.swapaxes(1, 2).reshape(height * width, -1)
         blocks += (BINS + 1) * np.arange(height * width)[:, None]
         counts = np.bincount(blocks.ravel(), minlength=height * width * (BINS + 1)).reshape(height, width, -1)
-        sums = sum(counts[a : height - 1 + a, b : width - 1 + b] for a in (0, 1) for b in (0, 1))
+        sums = counts[:-1] + counts[1:]
+        sums = sums[:, :-1] + sums[:, 1:]
         here = crop == number
         rows[here] = np.sqrt(sums[row[here], col[here]] / (2 * STRIDE) ** 2)
     return (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), 1e-6)
