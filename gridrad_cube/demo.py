@@ -64,7 +64,7 @@ def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Say) -> None:
     say("\n3. Descriptor: embeddings that need no training")
     _embed(out, "descriptor", say, model="descriptor", coarsen=COARSEN)
     answers = {"descriptor": _ask(out, "descriptor", planted, say)}
-    say(f"   after {time.perf_counter() - start:.0f} s, of which most is for the synthetic files")
+    say(f"   after {time.perf_counter() - start:.0f} s, without any training")
     _learn(out, seed, say)
     answers["network"] = _ask(out, "network", planted, say)
     _retrieval(out, planted, say)

@@ -592,6 +592,9 @@ def test_channels_of_one_batch_keep_their_own_gain_and_fill(cube, tmp_path):
     gains = {label: spec.gain for label, spec in zip(source.dataset.labels, source.specs, strict=True)}
     rules = source.dataset.normalizations
     assert gains == pytest.approx({IR: 1.0 / rules[IR].std, VISIBLE: 0.02 / rules[VISIBLE].std})
+    for views, gain in (("zoom", 0.4), ("area", 0.4), ("zoom", 0.0)):
+        larger = _PatchSource(config_for(cube, tmp_path, offset=gain, views=views))
+        assert {spec.gain for spec in larger.specs} == {gain}
     index = np.arange(12)
     assert len(set(source.dataset.table.channel[index])) == 2
     together = source.draw(source.dataset.__getitems__(index), index, epoch=3)
