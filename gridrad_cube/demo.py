@@ -15,6 +15,7 @@ from gridrad_cube import evaluation, pipeline, plot, query, store, synthetic
 from gridrad_cube.embedding import embed
 from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
+from gridrad_cube.similarity import unit_rows
 from gridrad_cube.storage import open_for_writing, write_bytes
 from gridrad_cube.training import load_config, train
 
@@ -179,6 +180,8 @@ def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
             ways["histogram, standardized"] = _histograms(out, where)
         ways[f"{made_by}, as stored"] = vectors
         ways[f"{made_by}, with readout"] = readout.apply(vectors)
+    both = [unit_rows(ways[f"{made_by}, with readout"]) for made_by in STORES]
+    ways["mean cosine of both"] = np.concatenate(both, axis=1)
     say(
         "\n5. A storm planted again and again: more than 6 h and 200 km away, off the patch grid, mirrored, noisy"
     )
