@@ -13,7 +13,6 @@ import xarray as xr
 
 from gridrad_cube import evaluation, pipeline, plot, query, store, synthetic
 from gridrad_cube.embedding import embed
-from gridrad_cube.geometry import great_circle_km
 from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
 from gridrad_cube.similarity import unit_rows
 from gridrad_cube.storage import open_for_writing, write_bytes
@@ -29,7 +28,9 @@ SCENES, INTERVAL, PLANTS = 20, "2h", 20
 STRIDE = 128
 #: Edge of the blocks of pixels that are averaged before the descriptor looks at them.
 COARSEN = 4
-#: A window holds a planted storm if its center is this near: half the edge of a patch at 40 degrees.
+#: Half the edge of a window in degrees: 128 pixels at 56 a degree.
+HALF_EDGE = 128 / 56
+#: In ranks, a window counts as a planted storm if its center is this near: half the edge of a patch at 40 degrees.
 REACH_KM = 200.0
 #: Windows nearer than this share pixels, or show the same storm a little later: neither is news.
 APART = ("6h", "600km")
@@ -154,19 +155,17 @@ def _ask(out: Path, made_by: str, planted: np.ndarray, say: Say) -> xr.Dataset:
         f"{place['longitude']:.2f} E, where a storm was planted? By the {made_by}:"
     )
     say(query.format_answer(answer))
-    say(f"   {sum(_holds_plant(answer, planted))} of {ANSWERS} hold the planted storm.")
+    say(f"   {sum(_holds_plant(answer, planted))} of {ANSWERS} hold the center of a planted storm.")
     return answer
 
 
 def _holds_plant(answer: xr.Dataset, planted: np.ndarray) -> list[bool]:
-    """Which answers hold a planted storm."""
-    marks = np.zeros(answer.sizes["rank"], bool)
-    for thing in planted:
-        km = great_circle_km(
-            thing["latitude"], thing["longitude"], answer["latitude"].values, answer["longitude"].values
-        )
-        marks |= (np.abs(answer["time"].values - thing["time"]) <= np.timedelta64(60, "s")) & (km <= REACH_KM)
-    return list(marks.tolist())
+    """Which answers hold the center of a planted storm."""
+    time, latitude, longitude = (answer[n].values[:, None] for n in ("time", "latitude", "longitude"))
+    same = np.abs(time - planted["time"]) <= np.timedelta64(60, "s")
+    for found, name in ((latitude, "latitude"), (longitude, "longitude")):
+        same &= np.abs(found - planted[name]) <= HALF_EDGE
+    return [bool(mark) for mark in same.any(axis=1)]
 
 
 def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
@@ -228,7 +227,7 @@ def _pictures(out: Path, answers: dict[str, xr.Dataset], planted: np.ndarray) ->
     cube, radar = (store.open_cube(out / name) for name in ("patches.zarr", "radar.zarr"))
     zenith = np.nanmean(cube["solar_zenith_angle"].values, axis=(1, 2))
     noon, dusk = int(zenith.argmin()), int(np.abs(zenith - 80).argmin())
-    # Answers that hold a planted storm are framed.
+    # Answers that hold the center of a planted storm are framed.
     asked = {
         f"query_{made_by}.png": plot.query(
             cube, answer, marks=_holds_plant(answer, planted), marks_text="planted"
