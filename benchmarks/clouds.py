@@ -237,7 +237,9 @@ def train_run(windows: Windows, trial: Trial, seed: int, folder: Path) -> Path:
     if not mark.exists():
         near = windows.folders[0]
         preprocess(windows.kind, near, near / "patches.zarr", TileSpec(patch=PATCH))
-        train(load_config(store=str(near / "patches.zarr"), out=str(folder), **options))
+        result = train(load_config(store=str(near / "patches.zarr"), out=str(folder), **options))
+        if result["stopped"]:
+            raise SystemExit(f"{folder}: stopped at step {result['step']}; the same command resumes it")
         mark.write_text(asked)
     return folder / "checkpoint.pth"
 
