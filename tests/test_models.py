@@ -536,3 +536,14 @@ def test_one_step_of_training_lowers_the_loss() -> None:
 def test_public_names_are_sorted_and_exist() -> None:
     assert sorted(models.__all__) == dir(models)
     assert all(hasattr(models, name) for name in models.__all__)
+
+
+def test_attention_in_bf16_equals_that_in_float32() -> None:
+    torch.manual_seed(0)
+    network = build("vit_mini", image_size=32).eval()
+    x, mask = torch.randn(3, 1, 32, 32), torch.ones(3, 16, dtype=torch.bool)
+    mask[0, 5:] = False
+    expected = network(x, attention_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x, attention_mask=mask)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
