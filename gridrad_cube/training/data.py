@@ -55,8 +55,10 @@ _GAIN_LOG_RAIN = _GAIN_DBZ / 10 / 1.6
 #: What the predecessor does to the views of --views area: blur of first global, other global and local views.
 _PHOTOGRAPHIC: dict[str, Any] = {"blur": (1.0, 0.1, 0.5), "solarize": 0.2}
 
-#: Pairs of windows that a batch takes from one frame, and samples that stem and target are fitted to.
-_PAIRS, _FIRST_SAMPLES = 16, 512
+#: Pairs of windows that a batch takes from one frame.
+_PAIRS = 16
+#: Samples that a stem is fitted to: these many pixels of views, within these numbers of samples.
+_FIRST_PIXELS, _FIRST_SAMPLES = 512 * 64**2, (32, 512)
 #: Parts of the names of fields with a sense of direction or rotation.
 _HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
 
@@ -151,10 +153,9 @@ class _Source(ABC):
 
     def first_views(self) -> list[NetworkInput]:
         """The global views of some samples, evenly spread: what is fitted before the first step is fitted to them."""
-        total = self.samples // self.pairs
-        index = np.unique(
-            np.linspace(0, total - 1, min(total, _FIRST_SAMPLES // self.pairs)).astype(np.int64)
-        )
+        total, (least, most) = self.samples // self.pairs, _FIRST_SAMPLES
+        samples = min(max(_FIRST_PIXELS // self.config.global_size**2, least), most)
+        index = np.unique(np.linspace(0, total - 1, min(total, samples // self.pairs)).astype(np.int64))
         batch = self.loaded.__getitems__(index)
         return self.draw(batch, self.expand(index), 0)[: self.global_views]
 
