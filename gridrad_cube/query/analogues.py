@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.query.queries import Query, read_query
 from gridrad_cube.query.samples import (
     Index,
     cell_dims,
@@ -25,12 +26,10 @@ from gridrad_cube.query.samples import (
     time_step,
 )  # fmt: skip
 from gridrad_cube.query.search import (
-    Query,
     Rows,
     choose_readout,
     common_channels,
     provenance,
-    read_query,
     search,
 )
 from gridrad_cube.readout import Readout, ReadoutChoice
