@@ -36,10 +36,11 @@ from gridrad_cube.training import (
     store_level,
     train,
 )
-from gridrad_cube.training.config import FIELDS, _read_options, make_plan
+from gridrad_cube.training.config import FIELDS, _read_options
 from gridrad_cube.training.data import _PatchSource, open_source
 from gridrad_cube.training.monitors import Monitor
 from gridrad_cube.training.networks import use_bf16
+from gridrad_cube.training.plan import make_plan
 
 PROJECT = Path(__file__).resolve().parents[1]
 IR, VISIBLE = "ir_brightness_temperature", "visible_reflectance"

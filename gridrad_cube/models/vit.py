@@ -36,6 +36,11 @@ class NetworkInput(NamedTuple):
     token_mask: Tensor | None = None
     attention_mask: Tensor | None = None
 
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Height and width in pixels, or cells of a grid."""
+        return self.x.pixels if isinstance(self.x, LocalMaps) else (self.x.shape[2], self.x.shape[3])
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Architecture:

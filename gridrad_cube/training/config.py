@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import importlib.resources
 import logging
-import math
 import os
 import tomllib
 import types
@@ -101,8 +100,8 @@ class Config:
     # objective
     objective: Literal["dino", "coding-rate", "contrast"] = _option(
         "dino", "objective", "dino: cross-entropy over prototypes; coding-rate: no prototypes, no temperatures; "
-        "contrast: a window finds the window of the same place at a near time among others (level 256). dino where an "
-        "option is given that only DINO uses, and this one is not")
+        "contrast: a window finds the window of the same place at a near time among others (level 256). An option that "
+        "only DINO uses, without this one, takes the preset dino")
     contrast_weight: float = _option(
         0.0, "objective", "weight of the contrast term beside dino or coding-rate", level="256")
     temperature: float = _option(0.1, "objective", "temperature of the contrast", level="256")
@@ -261,7 +260,7 @@ _MERGED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 _WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_checkpoints", "tensorboard")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
     """The command-line spelling of an option."""
     return "--" + name.replace("_", "-")
 
@@ -272,10 +271,10 @@ def unknown_option(name: str) -> str:
     if name == "arch2k":
         return "option --arch2k no longer exists: the network of level 2k is --arch when --store holds embeddings"
     if name in _REMOVED or name in _WITHOUT_EFFECT:
-        return f"option {_flag(name)} no longer exists; see --dino-v1 and --views for the recipe of the predecessor"
+        return f"option {flag_of(name)} no longer exists; see --dino-v1 and --views for the recipe of the predecessor"
     near = difflib.get_close_matches(name, [*FIELDS, *ALIASES, "preset", "config"], n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(_flag(n) for n in near)}?" if near else "see --help-all for the list"
-    return f"unknown option {_flag(name)}; {hint}"
+    hint = f"did you mean {', '.join(flag_of(n) for n in near)}?" if near else "see --help-all for the list"
+    return f"unknown option {flag_of(name)}; {hint}"
 
 
 def _canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
@@ -306,7 +305,9 @@ def _upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
             merged |= new
             kept = {name: value for name, value in kept.items() if name not in old}
     defaults = _REMOVED | {"views": "zoom"}  # area stood for less than it does now
-    refused = [f"{_flag(n)} {kept[n]}" for n, default in defaults.items() if kept.get(n, default) != default]
+    refused = [
+        f"{flag_of(n)} {kept[n]}" for n, default in defaults.items() if kept.get(n, default) != default
+    ]
     if refused:
         raise SchemaError(
             f"{where}: of an earlier version, with {', '.join(refused)}; expected the defaults of the options that no "
@@ -324,7 +325,7 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     try:
         return _convert(value, kind)
     except (TypeError, ValueError):
-        raise SchemaError(f"{_flag(name)}: got {value!r}; expected {_describe(kind)}") from None
+        raise SchemaError(f"{flag_of(name)}: got {value!r}; expected {_describe(kind)}") from None
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -409,15 +410,15 @@ def _check(config: Config) -> None:
     for name, sizes in _SIZES.items():
         values = getattr(config, name)
         if len(values) not in sizes:
-            raise SchemaError(f"{_flag(name)}: got {len(values)} values; expected {sizes[-1]}")
+            raise SchemaError(f"{flag_of(name)}: got {len(values)} values; expected {sizes[-1]}")
         if sizes == (2,) and not 0 < values[0] <= values[1]:
-            raise SchemaError(f"{_flag(name)}: got {values[0]} {values[1]}; expected 0 < LOW <= HIGH")
+            raise SchemaError(f"{flag_of(name)}: got {values[0]} {values[1]}; expected 0 < LOW <= HIGH")
     for names, least, words in ((_POSITIVE, 1e-300, "a number above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
         for name in names:
             value = getattr(config, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, int | float) and not one >= least:
-                    raise SchemaError(f"{_flag(name)}: got {one}; expected {words}")
+                    raise SchemaError(f"{flag_of(name)}: got {one}; expected {words}")
     if config.objective == "contrast" and config.contrast_weight:
         raise SchemaError(
             "--contrast-weight: the objective is the contrast itself. Leave it out, or pass --objective dino or "
@@ -522,7 +523,7 @@ def load_config(
         if preset not in known:
             raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
         recipe = _read_options(known[preset], level)
-        of_dino = ", ".join(_flag(name) for name in _OF_DINO if name in given)
+        of_dino = ", ".join(flag_of(name) for name in _OF_DINO if name in given)
         if of_dino and "objective" not in given and recipe.get("objective", "dino") != "dino":
             logger.info(
                 "--preset dino, not %s: only DINO uses %s. --objective chooses another objective",
@@ -548,116 +549,3 @@ def _fit_objective(recipe: dict[str, Any], given: Mapping[str, Any]) -> dict[str
     if own == "contrast" and not given.get("contrast_weight"):
         dropped = ("pool", "temporal_positives")
     return {name: value for name, value in recipe.items() if name not in dropped}
-
-
-# what `auto` stands for
-
-#: Prototypes by number of samples (the table of lightly-train); at level 2k never more than `_MOST_PROTOTYPES_2K`,
-#: or the head would outweigh the network.
-_PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
-_MOST_PROTOTYPES_2K = 4096
-#: Level 2k learns nothing from fewer grids per step: their features have no distribution to speak of.
-_SMALLEST_STEP_2K = 16
-#: Samples after which half of the teacher of DINO is renewed: 0.996 per step of 1024.
-_HALF_LIFE = 177_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run does, in optimizer steps. ``lr`` is the peak itself, scaled with the batch."""
-
-    steps: int
-    steps_per_epoch: int
-    global_batch: int
-    lr: float
-    warmup_steps: int
-    momentum_teacher: float
-    freeze_steps: int
-    out_dim: int
-    warmup_teacher_temp: float
-    teacher_temp: float
-    temp_warmup_steps: int
-
-
-def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1) -> Plan:
-    """Work out the length of a run, its schedules and prototypes from the number of samples of an epoch."""
-    if level == "2k" and config.pairs_windows:
-        raise SchemaError(
-            f"--objective: got {config.objectives!r}; expected dino or coding-rate at level 2k, which has no windows "
-            "of pixels to contrast"
-        )
-    batch = config.batch_size_per_gpu * world_size * config.accumulate
-    _check_batch(config, level, samples, batch, world_size)
-    per_epoch = samples // batch
-    steps = config.epochs * per_epoch if config.steps is None else config.steps
-    temp, first_temp = config.teacher_temp, config.warmup_teacher_temp
-    temp = _temperature(samples) if temp == "auto" else temp
-    renewing = max(
-        0.99, 2.0 ** (-batch / min(samples, _HALF_LIFE))
-    )  # half of the teacher in an epoch, or `_HALF_LIFE`
-    return Plan(
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        global_batch=batch,
-        lr=config.lr * batch / 256,
-        warmup_steps=_length(config, "warmup_epochs", steps, per_epoch, 12_500, 0.1),
-        momentum_teacher=renewing if config.momentum_teacher == "auto" else config.momentum_teacher,
-        freeze_steps=_length(config, "freeze_last_layer", steps, per_epoch, 1_250, 0.05),
-        out_dim=_prototypes(samples, level) if config.out_dim == "auto" else config.out_dim,
-        warmup_teacher_temp=min(0.04, temp) if first_temp == "auto" else first_temp,
-        teacher_temp=temp,
-        temp_warmup_steps=_length(config, "warmup_teacher_temp_epochs", steps, per_epoch, 37_500, 0.3),
-    )
-
-
-def _check_batch(config: Config, level: Level, samples: int, batch: int, world_size: int) -> None:
-    counted = f"{config.batch_size_per_gpu} x {world_size} processes"
-    counted += f" x {config.accumulate} accumulated" if config.accumulate > 1 else ""
-    # The coding rate spreads the samples of one batch, not of the step.
-    together = batch if config.objective == "dino" else batch // config.accumulate
-    if level == "2k" and together < _SMALLEST_STEP_2K:
-        raise SchemaError(
-            f"--batch-size-per-gpu: one loss has {together} grids ({counted}); level 2k needs at least "
-            f"{_SMALLEST_STEP_2K}. Raise it, or start more processes."
-        )
-    if samples < batch:
-        what = "grids (crops x channels)" if level == "2k" else "clean patches (of all channels)"
-        most = samples // world_size
-        if most * world_size < (_SMALLEST_STEP_2K if level == "2k" else 1):
-            remedy = f"Level 2k needs at least {_SMALLEST_STEP_2K}: add" if level == "2k" else "Add"
-        else:
-            remedy = (
-                f"Lower --batch-size-per-gpu: it times --accumulate, the batches that make one step, may be at most "
-                f"{most}. Or add"
-            )
-        raise SchemaError(
-            f"{config.store}: {samples} {what}, fewer than one step of {batch} ({counted}). {remedy} scenes or "
-            "channels."
-        )
-
-
-def _length(config: Config, name: str, steps: int, per_epoch: int, most: int, share: float) -> int:
-    """A length in steps: given in epochs, or at most this many steps and this share of the run."""
-    epochs = getattr(config, name)
-    if epochs == "auto":
-        return min(most, round(share * steps))
-    length = round(epochs * per_epoch)
-    if length > steps and name != "freeze_last_layer":
-        if config.steps is None:
-            raise SchemaError(
-                f"{_flag(name)}: {epochs:g} epochs do not fit into --epochs {config.epochs}. Lower it, or train longer."
-            )
-        if steps:
-            logger.warning("--steps %d ends within %s %g (%d steps)", steps, _flag(name), epochs, length)
-    return min(length, steps)
-
-
-def _prototypes(samples: int, level: Level) -> int:
-    number = next((k for most, k in _PROTOTYPES if samples <= most), 65536)
-    return min(number, _MOST_PROTOTYPES_2K) if level == "2k" else number
-
-
-def _temperature(samples: int) -> float:
-    """0.02 up to 20,000 samples, rising with their logarithm to 0.07 at 1.28 million, as ImageNet has."""
-    share = math.log(samples / 20_000) / math.log(1_280_000 / 20_000)
-    return round(0.02 + 0.05 * min(max(share, 0.0), 1.0), 4)

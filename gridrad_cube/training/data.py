@@ -30,7 +30,6 @@ from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.models import (
     ARCHITECTURES,
     GridViewSpec,
-    LocalMaps,
     NetworkInput,
     View,
     ViewSpec,
@@ -144,12 +143,6 @@ class _Source(ABC):
     def expand(self, index: np.ndarray) -> np.ndarray:
         """Numbers of the samples that items of ``loaded`` stand for."""
         return np.asarray((index[:, None] * self.pairs + np.arange(self.pairs)).ravel())
-
-    def shape_of(self, view: NetworkInput) -> tuple[int, int]:
-        """Height and width of a view in pixels or cells."""
-        if isinstance(view.x, LocalMaps):
-            return view.x.pixels
-        return view.x.shape[2], view.x.shape[3]
 
     def first_views(self) -> list[NetworkInput]:
         """The global views of some samples, evenly spread: what is fitted before the first step is fitted to them."""

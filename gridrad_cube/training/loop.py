@@ -42,11 +42,12 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import MissingChunkError
-from gridrad_cube.training.config import Config, load_config, make_plan, store_level
+from gridrad_cube.training.config import Config, load_config, store_level
 from gridrad_cube.training.data import open_source, store_state
 from gridrad_cube.training.folder import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
 from gridrad_cube.training.monitors import Monitor, count_flops, peak_flops
 from gridrad_cube.training.networks import Outputs, compile_networks, make_networks, make_optimizer, use_bf16
+from gridrad_cube.training.plan import make_plan
 from gridrad_cube.training.probe import Probe, Scores, draw_pairs, probe_interval
 
 logger = logging.getLogger(__name__)
@@ -404,7 +405,7 @@ class _Run:
                 learnt = self.model(views)
             loss = share * networks.loss(learnt, taught, batch.window, self.step, last=last)
             loss.backward()
-        self._shapes = [self.source.shape_of(v) for v in views]
+        self._shapes = [view.edges for view in views]
         own = learnt.features.detach()
         return loss.detach(), taught or Outputs(own), own
 

@@ -31,7 +31,8 @@ from gridrad_cube.models import (
     pool_tokens,
 )
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.training.config import Config, Plan
+from gridrad_cube.training.config import Config
+from gridrad_cube.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class _MultiView(nn.Module):
     def forward(self, views: Sequence[NetworkInput]) -> Outputs:
         """Neighboring views of one shape go through the backbone together."""
         tokens, pooled, count = [], [], 0
-        for _, group in itertools.groupby(views, key=_shape_of):
+        for _, group in itertools.groupby(views, key=lambda view: view.edges):
             together = list(group)
             x, *masks = zip(*together, strict=True)
             hidden, attended = (_join(mask) for mask in masks)
@@ -100,10 +101,6 @@ class _MultiView(nn.Module):
             return Outputs(features, heads)
         unit = self.contrast_head(torch.cat(pooled))
         return Outputs(unit if self.head is None else features, heads, unit)
-
-
-def _shape_of(view: NetworkInput) -> torch.Size:
-    return view.x.maps.shape if isinstance(view.x, LocalMaps) else view.x.shape
 
 
 def _join(masks: Sequence[Tensor | None]) -> Tensor | None:
