@@ -272,7 +272,7 @@ def save_readouts(store: str | os.PathLike[str], readouts: Mapping[str, Readout]
 
 
 def remove_readouts(store: str | os.PathLike[str]) -> None:
-    """Remove the readouts of an embedding store; nothing happens where there are none."""
+    """Remove the readouts of an embedding store, if it has any."""
     Files(store).remove(_FILE)
 
 

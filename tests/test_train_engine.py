@@ -35,11 +35,11 @@ from gridrad_cube.launch import World
 from gridrad_cube.models import CodingRateLoss, DINOLoss, load_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training import TrainingError, load_config, train
-from gridrad_cube.training.config import make_plan
 from gridrad_cube.training.data import open_source
 from gridrad_cube.training.loop import _Run
 from gridrad_cube.training.networks import _make_dino_loss as make_loss
 from gridrad_cube.training.networks import make_networks
+from gridrad_cube.training.plan import make_plan
 
 #: 30 infrared patches of 45.
 TWO_SCENES = ("2021-07-05T17:50", "2021-07-05T18:05")

@@ -360,7 +360,7 @@ def nearest_later(
 
     Returns
     -------
-    Index of the item found, its own where there is none, (N,).
+    Index of the item found, (N,); its own if none is found.
     """
     own = np.arange(len(place))
     if not len(place):

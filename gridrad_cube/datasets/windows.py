@@ -59,10 +59,10 @@ class WindowPairs(Dataset[Batch]):
         self, dataset: Any, minutes: Sequence[float], *, move: int, pairs: int = 16, seed: int = 0
     ) -> None:
         self.dataset, self.move, self.pairs, self.seed, self.epoch = dataset, move, pairs, seed, 0
-        own = np.arange(len(dataset))
-        #: Patches with a partner, and the partners at each lead, -1 where there is none.
-        table = dataset.table
+        own, table = np.arange(len(dataset)), dataset.table
+        #: The partner of each patch at each lead, -1 if it has no partner, (N, leads).
         self._partners = np.stack([_followers(dataset, lead) if lead else own for lead in minutes], axis=1)
+        #: Patches that have a partner, in the order of their frames.
         self._patches = np.flatnonzero((self._partners >= 0).any(axis=1))
         rows, columns = dataset.cells
         labels = len(dataset.labels)

@@ -121,7 +121,7 @@ def fit_readout(
 
 
 def remove_readout(store: str | os.PathLike[str]) -> None:
-    """Remove the readout of an embedding store; nothing happens where there is none.
+    """Remove the readout of an embedding store, if it has one.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def readout_of(
 
     Returns
     -------
-    As `gridrad_cube.readout.saved_readout`: None where there is none, or it is of another network.
+    As `gridrad_cube.readout.saved_readout`: None if it has no readout, or one of another network.
 
     Raises
     ------
