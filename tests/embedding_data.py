@@ -61,6 +61,12 @@ def preprocess(folder, path):
     return path
 
 
+def cube_of_five(folder):
+    """Five crops of 5 x 7 patches of 16 px: with gaps, without visible, at night, and one that failed."""
+    write_scenes(folder / "sources", range(5))
+    return preprocess(folder / "sources", folder / "patches.zarr")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Threads cost more than they give for networks this small."""

@@ -13,10 +13,9 @@ from embedding_data import (
     VIS,
     assert_same_store,
     checkpoint_of,
+    cube_of_five,
     one_thread,  # noqa: F401
-    preprocess,
     values_of,
-    write_scenes,
 )
 from scipy import ndimage
 from small_data import make_scene, make_store
@@ -125,10 +124,7 @@ def test_descriptor_of_a_moved_window_changes_little():
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory):
-    """Five crops of 5 x 7 patches of 16 px: with gaps, without visible, at night, and one that failed."""
-    folder = tmp_path_factory.mktemp("cube")
-    write_scenes(folder / "sources", range(5))
-    return preprocess(folder / "sources", folder / "patches.zarr")
+    return cube_of_five(tmp_path_factory.mktemp("cube"))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from embedding_data import (
     assert_same_store,
     checkpoint_2k,
     checkpoint_of,
+    cube_of_five,
     one_thread,  # noqa: F401
     preprocess,
     values_of,
@@ -38,10 +39,7 @@ from gridrad_cube.schema import TIME_FILL, Flag, Recipe, SchemaError, TileSpec
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory):
-    """Five crops of 5 x 7 patches: with gaps, without visible, at night, and one that failed."""
-    folder = tmp_path_factory.mktemp("cube")
-    write_scenes(folder / "sources", range(5))
-    return preprocess(folder / "sources", folder / "patches.zarr")
+    return cube_of_five(tmp_path_factory.mktemp("cube"))
 
 
 @pytest.fixture(scope="module")

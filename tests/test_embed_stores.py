@@ -23,6 +23,7 @@ from embedding_data import (
     assert_same_store,
     checkpoint_2k,
     checkpoint_of,
+    cube_of_five,
     one_thread,  # noqa: F401
     preprocess,
     scene_of,
@@ -41,8 +42,7 @@ from gridrad_cube.schema import SchemaError
 def folder(tmp_path_factory):
     """A cube of five crops, its checkpoint, embeddings (float16) and a checkpoint of level 2k."""
     folder = tmp_path_factory.mktemp("stores")
-    write_scenes(folder / "sources", range(5))
-    cube = preprocess(folder / "sources", folder / "patches.zarr")
+    cube = cube_of_five(folder)
     checkpoint_of(folder / "256.pth", cube)
     embed(cube, folder / "256.pth", folder / "embeddings.zarr")
     checkpoint_2k(folder / "2k.pth", folder / "embeddings.zarr")
