@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -185,17 +186,12 @@ def test_clouds_joins_another_folder_of_fewer_windows(monkeypatch):
     assert np.isfinite(vectors).all(axis=-1).sum() == 2 * (4 + 3)
 
 
-def test_every_trial_of_clouds_is_a_configuration(monkeypatch):
+@pytest.mark.parametrize("name", ["clouds", "learn"])
+def test_every_trial_is_a_configuration(monkeypatch, name):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import clouds
-
-    for trial in clouds.TRIALS.values():
-        load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **trial.options)
-
-
-def test_every_trial_of_learn_is_a_configuration(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import learn
-
-    for trial in (*learn.RUNS.values(), *learn.TRIALS.values()):
-        load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **trial.options)
+    program = importlib.import_module(name)
+    for trial in (program.TRIALS | getattr(program, "RUNS", {})).values():
+        asked = dict(trial.options)
+        config = load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **asked)
+        for option, value in asked.items():
+            np.testing.assert_array_equal(getattr(config, option), value, err_msg=trial.words)
