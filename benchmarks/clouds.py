@@ -31,7 +31,7 @@ forecast    R2 of the root of the mean rain 3 hours later: mean of what came aft
 intervals   95 %, from drawing test days or events with replacement; of fewer than five, from drawing blocks of six
             hours (radar: of an hour) of them, which are not independent.
 
-What is finished in --folder is not done again.
+What is finished in --folder is not repeated; a training that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import machine
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
+from trials import Trial, train_whole
 from weather import (
     CLOUDS,
     COARSEN,
@@ -93,7 +93,6 @@ from gridrad_cube.query import fit_readout, readout_of
 from gridrad_cube.schema import TileSpec
 from gridrad_cube.similarity import rank_targets, unit_rows
 from gridrad_cube.store import open_embeddings, open_packed
-from gridrad_cube.training import load_config, train
 
 #: Principal components, and edge in pixels of the blocks whose means they are of.
 COMPONENTS, BLOCK = 64, 4
@@ -103,15 +102,6 @@ BASELINE = "descriptor, readout"
 STORM = 0.02
 #: Cases below which nothing is said; days or events below which their parts are drawn.
 LEAST, FEW = 10, 5
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is trained: words for the reader, options over those of a preset."""
-
-    words: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    preset: str = "demo"
 
 
 #: What was tried, one seed each, to be judged on the day that chooses.
@@ -226,22 +216,14 @@ def network_vectors(windows: Windows, checkpoint: Path, folder: Path) -> np.ndar
 
 
 def train_run(windows: Windows, trial: Trial, seed: int, folder: Path) -> Path:
-    """Train on the frames that fit, unless that is done; the checkpoint."""
-    options: dict[str, Any] = {
-        "preset": trial.preset, "channels": (windows.kind.channel,), "seed": seed, "coarsen": COARSEN,
-        "time": fit_ranges(windows), **trial.options,
-    }  # fmt: skip
-    asked, mark = json.dumps(options), folder / "asked.json"
-    if mark.exists() and mark.read_text() != asked:
-        raise SystemExit(f"{folder}: is a run with other options; rename the trial, or remove the folder")
-    if not mark.exists():
-        near = windows.folders[0]
-        preprocess(windows.kind, near, near / "patches.zarr", TileSpec(patch=PATCH))
-        result = train(load_config(store=str(near / "patches.zarr"), out=str(folder), **options))
-        if result["stopped"]:
-            raise SystemExit(f"{folder}: stopped at step {result['step']}; the same command resumes it")
-        mark.write_text(asked)
-    return folder / "checkpoint.pth"
+    """Train on the frames that fit; the checkpoint."""
+    near = windows.folders[0]
+    preprocess(windows.kind, near, near / "patches.zarr", TileSpec(patch=PATCH))
+    options = {"coarsen": COARSEN, **trial.options}
+    return train_whole(
+        near / "patches.zarr", folder, preset=trial.preset, channels=(windows.kind.channel,), seed=seed,
+        time=fit_ranges(windows), **options,
+    )  # fmt: skip
 
 
 # Measures

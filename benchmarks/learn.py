@@ -20,7 +20,7 @@ intervals        95 %, from drawing held-out systems anew and, where there are s
 ``--inputs`` compares vectors of `gridrad_cube.embed` with those of the same untrained network, and of the descriptor,
 for block means of the same fields by numpy: whether what lies between costs anything.
 
-Runs that are finished in --folder are not done again, one that was killed goes on.
+Runs that are finished in --folder are not repeated; one that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads cost more than they give for small products
 
 import argparse
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ import storms
 import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
+from trials import Trial, train_whole
 
 from gridrad_cube import pipeline, store
 from gridrad_cube.embedding import embed
@@ -51,7 +51,6 @@ from gridrad_cube.evaluation import CHOOSE, FIT, TEST, describe_pixels, ridge
 from gridrad_cube.models import describe_maps, load_backbone, load_checkpoint, local_maps, pool_tokens
 from gridrad_cube.schema import CHANNELS, Packing, RadarSpec, Recipe
 from gridrad_cube.similarity import rank_me, unit_rows
-from gridrad_cube.training import load_config, train
 
 CHANNEL = "reflectivity_column_maximum"
 #: Mosaics of 16 systems to fit, to choose, to test.
@@ -67,18 +66,6 @@ DRAWS = 2000
 #: Edge in blocks of the picture whose principal components are taken.
 PICTURE = 32
 COLUMNS = ("retrieval at 1", "standardised", "in units of change", "R2: size", "40 dBZ area", "cell scale")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is trained: words for the reader, a preset, options over it, and the share of the steps it takes."""
-
-    words: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    preset: str = "demo"
-    length: float = 1.0
-
-
 #: Fields of 64 px (256 averaged in blocks of 4), the network of six layers of 192: as in ``--preset demo``.
 SMALL = {"arch": "vit_demo", "coarsen": 4, "image_size": 64}
 RUNS = {
@@ -206,25 +193,17 @@ def in_units_of_change(values: np.ndarray, fit: np.ndarray) -> np.ndarray:
 
 def run(data: Data, folder: Path, trial: Trial, seed: int, steps: int) -> np.ndarray:
     """Train and embed: class token and mean of tokens one after the other, (systems, frames, features)."""
-    kept, steps = folder / "vectors.npy", round(steps * trial.length)
-    options: dict[str, Any] = {
-        "channels": (CHANNEL,), "time": ("2020-01-01", data.train_until), "seed": seed, "steps": steps,
-        "preset": trial.preset, **trial.options,
-    }  # fmt: skip
-    asked = json.dumps(options)
-    if kept.exists() and (folder / "asked.json").read_text() == asked:
-        return np.asarray(np.load(kept))
+    steps = round(steps * trial.length)
+    options: dict[str, Any] = {"preset": trial.preset, **trial.options}
     if steps <= 3:
         options |= {"batch_size_per_gpu": 8, "patch_size": 16}  # --quick
     options |= schedule(trial, steps, int((data.part == FIT).sum()) * storms.FRAMES)
-    options |= {"store": str(data.cube), "out": str(folder), "saveckp_freq": 0}
-    train(load_config(**options))
-    target = folder / "embeddings.zarr"
-    embed(data.cube, folder / "checkpoint.pth", target, pool="class+mean", dtype="float32")
-    vectors = data.arrange(store.open_embeddings(target)["embedding"].values)
-    np.save(kept, vectors)
-    (folder / "asked.json").write_text(asked)
-    return vectors
+    checkpoint = train_whole(
+        data.cube, folder, channels=(CHANNEL,), time=("2020-01-01", data.train_until), seed=seed, steps=steps,
+        saveckp_freq=0, **options,
+    )  # fmt: skip
+    embed(data.cube, checkpoint, folder / "embeddings.zarr", pool="class+mean", dtype="float32")
+    return data.arrange(store.open_embeddings(folder / "embeddings.zarr")["embedding"].values)
 
 
 def schedule(trial: Trial, steps: int, samples: int) -> dict[str, Any]:
@@ -406,8 +385,8 @@ def compare_inputs(folder: Path, parts: Sequence[int]) -> list[str]:
     cube = build(folder, parts)
     data = read_data(folder, cube, parts)
     options = {"preset": "demo", "coarsen": BLOCK, "steps": 0, "channels": (CHANNEL,)}
-    train(load_config(store=str(cube), out=str(folder / "run"), **options))
-    checkpoint = load_checkpoint(folder / "run" / "checkpoint.pth")
+    path, rows = train_whole(cube, folder / "run", **options), []
+    checkpoint = load_checkpoint(path)
     network, rule = load_backbone(checkpoint), checkpoint["normalization"][CHANNEL]
     high = CHANNELS[CHANNEL].typical_range[1]
     every = torch.zeros(0, dtype=torch.bool)
@@ -432,7 +411,6 @@ def compare_inputs(folder: Path, parts: Sequence[int]) -> list[str]:
         values = store.open_embeddings(folder / name)["embedding"].values
         return data.arrange(values.astype(np.float32))
 
-    path, rows = folder / "run" / "checkpoint.pth", []
     vectors = {}
     for words, function, embedder in (
         ("network", by_network, {"checkpoint": path, "pool": "mean"}),
@@ -475,8 +453,7 @@ def smoke(folder: Path, mrms: Path, steps: int) -> list[str]:
     for words, length in (("trained", steps), ("untrained", 0)):
         out = folder / f"mrms-{length}"
         options = {"preset": "demo", "bbox": (-180, -90, middle, 90), "steps": length, "channels": (channel,)}
-        train(load_config(store=str(cube), out=str(out), **options))
-        embed(cube, out / "checkpoint.pth", out / "embeddings.zarr", pool="mean")
+        embed(cube, train_whole(cube, out, **options), out / "embeddings.zarr", pool="mean")
         vectors = store.open_embeddings(out / "embeddings.zarr")["embedding"].values[:, 0]
         unit = [unit_rows(v[east].astype(np.float32)) for v in (vectors[0], vectors[-1])]
         found[words] = float(np.mean((unit[0] @ unit[1].T).argmax(axis=1) == np.arange(east.sum())))

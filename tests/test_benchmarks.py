@@ -195,3 +195,12 @@ def test_every_trial_is_a_configuration(monkeypatch, name):
         config = load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **asked)
         for option, value in asked.items():
             np.testing.assert_array_equal(getattr(config, option), value, err_msg=trial.words)
+
+
+def test_an_interrupted_training_ends_the_benchmark(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import trials
+
+    monkeypatch.setattr(trials, "train", lambda config: {"stopped": "SIGTERM", "step": config.steps - 1})
+    with pytest.raises(SystemExit, match="stopped at step 6; the same command resumes it"):
+        trials.train_whole(tmp_path / "patches.zarr", tmp_path / "run", level="256", steps=7)
