@@ -1,4 +1,4 @@
-"""What several commands share: options, samples and queries in the words of the command line, figures as files."""
+"""What several commands share: options, reading samples and queries, writing figures."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CHANNELS = click.option(
     multiple=True,
     help="A channel, such as reflectivity@3.0km; all by default (repeatable).",
 )
-CUBE = click.option("--cube", help="Where the cube is that they were made from, if it has moved.")
+CUBE = click.option("--cube", help="Path of the cube that the embeddings were made from, if it has moved.")
 JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
-SCHEDULER = click.option("--scheduler", help="Address or scheduler file of a running Dask cluster instead.")
+SCHEDULER = click.option("--scheduler", help="Address or scheduler file of a running Dask cluster.")
 SEED = click.option("--seed", type=int, default=0)
 WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
 
@@ -45,7 +45,7 @@ QUERY = combine(
     click.option("--latitude", type=float),
     click.option("--longitude", type=float),
     click.option("--like", multiple=True, metavar=_SAMPLE, help="A sample as the query (repeatable)."),
-    click.option("--unlike", multiple=True, metavar=_SAMPLE, help="What it should not be (repeatable)."),
+    click.option("--unlike", multiple=True, metavar=_SAMPLE, help="A sample that answers should differ from."),
     click.option(
         "--exclude", nargs=2, default=("6h", "200km"), metavar="TIME DISTANCE",
         help="Leave out neighbors of the query: within both this time and this distance.",
@@ -53,7 +53,7 @@ QUERY = combine(
     click.option("--no-readout", is_flag=True, help="Compare the vectors as they are stored."),
     click.option(
         "--separate", nargs=2, metavar="TIME DISTANCE",
-        help="The same among the answers, such as 6h 200km: one answer an event.",
+        help="Leave out neighbors of better answers in the same way, such as 6h 200km.",
     ),
 )  # fmt: skip
 

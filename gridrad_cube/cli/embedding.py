@@ -1,4 +1,4 @@
-"""Commands that embed, and of embeddings: embed, readout, attention."""
+"""Commands that make embeddings and what belongs to them: embed, readout, attention."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _NETWORK = combine(
 @click.option("--checkpoint", type=PATH, help="Embed by the network of a checkpoint.")
 @click.option(
     "--model", type=click.Choice(["descriptor", "pool"]),
-    help="Embed without training: local statistics of patches, or mean and deviation of a crop's vectors (level 2k).",
+    help="Embed without training: the descriptor of patches, or mean and standard deviation of a crop's vectors.",
 )  # fmt: skip
 @_NETWORK
 @click.option(
     "--coarsen", type=click.IntRange(1),
-    help="Of the descriptor: average blocks of this many pixels first. By default patches keep at least 128 px.",
+    help="With --model descriptor: average blocks of this edge first. By default patches keep at least 128 px.",
 )  # fmt: skip
 @click.option("--stride", type=int, help="Pixels between overlapping windows, a divisor of the patch.")
 @click.option(
     "--pool", type=click.Choice(["auto", "class", "mean", "mean+std", "class+mean", "projection"]), default="auto",
-    help="Class token, mean (and deviation) of the observed tokens, class token and mean, or the projection of the "
-    "contrast; auto: as the checkpoint says, or the class token.",
+    help="What becomes the embedding: the class token, the mean (and standard deviation) of the observed tokens, class "
+    "token and mean, or the projection of the contrast. auto takes what the checkpoint says, or the class token.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
@@ -73,25 +73,28 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
 @click.command()
 @click.argument("embeddings")
 @click.option("--directions", type=click.IntRange(1), default=64, help="Directions to keep at most.")
-@click.option("--within", help="Longest time over which change counts, such as 3h; three steps by default.")
 @click.option(
-    "--whiten", is_flag=True, help="Whiten by the covariance of all samples: for what is alike anywhere."
+    "--within", help="Longest time over which change counts, such as 3h. By default three steps of the data."
+)
+@click.option(
+    "--whiten", is_flag=True, help="Whiten by the covariance of all samples, to find similar storms anywhere."
 )
 @click.option(
     "--time", nargs=2, multiple=True, metavar="START STOP",
-    help="Fit it on these times alone, STOP not included (repeatable).",
+    help="Fit the readout on these times alone, STOP not included (repeatable).",
 )  # fmt: skip
 @click.option("--remove", is_flag=True, help="Remove the readout of the store instead.")
 def readout(embeddings: str, remove: bool, time: tuple[tuple[str, str], ...], **options: Any) -> None:
-    """Fit a linear map without labels after which the vectors of EMBEDDINGS are compared, and save it with them.
+    """Fit a linear map of the vectors of EMBEDDINGS without labels, and save it with them.
 
     \b
     gridrad-cube readout embeddings.zarr
     gridrad-cube readout embeddings.zarr --time 2019-12-25 2019-12-29
 
-    It suppresses what changes at a place from one time to the next and keeps what differs between places and times:
-    for the same storm, later. With --whiten all that differs between samples counts alike: for similar storms anywhere.
-    query, evaluate and plot use it from then on (query --no-readout does not).
+    The readout reduces what changes at a place from one time to the next and keeps what differs between places and
+    times, which helps to find the same storm later. With --whiten all directions count alike, which helps to find
+    similar storms anywhere. query, evaluate and plot then compare vectors after the readout; --no-readout of query
+    compares them as they are stored.
     """
     from gridrad_cube import query as asking
 

@@ -53,23 +53,27 @@ def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options
 @click.command()
 @click.argument("embeddings", nargs=-1, required=True)
 @CUBE
-@click.option("--patches", help="Level 2k: where the level-256 embeddings are, if they have moved.")
+@click.option("--patches", help="At level 2k: path of the level-256 embeddings, if they have moved.")
 @CHANNEL
-@click.option("--labels", help="Table (csv) or Dataset (nc, zarr) with times, places and a label.")
+@click.option("--labels", help="Table (csv) or Dataset (nc, zarr) with times, places and labels.")
 @click.option("--label", help="Column or variable of --labels to probe and to forecast.")
 @click.option("--samples", type=click.IntRange(1), default=8000, help="Samples to draw at most.")
 @click.option(
-    "--gap", type=click.IntRange(0), default=1, help="Days left out between parts, where there are enough."
+    "--gap",
+    type=click.IntRange(0),
+    default=1,
+    help="Days to leave out between parts, if there are enough days.",
 )
 @SEED
 @JSON
 @click.option("--picture", type=PATH, help="Draw it too: PNG, PDF or SVG.")
 def evaluate(embeddings: Sequence[str], as_json: bool, picture: Path | None, **options: Any) -> None:
-    """Judge EMBEDDINGS beside baselines that need no training: the histogram and the descriptor of the pixels.
+    """Compare EMBEDDINGS with the histogram and the descriptor of the pixels, which need no training.
 
-    Retrieval of the same place later, analogue forecasts, linear probes, leaks of hour and latitude, on days or
-    events that were held out; and the spread of the vectors. Vectors are compared as they are and after a readout:
-    that of the store, or one that is fitted on the days to fit. Of several stores of the same samples one is chosen.
+    The table holds retrieval of the same place later, analogue forecasts, linear probes and leaks of hour and
+    latitude, on days or events that were held out, and the spread of the vectors. Vectors are compared as they are
+    and after a readout, which is that of the store or one that is fitted on the days to fit. Of several stores of
+    the same samples one is chosen.
 
     \b
     gridrad-cube evaluate embeddings.zarr

@@ -26,8 +26,9 @@ _GROUPS = {
     "recipe": "Where the numbers come from that are not given; the defaults below are those of --preset small.",
     "data": "What to learn from, and how it is read.",
     "network": "What learns. A checkpoint keeps all of this, so that embedding needs none of it.",
-    "objective": "What is learned: that views of one patch belong together. A teacher, the average of past "
-    "students, gives the answer that a student has to find from another view.",
+    "objective": "What is learned: that views of one patch, or windows of one place at near times, belong together. "
+    "With dino and coding-rate a teacher, the average of past students, gives the answer that a student has to find "
+    "from another view.",
     "optimizer": "How fast and how long. Warm-ups may last a fraction of an epoch.",
     "views": "The network learns to ignore what two views of a patch differ in.",
     "run": "Where it runs, and what it writes.",
@@ -37,27 +38,28 @@ _GROUPS = {
 _EPILOG = """\
 \b
 examples:
-  learn from a cube, with the recipe for small data sets
+  learn from a cube, with the preset small
     gridrad-cube train --store patches.zarr --out runs/256
   the second level, from the embeddings of the first
     gridrad-cube embed --store patches.zarr --checkpoint runs/256/checkpoint.pth --out embeddings.zarr
     gridrad-cube train --store embeddings.zarr --out runs/2k
   four GPUs of one machine
-    torchrun --nproc-per-node 4 -m gridrad_cube train --store patches.zarr --out runs/256
+    torchrun --nproc-per-node 4 -m gridrad_cube train --store patches.zarr --out runs/256 --preset gpu
   two machines of four GPUs under PBS, or under Slurm
-    mpiexec -n 8 --ppn 4 gridrad-cube train --store patches.zarr --out runs/256
-    srun --ntasks 8 --ntasks-per-node 4 gridrad-cube train --store patches.zarr --out runs/256
-  a look in a minute on a laptop, at infrared alone
+    mpiexec -n 8 --ppn 4 gridrad-cube train --store patches.zarr --out runs/256 --preset gpu
+    srun --ntasks 8 --ntasks-per-node 4 gridrad-cube train --store patches.zarr --out runs/256 --preset gpu
+  a short run on a laptop, with infrared alone
     gridrad-cube train --store patches.zarr --out runs/look --preset demo --channels ir_brightness_temperature
   two months without the days to test on
     gridrad-cube train --store patches.zarr --out runs/256 --time 2019-12-01 2020-02-01 --exclude-time 2019-12-31
   the recipe of the predecessor by its own options
     gridrad-cube train --preset predecessor --data_path patches.zarr --output_dir runs/old --batch_size_per_gpu 16
 
-The same command resumes a run that was interrupted. A loss that is not finite stops the run, names the
-samples and saves nothing: what was saved before is good. Precedence: default < --preset < --config < option.
-Options take dashes or underscores. The path of the checkpoint goes to stdout, everything else to stderr;
-python training/dino.py is the same program.
+The same command resumes a run that was interrupted. A loss that is not finite stops the run and names the
+samples; the checkpoint before it stays. A preset overrides the defaults, --config the preset, and an option
+all of them. An option that only DINO uses takes the preset dino unless --objective is given. Options take
+dashes or underscores. The path of the checkpoint goes to stdout, everything else to stderr; python
+training/dino.py is the same program.
 """
 
 
@@ -211,8 +213,8 @@ def train(ctx: click.Context, **options: Any) -> None:
     """Train a vision transformer without labels, straight from a store.
 
     The store decides the level: a cube of patches trains level 256, an embedding store trains level 2k.
-    Only --store and --out are needed. The first options to change are --channels, --epochs and
-    --batch-size-per-gpu (as much as fits into memory); metrics.jsonl shows whether it learns (docs/training.md).
+    Only --store and --out are needed. The first options to change are --preset, --channels and --steps. metrics.jsonl
+    shows whether the network learns (docs/training.md).
     """
     from gridrad_cube.training import TrainingError
     from gridrad_cube.training import train as run

@@ -74,8 +74,8 @@ class Config:
         "raise", "data", "stop at a patch that is missing or altered in the store, or leave it out", level="256")
 
     # network
-    arch: str = _option("auto", "network", "vit_tiny, vit_small, vit_base, vit_demo; vit2k_xs, vit4k_xs for "
-                        "embeddings; auto: vit_small or vit2k_xs")
+    arch: str = _option("auto", "network", "vit_tiny, vit_small, vit_base, vit_demo, vit_mini; vit2k_xs, vit4k_xs "
+                        "for embeddings; auto: vit_small or vit2k_xs")
     patch_size: int | _Auto = _option("auto", "network", "edge of a token; auto: that of the network", unit="pixels",
                                      level="256")
     image_size: int | _Auto = _option(
@@ -101,7 +101,7 @@ class Config:
     objective: Literal["dino", "coding-rate", "contrast"] = _option(
         "dino", "objective", "dino: cross-entropy over prototypes; coding-rate: no prototypes, no temperatures; "
         "contrast: a window finds the window of the same place at a near time among others (level 256). An option that "
-        "only DINO uses, without this one, takes the preset dino")
+        "only DINO uses, such as --teacher-temp, takes the preset dino unless this option is given")
     contrast_weight: float = _option(
         0.0, "objective", "weight of the contrast term beside dino or coding-rate", level="256")
     temperature: float = _option(0.1, "objective", "temperature of the contrast", level="256")
