@@ -144,37 +144,32 @@ class WindowPairs(Dataset[Batch]):
         self, patch: npt.NDArray[np.int64], top: npt.NDArray[np.int64], left: npt.NDArray[np.int64]
     ) -> np.ndarray:
         """Windows (N, C, patch, patch) from the one, two or four patches that each lies in."""
-        size, (_, columns, labels) = self.dataset.patch, self._shape
-        base = self._keys[patch] // labels // columns // self._shape[0]  # crop
-        channel = self.dataset.table.channel[patch]
+        size, (rows, columns, labels), table = self.dataset.patch, self._shape, self.dataset.table
+        crop, channel = table.crop[patch].astype(np.int64), table.channel[patch]
         pieces = []
         for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            r, c = top // size + row, left // size + column
+            down, across = top // size + row, left // size + column
             needed = ((top % size > 0) | (row == 0)) & ((left % size > 0) | (column == 0))
-            key = ((base * self._shape[0] + r) * columns + c) * labels + channel
+            key = ((crop * rows + down) * columns + across) * labels + channel
             pieces.append((row, column, np.where(needed, key, -1)))
         wanted = np.unique(np.concatenate([key for *_, key in pieces]))
-        place = np.searchsorted(self._keys, wanted)
-        clean = self._keys[place.clip(max=len(self._keys) - 1)] == wanted
-        batch = self.dataset.__getitems__(place[clean])
+        place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
+        batch = self.dataset.__getitems__(place[self._keys[place] == wanted])
         if batch.damaged is not None:
             logger.warning(
                 "%d patches are damaged in the store and count as missing, the first in %s", len(batch.damaged),
                 self.dataset.describe(int(batch.damaged[0])),
             )  # fmt: skip
-        stored, rows = batch.codes.numpy(), self._keys[batch.index.numpy()]
-        fills = self.dataset.missing_codes
+        stored, found = batch.codes.numpy(), self._keys[batch.index.numpy()].tolist()
+        number = {key: i for i, key in enumerate(found)}
         out = np.empty((len(patch), *stored.shape[1:]), stored.dtype)
-        planes = (
-            np.broadcast_to(np.arange(out.shape[1]), out.shape[:2]) if out.shape[1] > 1 else channel[:, None]
-        )
-        out[:] = fills[planes][:, :, None, None]
-        for row, column, key in pieces:
-            found = np.searchsorted(rows, key).clip(max=max(len(rows) - 1, 0))
-            for i in np.flatnonzero((rows[found] == key) & (key >= 0) if len(rows) else np.zeros(0, bool)):
-                y, x = top[i] % size, left[i] % size
-                a, b = _overlap(y, size, row), _overlap(x, size, column)
-                out[i, :, a[0], b[0]] = stored[found[i], :, a[1], b[1]]
+        codes = self.dataset.missing_codes
+        out[:] = (codes if self.dataset.planes > 1 else codes[channel][:, None])[..., None, None]
+        for row, column, keys in pieces:
+            for i, key in enumerate(keys.tolist()):
+                if key in number:
+                    down, across = _overlap(top[i] % size, size, row), _overlap(left[i] % size, size, column)
+                    out[i, :, down[0], across[0]] = stored[number[key], :, down[1], across[1]]
         return out
 
     def channels_of(self, pair: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
