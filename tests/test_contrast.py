@@ -17,7 +17,7 @@ from small_data import make_store
 
 from gridrad_cube.datasets import PatchDataset, WindowPairs
 from gridrad_cube.embedding import embed
-from gridrad_cube.models import contrast_loss
+from gridrad_cube.models import contrast_loss, load_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import open_embeddings, open_packed
 from gridrad_cube.training import train
@@ -229,16 +229,34 @@ def test_run_resumes_in_the_middle_of_an_epoch_with_the_same_curve(cube, tmp_pat
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["dino", "coding-rate"])
-def test_contrast_beside_another_objective(cube, tmp_path, objective):
+@pytest.mark.parametrize(("objective", "local_size"), [("dino", 16), ("coding-rate", 32)])
+def test_contrast_beside_another_objective(cube, tmp_path, objective, local_size):
     options = OPTIONS | {
-        "objective": objective, "contrast_weight": 1.0, "local_crops_number": 1, "local_size": 16, "steps": 2,
+        "objective": objective, "contrast_weight": 1.0, "local_crops_number": 1, "local_size": local_size, "steps": 2,
         "out_dim": 32, "head_hidden_dim": 16, "pool": "mean+std",
     }  # fmt: skip
     train(cube, tmp_path / "run", **options)
     assert np.isfinite(losses(tmp_path / "run")).all()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["contrast_weight"] == 1.0
+
+
+def test_a_run_starts_from_the_heads_of_another(cube, tmp_path):
+    train(cube, tmp_path / "first", **OPTIONS | {"steps": 1})
+    again = tmp_path / "first" / "checkpoint.pth"
+    train(
+        cube,
+        tmp_path / "second",
+        init_from=str(again),
+        **OPTIONS | {"steps": 1, "lr": 1e-12, "min_lr": 1e-12},
+    )
+    old, new = (
+        load_checkpoint(tmp_path / name / "checkpoint.pth")["teacher"] for name in ("first", "second")
+    )
+    heads = [name for name in old if name.startswith("contrast_head.")]
+    assert heads
+    for name in (*heads, "backbone.stem.mean"):
+        torch.testing.assert_close(new[name], old[name])
 
 
 def test_store_with_one_time_is_refused_with_what_to_do(tmp_path):

@@ -260,6 +260,10 @@ class VisionTransformer(nn.Module):
         if self.stem is not None:
             local = x if isinstance(x, LocalMaps) else local_maps(x)
             tokens = self.patch_embed(self.stem(local)).flatten(2).mT
+        elif isinstance(x, LocalMaps):
+            raise ValueError(
+                f"{self.name}: got local maps, but it has no scattering stem; expected pixels or cells"
+            )
         elif self.architecture.cells:
             cells = x.flatten(2).mT
             if attention_mask is not None:

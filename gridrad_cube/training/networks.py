@@ -26,6 +26,7 @@ from gridrad_cube.models import (
     head_state,
     load_backbone,
     load_checkpoint,
+    load_contrast_head,
     local_maps,
     parameter_groups,
     pool_tokens,
@@ -82,24 +83,23 @@ class _MultiView(nn.Module):
 
     def forward(self, views: Sequence[NetworkInput]) -> Outputs:
         """Neighboring views of one shape go through the backbone together."""
-        tokens, pooled, count = [], [], 0
+        tokens, pooled = [], []
         for _, group in itertools.groupby(views, key=lambda view: view.edges):
-            together = list(group)
-            x, *masks = zip(*together, strict=True)
+            x, *masks = zip(*group, strict=True)
             hidden, attended = (_join(mask) for mask in masks)
             if self.contrast_head is None:
                 tokens.append(self.backbone(_join_inputs(x), hidden, attended))
                 continue
             found = self.backbone.forward_tokens(_join_inputs(x), hidden, attended)
             tokens.append(found[:, 0])
-            if count < self.global_views:
-                pooled.append(pool_tokens(found, None if hidden is None else ~hidden, "mean+std"))
-            count += len(together)
+            pooled.append(pool_tokens(found, None if hidden is None else ~hidden, "mean+std"))
         features = torch.cat(tokens)
         heads = None if self.head is None else self.head(features)
         if self.contrast_head is None:
             return Outputs(features, heads)
-        unit = self.contrast_head(torch.cat(pooled))
+        # Local views may be as large as global ones and share their group.
+        rows = len(features) // len(views) * self.global_views
+        unit = self.contrast_head(torch.cat(pooled)[:rows])
         return Outputs(unit if self.head is None else features, heads, unit)
 
 
@@ -208,8 +208,9 @@ class Networks:
             self.loss.distillation.load_state_dict(checkpoint["dino_loss"])
 
     def load_weights(self, path: str) -> None:
-        """Start from the teacher of any checkpoint of this architecture; from its head too if that fits."""
+        """Start from the teacher of any checkpoint of this architecture; from its heads too if they fit."""
         checkpoint = load_checkpoint(path)
+        contrast_head = load_contrast_head(checkpoint)
         head = head_state(checkpoint)
         own = self.student.head
         shapes = {} if own is None else {name: value.shape for name, value in own.state_dict().items()}
@@ -219,6 +220,9 @@ class Networks:
             network.backbone.train()
             if fits and network.head is not None:
                 network.head.load_state_dict(head)
+            if contrast_head is not None and network.contrast_head is not None:
+                network.contrast_head.load_state_dict(contrast_head.state_dict())
+        fits |= own is None and contrast_head is not None
         parts = "backbone and head" if fits else "backbone only: the head has new weights"
         logger.info("weights from %s, %s", path, parts)
 
