@@ -439,6 +439,19 @@ def test_forecasts_stand_beside_persistence(result):
     assert row.gain.value == pytest.approx(gain)
 
 
+def test_forecasts_know_nothing_of_what_comes_after_their_part_begins(store_folder):
+    """The label is near 0 before the testing days and near 1000 on them; the climatology is that of before."""
+    cube = store.open_cube(store_folder / "patches.zarr")
+    part, _ = measures.divide(cube["time"].values, gap=0)
+    crop, row, col = (v.ravel() for v in np.indices((len(part), 2, 3)))
+    label = 1000.0 * (part[crop] == measures.TEST) + (-1.0) ** (row + col)
+    labels = pd.DataFrame({"crop": crop, "row": row, "col": col, "level": label})
+    options = {"labels": labels, "label": "level", "leads": ("24h",), "gap": 0}
+    found = evaluation.evaluate(store_folder / "plain.zarr", **options)
+    row = row_of(found, "forecast", "level after 24h")
+    assert row.cells["climatology"].value == pytest.approx(-1e6, rel=0.01)
+
+
 def test_an_evaluation_is_the_same_again(store_folder, result):
     again = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS)
     assert again == result

@@ -103,6 +103,12 @@ def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
     return part_of[block], said
 
 
+def next_part(time: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """When the first of the parts that follow the part of each sample begins; the year 9999 if none does."""
+    last = np.datetime64("9999", "s")
+    return np.array([time[part > p].min(initial=last) for p in (FIT, CHOOSE, TEST)])[part]
+
+
 def _count_blocks(count: int, noun: str) -> str:
     """A number of blocks as text."""
     return f"{count} {'convective ' * (noun == 'day')}{noun}{'s' * (count != 1)}"

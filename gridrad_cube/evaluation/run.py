@@ -121,19 +121,20 @@ def evaluate(
     step = stores.after(pool, stores.step) if np.isfinite(stores.step) else np.full(len(pool.rows), -1)
     rows = np.concatenate([step, *after.values(), *moved.values()])
     later = _gather(stores, told, np.unique(rows[rows >= 0]))
-    part, _ = measures.divide(pool.time, gap=gap)
+    part, days = measures.divide(pool.time, gap=gap)
     fit = part == FIT if (part == FIT).any() else np.ones(len(part), bool)
     readouts = {name: readout_of(dataset, stores.label) for name, dataset in stores.datasets.items()}
-    kinds = _learn(readouts, pool, later, later.find(step), fit)
-    made = _project(pool, kinds)
-    kept, later = np.isin(pool.rows, made.rows), _project(later, kinds)
-    part, days = measures.divide(made.time, gap=gap)
-    sequels = {lead: later.find(found[kept]) for lead, found in after.items()}
+    kinds = _learn(readouts, pool, later, _find_sequels(pool, part, later, step), fit)
+    made, later = _project(pool, kinds), _project(later, kinds)
+    kept = np.isin(pool.rows, made.rows)
+    sequels = {lead: _find_sequels(pool, part, later, found)[kept] for lead, found in after.items()}
     shifted = {lead: later.find(found[kept]) for lead, found in moved.items() if stores.move}
     about = {n: a for n, a in ATTRIBUTES.items() if n in made.attributes}
     if told is not None:
         about[told.name] = Attribute(told.name, (), yes_no=told.yes_no)
-    return _Evaluator(stores, kinds, made, later, sequels, part, days, seed, shifted, about, readouts).run()
+    return _Evaluator(
+        stores, kinds, made, later, sequels, part[kept], days, seed, shifted, about, readouts
+    ).run()
 
 
 def _gather(stores: Stores, labels: Labels | None, rows: np.ndarray) -> Samples:
@@ -183,7 +184,14 @@ def _project(samples: Samples, kinds: _Kinds) -> Samples:
     return _directed(replace(samples, vectors=vectors))
 
 
-def _at(values: np.ndarray, positions: np.ndarray, otherwise: float) -> np.ndarray:
+def _find_sequels(pool: Samples, part: np.ndarray, later: Samples, rows: np.ndarray) -> np.ndarray:
+    """Position among ``later`` of the row that comes after each sample; -1 for none before the next part begins."""
+    at = later.find(rows)
+    time = _at(later.time, at, np.datetime64("NaT", "s"))
+    return np.where(time < measures.next_part(pool.time, part), at, -1)
+
+
+def _at(values: np.ndarray, positions: np.ndarray, otherwise: Any) -> np.ndarray:
     """Values at positions, and something else where the position is -1."""
     if not len(values):
         return np.full(positions.shape, otherwise)
@@ -203,7 +211,8 @@ class _Evaluator:
     pool, later
         Samples drawn at random and those that come after them, with all kinds of vectors.
     sequels
-        For each lead, the position among ``later`` of what comes after each sample of the pool; -1 for none.
+        For each lead, the position among ``later`` of what comes after each sample of the pool; -1 for none before the
+        next part begins.
     part, days
         Part of the time of each sample of the pool, and in words how the time is divided.
     moved
