@@ -121,9 +121,6 @@ def test_public_scores_are_those_of_their_cases():
     assert evaluation.score_r2(truth, guess, block).value == pytest.approx(r2_score(truth, guess))
     both = [np.stack([truth, other], 1), np.stack([guess, other / 2], 1)]
     assert evaluation.score_r2(*both, block).value == pytest.approx(r2_score(*both))
-    skill = evaluation.score_skill(truth, guess, other, block)
-    assert skill.value == pytest.approx(1 - ((guess - truth) ** 2).sum() / ((other - truth) ** 2).sum())
-    assert evaluation.score_skill(truth, truth, other, block).value == 1
     cell = evaluation.score_ranks(np.array([1, 1, 3, np.nan, 20]), np.array([0, 0, 1, 1, 1]))
     assert (cell.value, cell.cases, cell.blocks) == (0.5, 4, 2)
     assert dict(cell.more) == {"median_rank": 2.0, "among_ten": 0.75}

@@ -13,7 +13,6 @@ from gridrad_cube.evaluation.measures import (
     score_mean,
     score_r2,
     score_ranks,
-    score_skill,
     spread_of,
 )
 from gridrad_cube.evaluation.result import SECTIONS, Cell, Evaluation, Row
@@ -39,7 +38,6 @@ __all__ = [
     "score_mean",
     "score_r2",
     "score_ranks",
-    "score_skill",
     "sources_of",
     "spread_of",
 ]

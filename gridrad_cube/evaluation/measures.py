@@ -200,29 +200,6 @@ def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike, *, seed
     return _with_interval(partial(r2_scores, truth, guess), block, seed=seed)
 
 
-def score_skill(
-    truth: np.ndarray, guess: np.ndarray, reference: np.ndarray, block: npt.ArrayLike, *, seed: int = 0
-) -> Cell:
-    """Skill of predictions against others: 1 - squared error / squared error of the reference.
-
-    It is 0 for a prediction as good as the reference, and 1 for a perfect one.
-
-    Parameters
-    ----------
-    truth, guess, reference
-        Shape (cases,), finite.
-    block, seed
-        As in `score_ranks`.
-    """
-
-    def score(number: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        errors = [mean_scores((np.asarray(g) - truth) ** 2, number, weights) for g in (guess, reference)]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(1 - errors[0] / errors[1])
-
-    return _with_interval(score, block, seed=seed)
-
-
 # One score for each row of weights of blocks. scikit-learn's metrics take one weighting a call, which a bootstrap
 # of a thousand draws cannot afford.
 
