@@ -737,6 +737,26 @@ def test_labels_are_matched_by_time_and_place_or_by_position(stores, minima, tmp
     assert np.isnan(north[~there]).all()
 
 
+def test_a_sample_is_a_yes_if_one_of_the_values_in_it_is(stores, minima, store_folder):
+    """Of a grid without places at its edge; where every sample is a yes, words say so."""
+    pool = stores.read(np.flatnonzero(stores.mask))
+    times = np.unique(pool.time).astype("M8[ns]")
+    north, east = (np.linspace(v.min() - 1, v.max() + 1, 200) for v in (pool.latitude, pool.longitude))
+    latitude, longitude = np.meshgrid(north, east, indexing="ij")
+    latitude[:, -1] = longitude[:, -1] = np.nan
+    hail = (np.add.outer(np.arange(200), np.arange(200)) % 2) * (latitude > pool.latitude.mean())
+    coords = {"time": times, "latitude": (("y", "x"), latitude), "longitude": (("y", "x"), longitude)}
+    grid = xr.Dataset({"hail": (("time", "y", "x"), [hail] * len(times))}, coords=coords)
+    labels = sequels.open_labels(grid, "hail", stores)
+    assert labels.yes_no
+    found = labels.of(stores, pool)
+    far = abs(pool.latitude - pool.latitude.mean()) > stores.edge_km / 2 / 100
+    np.testing.assert_array_equal(found[far], pool.latitude[far] > pool.latitude.mean())
+    everywhere = grid.assign(hail=grid["hail"].where(grid["hail"] == 1, grid["y"] % 2))
+    cells = evaluation.evaluate(store_folder / "plain.zarr", leads=LEADS[1:], labels=everywhere, label="hail")
+    assert row_of(cells, "probe", "hail").words.startswith("too few samples on the fitting days")
+
+
 def test_labels_are_probed_and_forecast_by_the_command(store_folder, minima, tmp_path):
     cold = (minima["least"] < minima["least"].median()).astype(float)
     minima.assign(cold=cold).to_zarr(tmp_path / "labels.zarr")
@@ -765,6 +785,8 @@ def test_labels_that_do_not_fit_are_refused(stores, minima, tmp_path):
     table = minima.to_dataframe().reset_index()[["crop", "row", "col", "least"]]
     with pytest.raises(SchemaError, match="reach beyond the samples"):
         sequels.open_labels(table.assign(row=table["row"] + 1), "least", stores)
+    with pytest.raises(SchemaError, match="least holds object; expected numbers or booleans"):
+        sequels.open_labels(table.assign(least="cold").astype({"least": object}), "least", stores)
     with pytest.raises(SchemaError, match=r"lacks \['latitude', 'longitude'\]"):
         sequels.open_labels(pd.DataFrame({"time": ["2021-06-01"], "least": [1.0]}), "least", stores)
     with pytest.raises(SchemaError, match=r"got a file .txt; expected .csv, .nc or .zarr"):

@@ -86,8 +86,8 @@ def evaluate(
         Labels to probe and to forecast beside what the pixels tell, and the name of the column or variable: a table
         (``.csv``) or a Dataset (``.nc``, ``.zarr``), as a path or in memory, with ``time``, ``latitude`` and
         ``longitude``, or with the sample dims ``crop``, ``row`` and ``col``. The label of a sample is the mean of the
-        values of the nearest time, at most an hour and half a step of the store away, that lie less than half an edge
-        from its center. Values of 0 and 1 are a yes or no.
+        values of the nearest time that lie less than half an edge from its center; the time is at most half a step of
+        the store, and at most an hour, away. Values that are all 0 or 1 are a yes or no: yes if one of them is 1.
     samples
         Clean samples to draw at most.
     leads

@@ -224,7 +224,7 @@ class Labels:
         """The label of each sample, float64; NaN for none.
 
         Of values at times and places: the mean of those of the nearest time that lie less than half an edge from the
-        center of the sample.
+        center of the sample; 1 if one of them is, where all are 0 or 1.
         """
         if self.at_samples is not None:
             return self.at_samples.reshape(-1)[samples.rows]
@@ -242,7 +242,7 @@ class Labels:
                     inside = cKDTree(_on_sphere(latitude, longitude)).query_ball_point(centers, radius)
                     out[left] = [values[near].mean() if near else np.nan for near in inside]
                     left = left[np.isnan(out[left])]
-        return out
+        return np.where(out > 0, 1.0, out) if self.yes_no else out
 
 
 def _on_sphere(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
@@ -263,10 +263,13 @@ def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores:
         raise SchemaError(
             f"{words}: no label {name!r}; it has {names}. Pass label= (--label) with one of these."
         )
+    if not pd.api.types.is_numeric_dtype(found[name].dtype):
+        raise SchemaError(f"{words}: {name} holds {found[name].dtype}; expected numbers or booleans")
     dims = [d for d in sample_dims(stores.first) if d != "channel"]
     sizes = {d: stores.first.sizes[d] for d in dims}
     if isinstance(found, pd.DataFrame) and set(dims) <= set(found.columns):
-        index = tuple(found[d].to_numpy() for d in dims)
+        found = found.dropna(subset=[*dims, name])
+        index = tuple(found[d].to_numpy(np.int64) for d in dims)
         if any((i < 0).any() or (i >= sizes[d]).any() for d, i in zip(dims, index, strict=True)):
             raise SchemaError(f"{words}: {dims} reach beyond the samples, {sizes}; expected positions from 0")
         grid = np.full(list(sizes.values()), np.nan)
@@ -309,10 +312,11 @@ def _of_variable(found: xr.Dataset, name: str, words: str) -> Labels:
         one = variable.isel(time=i)
         latitude, longitude = (one[n].broadcast_like(one).values.ravel() for n in ("latitude", "longitude"))
         values = one.values.astype(np.float64).ravel()
-        known = np.isfinite(values)
+        known = np.isfinite(latitude) & np.isfinite(longitude) & np.isfinite(values)
         return latitude[known], longitude[known], values[known]
 
-    return Labels(name, found[name].dtype == bool, times=times, read=read)
+    yes_no = all(_yes_no(read(i)[2]) for i in range(len(times)))
+    return Labels(name, yes_no, times=times, read=read)
 
 
 def _at_samples(name: str, values: np.ndarray, stores: Stores) -> Labels:
