@@ -32,6 +32,8 @@ LEAST_CASES = 30
 _FIT_SHARE, _CHOOSE_SHARE = 0.6, 0.2
 #: Hours without a time that separate two events.
 _EVENT_GAP = 6
+#: Past samples whose mean is an analogue forecast.
+_ANALOGUES = 20
 #: Draws of the bootstrap.
 _DRAWS = 1000
 #: Penalties of ridge regression and of logistic regression, a case; the choosing days choose one.
@@ -123,14 +125,14 @@ def draw_blocks(blocks: int, seed: int) -> np.ndarray:
 # Scores with intervals
 
 
-def _with_interval(score: Score, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+def _with_interval(score: Score, block: npt.ArrayLike) -> Cell:
     """A score and its 95 % interval, from drawing blocks with replacement; see `cell_of`."""
     _, number = np.unique(block, return_inverse=True)
     count = int(number.max(initial=-1)) + 1
     counted = Cell(cases=len(number), blocks=count)
     if not count:
         return replace(counted, words="no cases")
-    return cell_of(score(number, draw_blocks(count, seed)), counted)
+    return cell_of(score(number, draw_blocks(count, 0)), counted)
 
 
 def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
@@ -148,20 +150,20 @@ def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
     return replace(counted, value=float(value), low=float(low), high=float(high))
 
 
-def score_mean(values: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+def score_mean(values: np.ndarray, block: npt.ArrayLike) -> Cell:
     """Mean of the values of cases, such as differences of two ways to answer the same queries.
 
     Parameters
     ----------
     values
         Shape (cases,), finite.
-    block, seed
+    block
         As in `score_ranks`.
     """
-    return _with_interval(partial(mean_scores, np.asarray(values)), block, seed=seed)
+    return _with_interval(partial(mean_scores, np.asarray(values)), block)
 
 
-def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+def score_ranks(ranks: np.ndarray, block: npt.ArrayLike) -> Cell:
     """Share of queries whose target ranks first.
 
     Parameters
@@ -170,8 +172,6 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Ce
         From `gridrad_cube.similarity.rank_targets`, (queries,); NaN does not count.
     block
         Of each query: days or events, as from `blocks_of`, or any other labels.
-    seed
-        Of the draws of blocks.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Ce
     """
     known = np.isfinite(ranks)
     ranks = np.asarray(ranks)[known]
-    cell = score_mean(ranks <= 1, np.asarray(block)[known], seed=seed)
+    cell = score_mean(ranks <= 1, np.asarray(block)[known])
     if not len(ranks):
         return cell
     return replace(
@@ -187,17 +187,17 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Ce
     )
 
 
-def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike, *, seed: int = 0) -> Cell:
+def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike) -> Cell:
     """Coefficient of determination of predictions, R²; the mean over targets.
 
     Parameters
     ----------
     truth, guess
         Shape (cases,) or (cases, targets), finite.
-    block, seed
+    block
         As in `score_ranks`.
     """
-    return _with_interval(partial(r2_scores, truth, guess), block, seed=seed)
+    return _with_interval(partial(r2_scores, truth, guess), block)
 
 
 # One score for each row of weights of blocks. scikit-learn's metrics take one weighting a call, which a bootstrap
@@ -328,8 +328,8 @@ def is_near(
     return np.asarray(soon & (great_circle_km(place[1], place[2], latitude, longitude) < km))
 
 
-def analogue_forecast(queries: np.ndarray, past: np.ndarray, after: np.ndarray, *, k: int = 20) -> np.ndarray:
-    """Mean of what came after the most similar past samples, by cosine.
+def analogue_forecast(queries: np.ndarray, past: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Mean of what came after the 20 most similar past samples, by cosine.
 
     Parameters
     ----------
@@ -337,14 +337,12 @@ def analogue_forecast(queries: np.ndarray, past: np.ndarray, after: np.ndarray, 
         Vectors, (queries, features) and (past, features), finite and not zero.
     after
         What came after each past sample, (past,) or (past, targets).
-    k
-        Number of past samples whose mean is taken.
 
     Returns
     -------
     (queries,) or (queries, targets).
     """
-    rows, _ = nearest(past, queries, min(k, len(past)))
+    rows, _ = nearest(past, queries, min(_ANALOGUES, len(past)))
     return np.asarray(after[rows].mean(axis=1))
 
 
