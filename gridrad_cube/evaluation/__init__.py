@@ -15,7 +15,7 @@ from gridrad_cube.evaluation.measures import (
     score_ranks,
     spread_of,
 )
-from gridrad_cube.evaluation.result import SECTIONS, Cell, Evaluation, Row
+from gridrad_cube.evaluation.result import Cell, Evaluation, Row
 from gridrad_cube.evaluation.run import LEADS, evaluate
 from gridrad_cube.evaluation.sequels import sources_of
 
@@ -23,7 +23,6 @@ __all__ = [
     "CHOOSE",
     "FIT",
     "LEADS",
-    "SECTIONS",
     "TEST",
     "Cell",
     "Evaluation",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 #: Titles of the sections, in their order.
-SECTIONS = {
+_SECTIONS = {
     "spread": "Spread of the vectors",
     "retrieval": "Retrieval: share of queries whose sequel ranks first among distractors",
     "forecast": "Analogue forecast: R² of the mean of what came after the 20 most similar samples",
@@ -55,7 +55,7 @@ class Row:
     Attributes
     ----------
     section
-        One of `SECTIONS`.
+        ``"spread"``, ``"retrieval"``, ``"forecast"``, ``"probe"``, ``"leak"`` or ``"choice"``.
     measure, better
         What the numbers are, and whether ``"higher"`` or ``"lower"`` is better (``""``: neither).
     cells
@@ -109,7 +109,7 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [f"{n}: {', '.join(v) if isinstance(v, list) else v}" for n, v in self.about.items()]
         lines += [f"chosen: {self.chosen}"] if self.chosen else []
-        for section, title in SECTIONS.items():
+        for section, title in _SECTIONS.items():
             rows = [row for row in self.rows if row.section == section]
             lines += ["", title, *_table(rows)] if rows else []
         return "\n".join([*lines, "", *self.notes])
