@@ -51,9 +51,7 @@ from pathlib import Path
 
 import machine
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
-from trials import Trial, train_whole
+from trials import COMPONENTS, Trial, beside, principal_components, standardized, train_whole
 from weather import (
     CLOUDS,
     COARSEN,
@@ -94,8 +92,8 @@ from gridrad_cube.schema import TileSpec
 from gridrad_cube.similarity import rank_targets, unit_rows
 from gridrad_cube.store import open_embeddings, open_packed
 
-#: Principal components, and edge in pixels of the blocks whose means they are of.
-COMPONENTS, BLOCK = 64, 4
+#: Edge in pixels of the blocks whose means the principal components are of.
+BLOCK = 4
 #: What a network is compared with.
 BASELINE = "descriptor, readout"
 #: Share of storm in the pixels of a query that is one.
@@ -157,18 +155,6 @@ def read_vectors(store: Path) -> np.ndarray:
     return by_frame(dataset, dataset["embedding"].values[:, 0].astype(np.float32))
 
 
-def standardized(windows: Windows, vectors: np.ndarray) -> np.ndarray:
-    """Features less their mean by their deviation over the windows that fit."""
-    rows = vectors[windows.fits]
-    scaler = StandardScaler().fit(rows[np.isfinite(rows).all(axis=1)].astype(np.float64))
-    return np.asarray((vectors - scaler.mean_) / scaler.scale_)
-
-
-def beside(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Unit vectors of both side by side."""
-    return np.concatenate([unit_rows(one), unit_rows(other)], axis=-1)
-
-
 def histograms(windows: Windows, folder: Path) -> np.ndarray:
     """Histograms of the pixels of the windows of a folder."""
     cube = open_packed(folder / WINDOWS)
@@ -190,13 +176,6 @@ def pictures(windows: Windows, folder: Path) -> np.ndarray:
         )
         out.append(means.swapaxes(2, 3).reshape(two, rows, cols, -1))
     return np.stack(out)
-
-
-def principal_components(windows: Windows, vectors: np.ndarray) -> np.ndarray:
-    """Principal components over the windows that fit."""
-    rows = vectors[windows.fits]
-    pca = PCA(min(COMPONENTS, *rows.shape), svd_solver="covariance_eigh").fit(rows)
-    return np.asarray((vectors - pca.mean_) @ pca.components_.T)
 
 
 def read_out(windows: Windows, store: Path, vectors: np.ndarray) -> np.ndarray:
@@ -534,11 +513,11 @@ def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: boo
     report.add("histogram", windows.gather(partial(histograms, windows)))
     report.add(
         f"PCA of pixels, {COMPONENTS}",
-        principal_components(windows, windows.gather(partial(pictures, windows))),
+        principal_components(windows.gather(partial(pictures, windows)), windows.fits),
     )
     raw = windows.gather(lambda place: read_vectors(place / DESCRIPTOR))
     readout = read_out(windows, folder / "near" / DESCRIPTOR, raw)
-    report.add("descriptor, standardized", standardized(windows, raw))
+    report.add("descriptor, standardized", standardized(raw, windows.fits))
     report.add(BASELINE, readout)
     if kind is CLOUDS:
         report.notes += [check_search(windows, readout), ""]
@@ -570,7 +549,7 @@ def add_network(
 ) -> None:  # fmt: skip
     """Measure a network: its vectors as stored, standardized, with a readout, and beside the descriptor's readout."""
     windows = report.windows
-    standard = [standardized(windows, vectors) for vectors in seeds]
+    standard = [standardized(vectors, windows.fits) for vectors in seeds]
     report.add(f"{name}, as stored", *seeds, parts=parts)
     report.add(f"{name}, standardized", *standard, parts=parts)
     stores = [place / "near-windows.zarr" for place in places]

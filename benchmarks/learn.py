@@ -11,7 +11,7 @@ Writes storm systems as GridRad files (`storms.py` says what they are), makes a 
 
 retrieval at 1   a held-out system in one frame, looked for among all held-out systems in a frame 60 to 100 minutes
                  later: the share that comes first, by cosine of the vectors as they are, of vectors whose features are
-                 standardised, and of vectors in units of change: times the inverse root of the covariance of what
+                 standardized, and of vectors in units of change: times the inverse root of the covariance of what
                  differs between the frames of one training system, which takes no label but place and time
 R2               of attributes of held-out systems by ridge regression on the vector: size (root mean square distance of
                  the rain), root of the area above 40 dBZ, logarithm of the scale of the cells
@@ -41,9 +41,7 @@ import machine
 import numpy as np
 import storms
 import torch
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
-from trials import Trial, train_whole
+from trials import COMPONENTS, Trial, beside, principal_components, standardized, train_whole
 
 from gridrad_cube import pipeline, store
 from gridrad_cube.embedding import embed
@@ -61,11 +59,10 @@ FEWER = (24, 4, 8)
 BLOCK = 4
 #: Frames of one system that are at least an hour apart.
 PAIRS = [(a, b) for a in range(storms.FRAMES) for b in range(storms.FRAMES) if (b - a) * storms.MINUTES >= 60]
-COMPONENTS = 64
 DRAWS = 2000
 #: Edge in blocks of the picture whose principal components are taken.
 PICTURE = 32
-COLUMNS = ("retrieval at 1", "standardised", "in units of change", "R2: size", "40 dBZ area", "cell scale")
+COLUMNS = ("retrieval at 1", "standardized", "in units of change", "R2: size", "40 dBZ area", "cell scale")
 #: Fields of 64 px (256 averaged in blocks of 4), the network of six layers of 192: as in ``--preset demo``.
 SMALL = {"arch": "vit_demo", "coarsen": 4, "image_size": 64}
 RUNS = {
@@ -162,11 +159,10 @@ def pixel_vectors(data: Data) -> dict[str, np.ndarray]:
             blocks = values.reshape(PICTURE, edge // PICTURE, PICTURE, edge // PICTURE)
             picture[start + i] = blocks.mean(axis=(1, 3)).ravel()
     out = {name: data.arrange(values) for name, values in found.items()}
-    fit, arranged = data.part == FIT, data.arrange(picture)
-    pca = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(_rows(arranged[fit]))
-    out["pca"] = pca.transform(_rows(arranged)).reshape(*arranged.shape[:2], -1)
+    fit = data.part == FIT
+    out["pca"] = principal_components(data.arrange(picture), fit)
     for name in found:
-        out[name] = standardised(out[name], fit)
+        out[name] = standardized(out[name], fit)
     return out
 
 
@@ -174,15 +170,9 @@ def _rows(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, values.shape[-1])
 
 
-def standardised(values: np.ndarray, fit: np.ndarray) -> np.ndarray:
-    """Features less their mean by their deviation, over the systems to fit."""
-    scaler = StandardScaler().fit(_rows(values[fit]).astype(np.float64))
-    return np.asarray(scaler.transform(_rows(values)).reshape(values.shape))
-
-
 def in_units_of_change(values: np.ndarray, fit: np.ndarray) -> np.ndarray:
     """Vectors in which the frames of one system to fit differ equally in every direction."""
-    values = standardised(values, fit).astype(np.float64)
+    values = standardized(values, fit)
     change = _rows(values[fit] - values[fit].mean(axis=1, keepdims=True))
     covariance = change.T @ change / len(change)
     size = len(covariance)
@@ -262,7 +252,7 @@ class Measured:
 def measure(vectors: Sequence[np.ndarray], data: Data) -> Measured:
     """One array of vectors for each seed."""
     test, fit = data.part == TEST, data.part == FIT
-    ways = [vectors, *([change(v, fit) for v in vectors] for change in (standardised, in_units_of_change))]
+    ways = [vectors, *([change(v, fit) for v in vectors] for change in (standardized, in_units_of_change))]
     return Measured(
         np.stack([[hits(w[test]) for w in way] for way in ways]),
         np.stack([errors(v, data) for v in vectors]),
@@ -271,11 +261,8 @@ def measure(vectors: Sequence[np.ndarray], data: Data) -> Measured:
 
 
 def together(one: Sequence[np.ndarray], other: np.ndarray, fit: np.ndarray) -> list[np.ndarray]:
-    """Vectors of each seed beside others, both standardised and of equal length."""
-    return [
-        np.concatenate([unit_rows(standardised(v, fit)), unit_rows(standardised(other, fit))], axis=-1)
-        for v in one
-    ]
+    """Vectors of each seed beside others, both standardized and of equal length."""
+    return [beside(standardized(v, fit), standardized(other, fit)) for v in one]
 
 
 def cells(draws: np.ndarray, *, signed: bool = False) -> list[str]:

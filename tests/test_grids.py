@@ -135,7 +135,7 @@ def test_grids_are_crops_and_channels_with_their_valid_cells(
     assert batch.codes.dtype == torch.float16
 
 
-def test_grids_are_standardised_over_their_valid_cells(embeddings):
+def test_grids_are_standardized_over_their_valid_cells(embeddings):
     data = GridDataset(embeddings)
     batch = data.__getitems__(range(len(data)))
     values, valid = data.decode(batch)
