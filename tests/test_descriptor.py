@@ -240,6 +240,7 @@ def test_what_does_not_go_together_is_refused(cube, descriptors, tmp_path):
         "Pass a checkpoint to embed by a network": {"checkpoint": checkpoint, "model": "descriptor"},
         "model: got 'cnn'; expected one of descriptor, pool": {"model": "cnn"},
         "They are for checkpoints": {"model": "descriptor", "pool": "mean"},
+        "got pool 'auto', normalize 'auto' and key 'student'": {"model": "descriptor", "key": "student"},
         r"coarsen: got 3 for patches of 16 px; expected one of \[1, 2\]": {
             "model": "descriptor",
             "coarsen": 3,

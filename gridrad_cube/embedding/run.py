@@ -80,10 +80,10 @@ def embed(
     """Embed every patch of a cube, or every grid of an embedding store of level 256.
 
     A network of a checkpoint embeds, or what needs no training (``model``). The kind of the store decides the level,
-    and the checkpoint must be of it. Inputs are decoded, normalized,
-    coarsened, magnified and masked as the checkpoint says that training did. Nothing is rejected: patches with
-    rejecting flags are embedded too, and every patch keeps its row and its flags. Only where there are no
-    pixels (flags ``padding``, ``all_missing``, ``channel_absent``, ``unreadable``) is the embedding NaN.
+    and the checkpoint must be of it. Inputs are decoded, normalized, coarsened, magnified and masked as the checkpoint
+    says that training did. Nothing is rejected: patches with rejecting flags are embedded too, and every patch keeps
+    its row and its flags. Only where there are no pixels (flags ``padding``, ``all_missing``, ``channel_absent``,
+    ``unreadable``) is the embedding NaN.
 
     The store is written a block of crops at a time. The same call resumes an interrupted one. After the cube has
     grown or was repaired, it embeds what is new and keeps the rest.
@@ -228,10 +228,10 @@ def _open_embedder(
         )
     if checkpoint is not None:
         return Network(checkpoint, key=key, pool=pool, device=device)
-    if pool != "auto" or normalize != "auto":
+    if (pool, normalize, key) != ("auto", "auto", "teacher"):
         raise SchemaError(
-            f"embed: got pool {pool!r} and normalize {normalize!r} with model {model!r}; expected 'auto' for both. "
-            "They are for checkpoints."
+            f"embed: got pool {pool!r}, normalize {normalize!r} and key {key!r} with model {model!r}; expected none of "
+            "them. They are for checkpoints."
         )
     if model == "descriptor":
         return Descriptor(store, channels=channels, coarsen=coarsen, device=device)
