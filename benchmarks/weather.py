@@ -326,7 +326,10 @@ def divide(windows: Windows, choose: Sequence[str], test: Sequence[str]) -> Wind
     choose, test = ([n for n in given if n[:4].isdigit() == days] for given in (choose, test))
     if unknown := {*choose, *test} - set(names):
         raise SystemExit(f"{windows.kind.name}: has no {sorted(unknown)}; expected some of {names}")
-    test = [n for n in names if n in test] or (names[-2:] if len(names) > 3 else names[-1:])
+    if both := sorted({*choose} & {*test}):
+        raise SystemExit(f"{windows.kind.name}: got {both} to choose and to test; expected each in one part")
+    free = [n for n in names if n not in choose]
+    test = [n for n in free if n in test] or (free[-2:] if len(names) > 3 else free[-1:])
     rest = [n for n in names if n not in test]
     before = [n for n in rest if first[n] < first[test[0]]] or rest
     choose = [n for n in rest if n in choose] or before[-1:]

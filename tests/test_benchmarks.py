@@ -162,6 +162,10 @@ def test_clouds_divides_days_by_name_or_in_order(monkeypatch):
     assert named.part[::2].tolist() == [FIT, TEST, FIT, FIT, CHOOSE]
     with pytest.raises(SystemExit, match=r"has no \['2021-01-01'\]; expected some of"):
         weather.divide(windows, [], [days[1], "2021-01-01"])
+    chosen = weather.divide(windows, [days[4]], []).part[::2].tolist()
+    assert chosen == [FIT, FIT, TEST, TEST, CHOOSE]
+    with pytest.raises(SystemExit, match="to choose and to test; expected each in one part"):
+        weather.divide(windows, days[1:2], days[1:2])
     ranges = weather.fit_ranges(named)
     assert ranges == [
         (f"{days[0]}T00:00:00", f"{days[0]}T06:00:01"),
