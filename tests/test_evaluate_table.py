@@ -789,6 +789,9 @@ def test_labels_that_do_not_fit_are_refused(stores, minima, tmp_path):
         sequels.open_labels(table.assign(least="cold").astype({"least": object}), "least", stores)
     with pytest.raises(SchemaError, match=r"lacks \['latitude', 'longitude'\]"):
         sequels.open_labels(pd.DataFrame({"time": ["2021-06-01"], "least": [1.0]}), "least", stores)
+    report = {"time": ["noon"], "latitude": [40.0], "longitude": [-100.0], "least": [1.0]}
+    with pytest.raises(SchemaError, match=r"time: .*noon.*; expected UTC such as"):
+        sequels.open_labels(pd.DataFrame(report), "least", stores)
     with pytest.raises(SchemaError, match=r"got a file .txt; expected .csv, .nc or .zarr"):
         sequels.open_labels(tmp_path / "labels.txt", "least", stores)
 

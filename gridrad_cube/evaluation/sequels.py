@@ -288,7 +288,12 @@ def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores:
     if isinstance(found, xr.Dataset):
         return _of_variable(found, name, words)
     found = found.dropna(subset=[*needed, name])
-    stamps = pd.to_datetime(found["time"], utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    try:
+        stamps = (
+            pd.to_datetime(found["time"], utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+        )
+    except ValueError as error:
+        raise SchemaError(f"{words}: time: {error}; expected UTC such as 2021-06-01T18:00:00") from error
     order = np.argsort(stamps, kind="stable")
     times, first = np.unique(stamps[order], return_index=True)
     places = [found[n].to_numpy(np.float64)[order] for n in ("latitude", "longitude", name)]
