@@ -430,14 +430,11 @@ def table(
     first: str, rows: Mapping[str, Scores], columns: Iterable[str], *, signed: bool = False
 ) -> list[str]:
     """A table of the columns that some row has."""
-    columns = [c for c in columns if any(c in scores for scores in rows.values())]
-    if not columns:
-        return []
-    sign = "+" if signed else ""
+    columns, sign = [c for c in columns if any(c in scores for scores in rows.values())], "+" * signed
     cells = [
         [name, *(text_of_cell(s[c], sign) if c in s else "" for c in columns)] for name, s in rows.items()
     ]
-    return [*machine.table([first, *columns], cells), ""]
+    return [*machine.table([first, *columns], cells), ""] if columns else []
 
 
 @dataclass
@@ -531,10 +528,8 @@ def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: boo
         trial = TRIALS.get(name) or Trial(f"--preset {name}", preset=name)
         # A trial is judged by the part that chooses; the test is for those that are chosen.
         chosen = name in options.train
-        seeds, parts = (
-            options.seeds if chosen else options.seeds[:1],
-            (TEST, FAR, CHOOSE) if chosen else (CHOOSE,),
-        )
+        seeds = options.seeds if chosen else options.seeds[:1]
+        parts = (TEST, FAR, CHOOSE) if chosen else (CHOOSE,)
         places, found = [folder / f"{name}-{seed}" for seed in seeds], []
         for seed, place in zip(seeds, places, strict=True):
             found.append(network_vectors(windows, train_run(windows, trial, seed, place), place))

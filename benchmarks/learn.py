@@ -287,13 +287,9 @@ def report(data: Data, pixels: Mapping[str, np.ndarray], runs: Mapping[str, list
     draws = {key: measure(vectors, data) for key, vectors in halves.items()}
     found = {key: m.draws(truth) for key, m in draws.items()}
     rows = [[f"{n}: {pool}", *cells(d), f"{draws[n, pool].rank:.0f}"] for (n, pool), d in found.items()]
-    words = {
-        "pca": f"PCA of pixels, {COMPONENTS}",
-        "histogram": "histogram",
-        "descriptor": "descriptor",
-    }
-    plain = {name: measure([pixels[name]], data) for name in words}
-    rows += [[words[n], *cells(m.draws(truth)), f"{m.rank:.0f}"] for n, m in plain.items()]
+    plain = {name: measure([pixels[name]], data) for name in ("pca", "histogram", "descriptor")}
+    words = {"pca": f"PCA of pixels, {COMPONENTS}"}
+    rows += [[words.get(n, n), *cells(m.draws(truth)), f"{m.rank:.0f}"] for n, m in plain.items()]
     lines = ["## Held-out systems", "", *machine.table(["vector", *COLUMNS, "rank"], rows), ""]
     rows = [
         [f"{n}: {pool}", *cells(d - found["untrained", pool], signed=True)]

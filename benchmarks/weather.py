@@ -196,10 +196,8 @@ def join(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def build(kind: Kind, data: Path, folder: Path, *, quick: bool = False) -> Windows:
     """Cube, descriptor and labels of a folder of data."""
-    made_of, mark = (
-        [f"{p.name} {p.stat().st_size} {quick}" for p in kind.sources(data)],
-        folder / "made_of.json",
-    )
+    made_of = [f"{p.name} {p.stat().st_size} {quick}" for p in kind.sources(data)]
+    mark = folder / "made_of.json"
     if mark.exists() and json.loads(mark.read_text()) != made_of:
         raise SystemExit(f"{folder}: is made of other data; pass another --folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)

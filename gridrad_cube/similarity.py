@@ -223,10 +223,8 @@ def scores(
     best, out = _Best(queries, 1, metric, []), np.full(len(inside), np.nan, np.float32)
     for rows, where in _read(vectors, inside, block):
         for tile in range(0, len(rows), _TILE):
-            raw, here = (
-                rows[tile : tile + _TILE],
-                slice(where.start + tile, min(where.start + tile + _TILE, where.stop)),
-            )
+            raw = rows[tile : tile + _TILE]
+            here = slice(where.start + tile, where.start + tile + len(raw))
             usable = inside[here] & _usable(raw, metric)[2]
             out[here][usable] = best.exact(raw[usable], 0)
     return out

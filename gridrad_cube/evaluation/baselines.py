@@ -82,14 +82,11 @@ def describe_pixels(
     levels = max([cube.sizes["altitude"] for v in told.values() if "altitude" in cube[v].dims], default=1)
     step = max(1, _PIXELS // (shape[0] * shape[1] * levels))
     attributes, vectors = defaultdict(list), defaultdict(list)
-    for start in range(
-        0, max(len(crop), 1), step
-    ):  # once for no window: the numbers of features are known then
+    # Once for no window: the numbers of features are known then.
+    for start in range(0, max(len(crop), 1), step):
         some = slice(start, start + step)
-        fields = {
-            label: _read(cube, reader, label, crop[some], y[some], x[some], shape)
-            for label in {*members, *told.values()}
-        }
+        windows = crop[some], y[some], x[some], shape
+        fields = {label: _read(cube, reader, label, *windows) for label in {*members, *told.values()}}
         for name, source in told.items():
             attributes[name].append(_attribute(name, fields[source]))
         parts = [_histogram(fields[label]) for label in members]

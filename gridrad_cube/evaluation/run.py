@@ -171,9 +171,8 @@ def _learn(
         elif varies:
             kinds[name] = (name, StandardScaler().fit(some).transform)
         if varies:
-            readout = readouts.get(name) or fit_arrays(
-                some, values[pairs], later.vectors[name][sequel[pairs]], 64
-            )
+            changed = later.vectors[name][sequel[pairs]]
+            readout = readouts.get(name) or fit_arrays(some, values[pairs], changed)
             kinds[name + _READOUT] = (name, readout.apply)
     return kinds
 
@@ -383,20 +382,10 @@ class _Evaluator:
 
     def _spread(self) -> list[Row]:
         """How far the embeddings spread, and how many dimensions they fill."""
-        counted, rows = self._count(), []
+        counted, rows, spread = self._count(), [], measures.spread_of
         for question, measure, least, of in (
-            (
-                "mean cosine of pairs (1: all alike)",
-                "mean cosine",
-                2,
-                lambda v: measures.spread_of(v).mean_cosine,
-            ),
-            (
-                "share of features that are constant",
-                "share",
-                2,
-                lambda v: measures.spread_of(v).constant_share,
-            ),
+            ("mean cosine of pairs (1: all alike)", "mean cosine", 2, lambda v: spread(v).mean_cosine),
+            ("share of features that are constant", "share", 2, lambda v: spread(v).constant_share),
             ("RankMe, effective dimensions (no measure of quality)", "RankMe", LEAST_CASES, rank_me),
         ):
             cells = {}
