@@ -108,7 +108,7 @@ def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
 def next_part(time: np.ndarray, part: np.ndarray) -> np.ndarray:
     """When the first of the parts that follow the part of each sample begins; the year 9999 if none does."""
     last = np.datetime64("9999", "s")
-    return np.array([time[part > p].min(initial=last) for p in (FIT, CHOOSE, TEST)])[part]
+    return np.array([np.append(time[part > p], last).min() for p in (FIT, CHOOSE, TEST)])[part]
 
 
 def _count_blocks(count: int, noun: str) -> str:
