@@ -1,4 +1,4 @@
-"""The whole road on synthetic storms, on CPU, in a few minutes: files to cube to embeddings to answers."""
+"""Every step on synthetic storms, on CPU, in a few minutes: from files to a cube, embeddings and answers."""
 
 from __future__ import annotations
 
