@@ -18,7 +18,7 @@ R2               of attributes of held-out systems by ridge regression on the ve
 intervals        95 %, from drawing held-out systems anew and, where there are several, seeds
 
 ``--inputs`` compares vectors of `gridrad_cube.embed` with those of the same untrained network, and of the descriptor,
-for block means of the same fields by numpy: whether what lies between costs anything.
+for block means of the same fields by numpy: whether the input path changes the measures.
 
 Runs that are finished in --folder are not repeated; one that was interrupted resumes.
 """
@@ -436,7 +436,7 @@ def compare_inputs(folder: Path, parts: Sequence[int]) -> list[str]:
 
 
 def smoke(folder: Path, mrms: Path, steps: int) -> list[str]:
-    """Real frames of ten minutes, split by longitude: whether the road holds, no evidence of anything else."""
+    """Train on the west of real frames and test on the east: whether the program works on real files."""
     cube, channel = folder / "mrms.zarr", "precipitation_rate"
     pipeline.preprocess(sorted(mrms.glob("mrms_precipitation_rate_*.nc")), cube)
     dataset = store.open_packed(cube)
@@ -456,8 +456,8 @@ def smoke(folder: Path, mrms: Path, steps: int) -> list[str]:
         "## Smoke test on real frames", "",
         f"{len(dataset['time'])} MRMS rain rates of ten minutes, {steps} steps on the west: of {east.sum()} patches of "
         f"the east with rain, {found['trained']:.0%} find themselves ten minutes later (mean of tokens; untrained "
-        f"{found['untrained']:.0%}). Ten minutes change little: this says that the road holds on real files, not that "
-        "anything was learned.", "",
+        f"{found['untrained']:.0%}). Ten minutes change little: this shows that real files work, not that the "
+        "network learned.", "",
     ]  # fmt: skip
 
 
@@ -473,7 +473,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", action="store_true", help="also one seed of everything that was tried")
     parser.add_argument(
-        "--inputs", action="store_true", help="only whether the way into a network costs anything"
+        "--inputs", action="store_true", help="only whether the input path of a network changes the measures"
     )
     parser.add_argument("--mrms", type=Path, help="folder of MRMS rain rates: a smoke test on real frames")
     parser.add_argument("--folder", type=Path, help="scratch folder, kept; a temporary one by default")
@@ -485,7 +485,7 @@ def main() -> None:
         if options.inputs:
             parts = QUICK if options.quick else FEWER
             lines = compare_inputs(folder / f"inputs{'-quick' * options.quick}", parts)
-            machine.report("Does the way into a network cost anything?", lines, options.out)
+            machine.report("Does the input path of a network change the measures?", lines, options.out)
         else:
             machine.report("Does training learn?", evaluate(folder, options), options.out)
 

@@ -847,16 +847,16 @@ def test_evaluation_draws_numbers_with_intervals_and_words(tmp_path: Path) -> No
     path.write_text(json.dumps(judged()))
     figure = plot.evaluation(path)
     panels = {ax.get_title(loc="left"): ax for ax in figure.axes}
-    retrieval = next(ax for t, ax in panels.items() if t.startswith("Found again"))
+    retrieval = next(ax for t, ax in panels.items() if t.startswith("Retrieval"))
     lines = [line.get_xdata() for line in retrieval.get_lines()]
     assert [0.4, 0.6] in [list(x) for x in lines]
     assert [0.5] in [list(x) for x in lines]
-    probe = next(ax for t, ax in panels.items() if t.startswith("Told by a linear probe"))
+    probe = next(ax for t, ax in panels.items() if t.startswith("Probes: linear"))
     assert "too few days" in [t.get_text() for t in probe.texts]
     assert retrieval.get_xlim() == probe.get_xlim()  # all shares are on one scale
     assert probe.get_xlim()[0] > -0.6  # however bad a probe is
     assert any(list(line.get_xdata()) == [-0.5] and line.get_marker() == "<" for line in probe.get_lines())
-    forecast = next(ax for t, ax in panels.items() if t.startswith("Told by analogues"))
+    forecast = next(ax for t, ax in panels.items() if t.startswith("Forecasts: mean"))
     assert forecast.get_xlabel() == "R²"
     assert legend_texts(figure) == ["embedding", "histogram", "persistence"]
     png(figure)

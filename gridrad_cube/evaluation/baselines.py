@@ -1,4 +1,4 @@
-"""What pixels say without training: attributes for probes, and the vectors that a network must improve on."""
+"""Attributes of pixels for probes, and baselines: vectors of pixels without training."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _BINS = 32
 
 @dataclass(frozen=True)
 class Attribute:
-    """A property of a patch (or a crop) that its pixels tell, by the first variable of ``sources`` that the cube has.
+    """A property of a patch (or a crop), computed from the first variable of ``sources`` that the cube has.
 
-    It is there or not (``yes_no``), or a number; of ``storm`` a positive one means deep convection.
+    ``yes_no`` says whether it is 0 or 1 instead of a number, and ``storm`` whether a positive value means deep
+    convection.
     """
 
     long_name: str

@@ -407,7 +407,7 @@ class _Evaluator:
         return self.part == TEST if (self.part >= 0).any() else np.ones(len(self.part), bool)
 
     def _same_place(self, row: Row, lead: str) -> Row:
-        """Whether what lies at the same place some time later is the most similar of all that is of its hour."""
+        """Whether the sample at the same place some time later is the most similar of all samples of its hour."""
         sequel = self.moved.get(lead, self.sequels[lead])
         return self._retrieve(row, lead, sequel, self.later, np.ones(len(self.pool.rows), bool))
 
@@ -482,7 +482,7 @@ class _Evaluator:
         return at
 
     def _forecast(self, row: Row, name: str, lead: str) -> Row:
-        """What the most similar samples of the past say of an attribute some time later; see `_REFERENCES`."""
+        """Forecast an attribute by the most similar samples of the past, beside `_REFERENCES`."""
         pool, now = self.pool, self.pool.attributes[name]
         after = _at(self.later.attributes[name], self.sequels[lead], np.nan)
         known = np.isfinite(now) & np.isfinite(after)
@@ -533,7 +533,7 @@ class _Evaluator:
         return row
 
     def _leak(self, row: Row, y: np.ndarray) -> Row:
-        """How much the vectors say of the hour or the latitude, which is not the weather."""
+        """How well the vectors predict the hour or the latitude, which is not the weather."""
         self._check_varied(y[:, 0], "samples", least=0)
         test, noun = self.part == TEST, self.blocks[1]
         if (count := self._count(test).blocks) < MANY_BLOCKS:  # few differ in hour and latitude by chance

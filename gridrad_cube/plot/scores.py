@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 #: Sections that are drawn, their titles and what their axes say.
 _SECTIONS = {
-    "retrieval": ("Found again: sequel ranks first among distractors", "share of queries"),
-    "probe": ("Told by a linear probe, on days apart", "R² (AUC for yes or no)"),
-    "leak": ("Leaks: told of where and when, a nuisance", "R²"),
-    "forecast": ("Told by analogues: what came after the 20 most similar", "R²"),
+    "retrieval": ("Retrieval: the sequel ranks first among distractors", "share of queries"),
+    "probe": ("Probes: linear predictions on held-out days", "R² (AUC for yes or no)"),
+    "leak": ("Leaks: linear predictions of time and place (a nuisance)", "R²"),
+    "forecast": ("Forecasts: mean of what came after the 20 most similar", "R²"),
 }
 #: Colors of stores of embeddings, and looks of baselines by name.
 _STORES = (BLUE, ORANGE, GREEN, PURPLE)
