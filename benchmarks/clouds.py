@@ -87,6 +87,7 @@ from gridrad_cube.evaluation import (
     score_r2,
     score_ranks,
 )
+from gridrad_cube.models import Pool
 from gridrad_cube.query import fit_readout, readout_of
 from gridrad_cube.schema import TileSpec
 from gridrad_cube.similarity import rank_targets, unit_rows
@@ -140,6 +141,19 @@ TRIALS: dict[str, Trial] = {
     "warm": Trial("--temperature 0.2", {"temperature": 0.2} | _SHORT, "small"),
     "zoom": Trial("--zoom 0.9 1.1", {"zoom": (0.9, 1.1)} | _SHORT, "small"),
     "mirror": Trial("--flips h", {"flips": "h"} | _SHORT, "small"),
+    "area": Trial(
+        "--objective dino --contrast-weight 1 --views area: resized areas, blur, solarize",
+        {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2, "views": "area"}
+        | _SHORT,
+        "small",
+    ),
+    # As long as 1,500 steps of contrast alone take.
+    "dino-contrast-long": Trial(
+        "dino-contrast, 1,000 steps",
+        {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2, "steps": 1000},
+        "small",
+    ),
+    "long": Trial("--steps 3000", {"steps": 3000}, "small"),
     "half": Trial(
         "--batch-size-per-gpu 64, 800 steps", {"batch_size_per_gpu": 64, "steps": 800, "lr": 4e-3}, "small"
     ),
@@ -183,12 +197,12 @@ def read_out(windows: Windows, store: Path, vectors: np.ndarray) -> np.ndarray:
     return fit_readout(store, time=fit_ranges(windows))[windows.kind.channel].apply(vectors)
 
 
-def network_vectors(windows: Windows, checkpoint: Path, folder: Path) -> np.ndarray:
-    """Embed all cubes with a checkpoint, into stores below a folder."""
+def network_vectors(windows: Windows, checkpoint: Path, folder: Path, pool: Pool | None = None) -> np.ndarray:
+    """Embed all cubes with a checkpoint, into stores below a folder; pooled as the checkpoint says by default."""
 
     def embed(source: Path) -> np.ndarray:
-        out = folder / f"{source.name}-windows.zarr"
-        gridrad_cube.embed(source / WINDOWS, checkpoint, out)
+        out = folder / f"{source.name}-{pool or 'windows'}.zarr"
+        gridrad_cube.embed(source / WINDOWS, checkpoint, out, pool=pool or "auto")
         return read_vectors(out)
 
     return windows.gather(embed)
@@ -522,36 +536,44 @@ def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: boo
         return report
     for path in options.checkpoint:
         name = path.parent.name if path.stem == "checkpoint" else path.stem
-        place = folder / f"given-{name}"
-        add_network(report, name, [network_vectors(windows, path, place)], [place], readout)
+        add_network(report, name, [(path, folder / f"given-{name}")], readout)
     for name in dict.fromkeys([*options.train, *(TRIALS if options.trials else ())]):
         trial = TRIALS.get(name) or Trial(f"--preset {name}", preset=name)
         # A trial is judged by the part that chooses; the test is for those that are chosen.
         chosen = name in options.train
         seeds = options.seeds if chosen else options.seeds[:1]
         parts = (TEST, FAR, CHOOSE) if chosen else (CHOOSE,)
-        places, found = [folder / f"{name}-{seed}" for seed in seeds], []
-        for seed, place in zip(seeds, places, strict=True):
-            found.append(network_vectors(windows, train_run(windows, trial, seed, place), place))
+        places = [folder / f"{name}-{seed}" for seed in seeds]
+        runs = [
+            (train_run(windows, trial, seed, place), place) for seed, place in zip(seeds, places, strict=True)
+        ]
         report.notes.append(f"- {name}: {trial.words}; seeds {', '.join(map(str, seeds))}")
-        add_network(report, name, found, places, readout, parts)
+        add_network(report, name, runs, readout, parts)
     return report
 
 
 def add_network(
-    report: Report, name: str, seeds: Sequence[np.ndarray], places: Sequence[Path], descriptor: np.ndarray,
+    report: Report, name: str, runs: Sequence[tuple[Path, Path]], descriptor: np.ndarray,
     parts: Sequence[int] = (TEST, FAR, CHOOSE),
 ) -> None:  # fmt: skip
-    """Measure a network: its vectors as stored, standardized, with a readout, and beside the descriptor's readout."""
+    """Measure a network by the checkpoints and folders of its seeds.
+
+    Its vectors as stored, standardized, with a readout, beside the descriptor's readout; and the mean and standard
+    deviation of its tokens where its vectors are of something else.
+    """
     windows = report.windows
+    seeds = [network_vectors(windows, *run) for run in runs]
     standard = [standardized(vectors, windows.fits) for vectors in seeds]
     report.add(f"{name}, as stored", *seeds, parts=parts)
     report.add(f"{name}, standardized", *standard, parts=parts)
-    stores = [place / "near-windows.zarr" for place in places]
+    stores = [place / "near-windows.zarr" for _, place in runs]
     linear = [read_out(windows, store, vectors) for store, vectors in zip(stores, seeds, strict=True)]
     report.add(f"{name}, readout", *linear, parts=parts)
     both = [beside(vectors, descriptor) for vectors in standard]
     report.add(f"{name}, standardized, beside the descriptor's readout", *both, parts=parts)
+    if json.loads(open_embeddings(stores[0]).attrs["gridrad_cube"])["pool"] != "mean+std":
+        tokens = [standardized(network_vectors(windows, *run, "mean+std"), windows.fits) for run in runs]
+        report.add(f"{name}, mean+std, standardized", *tokens, parts=parts)
 
 
 def main() -> None:

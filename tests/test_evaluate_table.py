@@ -588,8 +588,8 @@ def test_the_page_s_lines_run(store_folder, tmp_path, monkeypatch, capsys):
     assert "probe minimum brightness temperature 0.9" in said
     # What the page says of thresholds is what the code has.
     for text in (
-        "under 3 days or events",
-        "under 30 cases",
+        "fewer than 3 days or events",
+        "30 cases",
         "20 distractors",
         "20 nearest samples",
         "below 220 K",
