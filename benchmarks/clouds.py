@@ -28,6 +28,8 @@ rain        R2 of ridge regression on the vector (fitted on the days that fit an
 forecast    R2 of the root of the mean rain 3 hours later: mean of what came after the 20 most similar windows of the
             days before the test, and ridge regression on the vector; beside persistence, climatology and regression on
             the rain now.
+scenes      with --train, of infrared: the grid of windows of a frame as one, by level 2k; it looks for the frame six
+            hours later among those of other held-out days.
 intervals   95 %, from drawing test days or events with replacement; of fewer than five, from drawing blocks of six
             hours (radar: of an hour) of them, which are not independent.
 
@@ -45,7 +47,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +77,7 @@ from weather import (
 )
 
 import gridrad_cube
+from gridrad_cube.embedding import Model
 from gridrad_cube.evaluation import (
     CHOOSE,
     FIT,
@@ -217,6 +220,49 @@ def train_run(windows: Windows, trial: Trial, seed: int, folder: Path) -> Path:
         near / "patches.zarr", folder, preset=trial.preset, channels=(windows.kind.channel,), seed=seed,
         time=fit_ranges(windows), **options,
     )  # fmt: skip
+
+
+# Whole scenes, level 2k
+
+#: A scene is one window of its frame; a later one is looked for among those of other days.
+SCENES = replace(CLOUDS, title="Whole scenes", leads=(360,))
+
+
+def scenes_of(windows: Windows) -> Windows:
+    """The grid of windows of each frame as one window; rain and storm are means."""
+    wet, storm, rain = (
+        np.nanmean(values, axis=(1, 2), keepdims=True)
+        for values in (windows.wet, windows.storm, windows.rain)
+    )
+    observed = windows.observed.any(axis=(2, 3), keepdims=True)
+    return replace(windows, kind=SCENES, observed=observed, wet=wet, storm=storm, rain=rain)
+
+
+def measure_scenes(windows: Windows, place: Path) -> Report:
+    """Level 2k on the embeddings of a run: a network, and mean and deviation without training; with readouts."""
+    scenes = scenes_of(windows)
+    report = Report(scenes, find_cases(scenes))
+    network = train_whole(
+        place / "near-windows.zarr", place / "2k", preset="small", time=fit_ranges(windows), seed=0
+    )
+
+    def vectors(name: str, checkpoint: Path | None, model: Model | None) -> np.ndarray:
+        def embed(source: Path) -> np.ndarray:
+            out = place / f"{source.name}-{name}.zarr"
+            gridrad_cube.embed(place / f"{source.name}-windows.zarr", checkpoint, out, model=model)
+            found = read_vectors(out)
+            return found.reshape(*found.shape[:2], 1, 1, -1)
+
+        return scenes.gather(embed)
+
+    for words, name, checkpoint, model in (
+        ("pool: mean and deviation of the patches' vectors", "pool", None, "pool"),
+        ("network of level 2k", "2k", network, None),
+    ):
+        found = vectors(name, checkpoint, model)
+        report.add(f"{words}, standardized", standardized(found, scenes.fits))
+        report.add(f"{words}, readout", read_out(scenes, place / f"near-{name}.zarr", found))
+    return report
 
 
 # Measures
@@ -513,8 +559,10 @@ class Report:
         return lines
 
 
-def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: bool) -> Report:
-    """All methods on one kind of data; with networks or without."""
+def measure(
+    kind: Kind, folder: Path, options: argparse.Namespace, networks: bool
+) -> tuple[Report, Report | None]:
+    """All methods on one kind of data; with networks or without. Of clouds whole scenes too, with the first of them."""
     windows = divide(
         build(kind, options.data, folder / "near", quick=options.quick), options.choose, options.test
     )
@@ -533,7 +581,7 @@ def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: boo
     if kind is CLOUDS:
         report.notes += [check_search(windows, readout), ""]
     if not networks:
-        return report
+        return report, None
     for path in options.checkpoint:
         name = path.parent.name if path.stem == "checkpoint" else path.stem
         add_network(report, name, [(path, folder / f"given-{name}")], readout)
@@ -549,7 +597,10 @@ def measure(kind: Kind, folder: Path, options: argparse.Namespace, networks: boo
         ]
         report.notes.append(f"- {name}: {trial.words}; seeds {', '.join(map(str, seeds))}")
         add_network(report, name, runs, readout, parts)
-    return report
+    whole = kind is CLOUDS and options.train
+    return report, measure_scenes(
+        windows, folder / f"{options.train[0]}-{options.seeds[0]}"
+    ) if whole else None
 
 
 def add_network(
@@ -625,12 +676,13 @@ def evaluate(folder: Path, options: argparse.Namespace) -> None:
         options.data = folder / "synthetic"
         if not options.data.exists():
             synthesize(options.data)
-    lines, found = [], {}
+    lines: list[str] = []
+    found: dict[str, dict[str, dict[str, Scores]]] = {}
     for kind in (KINDS[name] for name in options.kinds):
         if kind.sources(options.data):
-            report = measure(kind, folder / kind.name, options, networks=not found)
-            lines += report.lines()
-            found[kind.name] = report.scores
+            report, scenes = measure(kind, folder / kind.name, options, networks=not found)
+            lines += [*report.lines(), *(scenes.lines() if scenes else ())]
+            found |= {r.windows.kind.title: r.scores for r in (report, scenes) if r}
     if not found:
         raise SystemExit(f"{options.data}: holds neither clouds/mergir_*.nc nor radar/*.nc")
     machine.report("Do embeddings answer on real weather?", lines, options.out)
