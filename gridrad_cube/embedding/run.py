@@ -170,8 +170,9 @@ def embed(
         raise SchemaError("resume=False: each part would overwrite the others. Remove the store first.")
     if (checkpoint is None) == (model is None):
         raise SchemaError(
-            f"embed: got checkpoint {checkpoint} and model {model}; expected one of them. Pass a checkpoint to embed "
-            "by a network, model='descriptor' or model='pool' to embed without training."
+            f"embed: got {'both' if model else 'neither'} a checkpoint {'and' if model else 'nor'} a model; expected "
+            "one of them. Pass a checkpoint (--checkpoint) to embed by a network, or a model (--model descriptor, or "
+            "--model pool of crops) to embed without training."
         )
     if out is None:
         raise SchemaError("out: got None; expected the path or URL of the store to write")
