@@ -18,14 +18,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ranks import Stop, invoke_train, metrics_of, parse_config
-from small_data import make_store
+from small_data import make_store, write_sources
 
-from gridrad_cube import training
+from gridrad_cube import pipeline, training
 from gridrad_cube.cli import cli
 from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.launch import World, choose_device, find_world
 from gridrad_cube.models import DINOLoss, load_backbone, load_checkpoint, save_checkpoint
-from gridrad_cube.schema import FORMAT_VERSION, SchemaError
+from gridrad_cube.schema import FORMAT_VERSION, QualitySpec, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store import ArraySpec, encode, write_array, write_root
 from gridrad_cube.training import (
@@ -851,13 +851,56 @@ def test_folder_of_another_run_is_refused(cube, tmp_path, options, message):
         train(config_for(cube, tmp_path, **{"steps": 1} | options))
 
 
-def test_run_on_another_store_is_refused(cube, tmp_path):
+def test_run_on_another_store_is_refused(cube, grids, tmp_path):
     train(config_for(cube, tmp_path / "run", steps=1))
     other = make_store(tmp_path / "other", scenes=3, seed=1)
-    with pytest.raises(
-        SchemaError, match=r"a run on another store, .* identity [0-9a-f]{32}; .* has [0-9a-f]{32}"
-    ):
+    gone = (
+        r"does not hold the samples that the run was trained on: 3 of 3 crops are gone, or have other pixels"
+    )
+    with pytest.raises(SchemaError, match=gone):
         train(config_for(other, tmp_path / "run", steps=1))
+    path = tmp_path / "run" / "checkpoint.pth"
+    earlier = load_checkpoint(path)
+    del earlier["samples"]
+    torch.save(earlier, path)
+    with pytest.raises(SchemaError, match=r"a run on another store, .* identity [0-9a-f]{32}"):
+        train(config_for(other, tmp_path / "run", steps=1, resume=str(path)))
+    train(grid_config(grids, tmp_path / "2k", steps=1))
+    for other, problem in (
+        (write_grids(tmp_path / "fewer.zarr", 18), "2 of 20 crops are gone"),
+        (write_grids(tmp_path / "wider.zarr", shape=(4, 6)), r"its crops have \(4, 6, 1\) rows"),
+    ):
+        with pytest.raises(SchemaError, match=problem):
+            train(grid_config(other, tmp_path / "2k", steps=1))
+
+
+@pytest.mark.parametrize("objective", ["dino", "contrast"])
+def test_run_keeps_its_samples_when_its_store_changes(tmp_path, objective):
+    cube = make_store(tmp_path, scenes=3, channels=(IR,))
+    options = {"steps": 4, "objective": objective, "limit": 16, "reject": ("local_outlier",)}
+    whole = train(config_for(cube, tmp_path / "whole", **options))
+    first = train(config_for(cube, tmp_path / "parts", **options), progress=Stop(1))
+    assert first["step"] < 4
+    before = len(PatchDataset(cube, reject="local_outlier"))
+    pipeline.reflag(cube, QualitySpec(max_deviation_factor=2.0))
+    assert 0 < len(PatchDataset(cube, reject="local_outlier")) < before
+    write_sources(tmp_path / "sources", scenes=1, start="2021-07-06T18:00")
+    pipeline.preprocess(tmp_path / "sources", cube)
+    train(config_for(cube, tmp_path / "parts", **options))
+    ours, theirs = (metrics_of(tmp_path / name) for name in ("parts", "whole"))
+    assert [r["train_loss"] for r in ours] == [r["train_loss"] for r in theirs]
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("whole", "parts"))
+    assert whole["step"] == 4
+    assert all(torch.equal(value, b["student"][name]) for name, value in a["student"].items())
+
+
+def test_grids_of_a_run_stay_when_the_store_grows(grids, tmp_path):
+    options = {"steps": 3, "log_steps": 1}
+    train(grid_config(grids, tmp_path / "whole", **options))
+    train(grid_config(grids, tmp_path / "parts", **options), progress=Stop(1))
+    train(grid_config(write_grids(tmp_path / "grown.zarr", 24), tmp_path / "parts", **options))
+    ours, theirs = (metrics_of(tmp_path / name) for name in ("parts", "whole"))
+    assert [r["train_loss"] for r in ours] == [r["train_loss"] for r in theirs]
 
 
 def test_run_of_another_level_is_refused(cube, grids, tmp_path):

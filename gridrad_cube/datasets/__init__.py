@@ -16,7 +16,7 @@ from gridrad_cube.datasets.sampling import (
     followers,
     nearest_later,
 )
-from gridrad_cube.datasets.table import SampleTable, Stratum
+from gridrad_cube.datasets.table import SampleRecord, SampleTable, Stratum
 from gridrad_cube.datasets.windows import WindowPairs
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "PairDataset",
     "PatchDataset",
     "PatchLoader",
+    "SampleRecord",
     "SampleTable",
     "Stratum",
     "WindowPairs",

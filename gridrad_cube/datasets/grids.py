@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import xarray as xr
 from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.loader import Batch
-from gridrad_cube.datasets.table import chosen_crops
+from gridrad_cube.datasets.table import SampleRecord, chosen_crops, identify_crops
 from gridrad_cube.models import cached_tensor
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_masks
@@ -49,6 +50,9 @@ class GridDataset(Dataset[Batch]):
     normalization
         The ``{"mean": [...], "std": [...]}`` of the features that a checkpoint keeps; None computes it from the
         valid cells of these samples.
+    samples
+        The samples of an earlier data set (`record`), whose store may have grown or been reflagged since: exactly these
+        cells of these grids, whatever ``reject``, ``time`` and ``exclude_time`` say.
 
     Attributes
     ----------
@@ -77,6 +81,7 @@ class GridDataset(Dataset[Batch]):
         time: Any = None,
         exclude_time: Any = None,
         normalization: Mapping[str, Sequence[float]] | None = None,
+        samples: SampleRecord | None = None,
     ) -> None:
         self.store = os.fspath(embedding_store)
         self._reader = EmbeddingReader(self.store)
@@ -91,7 +96,11 @@ class GridDataset(Dataset[Batch]):
         #: Rejecting bits of each label.
         self.reject = dict(zip(self.labels, masks, strict=True))
         crops = np.flatnonzero(chosen_crops(dataset, time, exclude_time))
-        self.crop, self.channel, self.valid = self._table(crops, masks)
+        if samples is None:
+            self.crop, self.channel, self.valid = self._table(crops, masks)
+        else:
+            crops, cells = samples.find(self._identities, self._record_shape, self.store)
+            self.crop, self.channel, self.valid = _list_grids(crops, cells.transpose(0, 3, 1, 2))
         if not len(self.crop):
             raise SchemaError(
                 f"{self.store}: no grid of {list(self.labels)} has a valid cell, of {len(crops)} crops. Pass "
@@ -133,10 +142,27 @@ class GridDataset(Dataset[Batch]):
         for block in np.split(crops, range(4096, len(crops), 4096)):
             flags = self._dataset["flags"].isel(crop=slice(block[0], block[-1] + 1)).values
             valid = (flags[block - block[0]][:, self._columns] & bits) == 0
-            crop, channel = np.nonzero(valid.any(axis=(2, 3)))
-            parts.append((block[crop].astype(np.int32), channel.astype(np.int32), valid[crop, channel]))
+            parts.append(_list_grids(block, valid))
         crop, channel, valid = (np.concatenate(column) for column in zip(*parts, strict=True))
         return crop, channel, valid
+
+    @property
+    def _record_shape(self) -> tuple[int, int, int]:
+        return (*self.shape[1:], len(self.labels))
+
+    @functools.cached_property
+    def _identities(self) -> np.ndarray:
+        """Identity of each crop of the store, by its place, its time and the network that embedded it, (crop,)."""
+        info = store_info(self.store, "embeddings")
+        network = "{checkpoint} {pool} {dtype} {stride} {patch}".format_map(defaultdict(str, info))
+        return identify_crops(self._dataset, np.full(self._dataset.sizes["crop"], network))
+
+    def record(self) -> SampleRecord:
+        """Which samples these are, to open them again (``samples``) after the store has changed."""
+        crop, number = np.unique(self.crop, return_inverse=True)
+        cells = np.zeros((len(crop), len(self.labels), *self.shape[1:]), bool)
+        cells[number, self.channel] = self.valid
+        return SampleRecord.of(self._identities, crop, cells.transpose(0, 2, 3, 1))
 
     def _read(self, samples: slice | np.ndarray) -> np.ndarray:
         """Embeddings of samples from the store, (n, row, col, feature)."""
@@ -276,6 +302,12 @@ def decode_grids(
     cells = valid & values.isfinite().all(dim=1)
     values = torch.where(cells[:, None], (values - mean) / std, 0.0)
     return values.to(dtype), cells
+
+
+def _list_grids(crops: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Crop, channel and valid cells of the samples of some crops, from the valid cells (crop, channel, row, col)."""
+    crop, channel = np.nonzero(valid.any(axis=(2, 3)))
+    return crops[crop].astype(np.int32), channel.astype(np.int32), valid[crop, channel]
 
 
 def _check_grids(dataset: xr.Dataset, where: str) -> None:

@@ -15,11 +15,18 @@ from torch.utils.data import Dataset, get_worker_info
 
 from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.normalization import Normalization, decode, normalizations
-from gridrad_cube.datasets.table import SampleTable, build_table, chosen_crops, explain_empty
+from gridrad_cube.datasets.table import (
+    SampleRecord,
+    SampleTable,
+    build_table,
+    chosen_crops,
+    explain_empty,
+    identify_crops,
+)
 from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.storage import Files
-from gridrad_cube.store import MissingChunkError, PatchReader, open_packed, store_info
+from gridrad_cube.store import Build, MissingChunkError, PatchReader, open_packed, store_info
 
 
 class PatchDataset(Dataset[Batch]):
@@ -57,6 +64,9 @@ class PatchDataset(Dataset[Batch]):
         What to do where a patch is missing, truncated or altered: ``"raise"`` raises an error that names it;
         ``"skip"`` leaves the sample out, so that the batch is shorter, and lists it in ``batch.damaged``. A disk or
         network that fails always raises an error.
+    samples
+        The samples of an earlier data set (`record`), whose store may have grown or been reflagged since: exactly
+        these, whatever ``reject``, ``time``, ``exclude_time`` and ``bbox`` say.
 
     Attributes
     ----------
@@ -85,6 +95,7 @@ class PatchDataset(Dataset[Batch]):
         bbox: Box | None = None,
         coarsen: int = 1,
         on_damage: Literal["raise", "skip"] = "raise",
+        samples: SampleRecord | None = None,
     ) -> None:
         modes, reactions = ("each", "stack"), ("raise", "skip")
         for name, value, known in (
@@ -107,11 +118,13 @@ class PatchDataset(Dataset[Batch]):
         masks = reject_masks(self._labels, reject)
         #: Rejecting bits of each label.
         self.reject = dict(zip(self.labels, masks, strict=True))
-        crops = chosen_crops(dataset, time, exclude_time)
-        stacked = channel_mode == "stack"
-        self.table: SampleTable = build_table(dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
-        if not len(self.table):
-            raise explain_empty(dataset, self._labels, masks, crops, bbox, self.store)
+        if samples is None:
+            crops = chosen_crops(dataset, time, exclude_time)
+            self.table = self._build_table(crops, masks, bbox)
+            if not len(self.table):
+                raise explain_empty(dataset, self._labels, masks, crops, bbox, self.store)
+        else:
+            self.table = self._recorded_table(samples)
         self._dtype = np.result_type(*(dataset[label.variable].dtype for label in self._labels))
         self._altitudes = np.array([label.altitude or 0 for label in self._labels])
         self._variables: dict[str, list[int]] = {}  # numbers of the labels of each
@@ -174,6 +187,39 @@ class PatchDataset(Dataset[Batch]):
                 )
             codes.append(code)
         return np.array(codes).astype(self._dtype)
+
+    def _build_table(self, crops: np.ndarray, masks: Sequence[int], bbox: Box | None = None) -> SampleTable:
+        stacked = self.channel_mode == "stack"
+        return build_table(self._dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
+
+    def _recorded_table(self, samples: SampleRecord) -> SampleTable:
+        """The table of recorded samples: of all patches of their crops, those that were samples."""
+        crop, cells = samples.find(self._identities, self._record_shape, self.store)
+        crops = np.zeros(self._dataset.sizes["crop"], bool)
+        crops[crop] = True
+        every = self._build_table(crops, [0] * len(self._labels))
+        kept = cells[np.searchsorted(crop, every.crop), every.row, every.col, every.channel]
+        columns = (every.crop, every.row, every.col, every.channel, every.stratum)
+        return SampleTable(*(column[kept] for column in columns))
+
+    @property
+    def _record_shape(self) -> tuple[int, int, int]:
+        return (*self.cells, 1 if self.channel_mode == "stack" else len(self.labels))
+
+    @functools.cached_property
+    def _identities(self) -> np.ndarray:
+        """Identity of each crop of the store, by its place, its time and the checksums of its shards, (crop,)."""
+        build, crops = Build(self.store), self._dataset.sizes["crop"]
+        checksums = build.shard_crc if build.is_planned else np.zeros((crops, 0), np.uint32)
+        return identify_crops(self._dataset, *checksums[:crops].T)
+
+    def record(self) -> SampleRecord:
+        """Which samples these are, to open them again (``samples``) after the store has changed."""
+        table = self.table
+        crop, number = np.unique(table.crop, return_inverse=True)
+        cells = np.zeros((len(crop), *self._record_shape), bool)
+        cells[number, table.row, table.col, table.channel] = True
+        return SampleRecord.of(self._identities, crop, cells)
 
     @property
     def strata(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from gridrad_cube.schema import Flag, SchemaError
@@ -55,6 +56,69 @@ class SampleTable:
 
     def __len__(self) -> int:
         return len(self.crop)
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """Which samples a data set has, so that it can be opened with the same ones after its store has changed.
+
+    Attributes
+    ----------
+    crops
+        Identity of each crop with a sample, in the order of the store, int64, (n,): a hash of its source, scene, time,
+        window and pixels.
+    cells
+        Bits of which (row, col, label) of each crop are samples, as ``numpy.packbits`` packs them, uint8, (n, bytes).
+    shape
+        Rows, columns and labels.
+    """
+
+    crops: np.ndarray
+    cells: np.ndarray
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, identities: np.ndarray, crop: np.ndarray, cells: np.ndarray) -> SampleRecord:
+        """Record samples: identities of all crops of a store, those with samples, and their cells (row, col, label)."""
+        bits = np.packbits(cells.reshape(len(cells), -1), axis=1)
+        rows, cols, labels = cells.shape[1:]
+        return cls(identities[crop], bits, (rows, cols, labels))
+
+    def find(
+        self, identities: np.ndarray, shape: tuple[int, int, int], where: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Position in a store of each recorded crop, (n,), and its cells, bool, (n, rows, cols, labels).
+
+        Raises
+        ------
+        SchemaError
+            If the store lacks a crop, has it with other pixels or in another order, or has crops of another size.
+        """
+        order = np.argsort(identities, kind="stable")
+        found = order[np.searchsorted(identities, self.crops, sorter=order).clip(max=len(order) - 1)]
+        lost = int((identities[found] != self.crops).sum())
+        if tuple(shape) != tuple(self.shape):
+            problem = f"its crops have {tuple(shape)} rows, columns and channels, not {tuple(self.shape)}"
+        elif lost:
+            problem = f"{lost} of {len(self.crops)} crops are gone, or have other pixels"
+        elif (np.diff(found) <= 0).any():
+            problem = "its crops are in another order"
+        else:
+            bits = np.unpackbits(self.cells, axis=1, count=int(np.prod(self.shape)))
+            return found, bits.reshape(len(found), *self.shape).astype(bool)
+        raise SchemaError(
+            f"{where}: the store does not hold the samples that the run was trained on: {problem}. Resume on the store "
+            "as it was, or pass another --out to start a new run (--init-from starts it from these weights)."
+        )
+
+
+def identify_crops(dataset: xr.Dataset, *content: np.ndarray) -> npt.NDArray[np.int64]:
+    """A hash of source, scene, time and window of each crop of a store, and of columns (crop,) of further content."""
+    names = ["source", "scene", "time", "y_origin", "x_origin"]
+    columns = {name: dataset[name].values for name in names if name in dataset}
+    columns["time"] = columns["time"].astype("datetime64[s]").astype(np.int64)
+    frame = pd.DataFrame(columns | {f"content {i}": column for i, column in enumerate(content)})
+    return np.asarray(pd.util.hash_pandas_object(frame, index=False).to_numpy().view(np.int64))
 
 
 def chosen_crops(dataset: xr.Dataset, time: Any, exclude_time: Any) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ from gridrad_cube.datasets import (
     Normalization,
     PairDataset,
     PatchDataset,
+    SampleRecord,
     WindowPairs,
     followers,
     normalizations,
@@ -74,13 +76,21 @@ def store_state(store: str) -> dict[str, Any]:
     return {"path": store, "identity": str(identity)} | ({"checkpoint": made_by} if made_by else {})
 
 
-def open_source(config: Config, normalization: Mapping[str, Any] | None = None) -> _Source:
+def open_source(config: Config, checkpoint: Mapping[str, Any] | None = None) -> _Source:
     """Open the store of a configuration for the level that it trains.
 
-    ``normalization`` is that of the checkpoint from which a run resumes; worked out from the store if None.
+    Normalization and samples are those of the checkpoint from which a run resumes; worked out from the store if None.
     """
     kind = _PatchSource if store_level(config.store) == "256" else _GridSource
-    return kind(config, normalization)
+    return kind(config, checkpoint or {})
+
+
+def _recorded(checkpoint: Mapping[str, Any]) -> SampleRecord | None:
+    """The samples of a checkpoint; None for those of earlier versions, which lack them."""
+    if "samples" not in checkpoint:
+        return None
+    record = checkpoint["samples"]
+    return SampleRecord(record["crops"].numpy(), record["cells"].numpy(), tuple(record["shape"]))
 
 
 class _Source(ABC):
@@ -162,6 +172,13 @@ class _Source(ABC):
     def whole(self, batch: Batch) -> NetworkInput:
         """Whole samples as one view without randomness: what the network will embed."""
 
+    @functools.cached_property
+    def samples_state(self) -> dict[str, Any]:
+        """The samples of the run, as a checkpoint keeps them."""
+        record = self.dataset.record()
+        cells = torch.from_numpy(record.cells)
+        return {"crops": torch.from_numpy(record.crops), "cells": cells, "shape": list(record.shape)}
+
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the source: all that embedding needs to treat its inputs alike."""
@@ -198,15 +215,17 @@ class _PatchSource(_Source):
 
     level: Level = "256"
 
-    def __init__(self, config: Config, normalization: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Config, checkpoint: Mapping[str, Any]) -> None:
         arch = _choose_arch(config, self.level)
         patch_size = ARCHITECTURES[arch].patch_size if config.patch_size == "auto" else config.patch_size
         dataset = PatchDataset(
             config.store, **_selection(config), channel_mode=_choose_mode(config),
             coarsen=_choose_coarsen(config, arch), bbox=config.bbox or None, on_damage=config.on_damage,
+            samples=_recorded(checkpoint),
         )  # fmt: skip
-        if normalization is not None:
-            dataset.normalizations = {k: Normalization.from_dict(v) for k, v in normalization.items()}
+        if "normalization" in checkpoint:
+            rules = checkpoint["normalization"].items()
+            dataset.normalizations = {k: Normalization.from_dict(v) for k, v in rules}
         elif config.stem == "scattering":
             dataset.normalizations = normalizations(config.store, dataset.labels, scale="typical")
         self.field = dataset.patch // dataset.coarsen
@@ -391,7 +410,7 @@ class _GridSource(_Source):
 
     level: Level = "2k"
 
-    def __init__(self, config: Config, normalization: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Config, checkpoint: Mapping[str, Any]) -> None:
         if config.bbox:
             raise SchemaError("--bbox: grids are whole crops; choose them by --time, or embed a smaller cube")
         if config.flips == "d4":
@@ -399,7 +418,10 @@ class _GridSource(_Source):
                 "--flips: got 'd4'; expected none or h at level 2k, whose cells cannot be turned"
             )
         _choose_arch(config, self.level)  # before a store is read for the wrong network
-        dataset = GridDataset(config.store, **_selection(config), normalization=normalization)
+        dataset = GridDataset(
+            config.store, **_selection(config), normalization=checkpoint.get("normalization"),
+            samples=_recorded(checkpoint),
+        )  # fmt: skip
         features, *shape = dataset.shape
         super().__init__(config, dataset, in_channels=features, patch_size=1, image_size=max(shape))
         whole: Any = {"global_fraction": 1.0, "token_dropout": 0.0} if config.views == "area" else {}

@@ -159,7 +159,8 @@ def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Pa
     if differing:
         raise SchemaError(f"{where}: a run of another configuration: {'; '.join(differing)}. {remedy}")
     store, identity = theirs["store"], ours["store"]["identity"]
-    if store["identity"] != identity:
+    # Since checkpoints keep the samples, a store may change as long as it holds them.
+    if store["identity"] != identity and "samples" not in theirs:
         raise SchemaError(
             f"{where}: a run on another store, {store['path']} (or on this one before it changed), identity "
             f"{store['identity']}; {new['store']} has {identity}. {remedy}"

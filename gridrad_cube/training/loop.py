@@ -191,7 +191,7 @@ class _Run:
             dist.barrier()
         self.store = store_state(config.store)
         checkpoint = None if path is None else self._read(path)
-        self.source = open_source(config, checkpoint["normalization"] if checkpoint else None)
+        self.source = open_source(config, checkpoint)
         self.bf16 = use_bf16(config.precision, device)
         self._introduce()
         self.plan = plan = make_plan(
@@ -235,6 +235,10 @@ class _Run:
         if checkpoint is not None:
             self._restore(checkpoint)
             logger.info("resuming %s from step %d of %d", path, self.step, plan.steps)
+            if checkpoint["store"]["identity"] != self.store["identity"]:
+                logger.info(
+                    "%s has changed since; the run trains on the samples that it began with", config.store
+                )
         if world.is_main:
             self.folder.begin(config.to_dict(), self.step if checkpoint is not None else None)
             if path is not None and self.scores.best_step == self.step:
@@ -562,6 +566,7 @@ class _Run:
             "config": self.config.to_dict(),
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),
+            "samples": self.source.samples_state,
             "store": self.store,
             "software": {"gridrad_cube": _package_version(), "torch": str(torch.__version__)},
         }
