@@ -1,7 +1,8 @@
-"""Any CF netCDF file of one time on a latitude-longitude grid, with 1-D or 2-D coordinates.
+"""Any CF netCDF file of one time on a grid: latitude and longitude, 1-D or 2-D, or a projection.
 
 MRMS mosaics, gridded satellite imagery and model fields come this way. Axes are found by ``standard_name``,
-units and name; fields by their own name, by ``standard_name`` with units, or by the user's word.
+units and name; fields by their own name, by ``standard_name`` with units, or by the user's word. Where a file has no
+latitude and longitude, its grid mapping gives them (`gridrad_cube.readers.projection`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gridrad_cube.readers.header import (
     parse_time,
     read_altitudes,
 )
+from gridrad_cube.readers.projection import Projection, find_projection
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
 
@@ -36,11 +38,11 @@ FORMAT = "cf"
 _AXES = {
     "latitude": (
         ("degrees_north", "degree_north", "degrees_n", "degree_n"),
-        ("latitude", "lat", "xlat", "nav_lat"),
+        ("latitude", "lat", "xlat", "nav_lat", "point_latitude"),
     ),
     "longitude": (
         ("degrees_east", "degree_east", "degrees_e", "degree_e"),
-        ("longitude", "lon", "xlong", "nav_lon"),
+        ("longitude", "lon", "xlong", "nav_lon", "point_longitude"),
     ),
 }
 _ALTITUDES = ("altitude", "height", "height_above_mean_sea_level", "alt", "z", "lev", "level")
@@ -50,6 +52,7 @@ _STANDARD_NAMES = {
     "toa_brightness_temperature": "ir_brightness_temperature",
     "brightness_temperature": "ir_brightness_temperature",
     "toa_bidirectional_reflectance": "visible_reflectance",
+    "toa_lambertian_equivalent_albedo_multiplied_by_cosine_solar_zenith_angle": "visible_reflectance",
     "equivalent_reflectivity_factor": "reflectivity",
     "lwe_precipitation_rate": "precipitation_rate",
     "rainfall_rate": "precipitation_rate",
@@ -64,7 +67,7 @@ _Dims = tuple[str, str]  # of row and column
 def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     found = _find_fields(source, request)
-    axes, dims = _find_axes(source, found)
+    axes, dims, projection = _find_axes(source, found)
     time = _time(source)
     found = {channel: f for channel, f in found.items() if set(dims) <= set(f[0].dims)}
     vertical = {channel: _vertical(source, variable, dims) for channel, (variable, _) in found.items()}
@@ -97,6 +100,7 @@ def describe(source: Source, request: Request) -> Header:
         request,
         axes=axes,
         dims=dims,
+        positions=(projection.latitude, projection.longitude) if projection else None,
         vertical=upright,
         available=available,
         field_of=field_of,
@@ -105,13 +109,17 @@ def describe(source: Source, request: Request) -> Header:
         format=FORMAT,
         product="",
         time=time,
+        is_projected=projection is not None,
     )
     known = ", ".join(sorted(name for name in header.fields if name in CHANNELS))
     is_imagery = any(field.channel.kind in ("infrared", "visible") for field in header.fields.values())
+    satellite = goes_longitude(source) if is_imagery else None
+    if is_imagery and satellite is None and projection is not None:
+        satellite = projection.satellite_longitude
     return replace(
         header,
         product=f"{text_of(source.attributes, 'title') or 'CF file'} ({known})",
-        satellite_longitude=goes_longitude(source) if is_imagery else None,
+        satellite_longitude=satellite,
     )
 
 
@@ -144,26 +152,23 @@ def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, 
 
 def _find_axes(
     source: Source, found: Mapping[str, tuple[Variable, str | None]]
-) -> tuple[tuple[str, str], _Dims]:
-    """The surest latitude and longitude that some field lies on, and their dimensions."""
+) -> tuple[tuple[str, str], _Dims, Projection | None]:
+    """The surest coordinates that some field lies on, their dimensions, and the projection that they belong to.
+
+    Latitude and longitude, or the coordinates of a projection in a file without these.
+    """
     candidates = (_candidates(source, "latitude"), _candidates(source, "longitude"))
     pairs = [((a.name, b.name), dims) for a, b in product(*candidates) if (dims := _grid_dims(a, b))]
     for axes, dims in pairs:
         if not found or any(set(dims) <= set(variable.dims) for variable, _ in found.values()):
-            return axes, dims
-    projected = [
-        v.name for v in source.variables.values()
-        if v.text("standard_name").startswith("projection_") or v.name in ("x", "y")
-    ]  # fmt: skip
-    if projected:
-        raise SchemaError(
-            f"{source.path}: {projected} are coordinates of a projection, and no latitude and longitude lie on them; "
-            "expected 1-D axes or 2-D arrays in degrees. Add latitude(y, x) and longitude(y, x), for example "
-            "from pyproj or Py-ART's grid.get_point_longitude_latitude()."
-        )
+            return axes, dims, None
+    fields = [variable for variable, _ in found.values()]
+    fields = fields or [v for v in source.variables.values() if v.is_numeric and len(v.dims) >= 2]
+    if projection := find_projection(source, fields):
+        return projection.axes, projection.dims, projection
     raise SchemaError(
         f"{source.path}: no latitude and longitude that make a grid, got {source.listing()}; expected variables "
-        "with standard_name latitude and longitude, 1-D or 2-D."
+        "with standard_name latitude and longitude, 1-D or 2-D, or coordinates of a projection and its grid mapping."
     )
 
 
@@ -180,11 +185,14 @@ def _candidates(source: Source, axis: str) -> list[Variable]:
 
 
 def _grid_dims(latitude: Variable, longitude: Variable) -> _Dims | None:
-    """Row and column of the grid that two variables make, or None where they make none."""
+    """Row and column of the grid that two variables make, or None where they make none.
+
+    Positions may be repeated at each time or altitude, before row and column.
+    """
     lat, lon = (tuple(d for d, n in v.sizes.items() if n > 1) for v in (latitude, longitude))
     if len(lat) == len(lon) == 1 and lat != lon:
         return lat[0], lon[0]
-    return (lat[0], lat[1]) if len(lat) == 2 and lat == lon else None
+    return (lat[-2], lat[-1]) if len(lat) >= 2 and lat == lon else None
 
 
 def _vertical(source: Source, variable: Variable, dims: _Dims) -> str | None:
@@ -239,4 +247,7 @@ def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDAr
             codes[name] = derive(name, reflectivity, altitudes, request.radar.echo_top_dbz, volume.packing)
         else:
             codes[name] = read_codes(source, about, header.levels)
+        if header.is_projected:
+            fill = about.packing.fill_value
+            codes[name][..., np.isnan(header.latitude)] = np.nan if fill is None else fill
     return codes

@@ -110,6 +110,8 @@ class Header:
         All altitudes of the file, in its order; ``levels`` are the positions among them of the scene's altitudes.
     further
         Further channels that the file could give: of the table, and other variables on the same pixels.
+    is_projected
+        Whether the positions are those of a projection: pixels that it puts nowhere on the Earth are not observed.
     satellite_longitude
         Degrees east, known of some geostationary satellites.
     observation_time
@@ -126,6 +128,7 @@ class Header:
     altitude_km: _Float = field(default_factory=lambda: np.zeros(0), repr=False)
     levels: tuple[int, ...] = ()
     further: tuple[str, ...] = ()
+    is_projected: bool = False
     satellite_longitude: float | None = None
     observation_time: npt.NDArray[np.datetime64] | None = field(default=None, repr=False)
 
@@ -200,6 +203,7 @@ def make_header(
     altitude_km: _Float = np.zeros(0),  # noqa: B008
     vertical: str | None = None,
     listed: str | None = None,
+    positions: tuple[_Float, _Float] | None = None,
     lattice: tuple[int, ...] = (),
     tolerance: float = 0.0,
     **scene: Any,
@@ -209,7 +213,8 @@ def make_header(
     Parameters
     ----------
     axes
-        The variables of latitude and longitude, for `make_grid` with ``lattice`` and ``tolerance``.
+        The variables of latitude and longitude, for `make_grid` with ``lattice`` and ``tolerance``; or those of the
+        coordinates of a projection, with the ``positions`` that it gives.
     dims, vertical, listed
         As for `find_others`.
     available
@@ -236,12 +241,10 @@ def make_header(
     fields = {n: field_of(n) if n in available else other_field(source, n, others[n]) for n in names}
     taken = {about.variable for about in fields.values() if about.channel.name not in DERIVED}
     unknown = sorted(name for name in others if name not in taken and not _name_problem(name, (name,)))
-    positions = []
-    for name in axes:
-        values, units = _read_numbers(source, name), source.variables[name].text("units").lower()
-        values = np.rad2deg(values) if units in ("radian", "radians", "rad") else values
-        positions.append(values if values.ndim == 1 else np.squeeze(values))
-    latitude, longitude = _make_grid(*positions, where=source.path, lattice=lattice, tolerance=tolerance)
+    latitude, longitude = positions or (_read_positions(source, axes[0]), _read_positions(source, axes[1]))
+    latitude, longitude = _make_grid(
+        latitude, longitude, where=source.path, lattice=lattice, tolerance=tolerance
+    )
     return Header(
         path=source.path,
         latitude=latitude,
@@ -314,9 +317,32 @@ def _name_problem(name: str, others: Sequence[str]) -> str:
 # --- positions
 
 
-def _read_numbers(source: Source, name: str) -> _Float:
+def _read_positions(source: Source, name: str) -> _Float:
+    """Latitude or longitude in degrees, an axis or on rows and columns.
+
+    Positions that a file repeats at each time or altitude (WRF, Py-ART) are read once; ones that change are refused.
+    """
+    variable, units = source.variables[name], source.variables[name].text("units").lower()
+    long = [dim for dim, size in variable.sizes.items() if size > 1]
+    if len(long) <= 2:
+        values = _read_numbers(source, name)
+        values = values if values.ndim == 1 else np.squeeze(values)
+    else:
+        values, last = (
+            _read_numbers(source, name, tuple(slice(None) if d in long[-2:] else end for d in variable.dims))
+            for end in (0, -1)
+        )
+        if not np.array_equal(values, last, equal_nan=True):
+            raise SchemaError(
+                f"{variable.where} on {variable.dims} {variable.shape} changes along {long[0]!r}; expected a grid that "
+                f"does not move. Split the file: ds.isel({long[0]}=[i]).to_netcdf(...)."
+            )
+    return np.rad2deg(values) if units in ("radian", "radians", "rad") else values
+
+
+def _read_numbers(source: Source, name: str, key: Any = ...) -> _Float:
     """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
-    variable, raw = source.variables[name], source.read(name)
+    variable, raw = source.variables[name], source.read(name, key)
     values = raw.astype(np.float64)
     for fill in variable.fills:
         values[raw == raw.dtype.type(fill)] = np.nan
