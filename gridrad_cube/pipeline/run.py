@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: Suffixes of files that a folder is searched for.
-_SUFFIXES = (".nc", ".nc4", ".cdf")
+#: Ends of names of files that a folder is searched for.
+_SUFFIXES = (".nc", ".nc4", ".cdf", ".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
 #: Errors of a disk that is full or cannot be written to.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -89,7 +89,7 @@ def preprocess(
     Parameters
     ----------
     sources
-        Files and folders (searched for netCDF files).
+        Files and folders (searched for netCDF and GRIB2 files).
     store
         Path or URL of the store.
     recipe
@@ -209,23 +209,25 @@ def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
 
 
 def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Paths of files named, and of netCDF files under folders named, by their names relative to the root; sorted.
+    """Paths of files named, and of source files under folders named, by their names relative to the root; sorted.
 
     Raises
     ------
     FileNotFoundError
         If a path is not there.
     SchemaError
-        If a folder holds no netCDF file, or two roots hold a file of the same relative name.
+        If a folder holds no such file, or two roots hold a file of the same relative name.
     """
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     found: dict[str, str] = {}
     paths: set[str] = set()
     for root in map(Path, roots):
         if root.is_dir():
-            pairs = [(p.relative_to(root).as_posix(), p) for p in _netcdf_files(root)]
+            pairs = [(p.relative_to(root).as_posix(), p) for p in _files_under(root)]
             if not pairs:
-                raise SchemaError(f"{root}: no netCDF file ({', '.join(_SUFFIXES)}) in this folder or below")
+                raise SchemaError(
+                    f"{root}: no netCDF or GRIB2 file ({', '.join(_SUFFIXES)}) in this folder or below"
+                )
         elif root.exists():
             pairs = [(root.name, root)]
         else:
@@ -241,8 +243,8 @@ def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[st
     return dict(sorted(found.items()))
 
 
-def _netcdf_files(root: Path) -> Iterator[Path]:
-    """Files with a netCDF suffix under a folder, through links to folders too, each folder once."""
+def _files_under(root: Path) -> Iterator[Path]:
+    """Files with such a suffix under a folder, through links to folders too, each folder once."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -251,7 +253,7 @@ def _netcdf_files(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders.sort()
-        yield from (Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in _SUFFIXES)
+        yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(_SUFFIXES))
 
 
 def _stamp(path: str) -> tuple[int, int]:

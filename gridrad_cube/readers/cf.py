@@ -7,6 +7,7 @@ latitude and longitude, its grid mapping gives them (`gridrad_cube.readers.proje
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain, product
@@ -46,8 +47,8 @@ _AXES = {
     ),
 }
 _ALTITUDES = ("altitude", "height", "height_above_mean_sea_level", "alt", "z", "lev", "level")
-#: Channels by CF standard name. Column maximum and reflectivity share one: a field that says no more is
-#: taken as reflectivity.
+#: Channels by CF standard name. Column maximum and reflectivity share one: a field whose ``cell_methods`` say no
+#: more is taken as reflectivity.
 _STANDARD_NAMES = {
     "toa_brightness_temperature": "ir_brightness_temperature",
     "brightness_temperature": "ir_brightness_temperature",
@@ -55,8 +56,10 @@ _STANDARD_NAMES = {
     "toa_lambertian_equivalent_albedo_multiplied_by_cosine_solar_zenith_angle": "visible_reflectance",
     "equivalent_reflectivity_factor": "reflectivity",
     "lwe_precipitation_rate": "precipitation_rate",
+    "precipitation_flux": "precipitation_rate",
     "rainfall_rate": "precipitation_rate",
 }
+_COLUMN_MAXIMUM = re.compile(r"\b(altitude|height|z|lev|level): max")
 #: Global attributes that hold a file's time where no variable does.
 _TIME_ATTRIBUTES = ("time_coverage_start", "start_datetime", "date_time_stamp")
 
@@ -136,6 +139,8 @@ def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, 
     by_standard_name: dict[str, list[Variable]] = {}
     for variable in grids:
         channel = _STANDARD_NAMES.get(variable.text("standard_name"))
+        if channel == "reflectivity" and _COLUMN_MAXIMUM.search(variable.text("cell_methods").lower()):
+            channel = "reflectivity_column_maximum"
         if channel is None or channel in found or any(variable is taken for taken, _ in found.values()):
             continue
         if spelled(variable.text("units")) in CONVERSIONS[CHANNELS[channel].units]:

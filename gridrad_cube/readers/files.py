@@ -1,15 +1,18 @@
-"""Opening netCDF files that are not trusted: what may be opened, how much of it, and under which lock.
+"""Opening files that are not trusted: what may be opened, how much of it, and under which lock.
 
-A classic file must be as long as its header declares: the netCDF library reads zeros past the end of a cut one. An HDF5
+A classic netCDF file must be as long as its header declares: the library reads zeros past the end of a cut one. An HDF5
 file must not reach outside itself. Large deflated variables are inflated chunk by chunk, which is faster than the
-library.
+library. GRIB2 files, plain or in gzip, are read through `grib`.
 """
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import math
 import os
+import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,10 +24,14 @@ import numpy as np
 import numpy.typing as npt
 from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, combine_locks
 
+from gridrad_cube.readers.grib import MAGIC as _GRIB_MAGIC
+from gridrad_cube.readers.grib import GribFile
 from gridrad_cube.schema import SchemaError
 
 #: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
 MAX_VARIABLE_BYTES = 4 * 2**30
+#: Largest file that is unpacked, in bytes: a kilobyte of gzip can hold a megabyte.
+_MAX_UNPACKED_BYTES = 2**30
 #: More objects than this in one HDF5 file is no gridded product.
 _MAX_HDF5_OBJECTS = 10_000
 #: The one lock of this process around HDF5 and netCDF-C, which are not thread-safe; xarray's own engines
@@ -33,14 +40,16 @@ _LOCK = combine_locks([NETCDFC_LOCK, HDF5_LOCK])
 
 #: Variables of fewer bytes are read faster by the library.
 _LARGE_BYTES = 2**18
+#: Bytes that are unpacked at once.
+_BLOCK = 2**20
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+_GZIP_MAGIC = b"\x1f\x8b"
 #: What else arrives under the name of a netCDF file, by its first bytes.
 _OTHER_MAGIC = (
     (b"<", "an HTML or XML page, as a failed log-in or download leaves; download the file again"),
     (b"{", "JSON text"),
-    (b"GRIB", "GRIB; convert it, for example with cfgrib"),
-    (b"\x1f\x8b", "gzip; unpack it first"),
+    (_GZIP_MAGIC, "gzip of no GRIB file; unpack it first"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"BZh", "bzip2; unpack it first"),
 )
@@ -215,20 +224,32 @@ def _attributes(owner: Any, path: str) -> dict[str, Any]:
 
 @contextmanager
 def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
-    """Open a netCDF file after looking at what it is; holds the process's lock until closed.
+    """Open a netCDF or GRIB2 file after looking at what it is; holds the process's lock until closed.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at the path.
     SchemaError
-        If it is not a netCDF file, is empty, cut or damaged, declares an absurd size, or would make the
+        If it is neither a netCDF nor a GRIB2 file, is empty, cut or damaged, declares an absurd size, or would make the
         library read other files of this machine.
     """
     import netCDF4
 
     name = os.fspath(path)
-    is_hdf5 = _check_bytes(name)
+    head = _check_file(name)
+    if head.startswith((_GRIB_MAGIC, _GZIP_MAGIC)):
+        is_packed = head.startswith(_GZIP_MAGIC)
+        with _LOCK, _unpack(name) if is_packed else open(name, "rb") as grib:
+            try:
+                messages = GribFile(grib)
+            except ValueError as error:
+                raise SchemaError(f"{name}: {error}") from error
+            yield Source(name, messages)
+        return
+    is_hdf5 = head.startswith(_HDF5_MAGIC)
+    if not is_hdf5:
+        _check_classic(name, head)
     with _LOCK, _open_hdf5(name) if is_hdf5 else nullcontext() as file:
         try:
             dataset = netCDF4.Dataset(os.path.abspath(name), "r")
@@ -243,8 +264,8 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
             dataset.close()
 
 
-def _check_bytes(path: str) -> bool:
-    """Look at the kind, length and first bytes of a file; True for HDF5, False for classic netCDF."""
+def _check_file(path: str) -> bytes:
+    """The first bytes of a file; refuses what is none, or empty."""
     location = Path(path)
     if not location.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -252,25 +273,47 @@ def _check_bytes(path: str) -> bool:
         raise SchemaError(f"{path}: a directory, not a file; expected one netCDF file. Pass the files in it.")
     if not location.is_file():
         raise SchemaError(f"{path}: not a regular file; expected one netCDF file")
-    size = location.stat().st_size
-    if size == 0:
+    if location.stat().st_size == 0:
         raise SchemaError(f"{path}: empty file: GridRad writes these where there was no valid data")
     with location.open("rb") as file:
-        head = file.read(64)
-        if head.startswith(_HDF5_MAGIC):
-            return True
-        if not head.startswith(_CLASSIC_MAGIC):
-            raise SchemaError(
-                f"{path}: not a netCDF file (starts with {_describe_bytes(head)}); expected HDF5 or classic netCDF"
-            )
-        file.seek(0)
+        return file.read(64)
+
+
+def _check_classic(path: str, head: bytes) -> None:
+    """Refuse what is not a classic netCDF file, or one that is cut."""
+    if not head.startswith(_CLASSIC_MAGIC):
+        raise SchemaError(
+            f"{path}: not a netCDF file (starts with {_describe_bytes(head)}); expected HDF5, classic netCDF or GRIB2"
+        )
+    with open(path, "rb") as file:
         try:
             needed = _required_bytes(file)
         except (ValueError, OverflowError, OSError) as error:
             raise SchemaError(f"{path}: damaged classic netCDF file: {error}. Download it again.") from error
+        size = file.seek(0, os.SEEK_END)
     if size < needed:
         raise SchemaError(f"{path}: cut off: {size} bytes of the {needed} it declares. Download it again.")
-    return False
+
+
+@contextmanager
+def _unpack(path: str) -> Iterator[BinaryIO]:
+    """A temporary file with the GRIB messages of a gzip file, of bounded size."""
+    with tempfile.TemporaryFile(prefix="gridrad_cube_") as out, gzip.open(path, "rb") as packed:
+        try:
+            head = packed.read(len(_GRIB_MAGIC))
+            if head != _GRIB_MAGIC:
+                raise SchemaError(f"{path}: {_describe_bytes(_GZIP_MAGIC)}")
+            out.write(head)
+            while block := packed.read(_BLOCK):
+                if out.tell() + len(block) > _MAX_UNPACKED_BYTES:
+                    raise SchemaError(
+                        f"{path}: more than {_MAX_UNPACKED_BYTES / 2**30:.0f} GiB when unpacked; refused. Unpack it "
+                        "first if you trust it."
+                    )
+                out.write(block)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SchemaError(f"{path}: damaged gzip file ({error}). Download it again.") from error
+        yield out
 
 
 def _describe_bytes(head: bytes) -> str:
