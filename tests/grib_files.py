@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gridrad_cube.readers.grib import _load_pyproj
+from gridrad_cube.readers.grib import load_pyproj
 
-_load_pyproj()
+load_pyproj()
 import eccodes  # noqa: E402
 
 MRMS = {"centre": 161, "discipline": 209, "typeOfFirstFixedSurface": 102}

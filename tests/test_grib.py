@@ -10,6 +10,7 @@ import sys
 import grib_files as grib
 import numpy as np
 import pytest
+from test_projections import write_abi
 
 from gridrad_cube import readers
 from gridrad_cube.readers import files as opening
@@ -260,29 +261,19 @@ def test_without_eccodes_the_message_says_what_to_install(tmp_path, monkeypatch)
 
 # --- two PROJ libraries in one process
 
-PROJECT = """
-from pyproj import Transformer
-there = Transformer.from_crs("EPSG:4326", "EPSG:32615", always_xy=True).transform(-93, 40)
-assert abs(there[0] - 500_000) < 1e-3, there
-"""
-
 
 @pytest.mark.parametrize(
     "first",
-    [
-        "import readers_first; readers_first.read(); ",
-        "import eccodes; from gridrad_cube.readers.grib import _load_pyproj; _load_pyproj()",
-        "import cfgrib; from gridrad_cube.readers.grib import _load_pyproj; _load_pyproj()",
-    ],
-    ids=["a GRIB file is read first", "the program imports eccodes", "the program imports cfgrib"],
+    ["from gridrad_cube import readers; readers.read_scene('a.grib2')", "import eccodes", "import cfgrib"],
+    ids=["a GRIB file is read", "the program imports eccodes", "the program imports cfgrib"],
 )
-def test_pyproj_works_beside_eccodes(tmp_path, first):
+def test_a_projected_file_is_read_after_ecCodes_was_imported(tmp_path, first):
     grib.write(tmp_path / "a.grib2", [whole()])
-    (tmp_path / "readers_first.py").write_text(
-        "from gridrad_cube import readers\ndef read():\n    readers.read_scene('a.grib2')\n"
-    )
-    code = f"{first}\n{PROJECT}import eccodes\n"
+    write_abi(tmp_path / "abi.nc", slice(30, 38), slice(40, 52))
+    expected = readers.read_scene(tmp_path / "abi.nc").latitude.values[2, 3]
+    code = f"{first}\nfrom gridrad_cube import readers\nprint(readers.read_scene('abi.nc').latitude.values[2, 3])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == expected

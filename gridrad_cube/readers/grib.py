@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import ModuleType
@@ -260,9 +260,8 @@ class GribFile:
 
 
 def _load_eccodes() -> None:
-    """Import ecCodes, after pyproj where that is installed: see `_load_pyproj`."""
-    with suppress(ImportError):
-        _load_pyproj()
+    """Import ecCodes, after pyproj: see `load_pyproj`."""
+    load_pyproj()
     try:
         import eccodes  # noqa: F401
     except (ImportError, RuntimeError) as error:  # the package, or its library
@@ -272,7 +271,7 @@ def _load_eccodes() -> None:
         ) from error
 
 
-def _load_pyproj() -> ModuleType:
+def load_pyproj() -> ModuleType:
     """Import pyproj, also where ecCodes was imported before.
 
     The wheels of both bring a PROJ library. ecCodes makes the symbols of its own visible to all libraries, and pyproj,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gridrad_cube.readers.fields import CONVERSIONS, spelled
 from gridrad_cube.readers.files import Source, Variable
+from gridrad_cube.readers.grib import load_pyproj
 from gridrad_cube.schema import SchemaError
 
 _Float = npt.NDArray[np.float64]
@@ -122,12 +123,10 @@ def _mapping(source: Source, field: Variable) -> Variable:
 
 def _crs(mapping: Variable) -> Any:
     """The projection of a grid mapping, as a `pyproj.CRS`."""
-    from pyproj import CRS
-    from pyproj.exceptions import CRSError
-
+    pyproj = load_pyproj()
     try:
-        crs = CRS.from_cf({name: _plain(value) for name, value in mapping.attributes.items()})
-    except (CRSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        crs = pyproj.CRS.from_cf({name: _plain(value) for name, value in mapping.attributes.items()})
+    except (pyproj.exceptions.CRSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise SchemaError(
             f"{mapping.where}: pyproj cannot read this grid mapping ({type(error).__name__}: {error}). Correct its "
             "attributes as CF defines them (appendix F), or add latitude(y, x) and longitude(y, x) in degrees."
@@ -179,10 +178,9 @@ def _values(source: Source, variable: Variable, crs: Any) -> _Float:
 @functools.lru_cache(maxsize=1)  # the scenes of an archive share their grid
 def _project(wkt: str, y: bytes, x: bytes) -> tuple[_Float, _Float]:
     """Latitude and longitude on ``(y, x)``, from coordinates as bytes of float64; read-only."""
-    from pyproj import CRS, Transformer
-
-    crs = CRS.from_wkt(wkt)
-    transformer = Transformer.from_crs(crs, _base(crs), always_xy=True)
+    pyproj = load_pyproj()
+    crs = pyproj.CRS.from_wkt(wkt)
+    transformer = pyproj.Transformer.from_crs(crs, _base(crs), always_xy=True)
     northing, easting = np.frombuffer(y), np.frombuffer(x)
     positions = np.empty((2, northing.size, easting.size))
     step = max(1, _BLOCK // easting.size)
