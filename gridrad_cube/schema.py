@@ -274,7 +274,8 @@ def _radar_packing(step: float, offset: float) -> Packing:
 class Channel:
     """One physical field: its units and how float sources of it are packed.
 
-    ``typical_range`` in ``units`` is what histograms and color scales span; values outside are data too.
+    ``typical_range`` in ``units`` is what histograms and color scales span; values outside are data too. Values above
+    ``physical_maximum`` are not: readers give them as out of the valid range.
     """
 
     name: str
@@ -284,6 +285,7 @@ class Channel:
     packing: Packing
     typical_range: tuple[float, float]
     standard_name: str | None = None
+    physical_maximum: float = math.inf
 
     @property
     def has_echo(self) -> bool:
@@ -312,16 +314,22 @@ _RAIN = Packing(
     echo_minimum=2, valid_minimum=1, valid_maximum=65000,
 )
 _Z = "equivalent_reflectivity_factor"
+# The largest reflectivity that a WSR-88D can report is 94.5 dBZ (NOAA ROC, Interface Control Document 2620010).
+_DBZ_MAXIMUM = 95.0
+# 31.2 mm in one minute, the WMO's record: Engelbrecht and Brancato (1959), Monthly Weather Review 87(8), 303-306.
+_RAIN_MAXIMUM = 1872.0
 _CHANNELS = (
     Channel("ir_brightness_temperature", "infrared", "K", "infrared brightness temperature", _KELVIN, (190.0, 320.0),
             "toa_brightness_temperature"),
     Channel("visible_reflectance", "visible", "1", "visible reflectance", _FRACTION, (0.0, 1.2),
             "toa_bidirectional_reflectance"),
-    Channel("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z),
-    Channel("reflectivity_column_maximum", "radar", "dBZ", "column maximum reflectivity", _DBZ, (-10.0, 75.0), _Z),
+    Channel("reflectivity", "radar", "dBZ", "radar reflectivity", _DBZ, (-10.0, 75.0), _Z,
+            _DBZ_MAXIMUM),
+    Channel("reflectivity_column_maximum", "radar", "dBZ", "column maximum reflectivity", _DBZ, (-10.0, 75.0), _Z,
+            _DBZ_MAXIMUM),
     Channel("echo_top_height", "radar", "km", "echo-top height above mean sea level", _DBZ, (0.0, 22.0)),
     Channel("precipitation_rate", "rain", "mm h-1", "precipitation rate", _RAIN, (0.0, 150.0),
-            "lwe_precipitation_rate"),
+            "lwe_precipitation_rate", _RAIN_MAXIMUM),
     Channel("spectrum_width", "field", "m s-1", "Doppler velocity spectrum width", _DBZ, (0.0, 20.0)),
     Channel("azimuthal_shear", "field", "s-1", "azimuthal shear", _SHEAR, (-0.02, 0.02)),
     Channel("divergence", "field", "s-1", "radial divergence", _SHEAR, (-0.02, 0.02)),

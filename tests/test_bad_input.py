@@ -60,17 +60,6 @@ def test_later_scene_that_needs_a_larger_crop_is_told_and_the_others_are_added(s
     assert store.verify(tmp_path / "p.zarr") == []
 
 
-def test_source_of_another_packing_is_told(sources, tmp_path):
-    import netCDF4
-
-    with netCDF4.Dataset(sorted(sources.rglob("*.nc"))[2], "a") as file:
-        file["ir_brightness_temperature"].scale_factor = 0.02
-    report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
-    (failed,) = report.failed
-    assert "ir_brightness_temperature is packed as" in failed.reason
-    assert store.open_cube(tmp_path / "p.zarr")["status"].values.tolist() == [0, 0, 2]
-
-
 def test_store_where_nothing_may_be_written_is_told_before_any_work(sources):
     result = CliRunner().invoke(
         cli, ["preprocess", str(sources), "--store", "/proc/patches.zarr", "--patch", "32"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, write_source
-from gridrad_cube.schema import CHANNELS, Recipe, SchemaError
+from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 from gridrad_cube.storage import RemoteError
 from gridrad_cube.store import Build, verify
 
@@ -305,6 +305,7 @@ def _plan(
     planned: list[_Planned] = []
     refused: list[Outcome] = []
     offered: dict[str, tuple[_Planned, store.ChannelLayout]] = {}  # by the first scene that has it
+    packings: dict[str, set[Packing]] = {}  # of all scenes that have it
     for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
         if isinstance(result, Exception):
             name, path = new[i]
@@ -312,13 +313,17 @@ def _plan(
             continue
         planned.append(result._replace(channels={}))
         for name, channel in result.channels.items():
+            packings.setdefault(name, set()).add(channel.packing)
             if name not in offered or _order(result) < _order(offered[name][0]):
                 offered[name] = planned[-1], channel
     planned.sort(key=_order)
     if build.is_planned:
         layout = build.layout
     elif planned:
-        channels = {name: channel for name, (_, channel) in offered.items()}
+        channels = {
+            name: replace(channel, packing=readers.common_packing(channel.channel, packings[name]))
+            for name, (_, channel) in offered.items()
+        }
         layout = _layout(recipe, planned, channels, found[planned[0].entry.source])
         own = tuple(n for n, channel in layout.channels.items() if channel.channel.kind != "other")
         recipe = replace(recipe, channels=recipe.channels or own)

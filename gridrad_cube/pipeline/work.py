@@ -87,12 +87,35 @@ def write_source(
         raise SchemaError(
             f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
         )
+    notes = [*scene.attrs.pop("notes", ()), *_pack_as_store(scene, layout, path)]
     store.write_grid(Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
     windows = (tiling.Window(y, x, *layout.crop) for y, x in entry.windows)
     crops = (tiling.cut(scene, window, layout.patch) for window in windows)
     record = write_crops(root, layout, recipe, entry, crops, path)
     seconds = round(time.perf_counter() - start, 3)
-    return replace(record, size=found.st_size, mtime_ns=found.st_mtime_ns, seconds=seconds)
+    return replace(
+        record, size=found.st_size, mtime_ns=found.st_mtime_ns, seconds=seconds, reason="; ".join(notes)
+    )
+
+
+def _pack_as_store(scene: xr.Dataset, layout: store.CubeLayout, path: str) -> list[str]:
+    """Pack the channels of a scene as the store does, where the file has other packings; say what was done."""
+    notes = []
+    for name, layer in layout.channels.items():
+        if name not in scene:
+            continue
+        variable = scene[name]
+        found = Packing.from_attributes(variable.attrs, variable.dtype)
+        if found == layer.packing:
+            continue
+        try:
+            codes, note = readers.recode(variable.values, found, layer.packing, layer.channel)
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
+        kept = {k: v for k, v in variable.attrs.items() if k not in found.to_attributes()}
+        scene[name] = (variable.dims, codes, kept | layer.packing.to_attributes())
+        notes += [note] if note else []
+    return notes
 
 
 def write_crops(

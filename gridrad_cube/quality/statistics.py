@@ -191,7 +191,7 @@ def _with_valid_range(packing: Packing, channel: Channel) -> Packing:
         return packing
     high = np.iinfo(own.dtype).max if own.valid_maximum is None else own.valid_maximum
     low, high = (code * own.scale_factor + own.add_offset for code in (low, high))
-    return replace(packing, valid_minimum=low, valid_maximum=high)
+    return replace(packing, valid_minimum=low, valid_maximum=min(high, channel.physical_maximum))
 
 
 @dataclass

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.readers import cf, gridrad, larc_goes
+from gridrad_cube.readers.fields import common_packing, recode
 from gridrad_cube.readers.files import Source, Variable, open_source
 from gridrad_cube.readers.gridrad import RadarVolume, densify
 from gridrad_cube.readers.header import Header, Request, make_scene, parse_stamp
@@ -27,12 +28,14 @@ __all__ = [
     "FORMATS",
     "Header",
     "RadarVolume",
+    "common_packing",
     "densify",
     "inspect",
     "list_contents",
     "parse_stamp",
     "read_fields",
     "read_scene",
+    "recode",
 ]
 
 #: What ``format=`` takes. ``gridrad`` stands for any of its versions.
@@ -94,7 +97,7 @@ def read_scene(
         Altitudes of radar moments that name none (all by default), and the threshold of echo tops.
     variables
         ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may
-        be None if the file has them.
+        be None if the file has them. A file without that variable is a file without the channel.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
         `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
@@ -108,7 +111,12 @@ def read_scene(
     weights are 0 in every bin that the file does not list: no gate gave it a value. Coordinates
     ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second),
     ``altitude`` (km) and ``observation_time(y)`` where there are such. Attributes ``source_format``,
-    ``product`` and, for a known geostationary satellite, ``satellite_longitude``.
+    ``product`` and, for a known geostationary satellite, ``satellite_longitude``; ``notes``, what was warned about.
+
+    Warns
+    -----
+    UserWarning
+        Of an attribute that cannot be used and is ignored, and of integers that are packed anew.
 
     Raises
     ------
@@ -121,7 +129,10 @@ def read_scene(
     request = _request(channels, radar, variables)
     with open_source(path) as source:
         header = find_reader(source, format).describe(source, request)
-        return make_scene(header, read_channels(source, header, request, clean))
+        scene = make_scene(header, read_channels(source, header, request, clean))
+        if notes := [note for variable in source.variables.values() for note in variable.notes]:
+            scene.attrs["notes"] = notes
+        return scene
 
 
 def read_fields(path: _Path) -> xr.Dataset:

@@ -86,7 +86,8 @@ def describe(source: Source, request: Request) -> Header:
     altitudes = read_altitudes(source, levels_of.name) if levels_of else np.zeros(0)
     available = {channel: vertical[channel] is not None for channel in found}
     if available.get("reflectivity"):
-        available = dict.fromkeys(DERIVED, False) | available
+        derived = [name for name in DERIVED if name not in request.named()]
+        available = dict.fromkeys(derived, False) | available
 
     def field_of(name: str) -> Field:
         variable, units = found.get(name) or found["reflectivity"]
@@ -127,21 +128,26 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, str | None]]:
-    """Variables that are channels, with units that the user gives: by the user's word, by name, by standard name."""
+    """Variables that are channels, with units that the user gives: by the user's word, by name, by standard name.
+
+    The user's word is binding: a file without the variable named is a file without the channel.
+    """
+    named = request.named()
     asked = {label.partition("@")[0] for label in request.channels}
     found: dict[str, tuple[Variable, str | None]] = {
         channel: (source.variables[name], units)
-        for channel, (name, units) in request.named().items()
+        for channel, (name, units) in named.items()
         if name in source.variables
     }
     grids = [v for v in source.variables.values() if v.is_numeric and len(v.dims) >= 2]
-    found |= {v.name: (v, None) for v in grids if v.name in CHANNELS and v.name not in found}
+    found |= {v.name: (v, None) for v in grids if v.name in CHANNELS and v.name not in named}
     by_standard_name: dict[str, list[Variable]] = {}
     for variable in grids:
         channel = _STANDARD_NAMES.get(variable.text("standard_name"))
         if channel == "reflectivity" and _COLUMN_MAXIMUM.search(variable.text("cell_methods").lower()):
             channel = "reflectivity_column_maximum"
-        if channel is None or channel in found or any(variable is taken for taken, _ in found.values()):
+        is_taken = any(variable is taken for taken, _ in found.values())
+        if channel is None or channel in named or channel in found or is_taken:
             continue
         if spelled(variable.text("units")) in CONVERSIONS[CHANNELS[channel].units]:
             by_standard_name.setdefault(channel, []).append(variable)

@@ -1,12 +1,15 @@
 """From the variables of a file to channels: units, packing, and codes.
 
 Integers keep dtype and codes; a conversion of units goes into scale and offset. Floats are encoded by the packing of
-their channel. Of a channel of kind ``other`` nothing is converted.
+their channel. Of a channel of kind ``other`` nothing is converted. `recode` brings codes into another packing, where
+the files of a store have several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,10 +41,14 @@ for _units, _factor, _offset, _spellings in (
 
 _NO_UNITS = ("", "1", "unitless", "dimensionless", "none")
 _CATEGORIES = ("flag_values", "flag_masks", "flag_meanings")
-#: What MRMS and its kin write for "observed, no echo", in the channel's units (dBZ, km).
-_NO_ECHO_VALUE = -99.0
+#: Values that mean "observed, no echo" (of rain: no rain) and, declared or not, "not observed", in the channel's units.
+#: MRMS writes -99 and -999 for reflectivity, -1 and -3 for echo tops (NSSL's table of its GRIB2 products, version 12).
+_NO_ECHO_VALUES = {"radar": (-99.0,), "rain": (0.0,)}
+_NO_ECHO_TOP, _NO_COVERAGE_TOP = -1.0, -3.0
 #: Radar floats at or below this stand for missing data (-999, -9999), declared or not.
 _UNDECLARED_MISSING = -990.0
+#: What radar files in the ways of ODIM and CfRadial 2 call the number that stands for "observed, no echo".
+_UNDETECT = ("_Undetect", "undetect")
 #: What netCDF means by a value that was never written. Bytes have none: every code of theirs may be data.
 _DEFAULT_FILL = {
     "int16": -32767, "uint16": 65535, "int32": -2147483647, "uint32": 4294967295,
@@ -51,6 +58,8 @@ _DEFAULT_FILL = {
 #: One-byte variables without a fill code are widened to make room for one; their codes stay.
 _WIDENED = {"uint8": ("uint16", 65535), "int8": ("int16", -32768)}
 _BLOCK = 2**20
+#: Steps of two packings that differ by less than this part are equal.
+_SAME_STEP = 1e-9
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Field:
     ``variable`` is its name in the file. ``dims`` are the file's names of row and column, after that of altitude where
     it lies on altitudes. ``units`` are factor and offset to the channel's units. ``packing`` and ``attributes``
     are those of the codes that `read_codes` gives; ``missing`` are further codes of the file that mean missing.
+    ``file_packing`` is that of the file's codes where it is another one.
     """
 
     channel: Channel
@@ -69,6 +79,7 @@ class Field:
     attributes: Mapping[str, Any]
     units: tuple[float, float] = (1.0, 0.0)
     missing: tuple[int, ...] = ()
+    file_packing: Packing | None = None
 
 
 def known_field(
@@ -80,10 +91,16 @@ def known_field(
     """
     channel, about = CHANNELS[name], source.variables[variable]
     factors = _conversion(channel, about, units or about.text("units"))
-    packing, missing = channel.packing, tuple[int, ...]()
-    if about.dtype.kind != "f":
-        packing, missing = _integer_packing(about, channel, factors)
-    return Field(channel, variable, dims, packing, channel.attributes(), factors, missing)
+    field = Field(channel, variable, dims, channel.packing, channel.attributes(), factors)
+    if about.dtype.kind == "f":
+        return field
+    packing, missing = _integer_packing(about, channel, factors)
+    if channel.kind not in _NO_ECHO_VALUES or packing.echo_minimum is not None:
+        return replace(field, packing=packing, missing=missing)
+    about.note(
+        f"its codes do not ascend from no echo to echo, so they are {_describe(packing, channel.packing, channel)}"
+    )
+    return replace(field, missing=missing, file_packing=packing)
 
 
 def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
@@ -108,7 +125,7 @@ def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
         packing, missing = _integer_packing(about, channel, (1.0, 0.0))
     else:
         scale, offset = about.scaling
-        bounds = [None if b is None else b * scale + offset for b in _valid_range(about)]
+        bounds = [None if b is None else b * scale + offset for b in about.valid_range]
         low, high = bounds if scale > 0 else bounds[::-1]
         dtype = "float64" if about.dtype.itemsize == 8 else "float32"
         packing, missing = Packing(dtype=dtype, valid_minimum=low, valid_maximum=high), ()
@@ -177,31 +194,93 @@ def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float
     return known[spelled(units)]
 
 
+# --- numbers that stand for states: not observed, observed without echo, out of the valid range
+
+
+def is_missing(raw: npt.NDArray[Any], variable: Variable) -> npt.NDArray[np.bool_]:
+    """Where raw values of a variable are declared missing, or were never written.
+
+    The default fill of netCDF counts in floats, and in integers of more than one dimension that declare no other one.
+    """
+    fills = variable.fills
+    if raw.dtype.kind == "f" or (not fills and len(variable.dims) > 1):
+        fills = [*fills, _DEFAULT_FILL.get(variable.dtype.name, math.nan)]
+    return _is_in(raw, fills, variable)
+
+
+def _is_in(
+    raw: npt.NDArray[Any], numbers: Sequence[int | float], variable: Variable
+) -> npt.NDArray[np.bool_]:
+    """Where raw values are some of these numbers, as far as the type of the variable can hold them."""
+    if raw.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            known = np.array([n for n in numbers if math.isfinite(n)]).astype(raw.dtype)
+        known = known[np.isfinite(known)]
+    else:
+        codes = [_as_code(number, variable, raw.dtype) for number in numbers]
+        known = np.array([code for code in codes if code is not None], raw.dtype)
+    return np.isin(raw, known) if known.size else np.zeros(raw.shape, bool)
+
+
+def _states(
+    variable: Variable, channel: Channel, units: tuple[float, float]
+) -> tuple[list[int | float], list[int | float]]:
+    """Raw numbers that mean "not observed", and those declared that mean "observed, no echo".
+
+    The latter are what ODIM calls undetect or, where a file declares several numbers to be missing, those that products
+    write for no echo: -99 dBZ from a THREDDS server that declares -999 too, 0 mm/h.
+    """
+    missing = variable.fills
+    if channel.kind not in _NO_ECHO_VALUES:
+        return missing, []
+    no_echo = [number for name in _UNDETECT for number in variable.numbers(name)][:1]
+    if not no_echo and len(missing) > 1:
+        scale, offset = variable.scaling
+        known = _no_echo_values(channel)
+        for number in missing:
+            value = (number * scale + offset) * units[0] + units[1]
+            if any(math.isclose(value, other, rel_tol=1e-6, abs_tol=1e-6) for other in known):
+                no_echo.append(number)
+    observed = [number for number in missing if number not in no_echo]
+    return (observed, no_echo) if observed or not missing else (missing, [])
+
+
+def _no_echo_values(channel: Channel) -> tuple[float, ...]:
+    values = _NO_ECHO_VALUES[channel.kind]
+    return (*values, _NO_ECHO_TOP) if channel.name == "echo_top_height" else values
+
+
 def _integer_packing(
     variable: Variable, channel: Channel, units: tuple[float, float]
 ) -> tuple[Packing, tuple[int, ...]]:
     """The packing of an integer variable as a channel, and the further codes that mean missing.
 
-    The conversion of units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: that of
-    -99, and that of zero rain. Where they declare no valid range, codes below it are out of range.
+    The conversion of units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: the one
+    declared, else that of -99, and that of zero rain. Where they declare no valid range, codes below it are out of
+    range.
     """
-    dtype, (scale, offset) = _signedness(variable), variable.scaling
-    codes = [code for fill in variable.fills if (code := _as_code(fill, variable, dtype)) is not None]
+    dtype, (scale, offset) = signedness(variable), variable.scaling
+    missing, no_echo = (
+        [code for number in numbers if (code := _as_code(number, variable, dtype)) is not None]
+        for numbers in _states(variable, channel, units)
+    )
     low, high = _valid_codes(variable, dtype)
-    if not codes and variable.name == "Nradobs":  # a bin of GridRad that no sweep looked at
-        codes = [0]
-    if not codes and dtype.name in _WIDENED:
+    if not missing and variable.name == "Nradobs":  # a bin of GridRad that no sweep looked at
+        missing = [0]
+    if not missing and dtype.name in _WIDENED:
         name, fill = _WIDENED[dtype.name]
-        dtype, codes = np.dtype(name), [fill]
+        dtype, missing = np.dtype(name), [fill]
     packing = Packing(
         dtype=dtype.name,
         scale_factor=_tidy(scale * units[0]),
         add_offset=_tidy(offset * units[0] + units[1]),
-        fill_value=codes[0] if codes else _DEFAULT_FILL[dtype.name],
+        fill_value=missing[0] if missing else _DEFAULT_FILL[dtype.name],
         valid_minimum=low,
         valid_maximum=high,
     )
-    return _with_echo_codes(packing, channel, variable), tuple(codes[1:])
+    if channel.kind in _NO_ECHO_VALUES:
+        packing = _with_echo_codes(packing, channel, variable, missing, no_echo[:1])
+    return packing, tuple(missing[1:])
 
 
 def _tidy(value: float) -> float:
@@ -209,73 +288,83 @@ def _tidy(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def _signedness(variable: Variable) -> np.dtype[Any]:
-    """The dtype that the codes stand for: classic netCDF keeps unsigned ones as signed, with ``_Unsigned``."""
+def signedness(variable: Variable) -> np.dtype[Any]:
+    """The dtype that the values of a variable stand for: classic netCDF keeps unsigned integers as signed ones."""
     declared = str(variable.attributes.get("_Unsigned", "")).lower()
-    kinds = {"true": "u", "false": "i"}
+    kinds = {"true": "u", "false": "i"} if variable.dtype.kind in "iu" else {}
     return np.dtype(f"{kinds.get(declared, variable.dtype.kind)}{variable.dtype.itemsize}")
 
 
-def _as_code(value: float, variable: Variable, dtype: np.dtype[Any]) -> int | None:
+def _as_code(number: int | float, variable: Variable, dtype: np.dtype[Any]) -> int | None:
     """An attribute as a code, or None where the dtype cannot hold it (NaN, or -9999 of a byte)."""
-    if not np.isfinite(value) or value != np.rint(value):
+    if isinstance(number, float) and not number.is_integer():
         return None
-    code = int(value)
+    code = int(number)
     if dtype.kind != variable.dtype.kind:
         code %= 2 ** (8 * dtype.itemsize)
     limits = np.iinfo(dtype)
     return code if limits.min <= code <= limits.max else None
 
 
-def _valid_range(variable: Variable) -> tuple[float | None, float | None]:
-    """The valid range that a file declares, as it declares it."""
-    pair = np.asarray(variable.attributes.get("valid_range", []))
-    if pair.size == 2 and pair.dtype.kind in "iuf":
-        return float(pair[0]), float(pair[1])
-    if pair.size and variable.dtype.kind != "f":
-        raise SchemaError(
-            f"{variable.where}: attribute 'valid_range' is {pair.tolist()!r}; expected two numbers"
-        )
-    return variable.number("valid_min"), variable.number("valid_max")
-
-
 def _valid_codes(variable: Variable, dtype: np.dtype[Any]) -> tuple[int | None, int | None]:
     """The valid range of an integer variable in codes."""
-    bounds: Sequence[float | None] = _valid_range(variable)
+    bounds, (scale, offset), limits = list(variable.valid_range), variable.scaling, np.iinfo(dtype)
     if all(bound is None for bound in bounds):
         return None, None
-    attributes, (scale, offset) = variable.attributes, variable.scaling
-    given = next(attributes[n] for n in ("valid_range", "valid_min", "valid_max") if n in attributes)
-    if np.asarray(given).dtype.kind == "f" and (scale, offset) != (1.0, 0.0):
+    if any(isinstance(b, float) for b in bounds) and (scale, offset) != (1.0, 0.0):
         # In the type of the unpacked values, hence in their units (netCDF best practices).
         bounds = [None if b is None else (b - offset) / scale for b in bounds]
         bounds = bounds if scale > 0 else bounds[::-1]
     elif dtype.kind != variable.dtype.kind:
         bounds = [None if b is None else _as_code(b, variable, dtype) for b in bounds]
-    limits = np.iinfo(dtype)
-    low = limits.min if bounds[0] is None else max(int(np.ceil(bounds[0] - 1e-6)), limits.min)
-    high = limits.max if bounds[1] is None else min(int(np.floor(bounds[1] + 1e-6)), limits.max)
-    return low, high
+    low, high = bounds
+    low = limits.min if low is None else math.ceil(low - 1e-6) if isinstance(low, float) else low
+    high = limits.max if high is None else math.floor(high + 1e-6) if isinstance(high, float) else high
+    inside = [min(max(int(bound), int(limits.min)), int(limits.max)) for bound in (low, high)]
+    return inside[0], inside[1]
 
 
-def _with_echo_codes(packing: Packing, channel: Channel, variable: Variable) -> Packing:
-    if channel.kind not in ("radar", "rain"):
-        return packing
-    if packing.scale_factor < 0:
-        raise SchemaError(
-            f"{variable.where}: scale_factor {packing.scale_factor}; expected a positive one for {channel.name}"
+def _with_echo_codes(
+    packing: Packing, channel: Channel, variable: Variable, missing: Sequence[int], declared: Sequence[int]
+) -> Packing:
+    """Add the codes of no echo and of the weakest echo, and the physical maximum of the channel.
+
+    ``declared`` is the code of no echo that the file declares, if any. Where the codes of echoes do not all lie above
+    it, the packing has no ``echo_minimum``.
+    """
+    limits, scale = np.iinfo(packing.dtype), packing.scale_factor
+    low, high = packing.valid_minimum, packing.valid_maximum
+    usual, code = _code_of(_NO_ECHO_VALUES[channel.kind][0], packing), None
+    candidates: Sequence[int | None] = declared or [usual]
+    for candidate in candidates:
+        if candidate is not None and limits.min <= candidate < limits.max and candidate != packing.fill_value:
+            code = candidate
+    below = 0 if code is None else code - int(np.iinfo(signedness(variable)).min)
+    is_ascending = scale > 0 and (
+        code in (None, usual)
+        or (low is not None and low >= code)
+        or below == sum(m < code for m in set(missing))
+    )
+    if low is None and code is not None and is_ascending:
+        low, high = code, int(limits.max)
+    bound = (channel.physical_maximum - packing.add_offset) / scale
+    if limits.min < bound < limits.max:
+        low, high = (int(limits.min), int(limits.max)) if low is None or high is None else (low, high)
+        low, high = (
+            (low, min(high, math.floor(bound + 1e-6))) if scale > 0 else (max(low, math.ceil(bound)), high)
         )
-    no_echo_value = _NO_ECHO_VALUE if channel.kind == "radar" else 0.0
-    exact = (no_echo_value - packing.add_offset) / packing.scale_factor
-    code = round(exact)
-    limits = np.iinfo(packing.dtype)
-    if abs(exact - code) > 1e-3 or not limits.min <= code < limits.max or code == packing.fill_value:
-        # No code for "no echo": every observed pixel is an echo.
-        lowest = limits.min if packing.valid_minimum is None else packing.valid_minimum
-        return replace(packing, echo_minimum=lowest)
-    if packing.valid_minimum is None:
-        packing = replace(packing, valid_minimum=code, valid_maximum=limits.max)
-    return replace(packing, no_echo=code, echo_minimum=code + 1)
+    packing = replace(packing, valid_minimum=low, valid_maximum=high, no_echo=code)
+    if not is_ascending:
+        return packing
+    if code is None:  # every observed pixel is an echo
+        return replace(packing, echo_minimum=int(limits.min) if low is None else low)
+    return replace(packing, echo_minimum=code + 1)
+
+
+def _code_of(value: float, packing: Packing) -> int | None:
+    """The code that stands for a value, None where there is none."""
+    exact = (value - packing.add_offset) / packing.scale_factor
+    return round(exact) if abs(exact) < 2**63 and abs(exact - round(exact)) <= 1e-3 else None
 
 
 def encode(
@@ -287,47 +376,190 @@ def encode(
     """Codes of float values by the channel's own packing, block by block.
 
     NaN, and the fills of the variable that the values are from, are not observed; its scale and valid range are
-    applied. For dBZ and echo tops -99 and less is observed without echo and -990 and less (-999, -9999) not observed;
-    rain that rounds to nothing is no echo, negative rain out of range.
+    applied, and the physical maximum of the channel. For dBZ and echo tops what the file declares, and -99 and less, is
+    observed without echo and -990 and less (-999, -9999) not observed; rain that rounds to nothing is no echo, negative
+    rain out of range.
     """
     scale, offset = (1.0, 0.0) if variable is None else variable.scaling
-    valid = (None, None) if variable is None else _valid_range(variable)
-    fills = [_DEFAULT_FILL[values.dtype.name]] if variable is None else _float_fills(variable)
+    valid = (None, None) if variable is None else variable.valid_range
+    declared = [] if variable is None else _states(variable, channel, units)[1]
     out = np.empty(values.shape, channel.packing.dtype)
     flat, flat_out = values.reshape(-1), out.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         raw = flat[start : start + _BLOCK]
         block = raw.astype(np.float64)
-        outside = np.zeros(raw.shape, bool)
+        outside, silent = np.zeros(raw.shape, bool), np.zeros(raw.shape, bool)
         with np.errstate(invalid="ignore"):
             for bound, is_wrong in zip(valid, (np.less, np.greater), strict=True):
                 if bound is not None:
                     outside |= is_wrong(raw, bound)
-        for fill in fills:
-            missing = raw == raw.dtype.type(fill)
-            block[missing] = np.nan
-            outside &= ~missing
+        if variable is None:
+            missing = raw == raw.dtype.type(_DEFAULT_FILL[raw.dtype.name])
+        else:
+            silent = _is_in(raw, declared, variable)
+            missing = is_missing(raw, variable) & ~silent
+        block[missing] = np.nan
         block = (block * scale + offset) * units[0] + units[1]
-        block[outside & np.isfinite(block)] = 1e30  # coded as out of range
-        flat_out[start : start + _BLOCK] = _encode_block(block, channel)
+        with np.errstate(invalid="ignore"):
+            outside |= block > channel.physical_maximum
+        block[outside & np.isfinite(block) & ~silent] = 1e30  # coded as out of range
+        flat_out[start : start + _BLOCK] = _encode_block(block, channel, silent)
     return out
 
 
-def _float_fills(variable: Variable) -> list[float]:
-    """Values that stand for missing in a float variable: declared ones, and netCDF's default."""
-    fills = (*variable.fills, _DEFAULT_FILL.get(variable.dtype.name, np.nan))
-    return [fill for fill in fills if np.isfinite(fill)]
-
-
-def _encode_block(block: npt.NDArray[np.float64], channel: Channel) -> npt.NDArray[Any]:
+def _encode_block(
+    block: npt.NDArray[np.float64], channel: Channel, silent: npt.NDArray[np.bool_]
+) -> npt.NDArray[Any]:
+    """Codes of physical values; ``silent`` is where the file says that there is no echo."""
     packing = channel.packing
     with np.errstate(invalid="ignore", over="ignore"):
         if channel.kind == "radar":
-            block[np.isfinite(block) & (block <= _UNDECLARED_MISSING)] = np.nan
-            return packing.encode(block, no_echo=np.isfinite(block) & (block <= _NO_ECHO_VALUE))
+            finite = np.isfinite(block) & ~silent
+            block[finite & (block <= _UNDECLARED_MISSING)] = np.nan
+            no_echo = finite & (block <= _NO_ECHO_VALUES["radar"][0])
+            if channel.name == "echo_top_height":
+                block[finite & (block == _NO_COVERAGE_TOP)] = np.nan
+                no_echo |= finite & (block == _NO_ECHO_TOP)
+            return packing.encode(block, no_echo=no_echo | silent)
         if channel.kind == "rain":
-            return packing.encode(block, no_echo=(block >= 0.0) & (block < packing.scale_factor / 2))
+            is_dry = (block >= 0.0) & (block < packing.scale_factor / 2)
+            return packing.encode(block, no_echo=is_dry | silent)
         return packing.encode(block)
+
+
+# --- one packing in place of another
+
+
+def common_packing(channel: Channel, packings: Collection[Packing]) -> Packing:
+    """The packing of a channel in a new store, from those that its files have.
+
+    Where they have one, it is that. Where they have several, it is that of the table of channels; of a channel of kind
+    ``other``, which is in no table, floats that hold the values of all.
+    """
+    if len(set(packings)) == 1:
+        return next(iter(packings))
+    if channel.kind != "other":
+        return channel.packing
+    is_wide = any(np.dtype(p.dtype).itemsize > (4 if np.dtype(p.dtype).kind == "f" else 2) for p in packings)
+    return Packing(dtype="float64" if is_wide else "float32")
+
+
+def recode(
+    codes: npt.NDArray[Any], found: Packing, wanted: Packing, channel: Channel
+) -> tuple[npt.NDArray[Any], str]:
+    """Codes of the same values and states by another packing.
+
+    Returns
+    -------
+    The codes, and what to tell the user: which packing became which, and how far a value may have moved. Empty where no
+    code changed.
+
+    Raises
+    ------
+    SchemaError
+        If a pixel has a value or a state that the wanted packing has no code for.
+    """
+    if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
+        table, lost_codes = _recoding_table(found, wanted)
+        number = codes.view(f"u{codes.dtype.itemsize}")
+        out, lost = table[number], lost_codes[number]
+    else:
+        out, lost = np.empty(codes.shape, wanted.dtype), np.empty(codes.shape, bool)
+        parts = (x.reshape(-1) for x in (codes, out, lost))
+        flat, flat_out, flat_lost = parts
+        for start in range(0, flat.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            flat_out[part], flat_lost[part] = _recode_block(flat[part], found, wanted)
+    if lost.any():
+        code = codes[lost].flat[0]
+        value = code * found.scale_factor + found.add_offset
+        what = f"a value of {value:g} {channel.units}" if found.observed(code) else "a state of pixels"
+        raise SchemaError(
+            f"{channel.name} has {what} that the packing of the store ({_name(wanted)}) has no code for. Build a new "
+            "store from all of the files: where their packings differ, it takes one that holds them all."
+        )
+    if out.dtype == codes.dtype and np.array_equal(out, codes):
+        return out, ""
+    return out, f"{channel.name}: {_describe(found, wanted, channel)}"
+
+
+def _describe(found: Packing, wanted: Packing, channel: Channel) -> str:
+    """Say that codes are packed anew, and how far a value may move."""
+    how = "exactly"
+    if np.dtype(wanted.dtype).kind == "f":
+        is_plain = (found.scale_factor, found.add_offset) == (1.0, 0.0)
+        if not is_plain or np.dtype(found.dtype).itemsize > np.dtype(wanted.dtype).itemsize // 2:
+            how = f"rounded to {wanted.dtype}"
+    elif np.dtype(found.dtype).kind == "f" or not _is_multiple(found, wanted):
+        how = f"with an error of at most {abs(wanted.scale_factor) / 2:g} {channel.units}"
+    return f"packed anew {how} ({_name(found)} to {_name(wanted)})"
+
+
+def _name(packing: Packing) -> str:
+    is_float = np.dtype(packing.dtype).kind == "f"
+    return packing.dtype if is_float else f"{packing.dtype} in steps of {packing.scale_factor:g}"
+
+
+def _is_multiple(found: Packing, wanted: Packing) -> bool:
+    """Whether every value of one integer packing is a value of the other."""
+    steps = found.scale_factor / wanted.scale_factor
+    shift = (found.add_offset - wanted.add_offset) / wanted.scale_factor
+    return all(abs(x - round(x)) <= _SAME_STEP * max(1.0, abs(x)) for x in (steps, shift))
+
+
+@functools.lru_cache(maxsize=16)
+def _recoding_table(found: Packing, wanted: Packing) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """What becomes of each 8- or 16-bit code, by its unsigned value, and which codes have no counterpart."""
+    dtype = np.dtype(found.dtype)
+    return _recode_block(
+        np.arange(2 ** (8 * dtype.itemsize)).astype(f"u{dtype.itemsize}").view(dtype), found, wanted
+    )
+
+
+def _recode_block(
+    codes: npt.NDArray[Any], found: Packing, wanted: Packing
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Codes of the wanted packing, and where it has none."""
+    missing, infinite = found.missing(codes), found.not_finite(codes)
+    outside = found.out_of_valid_range(codes)
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = codes.astype(np.float64) * found.scale_factor + found.add_offset
+        if np.dtype(wanted.dtype).kind == "f":
+            values[missing] = np.nan
+            return values.astype(wanted.dtype), np.zeros(codes.shape, bool)
+        limits = np.iinfo(wanted.dtype)
+        steps = np.rint((values - wanted.add_offset) / wanted.scale_factor)
+        is_code = (steps >= limits.min) & (steps <= limits.max) & ~missing & ~infinite
+        out = np.where(is_code, steps, 0).astype(wanted.dtype)
+    silent = found.observed(codes) & ~found.echo(codes)
+    if found.no_echo is not None:
+        silent |= codes == codes.dtype.type(found.no_echo)
+    if wanted.no_echo is not None:
+        silent |= is_code & ~outside & (out == out.dtype.type(wanted.no_echo))
+    # What stands for a state in the wanted packing is no value.
+    states = [wanted.fill_value, wanted.no_echo, wanted.low_confidence, wanted.clutter, wanted.non_finite]
+    names = np.array([s for s in (*states, wanted.out_of_range) if s is not None], wanted.dtype)
+    is_code &= ~np.isin(out, names)
+    outside |= ~(is_code & wanted.echo(out)) & ~missing & ~infinite & ~silent
+    lost = np.zeros(codes.shape, bool)
+    for where, code in (
+        (missing, wanted.fill_value),
+        (infinite, wanted.non_finite),
+        (silent, wanted.no_echo),
+    ):
+        if code is None:
+            lost |= where
+        else:
+            out[where] = code
+    for name in ("low_confidence", "clutter"):
+        mine, its = getattr(found, name), getattr(wanted, name)
+        if mine is not None and its is not None:
+            out[codes == codes.dtype.type(mine)] = its
+    if wanted.out_of_range is not None:
+        out[outside] = wanted.out_of_range
+    else:  # its own code, if it has one, says that it lies outside
+        lost |= outside & ~is_code
+    return out, lost
 
 
 def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.NDArray[Any]:
@@ -338,17 +570,17 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
     variable = source.variables[field.variable]
     raw = read_array(source, variable, field.dims, levels)
     if variable.dtype.kind != "f":
-        codes = raw.view(_signedness(variable)).astype(field.packing.dtype, copy=False)
+        packing = field.file_packing or field.packing
+        codes = raw.view(signedness(variable)).astype(packing.dtype, copy=False)
         for code in field.missing:
-            codes[codes == codes.dtype.type(code)] = codes.dtype.type(field.packing.fill_value or 0)
-        return codes
+            codes[codes == codes.dtype.type(code)] = codes.dtype.type(packing.fill_value or 0)
+        return recode(codes, packing, field.packing, field.channel)[0] if field.file_packing else codes
     if field.channel.kind != "other":
         return encode(raw, field.channel, variable, field.units)
     scale, offset = variable.scaling
     scaled = raw if (scale, offset) == (1.0, 0.0) else raw.astype(np.float64) * scale + offset
     values = scaled.astype(field.packing.dtype)
-    for fill in _float_fills(variable):
-        values[raw == raw.dtype.type(fill)] = np.nan
+    values[is_missing(raw, variable)] = np.nan
     return values
 
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -59,7 +60,10 @@ _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError
 
 @dataclass(frozen=True)
 class Variable:
-    """What a header says of one variable. ``where`` names it and its file in messages."""
+    """What a header says of one variable. ``where`` names it and its file in messages.
+
+    ``notes`` says which of its attributes could not be used, once they were asked for.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -67,6 +71,7 @@ class Variable:
     dtype: np.dtype[Any]
     attributes: Mapping[str, Any] = field(repr=False)
     where: str = field(repr=False)
+    notes: dict[str, None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_numeric(self) -> bool:
@@ -103,11 +108,52 @@ class Variable:
                 f"{self.where}: attribute {name!r} is {self.attributes[name]!r}; expected one number"
             ) from error
 
+    def numbers(self, name: str) -> list[int | float]:
+        """Numbers of an optional attribute, none where it has none; text in their place is noted and ignored.
+
+        Integers are exact, also those of 64 bits; a float32 becomes the shortest decimal that is stored as it.
+        """
+        values = np.asarray(self.attributes.get(name, [])).ravel()
+        if name in self.attributes and values.dtype.kind not in "iuf":
+            self.note(
+                f"attribute {name!r} is {str(self.attributes[name])[:80]!r}, not numbers: it is ignored"
+            )
+            return []
+        return [float(str(v)) if isinstance(v, np.float32) else v.item() for v in values]
+
     @property
-    def fills(self) -> list[float]:
-        """Values that the file declares to be missing."""
-        declared = (self.number(name) for name in ("_FillValue", "missing_value"))
-        return [fill for fill in declared if fill is not None]
+    def fills(self) -> list[int | float]:
+        """Numbers that the file declares to be missing: one ``_FillValue``, and any of ``missing_value``."""
+        missing = self.numbers("missing_value")
+        if len(missing) > 1:
+            self.note(f"attribute 'missing_value' has {len(missing)} numbers: each of them is missing")
+        return list(dict.fromkeys([*self.numbers("_FillValue"), *missing]))
+
+    @property
+    def valid_range(self) -> tuple[int | float | None, int | float | None]:
+        """Least and largest valid number as the file declares them; what is not one finite number each is ignored."""
+        pair = self.numbers("valid_range")
+        if len(pair) == 2 and all(map(math.isfinite, pair)):
+            return pair[0], pair[1]
+        if pair:
+            self.note(f"attribute 'valid_range' is {pair[:8]}, not two numbers: it is ignored")
+        low, high = (self._bound(name) for name in ("valid_min", "valid_max"))
+        return low, high
+
+    def _bound(self, name: str) -> int | float | None:
+        found = self.numbers(name)
+        if len(found) == 1 and math.isfinite(found[0]):
+            return found[0]
+        if found:
+            self.note(f"attribute {name!r} is {found[:8]}, not one number: it is ignored")
+        return None
+
+    def note(self, text: str) -> None:
+        """Warn of something in this variable, once, and keep it for the report of what becomes of the file."""
+        text = f"variable {self.name!r}: {text}"
+        if text not in self.notes:
+            self.notes[text] = None
+            warnings.warn(text, stacklevel=2)
 
     @property
     def scaling(self) -> tuple[float, float]:

@@ -122,11 +122,13 @@ def describe(source: Source, request: Request) -> Header:
             ("the file name", parse_stamp(source.name), 60),
         ],
     )
-    moments = _moments_of(source)
+    moments = _moments_of(source, request)
     _check_shapes(source, tuple(source.variables[name].shape[0] for name in _DIMS), moments.values())
-    available = dict.fromkeys(moments, True)
+    # The user's word is binding: a file without the variable named is a file without the channel.
+    named = {channel: name for channel, (name, _) in request.named().items()}
+    available = {channel: True for channel, name in moments.items() if named.get(channel, name) == name}
     if "reflectivity" in available:
-        available |= dict.fromkeys(DERIVED, False)
+        available |= {name: False for name in DERIVED if name not in named}
 
     def field_of(name: str) -> Field:
         channel, variable = CHANNELS[name], moments.get(name, moments["reflectivity"])
@@ -153,9 +155,11 @@ def describe(source: Source, request: Request) -> Header:
     )
 
 
-def _moments_of(source: Source) -> dict[str, str]:
-    """Variables of a file by the channel that they are."""
-    known = _SPARSE_NAMES if _is_sparse(source) else _DENSE_NAMES
+def _moments_of(source: Source, request: Request) -> dict[str, str]:
+    """Variables of a file by the channel that they are: by the user's word, by the layout."""
+    known = dict(_SPARSE_NAMES if _is_sparse(source) else _DENSE_NAMES)
+    named = {channel: name for channel, (name, _) in request.named().items() if name in source.variables}
+    known |= {channel: name for channel, name in named.items() if channel not in DERIVED}
     return {channel: name for channel, name in known.items() if name in source.variables}
 
 
@@ -193,7 +197,7 @@ def read(
         levels = range(header.altitude_km.size)
         if clean is None and not set(DERIVED) & set(moments):
             levels = range(min(header.levels), max(header.levels) + 1)
-        volume = _read_volume(source, header, wanted, levels, for_cleaning=clean is not None)
+        volume = _read_volume(source, header, request, wanted, levels, for_cleaning=clean is not None)
         cleaned = {} if clean is None else clean(volume, wanted)
         codes = _channels_of(volume, moments, request.radar.echo_top_dbz, dict(cleaned))
     for name, about in header.fields.items():
@@ -225,14 +229,20 @@ def _channels_of(
 
 
 def _read_volume(
-    source: Source, header: Header, names: Sequence[str], levels: range, *, for_cleaning: bool
+    source: Source,
+    header: Header,
+    request: Request,
+    names: Sequence[str],
+    levels: range,
+    *,
+    for_cleaning: bool,
 ) -> RadarVolume:
     """Read the bins of some channels on contiguous levels; for quality control with what else that needs.
 
     The order of ``index`` in the file does not matter; repeated bins, and bins off the grid, are refused. Dense files
     (4.1) are gathered: their finite values are the listed bins, and they count no looks.
     """
-    moments = _moments_of(source)
+    moments = _moments_of(source, request)
     if for_cleaning:
         every = dict.fromkeys((*names, "reflectivity", "correlation_coefficient"))
         names = [name for name in every if name in moments]

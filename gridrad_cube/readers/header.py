@@ -20,7 +20,15 @@ import pandas as pd
 import xarray as xr
 
 from gridrad_cube.geometry import lattice_origin, wrap_longitude
-from gridrad_cube.readers.fields import CONVERSIONS, Field, find_others, other_field, spelled
+from gridrad_cube.readers.fields import (
+    CONVERSIONS,
+    Field,
+    find_others,
+    is_missing,
+    other_field,
+    signedness,
+    spelled,
+)
 from gridrad_cube.readers.files import Source
 from gridrad_cube.schema import (
     CHANNELS,
@@ -280,10 +288,12 @@ def _select(
         elif available[name] and name in CHANNELS:
             found.update(every())
     if not levels:
+        absent = sorted(name for name, _ in request.named().values() if name not in source.variables)
         raise SchemaError(
             f"{where}: none of the channels {list(request.channels or default)}; got {source.listing()}, of "
-            f"which {sorted(available)} are channels. Pass channels=... of those, or "
-            "variables=((channel, variable, units),)."
+            f"which {sorted(available)} are channels"
+            + (f"; the variables {absent} that are asked for are not in it" if absent else "")
+            + ". Pass channels=... of those, or variables=((channel, variable, units),)."
         )
     levels |= {name: set() for name in _PARALLAX if name in available and name not in levels}
     lists = {frozenset(found) for found in levels.values() if found}
@@ -343,9 +353,8 @@ def _read_positions(source: Source, name: str) -> _Float:
 def _read_numbers(source: Source, name: str, key: Any = ...) -> _Float:
     """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
     variable, raw = source.variables[name], source.read(name, key)
-    values = raw.astype(np.float64)
-    for fill in variable.fills:
-        values[raw == raw.dtype.type(fill)] = np.nan
+    values = raw.view(signedness(variable)).astype(np.float64)
+    values[is_missing(raw, variable)] = np.nan
     scale, offset = variable.scaling
     return values * scale + offset
 
