@@ -248,6 +248,8 @@ def test_it_goes_on_extends_and_refuses_what_changed(
     assert [o.status for o in report.outcomes] == ["kept", "written", "kept"]
     assert store.verify(path) == []
     os.utime(paths[0])
+    assert predecessor.from_npz(tmp_path / "npz", path).count("kept") == 3
+    old.write_npz(tmp_path / "npz", crops[::-1], PATCH)
     with pytest.raises(SchemaError, match="changed since it was written"):
         predecessor.from_npz(tmp_path / "npz", path)
 

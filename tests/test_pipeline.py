@@ -332,7 +332,7 @@ def test_scene_passes_few_modules_and_is_opened_once_to_plan_and_once_to_write(
     finally:
         sys.setprofile(before)
     assert opened == ["File", "Dataset", "File", "Dataset"]
-    assert len(modules) < 20, sorted(modules)
+    assert len(modules) < 22, sorted(modules)
 
 
 @pytest.mark.parametrize(
@@ -488,9 +488,36 @@ def test_changed_source_is_refused(sources, tmp_path):
     shutil.copytree(sources, folder)
     pipeline.preprocess(folder, tmp_path / "p.zarr", recipe=RECIPE)
     victim = sorted(folder.rglob("*.nc"))[1]
-    os.utime(victim, (1, 1))
-    with pytest.raises(SchemaError, match=f"{victim.name}: changed since it was written"):
+    with netCDF4.Dataset(victim, "a") as file:
+        file["ir_brightness_temperature"][..., 5, 5] = 250.0
+    with pytest.raises(
+        SchemaError, match=f"{victim.name}: changed since it was written to .*pixels of ir_bright"
+    ):
         pipeline.preprocess(folder, tmp_path / "p.zarr", recipe=RECIPE)
+
+
+def test_copied_source_is_the_same(sources, tmp_path, monkeypatch):
+    folder, path = tmp_path / "sources", tmp_path / "p.zarr"
+    shutil.copytree(sources, folder)
+    files = sorted(folder.rglob("*.nc"))
+    last = shutil.move(files.pop(), tmp_path)
+    pipeline.preprocess(folder, path, recipe=RECIPE)
+    for file in files:
+        os.utime(file, (1, 1))
+    broken = path / "ir_brightness_temperature" / "c.1.0.0"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"x" * len(whole))
+    assert [o.status for o in pipeline.repair(path, folder)] == ["written"]
+    assert broken.read_bytes() == whole
+    shutil.move(last, files[0].parent)
+    assert pipeline.preprocess(folder, path, recipe=RECIPE).count("kept") == 4
+    assert store.verify(path) == []
+    reads, real = [], readers.read_scene
+    monkeypatch.setattr(
+        readers, "read_scene", lambda *args, **options: reads.append(args) or real(*args, **options)
+    )
+    pipeline.preprocess(folder, path, recipe=RECIPE)
+    assert reads == []  # the log has the new times of modification
 
 
 def test_same_scene_under_two_names_is_refused(sources, tmp_path):

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from gridrad_cube import readers
 from gridrad_cube.readers import files as safety
-from gridrad_cube.readers.header import Header, _make_grid, parse_stamp, parse_time
+from gridrad_cube.readers.header import Header, _make_grid
+from gridrad_cube.readers.times import parse_stamp, parse_time
 from gridrad_cube.schema import CHANNELS, Packing, RadarSpec, SchemaError
 
 LARC_NAME = "NASALARC_GOES16_CONVECTION_DETECTION_20210705_1750.nc"
@@ -633,16 +634,38 @@ def test_cf_projected_axes_without_a_projection_are_refused_with_a_remedy(tmp_pa
         readers.read_scene(bare)
 
 
-def test_cf_several_times_are_refused_with_a_remedy(tmp_path):
-    coordinates = files.cf_coordinates() | {
-        "time": (("time",), [0.0, 60.0], {"units": "seconds since 2019-06-10"})
-    }
+def test_a_file_of_several_times_is_several_scenes(tmp_path):
+    values = ramp(shape=(3, 6, 5)) + np.array([0, 1, 2], np.float32)[:, None, None]
+    times = {"time": (("time",), [0.0, 120.0, 60.0], {"units": "seconds since 2019-06-10"})}
     path = files.write_cf(
-        tmp_path / "a.nc", {Z: (("time", *GRID), ramp(shape=(2, 6, 5)), {"units": "dBZ"})}, coordinates
+        tmp_path / "a.nc", {Z: (("time", *GRID), values, {"units": "dBZ"})}, files.cf_coordinates() | times
     )
-    with pytest.raises(SchemaError, match=r"2 times in 'time'; expected one .*ds.isel\(time=\[i\]\)"):
-        readers.inspect(path)
-    coordinates["time"] = ((), 0.0, {"units": "seconds since 2019-06-10"})
+    header = readers.inspect(path)
+    assert [str(t)[-5:] for t in header.times] == ["00:00", "02:00", "01:00"]
+    assert header.time == header.times[0]
+    for position, time in enumerate(header.times):
+        coordinates = files.cf_coordinates() | {
+            "time": ((), 60.0 * (0, 2, 1)[position], {"units": "seconds since 2019-06-10"})
+        }
+        alone = files.write_cf(
+            tmp_path / f"{position}.nc", {Z: (GRID, values[position], {"units": "dBZ"})}, coordinates
+        )
+        assert readers.inspect(path, time=time).time == time
+        assert readers.read_scene(path, time=time).identical(readers.read_scene(alone))
+    with pytest.raises(
+        SchemaError, match=r"3 times, 2019-06-10T00:00:00 to .*Pass time='2019-06-10T00:00:00'"
+    ):
+        readers.read_scene(path)
+    for file, there in (
+        (path, "it has 2019-06-10T00:00:00 to 2019-06-10T00:01:00, 3 times"),
+        (alone, "it has 2019"),
+    ):
+        with pytest.raises(SchemaError, match=f"no scene at 2019-06-11T00:00:00; {there}"):
+            readers.read_scene(file, time="2019-06-11")
+
+
+def test_cf_members_are_refused_with_a_remedy(tmp_path):
+    coordinates = files.cf_coordinates()
     members = files.write_cf(
         tmp_path / "b.nc", {Z: (("member", *GRID), ramp(shape=(2, 6, 5)), {"units": "dBZ"})}, coordinates
     )
@@ -678,7 +701,7 @@ def test_cf_time_without_a_variable(tmp_path, name, attributes, time):
         ({"units": "days since yesterday"}, 1.0, "units 'days since yesterday'; expected such as"),
         ({"units": "days since 2000"}, 1.0, "units 'days since 2000'; expected such as"),
         ({"units": "days since 2000-01-01"}, np.nan, "nan days since 2000-01-01; expected a time"),
-        ({"units": "days since 2000-01-01"}, 1e9, "expected a time before 2200"),
+        ({"units": "days since 2000-01-01"}, 1e9, "expected a time from 1678 to 2199"),
     ],
 )
 def test_cf_time_that_is_none_is_refused(tmp_path, attributes, value, message):
@@ -873,7 +896,7 @@ def test_longitudes_in_range_keep_their_bits():
         (LARC_NAME, "2021-07-05T17:50:00"),
         ("cor1goecnvv2X1.a1.20190422.115957.cdf", "2019-04-22T11:59:57"),
         ("MRMS_x_00.50_20230406-120039.nc", "2023-04-06T12:00:39"),
-        ("OR_ABI-L1b-RadF-M6C14_G16_s20202621950205.nc", None),
+        ("OR_ABI-L1b-RadF-M6C14_G16_s20202621950205.nc", "2020-09-18T19:50:20"),
         ("version_20211399_2560.nc", None),
         ("plain.nc", None),
     ],

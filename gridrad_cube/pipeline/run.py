@@ -1,7 +1,7 @@
 """Building a cube: find the files, plan them, write what the plan lacks, finish the store; extend and repair it.
 
-A plan gives each file its rows for good. The unit of work is a file (`gridrad_cube.pipeline.work`): a run that was
-interrupted resumes with the files that are not written.
+A plan gives each scene, a file at one time, its rows for good. The unit of work is a scene
+(`gridrad_cube.pipeline.work`): a run that was interrupted resumes with the scenes that are not written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source file: ``written``, ``kept`` (already there), ``skipped`` or ``failed``."""
+    """What became of one scene: ``written``, ``kept`` (already there), ``skipped`` or ``failed``.
+
+    ``source`` is its file, and the time where a file has several; of a file without a readable header, the file.
+    """
 
     source: str
     status: str
@@ -48,24 +51,24 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """One outcome for each source file, in the order of the plan; files that could not be planned come last."""
+    """One outcome for each scene, in the order of the plan; files that could not be planned come last."""
 
     store: str
     outcomes: tuple[Outcome, ...]
 
     def count(self, status: str) -> int:
-        """Number of files with this outcome."""
+        """Number of scenes with this outcome."""
         return sum(o.status == status for o in self.outcomes)
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
-        """Files that failed."""
+        """Scenes that failed."""
         return tuple(o for o in self.outcomes if o.status == "failed")
 
     def __str__(self) -> str:
         counts = ", ".join(f"{self.count(s)} {s}" for s in ("written", "kept", "skipped", "failed"))
         crops = sum(o.crops for o in self.outcomes)
-        lines = [f"{self.store}: {len(self.outcomes)} files: {counts}; {crops} crops"]
+        lines = [f"{self.store}: {len(self.outcomes)} scenes: {counts}; {crops} crops"]
         lines += [f"  {o.status:8}{o.source}: {o.reason}" for o in self.outcomes if o.reason]
         return "\n".join(lines)
 
@@ -107,7 +110,7 @@ def preprocess(
 
     Returns
     -------
-    What became of each file. The traceback of each failure is logged at level DEBUG.
+    What became of each scene. The traceback of each failure is logged at level DEBUG.
 
     Raises
     ------
@@ -166,7 +169,7 @@ def repair(
             "the damaged shards and run gridrad-cube embed again: it writes what is missing."
         )
     layout, recipe = build.layout, build.recipe
-    with build.lease():
+    with executor(None, 1, None) as run, build.lease():
         damaged = {d.source for d in verify(store)}
         files = find_sources(sources)
         outcomes = []
@@ -175,10 +178,10 @@ def repair(
                 continue
             result: Any
             try:
-                if entry.source not in files:
-                    raise FileNotFoundError(f"{entry.source}: not under --source-root")
-                path = files[entry.source]
-                check_unchanged(build, entry.source, path, _stamp(path))
+                if entry.file not in files:
+                    raise FileNotFoundError(f"{entry.file}: not under --source-root")
+                path = files[entry.file]
+                check_unchanged(build, {number: (path, _stamp(path))}, run)
                 result = write_source(build.files.root, layout, recipe, entry, path)
             except (OSError, ValueError) as error:
                 result = error
@@ -264,31 +267,77 @@ def _stamp(path: str) -> tuple[int, int]:
 
 def _under_known_names(build: Build, found: Mapping[str, str]) -> dict[str, str]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
-    files = {(e.source.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.source for e in build.entries}
+    files = {(e.file.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.file for e in build.entries}
     out: dict[str, str] = {}
     for name, path in found.items():
-        known = name if name in build.number else files.get((name.rsplit("/", 1)[-1], *_stamp(path)), name)
+        known = name if build.numbers_of(name) else files.get((name.rsplit("/", 1)[-1], *_stamp(path)), name)
         out.setdefault(known, path)
     return out
 
 
-def check_unchanged(build: Build, name: str, path: str, found: tuple[int, int]) -> None:
-    """Refuse a written source that is found with another size or time of modification than it was written with."""
-    record = build.records[build.number[name]] if name in build.number else None
-    if record and record.status == "written" and (record.size, record.mtime_ns) != found:
-        raise SchemaError(
-            f"{path}: changed since it was written to {build.files.root} (size or time of modification). "
-            "Put the old file back, or build a new store."
-        )
+def check_unchanged(
+    build: Build,
+    found: Mapping[int, tuple[str, tuple[int, int]]],
+    run: Runner,
+    *,
+    write: Callable[..., store.Record] | None = None,
+) -> None:
+    """Refuse written scenes of which the source has changed since.
+
+    A source of another size or time of modification may be a copy, or a file that has got further times. So its scene
+    is read again: where it gives the shards that were written, it is the same, and the log gets the new size and time.
+
+    Parameters
+    ----------
+    found
+        By number in the plan the place of the source, and its size and time of modification (ns).
+    write
+        As for `write_plan`.
+
+    Raises
+    ------
+    SchemaError
+        Names the first source that is another one.
+    """
+    numbers = [n for n, (_, stamp) in found.items() if build.is_written(n) and _stamp_of(build, n) != stamp]
+    layout, recipe = (build.layout, build.recipe) if numbers else (None, None)
+    task = write or write_source, build.files.root, layout, recipe
+    tasks = [(2, _write_same, build.shards_of(n), *task, build.entries[n], found[n][0]) for n in numbers]
+    for i, result in run(_attempt, tasks):
+        path, (size, mtime_ns) = found[numbers[i]]
+        if isinstance(result, ValueError):
+            raise SchemaError(
+                f"{path}: changed since it was written to {build.files.root}: {reason(result)}. Put the old file back, "
+                "or build a new store."
+            ) from result
+        if isinstance(result, Exception):
+            raise result
+        build.record(replace(result, size=size, mtime_ns=mtime_ns))
+
+
+def _stamp_of(build: Build, number: int) -> tuple[int, int]:
+    """Size and time of modification of the source of a scene, as it was written or else planned."""
+    about = build.records[number] if build.is_written(number) else build.entries[number]
+    assert about is not None
+    return about.size, about.mtime_ns
+
+
+def _write_same(shards: Mapping[str, Any], write: Callable[..., store.Record], *task: Any) -> store.Record:
+    """The record of a scene that still gives these shards; nothing is written."""
+    record = write(*task, dry=True)
+    for name, written in shards.items():
+        if written != record.shards[name]:
+            raise SchemaError(f"its pixels of {name} are others now")
+    return record
 
 
 # --- the plan
 
 
 class _Planned(NamedTuple):
-    """What a header says of a file: its entry of the plan, as yet without a row, and what its crops look like."""
+    """What a header says of a file: the entries of its scenes, as yet without rows, and what their crops look like."""
 
-    entry: store.Entry
+    entries: tuple[store.Entry, ...]
     crop: tuple[int, int]
     channels: Mapping[str, store.ChannelLayout]
     coordinates: tuple[str, ...]
@@ -297,66 +346,79 @@ class _Planned(NamedTuple):
 def _plan(
     build: Build, recipe: Recipe, found: Mapping[str, str], run: Runner, progress: bool
 ) -> list[Outcome]:
-    """Append files that the plan lacks; return those that cannot be planned, recorded as such."""
-    for name, path in found.items():
-        check_unchanged(build, name, path, _stamp(path))
-    new = [(name, path) for name, path in found.items() if name not in build.number]
+    """Append scenes that the plan lacks; return files that cannot be planned, recorded as such."""
+    stamps = {name: _stamp(path) for name, path in found.items()}
+    given = {number: name for name in found for number in build.numbers_of(name)}
+    # A file of several times may always have got more of them; a file of one may if it was touched.
+    open_ended = {
+        name
+        for number, name in given.items()
+        if build.entries[number].source != name or _stamp_of(build, number) != stamps[name]
+    }
+    check_unchanged(build, {n: (found[name], stamps[name]) for n, name in given.items()}, run)
+    new = [(name, path) for name, path in found.items() if not build.numbers_of(name) or name in open_ended]
     results = run(_read_header, [(*source, recipe) for source in new])
     planned: list[_Planned] = []
     refused: list[Outcome] = []
-    offered: dict[str, tuple[_Planned, store.ChannelLayout]] = {}  # by the first scene that has it
+    offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # by the first scene that has it
     packings: dict[str, set[Packing]] = {}  # of all scenes that have it
     for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
+        name, path = new[i]
         if isinstance(result, Exception):
-            name, path = new[i]
             refused.append(_refuse(build, name, path, result))
             continue
-        planned.append(result._replace(channels={}))
-        for name, channel in result.channels.items():
-            packings.setdefault(name, set()).add(channel.packing)
-            if name not in offered or _order(result) < _order(offered[name][0]):
-                offered[name] = planned[-1], channel
-    planned.sort(key=_order)
-    if build.is_planned:
-        layout = build.layout
-    elif planned:
+        known = {build.entries[number].time for number in build.numbers_of(name)}
+        entries = tuple(e for e in result.entries if e.time not in known)
+        if not entries:
+            continue
+        if build.is_planned and any(n > m for n, m in zip(result.crop, build.layout.crop, strict=True)):
+            refused.append(_refuse(build, name, path, _too_large(result.crop, build.layout)))
+            continue
+        planned.append(result._replace(entries=entries, channels={}))
+        first = min(entries, key=_order)
+        for channel, layout in result.channels.items():
+            packings.setdefault(channel, set()).add(layout.packing)
+            if channel not in offered or _order(first) < _order(offered[channel][0]):
+                offered[channel] = first, layout
+    refused.sort(key=lambda o: o.source)
+    new_entries = sorted((e for p in planned for e in p.entries), key=_order)
+    if not new_entries:
+        return refused
+    if not build.is_planned:
         channels = {
             name: replace(channel, packing=readers.common_packing(channel.channel, packings[name]))
             for name, (_, channel) in offered.items()
         }
-        layout = _layout(recipe, planned, channels, found[planned[0].entry.source])
+        layout = _layout(recipe, planned, channels, len(new_entries), found[new_entries[0].file])
         own = tuple(n for n, channel in layout.channels.items() if channel.channel.kind != "other")
         recipe = replace(recipe, channels=recipe.channels or own)
-    else:
-        return sorted(refused, key=lambda o: o.source)
-    entries: list[store.Entry] = []
     row = build.rows
-    for entry, crop, _, _ in planned:
-        if crop[0] > layout.crop[0] or crop[1] > layout.crop[1]:
-            error = SchemaError(
-                f"needs crops of {crop} px, but this store has {layout.crop}. Build another store for it, or "
-                "cut windows that fit (--crop, --placement)."
-            )
-            refused.append(_refuse(build, entry.source, found[entry.source], error))
-            continue
-        entries.append(replace(entry, row=row))
+    for number, entry in enumerate(new_entries):
+        new_entries[number] = replace(entry, row=row)
         row += len(entry.windows)
-    store.check_duplicates(build.entries, entries)
+    store.check_duplicates(build.entries, new_entries)
     if not recipe.mixed_lattices:
-        _check_lattices(build, [*build.entries, *entries])
+        _check_lattices(build, [*build.entries, *new_entries])
     if build.is_planned:
-        build.extend(entries)
+        build.extend(new_entries)
     else:
-        build.begin(recipe, layout, entries)
-    return sorted(refused, key=lambda o: o.source)
+        build.begin(recipe, layout, new_entries)
+    return refused
 
 
-def _order(planned: _Planned) -> tuple[int, str]:
-    return planned.entry.time, planned.entry.source
+def _too_large(crop: tuple[int, int], layout: store.CubeLayout) -> SchemaError:
+    return SchemaError(
+        f"needs crops of {crop} px, but this store has {layout.crop}. Build another store for it, or cut windows that "
+        "fit (--crop, --placement)."
+    )
+
+
+def _order(entry: store.Entry) -> tuple[int, str]:
+    return entry.time, entry.source
 
 
 def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
-    """Plan one file by its header. The header itself stays here: it holds the position of every pixel."""
+    """Plan the scenes of one file by its header. That itself stays here: it holds the position of every pixel."""
     header = readers.inspect(
         path,
         format=recipe.format,
@@ -364,22 +426,27 @@ def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
         radar=recipe.radar,
         variables=recipe.variables,
     )
-    moment = header.time.astype("datetime64[s]")
-    windows = tiling.windows(header.shape, recipe.tile, f"{header.product}/{moment}", header.lattice)
     size, mtime = _stamp(path)
-    entry = store.Entry(
+    scene = store.Entry(
         source=name,
         size=size,
         mtime_ns=mtime,
         row=0,
+        time=0,
         grid=header.grid_id,
         shape=header.shape,
-        time=int(moment.astype(np.int64)),
         product=header.product,
         format=header.format,
         channels=header.channels,
-        windows=tuple((w.y, w.x) for w in windows),
+        windows=(),
     )
+    several = header.times.size > 1
+    entries = []
+    for moment in header.times if several else [header.time.astype("datetime64[s]")]:
+        time = int(moment.astype(np.int64))
+        windows = tiling.windows(header.shape, recipe.tile, f"{header.product}/{moment}", header.lattice)
+        source = store.scene_of(name, time) if several else name
+        entries.append(replace(scene, source=source, time=time, windows=tuple((w.y, w.x) for w in windows)))
     channels = {}
     for channel, about in header.fields.items():
         attributes = dict(about.attributes) | about.packing.to_attributes()
@@ -391,11 +458,15 @@ def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
         "satellite_zenith_angle": header.satellite_longitude is not None,
     }
     crop = tiling.crop_shape(header.shape, recipe.tile, header.lattice)
-    return _Planned(entry, crop, channels, tuple(n for n, is_there in further.items() if is_there))
+    return _Planned(tuple(entries), crop, channels, tuple(n for n, is_there in further.items() if is_there))
 
 
 def _layout(
-    recipe: Recipe, planned: Sequence[_Planned], channels: Mapping[str, store.ChannelLayout], example: str
+    recipe: Recipe,
+    planned: Sequence[_Planned],
+    channels: Mapping[str, store.ChannelLayout],
+    scenes: int,
+    example: str,
 ) -> store.CubeLayout:
     """What the crops of a new store have in common: the union of channels, the largest crop."""
     asked = [label.split("@")[0] for label in recipe.channels]
@@ -416,7 +487,7 @@ def _layout(
         codec=recipe.codec,
         coordinates=(*always, *sorted(further)),
     )
-    return replace(layout, rows_per_chunk=store.block_length(layout, len(planned)))
+    return replace(layout, rows_per_chunk=store.block_length(layout, scenes))
 
 
 def _check_lattices(build: Build, entries: Sequence[store.Entry]) -> None:
@@ -441,9 +512,9 @@ def write_plan(
     write: Callable[..., store.Record] | None = None,
     title: str = "preprocess",
 ) -> list[Outcome]:
-    """Do what the plan still lacks; return one outcome for each planned file, in the order of the plan.
+    """Do what the plan still lacks; return one outcome for each planned scene, in the order of the plan.
 
-    ``paths`` has the place of each source that is given, by its name in the plan. ``write`` is the unit of work, with
+    ``paths`` has the place of each file that is given, by its name in the plan. ``write`` is the unit of work, with
     the parameters of `write_source`, which it is if None; ``title`` that of the progress bar.
     """
     damaged = {shard.row for shard in build.shards() if shard.found != shard.size}
@@ -452,21 +523,21 @@ def write_plan(
     for number, entry in enumerate(build.entries):
         if build.is_written(number) and damaged.isdisjoint(entry.rows):
             outcomes[number] = Outcome(entry.source, "kept", crops=len(entry.windows))
-        elif entry.source in paths:
+        elif entry.file in paths:
             todo.append(number)
         else:
             outcomes[number] = _not_given(build, number)
     if todo:
         task = retries, write or write_source, build.files.root, build.layout, build.recipe
         entries = (build.entries[number] for number in todo)
-        tasks = [(*task, entry, paths[entry.source]) for entry in entries]
-        for i, result in tqdm(run(_attempt, tasks), title, len(todo), unit="file", disable=not progress):
+        tasks = [(*task, entry, paths[entry.file]) for entry in entries]
+        for i, result in tqdm(run(_attempt, tasks), title, len(todo), unit="scene", disable=not progress):
             outcomes[todo[i]] = _account(build, todo[i], result)
     return [outcomes[n] for n in range(len(build.entries))]
 
 
 def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> store.Record:
-    """Write a source, again after a fault of the disk or the network; what is wrong with a file stays wrong."""
+    """Write a scene, again after a fault of the disk or the network; what is wrong with a file stays wrong."""
     for attempt in range(retries + 1):
         try:
             return write(*task)

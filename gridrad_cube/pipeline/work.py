@@ -1,4 +1,4 @@
-"""The unit of work, one source file to the shards of its crops and one record for the log; and running many of them."""
+"""The unit of work, one scene to the shards of its crops and one record for the log; and running many of them."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ _CLUTTER = int(CHANNELS["reflectivity"].packing.clutter or 0)
 
 
 def write_source(
-    root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str
+    root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str, *, dry: bool = False
 ) -> store.Record:
-    """Read one file, cut it, flag it, write its shards; return its record for the build log.
+    """Read one scene, cut it, flag it, write its shards; return its record for the build log.
 
-    The unit of work: it owns whole shards, and doing it twice gives the same bytes.
+    The unit of work: it owns whole shards, and doing it twice gives the same bytes. A ``dry`` run writes nothing, and
+    gives the same record.
 
     Raises
     ------
@@ -68,6 +69,7 @@ def write_source(
     is_controlled = entry.format.startswith("gridrad") and recipe.radar.qc != "none"
     scene = readers.read_scene(
         path,
+        time=np.datetime64(entry.time, "s"),
         format=recipe.format,
         channels=[
             channel_label(name, altitude)
@@ -81,17 +83,16 @@ def write_source(
         if is_controlled
         else None,
     )
-    if int(scene["time"].values.astype("datetime64[s]").astype(np.int64)) != entry.time:
-        raise SchemaError(f"{path}: its time is not the one that was planned; it changed meanwhile")
     if (scene.sizes["y"], scene.sizes["x"]) != entry.shape:
         raise SchemaError(
             f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
         )
     notes = [*scene.attrs.pop("notes", ()), *_pack_as_store(scene, layout, path)]
-    store.write_grid(Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
+    if not dry:
+        store.write_grid(Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
     windows = (tiling.Window(y, x, *layout.crop) for y, x in entry.windows)
     crops = (tiling.cut(scene, window, layout.patch) for window in windows)
-    record = write_crops(root, layout, recipe, entry, crops, path)
+    record = write_crops(root, layout, recipe, entry, crops, path, dry=dry)
     seconds = round(time.perf_counter() - start, 3)
     return replace(
         record, size=found.st_size, mtime_ns=found.st_mtime_ns, seconds=seconds, reason="; ".join(notes)
@@ -125,8 +126,10 @@ def write_crops(
     entry: store.Entry,
     crops: Iterable[xr.Dataset],
     path: str,
+    *,
+    dry: bool = False,
 ) -> store.Record:
-    """Flag the crops of a source and write their shards; return its record for the build log.
+    """Flag the crops of a scene and write their shards; return its record for the build log.
 
     Parameters
     ----------
@@ -135,13 +138,15 @@ def write_crops(
         A coordinate ``<channel>_unreadable (row, col)`` marks patches whose source is lost.
     path
         Of the source, for messages.
+    dry
+        Write nothing; the record is the same.
 
     Raises
     ------
     SchemaError
         If a channel is packed otherwise than in the store.
     """
-    files = Files(root)
+    files = None if dry else Files(root)
     rows = store.blank_rows(layout, len(entry.windows))
     shards: dict[str, list[tuple[int, int] | None]] = {name: [] for name in layout.channels}
     for number, (row, crop) in enumerate(zip(entry.rows, crops, strict=True)):

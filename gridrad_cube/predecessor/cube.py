@@ -134,8 +134,8 @@ def _convert(
     with pipeline.executor(None, workers, None) as run, build.lease():
         build = Build(store)
         try:
-            for source in found:
-                pipeline.check_unchanged(build, source.name, source.path, source.stat())
+            there = {build.number[s.name]: (s.path, s.stat()) for s in found if s.name in build.number}
+            pipeline.check_unchanged(build, there, run, write=_write_crops)
             new = [s for s in found if s.name not in build.number]
             looking = tqdm(
                 run(_look, [(s,) for s in new]), "plan", len(new), unit="file", disable=not progress
@@ -360,7 +360,7 @@ def _find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple
 
 
 def _write_crops(
-    root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str
+    root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str, *, dry: bool = False
 ) -> store.Record:
     """Write the crops of one source of the predecessor's; the unit of work, as `pipeline.write_source`."""
     kind = entry.format.removeprefix(f"{_FORMAT}_")
@@ -373,7 +373,7 @@ def _write_crops(
     scene = xr.Dataset(coords={"latitude": (on[0], latitude), "longitude": (on[1], longitude), "time": time})
     scaling, pairs = _scaling(recipe), zip(found.crops, entry.windows, strict=True)
     datasets = (_dataset(crop, scene, window, layout, scaling, path) for crop, window in pairs)
-    return pipeline.write_crops(root, layout, recipe, entry, datasets, path)
+    return pipeline.write_crops(root, layout, recipe, entry, datasets, path, dry=dry)
 
 
 def _dataset(

@@ -1,4 +1,4 @@
-"""One file in, one scene out.
+"""One file and time in, one scene out.
 
 ``read_scene`` gives an `xarray.Dataset` whose variables hold packed codes with CF attributes, so that
 ``xarray.decode_cf(scene)`` gives physical values; ``inspect`` reads the header alone. The layout is found by
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
@@ -21,8 +23,10 @@ from gridrad_cube.readers import cf, gridrad, larc_goes
 from gridrad_cube.readers.fields import common_packing, recode
 from gridrad_cube.readers.files import Source, Variable, open_source
 from gridrad_cube.readers.gridrad import RadarVolume, densify
-from gridrad_cube.readers.header import Header, Request, make_scene, parse_stamp
+from gridrad_cube.readers.header import Header, Request, make_scene
+from gridrad_cube.readers.times import find_times, parse_stamp
 from gridrad_cube.schema import RadarSpec, SchemaError
+from gridrad_cube.selection import as_time
 
 __all__ = [
     "FORMATS",
@@ -52,6 +56,7 @@ def __dir__() -> list[str]:
 def inspect(
     path: _Path,
     *,
+    time: Any = None,
     format: str = "auto",
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
@@ -59,24 +64,25 @@ def inspect(
 ) -> Header:
     """Say what `read_scene` would give, from the header alone: no pixel is read.
 
-    Takes the parameters of `read_scene` and raises as it does.
+    Takes the parameters of `read_scene` and raises as it does, but describes the first scene of a file of several
+    times where no time is given: ``times`` of the header has all of them.
     """
     request = _request(channels, radar, variables)
     with open_source(path) as source:
-        header: Header = find_reader(source, format).describe(source, request)
-    return header
+        return open_scene(source, format, request, time)[1]
 
 
 def read_scene(
     path: _Path,
     *,
+    time: Any = None,
     format: str = "auto",
     channels: Iterable[str] = (),
     radar: RadarSpec = RadarSpec(),  # noqa: B008
     variables: _Variables = (),
     clean: gridrad.Clean | None = None,
 ) -> xr.Dataset:
-    """Read one file as one scene.
+    """Read one file at one time as one scene.
 
     The channels asked for are read whole into memory, in packed form; the file is closed again. One lock a
     process is held meanwhile (netCDF and HDF5 are not thread-safe): parallel work wants processes.
@@ -84,7 +90,10 @@ def read_scene(
     Parameters
     ----------
     path
-        A netCDF file of one time.
+        A netCDF file.
+    time
+        Which scene of a file of several times to read, UTC, as `gridrad_cube.selection.as_time` reads it. Only this
+        part of the file is read.
     format
         One of `FORMATS`; found by content by default.
     channels
@@ -110,8 +119,9 @@ def read_scene(
     have the attribute ``role="companion"``: integers keep dtype and codes, floats are values. GridRad's
     weights are 0 in every bin that the file does not list: no gate gave it a value. Coordinates
     ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second),
-    ``altitude`` (km) and ``observation_time(y)`` where there are such. Attributes ``source_format``,
-    ``product`` and, for a known geostationary satellite, ``satellite_longitude``; ``notes``, what was warned about.
+    ``altitude`` (km), ``observation_time(y)`` and scalar ``forecast_period`` (h) where there are such. Attributes
+    ``source_format``, ``product`` and, for a known geostationary satellite, ``satellite_longitude``; ``notes``, what was
+    warned about.
 
     Warns
     -----
@@ -123,14 +133,17 @@ def read_scene(
     FileNotFoundError
         If there is nothing at the path.
     SchemaError
-        If the file is not a readable scene of one time, has none of the channels, or not the altitude; if a
-        channel's name is taken, or its variable holds no numbers on the pixels of the scene.
+        If the file is not readable as scenes, has none of the channels, or not the altitude; if it lacks the time, or
+        has several and none is given; if a channel's name is taken, or its variable holds no numbers on the pixels of
+        the scene.
     """
     request = _request(channels, radar, variables)
     with open_source(path) as source:
-        header = find_reader(source, format).describe(source, request)
-        scene = make_scene(header, read_channels(source, header, request, clean))
-        if notes := [note for variable in source.variables.values() for note in variable.notes]:
+        part, header = open_scene(source, format, request, time)
+        if time is None:
+            check_one_time(header)
+        scene = make_scene(header, read_channels(part, header, request, clean))
+        if notes := [note for variable in part.variables.values() for note in variable.notes]:
             scene.attrs["notes"] = notes
         return scene
 
@@ -138,19 +151,20 @@ def read_scene(
 def read_fields(path: _Path) -> xr.Dataset:
     """Read every 2-D field of a file on its scene's pixels, as `read_scene`; those in no table as kind ``other``.
 
+    Of a file of several times the first scene.
+
     Raises
     ------
     FileNotFoundError, SchemaError
         As `read_scene`.
     """
     with open_source(path) as source:
-        reader = find_reader(source, "auto")
-        header = reader.describe(source, Request())
-        shapes = {name: variable.shape for name, variable in source.variables.items()}
+        scene, header = open_scene(source, "auto", Request())
+        shapes = {name: variable.shape for name, variable in scene.variables.items()}
         flat = [n for n in header.further if sum(size != 1 for size in shapes.get(n, ())) == 2]
         request = Request(channels=(*header.channels, *flat))
-        header = reader.describe(source, request)
-        return make_scene(header, read_channels(source, header, request))
+        scene, header = open_scene(source, "auto", request)
+        return make_scene(header, read_channels(scene, header, request))
 
 
 def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
@@ -175,7 +189,7 @@ def _request(channels: Iterable[str], radar: RadarSpec, variables: _Variables) -
     )
 
 
-def find_reader(source: Source, wanted: str) -> ModuleType:
+def _find_reader(source: Source, wanted: str) -> ModuleType:
     """The module that reads a file; a format asked for is held against what the file is."""
     if wanted not in FORMATS:
         raise SchemaError(f"format: got {wanted!r}; expected one of {list(FORMATS)}")
@@ -185,6 +199,37 @@ def find_reader(source: Source, wanted: str) -> ModuleType:
     if wanted not in ("auto", found) and not (wanted == "gridrad" and found.startswith("gridrad")):
         raise SchemaError(f"{source.path}: the file is {found}, got format={wanted!r}. Pass format='auto'.")
     return {"larc_goes": larc_goes, "cf": cf}.get(found, gridrad)
+
+
+def open_scene(source: Source, format: str, request: Request, time: Any = None) -> tuple[Source, Header]:
+    """The scene of a file at a time, or its first one, as a source of one time; and its header."""
+    reader, axis = _find_reader(source, format), find_times(source)
+    several, position = axis.values if axis.values.size > 1 else axis.values[:0], 0
+    wanted = None if time is None else as_time(time)
+    if wanted is not None and several.size and wanted in several:
+        position = int(np.flatnonzero(several == wanted)[0])
+    scene = source.at(axis.dim, position)
+    header: Header = reader.describe(scene, request)
+    if wanted not in (None, header.time):
+        there = f"{several[0]} to {several[-1]}, {several.size} times" if several.size else str(header.time)
+        raise SchemaError(f"{source.path}: no scene at {wanted}; it has {there}. Pass one of its times.")
+    if time is None and several.size:
+        last: Header = reader.describe(source.at(axis.dim, several.size - 1), request)
+        if last.grid_id != header.grid_id:
+            raise SchemaError(
+                f"{source.path}: the grid moves from {header.time} to {last.time}; expected one grid at all times. Split "
+                f"the file: ds.isel({axis.dim}=[i]).to_netcdf(...) for each."
+            )
+    return scene, replace(header, times=several)
+
+
+def check_one_time(header: Header) -> None:
+    """Refuse a file of several times where one scene is expected."""
+    if (times := header.times).size:
+        raise SchemaError(
+            f"{header.path}: {times.size} times, {times[0]} to {times[-1]}; expected one, or to be told which. Pass "
+            f"time={str(times[0])!r} to read_scene."
+        )
 
 
 def read_channels(

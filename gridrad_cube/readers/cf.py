@@ -22,15 +22,12 @@ from gridrad_cube.readers.files import Source, Variable, text_of
 from gridrad_cube.readers.header import (
     Header,
     Request,
-    agreed_time,
     goes_longitude,
     make_header,
-    only_time,
-    parse_stamp,
-    parse_time,
     read_altitudes,
 )
 from gridrad_cube.readers.projection import Projection, find_projection
+from gridrad_cube.readers.times import agreed_time, find_lead_time, only_time, parse_stamp, parse_time
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
 
@@ -114,6 +111,7 @@ def describe(source: Source, request: Request) -> Header:
         product="",
         time=time,
         is_projected=projection is not None,
+        lead_time=find_lead_time(source, time),
     )
     known = ", ".join(sorted(name for name in header.fields if name in CHANNELS))
     is_imagery = any(field.channel.kind in ("infrared", "visible") for field in header.fields.values())
@@ -231,17 +229,13 @@ def _altitude_variable(source: Source, dim: str) -> Variable | None:
 
 
 def _time(source: Source) -> np.datetime64:
-    numeric = [v for v in source.variables.values() if v.is_numeric]
-    times = [v for v in numeric if "time" in (v.name.lower(), v.text("standard_name").lower())]
-    name = min(times, key=lambda v: v.name.lower() != "time").name if times else ""
-    candidates = [
-        ("a time variable", only_time(source, name), 0),
-        *((f"attribute {n}", parse_time(text_of(source.attributes, n)), 0) for n in _TIME_ATTRIBUTES),
-        ("the file name", parse_stamp(source.name), 0),
-    ]
-    # The first known one alone: a file's name says when it was made as often as what it shows.
-    known = [candidate for candidate in candidates if candidate[1] is not None]
-    return agreed_time(source, known[:1] or candidates)
+    time = only_time(source)
+    if time is not None:
+        return time  # a file's name says when it was made as often as what it shows
+    words = [(f"attribute {n}", parse_time(text_of(source.attributes, n)), 60) for n in _TIME_ATTRIBUTES]
+    known = [candidate for candidate in words if candidate[1] is not None]
+    others = [("a time variable", None, 0), *words, ("the file name", parse_stamp(source.name), 0)]
+    return agreed_time(source, known or others)
 
 
 def read(source: Source, header: Header, request: Request) -> dict[str, npt.NDArray[Any]]:

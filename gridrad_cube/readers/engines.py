@@ -19,7 +19,7 @@ import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from gridrad_cube.readers import find_reader, read_channels
+from gridrad_cube.readers import check_one_time, open_scene, read_channels
 from gridrad_cube.readers.files import open_source
 from gridrad_cube.readers.header import Header, Request, make_scene
 from gridrad_cube.schema import Packing, SchemaError
@@ -59,10 +59,10 @@ class _LazyChannel(BackendArray):
     def _read(self, levels: Iterable[int] = ()) -> npt.NDArray[Any]:
         with open_source(self._path) as source:
             request = Request(channels=(self._name,))
-            header = find_reader(source, self._format).describe(source, request)
+            scene, header = open_scene(source, self._format, request)
             fields = {self._name: header.fields[self._name]}
             header = replace(header, fields=fields, levels=tuple(header.levels[level] for level in levels))
-            codes = read_channels(source, header, request)[self._name]
+            codes = read_channels(scene, header, request)[self._name]
         return codes if self._packing is None else self._packing.decode(codes)
 
 
@@ -71,9 +71,9 @@ def _open(path: Any, format: str, drop: str | Iterable[str] | None, decodes: boo
         raise SchemaError(f"filename_or_obj: got a {type(path).__name__}; expected the path of a local file")
     path = os.path.abspath(os.fspath(path))
     with open_source(path) as source:
-        reader = find_reader(source, format)
-        header = reader.describe(source, Request())
-        header = reader.describe(source, Request(channels=(*header.channels, *header.further)))
+        header = open_scene(source, format, Request())[1]
+        check_one_time(header)
+        header = open_scene(source, format, Request(channels=(*header.channels, *header.further)))[1]
     variables = {}
     for name, about in header.fields.items():
         lazy = indexing.LazilyIndexedArray(_LazyChannel(header, format, name, decodes))
@@ -88,7 +88,7 @@ def _open(path: Any, format: str, drop: str | Iterable[str] | None, decodes: boo
             }  # fmt: skip
         variables[name] = xr.Variable(dims, lazy, attributes, encoding)
     scene = make_scene(replace(header, fields={}), {})
-    lines = [name for name in ("observation_time",) if name in scene.coords]
+    lines = [name for name in ("observation_time", "forecast_period") if name in scene.coords]
     scene = scene.reset_coords(lines).expand_dims("time").set_coords(lines)
     dataset = xr.Dataset(variables, scene.coords, scene.attrs)
     dropped = {drop} if isinstance(drop, str) else set(drop or ())

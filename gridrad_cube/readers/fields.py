@@ -562,6 +562,15 @@ def _recode_block(
     return out, lost
 
 
+def read_numbers(source: Source, name: str, key: Any = ...) -> npt.NDArray[np.float64]:
+    """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
+    variable, raw = source.variables[name], source.read(name, key)
+    values = raw.view(signedness(variable)).astype(np.float64)
+    values[is_missing(raw, variable)] = np.nan
+    scale, offset = variable.scaling
+    return values * scale + offset
+
+
 def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.NDArray[Any]:
     """Read the codes of a field that lies dense in its file, ``([altitude,] y, x)``.
 

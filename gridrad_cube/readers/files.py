@@ -16,7 +16,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -203,13 +203,6 @@ class Source:
         where = f"{self.path}: variable {name!r}"
         dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)
         shape = tuple(int(n) for n in variable.shape)
-        declared = math.prod(shape) * dtype.itemsize
-        if declared > MAX_VARIABLE_BYTES:
-            raise SchemaError(
-                f"{where} declares {declared / 2**30:.1f} GiB; expected at most {MAX_VARIABLE_BYTES / 2**30:.0f} GiB "
-                f"in a file of {os.path.getsize(self.path)} bytes. Check where the file comes from, or raise "
-                "gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
-            )
         attributes = _attributes(variable, self.path)
         return Variable(name, tuple(variable.dimensions), shape, dtype, attributes, where)
 
@@ -224,6 +217,7 @@ class Source:
         variable = self.variables[name]
         if not variable.is_numeric:
             raise SchemaError(f"{variable.where} holds {variable.dtype}, not numbers")
+        _check_size(variable, self.path, np.broadcast_to(np.int8(0), variable.shape)[key].size)
         try:
             values = self._read_fast(variable, key)
             if values is None:
@@ -235,13 +229,23 @@ class Source:
         return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
     def _read_fast(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
-        """A large variable that is wanted whole; None where the library has to read it."""
-        shape, size = variable.shape, math.prod(variable.shape)
-        is_whole = np.broadcast_to(np.int8(0), shape)[key].size == size
-        if self._file is None or size * variable.dtype.itemsize < _LARGE_BYTES or not is_whole:
+        """A large variable, or a part of its first dimension; None where the library has to read it."""
+        shape = variable.shape
+        keys = _keys(key, len(shape))
+        if self._file is None or not shape or not all(isinstance(k, int | slice) for k in keys):
             return None
-        values = _read_chunks(self._file, variable.name, shape, variable.dtype)
-        return None if values is None else values[key]
+        parts = [
+            range(n)[k] if isinstance(k, slice) else range(k, k + 1) for n, k in zip(shape, keys, strict=True)
+        ]
+        first, others = parts[0], parts[1:]
+        is_whole = all(len(taken) == n for taken, n in zip(others, shape[1:], strict=True))
+        size = len(first) * math.prod(shape[1:])
+        if first.step != 1 or not is_whole or size * variable.dtype.itemsize < _LARGE_BYTES:
+            return None
+        values = _read_chunks(self._file, variable.name, shape, variable.dtype, first)
+        if values is None:
+            return None
+        return values[(slice(None) if isinstance(keys[0], slice) else 0, *keys[1:])]
 
     def dims_of(self, axes: tuple[str, ...], what: str) -> list[str]:
         """The dimension of each 1-D variable; a file that lacks one is refused."""
@@ -253,12 +257,75 @@ class Source:
                 )
         return [self.variables[name].dims[0] for name in axes]
 
+    def at(self, dim: str | None, position: int) -> Source:
+        """The same file as one scene: only this position of its time dimension, which keeps length one.
+
+        Raises
+        ------
+        SchemaError
+            On access to ``variables``, if one of them declares an absurd size.
+        """
+        return _Scene(self, dim, position)
+
     def listing(self) -> str:
         """Variables of the file for a message."""
         names = sorted(self.variables)
         shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
         groups = sorted(self._dataset.groups)
         return f"variables [{shown}]" + (f" and groups {groups[:10]}, which are not read" if groups else "")
+
+
+class _Scene(Source):
+    """One position along a dimension of a source, which keeps length one."""
+
+    def __init__(self, whole: Source, dim: str | None, position: int) -> None:
+        self.path = whole.path
+        self._whole, self._dim, self._position = whole, dim, position
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        return self._whole.attributes
+
+    @cached_property
+    def variables(self) -> dict[str, Variable]:
+        out = {}
+        for name, variable in self._whole.variables.items():
+            sizes = variable.sizes | ({self._dim: 1} if self._dim in variable.dims else {})
+            _check_size(variable, self.path, math.prod(sizes.values()))
+            out[name] = replace(variable, shape=tuple(sizes.values()))
+        return out
+
+    def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
+        dims = self._whole.variables[name].dims
+        if self._dim not in dims:
+            return self._whole.read(name, key)
+        keys, axis = _keys(key, len(dims)), dims.index(self._dim)
+        position = self._position
+        part = range(1)[keys[axis]]  # all, nothing or an integer, along a dimension of length one
+        here = position if isinstance(part, int) else slice(position, position + len(part))
+        return self._whole.read(name, (*keys[:axis], here, *keys[axis + 1 :]))
+
+    def listing(self) -> str:
+        return self._whole.listing()
+
+
+def _keys(key: Any, dims: int) -> tuple[Any, ...]:
+    """An index with one part for each dimension, for one that may be shorter or have an ellipsis."""
+    keys = key if isinstance(key, tuple) else (key,)
+    place = next((i for i, part in enumerate(keys) if part is ...), len(keys))
+    before, after = keys[:place], keys[place + 1 :]
+    return (*before, *[slice(None)] * (dims - len(before) - len(after)), *after)
+
+
+def _check_size(variable: Variable, path: str, values: int) -> None:
+    """Refuse a variable of which more would be read at once than `MAX_VARIABLE_BYTES`."""
+    declared = values * variable.dtype.itemsize
+    if declared > MAX_VARIABLE_BYTES:
+        raise SchemaError(
+            f"{variable.where} declares {declared / 2**30:.1f} GiB; expected at most "
+            f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB in a file of {os.path.getsize(path)} bytes. Check where the file "
+            "comes from, or raise gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
+        )
 
 
 def _attributes(owner: Any, path: str) -> dict[str, Any]:
@@ -487,9 +554,9 @@ _FILTERS = ([1], [2, 1])
 
 
 def _read_chunks(
-    file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], first: range
 ) -> npt.NDArray[Any] | None:
-    """Read a deflated HDF5 variable chunk by chunk; None where the library has to read it.
+    """Read a part of the first dimension of a deflated HDF5 variable chunk by chunk; None where the library has to.
 
     Only what is plain is read here: chunked, deflated, of a native type. The library also says what is wrong with a
     damaged chunk. Nothing is allocated beyond what the checked header declares (``shape``, ``dtype``).
@@ -510,11 +577,16 @@ def _read_chunks(
         or stored.newbyteorder("=") != dtype.newbyteorder("=")
         # A type that h5py would convert, such as integers of 12 bits.
         or not dataset.id.get_type().equal(h5py.h5t.py_create(stored))
-        or size > 2 * math.prod(shape) * stored.itemsize
+        or size > 2 * len(first) * math.prod(shape[1:]) * stored.itemsize
     ):
         return None
-    out = np.empty(shape, stored)
-    for offset in itertools.product(*(range(0, n, c) for n, c in zip(shape, chunk, strict=True))):
+    out = np.empty((len(first), *shape[1:]), stored)
+    begin = first.start - first.start % chunk[0]
+    starts = [
+        range(begin, first.stop, chunk[0]),
+        *(range(0, n, c) for n, c in zip(shape[1:], chunk[1:], strict=True)),
+    ]
+    for offset in itertools.product(*starts):
         try:
             mask, packed = dataset.id.read_direct_chunk(offset)
             # The size bounds what is allocated, whatever the bytes would inflate to.
@@ -525,8 +597,10 @@ def _read_chunks(
             return None
         values = np.frombuffer(data, np.uint8)
         values = _unshuffle(values, stored.itemsize) if dataset.shuffle else values
-        target = out[tuple(slice(start, start + c) for start, c in zip(offset, chunk, strict=True))]
-        target[...] = values.view(stored).reshape(chunk)[tuple(slice(n) for n in target.shape)]
+        values = values.view(stored).reshape(chunk)[max(first.start - offset[0], 0) :]
+        place = (max(offset[0] - first.start, 0), *offset[1:])
+        target = out[tuple(slice(start, start + n) for start, n in zip(place, values.shape, strict=True))]
+        target[...] = values[tuple(slice(n) for n in target.shape)]
     return out
 
 

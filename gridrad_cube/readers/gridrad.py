@@ -23,13 +23,10 @@ from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
     Header,
     Request,
-    agreed_time,
     make_header,
-    only_time,
-    parse_stamp,
-    parse_time,
     read_altitudes,
 )
+from gridrad_cube.readers.times import agreed_time, only_time, parse_stamp, parse_time
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
 
@@ -117,7 +114,7 @@ def describe(source: Source, request: Request) -> Header:
     time = agreed_time(
         source,
         [
-            ("the time variable", only_time(source, "time"), 0),
+            ("the time variable", only_time(source), 0),
             ("Analysis_time", parse_time(text_of(source.attributes, "Analysis_time")), 1),
             ("the file name", parse_stamp(source.name), 60),
         ],

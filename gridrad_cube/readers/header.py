@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import cftime
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
 
 from gridrad_cube.geometry import lattice_origin, wrap_longitude
@@ -24,9 +22,8 @@ from gridrad_cube.readers.fields import (
     CONVERSIONS,
     Field,
     find_others,
-    is_missing,
     other_field,
-    signedness,
+    read_numbers,
     spelled,
 )
 from gridrad_cube.readers.files import Source
@@ -47,10 +44,6 @@ _Float = npt.NDArray[np.float64]
 _PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")
 #: Positions that agree to this many degrees (a tenth of a meter) are the same grid.
 _GRID_ID_RESOLUTION = 1e-6
-#: Latest year that is a time and not a misread number.
-_LAST_YEAR = 2200
-#: Calendars whose dates are days of the real world.
-_CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")
 #: Longitude over which a GOES satellite works, degrees east: 75.2 W is GOES-East (GOES-16 from December 2017
 #: to April 2025, then GOES-19), 137.2 W GOES-West (GOES-17, then GOES-18), as NOAA's GOES-R program states
 #: them. Files give the nominal 75 and 137 W of the projection instead.
@@ -69,7 +62,6 @@ _RESERVED = frozenset((
 ))  # fmt: skip
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SUFFIXES = ("histogram", *STATISTICS, *ECHO_STATISTICS, *LOG_STATISTICS)
-_STAMP = re.compile(r"(?<!\d)(\d{8})[T_.\-]?(\d{4})(\d{2})?Z?(?!\d)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +116,10 @@ class Header:
         Degrees east, known of some geostationary satellites.
     observation_time
         Time at which each line was scanned, where the file says so.
+    lead_time
+        Hours from the initial time of a forecast, where the file says so.
+    times
+        Times of all scenes of the file, in its order; empty where it has one.
     """
 
     path: str
@@ -139,6 +135,10 @@ class Header:
     is_projected: bool = False
     satellite_longitude: float | None = None
     observation_time: npt.NDArray[np.datetime64] | None = field(default=None, repr=False)
+    lead_time: float | None = None
+    times: npt.NDArray[np.datetime64] = field(
+        default_factory=lambda: np.zeros(0, "datetime64[s]"), repr=False
+    )
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -186,6 +186,9 @@ def make_scene(header: Header, codes: Mapping[str, npt.NDArray[Any]]) -> xr.Data
         coords["altitude"] = ("altitude", np.array(header.altitudes), up)
     if header.observation_time is not None:
         coords["observation_time"] = ("y", header.observation_time, {"long_name": "time of the scan line"})
+    if header.lead_time is not None:
+        ahead = {"units": "h", "standard_name": "forecast_period"}
+        coords["forecast_period"] = ((), np.float32(header.lead_time), ahead)
     attributes: dict[str, Any] = {"source_format": header.format, "product": header.product}
     if header.satellite_longitude is not None:
         attributes["satellite_longitude"] = header.satellite_longitude
@@ -335,11 +338,11 @@ def _read_positions(source: Source, name: str) -> _Float:
     variable, units = source.variables[name], source.variables[name].text("units").lower()
     long = [dim for dim, size in variable.sizes.items() if size > 1]
     if len(long) <= 2:
-        values = _read_numbers(source, name)
+        values = read_numbers(source, name)
         values = values if values.ndim == 1 else np.squeeze(values)
     else:
         values, last = (
-            _read_numbers(source, name, tuple(slice(None) if d in long[-2:] else end for d in variable.dims))
+            read_numbers(source, name, tuple(slice(None) if d in long[-2:] else end for d in variable.dims))
             for end in (0, -1)
         )
         if not np.array_equal(values, last, equal_nan=True):
@@ -348,15 +351,6 @@ def _read_positions(source: Source, name: str) -> _Float:
                 f"does not move. Split the file: ds.isel({long[0]}=[i]).to_netcdf(...)."
             )
     return np.rad2deg(values) if units in ("radian", "radians", "rad") else values
-
-
-def _read_numbers(source: Source, name: str, key: Any = ...) -> _Float:
-    """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
-    variable, raw = source.variables[name], source.read(name, key)
-    values = raw.view(signedness(variable)).astype(np.float64)
-    values[is_missing(raw, variable)] = np.nan
-    scale, offset = variable.scaling
-    return values * scale + offset
 
 
 def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> _Float:
@@ -432,94 +426,6 @@ def _clean(axis: _Float, lattice: tuple[int, ...], tolerance: float) -> _Float:
     even = np.linspace(axis[0], axis[-1], axis.size)
     is_even = 1e-9 < np.abs(axis - even).max() <= tolerance  # float64 axes keep their bits
     return even if lattice and axis.size > 2 and is_even else axis
-
-
-# --- times
-
-
-def parse_time(words: str) -> np.datetime64 | None:
-    """A date and time in ISO 8601 or in C's ``ctime`` form, UTC where no zone is given; None for anything else."""
-    words = re.sub(r"\s*(UTC|GMT)$", "Z", words.strip())
-    for form in ("ISO8601", "%a %b %d %H:%M:%S %Y"):
-        moment = pd.to_datetime(words, format=form, utc=True, errors="coerce")
-        if pd.notna(moment) and len(words) >= 8:  # a year alone is no time
-            return np.datetime64(moment.tz_localize(None).round("s"), "s")
-    return None
-
-
-def parse_stamp(name: str) -> np.datetime64 | None:
-    """The last date and time in a file name, as in ``20210705_1750`` or ``20110427T220000Z``; None if none."""
-    for date, clock, second in reversed(_STAMP.findall(name)):
-        text = date + clock + (second or "00")
-        moment = pd.to_datetime(text, format="%Y%m%d%H%M%S", errors="coerce")
-        if 1950 <= moment.year <= _LAST_YEAR:  # the year of no date is NaN
-            return np.datetime64(moment, "s")
-    return None
-
-
-def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDArray[np.datetime64]:
-    """Values of a time variable by its units and calendar, rounded to the second.
-
-    Dates of the Julian and of the mixed calendar (``standard``) become those of the Gregorian one. Values that are no
-    time become NaT if they may be ``missing``, and are refused otherwise.
-    """
-    variable, where = source.variables[name], f"{source.path}: time variable {name!r}"
-    units, calendar = variable.text("units"), variable.text("calendar").lower() or "standard"
-    if calendar not in _CALENDARS:
-        raise SchemaError(f"{where}: calendar {calendar!r}; expected some of {list(_CALENDARS)}")
-    try:
-        zero, one = (
-            np.datetime64(date.change_calendar("proleptic_gregorian").isoformat(), "us")
-            for date in cftime.num2date([0, 1], units, calendar, only_use_cftime_datetimes=True)
-        )
-    except (ValueError, TypeError) as error:  # cftime raises either for a date that it cannot read
-        raise SchemaError(
-            f"{where}: units {units!r}; expected such as 'seconds since 1970-01-01 00:00:00'"
-        ) from error
-    values = _read_numbers(source, name).ravel()
-    # Whole seconds: a day number as float64 is good to a microsecond and decodes a little off the second.
-    seconds = np.rint(values * ((one - zero) / np.timedelta64(1, "s")))
-    last = (np.datetime64(f"{_LAST_YEAR}-01-01", "s") - zero) / np.timedelta64(1, "s")
-    good = np.isfinite(seconds) & (np.abs(seconds) <= abs(last))
-    if not good.all() and not missing:
-        raise SchemaError(f"{where}: {float(values[~good][0])} {units}; expected a time before {_LAST_YEAR}")
-    offsets = np.where(good, seconds, 0.0).astype(np.int64).astype("timedelta64[s]")
-    return np.where(good, zero.astype("datetime64[s]") + offsets, np.datetime64("NaT", "s"))
-
-
-def only_time(source: Source, name: str) -> np.datetime64 | None:
-    """The one time of a time variable, None where there is no such variable; refuses several."""
-    if name not in source.variables:
-        return None
-    times = decode_times(source, name)
-    if times.size != 1:
-        raise SchemaError(
-            f"{source.path}: {times.size} times in {name!r}; expected one (one file, one scene). "
-            f"Split the file: ds.isel({name}=[i]).to_netcdf(...) for each."
-        )
-    return np.datetime64(times[0], "s")
-
-
-def agreed_time(source: Source, candidates: list[tuple[str, np.datetime64 | None, int]]) -> np.datetime64:
-    """The first known time of a file, checked against the others.
-
-    ``candidates`` are what it is, the time or None, and the seconds by which it may differ from the first known one;
-    the most trusted first.
-    """
-    known = [(what, time, tolerance) for what, time, tolerance in candidates if time is not None]
-    if not known:
-        raise SchemaError(
-            f"{source.path}: no time; expected one of {[what for what, _, _ in candidates]}. "
-            "Rename the file so that it holds YYYYMMDD_HHMM, or add a time variable."
-        )
-    first, time, _ = known[0]
-    for what, other, tolerance in known[1:]:
-        if abs((other - time).astype(np.int64)) > tolerance:
-            raise SchemaError(
-                f"{source.path}: {first} says {time}, {what} says {other}; expected them within {tolerance} s. "
-                "Correct whichever is wrong: a renamed file, or a damaged header."
-            )
-    return time
 
 
 def goes_longitude(source: Source) -> float | None:

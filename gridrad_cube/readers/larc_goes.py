@@ -15,14 +15,10 @@ from gridrad_cube.readers.files import Source, text_of
 from gridrad_cube.readers.header import (
     Header,
     Request,
-    agreed_time,
-    decode_times,
     goes_longitude,
     make_header,
-    only_time,
-    parse_stamp,
-    parse_time,
 )
+from gridrad_cube.readers.times import agreed_time, decode_times, only_time, parse_stamp, parse_time
 from gridrad_cube.schema import SchemaError
 
 FORMAT = "larc_goes"
@@ -76,7 +72,7 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _time(source: Source) -> np.datetime64:
-    in_variable = only_time(source, "time")
+    in_variable = only_time(source)
     stamp = parse_time(text_of(source.attributes, "date_time_stamp")) if in_variable is None else None
     return agreed_time(
         source,

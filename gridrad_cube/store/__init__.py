@@ -11,6 +11,7 @@ from gridrad_cube.store.build import (
     check_duplicates,
     pack_rows,
     read_grid,
+    scene_of,
     write_crop,
     write_grid,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "open_packed",
     "pack_rows",
     "read_grid",
+    "scene_of",
     "small_specs",
     "source_path",
     "store_info",

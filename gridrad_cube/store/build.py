@@ -202,7 +202,10 @@ def _shared(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One source file of the plan; its crops take the rows ``row .. row + len(windows)`` for good."""
+    """One scene of the plan; its crops take the rows ``row .. row + len(windows)`` for good.
+
+    ``source`` is the name of its file, and of a file of several times that and the time (`scene_of`).
+    """
 
     source: str
     size: int
@@ -222,9 +225,15 @@ class Entry:
         return range(self.row, self.row + len(self.windows))
 
     @property
+    def file(self) -> str:
+        """Name of the source file."""
+        return self.source.removesuffix(scene_of("", self.time)) if "@" in self.source else self.source
+
+    @property
     def scene(self) -> str:
-        """Name of the scene: the file name without its suffix."""
-        return PurePosixPath(self.source).stem
+        """Name of the scene: the file name without its suffix, and the time if its file has several."""
+        file = self.file
+        return PurePosixPath(file).stem + self.source[len(file) :]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Entry:
@@ -240,18 +249,25 @@ class Entry:
         )
 
 
+def scene_of(file: str, time: int) -> str:
+    """Name of a scene in a file of several times: ``clouds/mergir.nc@2019-12-25T00:00:00``."""
+    return f"{file}@{np.datetime64(time, 's')}"
+
+
 def write_crop(
-    files: Files, layout: CubeLayout, row: int, pixels: Mapping[str, np.ndarray]
+    files: Files | None, layout: CubeLayout, row: int, pixels: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, int]]:
     """Write the shards of one crop, each in one step; return channel -> (bytes, CRC-32).
 
-    Writing a crop again gives the same bytes, so that a task that runs twice does no harm.
+    Writing a crop again gives the same bytes, so that a task that runs twice does no harm. Without ``files`` they are
+    only counted.
     """
     written = {}
     for name, values in pixels.items():
         spec = layout.pixels(name, row + 1)
         data = encode(spec, values[np.newaxis])
-        files.write(spec.key(row), data)
+        if files is not None:
+            files.write(spec.key(row), data)
         written[name] = len(data), zlib.crc32(data)
     return written
 
@@ -286,6 +302,8 @@ class Build:
         self.entries: list[Entry] = []
         #: Position of each source in the plan.
         self.number: dict[str, int] = {}
+        #: Positions of the scenes of each file of several times.
+        self._several: dict[str, list[int]] = {}
         #: The last record of each entry, None where there is none yet; without shards and values.
         self.records: list[Record | None] = []
         self._places = np.zeros(0, _PLACE)
@@ -349,6 +367,9 @@ class Build:
     def _add(self, entries: Sequence[Entry]) -> None:
         before = self.rows
         self.number |= {e.source: len(self.entries) + i for i, e in enumerate(entries)}
+        for number, entry in enumerate(entries, len(self.entries)):
+            if entry.file != entry.source:
+                self._several.setdefault(entry.file, []).append(number)
         self.entries.extend(entries)
         self.records += [None] * len(entries)
         self._places = np.concatenate([self._places, np.zeros(len(entries), _PLACE)])
@@ -361,7 +382,8 @@ class Build:
     def _index(self, record: Record, place: _Place) -> None:
         number = self.number.get(record.source)
         if number is None:
-            self.refused[record.source] = record
+            if record.source not in self._several:  # refused once, and planned since
+                self.refused[record.source] = record
             return
         rows = self.entries[number].rows
         self.records[number] = dataclasses.replace(record, shards=_NO_SHARDS, values=b"")
@@ -410,6 +432,20 @@ class Build:
         if not self.is_written(number):
             return None
         return self._log.values(_Place(*(int(v) for v in self._places[number])))
+
+    def numbers_of(self, file: str) -> list[int]:
+        """Positions in the plan of the scenes of a file; empty for a file that is not planned."""
+        alone = [self.number[file]] if file in self.number else []
+        return alone + self._several.get(file, [])
+
+    def shards_of(self, number: int) -> dict[str, list[tuple[int, int] | None]]:
+        """Bytes and CRC-32 of the shards of an entry's crops, as its record has them."""
+        rows = self.entries[number].rows
+        sizes, sums = (a[rows.start : rows.stop].T.tolist() for a in (self.shard_bytes, self.shard_crc))
+        return {
+            name: [(size, crc) if size >= 0 else None for size, crc in zip(*pairs, strict=True)]
+            for name, *pairs in zip(self.layout.channels, sizes, sums, strict=True)
+        }
 
     def shards(self) -> Iterator[Shard]:
         """Every shard that the log has, and the size that it is found with; lists the files of a channel once."""

@@ -46,7 +46,7 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
             i = row - rows.start
             if whole is not None:
                 table[i] = whole[crop]
-            values = (entry.time, status, *window, entry.grid, entry.scene, entry.source)
+            values = (entry.time, status, *window, entry.grid, entry.scene, entry.file)
             for name, value in zip(OF_THE_PLAN, values, strict=True):
                 plan[name][i] = value
     return plan | {name: table[name] for name in table.dtype.names or ()}
