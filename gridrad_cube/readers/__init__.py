@@ -120,8 +120,8 @@ def read_scene(
     weights are 0 in every bin that the file does not list: no gate gave it a value. Coordinates
     ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second),
     ``altitude`` (km), ``observation_time(y)`` and scalar ``forecast_period`` (h) where there are such. Attributes
-    ``source_format``, ``product`` and, for a known geostationary satellite, ``satellite_longitude``; ``notes``, what was
-    warned about.
+    ``source_format``, ``product`` and, for a known geostationary satellite, ``satellite_longitude``; ``notes``, what
+    was warned about.
 
     Warns
     -----
@@ -217,8 +217,8 @@ def open_scene(source: Source, format: str, request: Request, time: Any = None) 
         last: Header = reader.describe(source.at(axis.dim, several.size - 1), request)
         if last.grid_id != header.grid_id:
             raise SchemaError(
-                f"{source.path}: the grid moves from {header.time} to {last.time}; expected one grid at all times. Split "
-                f"the file: ds.isel({axis.dim}=[i]).to_netcdf(...) for each."
+                f"{source.path}: the grid moves from {header.time} to {last.time}; expected one grid. "
+                f"Split the file: ds.isel({axis.dim}=[i]).to_netcdf(...) for each."
             )
     return scene, replace(header, times=several)
 

@@ -1,4 +1,4 @@
-"""Any CF netCDF file of one time on a grid: latitude and longitude, 1-D or 2-D, or a projection.
+"""Any CF netCDF file on a grid: latitude and longitude, 1-D or 2-D, or a projection.
 
 MRMS mosaics, gridded satellite imagery and model fields come this way. Axes are found by ``standard_name``,
 units and name; fields by their own name, by ``standard_name`` with units, or by the user's word. Where a file has no
