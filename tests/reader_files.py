@@ -11,7 +11,6 @@ import netCDF4
 import numpy as np
 
 MJD_EPOCH = np.datetime64("1858-11-17T00:00:00", "s")
-GRIDRAD_EPOCH = np.datetime64("2001-01-01T00:00:00", "s")
 
 
 def mjd(time: str) -> float:
@@ -156,8 +155,11 @@ def write_gridrad(
         ):
             _put(f, name, (name,), axis, axis_dtype, long_name=name, units=units)
         if time_variable:
-            seconds = (np.datetime64(time, "s") - GRIDRAD_EPOCH).astype(np.int64)
-            _put(f, "time", ("time",), [float(seconds)], units="seconds since 2001-01-01 00:00:00")
+            # Minutes as in a real file of V4.2; seconds as programs read V3.1.
+            unit, epoch = ("m", "2000-01-01") if version == "v4_2" else ("s", "2001-01-01")
+            value = (np.datetime64(time, "s") - np.datetime64(epoch)) / np.timedelta64(1, unit)
+            units = f"{'minutes' if unit == 'm' else 'seconds'} since {epoch} 00:00:00"
+            _put(f, "time", ("time",), [value], units=units)
         cube = ("Altitude", "Latitude", "Longitude")
         counts = np.where(listed, 3, 0) if nradobs is None else nradobs
         _put(f, "Nradobs", cube, counts, "i1")

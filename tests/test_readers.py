@@ -1224,6 +1224,46 @@ def test_real_radar_volume_reads_back_bin_for_bin_through_the_sparse_layout(real
     assert scene[COLUMN].values.max() == expected_codes(values, counts).max()
 
 
+def test_real_gridrad_volume_reads_bin_for_bin(real_data: Path):
+    path = next((real_data / "gridrad").glob("nexrad_3d_v4_2_*.nc"))
+    moments = {
+        Z: "Reflectivity", "spectrum_width": "SpectrumWidth", "azimuthal_shear": "AzShear", "divergence": "Divergence",
+    }  # fmt: skip
+    scene, header = readers.read_scene(path, channels=(*moments, COLUMN, "Nradobs")), readers.inspect(path)
+    assert (header.format, header.product) == ("gridrad_v4_2", "GridRad v4.2")
+    assert header.time == np.datetime64("2010-01-20T20:00:00")
+    with netCDF4.Dataset(path) as f:
+        f.set_auto_maskandscale(False)
+        looks, index = f["Nradobs"][:], f["index"][:]
+        listed = {channel: f[name][:] for channel, name in moments.items()}
+        axes = {name: f[name][:] for name in ("Latitude", "Longitude", "Altitude")}
+    assert scene["altitude"].values.tolist() == axes["Altitude"].tolist()
+    for name, axis in (("latitude", axes["Latitude"]), ("longitude", axes["Longitude"] - 360.0)):
+        np.testing.assert_allclose(scene[name].values, axis, rtol=0, atol=1e-9)
+        whole = scene[name].values * 96
+        np.testing.assert_allclose(whole, np.rint(whole), atol=1e-9)
+    for channel, values in listed.items():
+        packing = packing_of(scene[channel])
+        expected = np.where(looks.ravel() > 0, packing.no_echo, packing.fill_value)
+        steps = np.rint((values.astype("f8") - packing.add_offset) / packing.scale_factor)
+        expected[index] = np.where(np.isnan(values), packing.fill_value, steps)
+        np.testing.assert_array_equal(scene[channel].values.ravel(), expected, err_msg=channel)
+    np.testing.assert_array_equal(scene[COLUMN].values, scene[Z].values.max(axis=0))
+    np.testing.assert_array_equal(scene["Nradobs"].values, looks)
+    assert np.count_nonzero(packing_of(scene[Z]).echo(scene[Z].values)) == index.size == 68058
+
+
+def test_real_gridrad_volume_keeps_the_columns_of_the_published_quality_control(real_data: Path, tmp_path):
+    from gridrad_cube import pipeline, store
+    from gridrad_cube.schema import RadarSpec, Recipe
+
+    recipe = Recipe(channels=(COLUMN,), radar=RadarSpec(qc="published"))
+    report = pipeline.preprocess(real_data / "gridrad", tmp_path / "s.zarr", recipe=recipe)
+    assert [o.status for o in report.outcomes] == ["written"]
+    column = store.open_packed(tmp_path / "s.zarr")[COLUMN]
+    assert np.count_nonzero(packing_of(column).echo(column.values)) == 1057  # of the published programs
+
+
 @pytest.mark.parametrize(
     ("variable", "format"), [("GRIDRAD_SAMPLE", "gridrad"), ("LARC_SAMPLE", "larc_goes")]
 )

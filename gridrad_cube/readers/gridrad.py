@@ -1,7 +1,9 @@
 """GridRad: hourly v3.1 and v4.2, GridRad-Severe v4.2 (sparse), and v4.1 (dense).
 
-Sparse files list the bins that have a value. Version 4.1 as it is circulated is dense and counts no looks, so that
-"observed without echo" and "not observed" cannot be told apart in it: every bin without a value is not observed there.
+Sparse files list the bins that have a value. Version 4.2 is as in a real file of GridRad-Severe: those are exactly the
+bins whose ``Nradecho`` is above 0, in ascending order, and a moment is NaN where its weight is 0. Version 4.1 as it is
+circulated is dense and counts no looks, so that "observed without echo" and "not observed" cannot be told apart in it:
+every bin without a value is not observed there.
 Either becomes a `RadarVolume`, and that dense codes.
 """
 

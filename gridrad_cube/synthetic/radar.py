@@ -22,6 +22,11 @@ _ELEVATIONS = (0.5, 0.9, 1.3, 1.8, 2.4, 3.1, 4.0, 5.1, 6.4, 8.0, 10.0, 12.5, 15.
 _BEAM_DEGREES = 0.95
 # Spacing of radars, degrees; each lies off its node by at most a third of it.
 _SITE_SPACING = 2.4
+# The radars of the network got dual polarization from 2011 on.
+_DUAL_POLARIZATION = np.datetime64("2011-01-01")
+_DUAL_FIELDS = ("DifferentialReflectivity", "DifferentialPhase", "CorrelationCoefficient")
+# Share of bins with echo whose velocities are unknown.
+_LOST_VELOCITIES = 0.2
 # Weaker echoes are not listed, dBZ.
 _WEAKEST_DBZ = -5.0
 
@@ -136,7 +141,7 @@ def render_radar(
 ) -> RadarVolume:
     """Render the weather as the radars of a network see it at a time, UTC.
 
-    ``moments`` adds spectrum width, shear, divergence and the dual-polarization fields to reflectivity.
+    ``moments`` adds spectrum width, shear, divergence and, from 2011 on, the dual-polarization fields to reflectivity.
     """
     maps = _column_maps(weather, seconds_of(time), network)
     rows, columns = np.nonzero(np.max(maps[:4], axis=0) > 0.0)
@@ -158,9 +163,11 @@ def render_radar(
         weights |= {name: 0.9 * weight for name in fields} | dict.fromkeys(
             ("Reflectivity", "SpectrumWidth"), weight
         )
-        for name in ("AzShear", "Divergence"):
-            lost = rng.random(dbz.size) < 0.02  # no velocity: the value is missing, the weight is zero
+        lost = rng.random(dbz.size) < _LOST_VELOCITIES  # the value is missing, the weight is zero
+        for name in ("SpectrumWidth", "AzShear", "Divergence"):
             fields[name][lost], weights[name] = np.nan, np.where(lost, np.float32(0.0), weights[name])
+        for name in _DUAL_FIELDS if time < _DUAL_POLARIZATION else ():
+            del fields[name], weights[name]
     return RadarVolume(index, fields, weights, network.observations, echoes)
 
 

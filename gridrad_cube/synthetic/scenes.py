@@ -314,22 +314,36 @@ def _modified_julian_day(time: npt.ArrayLike) -> Float:
 # GridRad
 
 _VOLUME = ("Altitude", "Latitude", "Longitude")
-#: Name in the dense layout of V4.1, long name and units of every field of the sparse layouts.
+#: Name in the dense layout of V4.1, long name and units of every field, as V4.2 has them. The texts of those of dual
+#: polarization are not known.
 _FIELDS = {
-    "Reflectivity": ("ZH", "Radar reflectivity", "dBZ"),
-    "SpectrumWidth": ("SW", "Radar velocity spectrum width", "m s-1"),
-    "AzShear": ("VOR", "Azimuthal shear of radial velocity", "s-1"),
-    "Divergence": ("DIV", "Radial divergence of radial velocity", "s-1"),
-    "DifferentialReflectivity": ("ZDR", "Differential radar reflectivity", "dB"),
-    "DifferentialPhase": ("KDP", "Specific differential phase", "deg km-1"),
-    "CorrelationCoefficient": ("RHV", "Copolar correlation coefficient", "1"),
+    "Reflectivity": ("ZH", "Radar Reflectivity", "dBZ"),
+    "SpectrumWidth": ("SW", "Velocity Spectrum Width", "m s^-1"),
+    "AzShear": ("VOR", "Azimuthal Shear (Rotation)", "s^-1"),
+    "Divergence": ("DIV", "Radial Divergence", "s^-1"),
+    "DifferentialReflectivity": ("ZDR", "Differential Reflectivity", "dB"),
+    "DifferentialPhase": ("KDP", "Specific Differential Phase", "deg km^-1"),
+    "CorrelationCoefficient": ("RHV", "Correlation Coefficient", "dimensionless"),
 }
+#: V4.2 says what its axes are, and that they are axes, in plain attributes.
+_AXES_V4_2 = {
+    name: {"description": f"{name}s of grid box centers", "class": "DIMENSION_SCALE"} for name in _VOLUME
+}
+_AXES_V4_2["Altitude"] |= {"long_name": "Geometric altitude with respect to geoid", "positive": "up"}
+_COUNTS_V4_2 = "Number of radar azimuth scans (elevation angles) {} grid box"
+#: Time is in minutes in V4.2; that the others have seconds is how programs read them.
+_TIMES = {
+    "v4_2": ("2000-01-01", "m", "minutes", {"calendar": "gregorian", "class": "DIMENSION_SCALE"}),
+    "v4_1": ("2001-01-01", "s", "seconds", {}),
+    "v3_1": ("2001-01-01", "s", "seconds", {}),
+}
+_TIME_FILL = -2147483647.0
 # Elevations of the sweeps that files list, degrees.
 _SWEEPS = (0.5, 0.9, 1.3, 1.8, 2.4, 4.0, 8.0, 19.5)
-#: Variable with the names of what was merged, its dimension, and the length and endings of the names.
+#: Variable with the names of what was merged, its dimension, and the length, form of time and endings of the names.
 _MERGED = {
-    "v3_1": ("files_merged", "File", 32, [".gz"]),
-    "v4_2": ("sweeps_merged", "Sweep", 29, [f"_{degrees:04.1f}" for degrees in _SWEEPS]),
+    "v3_1": ("files_merged", "File", 32, "%Y%m%d_%H%M%S_V06", [".gz"]),
+    "v4_2": ("sweeps_merged", "Sweep", 29, "-%Y%m%dT%H%M%SZ", [f"-{degrees:4.1f}deg" for degrees in _SWEEPS]),
 }
 _ATTRIBUTES = {
     "Name": "GridRad",
@@ -337,8 +351,13 @@ _ATTRIBUTES = {
     "Analysis_time_window": "all azimuth scans (elevation angles) within 228 s of the analysis time",
     "Grid_scheme": "Regular longitude-latitude-altitude grid",
     "Algorithm_description": "Space and time binning weighted by distances from radar and analysis time",
-    "Data_source": _ORIGIN, "Data_source_URL": "none", "NOAA_wct-export_Version": "none", "Authors": _ORIGIN,
-    "Project_sponsor": "none", "Project_name": "gridrad-cube",
+    "Data_source": _ORIGIN, "Data_source_URL": "none", "Authors": _ORIGIN, "Project_sponsor": "none",
+    "Project_name": "gridrad-cube",
+}  # fmt: skip
+#: Attributes that name the programs behind a version.
+_PROGRAMS = {
+    "v3_1": ("NOAA_wct-export_Version",), "v4_1": ("NOAA_wct-export_Version",),
+    "v4_2": ("Processing_Software", "NOAA_toolkit_root"),
 }  # fmt: skip
 
 
@@ -363,44 +382,83 @@ def write_gridrad(
     sites
         Names of the radars.
     """
-    dtype, steps = (
-        (np.float32, (1.0, 0.02, 0.02)) if version == "v3_1" else (np.float64, (0.5, 1 / 48, 1 / 48))
-    )
-    seconds = (time - np.datetime64("2001-01-01")) / np.timedelta64(1, "s")
-    about: dict[str, Any] = {"long_name": "Time", "units": "seconds since 2001-01-01 00:00:00"}
-    variables: dict[str, Any] = {"time": ("time", [seconds], about)}
-    for name, axis, units, step in zip(
-        _VOLUME, axes, ("km", "degrees_north", "degrees_east"), steps, strict=True
-    ):
-        axis = axis % 360.0 if name == "Longitude" else axis
-        about = {"long_name": name, "units": units, "delta": dtype(step)}
-        variables[name] = (name, axis.astype(dtype), about)
-    sparse = version in _MERGED
-    if sparse:
+    is_new, is_sparse = version == "v4_2", version in _MERGED
+    variables = _gridrad_axes(version, axes)
+    if is_sparse:
         about = {"long_name": "Flat index into (Altitude, Latitude, Longitude)"}
-        variables["index"] = ("Index", volume.index.astype(np.int32), about)
-        for name, text, counts in (
-            ("Nradobs", "observations", volume.observations), ("Nradecho", "echoes", volume.echoes)
-        ):  # fmt: skip
-            variables[name] = (_VOLUME, counts, {"long_name": f"Number of radar {text}", "units": "1"})
-        name, dim, width, endings = _MERGED[version]
-        scan = f"{(time - np.timedelta64(90, 's')).item():%Y%m%d_%H%M%S}_V06"
+        texts = {"Nradobs": "Number of radar observations", "Nradecho": "Number of radar echoes"}
+        units, packed = "1", {}
+        if is_new:
+            about = {
+                "long_name": "Grid box subscripts",
+                "description": "1-D subscripts of grid boxes containing valid radar observations",
+            }
+            texts = {
+                "Nradobs": _COUNTS_V4_2.format("observing"),
+                "Nradecho": _COUNTS_V4_2.format("with echo in"),
+            }
+            units = "counts"
+            halves = tuple(-(-size // 2) for size in volume.observations.shape)
+            packed = {"zlib": True, "complevel": 5, "shuffle": False, "chunksizes": halves}
+        name, dim, width, form, endings = _MERGED[version]
+        scan = f"{(time - np.timedelta64(90, 's')).item():{form}}"
         names = [f"{site}{scan}{ending}".ljust(width) for site in sites for ending in endings]
         letters = np.array(names or ["none"], f"S{width}")
         variables[name] = (dim, letters, {}, {"char_dim_name": f"{dim}Ref"})
+        for count, values in (("Nradobs", volume.observations), ("Nradecho", volume.echoes)):
+            variables[count] = (_VOLUME, values, {"long_name": texts[count], "units": units}, packed)
+        variables["index"] = ("Index", volume.index.astype(np.int32), about, _listed(version, volume))
     for name, values in volume.fields.items():
         dense_name, text, units = _FIELDS[name]
-        about = {"long_name": text, "units": units}
-        if sparse:
-            weight = {"long_name": f"{name} bin weight", "units": "1", "missing_value": np.float32(0.0)}
-            variables[name] = ("Index", values, about | {"missing_value": np.float32(np.nan)})
-            variables[f"w{name}"] = ("Index", volume.weights[name], weight)
+        if is_sparse:
+            weight = f"{text.removeprefix('Radar ')} Bin Weights"
+            if name == "AzShear":
+                weight = "Half (Azimuthal) Vorticity Bin Weights"
+            if not is_new:
+                text, weight = text.capitalize(), f"{name} bin weight"
+            lists = _listed(version, volume)
+            about = {"long_name": text, "units": units, "missing_value": np.float32(np.nan)}
+            variables[name] = ("Index", values, about, lists)
+            about = {
+                "long_name": weight,
+                "units": "dimensionless" if is_new else "1",
+                "missing_value": np.float32(0),
+            }
+            variables[f"w{name}"] = ("Index", volume.weights[name], about, lists)
         else:
             dense = np.full((1, *volume.observations.shape), np.nan, np.float32)
             dense.ravel()[volume.index] = values
-            variables[dense_name] = (("time", *_VOLUME), dense, about)
+            variables[dense_name] = (("time", *_VOLUME), dense, {"long_name": text, "units": units})
+    variables["time"] = _gridrad_time(version, time)
     stamp = f"{time}Z".replace("T", " ")
-    _save(path, variables, _ATTRIBUTES | {
-        "Algorithm_version": version, "Storage_scheme": f"netCDF-4, {'sparse' if sparse else 'dense'}",
+    _save(path, variables, _ATTRIBUTES | dict.fromkeys(_PROGRAMS[version], "none") | {
+        "Algorithm_version": version, "Storage_scheme": f"netCDF-4, {'sparse' if is_sparse else 'dense'}",
         "Analysis_time": stamp, "File_creation_date": stamp,  # the same seed gives the same bytes
     })  # fmt: skip
+
+
+def _gridrad_axes(version: str, axes: tuple[Float, Float, Float]) -> dict[str, Any]:
+    dtype, step = (np.float32, 0.02) if version == "v3_1" else (np.float64, 1 / 48)
+    variables = {}
+    for name, axis, units in zip(_VOLUME, axes, ("km", "degrees_north", "degrees_east"), strict=True):
+        axis = axis % 360.0 if name == "Longitude" else axis
+        delta = dtype(step if name != "Altitude" else axis[1] - axis[0])
+        about: dict[str, Any] = {"long_name": name, "units": units, "delta": delta}
+        if version == "v4_2":
+            about |= _AXES_V4_2[name] | ({"delta": np.diff(axis)} if name == "Altitude" else {})
+        variables[name] = (name, axis.astype(dtype), about)
+    return variables
+
+
+def _gridrad_time(version: str, time: np.datetime64) -> tuple[Any, ...]:
+    epoch, unit, units, more = _TIMES[version]
+    value = (time - np.datetime64(epoch)) / np.timedelta64(1, unit)
+    about = {"long_name": "time" if more else "Time", "units": f"{units} since {epoch} 00:00:00", **more}
+    return "time", [value], about, {"_FillValue": _TIME_FILL} if more else {}
+
+
+def _listed(version: str, volume: RadarVolume) -> dict[str, Any]:
+    """V4.2 keeps each list of bins in one chunk."""
+    if version != "v4_2" or not volume.index.size:
+        return {}
+    return {"zlib": True, "complevel": 5, "shuffle": True, "chunksizes": volume.index.shape}
