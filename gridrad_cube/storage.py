@@ -8,7 +8,9 @@ bytes mean.
 
 from __future__ import annotations
 
+import datetime
 import functools
+import hashlib
 import io
 import json
 import os
@@ -42,7 +44,10 @@ def __dir__() -> list[str]:
 _PARTIAL = ".partial"
 
 #: URL schemes that obstore serves. It takes endpoint and credentials from the environment.
-_CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss"})
+_CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss", "http", "https"})
+
+#: Bytes of a part of a download.
+_PART = 1 << 22
 
 #: Ranges of a remote object with at most this many bytes between them are fetched in one request.
 _GAP = 1 << 20
@@ -286,6 +291,22 @@ class Files:
     def _size(self, key: str) -> int:
         return Path(self.root, key).stat().st_size
 
+    def identity(self, key: str) -> tuple[int, int]:
+        """Size of an object in bytes, and the time of its last change in nanoseconds.
+
+        Elsewhere than on a local disk the time is in whole seconds, and what is below a second stands for the ETag.
+        """
+        found = Path(self.root, key).stat()
+        return found.st_size, found.st_mtime_ns
+
+    def download(self, key: str, file: BinaryIO) -> tuple[int, int]:
+        """Copy an object to an open file, a part at a time; its identity."""
+        raise NotImplementedError(f"{self.path(key)}: is a local file already")
+
+    def below(self, key: str = "") -> list[str]:
+        """Keys of all objects below a key, in folders of any depth; empty where there is nothing."""
+        return [p.relative_to(self.root).as_posix() for p in Path(self.root, key).rglob("*") if p.is_file()]
+
     def names(self, key: str = "") -> list[str]:
         """Names directly under a key, sorted; empty where there is nothing."""
         return sorted(self._list(key))
@@ -379,6 +400,23 @@ class _CloudFiles(Files):
         with self._asking(key) as (api, store):
             return int(api.head(store, key)["size"])
 
+    def identity(self, key: str) -> tuple[int, int]:
+        with self._asking(key) as (api, store):
+            return _identity(**api.head(store, key))
+
+    def download(self, key: str, file: BinaryIO) -> tuple[int, int]:
+        with self._asking(key) as (api, store):
+            found = api.get(store, key)
+            for part in found.stream(min_chunk_size=_PART):
+                file.write(part)
+            return _identity(**found.meta)
+
+    def below(self, key: str = "") -> list[str]:
+        if self.root.startswith("http"):
+            raise RemoteError(f"{self.path(key)}: a web server cannot be listed; give the URL of each file")
+        with self._asking(key) as (api, store):
+            return [item["path"] for batch in api.list(store, key or None) for item in batch]
+
     def _list(self, key: str) -> dict[str, int | None]:
         with self._asking(key) as (api, store):
             found = api.list_with_delimiter(store, key or None)
@@ -436,6 +474,22 @@ class _FsspecFiles(Files):
     def _size(self, key: str) -> int:
         return int(self._fs.info(self._path(key))["size"])
 
+    def identity(self, key: str) -> tuple[int, int]:
+        about, path = self._fs.info(self._path(key)), self._path(key)
+        try:
+            changed = self._fs.modified(path)
+        except NotImplementedError:
+            changed = None
+        return _identity(about["size"], changed, about.get("ETag"))
+
+    def download(self, key: str, file: BinaryIO) -> tuple[int, int]:
+        self._fs.get_file(self._path(key), file)
+        return self.identity(key)
+
+    def below(self, key: str = "") -> list[str]:
+        root = self._path("").rstrip("/")
+        return [path.removeprefix(root).lstrip("/") for path in self._fs.find(self._path(key))]
+
     def _list(self, key: str) -> dict[str, int | None]:
         try:
             found = self._fs.ls(self._path(key), detail=True)
@@ -445,6 +499,16 @@ class _FsspecFiles(Files):
             item["name"].rstrip("/").rsplit("/", 1)[-1]: item["size"] if item["type"] == "file" else None
             for item in found
         }
+
+
+def _identity(
+    size: int, last_modified: datetime.datetime | None = None, e_tag: str | None = None, **_: Any
+) -> tuple[int, int]:
+    """Size, and one number for the time of the last change and the ETag: see `Files.identity`."""
+    seconds = int(last_modified.timestamp()) if last_modified else 0
+    # A list and a single answer may quote an ETag in two ways.
+    tag = hashlib.sha256((e_tag or "").removeprefix("W/").strip('"').encode()).digest()
+    return size, seconds * 10**9 + (int.from_bytes(tag[:4], "big") % 10**9 if e_tag else 0)
 
 
 class _CloudStore(ObjectStore[Any]):
@@ -479,7 +543,9 @@ def _open_cloud(root: str, pid: int, environment: int) -> Any:
 
     _opened_in = pid
     parts = urlsplit(root)
-    return from_url(f"{parts.scheme}://{parts.netloc}{quote(root.split(parts.netloc, 1)[1])}")
+    url = f"{parts.scheme}://{parts.netloc}{quote(root.split(parts.netloc, 1)[1])}"
+    # The other protocols have secrets to send, and AWS_ALLOW_HTTP and its like allow that in the clear.
+    return from_url(url, client_options={"allow_http": True}) if parts.scheme == "http" else from_url(url)
 
 
 @contextmanager
@@ -502,7 +568,12 @@ def _plain(root: str, text: str) -> RemoteError:
         return _PastEndError(f"{root}: a range after the end of an object")
     status, code = (re.search(pattern, text) for pattern in (r"status code: (\d+)", r"<Code>(\w+)</Code>"))
     shown = " ".join(found[1] for found in (status, code) if found)
-    if "NoSuchBucket" in text:
+    if "169.254.169.254" in text or "metadata.google.internal" in text:
+        what = (
+            "no credentials in the environment, and no cloud machine that has a role. Set them (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY), or AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    elif "NoSuchBucket" in text:
         what = "there is no such bucket. Make it first, or give another path"
     elif "builder error" in text:
         what = "the endpoint is not https. If that is intended, set AWS_ALLOW_HTTP=true in the environment"
@@ -536,6 +607,6 @@ def _check_url(url: str) -> None:
     container = parts.scheme in ("abfs", "abfss") and ":" not in user  # abfs://container@account...
     if parts.query or (user and not container):
         raise ValueError(
-            f"store: a URL with credentials in it is refused ({parts.scheme}://...{parts.hostname}). Give them by "
+            f"a URL with credentials in it is refused ({parts.scheme}://...{parts.hostname}). Give them by "
             "the environment, as docs/remote-stores.md says."
         )

@@ -28,6 +28,7 @@ from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, combine_locks
 from gridrad_cube.readers.grib import MAGIC as _GRIB_MAGIC
 from gridrad_cube.readers.grib import GribFile
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.sources import local_copy
 
 #: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
 MAX_VARIABLE_BYTES = 4 * 2**30
@@ -346,26 +347,38 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     SchemaError
         If it is neither a netCDF nor a GRIB2 file, is empty, cut or damaged, declares an absurd size, or would make the
         library read other files of this machine.
+    OSError
+        If it is at a URL and cannot be copied here: see `gridrad_cube.sources.local_copy`.
     """
+    name = os.fspath(path)
+    with local_copy(name) as here:
+        head = _check_file(here, name)
+        is_grib = head.startswith((_GRIB_MAGIC, _GZIP_MAGIC))
+        with _open_grib(here, name, head) if is_grib else _open_netcdf(here, name, head) as source:
+            yield source
+
+
+@contextmanager
+def _open_grib(path: str, name: str, head: bytes) -> Iterator[Source]:
+    is_packed = head.startswith(_GZIP_MAGIC)
+    with _LOCK, _unpack(path, name) if is_packed else open(path, "rb") as file:
+        try:
+            messages = GribFile(file)
+        except ValueError as error:
+            raise SchemaError(f"{name}: {error}") from error
+        yield Source(name, messages)
+
+
+@contextmanager
+def _open_netcdf(path: str, name: str, head: bytes) -> Iterator[Source]:
     import netCDF4
 
-    name = os.fspath(path)
-    head = _check_file(name)
-    if head.startswith((_GRIB_MAGIC, _GZIP_MAGIC)):
-        is_packed = head.startswith(_GZIP_MAGIC)
-        with _LOCK, _unpack(name) if is_packed else open(name, "rb") as grib:
-            try:
-                messages = GribFile(grib)
-            except ValueError as error:
-                raise SchemaError(f"{name}: {error}") from error
-            yield Source(name, messages)
-        return
     is_hdf5 = head.startswith(_HDF5_MAGIC)
     if not is_hdf5:
-        _check_classic(name, head)
-    with _LOCK, _open_hdf5(name) if is_hdf5 else nullcontext() as file:
+        _check_classic(path, name, head)
+    with _LOCK, _open_hdf5(path, name) if is_hdf5 else nullcontext() as file:
         try:
-            dataset = netCDF4.Dataset(os.path.abspath(name), "r")
+            dataset = netCDF4.Dataset(os.path.abspath(path), "r")
             dataset.set_auto_maskandscale(False)
         except _BROKEN as error:
             raise SchemaError(
@@ -377,55 +390,55 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
             dataset.close()
 
 
-def _check_file(path: str) -> bytes:
+def _check_file(path: str, name: str) -> bytes:
     """The first bytes of a file; refuses what is none, or empty."""
     location = Path(path)
     if not location.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{name}: no such file")
     if location.is_dir():
-        raise SchemaError(f"{path}: a directory, not a file; expected one netCDF file. Pass the files in it.")
+        raise SchemaError(f"{name}: a directory, not a file; expected one netCDF file. Pass the files in it.")
     if not location.is_file():
-        raise SchemaError(f"{path}: not a regular file; expected one netCDF file")
+        raise SchemaError(f"{name}: not a regular file; expected one netCDF file")
     if location.stat().st_size == 0:
-        raise SchemaError(f"{path}: empty file: GridRad writes these where there was no valid data")
+        raise SchemaError(f"{name}: empty file: GridRad writes these where there was no valid data")
     with location.open("rb") as file:
         return file.read(64)
 
 
-def _check_classic(path: str, head: bytes) -> None:
+def _check_classic(path: str, name: str, head: bytes) -> None:
     """Refuse what is not a classic netCDF file, or one that is cut."""
     if not head.startswith(_CLASSIC_MAGIC):
         raise SchemaError(
-            f"{path}: not a netCDF file (starts with {_describe_bytes(head)}); expected HDF5, classic netCDF or GRIB2"
+            f"{name}: not a netCDF file (starts with {_describe_bytes(head)}); expected HDF5, classic netCDF or GRIB2"
         )
     with open(path, "rb") as file:
         try:
             needed = _required_bytes(file)
         except (ValueError, OverflowError, OSError) as error:
-            raise SchemaError(f"{path}: damaged classic netCDF file: {error}. Download it again.") from error
+            raise SchemaError(f"{name}: damaged classic netCDF file: {error}. Download it again.") from error
         size = file.seek(0, os.SEEK_END)
     if size < needed:
-        raise SchemaError(f"{path}: cut off: {size} bytes of the {needed} it declares. Download it again.")
+        raise SchemaError(f"{name}: cut off: {size} bytes of the {needed} it declares. Download it again.")
 
 
 @contextmanager
-def _unpack(path: str) -> Iterator[BinaryIO]:
+def _unpack(path: str, name: str) -> Iterator[BinaryIO]:
     """A temporary file with the GRIB messages of a gzip file, of bounded size."""
     with tempfile.TemporaryFile(prefix="gridrad_cube_") as out, gzip.open(path, "rb") as packed:
         try:
             head = packed.read(len(_GRIB_MAGIC))
             if head != _GRIB_MAGIC:
-                raise SchemaError(f"{path}: {_describe_bytes(_GZIP_MAGIC)}")
+                raise SchemaError(f"{name}: {_describe_bytes(_GZIP_MAGIC)}")
             out.write(head)
             while block := packed.read(_BLOCK):
                 if out.tell() + len(block) > _MAX_UNPACKED_BYTES:
                     raise SchemaError(
-                        f"{path}: more than {_MAX_UNPACKED_BYTES / 2**30:.0f} GiB when unpacked; refused. Unpack it "
+                        f"{name}: more than {_MAX_UNPACKED_BYTES / 2**30:.0f} GiB when unpacked; refused. Unpack it "
                         "first if you trust it."
                     )
                 out.write(block)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise SchemaError(f"{path}: damaged gzip file ({error}). Download it again.") from error
+            raise SchemaError(f"{name}: damaged gzip file ({error}). Download it again.") from error
         yield out
 
 
@@ -437,7 +450,7 @@ def _describe_bytes(head: bytes) -> str:
 
 
 @contextmanager
-def _open_hdf5(path: str) -> Iterator[Any]:
+def _open_hdf5(path: str, name: str) -> Iterator[Any]:
     """Open with h5py, refusing a file that reaches outside of itself: netCDF would follow without a word."""
     import h5py
 
@@ -464,9 +477,9 @@ def _open_hdf5(path: str) -> Iterator[Any]:
             file = stack.enter_context(h5py.File(path, "r"))
             problem = file.visititems_links(check_link) or file.visititems(check_object)
         except _BROKEN as error:
-            raise SchemaError(f"{path}: damaged or cut HDF5 file ({error}). Download it again.") from error
+            raise SchemaError(f"{name}: damaged or cut HDF5 file ({error}). Download it again.") from error
         if problem:
-            raise SchemaError(f"{path}: {problem}; refused")
+            raise SchemaError(f"{name}: {problem}; refused")
         yield file
 
 

@@ -1,0 +1,226 @@
+"""Source files on a local disk or at a URL: which there are, what identifies one, and a local copy to read.
+
+The libraries that read netCDF and GRIB want a file. So a file at a URL is copied to the temporary folder when it is
+read. The copy is kept while there is room, since the times of a file are read one by one, and removed at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import functools
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from gridrad_cube.storage import Files, RemoteError
+
+__all__ = ["identity", "is_url", "list_url", "local_copy", "remove_copies"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+#: Most bytes of copies that a process keeps, and so the largest file that is read from a URL.
+_MOST_BYTES = 8 * 2**30
+_URL = re.compile(r"([a-z0-9+]+)://([^/]*)/*(.*)", re.DOTALL)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a URL and no local path."""
+    return _URL.fullmatch(os.fspath(path)) is not None
+
+
+def _locate(url: str) -> tuple[Files, str]:
+    """The store of a URL and the key in it; a URL with a secret in it is refused."""
+    scheme, host, key = _URL.fullmatch(url).groups()  # type: ignore[union-attr]
+    Files(url)  # checks all of it
+    return Files(f"{scheme}://{host}"), unquote(key) if scheme.startswith("http") else key
+
+
+@contextlib.contextmanager
+def _as_source() -> Iterator[None]:
+    """What a server of sources refuses concerns one file; that of a store would concern all."""
+    try:
+        yield
+    except RemoteError as error:
+        raise OSError(str(error)) from error
+
+
+def identity(path: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds of a source, as of `Files.identity`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    OSError
+        If a server cannot be reached, or refuses.
+    """
+    if not is_url(path):
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    files, key = _locate(path)
+    with _as_source():
+        return files.identity(key)
+
+
+def list_url(url: str, suffixes: Sequence[str]) -> dict[str, str]:
+    """URLs of the file that a URL names, or of those under it that end so, by their names relative to it.
+
+    Raises
+    ------
+    ValueError
+        If the URL has a secret in it, or no such protocol.
+    FileNotFoundError
+        If there is nothing of this kind.
+    OSError
+        If the server cannot be reached, refuses, or cannot list.
+    """
+    files, key = _locate(url)
+    with _as_source():
+        if key and not url.endswith("/"):
+            with contextlib.suppress(FileNotFoundError):
+                files.identity(key)
+                return {key.rsplit("/", 1)[-1]: url}
+        if url.startswith("http"):
+            raise FileNotFoundError(
+                f"{url}: no such file; a web server cannot be listed, so give the URL of each file"
+            )
+        below = f"{key.rstrip('/')}/" if key else ""
+        keys = [found for found in files.below(below.rstrip("/")) if found.startswith(below)]
+    found = {k.removeprefix(below): f"{files.root}/{k}" for k in keys if k.lower().endswith(tuple(suffixes))}
+    if not found:
+        raise FileNotFoundError(f"{url}: no file of {', '.join(suffixes)} under it")
+    return found
+
+
+# --- local copies
+
+
+@dataclass
+class _Copy:
+    path: Path
+    size: int
+    users: int = 0
+
+
+class _Copies:
+    """Local copies of a process, by what they are copies of; the one used last is last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._copies: OrderedDict[tuple[str, tuple[int, int]], _Copy] = OrderedDict()
+        self._folder: Path | None = None
+
+    def take(self, url: str) -> _Copy:
+        """The copy of what is at a URL now, which stays until it is given back."""
+        found = identity(url)
+        with self._lock:
+            if (url, found) in self._copies:
+                self._copies.move_to_end((url, found))
+                copy = self._copies[url, found]
+                copy.users += 1
+                return copy
+        if found[0] > _MOST_BYTES:
+            raise ValueError(
+                f"{url}: {found[0] / 2**30:.1f} GiB; expected at most {_MOST_BYTES / 2**30:.0f}. Download it, and give "
+                "its path."
+            )
+        with self._lock:
+            self._make_room(found[0])
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="gridrad_cube_"))
+            copy = _Copy(self._folder / secrets.token_hex(8), found[0], users=1)
+        try:
+            _download(url, found, copy.path)
+        except BaseException:
+            copy.path.unlink(missing_ok=True)
+            raise
+        with self._lock:  # two threads that ask at once have a copy each, and the first one is kept no longer
+            self._copies[url, found] = copy
+        return copy
+
+    def give_back(self, copy: _Copy) -> None:
+        with self._lock:
+            copy.users -= 1
+            if not copy.users and copy not in self._copies.values():
+                copy.path.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Remove copies that nobody reads until there is room for so many bytes."""
+        for name, copy in list(self._copies.items()):
+            if sum(c.size for c in self._copies.values()) + size <= _MOST_BYTES:
+                return
+            if not copy.users:
+                copy.path.unlink(missing_ok=True)
+                del self._copies[name]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._make_room(2 * _MOST_BYTES)
+            if self._folder is not None and not self._copies:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+
+
+@functools.cache
+def _copies_of(pid: int) -> _Copies:
+    """The copies of a process; a fork of it has its own."""
+    atexit.register(remove_copies)
+    return _Copies()
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """The path of a file to read: of a local one its own, else of a copy of what is at the URL now.
+
+    Copies lie in the folder that ``TMPDIR`` names. They stay until there are more than 8 GiB of them in a process, and
+    the one used longest ago goes first; or until `remove_copies`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the URL.
+    ValueError
+        If the file is larger than 8 GiB.
+    OSError
+        If a server cannot be reached, refuses, or changes the file meanwhile; if the disk is full.
+    """
+    if not is_url(path):
+        yield path
+        return
+    copies = _copies_of(os.getpid())
+    copy = copies.take(path)
+    try:
+        yield str(copy.path)
+    finally:
+        copies.give_back(copy)
+
+
+def _download(url: str, expected: tuple[int, int], path: Path) -> None:
+    size, _ = expected
+    if size > shutil.disk_usage(path.parent).free:
+        raise OSError(
+            errno.ENOSPC,
+            f"no room for the {size} bytes of {url} in {path.parent}; TMPDIR names another folder",
+        )
+    files, key = _locate(url)
+    with _as_source(), open(path, "xb") as file:
+        found = files.download(key, file)
+    if found != expected or path.stat().st_size != size:
+        raise OSError(f"{url}: changed while it was read")
+
+
+def remove_copies() -> None:
+    """Remove the local copies of this process that nobody reads."""
+    _copies_of(os.getpid()).clear()
