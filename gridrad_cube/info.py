@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from gridrad_cube import readers, store
 from gridrad_cube.readout import saved_readout
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import labels_of
+from gridrad_cube.sources import is_url
 
 __all__ = ["inspect_target"]
 
@@ -33,8 +33,8 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
     SchemaError
         If it is neither a store of this package nor a netCDF file.
     """
-    path = Path(os.fspath(target))
-    if not path.is_file():
+    path = os.fspath(target)
+    if not os.path.isfile(path) and not (is_url(path) and path.lower().endswith(readers.SUFFIXES)):
         if store.store_info(target)["kind"] == "patches":
             return store.describe(store.open_packed(target))
         embeddings = store.open_embeddings(target)
@@ -44,7 +44,7 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
         }
         return store.describe(embeddings) | {"readout": readouts}
     attributes, variables = readers.list_contents(path)
-    facts: store.Facts = {"kind": "source file", "file": str(path)}
+    facts: store.Facts = {"kind": "source file", "file": path}
     try:
         header = readers.inspect(path)
     except SchemaError as error:  # any netCDF file can be looked into

@@ -38,9 +38,9 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 116
 MODULES = 117
 LINES = 31_900
+FILES_OF_A_PACKAGE = 12
 LONGEST_CHAIN = 14
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
 LOOK_INTO_SEVERAL = {"test_quality.py"}

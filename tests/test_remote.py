@@ -1,7 +1,9 @@
-"""Stores on s3:// (a server process on loopback) and memory://: the same store, resumed, damaged, shared."""
+"""Stores and source files on s3:// and http:// (server processes on loopback) and memory://."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import multiprocessing
 import os
@@ -26,10 +28,11 @@ from embedding_data import checkpoint_of
 from small_data import write_sources
 from test_readme import blocks
 
-from gridrad_cube import cli, pipeline, query, store
+from gridrad_cube import cli, pipeline, query, readers, store
 from gridrad_cube.datasets import PatchDataset, PatchLoader
 from gridrad_cube.embedding import embed
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
+from gridrad_cube.sources import remove_copies
 from gridrad_cube.storage import Files, RemoteError
 
 pytestmark = pytest.mark.timeout(120)
@@ -485,6 +488,194 @@ def test_memory_is_not_shared_with_workers(sources, options):
     with pytest.raises(SchemaError, match="this process alone"):
         pipeline.preprocess(sources, "memory://shared.zarr", recipe=RECIPE, **options)
     assert not Files("memory://shared.zarr").exists()
+
+
+# Source files at URLs
+
+
+@pytest.fixture(scope="module")
+def archive(sources, bucket):
+    """The source files in a bucket, two of them in a folder of their own, beside a file that is none."""
+    files = Files(f"{bucket}/archive")
+    for number, path in enumerate(sorted(sources.iterdir())):
+        files.write(f"2021/{path.name}" if number < 2 else path.name, path.read_bytes())
+    files.write("readme.txt", b"no source")
+    return f"{bucket}/archive"
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    """A web server whose answers the test may spoil."""
+
+    spoil = None
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if not (self.spoil and self.spoil(self)):
+            super().do_GET()
+
+
+@pytest.fixture
+def web(sources):
+    """Address of a web server of the source files, and its handler."""
+    handler = type("Handler", (_Silent,), {})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=sources))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """The temporary folder, empty."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def small(store):
+    """Everything that a store says in text."""
+    return "".join(
+        path.read_text("latin1") for path in Path(store).rglob("*") if path.is_file() and path.stat().st_size < 10**5
+    )
+
+
+def test_sources_in_a_bucket_give_the_cube_of_the_files(archive, sources, local, tmp_path, scratch):
+    report = pipeline.preprocess(archive, tmp_path / "a.zarr", recipe=RECIPE)
+    assert report.count("written") == 5
+    names = sorted(path.name for path in sources.iterdir())
+    assert sorted(o.source for o in report.outcomes) == sorted([f"2021/{n}" for n in names[:2]] + names[2:])
+    # As a list, the files have the names that they have on the disk: the same plan, shards and metadata.
+    urls = [f"{archive}/2021/{n}" if i < 2 else f"{archive}/{n}" for i, n in enumerate(names)]
+    pipeline.preprocess(urls, tmp_path / "b.zarr", recipe=RECIPE)
+    assert contents(tmp_path / "b.zarr") == contents(local)
+    again = pipeline.preprocess(urls, tmp_path / "b.zarr", recipe=RECIPE)
+    assert again.count("kept") == 5
+    assert list(scratch.iterdir()) == []
+    assert SECRET not in small(tmp_path / "b.zarr")
+    assert "s3://" not in small(tmp_path / "b.zarr")
+
+
+def test_workers_read_sources_from_a_bucket_and_leave_no_copies(archive, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    report = pipeline.preprocess(archive, tmp_path / "a.zarr", recipe=RECIPE, workers=2)
+    assert report.count("written") == 5
+    assert [path for path in scratch.iterdir() if path.name.startswith("gridrad_cube")] == []
+
+
+def test_sources_of_a_web_server(web, sources, local, tmp_path, scratch):
+    address, _ = web
+    urls = [f"{address}/{path.name}" for path in sources.iterdir()]
+    pipeline.preprocess(urls, tmp_path / "a.zarr", recipe=RECIPE)
+    assert contents(tmp_path / "a.zarr") == contents(local)
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="cannot be listed, so give the URL of each file"):
+        pipeline.preprocess(f"{address}/none.nc", tmp_path / "b.zarr", recipe=RECIPE)
+
+
+def test_a_public_bucket_is_read_without_credentials(archive, server, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    assert pipeline.preprocess(archive, tmp_path / "a.zarr", recipe=RECIPE).count("written") == 5
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(web, sources, tmp_path):
+    address, handler = web
+    asked = []
+
+    def spoil(self):
+        asked.append(self.path)
+        if asked.count(self.path) > 2:
+            return False
+        if asked.count(self.path) == 1:
+            self.send_error(503)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"half")
+            self.close_connection = True
+        return True
+
+    handler.spoil = spoil
+    names = sorted(path.name for path in sources.iterdir())[:2]
+    report = pipeline.preprocess([f"{address}/{n}" for n in names], tmp_path / "a.zarr", recipe=RECIPE)
+    assert report.count("written") == 2, report
+
+
+def test_one_source_that_is_refused_stops_no_other(web, sources, tmp_path):
+    address, handler = web
+    names = sorted(path.name for path in sources.iterdir())[:2]
+
+    def spoil(self):
+        if self.path.endswith(names[0]):
+            self.send_error(403)
+            return True
+        return False
+
+    handler.spoil = spoil
+    report = pipeline.preprocess([f"{address}/{n}" for n in names], tmp_path / "a.zarr", recipe=RECIPE)
+    assert [(o.source, o.status) for o in report.outcomes] == [(names[1], "written"), (names[0], "failed")]
+    assert "access refused (403)" in report.failed[0].reason
+
+
+def test_a_source_that_was_changed_is_not_the_same(bucket, sources, tmp_path):
+    path, other = sorted(sources.iterdir())[:2]
+    place = Files(f"{bucket}/{uuid.uuid4().hex}")
+    place.write("a.nc", path.read_bytes())
+    first = place.identity("a.nc")
+    place.write("a.nc", path.read_bytes()[:-1] + b"x")  # of the same size, perhaps within the same second
+    assert place.identity("a.nc") != first
+    assert place.identity("a.nc")[0] == first[0] == path.stat().st_size
+
+
+def test_verify_repairs_from_a_bucket(archive, tmp_path):
+    place = tmp_path / "a.zarr"
+    pipeline.preprocess(archive, place, recipe=RECIPE)
+    whole = contents(place)
+    Files(place).remove(shards(place)[0])
+    assert [o.status for o in pipeline.repair(place, archive)] == ["written"]
+    assert contents(place) == whole
+
+
+def test_copies_are_bounded(archive, web, sources, scratch, monkeypatch):
+    address, _ = web
+    sizes = {path.name: path.stat().st_size for path in sources.iterdir()}
+    monkeypatch.setattr("gridrad_cube.sources._MOST_BYTES", max(sizes.values()))
+    kept = []
+    for name in sizes:
+        readers.inspect(f"{address}/{name}")
+        kept.append(sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file()))
+    assert 0 < max(kept) <= max(sizes.values())
+    monkeypatch.setattr("gridrad_cube.sources._MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="expected at most"):
+        readers.inspect(f"{address}/{next(iter(sizes))}")
+    remove_copies()
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", [f"http://me:{SECRET}@127.0.0.1/a.nc", f"https://host/a.nc?token={SECRET}"])
+def test_a_source_with_a_secret_in_its_url_is_refused(url, tmp_path):
+    for do in (readers.inspect, lambda u: pipeline.preprocess(u, tmp_path / "a.zarr")):
+        with pytest.raises(ValueError, match="credentials") as error:
+            do(url)
+        one_line(error)
+
+
+def test_a_source_at_a_url_is_described(archive, sources, capsys, monkeypatch):
+    name = sorted(path.name for path in sources.iterdir())[-1]
+    monkeypatch.setattr(sys, "argv", ["gridrad-cube", "info", f"{archive}/{name}"])
+    cli.main()
+    assert "source file" in (out := capsys.readouterr().out)
+    assert f"{archive}/{name}" in out
 
 
 # What a user can get wrong

@@ -73,7 +73,7 @@ def synthesize(out: Path, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH)
+@click.argument("sources", nargs=-1, required=True)
 @store_option("Path or URL of the cube to build, continue or extend.")
 @click.option("--format", type=click.Choice(["auto", *_FORMATS, "cf"]), default="auto")
 @CHANNELS
@@ -117,7 +117,7 @@ def synthesize(out: Path, **options: Any) -> None:
 @click.option("--retries", type=click.IntRange(0), default=2, help="After an error of disk or network.")
 @click.pass_context
 def preprocess(context: click.Context, **options: Any) -> None:
-    """Build a cube from SOURCES (files and folders), or continue or extend it.
+    """Build a cube from SOURCES (files and folders, local or by URL), or continue or extend it.
 
     \b
     gridrad-cube preprocess data/ --store patches.zarr --workers 8
@@ -199,8 +199,8 @@ def info(target: str, as_json: bool) -> None:
 @click.command()
 @click.argument("store")
 @click.option("--repair", is_flag=True, help="Rebuild damaged shards from the sources.")
-@click.option("--source-root", multiple=True, type=PATH, help="Where the sources lie (repeatable).")
-def verify(store: str, repair: bool, source_root: tuple[Path, ...]) -> None:
+@click.option("--source-root", multiple=True, help="Folder or URL that the sources lie under (repeatable).")
+def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
     """Check every shard of STORE against its checksum; rebuild what is damaged if asked to."""
     from gridrad_cube import pipeline
     from gridrad_cube import store as stores

@@ -22,6 +22,7 @@ from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, write_source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
+from gridrad_cube.sources import identity, is_url, list_url
 from gridrad_cube.storage import RemoteError
 from gridrad_cube.store import Build, verify
 
@@ -92,7 +93,8 @@ def preprocess(
     Parameters
     ----------
     sources
-        Files and folders (searched for netCDF and GRIB2 files).
+        Files and folders (searched for netCDF and GRIB2 files), local or by URL (``s3://bucket/folder``). A web server
+        has no folders: ``https://`` names a file.
     store
         Path or URL of the store.
     recipe
@@ -116,6 +118,8 @@ def preprocess(
     ------
     FileNotFoundError
         If a source is not there.
+    OSError
+        If a server of sources cannot be reached when they are listed.
     SchemaError
         If no source file is found, the store has another recipe, a written source has changed, two files
         hold the same scene, somebody else writes to the store, or other processes could not reach it.
@@ -151,7 +155,7 @@ def repair(
     Parameters
     ----------
     sources
-        Root folders (or files) that the store was built from.
+        Root folders or files that the store was built from, local or by URL.
 
     Returns
     -------
@@ -181,7 +185,7 @@ def repair(
                 if entry.file not in files:
                     raise FileNotFoundError(f"{entry.file}: not under --source-root")
                 path = files[entry.file]
-                check_unchanged(build, {number: (path, _stamp(path))}, run)
+                check_unchanged(build, {number: (path, identity(path))}, run)
                 result = write_source(build.files.root, layout, recipe, entry, path)
             except (OSError, ValueError) as error:
                 result = error
@@ -224,8 +228,11 @@ def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[st
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     found: dict[str, str] = {}
     paths: set[str] = set()
-    for root in map(Path, roots):
-        if root.is_dir():
+    for place in roots:
+        root = Path(place)
+        if is_url(place):
+            pairs = [*list_url(os.fspath(place), _SUFFIXES).items()]
+        elif root.is_dir():
             pairs = [(p.relative_to(root).as_posix(), p) for p in _files_under(root)]
             if not pairs:
                 raise SchemaError(
@@ -236,7 +243,7 @@ def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[st
         else:
             raise FileNotFoundError(f"{root}: no such file or folder")
         for name, path in pairs:
-            resolved = str(path.resolve())
+            resolved = str(path.resolve()) if isinstance(path, Path) else path
             if resolved in paths:
                 continue  # given twice: by its name and by its folder, or through a link
             if name in found:
@@ -259,18 +266,12 @@ def _files_under(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(_SUFFIXES))
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds."""
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
-
-
 def _under_known_names(build: Build, found: Mapping[str, str]) -> dict[str, str]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
     files = {(e.file.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.file for e in build.entries}
     out: dict[str, str] = {}
     for name, path in found.items():
-        known = name if build.numbers_of(name) else files.get((name.rsplit("/", 1)[-1], *_stamp(path)), name)
+        known = name if build.numbers_of(name) else files.get((name.rsplit("/", 1)[-1], *identity(path)), name)
         out.setdefault(known, path)
     return out
 
@@ -347,7 +348,7 @@ def _plan(
     build: Build, recipe: Recipe, found: Mapping[str, str], run: Runner, progress: bool
 ) -> list[Outcome]:
     """Append scenes that the plan lacks; return files that cannot be planned, recorded as such."""
-    stamps = {name: _stamp(path) for name, path in found.items()}
+    stamps = {name: identity(path) for name, path in found.items()}
     given = {number: name for name in found for number in build.numbers_of(name)}
     # A file of several times may always have got more of them; a file of one may if it was touched.
     open_ended = {
@@ -426,7 +427,7 @@ def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
         radar=recipe.radar,
         variables=recipe.variables,
     )
-    size, mtime = _stamp(path)
+    size, mtime = identity(path)
     scene = store.Entry(
         source=name,
         size=size,
@@ -580,7 +581,10 @@ def _not_given(build: Build, number: int) -> Outcome:
 
 def _refuse(build: Build, name: str, path: str, error: Exception) -> Outcome:
     """Record a file that cannot be planned."""
-    size = os.path.getsize(path) if os.path.exists(path) else 0
+    try:
+        size, _ = identity(path)
+    except OSError:
+        size = 0
     record = _failure(name, error, status="failed" if size else "skipped", size=size)
     if build.refused.get(name) != record:
         build.record(record)

@@ -29,6 +29,7 @@ from gridrad_cube.schema import (
     channel_label,
     default_reject,
 )
+from gridrad_cube.sources import identity, remove_copies
 from gridrad_cube.storage import Files
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def write_source(
         If the file is not what the plan says, or a channel is packed otherwise than in the store.
     """
     start = time.perf_counter()
-    found = os.stat(path)
+    size, mtime_ns = identity(path)
     is_controlled = entry.format.startswith("gridrad") and recipe.radar.qc != "none"
     scene = readers.read_scene(
         path,
@@ -95,7 +96,7 @@ def write_source(
     record = write_crops(root, layout, recipe, entry, crops, path, dry=dry)
     seconds = round(time.perf_counter() - start, 3)
     return replace(
-        record, size=found.st_size, mtime_ns=found.st_mtime_ns, seconds=seconds, reason="; ".join(notes)
+        record, size=size, mtime_ns=mtime_ns, seconds=seconds, reason="; ".join(notes)
     )
 
 
@@ -285,9 +286,13 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
     """
     if client is not None:
         yield functools.partial(_run_dask, client)
+        client.run(remove_copies)
         return
     if scheduler is None and workers <= 1:
-        yield _run_here
+        try:
+            yield _run_here
+        finally:
+            remove_copies()
         return
     from distributed import Client, LocalCluster
 
@@ -299,6 +304,7 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
             where = {"scheduler_file" if os.path.isfile(scheduler) else "address": scheduler}
         own = stack.enter_context(Client(**where, set_as_default=False))
         yield functools.partial(_run_dask, own)
+        own.run(remove_copies)
         if scheduler is None:
             # Workers that are closed in the middle of a heartbeat log that as an error.
             own.run(logging.getLogger("distributed.worker").setLevel, logging.CRITICAL)

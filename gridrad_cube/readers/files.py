@@ -28,7 +28,6 @@ from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, combine_locks
 from gridrad_cube.readers.grib import MAGIC as _GRIB_MAGIC
 from gridrad_cube.readers.grib import GribFile
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.sources import local_copy
 
 #: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
 MAX_VARIABLE_BYTES = 4 * 2**30
@@ -337,8 +336,15 @@ def _attributes(owner: Any, path: str) -> dict[str, Any]:
 
 
 @contextmanager
-def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+def open_source(path: str | os.PathLike[str], name: str = "") -> Iterator[Source]:
     """Open a netCDF or GRIB2 file after looking at what it is; holds the process's lock until closed.
+
+    Parameters
+    ----------
+    path
+        A local file.
+    name
+        Its place for messages, and its name, where it is a copy; the path by default.
 
     Raises
     ------
@@ -347,15 +353,13 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     SchemaError
         If it is neither a netCDF nor a GRIB2 file, is empty, cut or damaged, declares an absurd size, or would make the
         library read other files of this machine.
-    OSError
-        If it is at a URL and cannot be copied here: see `gridrad_cube.sources.local_copy`.
     """
-    name = os.fspath(path)
-    with local_copy(name) as here:
-        head = _check_file(here, name)
-        is_grib = head.startswith((_GRIB_MAGIC, _GZIP_MAGIC))
-        with _open_grib(here, name, head) if is_grib else _open_netcdf(here, name, head) as source:
-            yield source
+    here = os.fspath(path)
+    name = name or here
+    head = _check_file(here, name)
+    is_grib = head.startswith((_GRIB_MAGIC, _GZIP_MAGIC))
+    with _open_grib(here, name, head) if is_grib else _open_netcdf(here, name, head) as source:
+        yield source
 
 
 @contextmanager
