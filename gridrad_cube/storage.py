@@ -578,16 +578,17 @@ def _plain(root: str, text: str) -> RemoteError:
     elif "builder error" in text:
         what = "the endpoint is not https. If that is intended, set AWS_ALLOW_HTTP=true in the environment"
     elif status and status[1] in ("401", "403"):
-        names = " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if root.startswith("s3://") else ""
+        is_s3 = root.startswith("s3://")
+        names = " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; AWS_SKIP_SIGNATURE=true: none)" if is_s3 else ""
         what = (
             f"access refused ({shown}). Check the credentials in the environment{names} and their right to read, write "
             "and list there"
         )
     elif status:
-        what = f"the object store answered {shown}"
+        what = f"the server answered {shown}"
     elif "error sending request" in text:
         endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "") if root.startswith("s3://") else "")
-        host = f"endpoint {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else "object store"
+        host = f"endpoint {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else "server"
         what = f"the {host} cannot be reached, or gives no answer"
     else:
         what = re.sub("^Generic .*? error: ", "", text.splitlines()[0].rsplit(" - ", 1)[-1])

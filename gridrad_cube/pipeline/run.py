@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: Ends of names of files that a folder is searched for.
-_SUFFIXES = (".nc", ".nc4", ".cdf", ".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
 #: Errors of a disk that is full or cannot be written to.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -231,25 +229,24 @@ def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[st
     for place in roots:
         root = Path(place)
         if is_url(place):
-            pairs = [*list_url(os.fspath(place), _SUFFIXES).items()]
+            pairs = [*list_url(os.fspath(place), readers.SUFFIXES).items()]
         elif root.is_dir():
-            pairs = [(p.relative_to(root).as_posix(), p) for p in _files_under(root)]
+            pairs = [(p.relative_to(root).as_posix(), str(p.resolve())) for p in _files_under(root)]
             if not pairs:
                 raise SchemaError(
-                    f"{root}: no netCDF or GRIB2 file ({', '.join(_SUFFIXES)}) in this folder or below"
+                    f"{root}: no netCDF or GRIB2 file ({', '.join(readers.SUFFIXES)}) in this folder or below"
                 )
         elif root.exists():
-            pairs = [(root.name, root)]
+            pairs = [(root.name, str(root.resolve()))]
         else:
             raise FileNotFoundError(f"{root}: no such file or folder")
         for name, path in pairs:
-            resolved = str(path.resolve()) if isinstance(path, Path) else path
-            if resolved in paths:
+            if path in paths:
                 continue  # given twice: by its name and by its folder, or through a link
             if name in found:
                 raise SchemaError(f"{path}: another source of the same relative name: {found[name]}")
-            found[name] = resolved
-            paths.add(resolved)
+            found[name] = path
+            paths.add(path)
     return dict(sorted(found.items()))
 
 
@@ -263,7 +260,7 @@ def _files_under(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders.sort()
-        yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(_SUFFIXES))
+        yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(readers.SUFFIXES))
 
 
 def _under_known_names(build: Build, found: Mapping[str, str]) -> dict[str, str]:

@@ -95,9 +95,7 @@ def write_source(
     crops = (tiling.cut(scene, window, layout.patch) for window in windows)
     record = write_crops(root, layout, recipe, entry, crops, path, dry=dry)
     seconds = round(time.perf_counter() - start, 3)
-    return replace(
-        record, size=size, mtime_ns=mtime_ns, seconds=seconds, reason="; ".join(notes)
-    )
+    return replace(record, size=size, mtime_ns=mtime_ns, seconds=seconds, reason="; ".join(notes))
 
 
 def _pack_as_store(scene: xr.Dataset, layout: store.CubeLayout, path: str) -> list[str]:

@@ -10,7 +10,8 @@ Files are not trusted: see `gridrad_cube.readers.files`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -27,9 +28,11 @@ from gridrad_cube.readers.header import Header, Request, make_scene
 from gridrad_cube.readers.times import find_times, parse_stamp
 from gridrad_cube.schema import RadarSpec, SchemaError
 from gridrad_cube.selection import as_time
+from gridrad_cube.sources import local_copy
 
 __all__ = [
     "FORMATS",
+    "SUFFIXES",
     "Header",
     "RadarVolume",
     "common_packing",
@@ -44,6 +47,8 @@ __all__ = [
 
 #: What ``format=`` takes. ``gridrad`` stands for any of its versions.
 FORMATS = ("auto", "larc_goes", "gridrad", "gridrad_v3_1", "gridrad_v4_1", "gridrad_v4_2", "cf")
+#: Ends of names of files that are read.
+SUFFIXES = (".nc", ".nc4", ".cdf", ".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
 
 _Path = str | os.PathLike[str]
 _Variables = Iterable[tuple[str, str, str | None]]
@@ -68,7 +73,7 @@ def inspect(
     times where no time is given: ``times`` of the header has all of them.
     """
     request = _request(channels, radar, variables)
-    with open_source(path) as source:
+    with _opened(path) as source:
         return open_scene(source, format, request, time)[1]
 
 
@@ -90,7 +95,7 @@ def read_scene(
     Parameters
     ----------
     path
-        A netCDF file.
+        A netCDF or GRIB2 file, local or by URL.
     time
         Which scene of a file of several times to read, UTC, as `gridrad_cube.selection.as_time` reads it. Only this
         part of the file is read.
@@ -138,7 +143,7 @@ def read_scene(
         the scene.
     """
     request = _request(channels, radar, variables)
-    with open_source(path) as source:
+    with _opened(path) as source:
         part, header = open_scene(source, format, request, time)
         if time is None:
             check_one_time(header)
@@ -158,7 +163,7 @@ def read_fields(path: _Path) -> xr.Dataset:
     FileNotFoundError, SchemaError
         As `read_scene`.
     """
-    with open_source(path) as source:
+    with _opened(path) as source:
         scene, header = open_scene(source, "auto", Request())
         shapes = {name: variable.shape for name, variable in scene.variables.items()}
         flat = [n for n in header.further if sum(size != 1 for size in shapes.get(n, ())) == 2]
@@ -177,8 +182,16 @@ def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
     SchemaError
         If it is not a netCDF file.
     """
-    with open_source(path) as source:
+    with _opened(path) as source:
         return source.attributes, source.variables
+
+
+@contextmanager
+def _opened(path: _Path) -> Iterator[Source]:
+    """A source file, at a local path or a URL."""
+    name = os.fspath(path)
+    with local_copy(name) as here, open_source(here, name) as source:
+        yield source
 
 
 def _request(channels: Iterable[str], radar: RadarSpec, variables: _Variables) -> Request:
