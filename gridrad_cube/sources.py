@@ -17,14 +17,15 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from gridrad_cube.storage import Files, RemoteError
 
-__all__ = ["identity", "is_url", "list_url", "local_copy", "remove_copies"]
+__all__ = ["identities", "identity", "is_url", "list_url", "local_copy", "remove_copies"]
 
 
 def __dir__() -> list[str]:
@@ -33,6 +34,8 @@ def __dir__() -> list[str]:
 
 #: Most bytes of copies that a process keeps, and so the largest file that is read from a URL.
 _MOST_BYTES = 8 * 2**30
+#: Requests under way at once.
+_REQUESTS = 32
 _URL = re.compile(r"([a-z0-9+]+)://([^/]*)/*(.*)", re.DOTALL)
 
 
@@ -73,6 +76,26 @@ def identity(path: str) -> tuple[int, int]:
     files, key = _locate(path)
     with _as_source():
         return files.identity(key)
+
+
+def identities(paths: Iterable[str]) -> dict[str, tuple[int, int] | OSError]:
+    """The `identity` of each of these sources, or the error: servers are asked for many at once."""
+
+    def ask(path: str) -> tuple[int, int] | OSError:
+        try:
+            return identity(path)
+        except OSError as error:
+            return error
+
+    local: list[str] = []
+    remote: list[str] = []
+    for path in paths:
+        (remote if is_url(path) else local).append(path)
+    out = {path: ask(path) for path in local}
+    if remote:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            out |= zip(remote, pool.map(ask, remote), strict=True)
+    return out
 
 
 def list_url(url: str, suffixes: Sequence[str]) -> dict[str, str]:

@@ -534,7 +534,7 @@ def test_missing_path_and_empty_folder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         pipeline.preprocess(tmp_path / "none", tmp_path / "p.zarr")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SchemaError, match="no netCDF file"):
+    with pytest.raises(SchemaError, match="no netCDF or GRIB2 file"):
         pipeline.preprocess(tmp_path / "empty", tmp_path / "p.zarr")
 
 

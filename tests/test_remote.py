@@ -587,7 +587,7 @@ def test_sources_of_a_web_server(web, sources, local, tmp_path, scratch):
 def test_a_public_bucket_is_read_without_credentials(sources, server, tmp_path, monkeypatch):
     path = paths_of(sources)[0]
     for key, data in (("public", b""), (f"public/{path.name}", path.read_bytes())):
-        to_all = {"x-amz-acl": "public-read"}
+        to_all = {"x-amz-acl": "public-read", "Content-Type": "text/plain"}
         urllib.request.urlopen(
             urllib.request.Request(f"{server}/{key}", method="PUT", data=data, headers=to_all), timeout=10
         ).close()

@@ -22,7 +22,7 @@ from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, write_source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
-from gridrad_cube.sources import identity, is_url, list_url
+from gridrad_cube.sources import identities, identity, is_url, list_url
 from gridrad_cube.storage import RemoteError
 from gridrad_cube.store import Build, verify
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+#: Size and time of modification of sources by their place, or why they are not known.
+_Stamps = Mapping[str, tuple[int, int] | OSError]
 #: Errors of a disk that is full or cannot be written to.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -131,9 +133,10 @@ def preprocess(
     with executor(client, workers, scheduler) as run, build.lease():
         build = Build(store)  # what a writer before us did is seen only under the lease
         recipe = _recipe(build, recipe)
-        found = _under_known_names(build, found)
+        stamps = identities(found.values())
+        found = _under_known_names(build, found, stamps)
         try:
-            refused = _plan(build, recipe, found, run, progress)
+            refused = _plan(build, recipe, found, stamps, run, progress, retries)
             if not build.entries:
                 reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
                 raise SchemaError(f"{store}: no file can be used, so there is no store:\n{reasons}")
@@ -263,12 +266,15 @@ def _files_under(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(readers.SUFFIXES))
 
 
-def _under_known_names(build: Build, found: Mapping[str, str]) -> dict[str, str]:
+def _under_known_names(build: Build, found: Mapping[str, str], stamps: _Stamps) -> dict[str, str]:
     """Give a file the name that it has in the plan already, where it was found from another root then."""
-    files = {(e.file.rsplit("/", 1)[-1], e.size, e.mtime_ns): e.file for e in build.entries}
+    files = {(e.file.rsplit("/", 1)[-1], (e.size, e.mtime_ns)): e.file for e in build.entries}
     out: dict[str, str] = {}
     for name, path in found.items():
-        known = name if build.numbers_of(name) else files.get((name.rsplit("/", 1)[-1], *identity(path)), name)
+        stamp = stamps[path]
+        known = name
+        if not isinstance(stamp, OSError) and not build.numbers_of(name):
+            known = files.get((name.rsplit("/", 1)[-1], stamp), name)
         out.setdefault(known, path)
     return out
 
@@ -342,35 +348,45 @@ class _Planned(NamedTuple):
 
 
 def _plan(
-    build: Build, recipe: Recipe, found: Mapping[str, str], run: Runner, progress: bool
+    build: Build,
+    recipe: Recipe,
+    found: Mapping[str, str],
+    stamps: _Stamps,
+    run: Runner,
+    progress: bool,
+    retries: int,
 ) -> list[Outcome]:
     """Append scenes that the plan lacks; return files that cannot be planned, recorded as such."""
-    stamps = {name: identity(path) for name, path in found.items()}
-    given = {number: name for name in found for number in build.numbers_of(name)}
+    known = {name: stamp for name, path in found.items() if not isinstance(stamp := stamps[path], OSError)}
+    refused = [
+        _refuse(build, name, error)
+        for name, path in found.items()
+        if isinstance(error := stamps[path], OSError)
+    ]
+    given = {number: name for name in known for number in build.numbers_of(name)}
     # A file of several times may always have got more of them; a file of one may if it was touched.
     open_ended = {
         name
         for number, name in given.items()
-        if build.entries[number].source != name or _stamp_of(build, number) != stamps[name]
+        if build.entries[number].source != name or _stamp_of(build, number) != known[name]
     }
-    check_unchanged(build, {n: (found[name], stamps[name]) for n, name in given.items()}, run)
-    new = [(name, path) for name, path in found.items() if not build.numbers_of(name) or name in open_ended]
-    results = run(_read_header, [(*source, recipe) for source in new])
+    check_unchanged(build, {n: (found[name], known[name]) for n, name in given.items()}, run)
+    new = [(name, found[name]) for name in known if not build.numbers_of(name) or name in open_ended]
+    results = run(_attempt, [(retries, _read_header, *source, recipe) for source in new])
     planned: list[_Planned] = []
-    refused: list[Outcome] = []
     offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # by the first scene that has it
     packings: dict[str, set[Packing]] = {}  # of all scenes that have it
     for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
-        name, path = new[i]
+        name, _ = new[i]
         if isinstance(result, Exception):
-            refused.append(_refuse(build, name, path, result))
+            refused.append(_refuse(build, name, result, known[name][0]))
             continue
-        known = {build.entries[number].time for number in build.numbers_of(name)}
-        entries = tuple(e for e in result.entries if e.time not in known)
+        times = {build.entries[number].time for number in build.numbers_of(name)}
+        entries = tuple(e for e in result.entries if e.time not in times)
         if not entries:
             continue
         if build.is_planned and any(n > m for n, m in zip(result.crop, build.layout.crop, strict=True)):
-            refused.append(_refuse(build, name, path, _too_large(result.crop, build.layout)))
+            refused.append(_refuse(build, name, _too_large(result.crop, build.layout), known[name][0]))
             continue
         planned.append(result._replace(entries=entries, channels={}))
         first = min(entries, key=_order)
@@ -534,11 +550,11 @@ def write_plan(
     return [outcomes[n] for n in range(len(build.entries))]
 
 
-def _attempt(retries: int, write: Callable[..., store.Record], *task: Any) -> store.Record:
-    """Write a scene, again after a fault of the disk or the network; what is wrong with a file stays wrong."""
+def _attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
+    """Do something with a file, again after a fault of disk or network; what is wrong with a file stays wrong."""
     for attempt in range(retries + 1):
         try:
-            return write(*task)
+            return do(*task)
         except OSError as error:
             if attempt == retries or isinstance(error, FileNotFoundError) or error.errno in _FATAL:
                 raise
@@ -576,13 +592,9 @@ def _not_given(build: Build, number: int) -> Outcome:
     return _outcome(record, entry)
 
 
-def _refuse(build: Build, name: str, path: str, error: Exception) -> Outcome:
-    """Record a file that cannot be planned."""
-    try:
-        size, _ = identity(path)
-    except OSError:
-        size = 0
-    record = _failure(name, error, status="failed" if size else "skipped", size=size)
+def _refuse(build: Build, name: str, error: Exception, size: int | None = None) -> Outcome:
+    """Record a file that cannot be planned, or of which not even the size is known; an empty one is skipped."""
+    record = _failure(name, error, status="skipped" if size == 0 else "failed", size=size or 0)
     if build.refused.get(name) != record:
         build.record(record)
     return _outcome(record)
