@@ -62,6 +62,7 @@ def states(path, name):
         (TOPS, [-3, -1, 0, 12], {"_FillValue": -3, "missing_value": -1}, "mnee"),
         (TOPS, [-3, -1, 0, 12], {}, "mnee"),
         (RAIN, [-1, 0, 0.1, 50], {"_FillValue": -1}, "mnee"),
+        (RAIN, [-3, -1, 0, 50], {}, "mone"),
         (RAIN, [-1, 0, 0.1, 50], {"_FillValue": -1, "missing_value": 0}, "mnee"),
         (RAIN, [-3, -1, 0, 50], {"_FillValue": -3, "missing_value": -1}, "mmne"),
         (RAIN, [-9999000, -8888000, 0, 50], {"_FillValue": -9999000, "_Undetect": -8888000}, "mnne"),

@@ -42,9 +42,10 @@ for _units, _factor, _offset, _spellings in (
 _NO_UNITS = ("", "1", "unitless", "dimensionless", "none")
 _CATEGORIES = ("flag_values", "flag_masks", "flag_meanings")
 #: Values that mean "observed, no echo" (of rain: no rain) and, declared or not, "not observed", in the channel's units.
-#: MRMS writes -99 and -999 for reflectivity, -1 and -3 for echo tops (NSSL's table of its GRIB2 products, version 12).
+#: MRMS writes -99 and -999 for reflectivity, -1 and -3 for echo tops, -3 for rain (NSSL's table of its GRIB2 products,
+#: version 12).
 _NO_ECHO_VALUES = {"radar": (-99.0,), "rain": (0.0,)}
-_NO_ECHO_TOP, _NO_COVERAGE_TOP = -1.0, -3.0
+_NO_ECHO_TOP, _NO_COVERAGE = -1.0, -3.0
 #: Radar floats at or below this stand for missing data (-999, -9999), declared or not.
 _UNDECLARED_MISSING = -990.0
 #: What radar files in the ways of ODIM and CfRadial 2 call the number that stands for "observed, no echo".
@@ -197,7 +198,7 @@ def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float
 # --- numbers that stand for states: not observed, observed without echo, out of the valid range
 
 
-def is_missing(raw: npt.NDArray[Any], variable: Variable) -> npt.NDArray[np.bool_]:
+def _is_missing(raw: npt.NDArray[Any], variable: Variable) -> npt.NDArray[np.bool_]:
     """Where raw values of a variable are declared missing, or were never written.
 
     The default fill of netCDF counts in floats, and in integers of more than one dimension that declare no other one.
@@ -259,7 +260,7 @@ def _integer_packing(
     declared, else that of -99, and that of zero rain. Where they declare no valid range, codes below it are out of
     range.
     """
-    dtype, (scale, offset) = signedness(variable), variable.scaling
+    dtype, (scale, offset) = _signedness(variable), variable.scaling
     missing, no_echo = (
         [code for number in numbers if (code := _as_code(number, variable, dtype)) is not None]
         for numbers in _states(variable, channel, units)
@@ -288,7 +289,7 @@ def _tidy(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def signedness(variable: Variable) -> np.dtype[Any]:
+def _signedness(variable: Variable) -> np.dtype[Any]:
     """The dtype that the values of a variable stand for: classic netCDF keeps unsigned integers as signed ones."""
     declared = str(variable.attributes.get("_Unsigned", "")).lower()
     kinds = {"true": "u", "false": "i"} if variable.dtype.kind in "iu" else {}
@@ -339,7 +340,7 @@ def _with_echo_codes(
     for candidate in candidates:
         if candidate is not None and limits.min <= candidate < limits.max and candidate != packing.fill_value:
             code = candidate
-    below = 0 if code is None else code - int(np.iinfo(signedness(variable)).min)
+    below = 0 if code is None else code - int(np.iinfo(_signedness(variable)).min)
     is_ascending = scale > 0 and (
         code in (None, usual)
         or (low is not None and low >= code)
@@ -378,7 +379,7 @@ def encode(
     NaN, and the fills of the variable that the values are from, are not observed; its scale and valid range are
     applied, and the physical maximum of the channel. For dBZ and echo tops what the file declares, and -99 and less, is
     observed without echo and -990 and less (-999, -9999) not observed; rain that rounds to nothing is no echo, negative
-    rain out of range.
+    rain out of range, but for -3, no coverage.
     """
     scale, offset = (1.0, 0.0) if variable is None else variable.scaling
     valid = (None, None) if variable is None else variable.valid_range
@@ -397,7 +398,7 @@ def encode(
             missing = raw == raw.dtype.type(_DEFAULT_FILL[raw.dtype.name])
         else:
             silent = _is_in(raw, declared, variable)
-            missing = is_missing(raw, variable) & ~silent
+            missing = _is_missing(raw, variable) & ~silent
         block[missing] = np.nan
         block = (block * scale + offset) * units[0] + units[1]
         with np.errstate(invalid="ignore"):
@@ -418,10 +419,11 @@ def _encode_block(
             block[finite & (block <= _UNDECLARED_MISSING)] = np.nan
             no_echo = finite & (block <= _NO_ECHO_VALUES["radar"][0])
             if channel.name == "echo_top_height":
-                block[finite & (block == _NO_COVERAGE_TOP)] = np.nan
+                block[finite & (block == _NO_COVERAGE)] = np.nan
                 no_echo |= finite & (block == _NO_ECHO_TOP)
             return packing.encode(block, no_echo=no_echo | silent)
         if channel.kind == "rain":
+            block[(block == _NO_COVERAGE) & ~silent] = np.nan
             is_dry = (block >= 0.0) & (block < packing.scale_factor / 2)
             return packing.encode(block, no_echo=is_dry | silent)
         return packing.encode(block)
@@ -565,8 +567,8 @@ def _recode_block(
 def read_numbers(source: Source, name: str, key: Any = ...) -> npt.NDArray[np.float64]:
     """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
     variable, raw = source.variables[name], source.read(name, key)
-    values = raw.view(signedness(variable)).astype(np.float64)
-    values[is_missing(raw, variable)] = np.nan
+    values = raw.view(_signedness(variable)).astype(np.float64)
+    values[_is_missing(raw, variable)] = np.nan
     scale, offset = variable.scaling
     return values * scale + offset
 
@@ -580,7 +582,7 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
     raw = read_array(source, variable, field.dims, levels)
     if variable.dtype.kind != "f":
         packing = field.file_packing or field.packing
-        codes = raw.view(signedness(variable)).astype(packing.dtype, copy=False)
+        codes = raw.view(_signedness(variable)).astype(packing.dtype, copy=False)
         for code in field.missing:
             codes[codes == codes.dtype.type(code)] = codes.dtype.type(packing.fill_value or 0)
         return recode(codes, packing, field.packing, field.channel)[0] if field.file_packing else codes
@@ -589,7 +591,7 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
     scale, offset = variable.scaling
     scaled = raw if (scale, offset) == (1.0, 0.0) else raw.astype(np.float64) * scale + offset
     values = scaled.astype(field.packing.dtype)
-    values[is_missing(raw, variable)] = np.nan
+    values[_is_missing(raw, variable)] = np.nan
     return values
 
 
