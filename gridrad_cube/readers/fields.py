@@ -44,7 +44,8 @@ _CATEGORIES = ("flag_values", "flag_masks", "flag_meanings")
 #: Values that mean "observed, no echo" (of rain: no rain) and, declared or not, "not observed", in the channel's units.
 #: MRMS writes -99 and -999 for reflectivity, -1 and -3 for echo tops, -3 for rain (NSSL's table of its GRIB2 products,
 #: version 12).
-_NO_ECHO_VALUES = {"radar": (-99.0,), "rain": (0.0,)}
+#: WDSS-II, the software behind MRMS, declares -99900 and -99903.
+_NO_ECHO_VALUES = {"radar": (-99.0, -99900.0), "rain": (0.0,)}
 _NO_ECHO_TOP, _NO_COVERAGE = -1.0, -3.0
 #: Radar floats at or below this stand for missing data (-999, -9999), declared or not.
 _UNDECLARED_MISSING = -990.0
@@ -359,7 +360,9 @@ def _with_echo_codes(
         return packing
     if code is None:  # every observed pixel is an echo
         return replace(packing, echo_minimum=int(limits.min) if low is None else low)
-    return replace(packing, echo_minimum=code + 1)
+    # Of rain that declares another code of no echo, zero is no echo too.
+    weakest = code if usual is None or usual >= limits.max else max(code, usual)
+    return replace(packing, echo_minimum=weakest + 1)
 
 
 def _code_of(value: float, packing: Packing) -> int | None:
@@ -494,7 +497,7 @@ def _describe(found: Packing, wanted: Packing, channel: Channel) -> str:
             how = f"rounded to {wanted.dtype}"
     elif np.dtype(found.dtype).kind == "f" or not _is_multiple(found, wanted):
         how = f"with an error of at most {abs(wanted.scale_factor) / 2:g} {channel.units}"
-    return f"packed anew {how} ({_name(found)} to {_name(wanted)})"
+    return f"packed anew {how}, as {_name(wanted)}"  # equal for files whose own packings differ
 
 
 def _name(packing: Packing) -> str:
