@@ -139,7 +139,7 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
     ----------
     scene
         Channels of packed codes on ``(y, x)`` or ``(altitude, y, x)``; ``latitude`` and ``longitude`` on ``y`` and
-        ``x``, or both on ``(y, x)``; scalar ``time``; optional ``observation_time (y)``.
+        ``x``, or both on ``(y, x)``; scalar ``time``; optional scalar ``forecast_period`` and ``observation_time (y)``.
     window
         Whole patches high and wide.
     patch
@@ -151,7 +151,7 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
     code; with coordinates on ``(row, col)``: ``latitude`` and ``longitude``, the mean position of the patch's
     pixels inside the scene (NaN where it has none); ``padding``, whether it has none; ``corner_latitude`` and
     ``corner_longitude (row, col, corner)``, its outermost pixels inside the scene. Further ``time``,
-    ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time (row)``, the mean of its
+    ``forecast_period``, ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time (row)``, the mean of its
     lines, and the scene's attributes.
 
     Raises
@@ -173,10 +173,7 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
         if variable.dims[-2:] == ("y", "x")
     }
     coords = {**_positions(scene, rows, cols), "y_origin": ((), window.y), "x_origin": ((), window.x)}
-    if "time" in scene.coords:
-        coords["time"] = scene["time"].variable
-    if "altitude" in scene.coords:
-        coords["altitude"] = scene["altitude"].variable
+    coords |= {n: scene[n].variable for n in ("time", "forecast_period", "altitude") if n in scene.coords}
     if "observation_time" in scene.coords:
         coords["observation_time"] = ("row", _mean_times(scene["observation_time"].values, rows))
     return xr.Dataset(channels, coords, attrs=dict(scene.attrs))

@@ -470,6 +470,7 @@ def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
     further = {
         "observation_time": header.observation_time is not None,
         "satellite_zenith_angle": header.satellite_longitude is not None,
+        "forecast_period": header.lead_time is not None,
     }
     crop = tiling.crop_shape(header.shape, recipe.tile, header.lattice)
     return _Planned(tuple(entries), crop, channels, tuple(n for n, is_there in further.items() if is_there))
@@ -493,7 +494,7 @@ def _layout(
     rank = {name: number for number, name in enumerate(dict.fromkeys((*CHANNELS, *asked)))}
     names = sorted(channels, key=lambda name: (rank.get(name, len(rank)), name))
     further = dict.fromkeys(name for p in planned for name in p.coordinates)
-    always = [n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")]
+    always = [n for n in store.COORDINATES if n not in store.OPTIONAL_COORDINATES]
     layout = store.CubeLayout(
         channels={name: channels[name] for name in names},
         crop=(max(p.crop[0] for p in planned), max(p.crop[1] for p in planned)),

@@ -177,7 +177,7 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
     values = {str(name): assessed[name].values for name in assessed.data_vars}
     for name in layout.coordinates:
         for dataset in (assessed, crop):
-            if name in dataset.coords and dataset[name].ndim:
+            if name in dataset.coords and (dataset[name].ndim or name == "forecast_period"):
                 found = dataset[name].values
                 is_time = found.dtype.kind == "M"
                 values[name] = found.astype("datetime64[s]").astype(np.int64) if is_time else found

@@ -203,7 +203,7 @@ def _settle(
     layout = store.CubeLayout(
         channels={name: _channel_layout(name, dtype) for name in channels},
         crop=crop, patch=edge, codec="fast", rows_per_chunk=1024,
-        coordinates=tuple(n for n in store.COORDINATES if n not in ("observation_time", "satellite_zenith_angle")),
+        coordinates=tuple(n for n in store.COORDINATES if n not in store.OPTIONAL_COORDINATES),
     )  # fmt: skip
     recipe = Recipe(
         format=_FORMAT, channels=tuple(channels), variables=((IR, IR, "K"), (VISIBLE, VISIBLE, units)),

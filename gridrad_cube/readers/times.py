@@ -47,7 +47,7 @@ for _seconds, _spellings in (
 _SINCE = re.compile(r"(\w+)\s+since\s+(.+)", re.IGNORECASE)
 #: As UDUNITS reads it: ``1-1-1``, ``2009-8-31 7``, ``1970-01-01 00:00:00.0 0:00`` (of every file of wgrib2).
 _REFERENCE = re.compile(
-    r"(-?\d{1,5})-(\d{1,2})-(\d{1,2})(?:[ T_]\s*(\d{1,2})(?::(\d{1,2})(?::(\d{1,2})(?:\.\d*)?)?)?)?"
+    r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:[ T_]\s*(\d{1,2})(?::(\d{1,2})(?::(\d{1,2})(?:\.\d*)?)?)?)?"
     r"\s*(?:Z|UTC|GMT|([+-]?)(\d{1,2}):?(\d{2})?)?",
     re.IGNORECASE,
 )

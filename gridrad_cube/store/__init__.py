@@ -20,6 +20,7 @@ from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
 from gridrad_cube.store.layout import (
     CODECS,
     COORDINATES,
+    OPTIONAL_COORDINATES,
     STATUS,
     ArraySpec,
     ChannelLayout,
@@ -41,6 +42,7 @@ from gridrad_cube.store.verify import Damage, verify
 __all__ = [
     "CODECS",
     "COORDINATES",
+    "OPTIONAL_COORDINATES",
     "STATUS",
     "ArraySpec",
     "Build",

@@ -356,6 +356,11 @@ def _angle(key: str, name: str) -> dict[str, Any]:
 
 
 _SCANNED = {"long_name": "time at which the source scanned the row of patches", "_FillValue": TIME_FILL}
+_LEAD = {
+    "standard_name": "forecast_period",
+    "units": "h",
+    "long_name": "time since the start of the forecast",
+}
 _LARGEST = "largest solar zenith angle of the patch's centre and corners"
 #: Coordinates of every crop: dims, dtype, attributes.
 COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
@@ -372,7 +377,10 @@ COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "solar_zenith_angle": (_CELLS, "float32", _angle("standard_name", "solar_zenith_angle")),
     "solar_zenith_angle_maximum": (_CELLS, "float32", _angle("long_name", _LARGEST)),
     "satellite_zenith_angle": (_CELLS, "float32", _angle("standard_name", "platform_zenith_angle")),
+    "forecast_period": (_CROP, "float32", _LEAD),
 }
+#: Coordinates of stores of which some source has them.
+OPTIONAL_COORDINATES = ("observation_time", "satellite_zenith_angle", "forecast_period")
 
 
 #: Coordinates that the plan of a build has.
