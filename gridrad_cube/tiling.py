@@ -151,8 +151,8 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
     code; with coordinates on ``(row, col)``: ``latitude`` and ``longitude``, the mean position of the patch's
     pixels inside the scene (NaN where it has none); ``padding``, whether it has none; ``corner_latitude`` and
     ``corner_longitude (row, col, corner)``, its outermost pixels inside the scene. Further ``time``,
-    ``forecast_period``, ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time (row)``, the mean of its
-    lines, and the scene's attributes.
+    ``forecast_period``, ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time (row)``,
+    the mean of its lines, and the scene's attributes.
 
     Raises
     ------
