@@ -1,4 +1,7 @@
-"""The Earth: longitudes, great circles, GridRad's lattice, the angles of sun and satellite. Imports numpy only."""
+"""The Earth: longitudes, great circles, orientation, GridRad's lattice, the angles of sun and satellite.
+
+Imports numpy only.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ __all__ = [
     "great_circle_km",
     "lattice_origin",
     "mean_position",
+    "orientation",
     "pixel_spacing_km",
+    "reverse",
     "satellite_zenith_angle",
     "solar_zenith_angle",
     "wrap_longitude",
@@ -82,6 +87,74 @@ def mean_position(
     mean_lat = np.where(known, lat, 0.0).sum(axis=axis) / count + empty
     offset = np.where(known, wrap_longitude(lon - base), 0.0).sum(axis=axis) / count
     return mean_lat, wrap_longitude(offset + base.reshape(offset.shape) + empty)
+
+
+def orientation(
+    latitude: npt.ArrayLike, longitude: npt.ArrayLike
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether rows and columns of grids are to be reversed, so that north is up and east is right.
+
+    By the mean steps of positions along rows and columns. A grid that is turned by any angle (a projection, a
+    satellite) gets the order that lies nearest to north up and east right, among those that are no mirror image: a grid
+    that shows the Earth from above has both directions reversed, or none.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Positions of pixels or patches, degrees, shape (..., y, x), or two axes (y) and (x); NaN where not known.
+
+    Returns
+    -------
+    reversed : bool, (..., 2)
+        Of rows, and of columns; False along a direction of which nothing is known.
+    known : bool, (..., 2)
+        Whether there is a step along rows, and along columns.
+    """
+    lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+    if lat.ndim == 1:
+        lat, lon = np.broadcast_arrays(lat[:, None], lon)
+    down, across = _steps(lat, lon, -2), _steps(lat, lon, -1)  # to the north and to the east
+    here, there = down[..., :-1], across[..., :-1, :]  # from the same pixels
+    mirrored = np.nansum(here[0] * there[1] - here[1] * there[0], axis=(-2, -1)) > 0
+    (north, knows_rows), (east, knows_columns) = _mean(-down[0]), _mean(across[1])
+    turned = ~mirrored & (north + east < 0)
+    by_rows = mirrored & (east >= north)
+    known = np.stack([knows_rows, knows_columns], axis=-1)
+    return np.stack([turned | by_rows, turned | (mirrored & ~by_rows)], axis=-1) & known, known
+
+
+def _steps(latitude: Float, longitude: Float, axis: int) -> Float:
+    """Steps to the north and to the east along an axis, in degrees of latitude, (2, ...); NaN where not known."""
+    last, first = (
+        np.take(latitude, np.arange(start, latitude.shape[axis] - 1 + start), axis) for start in (1, 0)
+    )
+    east = wrap_longitude(np.diff(longitude, axis=axis)) * np.cos(np.deg2rad((first + last) / 2))
+    return np.stack([last - first, east])
+
+
+def _mean(steps: Float) -> tuple[Float, npt.NDArray[np.bool_]]:
+    """Mean of the known steps of each grid, 0 where none is, and whether any is."""
+    known = np.isfinite(steps)
+    count = known.sum(axis=(-2, -1))
+    return np.where(known, steps, 0.0).sum(axis=(-2, -1)) / np.maximum(count, 1), count > 0
+
+
+def reverse(values: np.ndarray, flips: npt.NDArray[np.bool_], *, rows: int = -2) -> np.ndarray:
+    """Reverse rows and columns of grids in place where `orientation` says so; return the grids.
+
+    Parameters
+    ----------
+    values
+        Grids (N, ...), whose columns are the axis after their rows.
+    flips
+        Whether to reverse rows, and columns, (N, 2).
+    rows
+        Axis of rows.
+    """
+    for axis, some in ((rows, flips[:, 0]), (rows + 1, flips[:, 1])):
+        if some.any():
+            values[some] = np.flip(values[some], axis)
+    return values
 
 
 def solar_zenith_angle(time: npt.ArrayLike, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float:

@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 
 from gridrad_cube.datasets.loader import Batch
 from gridrad_cube.datasets.table import SampleRecord, chosen_crops, identify_crops
+from gridrad_cube.geometry import reverse
 from gridrad_cube.models import cached_tensor
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_masks
-from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
+from gridrad_cube.store import EmbeddingReader, Orientation, open_embeddings, store_info
 
 #: Views of grids with fewer cells along an edge do not differ.
 _SMALLEST_GRID = 4
@@ -30,7 +31,7 @@ _CROPS_AT_ONCE = 256
 
 
 class GridDataset(Dataset[Batch]):
-    """Grids of patch embeddings, one sample per crop and channel.
+    """Grids of patch embeddings, one sample per crop and channel, north up and east right.
 
     The embeddings of the samples are read into memory at the first use, in each process, if they take up to 1 GiB.
     Larger ones are read a batch at a time.
@@ -63,7 +64,7 @@ class GridDataset(Dataset[Batch]):
     crop, channel
         Position of each sample in the store, and index of its label, int32, (N,).
     valid
-        Cells of each sample that count, bool, (N, rows, cols).
+        Cells of each sample that count, bool, (N, rows, cols), in the order of the store.
 
     Raises
     ------
@@ -116,7 +117,8 @@ class GridDataset(Dataset[Batch]):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_dataset", "_kept")}
+        opened = ("_dataset", "_kept", "orientation")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __len__(self) -> int:
         return len(self.crop)
@@ -127,6 +129,11 @@ class GridDataset(Dataset[Batch]):
     @functools.cached_property
     def _dataset(self) -> xr.Dataset:
         return open_embeddings(self.store)
+
+    @functools.cached_property
+    def orientation(self) -> Orientation:
+        """Which crops are reversed when they are read, so that north is up and east is right."""
+        return Orientation(self._dataset)
 
     @functools.cached_property
     def _kept(self) -> np.ndarray | None:
@@ -224,12 +231,14 @@ class GridDataset(Dataset[Batch]):
         index = np.array(indices, np.int64)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"{self!r}: no sample {index.min()} or {index.max()}")
+        flips = self.orientation.of(self.crop[index])
         embeddings = self._read(index) if self._kept is None else self._kept[index]
+        embeddings, valid = reverse(embeddings, flips, rows=-3), reverse(self.valid[index], flips)
         return Batch(
             torch.from_numpy(embeddings).permute(0, 3, 1, 2),
             torch.from_numpy(index),
             torch.from_numpy(self.channel[index].astype(np.int64)),
-            torch.from_numpy(self.valid[index]),
+            torch.from_numpy(valid),
         )
 
     def decode(

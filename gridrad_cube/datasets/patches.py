@@ -23,18 +23,20 @@ from gridrad_cube.datasets.table import (
     explain_empty,
     identify_crops,
 )
+from gridrad_cube.geometry import reverse
 from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.selection import Box, Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.storage import Files
-from gridrad_cube.store import Build, MissingChunkError, PatchReader, open_packed, store_info
+from gridrad_cube.store import Build, MissingChunkError, Orientation, PatchReader, open_packed, store_info
 
 
 class PatchDataset(Dataset[Batch]):
-    """Clean patches of a cube, for training.
+    """Clean patches of a cube, for training, north up and east right whatever the order of the source's rows.
 
     Opening reads flags, echo fractions and positions. Pixels are read when samples are asked for, a batch at a
-    time, and stay packed. A data set can be pickled: each process opens the store itself. After a fork, a data
-    set that has read before raises an error; use threads (`PatchLoader`), or a spawn or forkserver context.
+    time, and stay packed. Row and column count patches as the store does, in the order of the source. A data set
+    can be pickled: each process opens the store itself. After a fork, a data set that has read before raises an
+    error; use threads (`PatchLoader`), or a spawn or forkserver context.
 
     Parameters
     ----------
@@ -132,7 +134,8 @@ class PatchDataset(Dataset[Batch]):
             self._variables.setdefault(label.variable, []).append(number)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_dataset", "_reader")}
+        opened = ("_dataset", "_reader", "orientation")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -152,6 +155,11 @@ class PatchDataset(Dataset[Batch]):
         alone = get_worker_info() is None or not Files(self.store).local
         return PatchReader(self.store, threads=None if alone else 1)
 
+    @functools.cached_property
+    def orientation(self) -> Orientation:
+        """Which crops are reversed when they are read, so that north is up and east is right."""
+        return Orientation(self._dataset)
+
     @property
     def cells(self) -> tuple[int, int]:
         """Rows and columns of patches of a crop."""
@@ -159,9 +167,10 @@ class PatchDataset(Dataset[Batch]):
 
     @functools.cached_property
     def crop_places(self) -> np.ndarray:
-        """Number of the place of each crop of the store, by the position of its first patch, int64, (crop,)."""
-        names = ["latitude", "longitude"]
-        corner = {name: self._dataset[name].values[:, 0, 0].round(3) for name in names}
+        """Number of the place of each crop of the store, by its northwestern patch, int64, (crop,)."""
+        names, crops = ["latitude", "longitude"], np.arange(self._dataset.sizes["crop"])
+        row, col = -self.orientation.of(crops).astype(np.int64).T  # the last one of what is reversed
+        corner = {name: self._dataset[name].values[crops, row, col].round(3) for name in names}
         return np.asarray(
             pd.DataFrame(corner).groupby(names, sort=False, dropna=False).ngroup().to_numpy(np.int64)
         )
@@ -227,6 +236,11 @@ class PatchDataset(Dataset[Batch]):
         return self.table.stratum
 
     @property
+    def crop(self) -> np.ndarray:
+        """Position in the store of the crop of each sample, int32, (N,)."""
+        return self.table.crop
+
+    @property
     def planes(self) -> int:
         """Channels of one sample."""
         return len(self.labels) if self.channel_mode == "stack" else 1
@@ -280,6 +294,7 @@ class PatchDataset(Dataset[Batch]):
             patches = codes.reshape(-1, self.patch, self.patch)
             failures = self._reader.read_into(variable, wanted, patches, planes)
             damage |= {int(planes[i]) // self.planes: error for i, error in failures.items()}
+        reverse(codes, self.orientation.of(table.crop[index]))
         if not damage:
             return batch
         if self.on_damage == "raise":

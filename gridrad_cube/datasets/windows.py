@@ -31,7 +31,7 @@ class WindowPairs(Dataset[Batch]):
     frames. A group draws clean patches of its frame that have a partner in time, and moves each of them by up to half a
     patch in either direction; the partner's window is moved again. Windows never leave their crop. Pixels of patches
     that are not clean or damaged are missing. What a group draws depends on the seed, the epoch (`set_epoch`) and its
-    number alone.
+    number alone. Rows and columns of windows count from the northwestern corner of the crop.
 
     Rows ``[:B]`` of a batch are the first windows, rows ``[B:]`` their partners. ``batch.index`` counts pairs, and
     ``batch.window`` says where each window lies.
@@ -70,6 +70,8 @@ class WindowPairs(Dataset[Batch]):
             (table.crop.astype(np.int64) * rows + table.row) * columns + table.col
         ) * labels + table.channel
         self._keys, self._shape = place, (rows, columns, labels)
+        #: Row and column of each patch, (N, 2), from the northwestern corner of its crop.
+        self._cell = self._turn(table.crop, np.stack([table.row, table.col], axis=1))
         frame = table.crop[self._patches].astype(np.int64) * labels + table.channel[self._patches]
         order = np.argsort(frame, kind="stable")
         self._patches = self._patches[order]
@@ -122,12 +124,17 @@ class WindowPairs(Dataset[Batch]):
         offset = np.rint((2 * draw(_OFFSET, 2) - 1) * half).astype(np.int64)
         moved = offset + np.rint((2 * draw(_MOVE, 2) - 1) * self.move).astype(np.int64)
         edges = []
-        for axis, cells in enumerate(("row", "col")):
+        for axis in range(2):
             last = (self._shape[axis] - 1) * size
-            origin = getattr(self.dataset.table, cells)
+            origin = self._cell[:, axis]
             both = (origin[first] * size + offset[:, axis], origin[second] * size + moved[:, axis])
             edges.append(np.concatenate(both).clip(0, last))
         return first, second, *edges
+
+    def _turn(self, crop: np.ndarray, cell: np.ndarray) -> npt.NDArray[np.int64]:
+        """Cells (N, 2) of crops from the northwestern corner, for those in the order of the store, and the reverse."""
+        last = np.array(self.dataset.cells) - 1
+        return np.where(self.dataset.orientation.of(crop), last - cell, cell).astype(np.int64)
 
     def _place(self, patch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Number of the window of a grid that a patch's crop is, and of its channel."""
@@ -150,7 +157,8 @@ class WindowPairs(Dataset[Batch]):
         for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
             down, across = top // size + row, left // size + column
             needed = ((top % size > 0) | (row == 0)) & ((left % size > 0) | (column == 0))
-            key = ((crop * rows + down) * columns + across) * labels + channel
+            stored = self._turn(crop, np.stack([down, across], axis=1))
+            key = ((crop * rows + stored[:, 0]) * columns + stored[:, 1]) * labels + channel
             pieces.append((row, column, np.where(needed, key, -1)))
         wanted = np.unique(np.concatenate([key for *_, key in pieces]))
         place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
@@ -160,16 +168,16 @@ class WindowPairs(Dataset[Batch]):
                 "%d patches are damaged in the store and count as missing, the first in %s", len(batch.damaged),
                 self.dataset.describe(int(batch.damaged[0])),
             )  # fmt: skip
-        stored, found = batch.codes.numpy(), self._keys[batch.index.numpy()].tolist()
+        patches, found = batch.codes.numpy(), self._keys[batch.index.numpy()].tolist()
         number = {key: i for i, key in enumerate(found)}
-        out = np.empty((len(patch), *stored.shape[1:]), stored.dtype)
+        out = np.empty((len(patch), *patches.shape[1:]), patches.dtype)
         codes = self.dataset.missing_codes
         out[:] = (codes if self.dataset.planes > 1 else codes[channel][:, None])[..., None, None]
         for row, column, keys in pieces:
             for i, key in enumerate(keys.tolist()):
                 if key in number:
                     down, across = _overlap(top[i] % size, size, row), _overlap(left[i] % size, size, column)
-                    out[i, :, down[0], across[0]] = stored[number[key], :, down[1], across[1]]
+                    out[i, :, down[0], across[0]] = patches[number[key], :, down[1], across[1]]
         return out
 
     def channels_of(self, pair: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from gridrad_cube.embedding.inputs import GridInput, Normalize, PatchInput, open_input
 from gridrad_cube.embedding.network import Network
+from gridrad_cube.geometry import reverse
 from gridrad_cube.launch import World, choose_device
 from gridrad_cube.query import collect
 from gridrad_cube.schema import SchemaError
@@ -47,8 +48,9 @@ def attention(
     Returns
     -------
     ``attention(sample, head, token_y, token_x)``, at level 2k ``(sample, head, row, col)``: float32, shares of the
-    attention of the class token. What they lack of 1 goes to itself; NaN where there is nothing to look at. With
-    ``crop``, ``channel`` (``row``, ``col``), time, position, source file and pixel window of each sample.
+    attention of the class token, in the order of the store. What they lack of 1 goes to itself; NaN where there is
+    nothing to look at. With ``crop``, ``channel`` (``row``, ``col``), time, position, source file and pixel window of
+    each sample.
 
     Raises
     ------
@@ -109,8 +111,12 @@ def _maps(inputs: PatchInput | GridInput, network: Network, index: dict[str, np.
         )
         for at in here.values():
             wanted[0][at] = True
+        flips = inputs.flips(range(crop, crop + 1))
         for place, batch in inputs.batches(range(crop, crop + 1), _TOGETHER, wanted):
-            found[place[1:]] = network.attend(*batch)
+            maps = network.attend(*batch)
+            found[place[1:]] = reverse(
+                maps, flips.repeat(len(maps), axis=0)
+            )  # in the order of the store again
         for i, at in here.items():
             out[i] = found[at]
     return out.reshape(-1, *shape)

@@ -1,7 +1,8 @@
 """What the networks read: patches of a cube (level 256), or grids of patch embeddings (level 2k), with their flags.
 
 Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``tokens`` (of a sample, down
-and across), ``content`` (a hash of what decides the embeddings), ``small`` (coordinates and flags), and ``batches``.
+and across), ``content`` (a hash of what decides the embeddings), ``small`` (coordinates and flags), ``batches``, and
+``flips`` (which crops are reversed for the network). Rows and columns of samples are those of the store.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import xarray as xr
 
 from gridrad_cube import quality, tiling
 from gridrad_cube.datasets import GridDataset, Normalization, normalizations
+from gridrad_cube.geometry import reverse
 from gridrad_cube.schema import TIME_FILL, Flag, Packing, QualitySpec, SchemaError, build_spec
 from gridrad_cube.selection import Label, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import (
     COORDINATES,
+    NORTH_UP,
+    Orientation,
     PatchReader,
     open_embeddings,
     open_grid,
@@ -104,6 +108,7 @@ class PatchInput:
         self._assessed = functools.lru_cache(1)(self._assess)
         self._plane = functools.lru_cache(len(self.members))(self._read_plane)  # of about one crop
         self._scene = functools.lru_cache(1)(self._open_scene)
+        self._orientation = _orient_as(trained, self.dataset, self.store)
 
     @property
     def crops(self) -> int:
@@ -136,7 +141,12 @@ class PatchInput:
             digest.update(((block[f"{variable}_flags"].values & int(NO_PIXELS)) != 0).tobytes())
             for name in _CONTENT:
                 digest.update(np.ascontiguousarray(block[f"{variable}_{name}"].values).tobytes())
+        _add_flips(digest, self.flips(rows))
         return digest.hexdigest()[:32]
+
+    def flips(self, crops: range | np.ndarray) -> np.ndarray:
+        """Whether rows, and columns, of patches of these crops are reversed for the network, (N, 2)."""
+        return _flips(self._orientation, crops)
 
     def small(self, rows: range) -> dict[str, np.ndarray]:
         """Coordinates, flags and fractions of these crops by name."""
@@ -262,7 +272,7 @@ class PatchInput:
                 some, plane = where[:, 1] == number, 0
             if some.any():
                 out[some, plane] = self._pixels(number, where[some][:, [0, 2, 3]] + [first, 0, 0])
-        return out
+        return reverse(out, self.flips(where[:, 0] + first))
 
     def _pixels(self, number: int, index: np.ndarray) -> np.ndarray:
         """Packed windows of one channel at (crop, row, col)."""
@@ -313,6 +323,7 @@ class GridInput:
         chosen = _choose(available, channels, trained, self.store)
         self._columns = [available.index(label) for label in chosen]
         self.labels = {label.name: list(self.info["channels"][label.name]) for label in chosen}
+        self._orientation = _orient_as(trained, self.dataset, self.store)
         self._reject = np.array(reject_masks(chosen, trained["reject"]), np.uint16)[None, :, None, None]
         self.normalization = self._normalize(trained, normalize)
         sizes = self.dataset.sizes
@@ -359,7 +370,12 @@ class GridInput:
         for some in self._parts(rows):
             digest.update(self._block("embedding", some).tobytes())
             digest.update((self._block("flags", some) & self._reject).tobytes())
+        _add_flips(digest, self.flips(rows))
         return digest.hexdigest()[:32]
+
+    def flips(self, crops: range | np.ndarray) -> np.ndarray:
+        """Whether rows, and columns, of grids of these crops are reversed for the network, (N, 2)."""
+        return _flips(self._orientation, crops)
 
     def small(self, rows: range) -> dict[str, np.ndarray]:
         """Coordinates, flags and fractions of these crops by name."""
@@ -381,7 +397,9 @@ class GridInput:
             where = np.argwhere(cells.any(axis=(2, 3)) & needed[first : first + len(some)])
             for start in range(0, len(where), size):
                 part = tuple(where[start : start + size].T)
-                yield (part[0] + first, part[1]), (grids[part], cells[part], self.normalization)
+                flips = self.flips(part[0] + some.start)
+                mine = reverse(grids[part], flips, rows=-3), reverse(cells[part], flips)
+                yield (part[0] + first, part[1]), (*mine, self.normalization)
 
     def _parts(self, rows: range) -> Iterator[range]:
         """Some of the rows after others, so that their grids fit into memory."""
@@ -417,6 +435,30 @@ def open_input(
     if stride is not None:
         raise SchemaError(f"stride: got {stride}; grids are whole crops. Pass it when embedding the patches.")
     return GridInput(store, trained, channels=channels, normalize=normalize)
+
+
+def _orient_as(trained: Mapping[str, Any], dataset: xr.Dataset, store: str) -> Orientation | None:
+    """How crops are turned for a network: as in training. None leaves them as they are stored."""
+    orientation = Orientation(dataset)
+    if trained["orientation"] == NORTH_UP:
+        return orientation
+    flips = orientation.of(np.arange(dataset.sizes["crop"]))
+    if flips.any():
+        logger.warning(
+            "%s was trained by a version that left rows in the order of the files. So %s is read as stored; of its "
+            "%d crops %d have south up or east left", trained["path"], store, len(flips), flips.any(axis=1).sum(),
+        )  # fmt: skip
+    return None
+
+
+def _flips(orientation: Orientation | None, crops: range | np.ndarray) -> np.ndarray:
+    return np.zeros((len(crops), 2), bool) if orientation is None else orientation.of(np.asarray(crops))
+
+
+def _add_flips(digest: Any, flips: np.ndarray) -> None:
+    """Add to a hash which crops are reversed; nothing where none is, as in earlier versions."""
+    if flips.any():
+        digest.update(flips.tobytes())
 
 
 def _choose(

@@ -55,7 +55,8 @@ class Network:
         the predecessor, which do not say); ``stacked``, whether all channels are read at once; ``in_channels``;
         ``token``, edge of a token; ``coarsen``, edge of the blocks of pixels that are averaged first;
         ``magnification``, view pixels per pixel; ``view``; ``normalization`` (None if the checkpoint has none);
-        ``reject``, the flags that were left out; ``store``, what the checkpoint says of the store.
+        ``reject``, the flags that were left out; ``store``, what the checkpoint says of the store; ``orientation``,
+        how crops were turned (None of checkpoints that do not say, whose inputs were as stored).
 
     Raises
     ------
@@ -114,7 +115,7 @@ class Network:
             "magnification": float(view.get("magnification", 1.0)) if zoomed else 1.0, "view": dict(view),
             "normalization": checkpoint.get("normalization"),
             "reject": config.get("reject") if isinstance(config, Mapping) else None,
-            "store": checkpoint.get("store") or {},
+            "store": checkpoint.get("store") or {}, "orientation": checkpoint.get("orientation"),
         }  # fmt: skip
 
     def embed(self, *batch: Any) -> np.ndarray:

@@ -81,9 +81,10 @@ def embed(
 
     A network of a checkpoint embeds, or what needs no training (``model``). The kind of the store decides the level,
     and the checkpoint must be of it. Inputs are decoded, normalized, coarsened, magnified and masked as the checkpoint
-    says that training did. Nothing is rejected: patches with rejecting flags are embedded too, and every patch keeps
-    its row and its flags. Only where there are no pixels (flags ``padding``, ``all_missing``, ``channel_absent``,
-    ``unreadable``) is the embedding NaN.
+    says that training did. Crops are turned to north up and east right as in training; a checkpoint of a version that
+    did not turn them reads them in the order of the source. Nothing is rejected: patches with rejecting flags are
+    embedded too, and every patch keeps its row and its flags. Only where there are no pixels (flags ``padding``,
+    ``all_missing``, ``channel_absent``, ``unreadable``) is the embedding NaN.
 
     The store is written a block of crops at a time. The same call resumes an interrupted one. After the cube has
     grown or was repaired, it embeds what is new and keeps the rest.
@@ -352,7 +353,7 @@ class _Job:
         info = {
             "channels": inputs.labels, "channel_mode": "stack" if embedder.trained["stacked"] else "each",
             "features": embedder.features, "checkpoint_file": checkpoint_file, "model": embedder.model,
-            "view": embedder.trained["view"],
+            "view": embedder.trained["view"], "orientation": embedder.trained["orientation"] or "as stored",
             **_describe_source(inputs.info, inputs.store, self.writer.files.root), "pixel_spacing_km": spacing,
         }  # fmt: skip
         self.writer.finish(

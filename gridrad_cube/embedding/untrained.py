@@ -17,7 +17,7 @@ from gridrad_cube.datasets import Normalization, choose_coarsen, describe, norma
 from gridrad_cube.models import FIELD_MULTIPLE, MAPS, descriptor_identity
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import choose_labels, labels_of, stacks_altitudes
-from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.store import NORTH_UP, open_packed, store_info
 
 #: What embeds without a checkpoint.
 Model = Literal["descriptor", "pool"]
@@ -74,6 +74,7 @@ class Descriptor:
             "in_channels": len(names) if stacked else 1, "token": FIELD_MULTIPLE,
             "coarsen": choose_coarsen(int(info["patch"]), coarsen, str(store)), "magnification": 1.0, "view": {},
             "normalization": {name: rule.to_dict() for name, rule in rules.items()}, "reject": None, "store": {},
+            "orientation": NORTH_UP,
         }  # fmt: skip
         self.features = 2 * MAPS * self.trained["in_channels"]
 
@@ -114,6 +115,7 @@ class GridPool:
         self.trained: dict[str, Any] = {
             "path": "pool", "level": "2k", "channels": None, "stacked": False, "in_channels": features, "coarsen": 1,
             "magnification": 1.0, "view": {}, "normalization": None, "reject": None, "store": {},
+            "orientation": NORTH_UP,
         }  # fmt: skip
         self.features = 2 * features
 

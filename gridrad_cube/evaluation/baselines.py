@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from gridrad_cube.geometry import reverse
 from gridrad_cube.schema import Channel, Packing, SchemaError, channel_in
 from gridrad_cube.selection import find_altitudes
-from gridrad_cube.store import PatchReader
+from gridrad_cube.store import Orientation, PatchReader
 
 if TYPE_CHECKING:
     from gridrad_cube.datasets import Normalization
@@ -77,7 +78,7 @@ def describe_pixels(
     edges of patches are not multiples of 8 pixels.
     """
     place = str(cube.encoding["source"])
-    reader, rules = PatchReader(place), _rules(place, members)
+    reader, rules, orientation = PatchReader(place), _rules(place, members), Orientation(cube)
     found = {name: [v for v in a.sources if v in cube.data_vars] for name, a in ATTRIBUTES.items()}
     told = {name: sources[0] for name, sources in found.items() if sources}
     levels = max([cube.sizes["altitude"] for v in told.values() if "altitude" in cube[v].dims], default=1)
@@ -87,7 +88,8 @@ def describe_pixels(
     for start in range(0, max(len(crop), 1), step):
         some = slice(start, start + step)
         windows = crop[some], y[some], x[some], shape
-        fields = {label: _read(cube, reader, label, *windows) for label in {*members, *told.values()}}
+        flips = orientation.of(crop[some])
+        fields = {label: _read(cube, reader, flips, label, *windows) for label in {*members, *told.values()}}
         for name, source in told.items():
             attributes[name].append(_attribute(name, fields[source]))
         parts = [_histogram(fields[label]) for label in members]
@@ -118,10 +120,10 @@ class _Field:
 
 
 def _read(
-    cube: xr.Dataset, reader: PatchReader, label: str, crop: np.ndarray, y: np.ndarray, x: np.ndarray,
-    shape: tuple[int, int],
+    cube: xr.Dataset, reader: PatchReader, flips: np.ndarray, label: str, crop: np.ndarray, y: np.ndarray,
+    x: np.ndarray, shape: tuple[int, int],
 ) -> _Field:  # fmt: skip
-    """A channel, at the altitude that the label names or at all that it has."""
+    """A channel, at the altitude that the label names or at all that it has, north up and east right."""
     name, _, altitude = label.partition("@")
     variable, altitudes = cube[name], None
     levels: list[tuple[int, ...]] = [()]
@@ -141,7 +143,7 @@ def _read(
             for j in there:
                 box = (slice(int(y[j]), int(y[j]) + shape[0]), slice(int(x[j]), int(x[j]) + shape[1]))
                 codes[j, i] = reader.read_window(name, (int(crop[j]), *level, *box))
-    packing = Packing.from_attributes(variable.attrs, variable.dtype)
+    packing, codes = Packing.from_attributes(variable.attrs, variable.dtype), reverse(codes, flips)
     values, echo = packing.decode(codes), packing.echo(codes)
     values[absent], echo[absent] = np.nan, False
     channel = channel_in(name, variable.attrs, variable.dtype)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from gridrad_cube.geometry import orientation
 from gridrad_cube.schema import CHANNELS, Channel, Flag, Packing, SchemaError, channel_in
 from gridrad_cube.selection import choose_labels, labels_of
-from gridrad_cube.store import open_grid, store_info
+from gridrad_cube.store import Orientation, open_grid, store_info
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -368,22 +369,33 @@ def draw_padding(axes: Axes, box: tuple[int, int, int, int], scene: tuple[int, i
     return bool(boxes)
 
 
-def is_upside_down(one: xr.Dataset) -> bool:
-    """Whether the first row of a crop is its southernmost."""
-    south_first = np.diff(one["latitude"].transpose("row", "col").values, axis=0)
-    return bool(np.isfinite(south_first).any() and np.nanmedian(south_first) > 0)
+def turn(axes: Axes, box: tuple[float, float, float, float], flips: tuple[bool, bool]) -> None:
+    """Show a box (left, right, top, bottom), whose y runs down, with north up and east right.
+
+    ``flips`` say whether its rows and its columns run the other way (`gridrad_cube.geometry.orientation`).
+    """
+    left, right, top, bottom = box
+    axes.set_ylim((top, bottom) if flips[0] else (bottom, top))
+    axes.set_xlim((right, left) if flips[1] else (left, right))
+
+
+def orient_scene(latitude: np.ndarray, longitude: np.ndarray) -> tuple[bool, bool]:
+    """Whether rows, and columns, of a scene run the other way than north up and east right; axes or on ``(y, x)``."""
+    step = max(1, max(latitude.shape) // _DRAWN)
+    some = [values[(slice(None, None, step),) * values.ndim] for values in (latitude, longitude)]
+    rows, columns = orientation(*some)[0].tolist()
+    return rows, columns
 
 
 def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "white") -> None:
-    """Draw the lines between patches, ticks at round degrees, and the numbers of rows and columns; north up.
+    """Draw lines between patches, ticks at round degrees, and numbers of rows and columns; north up, east right.
 
     One unit of the axes is a pixel, or a cell; ``edge`` of a patch in these units. Row 0 begins at y = 0.
     """
     rows, cols = one.sizes["row"], one.sizes["col"]
     axes.hlines(np.arange(1, rows) * edge, 0, cols * edge, colors=lines, linewidth=0.6, alpha=0.7)
     axes.vlines(np.arange(1, cols) * edge, 0, rows * edge, colors=lines, linewidth=0.6, alpha=0.7)
-    axes.set_xlim(0, cols * edge)
-    axes.set_ylim((0, rows * edge) if is_upside_down(one) else (rows * edge, 0))
+    turn(axes, (0, cols * edge, 0, rows * edge), Orientation.of_one(one))
     mark_degrees(axes, *positions(one), edge, color="#ffe9a8" if lines == "white" else "0.2", most=10)
     # Row and column of patches on the right and above: what --like CROP,ROW,COL asks for.
     style: dict[str, Any] = {

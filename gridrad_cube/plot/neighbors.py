@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from gridrad_cube.geometry import reverse
 from gridrad_cube.plot.canvas import (
     BLUE,
     ORANGE,
@@ -16,7 +17,6 @@ from gridrad_cube.plot.canvas import (
     degrees,
     draw_field,
     inside,
-    is_upside_down,
     new_figure,
     nice_step,
     positions,
@@ -24,6 +24,7 @@ from gridrad_cube.plot.canvas import (
     stamp,
 )
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.store import Orientation
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -90,7 +91,7 @@ def query(
     for ax, (crop, y, x), words, color in zip(panels, windows, captions, frames, strict=True):
         window = {"y": slice(y, y + shape[0]), "x": slice(x, x + shape[1])}
         pixels = select(cube, crop, field.label).values(window)
-        pixels = pixels[::-1] if is_upside_down(cube.isel(crop=crop)) else pixels
+        pixels = reverse(pixels[None], np.array([Orientation.of_one(cube.isel(crop=crop))]))[0]
         image, handles = draw_field(ax, pixels, field.channel)
         states |= {str(h.get_label()): h for h in handles}
         ax.set_xticks([])

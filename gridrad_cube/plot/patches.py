@@ -24,10 +24,12 @@ from gridrad_cube.plot.canvas import (
     map_size,
     mark_degrees,
     new_figure,
+    orient_scene,
     select,
     source_grid,
     stamp,
     title_of,
+    turn,
     write_legend,
     write_title,
 )
@@ -152,9 +154,7 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
         )  # fmt: skip
     if draw_padding(axes, (low[1], high[1], low[0], high[0]), (0, shape[1], 0, shape[0])):
         states["padding"] = Patch(**PADDING, label="padding, outside the scene")
-    south_first = bool(np.nanmean(np.diff(latitude, axis=0)) > 0)
-    axes.set_xlim(low[1], high[1])
-    axes.set_ylim((low[0], high[0]) if south_first else (high[0], low[0]))
+    turn(axes, (low[1], high[1], low[0], high[0]), orient_scene(latitude, longitude))
     mark_degrees(axes, latitude, longitude)
     count = f"{len(members)} crop{'s' * (len(members) != 1)}"
     text = f"{one['scene'].values}: {count} of {one.sizes['row']} × {one.sizes['col']} patches"
@@ -216,11 +216,12 @@ def _draw_badges(axes: Axes, bits: np.ndarray, present: list[Flag], edge: float,
 
     slot = edge * min(1 / max(2, int(np.ceil(np.sqrt(len(present))))), 18 / room)
     across, size = int(edge / slot + 1e-6), 0.42 * room * slot / edge
-    upside_down = axes.get_ylim()[0] < axes.get_ylim()[1]
+    upside_down, backward = axes.get_ylim()[0] < axes.get_ylim()[1], axes.get_xlim()[0] > axes.get_xlim()[1]
     for i, flag in enumerate(present):
         letters, color = _BADGES[flag]
         right, down = (i % across) * slot, (i // across) * slot
         down = edge - slot - down if upside_down else down  # the first line is on top
+        right = edge - slot - right if backward else right
         places = [(col * edge + right, row * edge + down) for row, col in np.argwhere(bits & int(flag))]
         boxes = [Rectangle((x + 0.06 * slot, y + 0.12 * slot), 0.88 * slot, 0.76 * slot) for x, y in places]
         axes.add_collection(
@@ -298,7 +299,7 @@ def source(scene: xr.Dataset) -> Figure:
         color_bar(image, name, channel, ax=ax)
         ax.set_title(title_of(name), fontsize=9)
         latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
-        ax.set_ylim((0, tall) if np.nanmean(latitude[0]) < np.nanmean(latitude[-1]) else (tall, 0))
+        turn(ax, (0, wide, 0, tall), orient_scene(latitude, longitude))
         mark_degrees(ax, latitude, longitude)
         ax.tick_params(labelsize=7)
     for ax in axes.flat[len(names) :]:

@@ -19,7 +19,6 @@ from gridrad_cube.plot.canvas import (
     draw_field,
     draw_lattice,
     extend,
-    is_upside_down,
     map_size,
     mark_axis,
     new_figure,
@@ -27,12 +26,14 @@ from gridrad_cube.plot.canvas import (
     select,
     stamp,
     title_of,
+    turn,
     write_legend,
     write_title,
 )
 from gridrad_cube.readout import Readout, ReadoutChoice, saved_readout
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Label, choose_labels, labels_of, reject_masks
+from gridrad_cube.store import Orientation
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -248,7 +249,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
         small_axes = add_axes(figure, left, top, *small)
         small_axes.set(facecolor="0.8", xticks=[], yticks=[])
         small_axes.imshow(head, **look)
-        small_axes.set_ylim(axes.get_ylim())
+        small_axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         small_axes.set_title(f"head {i}", fontsize=8.5, loc="left", pad=3)
     return figure
 
@@ -272,7 +273,7 @@ def _mark_window(
     axes.tick_params(labelsize=8)
     if crop is None:
         return
-    axes.set_ylim((0, shape[0]) if is_upside_down(crop) else (shape[0], 0))
+    turn(axes, (0, shape[1], 0, shape[0]), Orientation.of_one(crop))
     latitude, longitude = positions(crop)
     for axis, values, letters, dim, count in (
         (axes.yaxis, latitude, "NS", "row", shape[0]), (axes.xaxis, longitude.T, "EW", "col", shape[1]),

@@ -35,6 +35,7 @@ from gridrad_cube.store.layout import (
 )
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed, source_path
 from gridrad_cube.store.patches import PatchReader
+from gridrad_cube.store.positions import NORTH_UP, Orientation, compare_grids, read_grids
 from gridrad_cube.store.shards import MissingChunkError
 from gridrad_cube.store.summary import Facts, as_html, as_text, describe
 from gridrad_cube.store.verify import Damage, verify
@@ -42,6 +43,7 @@ from gridrad_cube.store.verify import Damage, verify
 __all__ = [
     "CODECS",
     "COORDINATES",
+    "NORTH_UP",
     "OPTIONAL_COORDINATES",
     "STATUS",
     "ArraySpec",
@@ -55,6 +57,7 @@ __all__ = [
     "Facts",
     "Files",
     "MissingChunkError",
+    "Orientation",
     "PatchReader",
     "Record",
     "RemoteError",
@@ -65,6 +68,7 @@ __all__ = [
     "blocks",
     "check_duplicates",
     "commit",
+    "compare_grids",
     "describe",
     "encode",
     "gather",
@@ -74,6 +78,7 @@ __all__ = [
     "open_packed",
     "pack_rows",
     "read_grid",
+    "read_grids",
     "scene_of",
     "small_specs",
     "source_path",

@@ -12,12 +12,15 @@ import xarray as xr
 
 from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag
 from gridrad_cube.store.layout import STATUS, ChannelLayout, store_info
+from gridrad_cube.store.positions import Orientation, compare_grids, read_grids
 
 #: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
 Facts = dict[str, Any]
 
 #: Crops whose flags are read at once.
 _CROPS_AT_ONCE = 16384
+#: Different grids that are listed.
+_GRIDS = 8
 #: Heights of a histogram's bins in text, none to most.
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -43,11 +46,14 @@ def describe(dataset: xr.Dataset) -> Facts:
     others: list[str] = []
     if embeddings:
         out["samples"] = _sizes({d: n for d, n in dataset["embedding"].sizes.items() if d != "feature"})
+        if "orientation" in info:
+            out["inputs were"] = str(info["orientation"])
         out["checkpoint"] = str(info.get("checkpoint", "?"))
         flags = {"embedding": "flags"}
     else:
         rows, cols = (dataset.sizes.get(dim, "?") for dim in ("row", "col"))
         out["patches"] = f"{rows} x {cols} of {info.get('patch', '?')} px a crop"
+        out |= _grids(dataset)
         out["codec"] = str(info.get("recipe", {}).get("codec", "?"))
         out["identity"] = str(info.get("identity", "?"))
         names = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
@@ -97,6 +103,22 @@ def _extent(dataset: xr.Dataset) -> str:
         f"patch centers at latitudes {np.nanmin(lat):.2f} to {np.nanmax(lat):.2f}, "
         f"longitudes {np.nanmin(lon):.2f} to {np.nanmax(lon):.2f}"
     )
+
+
+def _grids(dataset: xr.Dataset) -> Facts:
+    """The source grids of a cube, how they differ, and which crops lie otherwise than north up and east right."""
+    grids, count = read_grids(dataset)
+    shown = "; ".join(map(str, grids[:_GRIDS])) + ("; ..." if len(grids) > _GRIDS else "")
+    out: Facts = {"grids": f"{count}: {shown}"} if grids else {}
+    if problem := compare_grids(grids):
+        out["scenes differ"] = f"{problem}; a network takes them for one scale"
+    if {"row", "col"} <= set(dataset.dims):
+        flips = Orientation(dataset).of(np.arange(dataset.sizes["crop"]))
+        words = ("south first", "east first")
+        order = [word for word, some in zip(words, flips.any(axis=0).tolist(), strict=True) if some]
+        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)}, and turned when they are read"
+        out["orientation"] = turned if order else "north first, west first"
+    return out
 
 
 def _statistics(label: str, found: Mapping[str, Any]) -> str:

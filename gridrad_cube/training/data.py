@@ -43,7 +43,7 @@ from gridrad_cube.models import (
 )
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import choose_labels, labels_of, stacks_altitudes
-from gridrad_cube.store import open_packed, store_info
+from gridrad_cube.store import NORTH_UP, compare_grids, open_packed, read_grids, store_info
 from gridrad_cube.training.config import Config, Level, store_level
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,15 @@ def open_source(config: Config, checkpoint: Mapping[str, Any] | None = None) -> 
     Normalization and samples are those of the checkpoint from which a run resumes; worked out from the store if None.
     """
     kind = _PatchSource if store_level(config.store) == "256" else _GridSource
-    return kind(config, checkpoint or {})
+    source = kind(config, checkpoint or {})
+    turned = source.dataset.orientation.of(np.unique(source.dataset.crop)).any()
+    if turned and checkpoint is not None and checkpoint.get("orientation") != NORTH_UP:
+        raise SchemaError(
+            f"{config.store}: the run was begun by an earlier version, which left rows in the order of the files; this "
+            "one turns crops to north up and east right, and the store has crops that lie otherwise. Finish the run "
+            "with that version, or pass another --out to start a new one (--init-from starts it from these weights)."
+        )
+    return source
 
 
 def _recorded(checkpoint: Mapping[str, Any]) -> SampleRecord | None:
@@ -238,6 +246,12 @@ class _PatchSource(_Source):
         else:
             self.pair_in_time()
         self.specs = [self._spec(label) for label in dataset.labels]
+        grids, _ = read_grids(open_packed(config.store), np.unique(dataset.crop))
+        if problem := compare_grids(grids):
+            logger.warning(
+                "%s has scenes with %s: a network takes them for one scale. Build a store of each, or "
+                "choose scenes by --time or --bbox", config.store, problem,
+            )  # fmt: skip
 
     def _pair_windows(self) -> None:
         """Read pairs of windows of near times in place of patches."""

@@ -41,7 +41,7 @@ from gridrad_cube.models import (
     update_teacher_,
 )
 from gridrad_cube.schema import SchemaError
-from gridrad_cube.store import MissingChunkError
+from gridrad_cube.store import NORTH_UP, MissingChunkError
 from gridrad_cube.training.config import Config, load_config, store_level
 from gridrad_cube.training.data import open_source, store_state
 from gridrad_cube.training.folder import CHECKPOINT_FORMAT, RunFolder, check_same_run, read_run
@@ -566,6 +566,7 @@ class _Run:
             "config": self.config.to_dict(),
             "plan": dataclasses.asdict(self.plan),
             **self.source.state(),
+            "orientation": NORTH_UP,
             "samples": self.source.samples_state,
             "store": self.store,
             "software": {"gridrad_cube": _package_version(), "torch": str(torch.__version__)},

@@ -1,0 +1,171 @@
+"""Which way the scenes of a store lie, and how far apart their pixels are.
+
+A store keeps the order of its source files. What reads pixels for a network or a picture turns each crop to north up
+and east right by `Orientation`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from gridrad_cube.geometry import orientation, pixel_spacing_km
+from gridrad_cube.store.opening import open_grid
+
+#: What a checkpoint, or a store of embeddings, calls inputs that were turned by `Orientation`.
+NORTH_UP = "north up, east right"
+#: Crops whose positions are read at once, where the store does not say which lie together.
+_CROPS_AT_ONCE = 1024
+#: Grids of a store that are compared at most, evenly spread.
+_GRIDS = 64
+#: Pixels of a grid that are looked at, in either direction.
+_SAMPLE = 64
+#: Share by which pixel spacings may differ and still be one.
+_SPACING_TOLERANCE = 0.1
+
+
+class Orientation:
+    """Whether rows and columns of the crops of a store are reversed when they are read.
+
+    By the positions of a crop's patches (`gridrad_cube.geometry.orientation`); a crop of one row or column of patches
+    is as its grid. Positions are read a block of crops at a time, when they are first needed.
+
+    Parameters
+    ----------
+    dataset
+        A cube, or embeddings of its patches, as this package opens them.
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+        chunks = dataset["time"].encoding.get("preferred_chunks", {})
+        self._block = int(chunks.get("crop", _CROPS_AT_ONCE))
+        self._known: dict[int, npt.NDArray[np.bool_]] = {}
+
+    def of(self, crops: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Whether rows, and columns, of these crops (N,) are reversed, (N, 2), for `gridrad_cube.geometry.reverse`."""
+        crops = np.asarray(crops, np.int64)
+        out = np.zeros((len(crops), 2), bool)
+        blocks = crops // self._block
+        for number in np.unique(blocks).tolist():
+            if number not in self._known:
+                first = number * self._block
+                self._known[number] = _orient(self._dataset.isel(crop=slice(first, first + self._block)))
+            here = blocks == number
+            out[here] = self._known[number][crops[here] % self._block]
+        return out
+
+    @classmethod
+    def of_one(cls, one: xr.Dataset) -> tuple[bool, bool]:
+        """Whether rows, and columns, of a single crop, without the dimension ``crop``, are reversed."""
+        rows, columns = _orient(one).tolist()
+        return rows, columns
+
+
+def _orient(crops: xr.Dataset) -> npt.NDArray[np.bool_]:
+    """The orientation of crops, or of one without the dimension ``crop``, ([crop,] 2)."""
+    if not {"latitude", "longitude"} <= set(crops.variables):
+        return np.zeros((*(n for d, n in crops.sizes.items() if d == "crop"), 2), bool)
+    positions = [crops[name].transpose(..., "row", "col").values for name in ("latitude", "longitude")]
+    flips, known = orientation(*positions)
+    source = crops.encoding.get("source")
+    if "grid" in crops.variables and source:
+        placed, grids = np.isfinite(positions[0]).any(axis=(-2, -1)), crops["grid"].values
+        for crop in np.argwhere(placed & ~known.all(axis=-1)):
+            flips[(*crop,)] = _orient_grid(str(source), str(grids[(*crop,)]))
+    return flips
+
+
+@functools.lru_cache(maxsize=4096)
+def _orient_grid(source: str, grid: str) -> tuple[bool, bool]:
+    """The orientation of a source grid; not reversed where the store does not have it."""
+    found = _open(source, grid)
+    if found is None:
+        return False, False
+    step = max(1, max(values.shape[0] for values in found) // _SAMPLE)
+    rows, columns = orientation(*(values[(slice(None, None, step),) * values.ndim] for values in found))[
+        0
+    ].tolist()
+    return rows, columns
+
+
+def _open(source: str, grid: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Latitude and longitude of a source grid, axes or on ``(y, x)``; None where the store does not have it."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", grid):
+        return None
+    try:
+        opened = open_grid(source, grid)
+    except (FileNotFoundError, KeyError):
+        return None
+    return opened["latitude"].values, opened["longitude"].values
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A source grid: rows and columns, distance of neighboring pixels in km down and across, and whether it has axes.
+
+    ``regular`` is a grid of latitude and longitude axes; any other has a position for each pixel.
+    """
+
+    shape: tuple[int, int]
+    spacing_km: tuple[float | None, float | None]
+    regular: bool
+
+    def __str__(self) -> str:
+        down, across = ("?" if s is None else f"{s:.3g}" for s in self.spacing_km)
+        kind = "latitude and longitude axes" if self.regular else "a position for each pixel"
+        return f"{self.shape[0]} x {self.shape[1]} px of {down} x {across} km, {kind}"
+
+
+def read_grids(dataset: xr.Dataset, crops: npt.NDArray[np.int64] | None = None) -> tuple[list[Grid], int]:
+    """Source grids of some crops of a cube, or of all: each different one once, and how many grids there are.
+
+    Of more than 64 grids, 64 are looked at. A dataset that does not know its store has none.
+    """
+    source = dataset.encoding.get("source")
+    if not source or "grid" not in dataset.variables:
+        return [], 0
+    every = dataset["grid"].values if crops is None else dataset["grid"].values[crops]
+    names = [str(name) for name in dict.fromkeys(every.tolist()) if name]
+    step = max(1, -(-len(names) // _GRIDS))
+    found = [grid for name in names[::step] if (grid := _read_grid(str(source), name)) is not None]
+    return list(dict.fromkeys(found)), len(names)
+
+
+def _read_grid(source: str, name: str) -> Grid | None:
+    found = _open(source, name)
+    if found is None:
+        return None
+    regular = found[0].ndim == 1
+    latitude, longitude = np.broadcast_arrays(found[0][:, None], found[1]) if regular else found
+    height, width = latitude.shape
+    near = tuple(slice(max(0, (n - _SAMPLE) // 2), (n + _SAMPLE) // 2) for n in (height, width))
+    latitude, longitude = latitude[near], longitude[near]
+    down = pixel_spacing_km(latitude[None], longitude[None], 1)
+    across = pixel_spacing_km(latitude.T[None], longitude.T[None], 1)
+    return Grid((height, width), (_rounded(down), _rounded(across)), regular)
+
+
+def _rounded(value: float | None) -> float | None:
+    """To three digits, so that grids that differ by rounding are listed once."""
+    return None if value is None else float(f"{value:.3g}")
+
+
+def compare_grids(grids: Sequence[Grid]) -> str:
+    """Say how the scenes of a store differ in pixel spacing or in kind of grid; empty where they do not.
+
+    Spacing is that from row to row. Along a row it changes with latitude on a grid of axes, and is no difference.
+    """
+    spacings = sorted({grid.spacing_km[0] for grid in grids if grid.spacing_km[0]})
+    problems = []
+    if spacings and spacings[-1] > spacings[0] * (1 + _SPACING_TOLERANCE):
+        problems.append(f"pixels of {', '.join(f'{s:g}' for s in spacings)} km")
+    if len({grid.regular for grid in grids}) > 1:
+        problems.append("grids of latitude and longitude axes beside projections")
+    return " and ".join(problems)
