@@ -33,9 +33,9 @@ from gridrad_cube.store.layout import (
     write_array,
     write_root,
 )
-from gridrad_cube.store.opening import open_cube, open_embeddings, open_grid, open_packed, source_path
+from gridrad_cube.store.opening import open_cube, open_embeddings, open_packed, source_path
 from gridrad_cube.store.patches import PatchReader
-from gridrad_cube.store.positions import NORTH_UP, Orientation, compare_grids, read_grids
+from gridrad_cube.store.positions import NORTH_UP, Grid, Orientation, compare_grids, open_grid, read_grids
 from gridrad_cube.store.shards import MissingChunkError
 from gridrad_cube.store.summary import Facts, as_html, as_text, describe
 from gridrad_cube.store.verify import Damage, verify
@@ -56,6 +56,7 @@ __all__ = [
     "Entry",
     "Facts",
     "Files",
+    "Grid",
     "MissingChunkError",
     "Orientation",
     "PatchReader",

@@ -95,17 +95,6 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
     return _chunked(dataset, chunks, block=dataset["embedding"].encoding["preferred_chunks"]["crop"])
 
 
-def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
-    """Open the pixel axes of a source grid of a cube lazily: ``latitude``, ``longitude``, 1-D or 2-D.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the store has no such grid.
-    """
-    return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
-
-
 def source_path(store: str | os.PathLike[str], source: str) -> str:
     """Path or URL of what a store was made from, which the store names relative to itself where both are local."""
     store = os.fspath(store)

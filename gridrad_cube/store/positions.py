@@ -7,6 +7,7 @@ and east right by `Orientation`.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from gridrad_cube.geometry import orientation, pixel_spacing_km
-from gridrad_cube.store.opening import open_grid
+from gridrad_cube.storage import Files
 
 #: What a checkpoint, or a store of embeddings, calls inputs that were turned by `Orientation`.
 NORTH_UP = "north up, east right"
@@ -80,6 +81,17 @@ def _orient(crops: xr.Dataset) -> npt.NDArray[np.bool_]:
         for crop in np.argwhere(placed & ~known.all(axis=-1)):
             flips[(*crop,)] = _orient_grid(str(source), str(grids[(*crop,)]))
     return flips
+
+
+def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
+    """Open the pixel axes of a source grid of a cube lazily: ``latitude``, ``longitude``, 1-D or 2-D.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the store has no such grid.
+    """
+    return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
 
 
 @functools.lru_cache(maxsize=4096)
