@@ -38,8 +38,8 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 117
-LINES = 32_200
+MODULES = 118
+LINES = 32_500
 FILES_OF_A_PACKAGE = 12
 LONGEST_CHAIN = 14
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.

@@ -114,8 +114,7 @@ def _grids(dataset: xr.Dataset) -> Facts:
         out["scenes differ"] = f"{problem}; a network takes them for one scale"
     if {"row", "col"} <= set(dataset.dims):
         flips = Orientation(dataset).of(np.arange(dataset.sizes["crop"]))
-        words = ("south first", "east first")
-        order = [word for word, some in zip(words, flips.any(axis=0).tolist(), strict=True) if some]
+        order = ["south first"] * bool(flips[:, 0].any()) + ["east first"] * bool(flips[:, 1].any())
         turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)}, and turned when they are read"
         out["orientation"] = turned if order else "north first, west first"
     return out
