@@ -496,6 +496,31 @@ def test_changed_source_is_refused(sources, tmp_path):
         pipeline.preprocess(folder, tmp_path / "p.zarr", recipe=RECIPE)
 
 
+def test_source_that_changes_while_it_is_read_is_read_again(sources, tmp_path, monkeypatch):
+    folder, name = tmp_path / "sources", "ir_brightness_temperature"
+    shutil.copytree(sources, folder)
+    victim, real, changes = sorted(folder.rglob("*.nc"))[1], readers.read_scene, [290.0, 250.0]
+
+    def changed(path, **options):
+        """Read a file of which another program then writes another version."""
+        scene = real(path, **options)
+        if path == str(victim) and changes:
+            with netCDF4.Dataset(victim, "a") as file:
+                file[name][:] = changes.pop()
+            os.utime(victim, ns=(0, len(changes)))
+        return scene
+
+    monkeypatch.setattr(readers, "read_scene", changed)
+    assert not pipeline.preprocess(folder, tmp_path / "p.zarr", recipe=RECIPE).failed
+    row = store.open_packed(tmp_path / "p.zarr").isel(crop=1)
+    assert row["source"].item().endswith(victim.name)
+    np.testing.assert_array_equal(row[name].values[:96, :150], packed_of(victim, name))
+    changes[:] = [280.0] * 9
+    report = pipeline.preprocess(folder, tmp_path / "other.zarr", recipe=RECIPE)
+    assert [o.source.endswith(victim.name) for o in report.failed] == [True]
+    assert "changed while it was read, 3 times. Run the command again" in report.failed[0].reason
+
+
 def test_copied_source_is_the_same(sources, tmp_path, monkeypatch):
     folder, path = tmp_path / "sources", tmp_path / "p.zarr"
     shutil.copytree(sources, folder)

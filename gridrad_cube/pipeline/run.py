@@ -7,6 +7,7 @@ A plan gives each scene, a file at one time, its rows for good. The unit of work
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import time
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.pipeline.finalize import finalize, is_finished
-from gridrad_cube.pipeline.work import Runner, executor, write_source
+from gridrad_cube.pipeline.work import Runner, executor, read_unchanged, write_source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 from gridrad_cube.sources import identities, identity, is_url, list_url
 from gridrad_cube.storage import RemoteError
@@ -433,14 +434,15 @@ def _order(entry: store.Entry) -> tuple[int, str]:
 
 def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
     """Plan the scenes of one file by its header. That itself stays here: it holds the position of every pixel."""
-    header = readers.inspect(
+    inspect = functools.partial(
+        readers.inspect,
         path,
         format=recipe.format,
         channels=recipe.channels,
         radar=recipe.radar,
         variables=recipe.variables,
     )
-    size, mtime = identity(path)
+    header, (size, mtime) = read_unchanged(path, inspect)
     scene = store.Entry(
         source=name,
         size=size,

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 #: Gives (number, result or exception) of ``function(*arguments)`` for each tuple of arguments, as they come.
 Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 
+_T = TypeVar("_T")
+
 #: Files a worker may have waiting, so that the graph stays small however many there are.
 _SUBMITTED_PER_WORKER = 4
+#: How often a file is read that changes while it is read.
+_READINGS = 3
 #: Errors of the program, not of a file.
 _PROGRAM = (
     AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError,
@@ -66,9 +70,9 @@ def write_source(
         If the file is not what the plan says, or a channel is packed otherwise than in the store.
     """
     start = time.perf_counter()
-    size, mtime_ns = identity(path)
     is_controlled = entry.format.startswith("gridrad") and recipe.radar.qc != "none"
-    scene = readers.read_scene(
+    read = functools.partial(
+        readers.read_scene,
         path,
         time=np.datetime64(entry.time, "s"),
         format=recipe.format,
@@ -84,6 +88,7 @@ def write_source(
         if is_controlled
         else None,
     )
+    scene, (size, mtime_ns) = read_unchanged(path, read)
     if (scene.sizes["y"], scene.sizes["x"]) != entry.shape:
         raise SchemaError(
             f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
@@ -96,6 +101,31 @@ def write_source(
     record = write_crops(root, layout, recipe, entry, crops, path, dry=dry)
     seconds = round(time.perf_counter() - start, 3)
     return replace(record, size=size, mtime_ns=mtime_ns, seconds=seconds, reason="; ".join(notes))
+
+
+def read_unchanged(path: str, read: Callable[[], _T]) -> tuple[_T, tuple[int, int]]:
+    """What a function reads of a file, and the size and time of modification that the file has before and after.
+
+    A file that changes meanwhile may give one channel of the old file and another one of the new. So it is read again.
+
+    Raises
+    ------
+    SchemaError
+        If the file changes each time.
+    """
+    for _ in range(_READINGS):
+        before = identity(path)
+        try:
+            found = read()
+        except SchemaError:
+            if identity(path) == before:
+                raise
+        else:
+            if identity(path) == before:
+                return found, before
+    raise SchemaError(
+        f"{path}: changed while it was read, {_READINGS} times. Run the command again when the file is complete."
+    )
 
 
 def _pack_as_store(scene: xr.Dataset, layout: store.CubeLayout, path: str) -> list[str]:
