@@ -67,7 +67,7 @@ def write_source(
     Raises
     ------
     SchemaError
-        If the file is not what the plan says, or a channel is packed otherwise than in the store.
+        If the file is not what the plan says, or has a value that the packing of the store has no code for.
     """
     start = time.perf_counter()
     is_controlled = entry.format.startswith("gridrad") and recipe.radar.qc != "none"

@@ -464,6 +464,10 @@ def recode(
     SchemaError
         If a pixel has a value or a state that the wanted packing has no code for.
     """
+    low, high = wanted.valid_minimum, wanted.valid_maximum
+    if replace(found, valid_minimum=low, valid_maximum=high) == wanted:
+        # The codes mean the same, and the valid range is that of the store.
+        return codes, ""
     if codes.dtype.kind in "iu" and codes.dtype.itemsize <= 2:
         table, lost_codes = _recoding_table(found, wanted)
         number = codes.view(f"u{codes.dtype.itemsize}")

@@ -333,9 +333,9 @@ _AXES_V4_2["Altitude"] |= {"long_name": "Geometric altitude with respect to geoi
 _COUNTS_V4_2 = "Number of radar azimuth scans (elevation angles) {} grid box"
 #: Time is in minutes in V4.2; that the others have seconds is how programs read them.
 _TIMES = {
-    "v4_2": ("2000-01-01", "m", "minutes", {"calendar": "gregorian", "class": "DIMENSION_SCALE"}),
-    "v4_1": ("2001-01-01", "s", "seconds", {}),
-    "v3_1": ("2001-01-01", "s", "seconds", {}),
+    "v4_2": ("2000-01-01", 60, "minutes", {"calendar": "gregorian", "class": "DIMENSION_SCALE"}),
+    "v4_1": ("2001-01-01", 1, "seconds", {}),
+    "v3_1": ("2001-01-01", 1, "seconds", {}),
 }
 _TIME_FILL = -2147483647.0
 # Elevations of the sweeps that files list, degrees.
@@ -385,7 +385,7 @@ def write_gridrad(
     is_new, is_sparse = version == "v4_2", version in _MERGED
     variables = _gridrad_axes(version, axes)
     if is_sparse:
-        about = {"long_name": "Flat index into (Altitude, Latitude, Longitude)"}
+        about: dict[str, Any] = {"long_name": "Flat index into (Altitude, Latitude, Longitude)"}
         texts = {"Nradobs": "Number of radar observations", "Nradecho": "Number of radar echoes"}
         units, packed = "1", {}
         if is_new:
@@ -405,8 +405,8 @@ def write_gridrad(
         names = [f"{site}{scan}{ending}".ljust(width) for site in sites for ending in endings]
         letters = np.array(names or ["none"], f"S{width}")
         variables[name] = (dim, letters, {}, {"char_dim_name": f"{dim}Ref"})
-        for count, values in (("Nradobs", volume.observations), ("Nradecho", volume.echoes)):
-            variables[count] = (_VOLUME, values, {"long_name": texts[count], "units": units}, packed)
+        for count, numbers in (("Nradobs", volume.observations), ("Nradecho", volume.echoes)):
+            variables[count] = (_VOLUME, numbers, {"long_name": texts[count], "units": units}, packed)
         variables["index"] = ("Index", volume.index.astype(np.int32), about, _listed(version, volume))
     for name, values in volume.fields.items():
         dense_name, text, units = _FIELDS[name]
@@ -451,8 +451,8 @@ def _gridrad_axes(version: str, axes: tuple[Float, Float, Float]) -> dict[str, A
 
 
 def _gridrad_time(version: str, time: np.datetime64) -> tuple[Any, ...]:
-    epoch, unit, units, more = _TIMES[version]
-    value = (time - np.datetime64(epoch)) / np.timedelta64(1, unit)
+    epoch, length, units, more = _TIMES[version]
+    value = (time - np.datetime64(epoch)) / np.timedelta64(length, "s")
     about = {"long_name": "time" if more else "Time", "units": f"{units} since {epoch} 00:00:00", **more}
     return "time", [value], about, {"_FillValue": _TIME_FILL} if more else {}
 
