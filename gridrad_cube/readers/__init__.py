@@ -48,7 +48,7 @@ __all__ = [
 #: What ``format=`` takes. ``gridrad`` stands for any of its versions.
 FORMATS = ("auto", "larc_goes", "gridrad", "gridrad_v3_1", "gridrad_v4_1", "gridrad_v4_2", "cf")
 #: Ends of names of files that are read.
-SUFFIXES = (".nc", ".nc4", ".cdf", ".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
+SUFFIXES = (".nc", ".nc4", ".cdf", ".hdf5", ".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
 
 _Path = str | os.PathLike[str]
 _Variables = Iterable[tuple[str, str, str | None]]

@@ -174,7 +174,7 @@ def text_of(attributes: Mapping[str, Any], name: str) -> str:
 
 
 class Source:
-    """An open file: variables of its root group, and reads that fail in one line.
+    """An open file: variables of its root group, or of the one group that has any, and reads that fail in one line.
 
     Made by `open_source`; of no use after its ``with`` block ends.
     """
@@ -389,7 +389,11 @@ def _open_netcdf(path: str, name: str, head: bytes) -> Iterator[Source]:
                 f"{name}: the netCDF library cannot open it ({error}). Download it again."
             ) from error
         try:
-            yield Source(name, dataset, file)
+            inhabited = [group for group in dataset.groups.values() if group.variables]
+            if dataset.variables or len(inhabited) != 1:
+                yield Source(name, dataset, file)
+            else:  # the one group with variables, such as Grid of IMERG
+                yield Source(name, inhabited[0], None if file is None else file[inhabited[0].name])
         finally:
             dataset.close()
 
