@@ -11,11 +11,13 @@ import numpy.typing as npt
 __all__ = [
     "EARTH_RADIUS_KM",
     "great_circle_km",
+    "grid_tolerance",
     "lattice_origin",
     "mean_position",
     "orientation",
     "pixel_spacing_km",
     "reverse",
+    "same_positions",
     "satellite_zenith_angle",
     "solar_zenith_angle",
     "wrap_longitude",
@@ -37,6 +39,10 @@ GEOSTATIONARY_RADIUS_KM = 42164.0
 LATTICE_PER_DEGREE = 48
 #: How far, in pixels, an axis may stray from the lattice (float32 axes stray by 1e-3).
 LATTICE_TOLERANCE = 1e-2
+
+#: Part of the distance of pixels by which positions may differ and still be one grid: float32 axes of 1 km pixels stray
+#: by less than a thousandth.
+_SAME_GRID = 0.02
 
 Float = npt.NDArray[np.float64]
 
@@ -137,6 +143,34 @@ def _mean(steps: Float) -> tuple[Float, npt.NDArray[np.bool_]]:
     known = np.isfinite(steps)
     count = known.sum(axis=(-2, -1))
     return np.where(known, steps, 0.0).sum(axis=(-2, -1)) / np.maximum(count, 1), count > 0
+
+
+def grid_tolerance(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> float:
+    """Degrees by which positions may differ and still be those of a grid: a small part of the distance of its pixels.
+
+    Takes two axes, or both on ``(y, x)``; 0 of a grid without neighbors in its middle.
+    """
+    lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+    lat, lon = (v[tuple(slice(max(0, n // 2 - 32), n // 2 + 32) for n in v.shape)] for v in (lat, lon))
+    steps = [np.abs(np.diff(lat, axis=0)), np.abs(wrap_longitude(np.diff(lon, axis=-1)))]
+    if lat.ndim > 1:
+        steps = [np.hypot(np.diff(lat, axis=a), wrap_longitude(np.diff(lon, axis=a))) for a in (0, 1)]
+    known = [float(np.nanmedian(step)) for step in steps if np.isfinite(step).any()]
+    return _SAME_GRID * min(known, default=0.0)
+
+
+def same_positions(
+    a: tuple[npt.ArrayLike, npt.ArrayLike], b: tuple[npt.ArrayLike, npt.ArrayLike], tolerance: float
+) -> bool:
+    """Whether two pairs of latitudes and longitudes have one shape and agree within degrees; NaN agrees with NaN."""
+    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True)]
+    if any(x.shape != y.shape for x, y in pairs):
+        return False
+    known = [np.isfinite(x) for x, _ in pairs]
+    if any((where != np.isfinite(y)).any() for where, (_, y) in zip(known, pairs, strict=True)):
+        return False
+    off = [np.abs(wrap_longitude(x[where] - y[where])) for where, (x, y) in zip(known, pairs, strict=True)]
+    return max(float(o.max(initial=0.0)) for o in off) <= tolerance
 
 
 def reverse(values: np.ndarray, flips: npt.NDArray[np.bool_], *, rows: int = -2) -> np.ndarray:

@@ -6,6 +6,7 @@ A plan gives each scene, a file at one time, its rows for good. The unit of work
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -20,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gridrad_cube import quality, readers, store, tiling
+from gridrad_cube.geometry import grid_tolerance, same_positions
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, read_unchanged, write_source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _logger = logging.getLogger(__name__)
+
+#: Rows and columns of a grid that are compared with those of another.
+_SAMPLED = 9
 
 #: Size and time of modification of sources by their place, or why they are not known.
 _Stamps = Mapping[str, tuple[int, int] | OSError]
@@ -343,6 +348,8 @@ class _Planned(NamedTuple):
     """What a header says of a file: the entries of its scenes, as yet without rows, and what their crops look like."""
 
     entries: tuple[store.Entry, ...]
+    positions: tuple[np.ndarray, np.ndarray]  # of some pixels, by which grids are compared
+    tolerance: float
     crop: tuple[int, int]
     channels: Mapping[str, store.ChannelLayout]
     coordinates: tuple[str, ...]
@@ -399,6 +406,8 @@ def _plan(
     new_entries = sorted((e for p in planned for e in p.entries), key=_order)
     if not new_entries:
         return refused
+    same = _merge_grids(build, planned)
+    new_entries = [replace(entry, grid=same.get(entry.grid, entry.grid)) for entry in new_entries]
     if not build.is_planned:
         channels = {
             name: replace(channel, packing=readers.common_packing(channel.channel, packings[name]))
@@ -418,7 +427,53 @@ def _plan(
         build.extend(new_entries)
     else:
         build.begin(recipe, layout, new_entries)
+    for grid in set(same.values()) & {e.grid for e in new_entries}:
+        _write_grid(build, grid, found, recipe)
     return refused
+
+
+def _merge_grids(build: Build, planned: Sequence[_Planned]) -> dict[str, str]:
+    """Grids that a known one stands for, because they differ by rounding alone: in files of float32 and of float64.
+
+    Known are those of the store, and of what is planned the first in plan order.
+    """
+    every = {entry.grid: entry.shape for entry in build.entries}
+    known: dict[tuple[int, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    shapes = {p.entries[0].shape for p in planned if p.entries[0].grid not in every}
+    for grid, shape in every.items():
+        if shape in shapes:
+            with contextlib.suppress(FileNotFoundError):  # nothing of it is written
+                known.setdefault(shape, {})[grid] = _sample(*store.read_grid(build.files, grid))
+    same: dict[str, str] = {}
+    for scene in sorted(planned, key=lambda p: min(map(_order, p.entries))):
+        entry = scene.entries[0]
+        if entry.grid in every or entry.grid in same:
+            continue
+        candidates = known.setdefault(entry.shape, {})
+        for grid, positions in candidates.items():
+            if same_positions(positions, scene.positions, scene.tolerance):
+                same[entry.grid] = grid
+                break
+        else:
+            candidates[entry.grid] = scene.positions
+            every[entry.grid] = entry.shape
+    return same
+
+
+def _sample(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of some pixels, evenly spread."""
+    few = [
+        [np.linspace(0, n - 1, min(n, _SAMPLED)).astype(int) for n in v.shape] for v in (latitude, longitude)
+    ]
+    return latitude[np.ix_(*few[0])], longitude[np.ix_(*few[1])]
+
+
+def _write_grid(build: Build, grid: str, found: Mapping[str, str], recipe: Recipe) -> None:
+    """Keep the positions of a grid that stands for others: those of the first scene that has them."""
+    entry = next(entry for entry in build.entries if entry.grid == grid)
+    if entry.file in found:
+        header = _inspect(found[entry.file], recipe)
+        store.write_grid(build.files, grid, header.latitude, header.longitude)
 
 
 def _too_large(crop: tuple[int, int], layout: store.CubeLayout) -> SchemaError:
@@ -432,17 +487,19 @@ def _order(entry: store.Entry) -> tuple[int, str]:
     return entry.time, entry.source
 
 
-def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
-    """Plan the scenes of one file by its header. That itself stays here: it holds the position of every pixel."""
-    inspect = functools.partial(
-        readers.inspect,
+def _inspect(path: str, recipe: Recipe) -> readers.Header:
+    return readers.inspect(
         path,
         format=recipe.format,
         channels=recipe.channels,
         radar=recipe.radar,
         variables=recipe.variables,
     )
-    header, (size, mtime) = read_unchanged(path, inspect)
+
+
+def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
+    """Plan the scenes of one file by its header. That itself stays here: it holds the position of every pixel."""
+    header, (size, mtime) = read_unchanged(path, functools.partial(_inspect, path, recipe))
     scene = store.Entry(
         source=name,
         size=size,
@@ -475,7 +532,12 @@ def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
         "forecast_period": header.lead_time is not None,
     }
     crop = tiling.crop_shape(header.shape, recipe.tile, header.lattice)
-    return _Planned(tuple(entries), crop, channels, tuple(n for n, is_there in further.items() if is_there))
+    positions, tolerance = (
+        (header.latitude, header.longitude),
+        grid_tolerance(header.latitude, header.longitude),
+    )
+    coordinates = tuple(n for n, is_there in further.items() if is_there)
+    return _Planned(tuple(entries), _sample(*positions), tolerance, crop, channels, coordinates)
 
 
 def _layout(

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube import quality, readers, store, tiling
+from gridrad_cube.geometry import grid_tolerance, same_positions
 from gridrad_cube.schema import (
     CHANNELS,
     Flag,
@@ -94,8 +95,11 @@ def write_source(
             f"{path}: its shape is not the {entry.shape} that was planned; it changed meanwhile"
         )
     notes = [*scene.attrs.pop("notes", ()), *_pack_as_store(scene, layout, path)]
-    if not dry:
-        store.write_grid(Files(root), entry.grid, scene["latitude"].values, scene["longitude"].values)
+    latitude, longitude = scene["latitude"].values, scene["longitude"].values
+    if readers.grid_id(latitude, longitude) != entry.grid:
+        scene = _place_on(scene, Files(root), entry, path)
+    elif not dry:
+        store.write_grid(Files(root), entry.grid, latitude, longitude)
     windows = (tiling.Window(y, x, *layout.crop) for y, x in entry.windows)
     crops = (tiling.cut(scene, window, layout.patch) for window in windows)
     record = write_crops(root, layout, recipe, entry, crops, path, dry=dry)
@@ -126,6 +130,21 @@ def read_unchanged(path: str, read: Callable[[], _T]) -> tuple[_T, tuple[int, in
     raise SchemaError(
         f"{path}: changed while it was read, {_READINGS} times. Run the command again when the file is complete."
     )
+
+
+def _place_on(scene: xr.Dataset, files: Files, entry: store.Entry, path: str) -> xr.Dataset:
+    """A scene with the positions of the planned grid, which are its own within a small part of a pixel."""
+    try:
+        positions = store.read_grid(files, entry.grid)
+    except FileNotFoundError as error:
+        raise SchemaError(
+            f"{path}: lies on the grid {entry.grid} of another file, which is not written yet. Run again with both."
+        ) from error
+    own = scene["latitude"].values, scene["longitude"].values
+    if not same_positions(own, positions, grid_tolerance(*positions)):
+        raise SchemaError(f"{path}: its grid is not the one that was planned; it changed meanwhile")
+    placed = zip(("latitude", "longitude"), positions, strict=True)
+    return scene.assign_coords({name: scene[name].copy(data=values) for name, values in placed})
 
 
 def _pack_as_store(scene: xr.Dataset, layout: store.CubeLayout, path: str) -> list[str]:

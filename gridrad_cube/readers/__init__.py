@@ -24,7 +24,7 @@ from gridrad_cube.readers import cf, gridrad, larc_goes
 from gridrad_cube.readers.fields import common_packing, recode
 from gridrad_cube.readers.files import Source, Variable, open_source
 from gridrad_cube.readers.gridrad import RadarVolume, densify
-from gridrad_cube.readers.header import Header, Request, make_scene
+from gridrad_cube.readers.header import Header, Request, grid_id, make_scene
 from gridrad_cube.readers.times import find_times, parse_stamp
 from gridrad_cube.schema import RadarSpec, SchemaError
 from gridrad_cube.selection import as_time
@@ -37,6 +37,7 @@ __all__ = [
     "RadarVolume",
     "common_packing",
     "densify",
+    "grid_id",
     "inspect",
     "list_contents",
     "parse_stamp",

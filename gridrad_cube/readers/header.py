@@ -157,20 +157,26 @@ class Header:
 
     @cached_property
     def grid_id(self) -> str:
-        """Name of the grid: equal for equal shapes and positions equal within a tenth of a meter."""
-        digest = hashlib.sha256(repr((self.latitude.ndim, self.shape)).encode())
-        for axis in (self.latitude, self.longitude):
-            known = np.isfinite(axis)
-            steps = np.rint(np.where(known, axis, 0.0) / _GRID_ID_RESOLUTION).astype("<i8")
-            steps[~known] = np.iinfo(np.int64).min
-            digest.update(np.ascontiguousarray(steps).tobytes())
-        return digest.hexdigest()[:16]
+        """Name of the grid; see `grid_id`."""
+        return grid_id(self.latitude, self.longitude)
 
     @property
     def lattice(self) -> tuple[int, int] | None:
         """Place of pixel (0, 0) of a GridRad v4 grid on the lattice that all of them share (`lattice_origin`)."""
         is_shared = self.format.startswith("gridrad_v4")
         return lattice_origin(self.latitude, self.longitude) if is_shared else None
+
+
+def grid_id(latitude: _Float, longitude: _Float) -> str:
+    """Name of a grid: equal for equal shapes and positions equal within a tenth of a meter; axes or on ``(y, x)``."""
+    shape = latitude.shape[0], longitude.shape[-1]
+    digest = hashlib.sha256(repr((latitude.ndim, shape)).encode())
+    for axis in (latitude, longitude):
+        known = np.isfinite(axis)
+        steps = np.rint(np.where(known, axis, 0.0) / _GRID_ID_RESOLUTION).astype("<i8")
+        steps[~known] = np.iinfo(np.int64).min
+        digest.update(np.ascontiguousarray(steps).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def make_scene(header: Header, codes: Mapping[str, npt.NDArray[Any]]) -> xr.Dataset:
