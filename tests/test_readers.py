@@ -1029,7 +1029,7 @@ def test_groups_that_turn_in_a_circle_end(tmp_path):
         f["loop/inner"] = f["/"].create_group("group")
         f["group/back"] = f["loop"]
         f["group/soft"] = h5py.SoftLink("/nowhere")
-    with safety._open_hdf5(str(path)) as f:
+    with safety._open_hdf5(str(path), str(path)) as f:
         assert "loop" in f
 
 
