@@ -10,7 +10,7 @@ from gridrad_cube import readers, store
 from gridrad_cube.readout import saved_readout
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import labels_of
-from gridrad_cube.sources import is_url
+from gridrad_cube.storage import is_url
 
 __all__ = ["inspect_target"]
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from gridrad_cube.storage import Files, RemoteError
+from gridrad_cube.storage import Files, RemoteError, is_url
 
-__all__ = ["identities", "identity", "is_url", "list_url", "local_copy", "remove_copies"]
+__all__ = ["identities", "identity", "list_url", "local_copy", "remove_copies"]
 
 
 def __dir__() -> list[str]:
@@ -37,11 +37,6 @@ _MOST_BYTES = 8 * 2**30
 #: Requests under way at once.
 _REQUESTS = 32
 _URL = re.compile(r"([a-z0-9+]+)://([^/]*)/*(.*)", re.DOTALL)
-
-
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether this is a URL and no local path."""
-    return _URL.fullmatch(os.fspath(path)) is not None
 
 
 def _locate(url: str) -> tuple[Files, str]:

@@ -33,7 +33,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Files", "RemoteError", "open_for_writing", "write_bytes", "write_zarr"]
+__all__ = ["Files", "RemoteError", "is_url", "open_for_writing", "write_bytes", "write_zarr"]
 
 
 def __dir__() -> list[str]:
@@ -53,6 +53,8 @@ _PART = 1 << 22
 _GAP = 1 << 20
 
 _SCHEME = re.compile(r"^([a-z0-9+]+)://")
+#: What looks like a URL: a scheme of two letters or more, perhaps chained (``simplecache::s3://``) or after a blank.
+_URL_LIKE = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z0-9+.:-]*)?:/")
 
 
 class RemoteError(OSError):
@@ -61,6 +63,27 @@ class RemoteError(OSError):
 
 class _PastEndError(RemoteError):
     """A range that begins after the end of the object."""
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether this is a URL and no path of this machine, which ``file://`` is.
+
+    Raises
+    ------
+    ValueError
+        If it looks like a URL and is none: taken for a path, it could put a secret into file names and messages.
+    """
+    text = os.fspath(place)
+    found = _SCHEME.match(text)
+    if found and found[1] != "file":
+        return True
+    if (not found and _URL_LIKE.match(text)) or (found and urlsplit(text).netloc not in ("", "localhost")):
+        scheme = text.partition(":")[0].strip()
+        raise ValueError(
+            f"{scheme}:...: looks like a URL, and is none that is known here; expected such as s3://BUCKET/PATH, in "
+            "lower case and as text (no pathlib.Path), or file:///PATH. A local folder of such a name: write ./NAME."
+        )
+    return False
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -149,15 +172,14 @@ class Files:
 
     def __new__(cls, root: str | os.PathLike[str]) -> Files:
         """Choose the subclass by the scheme of the URL."""
-        found = _SCHEME.match(os.fspath(root))
-        scheme = found[1] if found else "file"
+        scheme = os.fspath(root).partition("://")[0] if is_url(root) else "file"
         kind = Files if scheme == "file" else _CloudFiles if scheme in _CLOUD else _FsspecFiles
         return object.__new__(kind)
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         text = os.fspath(root)
         if self.local:
-            self.root = os.path.abspath(urlsplit(text).path if text.startswith("file://") else text)
+            self.root = os.path.abspath(urlsplit(text).path if _SCHEME.match(text) else text)
         else:
             _check_url(text)
             self.root = text.rstrip("/")
@@ -605,7 +627,8 @@ def _check_url(url: str) -> None:
             f"{parts.scheme}://: no such protocol; expected one of {sorted(_CLOUD)} or of fsspec"
         )
     user = parts.netloc.rpartition("@")[0]
-    container = parts.scheme in ("abfs", "abfss") and ":" not in user  # abfs://container@account...
+    is_account = "." in (parts.hostname or "")  # abfs://container@account.dfs.core.windows.net
+    container = parts.scheme in ("abfs", "abfss") and ":" not in user and is_account
     if parts.query or (user and not container):
         raise ValueError(
             f"a URL with credentials in it is refused ({parts.scheme}://...{parts.hostname}). Give them by "

@@ -153,6 +153,22 @@ def test_fields_of_one_message_are_told_apart(tmp_path):
     np.testing.assert_allclose(states_of(scene[COLUMN])[2], 30.0, atol=0.01)
 
 
+def test_times_of_a_file_are_scenes(tmp_path):
+    def at(minutes: int, value: float, keys: dict) -> bytes:
+        lead = {"indicatorOfUnitOfTimeRange": 0, "forecastTime": minutes}
+        return grib.message(np.full((12, 9), value), keys | lead, time="2023-04-06T12:00:00")
+
+    messages = [at(15, 20.0, grib.REFC), at(30, 30.0, grib.REFC), at(30, 0.001, grib.PRATE)]
+    path = grib.write(tmp_path / "hrrr.t12z.wrfsubhf01.grib2", messages)
+    times = np.array(["2023-04-06T12:15", "2023-04-06T12:30"], "datetime64[s]")
+    np.testing.assert_array_equal(readers.inspect(path).times, times)
+    for time, value in zip(times, (20.0, 30.0), strict=True):
+        scene = readers.read_scene(path, time=time)
+        np.testing.assert_allclose(states_of(scene[COLUMN])[2], value, atol=0.01)
+        assert states_of(scene[RAIN])[0].all() == (value == 20.0)  # no message of this time: not observed
+    assert scene.forecast_period.values == 0.5
+
+
 # --- files that are not trusted
 
 

@@ -672,12 +672,21 @@ def test_copies_are_bounded(archive, web, sources, scratch, monkeypatch):
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", [f"http://me:{SECRET}@127.0.0.1/a.nc", f"https://host/a.nc?token={SECRET}"])
-def test_a_source_with_a_secret_in_its_url_is_refused(url, tmp_path):
-    for do in (readers.inspect, lambda u: pipeline.preprocess(u, tmp_path / "a.zarr")):
-        with pytest.raises(ValueError, match="credentials") as error:
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://me:{SECRET}@127.0.0.1/a.nc", f"https://host/a.nc?token={SECRET}", f"s3://me:{SECRET}@b/x",
+        f"abfs://{SECRET}@account/x", f"S3://me:{SECRET}@b/x", f"s3:/me:{SECRET}@b/x", f" s3://me:{SECRET}@b/x",
+        f"simplecache::s3://me:{SECRET}@b/x", f"file://me:{SECRET}@host/x",
+    ],
+)  # fmt: skip
+def test_a_place_with_a_secret_in_it_is_refused(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for do in (Files, store.open_cube, readers.inspect, lambda u: pipeline.preprocess(u, "a.zarr")):
+        with pytest.raises(ValueError, match=r"credentials|looks like a URL") as error:
             do(url)
         one_line(error)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_at_a_url_is_described(archive, sources, capsys, monkeypatch):

@@ -25,8 +25,8 @@ from gridrad_cube.geometry import grid_tolerance, same_positions
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.work import Runner, executor, read_unchanged, write_source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
-from gridrad_cube.sources import identities, identity, is_url, list_url
-from gridrad_cube.storage import RemoteError
+from gridrad_cube.sources import identities, identity, list_url
+from gridrad_cube.storage import RemoteError, is_url
 from gridrad_cube.store import Build, verify
 
 if TYPE_CHECKING:

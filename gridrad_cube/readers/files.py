@@ -217,7 +217,7 @@ class Source:
         variable = self.variables[name]
         if not variable.is_numeric:
             raise SchemaError(f"{variable.where} holds {variable.dtype}, not numbers")
-        _check_size(variable, self.path, np.broadcast_to(np.int8(0), variable.shape)[key].size)
+        _check_size(variable, np.broadcast_to(np.int8(0), variable.shape)[key].size)
         try:
             values = self._read_fast(variable, key)
             if values is None:
@@ -291,7 +291,7 @@ class _Scene(Source):
         out = {}
         for name, variable in self._whole.variables.items():
             sizes = variable.sizes | ({self._dim: 1} if self._dim in variable.dims else {})
-            _check_size(variable, self.path, math.prod(sizes.values()))
+            _check_size(variable, math.prod(sizes.values()))
             out[name] = replace(variable, shape=tuple(sizes.values()))
         return out
 
@@ -317,14 +317,14 @@ def _keys(key: Any, dims: int) -> tuple[Any, ...]:
     return (*before, *[slice(None)] * (dims - len(before) - len(after)), *after)
 
 
-def _check_size(variable: Variable, path: str, values: int) -> None:
+def _check_size(variable: Variable, values: int) -> None:
     """Refuse a variable of which more would be read at once than `MAX_VARIABLE_BYTES`."""
     declared = values * variable.dtype.itemsize
     if declared > MAX_VARIABLE_BYTES:
         raise SchemaError(
             f"{variable.where} declares {declared / 2**30:.1f} GiB; expected at most "
-            f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB in a file of {os.path.getsize(path)} bytes. Check where the file "
-            "comes from, or raise gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
+            f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB at once. Check where the file comes "
+            "from, or raise gridrad_cube.readers.files.MAX_VARIABLE_BYTES."
         )
 
 
