@@ -91,9 +91,9 @@ def numbers_of(text: str) -> tuple[int, ...]:
 
 
 def finish(report: Any) -> None:
-    """Print the report of a build; exit with status 1 if a file failed."""
+    """Print the report of a build; exit with status 1 if a file failed or was not read."""
     click.echo(report)
-    if report.failed:
+    if not report.is_complete:
         raise SystemExit(1)
 
 

@@ -115,6 +115,9 @@ def synthesize(out: Path, **options: Any) -> None:
 @WORKERS
 @SCHEDULER
 @click.option("--retries", type=click.IntRange(0), default=2, help="After an error of disk or network.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be added, how large it is and how long it takes."
+)
 @click.pass_context
 def preprocess(context: click.Context, **options: Any) -> None:
     """Build a cube from SOURCES (files and folders, local or by URL), or continue or extend it.
@@ -124,18 +127,20 @@ def preprocess(context: click.Context, **options: Any) -> None:
     gridrad-cube preprocess data/ --store crops.zarr --crop 2048 --placement random --seed 7
 
     The same command resumes an interrupted run. With no option that says how to build, an existing store keeps
-    its own recipe. Exit status 1 if any file failed.
+    its own recipe. Exit status 1 if any file failed, and if a folder or a file that looks like data was not read.
     """
     from gridrad_cube import pipeline
 
     how = {name: options.pop(name) for name in ("sources", "store", "workers", "scheduler", "retries")}
+    is_dry = options.pop("dry_run")
     given = {n for n in options if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
     if options["preset"]:
         options |= {name: value for name, value in _PREDECESSOR.items() if name not in given}
     recipe = _recipe(options) if given else None
-    finish(
-        pipeline.preprocess(list(how.pop("sources")), how.pop("store"), recipe=recipe, progress=True, **how)
-    )
+    if is_dry:
+        how.pop("scheduler")
+    work = pipeline.estimate if is_dry else pipeline.preprocess
+    finish(work(list(how.pop("sources")), how.pop("store"), recipe=recipe, progress=True, **how))
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:

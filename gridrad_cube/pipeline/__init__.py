@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gridrad_cube.pipeline.finalize import finalize, is_finished, reflag
+from gridrad_cube.pipeline.find import find_sources
+from gridrad_cube.pipeline.report import Estimate, Outcome, Report
 from gridrad_cube.pipeline.run import (
-    Outcome,
-    Report,
     check_unchanged,
-    find_sources,
+    estimate,
     preprocess,
     reason,
     repair,
@@ -16,9 +16,11 @@ from gridrad_cube.pipeline.run import (
 from gridrad_cube.pipeline.work import executor, write_crops, write_source
 
 __all__ = [
+    "Estimate",
     "Outcome",
     "Report",
     "check_unchanged",
+    "estimate",
     "executor",
     "finalize",
     "find_sources",

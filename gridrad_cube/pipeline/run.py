@@ -1,4 +1,4 @@
-"""Building a cube: find the files, plan them, write what the plan lacks, finish the store; extend and repair it.
+"""Building a cube: plan the files, write what the plan lacks, finish the store; extend and repair it.
 
 A plan gives each scene, a file at one time, its rows for good. The unit of work is a scene
 (`gridrad_cube.pipeline.work`): a run that was interrupted resumes with the scenes that are not written.
@@ -12,9 +12,8 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,10 +22,12 @@ from tqdm import tqdm
 from gridrad_cube import quality, readers, store, tiling
 from gridrad_cube.geometry import grid_tolerance, same_positions
 from gridrad_cube.pipeline.finalize import finalize, is_finished
+from gridrad_cube.pipeline.find import find_sources, search
+from gridrad_cube.pipeline.report import Estimate, Outcome, Report, group
 from gridrad_cube.pipeline.work import Runner, executor, read_unchanged, write_source
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
-from gridrad_cube.sources import identities, identity, list_url
-from gridrad_cube.storage import RemoteError, is_url
+from gridrad_cube.sources import identities, identity
+from gridrad_cube.storage import RemoteError
 from gridrad_cube.store import Build, verify
 
 if TYPE_CHECKING:
@@ -41,43 +42,6 @@ _SAMPLED = 9
 _Stamps = Mapping[str, tuple[int, int] | OSError]
 #: Errors of a disk that is full or cannot be written to.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one scene: ``written``, ``kept`` (already there), ``skipped`` or ``failed``.
-
-    ``source`` is its file, and the time where a file has several; of a file without a readable header, the file.
-    """
-
-    source: str
-    status: str
-    reason: str = ""
-    crops: int = 0
-
-
-@dataclass(frozen=True)
-class Report:
-    """One outcome for each scene, in the order of the plan; files that could not be planned come last."""
-
-    store: str
-    outcomes: tuple[Outcome, ...]
-
-    def count(self, status: str) -> int:
-        """Number of scenes with this outcome."""
-        return sum(o.status == status for o in self.outcomes)
-
-    @property
-    def failed(self) -> tuple[Outcome, ...]:
-        """Scenes that failed."""
-        return tuple(o for o in self.outcomes if o.status == "failed")
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{self.count(s)} {s}" for s in ("written", "kept", "skipped", "failed"))
-        crops = sum(o.crops for o in self.outcomes)
-        lines = [f"{self.store}: {len(self.outcomes)} scenes: {counts}; {crops} crops"]
-        lines += [f"  {o.status:8}{o.source}: {o.reason}" for o in self.outcomes if o.reason]
-        return "\n".join(lines)
 
 
 def preprocess(
@@ -132,26 +96,96 @@ def preprocess(
     """
     if recipe is not None and recipe.radar.qc_constants:
         quality.RadarQualitySpec.of(recipe.radar)  # refuses an unknown constant before any file is read
-    found = find_sources(sources)
+    there = search(sources)
     build = Build(store)
     if not build.files.shared and (client is not None or scheduler or workers > 1):
         raise SchemaError(f"{store}: lives in this process alone; build it with workers=1 and no client")
-    with executor(client, workers, scheduler) as run, build.lease():
-        build = Build(store)  # what a writer before us did is seen only under the lease
-        recipe = _recipe(build, recipe)
-        stamps = identities(found.values())
-        found = _under_known_names(build, found, stamps)
-        try:
-            refused = _plan(build, recipe, found, stamps, run, progress, retries)
-            if not build.entries:
-                reasons = "\n".join(f"  {o.source}: {o.reason}" for o in refused[:10])
-                raise SchemaError(f"{store}: no file can be used, so there is no store:\n{reasons}")
-            outcomes = write_plan(build, found, run, progress, retries)
-        finally:
-            build.flush()
-        if not is_finished(build):
-            finalize(build)
-    return Report(os.fspath(store), (*outcomes, *refused))
+    is_new = not build.files.exists()
+    try:
+        with executor(client, workers, scheduler) as run, build.lease():
+            build = Build(store)  # what a writer before us did is seen only under the lease
+            recipe = _recipe(build, recipe)
+            stamps = identities(there.files.values())
+            found = _under_known_names(build, there.files, stamps)
+            try:
+                plan = _plan(build, recipe, found, stamps, run, progress, retries)
+                check_unchanged(build, _given(build, found, stamps), run)
+                _keep(build, plan, found)
+                outcomes = write_plan(build, found, run, progress, retries)
+            finally:
+                build.flush()
+            if not is_finished(build):
+                finalize(build)
+    finally:
+        if is_new and not build.is_planned:
+            _remove_empty(build)
+    refused = tuple(map(_outcome, plan.refused))
+    return Report(os.fspath(store), (*outcomes, *refused), tuple(there.unread), tuple(there.other))
+
+
+def _remove_empty(build: Build) -> None:
+    """Remove the folders of a build that was refused before anything was written to it."""
+    if build.files.local:
+        for key in ("_build/log", "_build/plan", "_build", ""):
+            with contextlib.suppress(OSError):
+                os.rmdir(build.files.path(key))
+
+
+def estimate(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    store: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    workers: int = 1,
+    retries: int = 2,
+    progress: bool = False,
+) -> Estimate:
+    """Say what `preprocess` of the same parameters would add to a store. Nothing is written.
+
+    Headers of all new files are read, and a few scenes are processed for their size and time. Whether files that are
+    written already have changed is not looked at.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, SchemaError
+        As `preprocess`.
+    """
+    there = search(sources)
+    build = Build(store)
+    recipe = _recipe(build, recipe)
+    stamps = identities(there.files.values())
+    found = _under_known_names(build, there.files, stamps)
+    with executor(None, 1, None) as run:
+        plan = _plan(build, recipe, found, stamps, run, progress, retries)
+    layout = plan.layout
+    sample = [
+        plan.entries[i] for i in sorted({0, len(plan.entries) // 2, len(plan.entries) - 1}) if plan.entries
+    ]
+    sizes, seconds = [], []
+    for entry in sample:
+        with contextlib.suppress(OSError, ValueError):
+            begin = time.perf_counter()
+            path = found[entry.file]
+            record = write_source(build.files.root, layout, plan.recipe, entry, path, dry=True)
+            seconds.append(time.perf_counter() - begin)
+            sizes.append(sum(shard[0] for shards in record.shards.values() for shard in shards if shard))
+    crops = sum(len(entry.windows) for entry in plan.entries)
+    cells = layout.cells[0] * layout.cells[1]
+    return Estimate(
+        store=os.fspath(store),
+        workers=workers,
+        kept=len(build.entries),
+        scenes=len(plan.entries),
+        crops=crops,
+        patches=crops * cells,
+        channels=len(layout.channels),
+        files=sum(len(entry.windows) * len(entry.channels) for entry in plan.entries),
+        bytes=round(np.mean(sizes) * len(plan.entries)) if sizes else 0,
+        seconds=float(np.median(seconds)) * len(plan.entries) if seconds else 0.0,
+        refused=tuple(map(_outcome, plan.refused)),
+        unread=tuple(there.unread),
+        other=tuple(there.other),
+    )
 
 
 def repair(
@@ -220,56 +254,6 @@ def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
 
 
 # --- source files
-
-
-def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Paths of files named, and of source files under folders named, by their names relative to the root; sorted.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a path is not there.
-    SchemaError
-        If a folder holds no such file, or two roots hold a file of the same relative name.
-    """
-    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    found: dict[str, str] = {}
-    paths: set[str] = set()
-    for place in roots:
-        root = Path(place)
-        if is_url(place):
-            pairs = [*list_url(os.fspath(place), readers.SUFFIXES).items()]
-        elif root.is_dir():
-            pairs = [(p.relative_to(root).as_posix(), str(p.resolve())) for p in _files_under(root)]
-            if not pairs:
-                raise SchemaError(
-                    f"{root}: no netCDF or GRIB2 file ({', '.join(readers.SUFFIXES)}) in this folder or below"
-                )
-        elif root.exists():
-            pairs = [(root.name, str(root.resolve()))]
-        else:
-            raise FileNotFoundError(f"{root}: no such file or folder")
-        for name, path in pairs:
-            if path in paths:
-                continue  # given twice: by its name and by its folder, or through a link
-            if name in found:
-                raise SchemaError(f"{path}: another source of the same relative name: {found[name]}")
-            found[name] = path
-            paths.add(path)
-    return dict(sorted(found.items()))
-
-
-def _files_under(root: Path) -> Iterator[Path]:
-    """Files with such a suffix under a folder, through links to folders too, each folder once."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(readers.SUFFIXES))
 
 
 def _under_known_names(build: Build, found: Mapping[str, str], stamps: _Stamps) -> dict[str, str]:
@@ -355,6 +339,34 @@ class _Planned(NamedTuple):
     coordinates: tuple[str, ...]
 
 
+class _Plan(NamedTuple):
+    """What a store lacks: new entries with their rows, grids that stand for others, and files that cannot be planned."""
+
+    recipe: Recipe
+    layout: store.CubeLayout
+    entries: Sequence[store.Entry]
+    grids: Sequence[str]
+    refused: Sequence[store.Record]
+
+
+def _given(build: Build, found: Mapping[str, str], stamps: _Stamps) -> dict[int, tuple[str, tuple[int, int]]]:
+    """Place and stamp of the scenes of the plan of which the file is given, by number."""
+    return {
+        number: (path, stamp)
+        for name, path in found.items()
+        if not isinstance(stamp := stamps[path], OSError)
+        for number in build.numbers_of(name)
+    }
+
+
+def _is_open_ended(build: Build, name: str, stamp: tuple[int, int]) -> bool:
+    """Whether a file may have scenes that the plan lacks: new, of several times, or touched since."""
+    numbers = build.numbers_of(name)
+    return not numbers or any(
+        build.entries[n].source != name or _stamp_of(build, n) != stamp for n in numbers
+    )
+
+
 def _plan(
     build: Build,
     recipe: Recipe,
@@ -363,23 +375,13 @@ def _plan(
     run: Runner,
     progress: bool,
     retries: int,
-) -> list[Outcome]:
-    """Append scenes that the plan lacks; return files that cannot be planned, recorded as such."""
+) -> _Plan:
+    """Plan the scenes that a store lacks, and none that it has. Nothing is written."""
     known = {name: stamp for name, path in found.items() if not isinstance(stamp := stamps[path], OSError)}
     refused = [
-        _refuse(build, name, error)
-        for name, path in found.items()
-        if isinstance(error := stamps[path], OSError)
+        _refusal(name, error) for name, path in found.items() if isinstance(error := stamps[path], OSError)
     ]
-    given = {number: name for name in known for number in build.numbers_of(name)}
-    # A file of several times may always have got more of them; a file of one may if it was touched.
-    open_ended = {
-        name
-        for number, name in given.items()
-        if build.entries[number].source != name or _stamp_of(build, number) != known[name]
-    }
-    check_unchanged(build, {n: (found[name], known[name]) for n, name in given.items()}, run)
-    new = [(name, found[name]) for name in known if not build.numbers_of(name) or name in open_ended]
+    new = [(name, found[name]) for name, stamp in known.items() if _is_open_ended(build, name, stamp)]
     results = run(_attempt, [(retries, _read_header, *source, recipe) for source in new])
     planned: list[_Planned] = []
     offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # by the first scene that has it
@@ -387,14 +389,14 @@ def _plan(
     for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
         name, _ = new[i]
         if isinstance(result, Exception):
-            refused.append(_refuse(build, name, result, known[name][0]))
+            refused.append(_refusal(name, result, known[name][0]))
             continue
         times = {build.entries[number].time for number in build.numbers_of(name)}
         entries = tuple(e for e in result.entries if e.time not in times)
         if not entries:
             continue
         if build.is_planned and any(n > m for n, m in zip(result.crop, build.layout.crop, strict=True)):
-            refused.append(_refuse(build, name, _too_large(result.crop, build.layout), known[name][0]))
+            refused.append(_refusal(name, _too_large(result.crop, build.layout), known[name][0]))
             continue
         planned.append(result._replace(entries=entries, channels={}))
         first = min(entries, key=_order)
@@ -402,13 +404,16 @@ def _plan(
             packings.setdefault(channel, set()).add(layout.packing)
             if channel not in offered or _order(first) < _order(offered[channel][0]):
                 offered[channel] = first, layout
-    refused.sort(key=lambda o: o.source)
+    refused.sort(key=lambda record: record.source)
     new_entries = sorted((e for p in planned for e in p.entries), key=_order)
-    if not new_entries:
-        return refused
     same = _merge_grids(build, planned)
     new_entries = [replace(entry, grid=same.get(entry.grid, entry.grid)) for entry in new_entries]
-    if not build.is_planned:
+    if build.is_planned:
+        layout = build.layout
+    elif not new_entries:
+        reasons = "\n".join(group(map(_outcome, refused)))
+        raise SchemaError(f"{build.files.root}: no file can be used, so there is no store:\n{reasons}")
+    else:
         channels = {
             name: replace(channel, packing=readers.common_packing(channel.channel, packings[name]))
             for name, (_, channel) in offered.items()
@@ -423,13 +428,21 @@ def _plan(
     store.check_duplicates(build.entries, new_entries)
     if not recipe.mixed_lattices:
         _check_lattices(build, [*build.entries, *new_entries])
-    if build.is_planned:
-        build.extend(new_entries)
-    else:
-        build.begin(recipe, layout, new_entries)
-    for grid in set(same.values()) & {e.grid for e in new_entries}:
-        _write_grid(build, grid, found, recipe)
-    return refused
+    grids = sorted(set(same.values()) & {entry.grid for entry in new_entries})
+    return _Plan(recipe, layout, new_entries, grids, refused)
+
+
+def _keep(build: Build, plan: _Plan, found: Mapping[str, str]) -> None:
+    """Write a plan to its store, and what could not be planned."""
+    if not build.is_planned:
+        build.begin(plan.recipe, plan.layout, plan.entries)
+    elif plan.entries:
+        build.extend(plan.entries)
+    for grid in plan.grids:
+        _write_grid(build, grid, found, plan.recipe)
+    for record in plan.refused:
+        if build.refused.get(record.source) != record:
+            build.record(record)
 
 
 def _merge_grids(build: Build, planned: Sequence[_Planned]) -> dict[str, str]:
@@ -657,12 +670,9 @@ def _not_given(build: Build, number: int) -> Outcome:
     return _outcome(record, entry)
 
 
-def _refuse(build: Build, name: str, error: Exception, size: int | None = None) -> Outcome:
-    """Record a file that cannot be planned, or of which not even the size is known; an empty one is skipped."""
-    record = _failure(name, error, status="skipped" if size == 0 else "failed", size=size or 0)
-    if build.refused.get(name) != record:
-        build.record(record)
-    return _outcome(record)
+def _refusal(name: str, error: Exception, size: int | None = None) -> store.Record:
+    """The record of a file that cannot be planned, or of which not even the size is known; an empty one is skipped."""
+    return _failure(name, error, status="skipped" if size == 0 else "failed", size=size or 0)
 
 
 def _failure(

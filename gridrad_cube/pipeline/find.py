@@ -1,0 +1,124 @@
+"""Finding source files: those named, and those in folders, local or by URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gridrad_cube import readers
+from gridrad_cube.pipeline.report import Outcome
+from gridrad_cube.schema import SchemaError
+from gridrad_cube.sources import list_url
+from gridrad_cube.storage import is_url
+
+#: Names of data in a form that is not read, such as ``a.nc.gz``, ``a.nc.1``, ``a.h5`` and ``a.tar``.
+_DATA = re.compile(
+    r"\.(nc\d?|cdf|gri?b2?|h5|he5|hdf\d?|netcdf)(\W|$)|\.(gz|bz2|xz|zst|z|zip|tar|tgz)$", re.IGNORECASE
+)
+#: What lies beside data and is none: indexes, checksums, descriptions, pictures.
+_BESIDE = (
+    ".idx",
+    ".md5",
+    ".sha1",
+    ".sha256",
+    ".sha512",
+    ".sig",
+    ".asc",
+    ".json",
+    ".xml",
+    ".txt",
+    ".html",
+    ".png",
+)
+
+
+@dataclass
+class _Found:
+    """What lies in folders: ``files`` to read, path by name; and what is ``unread`` or ``other`` (`Report`)."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    unread: list[Outcome] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+
+def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """Paths of files named, and of source files under folders named, by their names relative to the root; sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path is not there.
+    SchemaError
+        If a folder holds no such file, or two roots hold a file of the same relative name.
+    """
+    return search(sources).files
+
+
+def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> _Found:
+    """Search as `find_sources`, and say what else is there."""
+    roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    out = _Found()
+    paths: set[str] = set()
+    for place in roots:
+        root = Path(place)
+        if is_url(place):
+            files = list_url(os.fspath(place), readers.SUFFIXES)
+        elif root.is_dir():
+            files = _search_folder(root, out)
+        elif root.exists():
+            files = {root.name: str(root.resolve())}
+        else:
+            raise FileNotFoundError(f"{root}: no such file or folder")
+        for name, path in files.items():
+            if path in paths:
+                continue  # given twice: by its name and by its folder, or through a link
+            if name in out.files:
+                raise SchemaError(f"{path}: another source of the same relative name: {out.files[name]}")
+            out.files[name] = path
+            paths.add(path)
+    # What was named by itself is read, whatever its name.
+    out.unread = [o for o in out.unread if os.path.realpath(o.source) not in paths]
+    out.files = dict(sorted(out.files.items()))
+    return out
+
+
+def _search_folder(root: Path, out: _Found) -> dict[str, str]:
+    """Files with a source's suffix under a folder, through links to folders too, each folder once; no Zarr stores."""
+    seen: set[str] = set()
+    found: dict[str, str] = {}
+    before = len(out.unread)
+
+    def fail(error: OSError) -> None:
+        out.unread.append(
+            Outcome(str(error.filename), "failed", f"the folder cannot be read: {error.strerror}")
+        )
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        real = os.path.realpath(folder)
+        if real in seen or "zarr.json" in names or "_build" in folders:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if name.lower().endswith(readers.SUFFIXES):
+                if os.path.exists(path):
+                    found[Path(path).relative_to(root).as_posix()] = str(Path(path).resolve())
+                else:
+                    out.unread.append(Outcome(path, "failed", "a link to a file that is not there"))
+            elif _DATA.search(name) and not name.lower().endswith(_BESIDE):
+                out.unread.append(
+                    Outcome(path, "skipped", "its name is none of a source; unpack it, or name the file")
+                )
+            elif not name.startswith("."):
+                out.other.append(path)
+    if not found:
+        why = "".join(f" {o.source}: {o.reason}." for o in out.unread[before : before + 3])
+        raise SchemaError(
+            f"{root}: no netCDF or GRIB2 file ({', '.join(readers.SUFFIXES)}) in this folder or below.{why}"
+        )
+    return found

@@ -1,0 +1,138 @@
+"""What became of a build, scene by scene, and what a build would make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+#: Lines of reasons in a report at most; the store has all of them.
+_MAX_LINES = 30
+_TIME = re.compile(r"@\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scene: ``written``, ``kept`` (already there), ``skipped`` or ``failed``.
+
+    ``source`` is its file, and the time where a file has several; of a file without a readable header, the file.
+    """
+
+    source: str
+    status: str
+    reason: str = ""
+    crops: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One outcome for each scene, in the order of the plan; files that could not be planned come last.
+
+    ``unread`` are files in the folders that look like data but have a name that is not read, and folders and files
+    that cannot be looked into; ``other`` are further names in the folders.
+    """
+
+    store: str
+    outcomes: tuple[Outcome, ...]
+    unread: tuple[Outcome, ...] = ()
+    other: tuple[str, ...] = ()
+
+    def count(self, status: str) -> int:
+        """Number of scenes with this outcome."""
+        return sum(o.status == status for o in self.outcomes)
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Scenes that failed."""
+        return tuple(o for o in self.outcomes if o.status == "failed")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no scene failed and nothing that looks like a source was left unread."""
+        return not self.failed and not self.unread
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self.count(s)} {s}" for s in ("written", "kept", "skipped", "failed"))
+        crops = sum(o.crops for o in self.outcomes)
+        head = f"{self.store}: {len(self.outcomes)} scenes: {counts}; {crops} crops"
+        return "\n".join([head, *group((*self.outcomes, *self.unread)), *_names(self.other)])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would add to a store, by the headers of its sources.
+
+    ``bytes`` and ``seconds`` are extrapolated from a few scenes that were processed without being written: the bytes
+    of all shards, and the time of all workers together. They are 0 where none of these scenes could be read.
+    ``refused`` are files that could not be planned; ``unread`` and ``other`` as of `Report`.
+    """
+
+    store: str
+    workers: int
+    kept: int
+    scenes: int
+    crops: int
+    patches: int
+    channels: int
+    files: int
+    bytes: int
+    seconds: float
+    refused: tuple[Outcome, ...] = ()
+    unread: tuple[Outcome, ...] = ()
+    other: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every file can be planned and nothing that looks like a source was left unread."""
+        return not self.unread and all(o.status != "failed" for o in self.refused)
+
+    def __str__(self) -> str:
+        rows = {
+            "scenes": f"{self.scenes:,} new, {self.kept:,} planned before",
+            "crops": f"{self.crops:,}",
+            "patches": f"{self.patches:,} of {self.channels} channels",
+            "files": f"{self.files:,}",
+            "bytes": f"about {_amount(self.bytes)}" if self.bytes else "not known",
+            "time": f"about {_duration(self.seconds / self.workers)} with {self.workers} workers, on such a machine"
+            if self.seconds
+            else "not known",
+        }
+        refused = [f"{len(self.refused)} files cannot be planned:"] if self.refused else []
+        lines = [f"{self.store}: a dry run, nothing is written"]
+        lines += [f"  {name:8}{value}" for name, value in rows.items()]
+        return "\n".join([*lines, *refused, *group((*self.refused, *self.unread)), *_names(self.other)])
+
+
+def group(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Lines of the reasons of outcomes: equal ones, but for file and numbers, once with their count and an example."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.reason:
+            # A message begins with the path of its file, which ends in the name of the source.
+            _, found, text = outcome.reason.partition(_TIME.sub("", outcome.source))
+            key = re.sub(r"\d+", "0", text if found else outcome.reason)
+            groups.setdefault((outcome.status, key), []).append(outcome)
+    for (status, _), members in list(groups.items())[:_MAX_LINES]:
+        first = members[0]
+        several = f"{len(members)} such, for example " if len(members) > 1 else ""
+        yield f"  {status:8}{several}{first.source}: {first.reason}"
+    if len(groups) > _MAX_LINES:
+        yield f"  and {len(groups) - _MAX_LINES} further reasons; the store has all in report/reason"
+
+
+def _names(names: tuple[str, ...]) -> Iterator[str]:
+    if names:
+        yield f"  {len(names)} other names are no sources, for example {names[0]}"
+
+
+def _amount(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:,.0f} h"
