@@ -38,8 +38,8 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 118
-LINES = 32_700
+MODULES = 120
+LINES = 33_000
 FILES_OF_A_PACKAGE = 12
 LONGEST_CHAIN = 14
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
