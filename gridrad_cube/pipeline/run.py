@@ -340,7 +340,7 @@ class _Planned(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What a store lacks: new entries with their rows, grids that stand for others, and files that cannot be planned."""
+    """What a store lacks: new entries with their rows, and grids that stand for others; and what cannot be planned."""
 
     recipe: Recipe
     layout: store.CubeLayout
