@@ -6,13 +6,16 @@ import os
 import textwrap
 from typing import Any
 
-from gridrad_cube import readers, store
+from gridrad_cube import readers, store, tiling
 from gridrad_cube.readout import saved_readout
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import labels_of
 from gridrad_cube.storage import is_url
 
 __all__ = ["inspect_target"]
+
+#: Edge in pixels of the fields that a network reads of large patches.
+_FIELD = 128
 
 
 def __dir__() -> list[str]:
@@ -56,12 +59,37 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
             "shape": f"{header.shape[0]} x {header.shape[1]} pixels",
             "channels": ", ".join(header.channels),
             "grid": header.grid_id,
+            **_suggestion(header),
             "product": header.product,
         }
         if header.further:
             facts["further channels (--channels)"] = ", ".join(header.further)
     facts["variables"] = {name: _variable(variable) for name, variable in variables.items()}
     facts["attributes"] = {name: _shorten(value) for name, value in attributes.items()}
+    return facts
+
+
+def _suggestion(header: readers.Header) -> store.Facts:
+    """Distance of pixels, and how to cut and coarsen scenes of this grid; nothing for a grid that is too small."""
+    down, across = store.grid_spacing(header.latitude, header.longitude)
+    facts: store.Facts = {}
+    if down and across:
+        facts["pixels"] = f"{down:.3g} x {across:.3g} km"
+    try:
+        tile = tiling.suggest(header.shape, header.lattice)
+    except SchemaError:
+        return facts
+    windows = tiling.windows(header.shape, tile, "", header.lattice)
+    rows, cols = (edge // tile.patch for edge in (windows[0].height, windows[0].width))
+    few, every = tiling.count_leftovers(header.shape, tile.patch)
+    crop = f" --crop {tile.crop[0]}x{tile.crop[1]} --placement {tile.placement}" if tile.crop else ""
+    words = f"{len(windows)} crops of {rows} x {cols} patches" if tile.crop else f"{rows} x {cols} patches"
+    if tile.crop:
+        words += f"; whole scenes would leave {few} of {every} patches less than half observed"
+    facts["suggested for preprocess"] = f"--patch {tile.patch}{crop} ({words})"
+    coarsen = max(1, tile.patch // _FIELD)
+    wide = f", {tile.patch * down:,.0f} km high" if down else ""
+    facts["suggested for train"] = f"--coarsen {coarsen} (fields of {tile.patch // coarsen} px{wide})"
     return facts
 
 

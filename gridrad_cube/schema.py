@@ -491,7 +491,7 @@ def flag_attributes() -> dict[str, Any]:
     }
 
 
-Placement = Literal["scene", "tiles", "random", "center", "list"]
+Placement = Literal["scene", "tiles", "cover", "random", "center", "list"]
 
 
 @dataclass(frozen=True, kw_only=True)

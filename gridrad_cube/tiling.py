@@ -16,7 +16,10 @@ import xarray as xr
 from gridrad_cube.geometry import mean_position, wrap_longitude
 from gridrad_cube.schema import Packing, SchemaError, TileSpec
 
-__all__ = ["Window", "assemble", "crop_shape", "cut", "windows"]
+__all__ = ["Window", "assemble", "count_leftovers", "crop_shape", "cut", "suggest", "windows"]
+
+#: What `suggest` chooses from: edges of patches, patches along an edge of a crop at least, share of leftovers at most.
+_EDGES, _CELLS, _FEW = (256, 128, 64, 32, 16), 4, 0.1
 
 
 def __dir__() -> list[str]:
@@ -68,11 +71,12 @@ def windows(
     """Place the windows of a scene.
 
     ``scene``: one window of all pixels. ``tiles``: windows of ``spec.crop`` side by side until all pixels are
-    covered, in raster order. ``center``: one in the middle. ``random``: ``spec.crops_per_scene`` different ones,
-    uniform over the offsets that keep them inside the scene (all of these if they are no more); they are a function
-    of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change them, and asking for more keeps the
-    first. ``list``: one at each of ``spec.offsets``. A scene smaller than the window in a direction has it at
-    offset 0 there, padded; so has a listed window that reaches past the scene's end.
+    covered, in raster order. ``cover``: the same, but the last ones are moved inside, so that they overlap the ones
+    before and no patch reaches past the scene. ``center``: one in the middle. ``random``: ``spec.crops_per_scene``
+    different ones, uniform over the offsets that keep them inside the scene (all of these if they are no more); they
+    are a function of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change them, and asking for
+    more keeps the first. ``list``: one at each of ``spec.offsets``. A scene smaller than the window in a direction has
+    it at offset 0 there, padded; so has a listed window that reaches past the scene's end.
 
     Parameters
     ----------
@@ -107,6 +111,9 @@ def windows(
                 "offsets inside every scene. Leave them out of the list."
             )
         return [Window(y, x, height, width) for y, x in spec.offsets]
+    if spec.placement == "cover":
+        starts = [[*range(0, n - e, e), max(n - e, 0)] for n, e in zip(shape, (height, width), strict=True)]
+        return [Window(y, x, height, width) for y, x in itertools.product(*starts)]
     free_y, free_x = max(shape[0] - height, 0), max(shape[1] - width, 0)
     if spec.placement == "center":
         return [Window(free_y // 2, free_x // 2, height, width)]
@@ -118,6 +125,45 @@ def windows(
         if len(found) == count:
             break
     return list(found)
+
+
+def count_leftovers(shape: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Patches of placement ``scene`` of which less than half lies in a scene of this shape, and all patches of it."""
+    parts = [np.minimum(n - np.arange(0, n, patch), patch) / patch for n in shape]
+    share = np.multiply.outer(*parts)
+    return int((share < 0.5).sum()), share.size
+
+
+def suggest(shape: tuple[int, int], lattice_origin: tuple[int, int] | None = None) -> TileSpec:
+    """Suggest how to cut scenes of a shape into crops of at least 4 x 4 patches, which level 2k needs.
+
+    Patches are the largest of 256, 128, 64, 32 and 16 px for which there are such crops. Scenes stay whole if they
+    share a lattice (`windows`), or if at most a tenth of their patches lies less than half in the scene. Otherwise
+    overlapping windows cover the scene (``cover``): two in a direction that whole patches do not fill, so that there
+    are hardly more patches than in a whole scene.
+
+    Raises
+    ------
+    SchemaError
+        If the scene is smaller than 16 px.
+    """
+    fitting = [edge for edge in _EDGES if edge <= min(shape)]
+    if not fitting:
+        raise SchemaError(f"scene: got {shape[0]} x {shape[1]} px; expected at least {_EDGES[-1]} px")
+    for patch in fitting:
+        few, every = count_leftovers(shape, patch)
+        count = [-(-n // patch) for n in shape]
+        whole = lattice_origin is not None or few <= _FEW * every
+        cells = (
+            count
+            if whole
+            else [c if n % patch == 0 else -(-c // 2) for n, c in zip(shape, count, strict=True)]
+        )
+        if min(cells) >= _CELLS:
+            break
+    if whole:
+        return TileSpec(patch=patch)
+    return TileSpec(crop=(cells[0] * patch, cells[1] * patch), patch=patch, placement="cover")
 
 
 def _draw(seed: int, scene_id: str, number: int, choices: tuple[int, int]) -> tuple[int, int]:

@@ -177,6 +177,55 @@ def test_listed_window_is_padded_at_the_far_end():
     np.testing.assert_array_equal(second[name].values, codes[:8, :8])
 
 
+@given(shapes, st.integers(1, 4), st.integers(1, 4))
+def test_cover_holds_every_pixel_in_whole_patches(shape, rows, cols):
+    crop = 4 * min(rows, shape[0] // 4), 4 * min(cols, shape[1] // 4)
+    spec = TileSpec(patch=4, crop=crop, placement="cover")
+    found = tiling.windows(shape, spec, "a")
+    assert len(set(found)) == len(found) == -(-shape[0] // crop[0]) * -(-shape[1] // crop[1])
+    seen = np.zeros(shape, int)
+    for window in found:
+        assert (window.height, window.width) == crop
+        assert window.y >= 0
+        assert window.x >= 0
+        part = seen[window.y : window.y + window.height, window.x : window.x + window.width]
+        assert part.shape == crop
+        part += 1
+    assert seen.min() == 1
+    assert found == tiling.windows(shape, spec, "b", (3, 5))  # no scene, and no lattice, changes it
+
+
+def test_cover_of_a_scene_that_is_smaller_than_the_crop_is_padded():
+    spec = TileSpec(patch=4, crop=(8, 8), placement="cover")
+    assert tiling.windows((6, 20), spec, "a") == [Window(0, x, 8, 8) for x in (0, 8, 12)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((825, 825), TileSpec(patch=128, crop=(512, 512), placement="cover")),
+        ((1024, 1900), TileSpec(patch=256, crop=(1024, 1024), placement="cover")),
+        ((2048, 1024), TileSpec(patch=256)),
+        ((1200, 1200), TileSpec(patch=256)),  # the last patches are cut, and more than half of each is there
+        ((640, 710), TileSpec(patch=128)),
+        ((70, 90), TileSpec(patch=16, crop=(48, 48), placement="cover")),
+    ],
+)
+def test_suggestions_fit_the_scene(shape, expected):
+    found = tiling.suggest(shape)
+    assert found == expected
+    assert tiling.suggest(shape, (3, 5)).placement == "scene"
+    few, every = tiling.count_leftovers(shape, found.patch)
+    assert found.crop or few <= 0.1 * every
+
+
+def test_leftovers_of_a_scene():
+    assert tiling.count_leftovers((825, 825), 256) == (7, 16)
+    assert tiling.count_leftovers((512, 512), 256) == (0, 4)
+    with pytest.raises(SchemaError, match="expected at least 16 px"):
+        tiling.suggest((15, 100))
+
+
 @pytest.mark.parametrize("placement", ["scene", "tiles", "random", "center", "list"])
 @pytest.mark.parametrize("shape", [(255, 300), (300, 255)])
 def test_scene_smaller_than_a_patch_is_refused(placement, shape):

@@ -87,8 +87,9 @@ def synthesize(out: Path, **options: Any) -> None:
 @click.option("--crop", default="scene", help="'scene', an edge, or 'HEIGHTxWIDTH' in pixels.")
 @click.option(
     "--placement",
-    type=click.Choice(["tiles", "random", "center"]),
-    help="Where crops of a given size lie (tiles by default).",
+    type=click.Choice(["tiles", "cover", "random", "center"]),
+    help="Where crops of a given size lie: tiles side by side, padded at the edges (default); cover, the same with the "
+    "last ones moved inside, so that they overlap; random or center.",
 )
 @click.option("--patch", type=int, default=256, help="Edge of a patch in pixels.")
 @click.option(

@@ -35,7 +35,15 @@ from gridrad_cube.store.layout import (
 )
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_packed, source_path
 from gridrad_cube.store.patches import PatchReader
-from gridrad_cube.store.positions import NORTH_UP, Grid, Orientation, compare_grids, open_grid, read_grids
+from gridrad_cube.store.positions import (
+    NORTH_UP,
+    Grid,
+    Orientation,
+    compare_grids,
+    grid_spacing,
+    open_grid,
+    read_grids,
+)
 from gridrad_cube.store.shards import MissingChunkError
 from gridrad_cube.store.summary import Facts, as_html, as_text, describe
 from gridrad_cube.store.verify import Damage, verify
@@ -73,6 +81,7 @@ __all__ = [
     "describe",
     "encode",
     "gather",
+    "grid_spacing",
     "open_cube",
     "open_embeddings",
     "open_grid",

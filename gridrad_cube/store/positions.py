@@ -154,14 +154,24 @@ def _read_grid(source: str, name: str) -> Grid | None:
     found = _open(source, name)
     if found is None:
         return None
-    regular = found[0].ndim == 1
-    latitude, longitude = np.broadcast_arrays(found[0][:, None], found[1]) if regular else found
-    height, width = latitude.shape
-    near = tuple(slice(max(0, (n - _SAMPLE) // 2), (n + _SAMPLE) // 2) for n in (height, width))
+    latitude, longitude = found
+    down, across = grid_spacing(latitude, longitude)
+    shape = latitude.shape[0], longitude.shape[-1]
+    return Grid(shape, (_rounded(down), _rounded(across)), regular=latitude.ndim == 1)
+
+
+def grid_spacing(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float | None, float | None]:
+    """Distance in km of pixels from row to row and from column to column in the middle of a grid; None where unknown.
+
+    Takes two axes, or both on ``(y, x)``.
+    """
+    if latitude.ndim == 1:
+        latitude, longitude = np.broadcast_arrays(latitude[:, None], longitude)
+    near = tuple(slice(max(0, (n - _SAMPLE) // 2), (n + _SAMPLE) // 2) for n in latitude.shape)
     latitude, longitude = latitude[near], longitude[near]
     down = pixel_spacing_km(latitude[None], longitude[None], 1)
     across = pixel_spacing_km(latitude.T[None], longitude.T[None], 1)
-    return Grid((height, width), (_rounded(down), _rounded(across)), regular)
+    return down, across
 
 
 def _rounded(value: float | None) -> float | None:
