@@ -55,7 +55,7 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
     else:
         facts |= {
             "format": header.format,
-            "time": str(header.time),
+            "time": _times(header),
             "shape": f"{header.shape[0]} x {header.shape[1]} pixels",
             "channels": ", ".join(header.channels),
             "grid": header.grid_id,
@@ -91,6 +91,11 @@ def _suggestion(header: readers.Header) -> store.Facts:
     wide = f", {tile.patch * down:,.0f} km high" if down else ""
     facts["suggested for train"] = f"--coarsen {coarsen} (fields of {tile.patch // coarsen} px{wide})"
     return facts
+
+
+def _times(header: readers.Header) -> str:
+    times = header.times
+    return f"{times.min()} to {times.max()}, {times.size} times" if times.size else str(header.time)
 
 
 def _variable(variable: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import cftime
 import netCDF4
 import numpy as np
@@ -81,7 +79,7 @@ def test_time_by_meaning(tmp_path, times, expected):
     [
         (
             [valid("time", 0.0), valid()],
-            r"time 2021-07-05T12:00:00, valid_time 2021-07-05T18:00:00; expected one",
+            r"time 2021-07-05T12:00:00, valid_time 2021-07-05T18:00:00; expected one. Say which: variables=.*time=time",
         ),
         (
             [("time", 0, {"units": UNITS}), ("valid_time", 6, {"units": UNITS})],
@@ -97,6 +95,22 @@ def test_time_by_meaning(tmp_path, times, expected):
 def test_times_that_disagree_or_do_not_say_it_are_refused(tmp_path, times, message):
     with pytest.raises(SchemaError, match=message):
         readers.inspect(write(tmp_path / "x_20210705_1200.nc", *times))
+
+
+def test_the_user_says_which_variable_is_the_time(tmp_path):
+    path = write(
+        tmp_path / "x.nc", valid("time", 0.0), valid("other", 6.0), valid("scan", np.arange(64.0), "lat")
+    )
+    for name, hour in (("time", "12"), ("other", "18")):
+        assert str(readers.inspect(path, variables=(("time", name, None),)).time)[11:13] == hour
+    recipe = Recipe(tile=TileSpec(patch=32), variables=(("time", "other", None),))
+    pipeline.preprocess(path, tmp_path / "p.zarr", recipe=recipe)
+    assert str(store.open_cube(tmp_path / "p.zarr").time.values[0])[11:13] == "18"
+    for name in ("absent", "scan"):
+        with pytest.raises(SchemaError, match=f"no '{name}' with a time for each field"):
+            readers.inspect(path, variables=(("time", name, None),))
+    with pytest.raises(SchemaError, match="got units 'h' of the time"):
+        readers.inspect(path, variables=(("time", "other", "h"),))
 
 
 @pytest.mark.parametrize(
@@ -206,9 +220,11 @@ def test_units_as_udunits_reads_them(tmp_path, units, value):
 
 @pytest.mark.parametrize(
     ("calendar", "reference"),
-    itertools.product(
-        ("standard", "gregorian", "proleptic_gregorian", "julian"), ("0001-01-01", "1500-03-01", "1970-01-01")
-    ),
+    [
+        (calendar, reference)
+        for calendar in ("standard", "gregorian", "proleptic_gregorian", "julian")
+        for reference in ("0001-01-01", "1500-03-01", "1970-01-01")
+    ],
 )
 def test_calendars_as_xarray_decodes_them(tmp_path, calendar, reference):
     moment = cftime.datetime(2019, 6, 10, 12, 30, calendar=calendar)

@@ -82,7 +82,8 @@ def synthesize(out: Path, **options: Any) -> None:
     "variables",
     multiple=True,
     metavar="CHANNEL=NAME[:UNITS]",
-    help="Which variable is a channel, and its units where the file lacks them. A file without it lacks the channel.",
+    help="Which variable is a channel, and its units where the file lacks them. A file without it lacks the channel. "
+    "time=NAME says which variable is the time.",
 )
 @click.option("--crop", default="scene", help="'scene', an edge, or 'HEIGHTxWIDTH' in pixels.")
 @click.option(

@@ -158,9 +158,8 @@ def estimate(
     with executor(None, 1, None) as run:
         plan = _plan(build, recipe, found, stamps, run, progress, retries)
     layout = plan.layout
-    sample = [
-        plan.entries[i] for i in sorted({0, len(plan.entries) // 2, len(plan.entries) - 1}) if plan.entries
-    ]
+    last = len(plan.entries) - 1
+    sample = [plan.entries[i] for i in sorted({round(last * part / 4) for part in range(5)}) if last >= 0]
     sizes, seconds = [], []
     for entry in sample:
         with contextlib.suppress(OSError, ValueError):

@@ -111,8 +111,9 @@ def read_scene(
     radar
         Altitudes of radar moments that name none (all by default), and the threshold of echo tops.
     variables
-        ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may
-        be None if the file has them. A file without that variable is a file without the channel.
+        ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may be None if
+        the file has them. A file without that variable is a file without the channel. ``("time", variable, None)``
+        where several variables may be the time.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
         `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
@@ -217,7 +218,7 @@ def _find_reader(source: Source, wanted: str) -> ModuleType:
 
 def open_scene(source: Source, format: str, request: Request, time: Any = None) -> tuple[Source, Header]:
     """The scene of a file at a time, or its first one, as a source of one time; and its header."""
-    reader, axis = _find_reader(source, format), find_times(source)
+    reader, axis = _find_reader(source, format), find_times(source, request.time_variable)
     several, position = axis.values if axis.values.size > 1 else axis.values[:0], 0
     wanted = None if time is None else as_time(time)
     if wanted is not None and several.size and wanted in several:

@@ -68,7 +68,7 @@ def describe(source: Source, request: Request) -> Header:
     """Read the header. See `gridrad_cube.readers.inspect`."""
     found = _find_fields(source, request)
     axes, dims, projection = _find_axes(source, found)
-    time = _time(source)
+    time = _time(source, request)
     found = {channel: f for channel, f in found.items() if set(dims) <= set(f[0].dims)}
     vertical = {channel: _vertical(source, variable, dims) for channel, (variable, _) in found.items()}
     carried = [source.variables[name] for name in request.others if name in source.variables]
@@ -228,8 +228,8 @@ def _altitude_variable(source: Source, dim: str) -> Variable | None:
     return None
 
 
-def _time(source: Source) -> np.datetime64:
-    time = only_time(source)
+def _time(source: Source, request: Request) -> np.datetime64:
+    time = only_time(source, request.time_variable)
     if time is not None:
         return time  # a file's name says when it was made as often as what it shows
     words = [(f"attribute {n}", parse_time(text_of(source.attributes, n)), 60) for n in _TIME_ATTRIBUTES]

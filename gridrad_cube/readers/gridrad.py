@@ -116,7 +116,7 @@ def describe(source: Source, request: Request) -> Header:
     time = agreed_time(
         source,
         [
-            ("the time variable", only_time(source), 0),
+            ("the time variable", only_time(source, request.time_variable), 0),
             ("Analysis_time", parse_time(text_of(source.attributes, "Analysis_time")), 1),
             ("the file name", parse_stamp(source.name), 60),
         ],

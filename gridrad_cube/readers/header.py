@@ -80,7 +80,12 @@ class Request:
                 raise SchemaError(
                     f"variables: got {entry!r}; expected (channel, variable of the file, units)"
                 )
-            channel_of(entry[0])
+            if entry[0] != "time":
+                channel_of(entry[0])
+            elif entry[2]:
+                raise SchemaError(
+                    f"variables: got units {entry[2]!r} of the time; expected those of the file alone"
+                )
         for name in self.others:
             if problem := _name_problem(name, self.others):
                 raise SchemaError(f"channels: got {name!r}; {problem}.")
@@ -93,7 +98,14 @@ class Request:
 
     def named(self) -> dict[str, tuple[str, str | None]]:
         """Variable and units of the file that the user gave, by channel."""
-        return {channel: (variable, units) for channel, variable, units in self.variables}
+        return {
+            channel: (variable, units) for channel, variable, units in self.variables if channel != "time"
+        }
+
+    @property
+    def time_variable(self) -> str | None:
+        """Variable that the user says is the time."""
+        return next((variable for channel, variable, _ in self.variables if channel == "time"), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def describe(source: Source, request: Request) -> Header:
             f"{source.path}: neither channel of a LaRC GOES file; expected {' or '.join(_CHANNELS)}, "
             f"got {source.listing()}. Pass variables=((channel, variable, units),) for other names."
         )
-    time = _time(source)
+    time = _time(source, request)
     return make_header(
         source,
         request,
@@ -71,8 +71,8 @@ def describe(source: Source, request: Request) -> Header:
     )
 
 
-def _time(source: Source) -> np.datetime64:
-    in_variable = only_time(source)
+def _time(source: Source, request: Request) -> np.datetime64:
+    in_variable = only_time(source, request.time_variable)
     stamp = parse_time(text_of(source.attributes, "date_time_stamp")) if in_variable is None else None
     return agreed_time(
         source,

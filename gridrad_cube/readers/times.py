@@ -69,8 +69,8 @@ class Times:
     dim: str | None = None
 
 
-def find_times(source: Source) -> Times:
-    """Times at which the fields of a file hold, by its variables.
+def find_times(source: Source, name: str | None = None) -> Times:
+    """Times at which the fields of a file hold, by its variables; by the one of this name, if it is given.
 
     Raises
     ------
@@ -85,6 +85,12 @@ def find_times(source: Source) -> Times:
     found = [v for v in timely if meaning[v.name] == "time"]
     found = found or [v for v in timely if meaning[v.name] not in (_INITIAL, _LEAD)]
     initial = [v for v in timely if meaning[v.name] == _INITIAL]
+    if name is not None:
+        found = [v for v in numeric if v.name == name and _is_of_scenes(source, v)]
+        if not found:
+            raise SchemaError(
+                f"{source.path}: variables: no {name!r} with a time for each field; {source.listing()}"
+            )
     if found:
         times = [_times_of(source, v) for v in found]
     elif initial:
@@ -96,8 +102,8 @@ def find_times(source: Source) -> Times:
         if first.dim != other.dim or (np.abs((first.values - other.values).astype(np.int64)) > _SAME_S).any():
             said = ", ".join(f"{v.name} {_span(t.values)}" for v, t in zip(found, times, strict=True))
             raise SchemaError(
-                f"{source.path}: several variables may be the time, and they disagree: {said}; expected one. Give the "
-                "right one standard_name='time', and the others another, such as 'forecast_reference_time'."
+                f"{source.path}: several variables may be the time, and they disagree: {said}; expected one. Say "
+                f"which: variables=(('time', '{found[0].name}', None),), or --variable time={found[0].name}."
             )
     values, counts = np.unique(first.values, return_counts=True)
     if (counts > 1).any():
@@ -267,9 +273,9 @@ def _moment(date: str, clock: str) -> np.datetime64 | None:
 # --- the one time of a scene
 
 
-def only_time(source: Source) -> np.datetime64 | None:
-    """The time of a source of one scene by its variables; None where none of them is a time."""
-    times = find_times(source).values
+def only_time(source: Source, name: str | None = None) -> np.datetime64 | None:
+    """The time of a source of one scene by its variables (`find_times`); None where none of them is a time."""
+    times = find_times(source, name).values
     return np.datetime64(times[0], "s") if times.size else None
 
 
