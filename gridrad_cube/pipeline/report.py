@@ -92,7 +92,7 @@ class Estimate:
             "crops": f"{self.crops:,}",
             "patches": f"{self.patches:,} of {self.channels} channels",
             "files": f"{self.files:,}",
-            "bytes": f"about {_amount(self.bytes)}" if self.bytes else "not known",
+            "bytes": f"about {_amount(self.bytes)} of pixels" if self.bytes else "not known",
             "time": f"about {_duration(self.seconds / self.workers)} with {self.workers} workers, on such a machine"
             if self.seconds
             else "not known",

@@ -40,6 +40,8 @@ _SAMPLED = 9
 
 #: Size and time of modification of sources by their place, or why they are not known.
 _Stamps = Mapping[str, tuple[int, int] | OSError]
+#: Kinds of scenes that a dry run processes, three scenes of each.
+_SAMPLED_KINDS = 8
 #: Errors of a disk that is full or cannot be written to.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -158,16 +160,7 @@ def estimate(
     with executor(None, 1, None) as run:
         plan = _plan(build, recipe, found, stamps, run, progress, retries)
     layout = plan.layout
-    last = len(plan.entries) - 1
-    sample = [plan.entries[i] for i in sorted({round(last * part / 4) for part in range(5)}) if last >= 0]
-    sizes, seconds = [], []
-    for entry in sample:
-        with contextlib.suppress(OSError, ValueError):
-            begin = time.perf_counter()
-            path = found[entry.file]
-            record = write_source(build.files.root, layout, plan.recipe, entry, path, dry=True)
-            seconds.append(time.perf_counter() - begin)
-            sizes.append(sum(shard[0] for shards in record.shards.values() for shard in shards if shard))
+    size, seconds = _extrapolate(build, plan, found)
     crops = sum(len(entry.windows) for entry in plan.entries)
     cells = layout.cells[0] * layout.cells[1]
     return Estimate(
@@ -179,12 +172,36 @@ def estimate(
         patches=crops * cells,
         channels=len(layout.channels),
         files=sum(len(entry.windows) * len(entry.channels) for entry in plan.entries),
-        bytes=round(np.mean(sizes) * len(plan.entries)) if sizes else 0,
-        seconds=float(np.median(seconds)) * len(plan.entries) if seconds else 0.0,
+        bytes=round(size),
+        seconds=seconds,
         refused=tuple(map(_outcome, plan.refused)),
         unread=tuple(there.unread),
         other=tuple(there.other),
     )
+
+
+def _extrapolate(build: Build, plan: _Plan, found: Mapping[str, str]) -> tuple[float, float]:
+    """Bytes of the shards of a plan and seconds to write them, from a few scenes; 0 where none can be read."""
+    kinds: dict[tuple[Any, ...], list[store.Entry]] = {}  # scenes of one grid and the same channels are alike
+    for entry in plan.entries:
+        kinds.setdefault((entry.grid, entry.channels), []).append(entry)
+    known, size, seconds = 0, 0.0, 0.0
+    for entries in sorted(kinds.values(), key=len, reverse=True)[:_SAMPLED_KINDS]:
+        sizes, times = [], []
+        for number in sorted({len(entries) // 4, len(entries) // 2, len(entries) * 3 // 4}):
+            entry = entries[number]
+            with contextlib.suppress(OSError, ValueError):
+                begin = time.perf_counter()
+                task = build.files.root, plan.layout, plan.recipe, entry, found[entry.file]
+                record = write_source(*task, dry=True)
+                times.append(time.perf_counter() - begin)
+                sizes.append(sum(shard[0] for shards in record.shards.values() for shard in shards if shard))
+        if times:
+            known += len(entries)
+            size += float(np.mean(sizes)) * len(entries)
+            seconds += float(np.median(times)) * len(entries)
+    share = len(plan.entries) / known if known else 0.0
+    return size * share, seconds * share
 
 
 def repair(

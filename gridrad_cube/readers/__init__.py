@@ -111,8 +111,8 @@ def read_scene(
     radar
         Altitudes of radar moments that name none (all by default), and the threshold of echo tops.
     variables
-        ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may be None if
-        the file has them. A file without that variable is a file without the channel. ``("time", variable, None)``
+        ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may be None
+        if the file has them. A file without that variable is a file without the channel. ``("time", variable, None)``
         where several variables may be the time.
     clean
         Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
