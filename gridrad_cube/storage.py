@@ -261,6 +261,21 @@ class Files:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         self.write(key, buffer.getvalue())
 
+    def copy(self, source: str, target: str) -> None:
+        """Put the bytes of an object under another key as well; an object that is there is replaced.
+
+        On a local disk both keys lead to the same file, which is never written in place.
+        """
+        there = Path(self.root, target)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            there.unlink(missing_ok=True)
+            os.link(Path(self.root, source), there)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without links
+            self.write(target, self.read(source))
+
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only if there is none yet; False if there is.
 
@@ -328,6 +343,12 @@ class Files:
     def below(self, key: str = "") -> list[str]:
         """Keys of all objects below a key, in folders of any depth; empty where there is nothing."""
         return [p.relative_to(self.root).as_posix() for p in Path(self.root, key).rglob("*") if p.is_file()]
+
+    def stamp(self, key: str) -> Any:
+        """What differs once an object has been replaced; None where there is none."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return self.identity(key), os.stat(self.path(key)).st_ino if self.local else 0
+        return None
 
     def names(self, key: str = "") -> list[str]:
         """Names directly under a key, sorted; empty where there is nothing."""
@@ -439,6 +460,10 @@ class _CloudFiles(Files):
         with self._asking(key) as (api, store):
             return [item["path"] for batch in api.list(store, key or None) for item in batch]
 
+    def copy(self, source: str, target: str) -> None:
+        with self._asking(source) as (api, store):
+            api.copy(store, source, target)
+
     def _list(self, key: str) -> dict[str, int | None]:
         with self._asking(key) as (api, store):
             found = api.list_with_delimiter(store, key or None)
@@ -511,6 +536,9 @@ class _FsspecFiles(Files):
     def below(self, key: str = "") -> list[str]:
         root = self._path("").rstrip("/")
         return [path.removeprefix(root).lstrip("/") for path in self._fs.find(self._path(key))]
+
+    def copy(self, source: str, target: str) -> None:
+        self.write(target, self.read(source))
 
     def _list(self, key: str) -> dict[str, int | None]:
         try:

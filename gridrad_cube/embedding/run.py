@@ -190,7 +190,7 @@ def embed(
         blocks = range(len(here.writer.blocks))
         kept = sum(here.writer.record(number) is not None for number in blocks)
         _embed_elsewhere(job, len(blocks), workers, scheduler, client, progress=progress)
-        here.embed_blocks(share, progress=False)
+        here.embed_blocks(share, progress=False, trust=True)
     else:
         kept = here.embed_blocks(share, progress=progress)
     records = here.records(share)
@@ -278,8 +278,8 @@ class _Job:
             out, request, crops=inputs.crops, shape=(*inputs.shape, embedder.features)
         )
 
-    def embed_blocks(self, part: tuple[int, int], *, progress: bool) -> int:
-        """Embed the missing blocks of a part; return how many were there."""
+    def embed_blocks(self, part: tuple[int, int], *, progress: bool, trust: bool = False) -> int:
+        """Embed the missing blocks of a part; return how many were there. ``trust`` does not read those."""
         each = int(np.prod(self.inputs.shape))
         mine = list(enumerate(self.writer.blocks))[part[0] :: part[1]]
         total = each * sum(len(rows) for _, rows in mine)
@@ -287,15 +287,17 @@ class _Job:
         kept = 0
         with tqdm(total=total, desc="embed", unit=unit, disable=not progress) as bar:
             for number, rows in mine:
-                if self._is_kept(number, rows):
+                if self._is_kept(number, rows, trust):
                     kept += 1
                     bar.update(each * len(rows))
                 else:
                     self._embed_block(number, rows, bar.update)
         return kept
 
-    def _is_kept(self, number: int, rows: range) -> bool:
-        """Whether a block is there, whole, and of these very crops.
+    def _is_kept(self, number: int, rows: range, trust: bool) -> bool:
+        """Whether a block is there, whole, and of these very crops as they are.
+
+        A block that readers see and that is about to get other values takes the store out of their reach.
 
         Raises
         ------
@@ -304,6 +306,8 @@ class _Job:
         """
         record = self.writer.record(number)
         if record is None:
+            if number in self._committed:
+                self.writer.uncommit()
             return False
         old = range(rows.start, rows.start + record["rows"])
         if record["rows"] > len(rows) or record["crops"] != _hash_crops(self.inputs.dataset, old):
@@ -311,10 +315,20 @@ class _Job:
                 f"{self.writer.files.root}: holds embeddings of another store: rows {old.start} to {old.stop - 1} "
                 f"are not those of {self.inputs.store}. Pass another --out, or resume=False to overwrite it."
             )
-        return record["rows"] == len(rows) and record["content"] == self.inputs.content(rows)
+        if record["content"] != self.inputs.content(old):
+            self.writer.uncommit()
+            return False
+        return record["rows"] == len(rows) and (trust or self.writer.is_whole(record))
+
+    @functools.cached_property
+    def _committed(self) -> dict[int, dict[str, Any]]:
+        """The blocks that readers see."""
+        return self.writer.committed()[1]
 
     def _embed_block(self, number: int, rows: range, update: Callable[[int], Any]) -> None:
         inputs = self.inputs
+        # Before anything is read: what changes meanwhile is embedded again by the next run.
+        record = {"crops": _hash_crops(inputs.dataset, rows), "content": inputs.content(rows)}
         vectors = np.full((len(rows), *inputs.shape, self.embedder.features), np.nan, np.float32)
         done = 0
         for place, batch in _ahead(inputs.batches(rows, self.batch_size)):
@@ -322,7 +336,6 @@ class _Job:
             done += len(place[0])
             update(len(place[0]))
         update(int(np.prod(vectors.shape[:-1])) - done)
-        record = {"crops": _hash_crops(inputs.dataset, rows), "content": inputs.content(rows)}
         values = None
         if inputs.overlapping:
             values = {n: v for n, v in inputs.small(rows).items() if COORDINATES.get(n, [()])[0] != ("crop",)}
@@ -362,8 +375,23 @@ class _Job:
             attributes=_geoemb(
                 request, inputs.info, made_by=made_by, features=embedder.features, spacing_km=spacing
             ),
-            history=inputs.dataset.attrs.get("history"),
+            history=inputs.dataset.attrs.get("history"), extends=self._extends(records, info),
         )  # fmt: skip
+
+    def _extends(self, records: Mapping[int, Mapping[str, Any]], info: Mapping[str, Any]) -> bool:
+        """Whether the crops of the last commit have the embeddings and flags that they had."""
+        old, blocks = self.writer.committed()
+        if old.get("thresholds") != info["thresholds"]:
+            return False
+        for number, block in blocks.items():
+            if number not in records:
+                return False
+            content, rows = records[number]["content"], self.writer.blocks[number]
+            if block["rows"] != len(rows):
+                content = self.inputs.content(range(rows.start, rows.start + block["rows"]))
+            if block["content"] != content:
+                return False
+        return bool(blocks)
 
     def _spacing(self) -> float | None:
         """Distance of neighboring pixels, km; warns if training had another."""

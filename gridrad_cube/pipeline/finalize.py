@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,67 +26,101 @@ from gridrad_cube.store import Build, store_info
 
 #: Packages whose versions the store names.
 _SOFTWARE = ("gridrad-cube", "numpy", "xarray", "zarr", "netCDF4")
-#: What the blocks of the small arrays were last written from, and their part of the training statistics.
-_BLOCKS = "_build/blocks.json"
 
 
-def finalize(build: Build, flag_by: QualitySpec | None = None, *, rewrite: bool = False) -> None:
+def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Collection[str] = ()) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, then the root.
 
     Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
     again at any time, with the same result. Blocks of rows of which nothing changed since the last time are
-    left as they are, so that the work goes with what was added.
+    taken over, so that the work goes with what was added. Readers see the last state until the root is written.
 
     Parameters
     ----------
     flag_by
         Flag everything again by these thresholds, from the stored statistics. None keeps those of the store.
-    rewrite
-        Write every block, whatever is there.
+    damaged
+        Keys of objects that are damaged and not taken over.
+
+    Raises
+    ------
+    SchemaError
+        If sources are in the store and missing from plan or log.
     """
-    old = _old_attributes(build)
+    commit = store.Commit(build.files, damaged)
+    _check_complete(build, commit)
+    old = commit.last.root.info if commit.last else {}
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
-    thresholds = old["thresholds"] if old and flag_by is None else _thresholds(build, flagging)
-    sums = _write_blocks(build, flagging, thresholds, rewrite)
+    thresholds = old["thresholds"] if "thresholds" in old and flag_by is None else None
+    if thresholds is None:
+        thresholds = _thresholds(build, flagging)
+    blocks, extends = _write_blocks(commit, build, flagging, thresholds)
+    sums = [block["sums"] for block in blocks.values()]
+    info = {
+        "recipe": build.recipe.to_dict(),
+        "channels": {n: c.to_dict() for n, c in build.layout.channels.items()},
+        "crop": list(build.layout.crop),
+        "patch": build.layout.patch,
+        "quality": dataclasses.asdict(flagging),
+        "thresholds": thresholds,
+        "training_statistics": {n: _summary(parts) for n, parts in _by_name(sums, "training")},
+        "flag_counts": {
+            n: {k: sum(p[k] for p in parts) for k in parts[0]} for n, parts in _by_name(sums, "flags")
+        },
+        "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+        **_radar_quality(build),
+        "identity": build.identity(),
+        "build_state": build.state(),
+    }
     attributes = {
         "Conventions": "CF-1.11",
         "title": "Crops and patches of gridded radar and satellite fields",
-        "history": _history(build),
-        "gridrad_cube": {
-            "recipe": build.recipe.to_dict(),
-            "channels": {n: c.to_dict() for n, c in build.layout.channels.items()},
-            "crop": list(build.layout.crop),
-            "patch": build.layout.patch,
-            "quality": dataclasses.asdict(flagging),
-            "thresholds": thresholds,
-            "training_statistics": {n: _summary(parts) for n, parts in _by_name(sums, "training")},
-            "flag_counts": {
-                n: {k: sum(p[k] for p in parts) for k in parts[0]} for n, parts in _by_name(sums, "flags")
-            },
-            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
-            **_radar_quality(build),
-            "identity": build.identity(),
-            "build_state": build.state(),
-        },
+        "history": _history(build, commit.history),
+        "gridrad_cube": info,
     }
-    store.commit(build, attributes)
+    store.finish(commit, build, attributes, extends=extends, about={"blocks": blocks})
+
+
+def _check_complete(build: Build, commit: store.Commit) -> None:
+    """Refuse to write less than the store holds: what plan or log have lost would be lost for good."""
+    rows = commit.last.root.crops if commit.last else 0
+    if build.rows < rows:
+        raise SchemaError(
+            f"{build.files.root}: the store holds {rows} crops, but its plan {build.rows}: a part of _build/plan is "
+            "missing. The store can be read, and neither extended nor reflagged. Build a new one."
+        )
+    if lost := build.lost:
+        raise SchemaError(
+            f"{build.files.root}: the records of {len(lost)} sources are missing from _build/log ({lost[0]}, ...), so "
+            "that the store stays as it is. Run again with these sources, or: "
+            "gridrad-cube verify STORE --repair --source-root DIR"
+        )
 
 
 def _write_blocks(
-    build: Build, flagging: QualitySpec, thresholds: Mapping[str, Any], rewrite: bool
-) -> list[dict[str, Any]]:
-    """Write what changed of the small arrays; return the sums of every block, in the order of rows."""
-    try:
-        before = {} if rewrite else build.files.read_json(_BLOCKS)
-    except (FileNotFoundError, ValueError):
-        before = {}
-    judged_by = [dataclasses.asdict(flagging), thresholds]
+    commit: store.Commit, build: Build, flagging: QualitySpec, thresholds: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """Write what changed of the small arrays.
+
+    Returns
+    -------
+    For every block by its first row, what it was written from and its sums; and whether the crops that were there
+    have the values that they had.
+    """
+    before = commit.last.about.get("blocks", {}) if commit.last else {}
+    judged_by = json.dumps([dataclasses.asdict(flagging), thresholds])
+
+    def content(rows: range) -> str:
+        return hashlib.sha256(f"{build.state(rows)} {judged_by}".encode()).hexdigest()[:32]
+
     after: dict[str, Any] = {}
+    extends = bool(before)
     for rows in store.blocks(build):
-        content = hashlib.sha256(json.dumps([build.state(rows), judged_by]).encode()).hexdigest()[:32]
         known = before.get(str(rows.start))
-        if known and known["content"] == content:
+        if known and known["content"] != content(rows[: known["rows"]]):
+            known, extends = None, False
+        if known and known["rows"] == len(rows) and store.keep_block(commit, build, rows):
             after[str(rows.start)] = known
             continue
         values = _gather(build, rows, flagging)
@@ -99,10 +132,9 @@ def _write_blocks(
             counts = {flag.name: int(np.count_nonzero(flags & int(flag))) for flag in Flag}
             sums["flags"][name] = {"patches": int(flags.size), **counts}
             sums["training"] |= _training_sums(channel, values)
-        store.write_block(build, rows, values)
-        after[str(rows.start)] = {"content": content, "sums": sums}
-    build.files.write_json(_BLOCKS, after)
-    return [block["sums"] for block in after.values()]
+        store.write_block(commit, build, rows, values)
+        after[str(rows.start)] = {"content": content(rows), "rows": len(rows), "sums": sums}
+    return after, extends
 
 
 def is_finished(build: Build) -> bool:
@@ -220,13 +252,11 @@ def _summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _history(build: Build) -> str:
-    old = ""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        old = build.files.read_json("zarr.json")["attributes"]["history"] + "\n"
+def _history(build: Build, old: str) -> str:
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
     command = "convert" if build.recipe.format == "predecessor" else "preprocess"
-    return f"{old}{stamp} gridrad-cube {command}: {build.written} sources, {build.rows} crops"
+    line = f"{stamp} gridrad-cube {command}: {build.written} sources, {build.rows} crops"
+    return f"{old}\n{line}" if old else line
 
 
 def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
@@ -242,4 +272,7 @@ def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
     store_info(store, "patches")
     build = Build(store)
     with build.lease():
-        finalize(build, spec)
+        build = Build(store)
+        damaged = build.missing()
+        build.mend()
+        finalize(build, spec, damaged=damaged)

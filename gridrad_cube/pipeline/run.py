@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,6 +106,8 @@ def preprocess(
     try:
         with executor(client, workers, scheduler) as run, build.lease():
             build = Build(store)  # what a writer before us did is seen only under the lease
+            damaged = build.missing()
+            build.mend()
             recipe = _recipe(build, recipe)
             stamps = identities(there.files.values())
             found = _under_known_names(build, there.files, stamps)
@@ -116,8 +118,8 @@ def preprocess(
                 outcomes = write_plan(build, found, run, progress, retries)
             finally:
                 build.flush()
-            if not is_finished(build):
-                finalize(build)
+            if damaged or not is_finished(build):
+                finalize(build, damaged=damaged)
     finally:
         if is_new and not build.is_planned:
             _remove_empty(build)
@@ -207,7 +209,7 @@ def _extrapolate(build: Build, plan: _Plan, found: Mapping[str, str]) -> tuple[f
 def repair(
     store: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 ) -> list[Outcome]:
-    """Rebuild damaged shards of a store from its sources, and only those.
+    """Rebuild what is damaged of a store, and only that: shards from their sources, all else from plan and log.
 
     Parameters
     ----------
@@ -216,7 +218,7 @@ def repair(
 
     Returns
     -------
-    What became of each source with a damaged shard.
+    What became of each source of which something was damaged.
 
     Raises
     ------
@@ -226,12 +228,16 @@ def repair(
     build = Build(store)
     if not build.is_planned:
         raise SchemaError(
-            f"{build.files.root}: no build log in it, so nothing can be rebuilt from sources. Of embeddings, remove "
-            "the damaged shards and run gridrad-cube embed again: it writes what is missing."
+            f"{build.files.root}: no build log in it, so nothing can be rebuilt from sources. Of embeddings, run "
+            "gridrad-cube embed again with the same options: it replaces what is damaged."
         )
-    layout, recipe = build.layout, build.recipe
     with executor(None, 1, None) as run, build.lease():
-        damaged = {d.source for d in verify(store)}
+        build = Build(store)
+        damages = verify(store)
+        build.mend()
+        build = Build(store)
+        layout, recipe = build.layout, build.recipe
+        damaged = {d.source for d in damages} | _without_axes(build, {d.key for d in damages})
         files = find_sources(sources)
         outcomes = []
         for number, entry in enumerate(build.entries):
@@ -239,6 +245,10 @@ def repair(
                 continue
             result: Any
             try:
+                if recipe.format == "predecessor":
+                    raise SchemaError(
+                        "converted from the predecessor's files: remove its damaged shards and convert it again"
+                    )
                 if entry.file not in files:
                     raise FileNotFoundError(f"{entry.file}: not under --source-root")
                 path = files[entry.file]
@@ -248,8 +258,24 @@ def repair(
                 result = error
             outcomes.append(_account(build, number, result))
         build.flush()
-        finalize(build, rewrite=True)
+        if not build.lost:  # else what the log has lost would be lost to the store too
+            if build.last is None and any(d.key == "zarr.json" for d in damages):
+                _logger.warning(
+                    "%s: root and manifest are both lost: thresholds are those of the recipe, drawn again; an earlier "
+                    "reflag is forgotten",
+                    build.files.root,
+                )
+            finalize(build, damaged={d.key for d in damages})
     return outcomes
+
+
+def _without_axes(build: Build, damaged: Collection[str]) -> set[str]:
+    """Sources that have to be read for the axes of their grids, which are damaged and could not be restored."""
+    out = {}
+    for entry in build.entries:
+        if store.grid_key(entry.grid) in damaged and entry.grid not in out:
+            out[entry.grid] = None if build.mend_grid(entry.grid) else entry.source
+    return {source for source in out.values() if source}
 
 
 def _recipe(build: Build, wanted: Recipe | None) -> Recipe:
@@ -681,6 +707,8 @@ def _not_given(build: Build, number: int) -> Outcome:
     if build.is_written(number):
         why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"
         return Outcome(entry.source, "failed", why, len(entry.windows))
+    if record is None and entry.source in build.lost:
+        return Outcome(entry.source, "failed", "its record is missing from the build log; give this file")
     if record is None:
         return _account(build, number, FileNotFoundError("planned, not written, and not among SOURCE now"))
     return _outcome(record, entry)

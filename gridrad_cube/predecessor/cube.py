@@ -133,6 +133,8 @@ def _convert(
     build = Build(store)
     with pipeline.executor(None, workers, None) as run, build.lease():
         build = Build(store)
+        damaged = build.missing()
+        build.mend()
         try:
             there = {build.number[s.name]: (s.path, s.stat()) for s in found if s.name in build.number}
             pipeline.check_unchanged(build, there, run, write=_write_crops)
@@ -165,8 +167,8 @@ def _convert(
             )
         finally:
             build.flush()
-        if not pipeline.is_finished(build):
-            pipeline.finalize(build)
+        if damaged or not pipeline.is_finished(build):
+            pipeline.finalize(build, damaged=damaged)
     return pipeline.Report(os.fspath(store), tuple(outcomes))
 
 

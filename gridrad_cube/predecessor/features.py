@@ -179,7 +179,7 @@ def from_features(
     records = {}
     for number, rows in tqdm(list(enumerate(writer.blocks)), "convert", unit="block", disable=not progress):
         record = writer.record(number)
-        if record is None or record["rows"] != len(rows):
+        if record is None or record["rows"] != len(rows) or not writer.is_whole(record):
             vectors = np.full((len(rows), *shape), np.nan, np.float32)
             for i, j in np.ndindex(len(rows), len(used)):
                 if (key := (rows[i], used[j])) in table:

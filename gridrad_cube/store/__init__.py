@@ -9,13 +9,14 @@ from gridrad_cube.store.build import (
     Entry,
     Record,
     check_duplicates,
+    grid_key,
     pack_rows,
     read_grid,
     scene_of,
     write_crop,
     write_grid,
 )
-from gridrad_cube.store.commit import blocks, commit, gather, write_block
+from gridrad_cube.store.commit import Commit, blocks, finish, gather, keep_block, write_block
 from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
 from gridrad_cube.store.layout import (
     CODECS,
@@ -57,6 +58,7 @@ __all__ = [
     "ArraySpec",
     "Build",
     "ChannelLayout",
+    "Commit",
     "CubeLayout",
     "Damage",
     "EmbeddingReader",
@@ -76,12 +78,14 @@ __all__ = [
     "block_length",
     "blocks",
     "check_duplicates",
-    "commit",
     "compare_grids",
     "describe",
     "encode",
+    "finish",
     "gather",
+    "grid_key",
     "grid_spacing",
+    "keep_block",
     "open_cube",
     "open_embeddings",
     "open_grid",

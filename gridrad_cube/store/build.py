@@ -1,12 +1,13 @@
 """Building a store exactly once: plan, log of what was written, lease, and the shards of one crop.
 
-Under ``_build/`` of a store lie ``plan/NNNN.jsonl`` (one line a source, in the order of its rows), ``log/`` (one record
-a finished source, in order of arrival), ``grids/`` (pixel axes, one file a distinct grid) and ``lease.json`` (who
-writes). The root ``zarr.json`` is the commit and is written last.
+Under ``_build/`` of a store lie ``plan/NNNN.jsonl`` (one line a source, in the order of its rows), ``plan_copy/`` (the
+same, compressed by zlib), ``log/`` (one record a finished source, in order of arrival), ``grids/`` (pixel axes, one
+file a distinct grid), ``manifest/`` (see `gridrad_cube.store.integrity`) and ``lease.json`` (who writes). The root
+``zarr.json`` is the commit and is written last.
 
 An object of the log is a run of records. A record is one line of JSON, then as many bytes of values as the line says:
-one row a crop, of the type that `blank_rows` has, compressed by zlib. A killed writer can leave half a
-record, always the last of its object, which counts as not written.
+one row a crop, of the type that `blank_rows` has, compressed by zlib. Line and values each have a checksum. A killed
+writer can leave half a record, always the last of its object, which counts as not written.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import io
 import itertools
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -30,10 +32,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+import google_crc32c
 import numpy as np
+import zarr
 
 from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.storage import Files
+from gridrad_cube.store.integrity import CheckedStore, Manifest, last_commit, remedy
 from gridrad_cube.store.layout import STATUS, CubeLayout, encode
 
 _BUILD = "_build"
@@ -44,6 +49,9 @@ _ENTRIES_A_SEGMENT = 50_000
 #: In the hash of a store's state, the status of a source without a record.
 _UNKNOWN = 255
 _LOG = f"{_BUILD}/log"
+_PLAN, _PLAN_COPY = f"{_BUILD}/plan", f"{_BUILD}/plan_copy"
+#: How the line of a record begins, and how it ends: the checksum of the rest. Lines of earlier versions have none.
+_RECORD_BEGIN, _RECORD_END = b'{"source": ', re.compile(rb', "crc": (\d+)\}\n')
 #: On object stores records are put together: so many at most, and so many seconds' worth, one object each time.
 _RECORDS_AN_OBJECT = 64
 _SECONDS_AN_OBJECT = 5.0
@@ -98,6 +106,8 @@ class _Log:
     def __init__(self, files: Files) -> None:
         self.files = files
         self._objects = files.names(_LOG)
+        #: What `replay` could not read: key of the object and what is wrong.
+        self.damages: list[tuple[str, str]] = []
         self._appending: int | None = None
         self._pending: list[bytes] = []
         self._since = 0.0
@@ -105,25 +115,55 @@ class _Log:
         self._fetched: tuple[int, bytes] | None = None
 
     def replay(self) -> Iterator[tuple[Record, _Place]]:
-        """Every whole record in the order of arrival, without its values."""
+        """Every whole record in the order of arrival, without its values; what is damaged goes to `damages`."""
+        self.damages.clear()
         for number in range(len(self._objects)):
             with self._open(number) as file:
                 end = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                while (line := file.readline()).endswith(b"\n"):
-                    head = json.loads(line)
-                    length, crc = head.pop("values")
-                    offset = file.tell()
-                    if offset + length > end:
+                start = file.seek(0)
+                while start < end:
+                    line = file.readline()
+                    head = _parse_head(line)
+                    if head is not None:
+                        record, length, crc = head
+                        offset = start + len(line)
+                        if offset + length > end:
+                            break
+                        yield record, _Place(number, offset, length, crc)
+                        start = file.seek(offset + length)
+                        continue
+                    found = _next_record(file, start + 1)
+                    if found is None and not line.endswith(b"\n"):
+                        break  # half a record
+                    key = f"{_LOG}/{self._objects[number]}"
+                    self.damages.append((key, f"altered (the record at byte {start})"))
+                    if found is None:
                         break
-                    yield Record(**head), _Place(number, offset, length, crc)
-                    file.seek(length, os.SEEK_CUR)
+                    start = file.seek(found)
+
+    def mend(self) -> None:
+        """Write damaged objects again with the whole records alone, on which the places of records change."""
+        for key in dict(self.damages):
+            name = key.rpartition("/")[2]
+            number, kept = self._objects.index(name), list[bytes]()
+            data = self.files.read(key)
+            for _, place in self.replay():
+                if place.object == number:
+                    start = data.rindex(_RECORD_BEGIN, 0, place.offset)
+                    kept.append(data[start : place.offset + place.length])
+            self.files.write(key, b"".join(kept))
+            self._fetched = None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each object by key."""
+        return {f"{_LOG}/{name}": size for name, size in self.files.sizes(_LOG).items()}
 
     def append(self, record: Record) -> _Place:
         """Add a record; durable when this returns on a local disk, else after `flush`."""
         crc = zlib.crc32(record.values)
         head = dataclasses.asdict(record) | {"values": [len(record.values), crc]}
-        line = json.dumps(head, allow_nan=False).encode() + b"\n"
+        text = json.dumps(head, allow_nan=False).encode()
+        line = text[:-1] + b', "crc": %d}\n' % google_crc32c.value(text)
         if self._appending is None:
             self._appending = len(self._objects)
             self._objects.append(f"{self._appending:06d}-{secrets.token_hex(3)}.log")
@@ -166,8 +206,7 @@ class _Log:
         if zlib.crc32(data) != place.crc:
             key = f"{_LOG}/{self._objects[place.object]}"
             raise SchemaError(
-                f"{self.files.path(key)}: the record at byte {place.offset} is damaged. Remove this file and run "
-                "gridrad-cube preprocess again: it writes its sources anew."
+                f"{self.files.path(key)}: the record at byte {place.offset} is damaged. Run: {remedy(self.files)}"
             )
         return data
 
@@ -178,6 +217,34 @@ class _Log:
         if self._fetched is None or self._fetched[0] != number:
             self._fetched = number, self.files.read(key)
         return io.BytesIO(self._fetched[1])
+
+
+def _parse_head(line: bytes) -> tuple[Record, int, int] | None:
+    """Record, length and checksum of the values that a line tells; None where it is not as it was written."""
+    if found := _RECORD_END.search(line):
+        if google_crc32c.value(line[: found.start()] + b"}") != int(found[1]):
+            return None
+        line = line[: found.start()] + b"}\n"
+    if not line.endswith(b"}\n"):
+        return None
+    try:
+        head = json.loads(line)
+        length, crc = head.pop("values")
+        return Record(**head), int(length), int(crc)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _next_record(file: BinaryIO, start: int) -> int | None:
+    """Where the next whole line of a record begins, from a byte on; None where there is none."""
+    file.seek(start)
+    data, at = file.read(), 0
+    while (at := data.find(_RECORD_BEGIN, at)) >= 0:
+        end = data.find(b"\n", at) + 1
+        if end and _parse_head(data[at:end]) is not None:
+            return start + at
+        at += 1
+    return None
 
 
 class Shard(NamedTuple):
@@ -274,15 +341,32 @@ def write_crop(
 
 def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndarray) -> None:
     """Keep the pixel axes of a source grid, once for each distinct grid."""
-    key = f"{_BUILD}/grids/{grid}.npz"
+    key = grid_key(grid)
     if not files.exists(key):
         files.write_arrays(key, {"latitude": latitude, "longitude": longitude})
 
 
 def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude axes of a source grid, 1-D or 2-D, degrees."""
-    arrays = files.read_arrays(f"{_BUILD}/grids/{grid}.npz")
-    return arrays["latitude"], arrays["longitude"]
+    """Latitude and longitude axes of a source grid, 1-D or 2-D, degrees.
+
+    Raises
+    ------
+    SchemaError
+        If they are missing or damaged.
+    """
+    try:
+        arrays = files.read_arrays(grid_key(grid))
+        return arrays["latitude"], arrays["longitude"]
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise SchemaError(
+            f"{files.path(grid_key(grid))}: the axes of a source grid are missing or damaged ({error}). "
+            f"Run: {remedy(files)}"
+        ) from error
+
+
+def grid_key(grid: str) -> str:
+    """Key of the pixel axes of a source grid."""
+    return f"{_BUILD}/grids/{grid}.npz"
 
 
 class Build:
@@ -298,6 +382,9 @@ class Build:
 
     def __init__(self, store: str | os.PathLike[str]) -> None:
         self.files = Files(store)
+        self._load()
+
+    def _load(self) -> None:
         self._planned: tuple[Recipe, CubeLayout] | None = None
         self.entries: list[Entry] = []
         #: Position of each source in the plan.
@@ -312,11 +399,22 @@ class Build:
         self.shard_crc = np.zeros((0, 0), np.uint32)
         #: What became of sources that are not in the plan.
         self.refused: dict[str, Record] = {}
-        self._segments = 0
+        #: Damage of plan and log: key and what is wrong. Here the plan is as its copy has it.
+        self.damages: list[tuple[str, str]] = []
+        #: Objects of plan and copy that `mend` writes.
+        self._mended: dict[str, bytes] = {}
+        #: Size and CRC-32C of each object of the plan.
+        self._segments: dict[str, tuple[int, int]] = {}
         self._read_plan()
         self._log = _Log(self.files)
         for record, place in self._log.replay():
             self._index(record, place)
+        self.damages += self._log.damages
+
+    @functools.cached_property
+    def last(self) -> Manifest | None:
+        """The last commit of the store, when this was first asked for; None where there is none."""
+        return last_commit(self.files)
 
     @property
     def is_planned(self) -> bool:
@@ -351,18 +449,118 @@ class Build:
         return sum(map(self.is_written, range(len(self.entries))))
 
     def _read_plan(self) -> None:
-        for name in self.files.names(f"{_BUILD}/plan"):
-            lines = self.files.read(f"{_BUILD}/plan/{name}").decode().splitlines()
-            head = json.loads(lines[0])
-            if head["format"] != _BUILD_FORMAT:
+        there, copies = set(self.files.names(_PLAN)), set(self.files.names(_PLAN_COPY))
+        for name in sorted(there | {name.removesuffix(".z") for name in copies}):
+            key = f"{_PLAN}/{name}"
+            data = self.files.read(key) if name in there else b""
+            copy = self._read_copy(name) if f"{name}.z" in copies else None
+            if copy is None:
+                self._mended[_copy_key(name)] = zlib.compress(data, 6)
+                known = self.last.objects.get(key) if self.last else None
+                if known and known != (len(data), google_crc32c.value(data)):
+                    raise SchemaError(
+                        f"{self.files.path(key)}: the plan and its copy are both damaged, so that this store can be "
+                        "read, and neither extended nor verified. Build a new one."
+                    )
+            elif data != copy:
+                self.damages.append((key, "altered" if name in there else "missing"))
+                self._mended[key] = data = copy
+            try:
+                self._read_segment(data)
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                if isinstance(error, SchemaError):
+                    raise
                 raise SchemaError(
-                    f"{self.files.root}: its build log has format {head['format']}, this gridrad-cube writes "
-                    f"{_BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it anew."
-                )
-            self._segments += 1
-            if "recipe" in head:
-                self._planned = Recipe.from_dict(head["recipe"]), CubeLayout.from_dict(head["layout"])
-            self._add([Entry.from_dict(json.loads(line)) for line in lines[1:]])
+                    f"{self.files.path(key)}: the plan of the store cannot be read ({error!r}), so that it can be "
+                    "neither extended nor verified. Build a new one."
+                ) from error
+            self._segments[key] = len(data), google_crc32c.value(data)
+
+    def _read_copy(self, name: str) -> bytes | None:
+        try:
+            return zlib.decompress(self.files.read(_copy_key(name)))
+        except zlib.error:
+            self.damages.append((_copy_key(name), "altered"))
+            return None
+
+    def _read_segment(self, data: bytes) -> None:
+        lines = data.decode().splitlines()
+        head = json.loads(lines[0])
+        if head["format"] != _BUILD_FORMAT:
+            raise SchemaError(
+                f"{self.files.root}: its build log has format {head['format']}, this gridrad-cube writes "
+                f"{_BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it anew."
+            )
+        if "recipe" in head:
+            self._planned = Recipe.from_dict(head["recipe"]), CubeLayout.from_dict(head["layout"])
+        self._add([Entry.from_dict(json.loads(line)) for line in lines[1:]])
+
+    def mend(self) -> None:
+        """Restore what is damaged of plan, log and grids and can be restored without a source; under the lease."""
+        for key, data in self._mended.items():
+            self.files.write(key, data)
+        self._mended.clear()
+        if self._log.damages:
+            self._log.mend()
+            self._load()
+        self.damages.clear()
+        known = self.last.objects if self.last else {}
+        sizes = self.files.sizes(f"{_BUILD}/grids")
+        for key, (size, _) in known.items():
+            folder, _, name = key.rpartition("/")
+            if folder == f"{_BUILD}/grids" and sizes.get(name) != size:
+                self.mend_grid(name.removesuffix(".npz"))
+
+    def mend_grid(self, grid: str) -> bool:
+        """Restore the axes of a source grid from the arrays of the store; else remove them and return False."""
+        if self.last is not None:
+            there = CheckedStore(self.files, self.last.root)
+            with contextlib.suppress(ValueError, FileNotFoundError, KeyError):
+                axes = {
+                    name: np.asarray(zarr.open_array(there, path=f"grids/{grid}/{name}", mode="r")[...])
+                    for name in ("latitude", "longitude")
+                }
+                self.files.write_arrays(grid_key(grid), axes)
+                return True
+        self.files.remove(grid_key(grid))
+        return False
+
+    @property
+    def lost(self) -> list[str]:
+        """Committed sources whose record is missing from the log."""
+        rows = self.last.root.crops if self.last else 0
+        return [
+            entry.source
+            for entry, record in zip(self.entries, self.records, strict=True)
+            if record is None and entry.row < rows
+        ]
+
+    def missing(self) -> set[str]:
+        """Keys of small objects of the last commit that are missing, or found with another size."""
+        if self.last is None:
+            return set()
+        sizes = functools.cache(self.files.sizes)
+        out = set()
+        for key, (size, crc) in self.last.objects.items():
+            folder, _, name = key.rpartition("/")
+            found = sizes(folder).get(name, -1)
+            if found != size and not (crc is None and found > size):
+                out.add(key)
+        return out
+
+    def note(self, commit: Any) -> None:
+        """Name plan, log and grids to a commit."""
+        commit.note_known(self._segments)
+        for name in self.files.names(_PLAN_COPY):
+            key = f"{_PLAN_COPY}/{name}"
+            if not commit.note_as_before(key):
+                commit.note(key, self.files.read(key))
+        # A log grows, and its records carry checksums.
+        commit.note_known({key: (size, None) for key, size in self._log.sizes().items()})
+        for grid in sorted({entry.grid for entry in self.entries}):
+            key = grid_key(grid)
+            if not commit.note_as_before(key) and self.files.exists(key):
+                commit.note(key, self.files.read(key))
 
     def _add(self, entries: Sequence[Entry]) -> None:
         before = self.rows
@@ -409,8 +607,10 @@ class Build:
             segment = entries[start : start + _ENTRIES_A_SEGMENT]
             first = dict(head) | {"format": _BUILD_FORMAT}
             lines = [json.dumps(first), *(json.dumps(dataclasses.asdict(e)) for e in segment)]
-            self.files.write(f"{_BUILD}/plan/{self._segments:04d}.jsonl", ("\n".join(lines) + "\n").encode())
-            self._segments += 1
+            name, data = f"{len(self._segments):04d}.jsonl", ("\n".join(lines) + "\n").encode()
+            self.files.write(f"{_PLAN}/{name}", data)
+            self.files.write(_copy_key(name), zlib.compress(data, 6))
+            self._segments[f"{_PLAN}/{name}"] = len(data), google_crc32c.value(data)
             self._add(segment)
             head = {}
 
@@ -549,6 +749,11 @@ class Build:
             return range(0)
         start = bisect.bisect_right(self.entries, rows.start, key=lambda e: e.row) - 1
         return range(start, bisect.bisect_left(self.entries, rows.stop, key=lambda e: e.row))
+
+
+def _copy_key(name: str) -> str:
+    """Key of the copy of an object of the plan."""
+    return f"{_PLAN_COPY}/{name}.z"
 
 
 def _alive(pid: int) -> bool:

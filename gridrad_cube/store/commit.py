@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError
+from gridrad_cube.storage import Files
 from gridrad_cube.store.build import Build, read_grid, unpack_rows
+from gridrad_cube.store.integrity import (
+    KeyEncoding,
+    Manifest,
+    Root,
+    checksum,
+    chunk_key,
+    last_commit,
+    manifests,
+    other_keys,
+)
 from gridrad_cube.store.layout import (
     COORDINATES,
     OF_THE_PLAN,
     STATUS,
     ArraySpec,
+    array_metadata,
     blank_rows,
+    encode_array,
+    encode_rows,
+    groups_of,
     number_arrays,
+    root_of,
     small_specs,
     whole_array,
-    write_array,
-    write_root,
-    write_rows,
 )
 
 
@@ -59,28 +76,217 @@ def blocks(build: Build) -> Iterator[range]:
         yield rows[start : start + build.layout.rows_per_chunk]
 
 
-def write_block(build: Build, rows: range, values: Mapping[str, np.ndarray]) -> None:
-    """Write one block of rows of every small variable: one chunk each, in one step each."""
-    for name, spec in small_specs(build.layout, len(rows)).items():
-        write_rows(build.files, spec, rows.start, values[name])
+class Commit:
+    """The next state of a store: all its small arrays under keys that the last one does not use, and then the root.
 
-
-def commit(build: Build, attributes: Mapping[str, Any]) -> None:
-    """Write the arrays' metadata, the grids and the report, then the root: the store appears, or grows, at once.
+    What is the same as in the last state is not encoded again (`keep`). Until `finish` writes the root, readers
+    see the last state; and after it, those that have opened the last state find its objects still there.
 
     Parameters
     ----------
-    attributes
-        Root attributes.
+    files
+        The store.
+    damaged
+        Keys of objects that are not to be kept.
     """
-    layout = build.layout
-    specs = small_specs(layout, build.rows)
-    specs |= {name: layout.pixels(name, build.rows) for name in layout.channels}
+
+    def __init__(self, files: Files, damaged: Collection[str] = ()) -> None:
+        self.files, self.last = files, last_commit(files)
+        self.keys: KeyEncoding = "default"
+        if self.last is not None:
+            # Without a root nobody reads: what was interrupted goes on under the same keys.
+            keys = self.last.root.keys
+            self.keys = other_keys(keys) if files.exists("zarr.json") else keys
+        self._damaged = frozenset(damaged)
+        self._members: dict[str, Any] = {}
+        self._objects: dict[str, tuple[int, int | None]] = {}
+        self._sizes = functools.cache(files.sizes)
+
+    @property
+    def history(self) -> str:
+        """History of the store up to now, a line an event; empty where there is none."""
+        return "" if self.last is None else str(self.last.root.attributes.get("history", ""))
+
+    def add(self, spec: ArraySpec) -> None:
+        """Name an array of sharded values, whose shards are written already."""
+        self._members[spec.name] = array_metadata(spec)
+
+    def write_rows(self, spec: ArraySpec, first: int, values: np.ndarray) -> None:
+        """Write one chunk of a small array from row ``first`` on, a multiple of the chunk's length."""
+        self._write(dataclasses.replace(spec, keys=self.keys), first // spec.chunks[0], values)
+
+    def write_array(self, spec: ArraySpec, values: np.ndarray) -> None:
+        """Write all chunks of a small array."""
+        spec = dataclasses.replace(spec, keys=self.keys)
+        self._members[spec.name] = array_metadata(spec)
+        for key, data in encode_array(spec, values):
+            self._put(key, data)
+
+    def _write(self, spec: ArraySpec, number: int, values: np.ndarray) -> None:
+        if spec.name not in self._members:
+            self._members[spec.name] = array_metadata(spec)
+        self._put(spec.key(number), encode_rows(spec, values))
+
+    def _put(self, key: str, data: bytes) -> None:
+        self.files.write(key, data)
+        self.note(key, data)
+
+    def note(self, key: str, data: bytes) -> None:
+        """Put an object that is there already into the manifest."""
+        self._objects[key] = len(data), google_crc32c.value(data)
+
+    def note_as_before(self, key: str) -> bool:
+        """Put an object into the manifest that is there as in the last state; False where it is not."""
+        known = self.last.objects.get(key) if self.last else None
+        if known is None or not self._is_whole(key, known[0]):
+            return False
+        self._objects[key] = known
+        return True
+
+    def note_known(self, objects: Mapping[str, tuple[int, int | None]]) -> None:
+        """Put objects into the manifest by key, with their sizes and checksums."""
+        self._objects |= objects
+
+    def _is_whole(self, key: str, size: int) -> bool:
+        folder, _, name = key.rpartition("/")
+        return key not in self._damaged and self._sizes(folder).get(name) == size
+
+    def keep_rows(self, specs: Iterable[ArraySpec], first: int) -> bool:
+        """Take over one chunk of some arrays from the last state; False where one of them is not there whole."""
+        if self.last is None:
+            return False
+        pairs = []
+        for spec in specs:
+            number = first // spec.chunks[0]
+            old = dataclasses.replace(spec, keys=self.last.root.keys).key(number)
+            pairs.append((old, dataclasses.replace(spec, keys=self.keys).key(number)))
+            if old not in self.last.objects or not self._is_whole(old, self.last.objects[old][0]):
+                return False
+        for old, new in pairs:
+            self._take_over(old, new)
+        for spec in specs:
+            if spec.name not in self._members:
+                self._members[spec.name] = array_metadata(dataclasses.replace(spec, keys=self.keys))
+        return True
+
+    def keep_array(self, name: str) -> bool:
+        """Take over a small array of one chunk from the last state; False where it is not there whole."""
+        metadata = self.last.root.members.get(name) if self.last else None
+        if self.last is None or metadata is None:
+            return False
+        place = (0,) * len(metadata["shape"])
+        old, new = (chunk_key(name, place, keys) for keys in (self.last.root.keys, self.keys))
+        if old not in self.last.objects or not self._is_whole(old, self.last.objects[old][0]):
+            return False
+        self._take_over(old, new)
+        encoding = metadata["chunk_key_encoding"] | {"name": self.keys}
+        self._members[name] = metadata | {"chunk_key_encoding": encoding}
+        return True
+
+    def _take_over(self, old: str, new: str) -> None:
+        if self.last is not None:
+            self._objects[new] = self.last.objects[old]
+        if old != new:
+            self.files.copy(old, new)
+
+    def finish(
+        self,
+        attributes: Mapping[str, Any],
+        *,
+        groups: Iterable[str] = (),
+        extends: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the manifest, the arrays' metadata and the root: the store appears, or changes, at once.
+
+        Parameters
+        ----------
+        attributes
+            Of the root.
+        groups
+            Groups that exist even if no array lies in them.
+        extends
+            Whether the crops of the last state have the same values in this one.
+        about
+            What the manifest keeps for the next commit.
+        """
+        members = self._members | groups_of([*self._members, *(f"{name}/" for name in groups)])
+        value = json.loads(json.dumps(root_of(members, attributes), allow_nan=False))
+        value["attributes"][ATTRIBUTE]["checksum"] = checksum(value)
+        root = Root(json.dumps(value, allow_nan=False).encode())
+        metadata = {f"{name}/zarr.json": _compact(member) for name, member in members.items()}
+        for key, data in metadata.items():
+            self.note(key, data)
+        before: tuple[str, ...] = ()
+        if self.last is not None and self.last.root.state is not None and extends:
+            before = tuple(dict.fromkeys((*self.last.extends, self.last.root.state)))
+        manifest = Manifest(
+            root=root,
+            number=self.last.number + 1 if self.last else 1,
+            objects=self._objects,
+            extends=before,
+            about=about or {},
+        )
+        manifest.write(self.files)
+        for key, data in metadata.items():
+            self.files.write(key, data)
+        self.files.write("zarr.json", root.data)
+        for key in manifests(self.files):
+            if key != manifest.key:
+                self.files.remove(key)
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def write_block(commit: Commit, build: Build, rows: range, values: Mapping[str, np.ndarray]) -> None:
+    """Write one block of rows of every small variable: one chunk each."""
+    for name, spec in small_specs(build.layout, build.rows).items():
+        commit.write_rows(spec, rows.start, values[name])
+
+
+def keep_block(commit: Commit, build: Build, rows: range) -> bool:
+    """Take over a block of rows of every small variable from the last state; False where it is not there whole."""
+    return commit.keep_rows(small_specs(build.layout, build.rows).values(), rows.start)
+
+
+def finish(
+    commit: Commit,
+    build: Build,
+    attributes: Mapping[str, Any],
+    *,
+    extends: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what is no block of rows: the grids, the report, numbers and altitudes; then commit.
+
+    Parameters
+    ----------
+    attributes, extends, about
+        As of `Commit.finish`.
+    """
+    for name in build.layout.channels:
+        commit.add(build.layout.pixels(name, build.rows))
+    for grid in sorted({e.grid for n, e in enumerate(build.entries) if build.is_written(n)}):
+        _write_grid(commit, grid)
     for spec, values in _whole_arrays(build):
-        write_array(build.files, spec, values)
-        specs[spec.name] = spec
+        commit.write_array(spec, values)
+    build.note(commit)
     ours = dict(attributes[ATTRIBUTE]) | {"format_version": FORMAT_VERSION, "kind": "patches"}
-    write_root(build.files, specs, dict(attributes) | {ATTRIBUTE: ours}, groups=["grids"])
+    commit.finish(dict(attributes) | {ATTRIBUTE: ours}, groups=["grids"], extends=extends, about=about)
+    build.files.remove("_build/blocks.json")  # of earlier versions
+
+
+def _write_grid(commit: Commit, grid: str) -> None:
+    """The pixel axes of a source grid, from its file under ``_build/`` where they are new."""
+    names = [f"grids/{grid}/{name}" for name in ("latitude", "longitude")]
+    if all([commit.keep_array(name) for name in names]):
+        return
+    for axis, (name, values) in enumerate(zip(names, read_grid(commit.files, grid), strict=True)):
+        dims = ("scene_y", "scene_x") if values.ndim == 2 else (("scene_y", "scene_x")[axis],)
+        units, kind = (("degrees_north", "latitude"), ("degrees_east", "longitude"))[axis]
+        commit.write_array(*whole_array(name, dims, values, {"units": units, "standard_name": kind}))
 
 
 def _whole_arrays(build: Build) -> list[tuple[ArraySpec, np.ndarray]]:
@@ -99,14 +305,6 @@ def _whole_arrays(build: Build) -> list[tuple[ArraySpec, np.ndarray]]:
     out.extend(
         whole_array("altitude", ("altitude",), np.asarray(a, np.float64), attributes) for a in altitudes
     )
-    for grid in sorted({e.grid for n, e in enumerate(build.entries) if build.is_written(n)}):
-        latitude, longitude = read_grid(build.files, grid)
-        for name, axis, values in (("latitude", 0, latitude), ("longitude", 1, longitude)):
-            dims = ("scene_y", "scene_x") if values.ndim == 2 else (("scene_y", "scene_x")[axis],)
-            units = {"latitude": "degrees_north", "longitude": "degrees_east"}[name]
-            out.append(
-                whole_array(f"grids/{grid}/{name}", dims, values, {"units": units, "standard_name": name})
-            )
     length = layout.rows_per_chunk
     out += number_arrays({"crop": build.rows, "row": layout.cells[0], "col": layout.cells[1]}, length)
     out += [

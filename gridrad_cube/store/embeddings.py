@@ -12,22 +12,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from gridrad_cube.schema import SchemaError, flag_attributes
 from gridrad_cube.selection import parse_label
 from gridrad_cube.storage import Files
-from gridrad_cube.store.layout import (
-    COORDINATES,
-    ArraySpec,
-    encode,
-    number_arrays,
-    store_info,
-    whole_array,
-    write_array,
-    write_root,
-    write_rows,
-)
+from gridrad_cube.store.commit import Commit
+from gridrad_cube.store.integrity import damaged_objects, last_commit, manifests, read_root
+from gridrad_cube.store.layout import COORDINATES, ArraySpec, encode, info_of, number_arrays, whole_array
 from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
 #: Uncompressed bytes of a shard, and of a chunk in it.
@@ -56,9 +49,10 @@ _LABEL_ATTRIBUTES: dict[str, dict[str, Any]] = {
 class EmbeddingWriter:
     """An embedding store that is being written: one shard for each block of crops, the root last.
 
-    Under ``_build/`` lie ``embed.json`` (the request) and ``blocks/`` (one record for each finished block: the
-    size and checksum of its shard, and what decided its content). A run that starts again keeps the blocks that are
-    whole and writes the others. The store appears, or grows, when `finish` writes the root ``zarr.json``.
+    Under ``_build/`` lie ``embed.json`` (the request), ``blocks/`` (one record for each finished block: the
+    size and checksum of its shard, and what decided its content) and ``manifest/`` (see
+    `gridrad_cube.store.integrity`). A run that starts again keeps the blocks that are whole and writes the others. The
+    store appears, or grows, when `finish` writes the root ``zarr.json``.
 
     Parameters
     ----------
@@ -112,18 +106,39 @@ class EmbeddingWriter:
         try:
             found = dict(self.files.read_json(CLAIM))
         except ValueError as error:
-            raise SchemaError(
-                f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
-            ) from error
+            found = self._committed_request()
+            if not found:
+                raise SchemaError(
+                    f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
+                ) from error
+            self.files.write_json(CLAIM, found)
         if resume:
             if (found.get("pool"), wanted.get("pool")) == _FORMER_POOL:
                 self.request["pool"] = wanted["pool"] = found["pool"]  # so that the store keeps its identity
             _check_same(found, wanted, self.files.root)
             return
-        self.files.remove("zarr.json")
+        self.uncommit()
+        for key in manifests(self.files):
+            self.files.remove(key)
         for name in self.files.names(f"{_BUILD}/blocks"):
             self.files.remove(f"{_BUILD}/blocks/{name}")
         self.files.write_json(CLAIM, wanted)
+
+    def _committed_request(self) -> dict[str, Any]:
+        last = last_commit(self.files)
+        return dict(last.about.get("request", {})) if last else {}
+
+    def uncommit(self) -> None:
+        """Take the store out of reach of readers, before a block is overwritten that they see, until `finish`."""
+        if self.files.exists("zarr.json"):
+            self.files.remove("zarr.json")
+
+    def committed(self) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+        """The ``gridrad_cube`` attribute of the last commit, and ``rows`` and ``content`` of its blocks by number."""
+        last = last_commit(self.files)
+        if last is None:
+            return {}, {}
+        return last.root.info, {int(n): block for n, block in last.about.get("blocks", {}).items()}
 
     def _check_place(self) -> None:
         """Refuse a place that holds anything but embeddings, or the beginnings of them."""
@@ -131,7 +146,7 @@ class EmbeddingWriter:
         # In this order: a process that wrote anything else had claimed the place before.
         others = set() if is_file else set(self.files.names()) - {_BUILD}
         begun = set() if is_file else set(self.files.names(_BUILD))
-        if is_file or (others and "embed.json" not in begun) or begun - {"embed.json", "blocks"}:
+        if is_file or (others and "embed.json" not in begun) or begun - {"embed.json", "blocks", "manifest"}:
             raise SchemaError(
                 f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
                 "Pass another --out."
@@ -140,11 +155,15 @@ class EmbeddingWriter:
     def record(self, number: int) -> dict[str, Any] | None:
         """The record of a finished block whose shard is there in its recorded size, or None."""
         try:
-            found = dict(self.files.read_json(record_key(number)))
-        except FileNotFoundError:
+            found = read_record(self.files, number)
+        except (FileNotFoundError, ValueError):
             return None
         whole = all(self.files.size(key) == size for key, (size, _) in found["shards"].items())
         return found if whole else None
+
+    def is_whole(self, record: Mapping[str, Any]) -> bool:
+        """Whether the shard of a record has the bytes that were written."""
+        return all(zlib.crc32(self.files.read(key)) == crc for key, (_, crc) in record["shards"].items())
 
     def write(
         self,
@@ -191,7 +210,8 @@ class EmbeddingWriter:
             "embedded": int(np.isfinite(vectors).all(axis=-1).sum()),
             "shards": {key: [len(data), zlib.crc32(data)]},
         }  # fmt: skip
-        self.files.write_json(record_key(number), full)
+        full["crc"] = _record_checksum(full)
+        self.files.write(record_key(number), _record_bytes(full))
         return full
 
     def finish(
@@ -203,8 +223,9 @@ class EmbeddingWriter:
         event: str,
         attributes: Mapping[str, Any] | None = None,
         history: str | None = None,
+        extends: bool = False,
     ) -> None:
-        """Write the small arrays and then the root, unless an equal store is there already.
+        """Write the small arrays and then the root, unless an equal store is there already, and whole.
 
         Parameters
         ----------
@@ -222,21 +243,21 @@ class EmbeddingWriter:
             Further attributes of the root.
         history
             History of the source, where the store has none yet.
+        extends
+            Whether the crops that are in the store have the values that they had.
         """
-        old: dict[str, Any] = {}
-        if self.files.exists("zarr.json"):
-            old = self.files.read_json("zarr.json").get("attributes", {})
+        commit = Commit(self.files)
         ours = {**self.request, "kind": "embeddings", **info, "identity": self._identity(records)}
-        if old.get("gridrad_cube") == json.loads(json.dumps(ours)):
+        if self._is_committed(commit, ours):
             return
         specs = {}
         for spec, column in _label_arrays(info["channels"]):
             specs[spec.name] = spec
-            write_array(self.files, spec, column)
+            commit.write_array(spec, column)
         for start in range(0, self.crops, _ROWS):
             rows = range(start, min(start + _ROWS, self.crops))
             values = dict(small(rows)) | self._values(records, rows)
-            specs |= {name: self._write_rows(name, rows, array) for name, array in values.items()}
+            specs |= {name: self._write_rows(commit, name, rows, array) for name, array in values.items()}
         cells = [name for name in _CELL_ATTRIBUTES if name in specs]
         described = {
             "long_name": "embedding; NaN where there was nothing to embed", "units": "1",
@@ -244,12 +265,12 @@ class EmbeddingWriter:
             "ancillary_variables": " ".join(cells),
         }  # fmt: skip
         specs["embedding"] = dataclasses.replace(self._spec, attributes=described)
+        commit.add(specs["embedding"])
         sizes = {d: n for spec in specs.values() for d, n in zip(spec.dims, spec.shape, strict=True)}
         for spec, numbers in number_arrays(sizes, _ROWS):
-            specs[spec.name] = spec
-            write_array(self.files, spec, numbers)
+            commit.write_array(spec, numbers)
         stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
-        before = old.get("history") or history
+        before = commit.history or history
         root = {
             "Conventions": "CF-1.11",
             "title": f"Embeddings of level {self.request['level']} of gridded radar and satellite fields",
@@ -257,7 +278,20 @@ class EmbeddingWriter:
             "gridrad_cube": ours,
             **(attributes or {}),
         }
-        write_root(self.files, specs, root)
+        commit.note(CLAIM, self.files.read(CLAIM))
+        for number, record in records.items():
+            commit.note(record_key(number), _record_bytes(record))
+        blocks = {n: {"rows": r["rows"], "content": r.get("content")} for n, r in records.items()}
+        about = {"request": self.files.read_json(CLAIM), "blocks": blocks}
+        commit.finish(root, extends=extends, about=about)
+
+    def _is_committed(self, commit: Commit, info: Mapping[str, Any]) -> bool:
+        """Whether the store is there with these attributes, and all its small objects are whole."""
+        last = commit.last
+        if last is None or not last.objects:
+            return False
+        old = {name: value for name, value in last.root.info.items() if name != "checksum"}
+        return old == json.loads(json.dumps(info)) and not damaged_objects(self.files)
 
     def _identity(self, records: Mapping[int, Mapping[str, Any]]) -> str:
         """Hash of what the store holds: the request and every shard's checksum."""
@@ -272,7 +306,7 @@ class EmbeddingWriter:
         parts = [_unpack(records[n].get("values", {})) for n in numbers]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    def _write_rows(self, name: str, rows: range, values: np.ndarray) -> ArraySpec:
+    def _write_rows(self, commit: Commit, name: str, rows: range, values: np.ndarray) -> ArraySpec:
         """Write a chunk of a small array; return its spec."""
         if values.dtype.kind == "M":
             values = values.astype("datetime64[s]").astype(np.int64)
@@ -285,7 +319,7 @@ class EmbeddingWriter:
             name=name, dims=dims, shape=(self.crops, *values.shape[1:]), dtype=dtype,
             chunks=(_ROWS, *values.shape[1:]), fill_value=attributes.get("_FillValue"), attributes=attributes,
         )  # fmt: skip
-        write_rows(self.files, spec, rows.start, values)
+        commit.write_rows(spec, rows.start, values)
         return spec
 
 
@@ -296,6 +330,33 @@ def _power_of_two(most: int, bytes_each: int, target: int) -> int:
 def record_key(number: int) -> str:
     """Key of the record of a block."""
     return f"{_BUILD}/blocks/{number:06d}.json"
+
+
+def read_record(files: Files, number: int) -> dict[str, Any]:
+    """The record of a block.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is not as it was written.
+    """
+    record = dict(files.read_json(record_key(number)))
+    if "crc" in record and record["crc"] != _record_checksum(record):
+        raise ValueError("its checksum differs")
+    if "shards" not in record:
+        raise ValueError("no shards in it")
+    return record
+
+
+def _record_checksum(record: Mapping[str, Any]) -> int:
+    text = json.dumps({k: v for k, v in record.items() if k != "crc"}, sort_keys=True)
+    return int(google_crc32c.value(text.encode()))
+
+
+def _record_bytes(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(record), allow_nan=False, separators=(",", ":")).encode()
 
 
 def _pack(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -364,8 +425,9 @@ class EmbeddingReader:
 
     @functools.cached_property
     def _shards(self) -> ShardReader:
-        store_info(self.files.root, "embeddings")
-        array = self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
+        root = read_root(self.files)
+        info_of(root.attributes, self.files.root, "embeddings")
+        array = root.members["embedding"]
         layout = ShardLayout.from_metadata("embedding", array)
         if layout.chunk_shape[1:] != (1, *array["shape"][2:]):
             raise SchemaError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from gridrad_cube.schema import (
     statistics_of,
 )
 from gridrad_cube.storage import Files
+from gridrad_cube.store.integrity import KeyEncoding, chunk_key, read_root
 
 _KINDS = {
     "patches": "a cube of patches (gridrad-cube preprocess)",
@@ -53,34 +54,20 @@ def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = No
     FileNotFoundError
         If there is nothing at this place.
     SchemaError
-        If it is not a store of this package, is not finished, is newer than this program, is of another kind, or holds
-        embeddings of int8, which earlier versions could write.
+        If it is not a store of this package, is not finished, is damaged, is newer than this program, is of another
+        kind, or holds embeddings of int8, which earlier versions could write.
     """
     if isinstance(store, xr.Dataset):
-        name, attributes = str(store.encoding.get("source", "dataset")), store.attrs
-    else:
-        name, attributes = os.fspath(store), _root_attributes(store)
-    info = read_attribute(attributes, name)
+        return info_of(store.attrs, str(store.encoding.get("source", "dataset")), kind)
+    return info_of(read_root(Files(store)).attributes, os.fspath(store), kind)
+
+
+def info_of(attributes: Mapping[Any, Any], where: str, kind: str | None) -> dict[str, Any]:
+    """As `store_info`, of the attributes of a root."""
+    info = read_attribute(attributes, where)
     if kind is not None and info.get("kind") != kind:
-        raise SchemaError(f"{name}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
+        raise SchemaError(f"{where}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
     return info
-
-
-def _root_attributes(store: str | os.PathLike[str]) -> dict[Any, Any]:
-    files = Files(store)
-    try:
-        return dict(files.read_json("zarr.json").get("attributes", {}))
-    except (FileNotFoundError, NotADirectoryError):
-        if files.exists("_build"):
-            raise SchemaError(
-                f"{store}: the store is not finished. Run the command that builds it again: it resumes."
-            ) from None
-        if not files.exists():
-            alone = "" if files.shared else " in this process, and others cannot see memory://"
-            raise FileNotFoundError(f"{store}: no such store{alone}") from None
-        raise SchemaError(f"{store}: not a Zarr v3 store (no zarr.json in it)") from None
-    except ValueError as error:
-        raise SchemaError(f"{store}: zarr.json cannot be read ({error}); run gridrad-cube verify") from error
 
 
 _Codec = Literal["fast", "small", "raw"]
@@ -97,7 +84,8 @@ CODECS: dict[str, dict[str, Any]] = {
 class ArraySpec:
     """What makes the metadata of one array.
 
-    ``shards`` None leaves the chunks unsharded. ``fill_value`` None is NaN for floats, "" for text, else 0.
+    ``shards`` None leaves the chunks unsharded. ``fill_value`` None is NaN for floats, "" for text, else 0. ``keys`` is
+    how chunks are named.
     """
 
     name: str
@@ -109,6 +97,7 @@ class ArraySpec:
     codec: _Codec = "small"
     fill_value: Any = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    keys: KeyEncoding = "default"
 
     def __post_init__(self) -> None:
         if self.fill_value is None:
@@ -116,11 +105,11 @@ class ArraySpec:
 
     def key(self, number: int = 0) -> str:
         """Key of a shard (or chunk) by its number; arrays are divided into shards along their first dimension alone."""
-        index = [number, *(0 for _ in self.dims[1:])] if self.dims else []
-        return ".".join([f"{self.name}/c", *map(str, index)])
+        place = (number, *(0 for _ in self.dims[1:])) if self.dims else ()
+        return chunk_key(self.name, place, self.keys)
 
 
-def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
+def array_metadata(spec: ArraySpec) -> dict[str, Any]:
     """The ``zarr.json`` of an array."""
     memory: dict[str, Any] = {}
     size = 1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
@@ -135,7 +124,7 @@ def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
         compressors=[*blosc, Crc32cCodec()],
         fill_value=spec.fill_value,
         attributes=dict(spec.attributes),
-        chunk_key_encoding={"name": "default", "separator": "."},
+        chunk_key_encoding={"name": spec.keys, "separator": "."},
         dimension_names=spec.dims,
         config={"write_empty_chunks": True},
     )
@@ -178,55 +167,52 @@ def _with_checksum(data: bytes) -> bytes:
     return data + google_crc32c.value(data).to_bytes(4, "little")
 
 
-def write_rows(files: Files, spec: ArraySpec, first: int, values: np.ndarray) -> None:
-    """Write one chunk of an array that is chunked along its first dimension alone; fill completes the last one.
-
-    Parameters
-    ----------
-    first
-        Row of the array that ``values`` begin with, a multiple of the chunk's length.
-    """
+def encode_rows(spec: ArraySpec, values: np.ndarray) -> bytes:
+    """Bytes of one chunk of an array that is chunked along its first dimension alone; fill completes the last one."""
     block = np.full(spec.chunks, spec.fill_value, object if spec.dtype == "string" else spec.dtype)
     block[: len(values)] = values
-    files.write(spec.key(first // spec.chunks[0]), encode(spec, block))
+    return encode(spec, block)
+
+
+def encode_array(spec: ArraySpec, values: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """Key and bytes of each chunk of an array that is chunked along its first dimension alone."""
+    if not spec.dims:
+        yield spec.key(), encode(spec, values)
+        return
+    for number, first in enumerate(range(0, len(values), spec.chunks[0])):
+        yield spec.key(number), encode_rows(spec, values[first : first + spec.chunks[0]])
 
 
 def write_array(files: Files, spec: ArraySpec, values: np.ndarray) -> None:
     """Write all chunks of an array that is chunked along its first dimension alone."""
-    if not spec.dims:
-        files.write(spec.key(), encode(spec, values))
-        return
-    for first in range(0, len(values), spec.chunks[0]):
-        write_rows(files, spec, first, values[first : first + spec.chunks[0]])
+    for key, data in encode_array(spec, values):
+        files.write(key, data)
 
 
-def write_root(
-    files: Files, specs: Mapping[str, ArraySpec], attributes: Mapping[str, Any], *, groups: Sequence[str] = ()
-) -> None:
-    """Write the metadata of arrays and groups, then the root's: the store appears, or grows, at once.
-
-    Parameters
-    ----------
-    specs
-        All arrays, by name.
-    attributes
-        Attributes of the root.
-    groups
-        Groups that exist even if no array lies in them.
-    """
-    members: dict[str, Any] = {name: _array_metadata(spec) for name, spec in specs.items()}
-    for name in sorted({name.rsplit("/", 1)[0] for name in specs if "/" in name} | set(groups)):
-        members[name] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-    for name, member in members.items():
-        files.write_json(f"{name}/zarr.json", member)
+def root_of(members: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The root ``zarr.json`` of a store with these arrays and groups."""
     consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(members.items()))}
-    root = {
+    return {
         "attributes": dict(attributes),
         "zarr_format": 3,
         "node_type": "group",
         "consolidated_metadata": consolidated,
     }
-    files.write("zarr.json", json.dumps(root, allow_nan=False).encode())
+
+
+def groups_of(arrays: Iterable[str]) -> dict[str, Any]:
+    """Metadata of the groups that arrays of these paths lie in, by path."""
+    names = sorted({name.rsplit("/", 1)[0] for name in arrays if "/" in name})
+    return {name: {"attributes": {}, "zarr_format": 3, "node_type": "group"} for name in names}
+
+
+def write_root(files: Files, specs: Mapping[str, ArraySpec], attributes: Mapping[str, Any]) -> None:
+    """Write the metadata of arrays and groups, then the root's, without a checksum: a store appears at once."""
+    members: dict[str, Any] = {name: array_metadata(spec) for name, spec in specs.items()}
+    members |= groups_of(specs)
+    for name, member in members.items():
+        files.write_json(f"{name}/zarr.json", member)
+    files.write("zarr.json", json.dumps(root_of(members, attributes), allow_nan=False).encode())
 
 
 #: Small values of a block of crops, in memory while a store is finished.

@@ -16,7 +16,8 @@ from xarray.core import indexing
 
 from gridrad_cube.schema import Packing
 from gridrad_cube.storage import Files
-from gridrad_cube.store.layout import COORDINATES, store_info
+from gridrad_cube.store.integrity import CheckedStore, read_root, require_state
+from gridrad_cube.store.layout import COORDINATES, info_of, store_info
 from gridrad_cube.store.patches import PatchReader
 
 #: Dask chunks of an opened store: None for none, ``"auto"``, crops a chunk, or a number for each dimension.
@@ -105,9 +106,11 @@ def source_path(store: str | os.PathLike[str], source: str) -> str:
 
 def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[str, Any]]:
     """A store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
-    info, files = store_info(store, kind), Files(store)
+    files = Files(store)
+    root = read_root(files)
+    info = info_of(root.attributes, os.fspath(store), kind)
     dataset = xr.open_zarr(
-        files.zarr(), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
+        CheckedStore(files, root), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
     )
     # Times alone are decoded here: everything else keeps its codes for our own decoding.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
@@ -130,7 +133,8 @@ def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Varia
     """A channel's pixels lazily: packed codes, or values if a packing is given."""
     variable = dataset[name].variable
     dtype = variable.dtype if packing is None else np.dtype(np.float32)
-    lazy = _PixelArray(dataset.encoding["source"], name, tuple(variable.shape), dtype, packing)
+    state = store_info(dataset).get("checksum")
+    lazy = _PixelArray(dataset.encoding["source"], state, name, tuple(variable.shape), dtype, packing)
     coded = {} if packing is None else packing.to_attributes()
     attributes = {k: v for k, v in variable.attrs.items() if k not in coded}
     return xr.Variable(variable.dims, indexing.LazilyIndexedArray(lazy), attributes)
@@ -163,9 +167,16 @@ class _PixelArray(BackendArray):
     """Pixels of one channel, decoded if a packing is given. Picklable."""
 
     def __init__(
-        self, root: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], packing: Packing | None
+        self,
+        root: str,
+        state: str | None,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        packing: Packing | None,
     ) -> None:
-        self.root, self.name, self.shape, self.dtype, self.packing = root, name, shape, dtype, packing
+        self.root, self.state, self.name = root, state, name
+        self.shape, self.dtype, self.packing = shape, dtype, packing
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
@@ -176,11 +187,13 @@ class _PixelArray(BackendArray):
             slice(*k.indices(n)) if isinstance(k, slice) else int(k)
             for k, n in zip(key, self.shape, strict=True)
         )
-        codes = _reader(os.getpid(), self.root, self.shape[0]).read_window(self.name, exact)
+        codes = _reader(os.getpid(), self.root, self.shape[0], self.state).read_window(self.name, exact)
         return codes if self.packing is None else self.packing.decode(codes)
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(pid: int, root: str, crops: int) -> PatchReader:
-    """The process's reader of a store of so many crops, opened once."""
-    return PatchReader(root)
+def _reader(pid: int, root: str, crops: int, state: str | None) -> PatchReader:
+    """The process's reader of a store of so many crops in a state, opened once."""
+    reader = PatchReader(root)
+    require_state(reader.files, reader.root, state)
+    return reader

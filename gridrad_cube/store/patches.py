@@ -13,7 +13,8 @@ import zarr
 
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.storage import Files
-from gridrad_cube.store.layout import store_info
+from gridrad_cube.store.integrity import CheckedStore, Root, read_root
+from gridrad_cube.store.layout import info_of
 from gridrad_cube.store.shards import MissingChunkError, ShardLayout, ShardReader, damage_error
 
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.
@@ -47,18 +48,23 @@ class PatchReader:
         return f"PatchReader({self.files.root!r})"
 
     @functools.cached_property
+    def root(self) -> Root:
+        """The root of the store, as it was at the first read."""
+        return read_root(self.files)
+
+    @functools.cached_property
     def info(self) -> dict[str, Any]:
         """The ``gridrad_cube`` attributes of the store."""
-        return store_info(self.files.root, "patches")
+        return info_of(self.root.attributes, self.files.root, "patches")
 
     @functools.cached_property
     def _members(self) -> dict[str, dict[str, Any]]:
         # The root's copy of the metadata: the array's own runs ahead while the store is extended.
-        return dict(self.files.read_json("zarr.json")["consolidated_metadata"]["metadata"])
+        return self.root.members
 
     @functools.cached_property
     def _small(self) -> Any:
-        return zarr.open_group(self.files.zarr(), mode="r", use_consolidated=True)
+        return zarr.open_group(CheckedStore(self.files, self.root), mode="r", use_consolidated=True)
 
     @property
     def patch(self) -> int:

@@ -1,25 +1,36 @@
-"""Checking a store against the records of what was written: every shard there, whole and unaltered."""
+"""Checking a store against the checksums of what was written: every object there, whole and unaltered."""
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import zarr
 
+from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files, RemoteError
 from gridrad_cube.store.build import Build, Shard
-from gridrad_cube.store.embeddings import CLAIM, record_key
+from gridrad_cube.store.embeddings import CLAIM, read_record, record_key
+from gridrad_cube.store.integrity import (
+    CheckedStore,
+    Root,
+    damaged_objects,
+    last_commit,
+    manifests,
+    read_root,
+)
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard, or another part of the store, that is not as it was written.
+    """An object of a store that is not as it was written.
 
-    ``source`` is empty for embeddings, and for what belongs to no crop: metadata, flags, statistics, coordinates, the
-    readout. For the latter ``row`` is -1; of a shard of several crops it is the first.
+    ``source`` is empty for embeddings, and for what belongs to no crop: metadata, flags, statistics, coordinates, plan
+    and log, the readout. For the latter ``row`` is -1; of a shard of several crops it is the first.
     """
 
     source: str
@@ -29,7 +40,10 @@ class Damage:
 
 
 def verify(store: str | os.PathLike[str]) -> list[Damage]:
-    """Compare size and CRC-32 of every shard of a cube or of embeddings with its record, and read all else.
+    """Compare every object of a cube or of embeddings with its checksum.
+
+    Shards are compared with their records, all else with the manifest of the last commit. A store of an earlier version
+    has no manifest: then metadata and small arrays are only read, which a line of the log says.
 
     Returns
     -------
@@ -38,70 +52,90 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
     Raises
     ------
     SchemaError
-        If the store has no build log.
+        If the store has no build log, or its plan cannot be read.
     """
     files = Files(store)
-    if files.exists(CLAIM):
-        return _damaged_embeddings(files)
-    build = Build(store)
+    damages = _damaged_embeddings(files) if files.exists(CLAIM) else _damaged_cube(files)
+    known = {damage.key for damage in damages}
+    return damages + [d for d in _damaged_rest(files) if d.key not in known]
+
+
+def _damaged_cube(files: Files) -> list[Damage]:
+    """Damage of the plan, the log and the shards of a cube."""
+    build = Build(files.root)
+    damages = [Damage("", -1, key, what) for key, what in build.damages]
     owner = {row: entry.source for entry in build.entries for row in entry.rows}
-    damages = [
+    lost = set(build.lost)
+    for number, entry in enumerate(build.entries):
+        try:
+            build.values(number)
+        except SchemaError:
+            damages.append(Damage(entry.source, entry.row, "_build/log", "altered (the values of a record)"))
+        if entry.source in lost:
+            damages.append(Damage(entry.source, entry.row, "_build/log", "its record is missing"))
+    shards = [
         Damage(owner[shard.row], shard.row, shard.key, what)
         for shard in build.shards()
         if (what := _damage(files, shard))
     ]
-    return sorted(damages, key=lambda d: d.row) + _damaged_rest(files, build.layout.channels)
+    return sorted(shards, key=lambda d: d.row) + damages
 
 
 def _damaged_embeddings(files: Files) -> list[Damage]:
-    """Damage of an embedding store: its shards by the records of its blocks, the readout, and the rest."""
-    rest = _damaged_rest(files, ("embedding",))
-    try:
-        array = files.read_json("zarr.json")["consolidated_metadata"]["metadata"]["embedding"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return rest
-    each = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    """Damage of the shards of an embedding store, by the records of its blocks, and of the readout."""
     damages = []
-    for number, first in enumerate(range(0, array["shape"][0], each)):
-        try:
-            shards = files.read_json(record_key(number))["shards"].items()
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            damages.append(Damage("", first, record_key(number), f"cannot be read ({type(error).__name__})"))
-            continue
-        for key, (size, crc) in shards:
-            if what := _damage(files, Shard(first, key, size, crc, files.size(key))):
-                damages.append(Damage("", first, key, what))
     for name in files.names():
         if name.endswith(".npz"):  # the readout
             try:
                 files.read_arrays(name)
             except ValueError:
-                rest.append(Damage("", -1, name, "truncated or altered"))
-    return damages + rest
+                damages.append(Damage("", -1, name, "truncated or altered"))
+    last = last_commit(files)
+    if last is None or "embedding" not in last.root.members:
+        return damages
+    array = last.root.members["embedding"]
+    each = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    for number, first in enumerate(range(0, array["shape"][0], each)):
+        try:
+            shards = read_record(files, number)["shards"].items()
+        except (FileNotFoundError, ValueError) as error:
+            damages.append(Damage("", first, record_key(number), f"cannot be read ({type(error).__name__})"))
+            continue
+        for key, (size, crc) in shards:
+            if what := _damage(files, Shard(first, key, size, crc, files.size(key))):
+                damages.append(Damage("", first, key, what))
+    return damages
 
 
-def _damaged_rest(files: Files, checked: Collection[str]) -> list[Damage]:
-    """Metadata that differs from the root's, and arrays that cannot be read, but for those checked already."""
-    try:
-        root = files.read_json("zarr.json")
-        members = root["consolidated_metadata"]["metadata"]
-    except FileNotFoundError:
-        return [Damage("", -1, "zarr.json", "missing: the store is not finished")]
-    except (ValueError, KeyError) as error:
-        return [Damage("", -1, "zarr.json", f"cannot be read ({error})")]
-    damages = []
-    for name, metadata in members.items():
+def _damaged_rest(files: Files) -> list[Damage]:
+    """Damage of the root and of all small objects."""
+    found = damaged_objects(files)
+    if not found and last_commit(files) is not None and not manifests(files):
+        _logger.warning(
+            "%s: written by an earlier version, without checksums of metadata and small arrays: they are read, and not "
+            "compared with what was written",
+            files.root,
+        )
+        found = _unreadable(files, read_root(files))
+    return [Damage("", -1, key, what) for key, what in found.items()]
+
+
+def _unreadable(files: Files, root: Root) -> dict[str, str]:
+    """Metadata that differs from the root's, and small arrays that cannot be read, by path."""
+    there, found = CheckedStore(files, root), {}
+    for name, metadata in root.members.items():
         try:
             what = None if files.read_json(f"{name}/zarr.json") == metadata else "differs from the root"
-            if what is None and metadata["node_type"] == "array" and name not in checked:
-                zarr.open_array(files.zarr(), path=name, mode="r")[...]
+            is_small = metadata["node_type"] == "array" and metadata["codecs"][-1]["name"] == "crc32c"
+            if what is None and is_small:
+                zarr.open_array(there, path=name, mode="r")[...]
         except RemoteError:
             raise  # says nothing about what lies there
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             what = f"cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
         if what:
-            damages.append(Damage("", -1, name, what))
-    return damages
+            found[name] = what
+    return found
 
 
 def _damage(files: Files, shard: Shard) -> str | None:
