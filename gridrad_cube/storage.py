@@ -266,15 +266,20 @@ class Files:
 
         On a local disk both keys lead to the same file, which is never written in place.
         """
-        there = Path(self.root, target)
+        here, there = Path(self.root, source), Path(self.root, target)
         there.parent.mkdir(parents=True, exist_ok=True)
+        temporary = there.with_name(f".{there.name}.{secrets.token_hex(4)}{_PARTIAL}")
         try:
-            there.unlink(missing_ok=True)
-            os.link(Path(self.root, source), there)
+            os.link(here, temporary)
         except FileNotFoundError:
             raise
         except OSError:  # a file system without links
             self.write(target, self.read(source))
+            return
+        try:
+            os.replace(temporary, there)
+        finally:
+            temporary.unlink(missing_ok=True)  # which a rename leaves where both are the same file
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only if there is none yet; False if there is.

@@ -138,8 +138,12 @@ def _write_blocks(
 
 
 def is_finished(build: Build) -> bool:
-    """Whether the store is there and was made from all that the log says."""
-    return bool(_old_attributes(build).get("build_state") == build.state())
+    """Whether the store is there, was made from all that the log says, and its last commit has ended."""
+    try:
+        root = store.read_root(build.files)
+    except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
+        return False
+    return root.keys == "default" and root.info.get("build_state") == build.state()
 
 
 def _radar_quality(build: Build) -> dict[str, Any]:
@@ -148,13 +152,6 @@ def _radar_quality(build: Build) -> dict[str, Any]:
     if not has_radar or build.recipe.radar.qc == "none":
         return {}
     return {"radar_quality": dataclasses.asdict(quality.RadarQualitySpec.of(build.recipe.radar))}
-
-
-def _old_attributes(build: Build) -> dict[str, Any]:
-    try:
-        return store_info(build.files.root, "patches")
-    except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
-        return {}
 
 
 def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) -> dict[str, np.ndarray]:

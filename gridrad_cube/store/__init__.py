@@ -18,6 +18,7 @@ from gridrad_cube.store.build import (
 )
 from gridrad_cube.store.commit import Commit, blocks, finish, gather, keep_block, write_block
 from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
+from gridrad_cube.store.integrity import read_root
 from gridrad_cube.store.layout import (
     CODECS,
     COORDINATES,
@@ -93,6 +94,7 @@ __all__ = [
     "pack_rows",
     "read_grid",
     "read_grids",
+    "read_root",
     "scene_of",
     "small_specs",
     "source_path",

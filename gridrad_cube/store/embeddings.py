@@ -265,7 +265,8 @@ class EmbeddingWriter:
             "ancillary_variables": " ".join(cells),
         }  # fmt: skip
         specs["embedding"] = dataclasses.replace(self._spec, attributes=described)
-        commit.add(specs["embedding"])
+        for spec in specs.values():
+            commit.add(spec)
         sizes = {d: n for spec in specs.values() for d, n in zip(spec.dims, spec.shape, strict=True)}
         for spec, numbers in number_arrays(sizes, _ROWS):
             commit.write_array(spec, numbers)

@@ -1,9 +1,9 @@
 """What shows damage and half-made changes: the root's checksum, the manifest of a commit, and checked reading.
 
 The attribute ``checksum`` of the root is a hash of the root itself, without its history and the keys of chunks, and so
-names the state of the store: equal states have equal checksums. Each commit writes the small arrays under the keys that
-the state before it does not use (`other_keys`), then a manifest of all small objects, then the root. A reader of the
-old root reads the old objects until the next commit but one, and looks at the root after each of them.
+names the state of the store: equal states have equal checksums. A commit (`gridrad_cube.store.commit`) writes the small
+arrays beside those of the state before, then a manifest of all small objects, then the root. A reader looks at the root
+after each object, and follows the store where its crops have kept their values; else it refuses.
 """
 
 from __future__ import annotations
@@ -40,11 +40,6 @@ def chunk_key(array: str, place: tuple[int, ...], keys: KeyEncoding) -> str:
     if keys == "v2":
         return f"{array}/{'.'.join(map(str, place)) or '0'}"
     return ".".join([f"{array}/c", *map(str, place)])
-
-
-def other_keys(keys: KeyEncoding) -> KeyEncoding:
-    """The encoding that a commit gives the small arrays, after a state in this one."""
-    return "v2" if keys == "default" else "default"
 
 
 def key_encoding(metadata: Mapping[str, Any]) -> KeyEncoding:
@@ -283,21 +278,26 @@ def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def require_state(files: Files, root: Root, state: str | None) -> None:
-    """Refuse a root whose crops have other values than in a state that was opened before.
+def follow(files: Files, state: str | None) -> Root:
+    """The newest root of a store, if its crops have the values that they had in a state that was opened before.
 
     Raises
     ------
     SchemaError
-        If the store has changed, and not merely grown.
+        If the store has changed, and not merely grown; or as `read_root`.
     """
-    if root.state == state:
-        return
-    manifest = read_manifest(files, manifest_key(root))
-    if manifest is None or state not in manifest.extends:
-        raise SchemaError(
-            f"{files.root}: changed since it was opened: its flags, or sources that were missing. Open it again."
-        )
+    while True:
+        root = read_root(files)
+        if root.state == state:
+            return root
+        manifest = read_manifest(files, manifest_key(root))
+        if manifest is not None and state in manifest.extends:
+            return root
+        if files.stamp("zarr.json") == root.stamp:
+            raise SchemaError(
+                f"{files.root}: changed since it was opened: flags by other thresholds, or sources that were missing. "
+                "Open it again; a command that stops here resumes when it is run again."
+            )
 
 
 class CheckedStore(WrapperStore[Any]):
@@ -374,9 +374,7 @@ class CheckedStore(WrapperStore[Any]):
         """Whether the root has been replaced since ``root`` was read; keeps the newest."""
         if self.files.stamp("zarr.json") == root.stamp:
             return False
-        newest = read_root(self.files)
-        require_state(self.files, newest, self.root.state)
-        self._newest = newest
+        self._newest = follow(self.files, self.root.state)
         return True
 
     def _damage(self, array: str, place: tuple[int, ...], what: str) -> MissingChunkError:

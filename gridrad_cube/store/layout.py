@@ -31,7 +31,7 @@ from gridrad_cube.schema import (
     statistics_of,
 )
 from gridrad_cube.storage import Files
-from gridrad_cube.store.integrity import KeyEncoding, chunk_key, read_root
+from gridrad_cube.store.integrity import chunk_key, read_root
 
 _KINDS = {
     "patches": "a cube of patches (gridrad-cube preprocess)",
@@ -84,8 +84,7 @@ CODECS: dict[str, dict[str, Any]] = {
 class ArraySpec:
     """What makes the metadata of one array.
 
-    ``shards`` None leaves the chunks unsharded. ``fill_value`` None is NaN for floats, "" for text, else 0. ``keys`` is
-    how chunks are named.
+    ``shards`` None leaves the chunks unsharded. ``fill_value`` None is NaN for floats, "" for text, else 0.
     """
 
     name: str
@@ -97,16 +96,18 @@ class ArraySpec:
     codec: _Codec = "small"
     fill_value: Any = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    keys: KeyEncoding = "default"
 
     def __post_init__(self) -> None:
         if self.fill_value is None:
             object.__setattr__(self, "fill_value", {"f": np.nan, "s": ""}.get(self.dtype[0], 0))
 
+    def place(self, number: int = 0) -> tuple[int, ...]:
+        """Place of a shard (or chunk) by its number: they divide arrays along their first dimension alone."""
+        return (number, *(0 for _ in self.dims[1:])) if self.dims else ()
+
     def key(self, number: int = 0) -> str:
-        """Key of a shard (or chunk) by its number; arrays are divided into shards along their first dimension alone."""
-        place = (number, *(0 for _ in self.dims[1:])) if self.dims else ()
-        return chunk_key(self.name, place, self.keys)
+        """Key of a shard (or chunk) by its number."""
+        return chunk_key(self.name, self.place(number), "default")
 
 
 def array_metadata(spec: ArraySpec) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def array_metadata(spec: ArraySpec) -> dict[str, Any]:
         compressors=[*blosc, Crc32cCodec()],
         fill_value=spec.fill_value,
         attributes=dict(spec.attributes),
-        chunk_key_encoding={"name": spec.keys, "separator": "."},
+        chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=spec.dims,
         config={"write_empty_chunks": True},
     )
@@ -174,19 +175,19 @@ def encode_rows(spec: ArraySpec, values: np.ndarray) -> bytes:
     return encode(spec, block)
 
 
-def encode_array(spec: ArraySpec, values: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of each chunk of an array that is chunked along its first dimension alone."""
+def encode_array(spec: ArraySpec, values: np.ndarray) -> Iterator[bytes]:
+    """Bytes of each chunk of an array that is chunked along its first dimension alone."""
     if not spec.dims:
-        yield spec.key(), encode(spec, values)
+        yield encode(spec, values)
         return
-    for number, first in enumerate(range(0, len(values), spec.chunks[0])):
-        yield spec.key(number), encode_rows(spec, values[first : first + spec.chunks[0]])
+    for first in range(0, len(values), spec.chunks[0]):
+        yield encode_rows(spec, values[first : first + spec.chunks[0]])
 
 
 def write_array(files: Files, spec: ArraySpec, values: np.ndarray) -> None:
     """Write all chunks of an array that is chunked along its first dimension alone."""
-    for key, data in encode_array(spec, values):
-        files.write(key, data)
+    for number, data in enumerate(encode_array(spec, values)):
+        files.write(spec.key(number), data)
 
 
 def root_of(members: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:

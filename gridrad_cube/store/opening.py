@@ -16,7 +16,7 @@ from xarray.core import indexing
 
 from gridrad_cube.schema import Packing
 from gridrad_cube.storage import Files
-from gridrad_cube.store.integrity import CheckedStore, read_root, require_state
+from gridrad_cube.store.integrity import CheckedStore, follow, read_root
 from gridrad_cube.store.layout import COORDINATES, info_of, store_info
 from gridrad_cube.store.patches import PatchReader
 
@@ -195,5 +195,5 @@ class _PixelArray(BackendArray):
 def _reader(pid: int, root: str, crops: int, state: str | None) -> PatchReader:
     """The process's reader of a store of so many crops in a state, opened once."""
     reader = PatchReader(root)
-    require_state(reader.files, reader.root, state)
+    reader.root = follow(reader.files, state)
     return reader
