@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-import google_crc32c
 import numpy as np
 import zarr
 
@@ -163,7 +162,7 @@ class _Log:
         crc = zlib.crc32(record.values)
         head = dataclasses.asdict(record) | {"values": [len(record.values), crc]}
         text = json.dumps(head, allow_nan=False).encode()
-        line = text[:-1] + b', "crc": %d}\n' % google_crc32c.value(text)
+        line = text[:-1] + b', "crc": %d}\n' % zlib.crc32(text)
         if self._appending is None:
             self._appending = len(self._objects)
             self._objects.append(f"{self._appending:06d}-{secrets.token_hex(3)}.log")
@@ -222,7 +221,7 @@ class _Log:
 def _parse_head(line: bytes) -> tuple[Record, int, int] | None:
     """Record, length and checksum of the values that a line tells; None where it is not as it was written."""
     if found := _RECORD_END.search(line):
-        if google_crc32c.value(line[: found.start()] + b"}") != int(found[1]):
+        if zlib.crc32(line[: found.start()] + b"}") != int(found[1]):
             return None
         line = line[: found.start()] + b"}\n"
     if not line.endswith(b"}\n"):
@@ -403,7 +402,7 @@ class Build:
         self.damages: list[tuple[str, str]] = []
         #: Objects of plan and copy that `mend` writes.
         self._mended: dict[str, bytes] = {}
-        #: Size and CRC-32C of each object of the plan.
+        #: Size and CRC-32 of each object of the plan.
         self._segments: dict[str, tuple[int, int]] = {}
         self._read_plan()
         self._log = _Log(self.files)
@@ -457,7 +456,7 @@ class Build:
             if copy is None:
                 self._mended[_copy_key(name)] = zlib.compress(data, 6)
                 known = self.last.objects.get(key) if self.last else None
-                if known and known != (len(data), google_crc32c.value(data)):
+                if known and known != (len(data), zlib.crc32(data)):
                     raise SchemaError(
                         f"{self.files.path(key)}: the plan and its copy are both damaged, so that this store can be "
                         "read, and neither extended nor verified. Build a new one."
@@ -474,7 +473,7 @@ class Build:
                     f"{self.files.path(key)}: the plan of the store cannot be read ({error!r}), so that it can be "
                     "neither extended nor verified. Build a new one."
                 ) from error
-            self._segments[key] = len(data), google_crc32c.value(data)
+            self._segments[key] = len(data), zlib.crc32(data)
 
     def _read_copy(self, name: str) -> bytes | None:
         try:
@@ -610,7 +609,7 @@ class Build:
             name, data = f"{len(self._segments):04d}.jsonl", ("\n".join(lines) + "\n").encode()
             self.files.write(f"{_PLAN}/{name}", data)
             self.files.write(_copy_key(name), zlib.compress(data, 6))
-            self._segments[f"{_PLAN}/{name}"] = len(data), google_crc32c.value(data)
+            self._segments[f"{_PLAN}/{name}"] = len(data), zlib.crc32(data)
             self._add(segment)
             head = {}
 

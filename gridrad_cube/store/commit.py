@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError
@@ -99,7 +99,7 @@ class Commit:
         self._keys: KeyEncoding = "v2" if is_seen else "default"
         self._damaged = frozenset(damaged)
         self._members: dict[str, Any] = {}
-        #: Size and CRC-32C of the chunks of small arrays by array and place, and of all else by key.
+        #: Size and CRC-32 of the chunks of small arrays by array and place, and of all else by key.
         self._chunks: dict[tuple[str, tuple[int, ...]], tuple[int, int | None]] = {}
         self._objects: dict[str, tuple[int, int | None]] = {}
         self._sizes = functools.cache(files.sizes)
@@ -126,7 +126,7 @@ class Commit:
     def _put(self, spec: ArraySpec, number: int, data: bytes) -> None:
         place = spec.place(number)
         self.files.write(chunk_key(spec.name, place, self._keys), data)
-        self._chunks[spec.name, place] = len(data), google_crc32c.value(data)
+        self._chunks[spec.name, place] = len(data), zlib.crc32(data)
 
     def keep_rows(self, specs: Iterable[ArraySpec], first: int) -> bool:
         """Take over one chunk of some small arrays from the last state; False where one of them is not whole."""
@@ -166,7 +166,7 @@ class Commit:
 
     def note(self, key: str, data: bytes) -> None:
         """Put another object, which is there, into the manifest."""
-        self._objects[key] = len(data), google_crc32c.value(data)
+        self._objects[key] = len(data), zlib.crc32(data)
 
     def note_as_before(self, key: str) -> bool:
         """Put another object into the manifest that is there as in the last state; False where it is not."""

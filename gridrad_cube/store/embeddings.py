@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from gridrad_cube.schema import SchemaError, flag_attributes
@@ -353,7 +352,7 @@ def read_record(files: Files, number: int) -> dict[str, Any]:
 
 def _record_checksum(record: Mapping[str, Any]) -> int:
     text = json.dumps({k: v for k, v in record.items() if k != "crc"}, sort_keys=True)
-    return int(google_crc32c.value(text.encode()))
+    return int(zlib.crc32(text.encode()))
 
 
 def _record_bytes(record: Mapping[str, Any]) -> bytes:

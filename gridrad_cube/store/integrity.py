@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -161,9 +162,9 @@ def remedy(files: Files) -> str:
 class Manifest:
     """A commit: the root that it wrote, and what it consists of.
 
-    ``objects`` has the size and CRC-32C of every small object by key (CRC None where records carry their own), of the
-    state alone that the root names. ``extends`` names earlier states whose crops have the same values in this one.
-    ``about`` is the writer's own.
+    ``objects`` has the size and CRC-32 of every small object by key (CRC None where records carry their own), of the
+    state alone that the root names. (CRC-32C would be the same for all chunks, since each ends with its own.)
+    ``extends`` names earlier states whose crops have the same values in this one. ``about`` is the writer's own.
     """
 
     root: Root
@@ -190,7 +191,7 @@ class Manifest:
             allow_nan=False,
             separators=(",", ":"),
         ).encode()
-        files.write(self.key, b"%08x\n" % google_crc32c.value(body) + body)
+        files.write(self.key, b"%08x\n" % zlib.crc32(body) + body)
 
 
 def manifest_key(root: Root) -> str:
@@ -202,7 +203,7 @@ def read_manifest(files: Files, key: str) -> Manifest | None:
     """A manifest; None where it is missing or damaged."""
     try:
         line, _, body = files.read(key).partition(b"\n")
-        if int(line, 16) != google_crc32c.value(body):
+        if int(line, 16) != zlib.crc32(body):
             return None
         value = json.loads(body)
     except (FileNotFoundError, ValueError):
@@ -267,13 +268,13 @@ def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
         if key.endswith("/zarr.json") and there is not None:
             data = files.read(key)
             states = [m.objects.get(key) for m in (manifest, *others) if m]
-            if (len(data), google_crc32c.value(data)) not in states:
+            if (len(data), zlib.crc32(data)) not in states:
                 found[key] = "altered"
         elif there is None:
             found[key] = "missing"
         elif there < size or (crc is not None and there != size):
             found[key] = f"truncated or grown ({there} bytes, {size} were written)"
-        elif crc is not None and google_crc32c.value(files.read(key)) != crc:
+        elif crc is not None and zlib.crc32(files.read(key)) != crc:
             found[key] = "altered (checksum differs)"
     return found
 
