@@ -38,10 +38,10 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 120
-LINES = 33_000
+MODULES = 121
+LINES = 34_100
 FILES_OF_A_PACKAGE = 12
-LONGEST_CHAIN = 14
+LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
 LOOK_INTO_SEVERAL = {"test_quality.py"}
 #: Basenames of several modules that play the same part in their packages; modules of `cli` have the names of packages.

@@ -16,9 +16,9 @@ from gridrad_cube.store.build import (
     write_crop,
     write_grid,
 )
-from gridrad_cube.store.commit import Commit, blocks, finish, gather, keep_block, write_block
+from gridrad_cube.store.commit import blocks, finish, gather, keep_block, write_block
 from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
-from gridrad_cube.store.integrity import read_root
+from gridrad_cube.store.integrity import Commit, read_root, store_info
 from gridrad_cube.store.layout import (
     CODECS,
     COORDINATES,
@@ -31,7 +31,6 @@ from gridrad_cube.store.layout import (
     block_length,
     encode,
     small_specs,
-    store_info,
     write_array,
     write_root,
 )

@@ -17,9 +17,8 @@ import numpy as np
 from gridrad_cube.schema import SchemaError, flag_attributes
 from gridrad_cube.selection import parse_label
 from gridrad_cube.storage import Files
-from gridrad_cube.store.commit import Commit
-from gridrad_cube.store.integrity import damaged_objects, last_commit, manifests, read_root
-from gridrad_cube.store.layout import COORDINATES, ArraySpec, encode, info_of, number_arrays, whole_array
+from gridrad_cube.store.integrity import Commit, damaged_objects, info_of, last_commit, manifests, read_root
+from gridrad_cube.store.layout import COORDINATES, ArraySpec, encode, number_arrays, whole_array
 from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
 #: Uncompressed bytes of a shard, and of a chunk in it.

@@ -1,7 +1,7 @@
 """What shows damage and half-made changes: the root's checksum, the manifest of a commit, and checked reading.
 
 The attribute ``checksum`` of the root is a hash of the root itself, without its history and the keys of chunks, and so
-names the state of the store: equal states have equal checksums. A commit (`gridrad_cube.store.commit`) writes the small
+names the state of the store: equal states have equal checksums. A commit (`Commit`) writes the small
 arrays beside those of the state before, then a manifest of all small objects, then the root. A reader looks at the root
 after each object, and follows the store where its crops have kept their values; else it refuses.
 """
@@ -12,38 +12,44 @@ import asyncio
 import functools
 import hashlib
 import json
+import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import google_crc32c
+import numpy as np
+import xarray as xr
 from zarr.storage import WrapperStore
 
-from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError
+from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError, read_attribute
 from gridrad_cube.storage import Files
+from gridrad_cube.store.layout import (
+    ArraySpec,
+    KeyEncoding,
+    array_metadata,
+    chunk_key,
+    encode_array,
+    encode_rows,
+    groups_of,
+    root_of,
+)
 from gridrad_cube.store.shards import MissingChunkError
-
-#: How chunks of an array are named: Zarr's chunk key encodings, both with the separator ``.``.
-KeyEncoding = Literal["default", "v2"]
 
 _FOLDER = "_build/manifest"
 #: The key of a chunk, in either encoding.
 _CHUNK = re.compile(r"(?P<array>.+)/(?:c(?P<default>(?:\.\d+)*)|(?P<v2>\d+(?:\.\d+)*))")
 #: States that a manifest names as extended, at most: a reader that is older opens the store again.
 _STATES = 256
+#: Requests to a remote store that are under way at a time.
+_REQUESTS = 16
 _REPAIR = "gridrad-cube verify STORE --repair --source-root DIR"
 
 
-def chunk_key(array: str, place: tuple[int, ...], keys: KeyEncoding) -> str:
-    """Key of a chunk or shard by its place in the grid of them."""
-    if keys == "v2":
-        return f"{array}/{'.'.join(map(str, place)) or '0'}"
-    return ".".join([f"{array}/c", *map(str, place)])
-
-
-def key_encoding(metadata: Mapping[str, Any]) -> KeyEncoding:
+def _key_encoding(metadata: Mapping[str, Any]) -> KeyEncoding:
     """How the chunks of an array are named, by its metadata."""
     found: KeyEncoding = "v2" if metadata["chunk_key_encoding"]["name"] == "v2" else "default"
     return found
@@ -97,7 +103,7 @@ class Root:
     @property
     def keys(self) -> KeyEncoding:
         """How the chunks of the small arrays are named."""
-        return key_encoding(self.members["crop"]) if "crop" in self.members else "default"
+        return _key_encoding(self.members["crop"]) if "crop" in self.members else "default"
 
     @property
     def is_altered(self) -> bool:
@@ -158,6 +164,43 @@ def remedy(files: Files) -> str:
     return "gridrad-cube embed again" if files.exists("_build/embed.json") else _REPAIR
 
 
+_KINDS = {
+    "patches": "a cube of patches (gridrad-cube preprocess)",
+    "embeddings": "an embedding store (gridrad-cube embed)",
+}
+
+
+def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = None) -> dict[str, Any]:
+    """The ``gridrad_cube`` attribute of a finished store.
+
+    Parameters
+    ----------
+    store
+        Path or URL, or a Dataset opened from a store: by this package, by plain xarray, or saved and opened again.
+    kind
+        ``"patches"`` or ``"embeddings"``, if the caller needs one of them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at this place.
+    SchemaError
+        If it is not a store of this package, is not finished, is damaged, is newer than this program, is of another
+        kind, or holds embeddings of int8, which earlier versions could write.
+    """
+    if isinstance(store, xr.Dataset):
+        return info_of(store.attrs, str(store.encoding.get("source", "dataset")), kind)
+    return info_of(read_root(Files(store)).attributes, os.fspath(store), kind)
+
+
+def info_of(attributes: Mapping[Any, Any], where: str, kind: str | None) -> dict[str, Any]:
+    """As `store_info`, of the attributes of a root."""
+    info = read_attribute(attributes, where)
+    if kind is not None and info.get("kind") != kind:
+        raise SchemaError(f"{where}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
+    return info
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A commit: the root that it wrote, and what it consists of.
@@ -176,7 +219,7 @@ class Manifest:
     @property
     def key(self) -> str:
         """Key of the manifest itself."""
-        return manifest_key(self.root)
+        return _manifest_key(self.root)
 
     def write(self, files: Files) -> None:
         """Write the manifest in one step."""
@@ -194,12 +237,12 @@ class Manifest:
         files.write(self.key, b"%08x\n" % zlib.crc32(body) + body)
 
 
-def manifest_key(root: Root) -> str:
+def _manifest_key(root: Root) -> str:
     """Key of the manifest of the commit that wrote a root."""
     return f"{_FOLDER}/{root.state}.{root.keys}.json"
 
 
-def read_manifest(files: Files, key: str) -> Manifest | None:
+def _read_manifest(files: Files, key: str) -> Manifest | None:
     """A manifest; None where it is missing or damaged."""
     try:
         line, _, body = files.read(key).partition(b"\n")
@@ -231,9 +274,9 @@ def last_commit(files: Files) -> Manifest | None:
     try:
         root = read_root(files)
     except (SchemaError, FileNotFoundError):
-        found = [m for key in manifests(files) if (m := read_manifest(files, key))]
+        found = [m for key in manifests(files) if (m := _read_manifest(files, key))]
         return max(found, key=lambda m: m.number, default=None)
-    return read_manifest(files, manifest_key(root)) or Manifest(root=root)
+    return _read_manifest(files, _manifest_key(root)) or Manifest(root=root)
 
 
 def damaged_objects(files: Files) -> dict[str, str]:
@@ -248,9 +291,9 @@ def damaged_objects(files: Files) -> dict[str, str]:
         found["zarr.json"] = "altered or cut" if files.exists("zarr.json") else "missing"
         manifest = last_commit(files)
     else:
-        manifest = read_manifest(files, manifest_key(root))
+        manifest = _read_manifest(files, _manifest_key(root))
         if manifest is None and (root.state is not None or manifests(files)):
-            found["zarr.json" if root.state is None else manifest_key(root)] = "missing or altered"
+            found["zarr.json" if root.state is None else _manifest_key(root)] = "missing or altered"
         if manifest is not None and manifest.root.value != root.value:
             found["zarr.json"] = "altered"
     return found if manifest is None else found | _compare(files, manifest)
@@ -258,7 +301,7 @@ def damaged_objects(files: Files) -> dict[str, str]:
 
 def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
     """What is wrong with the objects of a manifest, by key."""
-    others = [read_manifest(files, key) for key in manifests(files) if key != manifest.key]
+    others = [_read_manifest(files, key) for key in manifests(files) if key != manifest.key]
     sizes = functools.cache(files.sizes)
     found = {}
     for key, (size, crc) in manifest.objects.items():
@@ -291,7 +334,7 @@ def follow(files: Files, state: str | None) -> Root:
         root = read_root(files)
         if root.state == state:
             return root
-        manifest = read_manifest(files, manifest_key(root))
+        manifest = _read_manifest(files, _manifest_key(root))
         if manifest is not None and state in manifest.extends:
             return root
         if files.stamp("zarr.json") == root.stamp:
@@ -353,7 +396,7 @@ class CheckedStore(WrapperStore[Any]):
             is_small = metadata["codecs"][-1]["name"] == "crc32c"
             if not metadata["shape"]:
                 place = ()
-            there = chunk_key(found["array"], place, key_encoding(metadata))
+            there = chunk_key(found["array"], place, _key_encoding(metadata))
             data = await super().get(there, prototype, byte_range)
             if not is_small or not await self._run(self._renew, newest):
                 break
@@ -383,3 +426,193 @@ class CheckedStore(WrapperStore[Any]):
         return MissingChunkError(
             f"{self.files.root}: chunk {chunk} of {array} {what}. Run: {remedy(self.files)}"
         )
+
+
+class Commit:
+    """The next state of a store: its small arrays, written beside those of the last state, and then the root.
+
+    Where readers see a state, the next one is first written under other keys (Zarr's chunk key encoding ``v2``), which
+    its root names; then it moves to the keys of the format, and a second root names those. Each root appears in one
+    step, and names a whole state. What is the same as in the last state is not encoded again.
+
+    Parameters
+    ----------
+    files
+        The store.
+    damaged
+        Keys of objects of the last state that are not to be kept.
+    """
+
+    def __init__(self, files: Files, damaged: Collection[str] = ()) -> None:
+        self.files, self.last = files, last_commit(files)
+        is_seen = self.last is not None and files.exists("zarr.json") and self.last.root.keys == "default"
+        self._keys: KeyEncoding = "v2" if is_seen else "default"
+        self._damaged = frozenset(damaged)
+        self._members: dict[str, Any] = {}
+        #: Size and CRC-32 of the chunks of small arrays by array and place, and of all else by key.
+        self._chunks: dict[tuple[str, tuple[int, ...]], tuple[int, int | None]] = {}
+        self._objects: dict[str, tuple[int, int | None]] = {}
+        self._sizes = functools.cache(files.sizes)
+
+    @property
+    def history(self) -> str:
+        """History of the store up to now, a line an event; empty where there is none."""
+        return "" if self.last is None else str(self.last.root.attributes.get("history", ""))
+
+    def add(self, spec: ArraySpec) -> None:
+        """Name an array, whose shards or chunks are written already or will be."""
+        self._members[spec.name] = array_metadata(spec)
+
+    def write_rows(self, spec: ArraySpec, first: int, values: np.ndarray) -> None:
+        """Write one chunk of a small array from row ``first`` on, a multiple of the chunk's length."""
+        self._put(spec, first // spec.chunks[0], encode_rows(spec, values))
+
+    def write_array(self, spec: ArraySpec, values: np.ndarray) -> None:
+        """Name a small array and write all its chunks."""
+        self.add(spec)
+        for number, data in enumerate(encode_array(spec, values)):
+            self._put(spec, number, data)
+
+    def _put(self, spec: ArraySpec, number: int, data: bytes) -> None:
+        place = spec.place(number)
+        self.files.write(chunk_key(spec.name, place, self._keys), data)
+        self._chunks[spec.name, place] = len(data), zlib.crc32(data)
+
+    def keep_rows(self, specs: Iterable[ArraySpec], first: int) -> bool:
+        """Take over one chunk of some small arrays from the last state; False where one of them is not whole."""
+        return self._keep([(spec.name, spec.place(first // spec.chunks[0])) for spec in specs])
+
+    def keep_array(self, name: str) -> bool:
+        """Take over a small array of one chunk from the last state; False where it is not there whole."""
+        metadata = self.last.root.members.get(name) if self.last else None
+        if metadata is None or not self._keep([(name, (0,) * len(metadata["shape"]))]):
+            return False
+        encoding = metadata["chunk_key_encoding"] | {"name": "default"}
+        self._members[name] = metadata | {"chunk_key_encoding": encoding}
+        return True
+
+    def _keep(self, chunks: Sequence[tuple[str, tuple[int, ...]]]) -> bool:
+        if self.last is None:
+            return False
+        old = [chunk_key(*chunk, self.last.root.keys) for chunk in chunks]
+        if not all(map(self._is_whole, old)):
+            return False
+        self._copy(
+            (key, chunk_key(*chunk, self._keys))
+            for key, chunk in zip(old, chunks, strict=True)
+            if self._keys != self.last.root.keys
+        )
+        self._chunks |= {chunk: self.last.objects[key] for key, chunk in zip(old, chunks, strict=True)}
+        return True
+
+    def _is_whole(self, key: str) -> bool:
+        """Whether an object of the last state is there in its size."""
+        folder, _, name = key.rpartition("/")
+        size, _ = (self.last and self.last.objects.get(key)) or (None, None)
+        return size is not None and key not in self._damaged and self._sizes(folder).get(name) == size
+
+    def _copy(self, pairs: Iterable[tuple[str, str]]) -> None:
+        _do_all(self.files, lambda pair: self.files.copy(*pair), pairs)
+
+    def note(self, key: str, data: bytes) -> None:
+        """Put another object, which is there, into the manifest."""
+        self._objects[key] = len(data), zlib.crc32(data)
+
+    def note_as_before(self, key: str) -> bool:
+        """Put another object into the manifest that is there as in the last state; False where it is not."""
+        if self.last is None or not self._is_whole(key):
+            return False
+        self._objects[key] = self.last.objects[key]
+        return True
+
+    def note_known(self, objects: Mapping[str, tuple[int, int | None]]) -> None:
+        """Put other objects into the manifest by key, with their sizes and checksums."""
+        self._objects |= objects
+
+    def finish(
+        self,
+        attributes: Mapping[str, Any],
+        *,
+        groups: Iterable[str] = (),
+        extends: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the manifest, the arrays' metadata and the root: the store appears, or changes, at once.
+
+        Parameters
+        ----------
+        attributes
+            Of the root.
+        groups
+            Groups that exist even if no array lies in them.
+        extends
+            Whether the crops of the last state have the same values in this one.
+        about
+            What the manifest keeps for the next commit.
+        """
+        self._members |= groups_of([*self._members, *(f"{name}/" for name in groups)])
+        value = json.loads(json.dumps(root_of(self._members, attributes), allow_nan=False))
+        value["attributes"][ATTRIBUTE]["checksum"] = checksum(value)
+        before: tuple[str, ...] = ()
+        if self.last is not None and self.last.root.state is not None and extends:
+            before = tuple(dict.fromkeys((*self.last.extends, self.last.root.state)))
+        self._publish(value, self._keys, extends=before, about=about or {})
+        beside = [chunk_key(*chunk, "v2") for chunk in self._chunks]
+        if self._keys == "v2":
+            same = self.last.objects if self.last else {}
+            moved = {chunk_key(*chunk, "default"): chunk for chunk in self._chunks}
+            self._copy(
+                (chunk_key(*chunk, "v2"), key)
+                for key, chunk in moved.items()
+                if same.get(key) != self._chunks[chunk] or not self._is_whole(key)
+            )
+            self._publish(value, "default", extends=before, about=about or {})
+        if self._keys == "v2" or (self.last is not None and self.last.root.keys == "v2"):
+            _do_all(self.files, self.files.remove, beside)
+
+    def _publish(
+        self,
+        value: Mapping[str, Any],
+        keys: KeyEncoding,
+        *,
+        extends: tuple[str, ...],
+        about: Mapping[str, Any],
+    ) -> None:
+        """Write the manifest, metadata and root of the state as it lies under some keys; forget other manifests."""
+        members = dict(value["consolidated_metadata"]["metadata"])
+        for name in {name for name, _ in self._chunks}:
+            encoding = members[name]["chunk_key_encoding"] | {"name": keys}
+            members[name] = members[name] | {"chunk_key_encoding": encoding}
+        root = {**value, "consolidated_metadata": {**value["consolidated_metadata"], "metadata": members}}
+        data = json.dumps(root, allow_nan=False).encode()
+        metadata = {
+            f"{name}/zarr.json": json.dumps(member, allow_nan=False, separators=(",", ":")).encode()
+            for name, member in members.items()
+        }
+        for key, member in metadata.items():
+            self.note(key, member)
+        chunks = {chunk_key(*chunk, keys): known for chunk, known in self._chunks.items()}
+        manifest = Manifest(
+            root=Root(data),
+            number=self.last.number + 1 if self.last else 1,
+            objects=self._objects | chunks,
+            extends=extends,
+            about=about,
+        )
+        manifest.write(self.files)
+        for key, member in metadata.items():
+            self.files.write(key, member)
+        self.files.write("zarr.json", data)
+        for key in manifests(self.files):
+            if key != manifest.key:
+                self.files.remove(key)
+
+
+def _do_all(files: Files, function: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Call a function for each of some items; by several threads where each waits for a network."""
+    if files.local:
+        for item in items:
+            function(item)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        list(pool.map(function, items))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
-import xarray as xr
 import zarr
 from numcodecs import Blosc, VLenUTF8
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -26,49 +24,13 @@ from gridrad_cube.schema import (
     SchemaError,
     channel_in,
     flag_attributes,
-    read_attribute,
     statistic_units,
     statistics_of,
 )
 from gridrad_cube.storage import Files
-from gridrad_cube.store.integrity import chunk_key, read_root
 
-_KINDS = {
-    "patches": "a cube of patches (gridrad-cube preprocess)",
-    "embeddings": "an embedding store (gridrad-cube embed)",
-}
-
-
-def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = None) -> dict[str, Any]:
-    """The ``gridrad_cube`` attribute of a finished store.
-
-    Parameters
-    ----------
-    store
-        Path or URL, or a Dataset opened from a store: by this package, by plain xarray, or saved and opened again.
-    kind
-        ``"patches"`` or ``"embeddings"``, if the caller needs one of them.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing at this place.
-    SchemaError
-        If it is not a store of this package, is not finished, is damaged, is newer than this program, is of another
-        kind, or holds embeddings of int8, which earlier versions could write.
-    """
-    if isinstance(store, xr.Dataset):
-        return info_of(store.attrs, str(store.encoding.get("source", "dataset")), kind)
-    return info_of(read_root(Files(store)).attributes, os.fspath(store), kind)
-
-
-def info_of(attributes: Mapping[Any, Any], where: str, kind: str | None) -> dict[str, Any]:
-    """As `store_info`, of the attributes of a root."""
-    info = read_attribute(attributes, where)
-    if kind is not None and info.get("kind") != kind:
-        raise SchemaError(f"{where}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
-    return info
-
+#: How chunks of an array are named: Zarr's chunk key encodings, both with the separator ``.``.
+KeyEncoding = Literal["default", "v2"]
 
 _Codec = Literal["fast", "small", "raw"]
 
@@ -78,6 +40,13 @@ CODECS: dict[str, dict[str, Any]] = {
     "small": {"cname": "zstd", "clevel": 5},
     "raw": {},
 }
+
+
+def chunk_key(array: str, place: tuple[int, ...], keys: KeyEncoding) -> str:
+    """Key of a chunk or shard by its place in the grid of them."""
+    if keys == "v2":
+        return f"{array}/{'.'.join(map(str, place)) or '0'}"
+    return ".".join([f"{array}/c", *map(str, place)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from xarray.core import indexing
 
 from gridrad_cube.schema import Packing
 from gridrad_cube.storage import Files
-from gridrad_cube.store.integrity import CheckedStore, follow, read_root
-from gridrad_cube.store.layout import COORDINATES, info_of, store_info
+from gridrad_cube.store.integrity import CheckedStore, follow, info_of, read_root, store_info
+from gridrad_cube.store.layout import COORDINATES
 from gridrad_cube.store.patches import PatchReader
 
 #: Dask chunks of an opened store: None for none, ``"auto"``, crops a chunk, or a number for each dimension.

@@ -13,8 +13,7 @@ import zarr
 
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.storage import Files
-from gridrad_cube.store.integrity import CheckedStore, Root, read_root
-from gridrad_cube.store.layout import info_of
+from gridrad_cube.store.integrity import CheckedStore, Root, info_of, read_root
 from gridrad_cube.store.shards import MissingChunkError, ShardLayout, ShardReader, damage_error
 
 #: Patches that a window of pixels reads at once, at most, unless one crop has more.

@@ -18,6 +18,7 @@ import xarray as xr
 
 from gridrad_cube.geometry import orientation, pixel_spacing_km
 from gridrad_cube.storage import Files
+from gridrad_cube.store.integrity import CheckedStore, read_root
 
 #: What a checkpoint, or a store of embeddings, calls inputs that were turned by `Orientation`.
 NORTH_UP = "north up, east right"
@@ -91,7 +92,9 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
     FileNotFoundError
         If the store has no such grid.
     """
-    return xr.open_zarr(Files(store).zarr(), group=f"grids/{grid}", chunks=None, consolidated=False)
+    files = Files(store)
+    there = CheckedStore(files, read_root(files))
+    return xr.open_zarr(there, group=f"grids/{grid}", chunks=None, consolidated=False)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag
-from gridrad_cube.store.layout import STATUS, ChannelLayout, store_info
+from gridrad_cube.store.integrity import store_info
+from gridrad_cube.store.layout import STATUS, ChannelLayout
 from gridrad_cube.store.positions import Orientation, compare_grids, read_grids
 
 #: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
