@@ -303,3 +303,15 @@ def test_one_product_at_different_latitudes_is_one_scale(mixed):
     assert "beside projections" in compare_grids(grids)
     facts = info.inspect_target(mixed)
     assert facts["orientation"] == "6 crops are south first or east first, and turned when they are read"
+
+
+def test_pictures_lie_north_up_and_east_right(mixed):
+    from gridrad_cube import plot
+    from gridrad_cube.store import open_cube
+
+    cube = open_cube(mixed)
+    for name, (rows, columns, _) in ORDERS.items():
+        (crop,) = crops_of(mixed, f"{name}0")
+        axes = plot.crops(cube, int(crop)).axes[0]
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert (left > right, bottom < top) == (columns, rows)

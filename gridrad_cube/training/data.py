@@ -82,7 +82,7 @@ def open_source(config: Config, checkpoint: Mapping[str, Any] | None = None) -> 
     Normalization and samples are those of the checkpoint from which a run resumes; worked out from the store if None.
     """
     kind = _PatchSource if store_level(config.store) == "256" else _GridSource
-    source = kind(config, checkpoint or {})
+    source = kind(config, checkpoint)
     turned = source.dataset.orientation.of(np.unique(source.dataset.crop)).any()
     if turned and checkpoint is not None and checkpoint.get("orientation") != NORTH_UP:
         raise SchemaError(
@@ -223,7 +223,8 @@ class _PatchSource(_Source):
 
     level: Level = "256"
 
-    def __init__(self, config: Config, checkpoint: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, checkpoint: Mapping[str, Any] | None = None) -> None:
+        checkpoint = checkpoint or {}
         arch = _choose_arch(config, self.level)
         patch_size = ARCHITECTURES[arch].patch_size if config.patch_size == "auto" else config.patch_size
         dataset = PatchDataset(
@@ -424,7 +425,8 @@ class _GridSource(_Source):
 
     level: Level = "2k"
 
-    def __init__(self, config: Config, checkpoint: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, checkpoint: Mapping[str, Any] | None = None) -> None:
+        checkpoint = checkpoint or {}
         if config.bbox:
             raise SchemaError("--bbox: grids are whole crops; choose them by --time, or embed a smaller cube")
         if config.flips == "d4":
