@@ -10,6 +10,7 @@ The layout of sections is that of the WMO Manual on Codes, WMO-No. 306, Volume I
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
@@ -33,6 +34,9 @@ _LONGEST_GAP = 2**16
 #: More fields than this in one file, or a longer section of the header, is no gridded product.
 _MAX_FIELDS = 100_000
 _MAX_HEADER_BYTES = 2**20
+#: Sections 1 and 4 of a message that says nothing but its grid: WMO tables, 1 January 2000, and template 0.
+_ORIGIN = bytes((0, 0, 0, 21, 1, 0, 7, 0, 0, 2, 0, 1, 0x07, 0xD0, 1, 1, 0, 0, 0, 0, 0))
+_PRODUCT = bytes((0, 0, 0, 34, 4)) + bytes(29)
 #: Stands for missing values in what ecCodes decodes; no packing gives it.
 _MISSING = -1e300
 
@@ -506,7 +510,9 @@ def _parameter(parameter: _Parameter, get: Callable[[str, type], Any]) -> tuple[
 
 
 def _mrms_states(units: str) -> dict[str, float]:
-    """Values of MRMS that are no measurement, as netCDF declares them."""
+    """Values of MRMS that are no measurement, as netCDF declares them; none of a product that is not known here."""
+    if not units:
+        return {}
     if units == "dBZ":
         return {"_FillValue": -999.0, "_Undetect": -99.0}
     if units == "km":
@@ -562,16 +568,9 @@ class _Positions(_Named):
         axis = str(self.attributes["standard_name"])
         if self._kind == "regular_ll":
             return self._even(axis)[key]
-        import eccodes
-
-        handle = eccodes.codes_new_from_message(self._message.headers())
-        try:
-            name = f"distinct{axis.title()}s" if self._kind in _AXES else f"{axis}s"
-            values = np.asarray(eccodes.codes_get_array(handle, name), np.float64)
-        except eccodes.CodesInternalError as error:
-            raise ValueError(str(error)) from error
-        finally:
-            eccodes.codes_release(handle)
+        values = _positions(
+            self._message.grid, f"distinct{axis.title()}s" if self._kind in _AXES else f"{axis}s"
+        )
         if values.size != math.prod(self.shape):
             raise ValueError(f"{values.size} {axis}s; expected {math.prod(self.shape)}")
         return values.reshape(self.shape)[key]
@@ -586,6 +585,24 @@ class _Positions(_Named):
         if axis == "longitude" and westward and first < last:
             last -= 360.0
         return np.linspace(first, last, self.shape[0])
+
+
+@functools.lru_cache(maxsize=2)  # latitude and longitude: the scenes of an archive share their grid
+def _positions(grid: bytes, key: str) -> npt.NDArray[np.float64]:
+    """Positions of the points of a grid, by the section that defines it; read-only."""
+    import eccodes
+
+    handle = eccodes.codes_new_from_message(
+        _Message(0, (_ORIGIN, grid, _PRODUCT, b""), (0, 0), (0, 0)).headers()
+    )
+    try:
+        values = np.asarray(eccodes.codes_get_array(handle, key), np.float64)
+    except eccodes.CodesInternalError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        eccodes.codes_release(handle)
+    values.flags.writeable = False
+    return values
 
 
 class _Stack(_Named):
