@@ -205,6 +205,8 @@ HUGE = 2**31 - 1
             lambda: patched(patched(patched(whole(), 3, 30, 2**20), 3, 34, 2**14), 3, 6, HUGE),
             "declares|damaged",
         ),
+        (lambda: patched(whole(), 3, 71, 0x10, 1), "regular_ll, points in another order than row by row"),
+        (lambda: patched(whole(), 3, 12, 101, 2), "GRIB grids .*expected one of"),
         (lambda: patched(whole(), 5, 5, 10**6), "cannot be read .1000000 values for 108 points"),
         (lambda: patched(whole(), 5, 19, 200, 1), "bytes of values declared"),
         (lambda: patched(whole(), 5, 9, 999, 2), "packing template 999"),

@@ -121,9 +121,15 @@ class GribFile:
     def __init__(self, file: BinaryIO) -> None:
         _load_eccodes()
         self._file = file
+        self._unused: list[str] = []  # grids without rows and columns here
         self._fields = [self._describe(message) for message in _scan(file)]
         #: Fields, and the positions, times and altitudes that they lie on, by name.
         self.variables = self._variables()
+        if self._unused and not any(isinstance(v, _Positions) for v in self.variables.values()):
+            raise ValueError(
+                f"GRIB grids {self._unused}; expected one of {[*_AXES, *_PIXELS]}, row by row. Interpolate the file, "
+                "for example with cdo remapbil or wgrib2 -new_grid."
+            )
 
     def ncattrs(self) -> list[str]:
         """Names of the global attributes."""
@@ -185,6 +191,7 @@ class GribFile:
             kind, rows, columns = get("gridType", str), get("Ny", int), get("Nx", int)
             order = [get(name, int) for name in ("jPointsAreConsecutive", "alternativeRowScanning")]
         if kind not in (*_AXES, *_PIXELS) or any(order) or not rows or not columns:
+            self._unused.append(f"{kind}{', points in another order than row by row' if any(order) else ''}")
             return (f"values{end}",), (message.points,)  # a field that has no rows and columns here
         if rows * columns != message.points:
             raise ValueError(
