@@ -93,8 +93,8 @@ def identities(paths: Iterable[str]) -> dict[str, tuple[int, int] | OSError]:
     return out
 
 
-def list_url(url: str, suffixes: Sequence[str]) -> dict[str, str]:
-    """URLs of the file that a URL names, or of those under it that end so, by their names relative to it.
+def list_url(url: str, suffixes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """URLs of the file that a URL names, or of those under it that end so, by their names relative to it; and others.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def list_url(url: str, suffixes: Sequence[str]) -> dict[str, str]:
         if key and not url.endswith("/"):
             with contextlib.suppress(FileNotFoundError):
                 files.identity(key)
-                return {key.rsplit("/", 1)[-1]: url}
+                return {key.rsplit("/", 1)[-1]: url}, []
         if url.startswith("http"):
             raise FileNotFoundError(
                 f"{url}: no such file; a web server cannot be listed, so give the URL of each file"
@@ -120,7 +120,7 @@ def list_url(url: str, suffixes: Sequence[str]) -> dict[str, str]:
     found = {k.removeprefix(below): f"{files.root}/{k}" for k in keys if k.lower().endswith(tuple(suffixes))}
     if not found:
         raise FileNotFoundError(f"{url}: no file of {', '.join(suffixes)} under it")
-    return found
+    return found, [f"{files.root}/{k}" for k in keys if k.removeprefix(below) not in found]
 
 
 # --- local copies

@@ -647,6 +647,17 @@ def test_a_source_that_was_changed_is_not_the_same(bucket, sources, tmp_path):
     assert place.identity("a.nc")[0] == first[0] == path.stat().st_size
 
 
+def test_names_in_a_bucket_that_are_not_read_are_told(bucket, sources, tmp_path):
+    place = Files(f"{bucket}/{uuid.uuid4().hex}")
+    for name in ("in/a.nc.gz", "in/README", "in/s.zarr/zarr.json"):
+        place.write(name, b"x")
+    place.write("in/a.nc", paths_of(sources)[0].read_bytes())
+    report = pipeline.preprocess(place.path("in"), tmp_path / "a.zarr", recipe=RECIPE)
+    assert (report.count("written"), report.is_complete) == (1, False)
+    assert [(o.source, o.status) for o in report.unread] == [(place.path("in/a.nc.gz"), "skipped")]
+    assert report.other == (place.path("in/README"),)
+
+
 def test_verify_repairs_from_a_bucket(archive, tmp_path):
     place = tmp_path / "a.zarr"
     pipeline.preprocess(archive, place, recipe=RECIPE)

@@ -208,6 +208,7 @@ def test_two_times_in_a_name_are_both_named(tmp_path):
         ("hours since 2019-06-10 17:30 +0530", 0),
         ("Hours Since 2019-06-10_11:00:00", 1),
         ("d since 2019-06-10 UTC", 0.5),
+        ("weeks since 2019-06-03T12Z", 1),
     ],
 )
 def test_units_as_udunits_reads_them(tmp_path, units, value):

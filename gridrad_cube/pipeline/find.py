@@ -65,7 +65,10 @@ def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     for place in roots:
         root = Path(place)
         if is_url(place):
-            files = list_url(os.fspath(place), readers.SUFFIXES)
+            files, others = list_url(os.fspath(place), readers.SUFFIXES)
+            for url in others:
+                if ".zarr/" not in url:
+                    _note(url, out)
         elif root.is_dir():
             files = _search_folder(root, out)
         elif root.exists():
@@ -110,15 +113,21 @@ def _search_folder(root: Path, out: _Found) -> dict[str, str]:
                     found[Path(path).relative_to(root).as_posix()] = str(Path(path).resolve())
                 else:
                     out.unread.append(Outcome(path, "failed", "a link to a file that is not there"))
-            elif _DATA.search(name) and not name.lower().endswith(_BESIDE):
-                out.unread.append(
-                    Outcome(path, "skipped", "its name is none of a source; unpack it, or name the file")
-                )
-            elif not name.startswith("."):
-                out.other.append(path)
+            else:
+                _note(path, out)
     if not found:
         why = "".join(f" {o.source}: {o.reason}." for o in out.unread[before : before + 3])
         raise SchemaError(
             f"{root}: no netCDF or GRIB2 file ({', '.join(readers.SUFFIXES)}) in this folder or below.{why}"
         )
     return found
+
+
+def _note(path: str, out: _Found) -> None:
+    """Note a name that is none of a source."""
+    name = path.rsplit("/", 1)[-1]
+    if _DATA.search(name) and not name.lower().endswith(_BESIDE):
+        why = "its name is none of a source; unpack it, or name the file"
+        out.unread.append(Outcome(path, "skipped", why))
+    elif name and not name.startswith("."):
+        out.other.append(path)

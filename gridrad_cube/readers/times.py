@@ -34,6 +34,7 @@ _SAME_S = 1
 #: Seconds of each unit, as files spell them.
 _UNITS: dict[str, float] = {}
 for _seconds, _spellings in (
+    (604800.0, "weeks week"),
     (86400.0, "days day d"),
     (3600.0, "hours hour hrs hr h"),
     (60.0, "minutes minute mins min"),
