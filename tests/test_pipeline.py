@@ -17,11 +17,13 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from small_data import make_store, write_sources
 from synthetic_files import spoil
 
 import gridrad_cube
 from gridrad_cube import pipeline, readers, store
+from gridrad_cube.cli import cli
 from gridrad_cube.schema import Flag, QualitySpec, RadarSpec, Recipe, SchemaError, TileSpec
 from gridrad_cube.storage import Files
 
@@ -483,6 +485,27 @@ def test_reflag_equals_building_with_these_thresholds(sources, cube, tmp_path):
     pipeline.preprocess(sources, tmp_path / "reflagged.zarr", recipe=RECIPE)  # nothing new: the flags stay
     again = store.open_packed(tmp_path / "reflagged.zarr")["ir_brightness_temperature_flags"].values
     np.testing.assert_array_equal(again, built["ir_brightness_temperature_flags"].values)
+
+
+def test_thresholds_of_some_scenes_are_told_and_computed_again(sources, cube, tmp_path):
+    folder, path = tmp_path / "sources", tmp_path / "p.zarr"
+    shutil.copytree(sources, folder)
+    victim = sorted(folder.rglob("*.nc"))[1]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:1000])
+    report = pipeline.preprocess(folder, path, recipe=RECIPE)
+    said = "thresholds of the flag global_outlier come from 4 of 5 scenes"
+    assert said in str(report)
+    assert (
+        "from 4 of 5 scenes; gridrad-cube reflag"
+        in gridrad_cube.open_cube(path).gridrad.describe()["thresholds"]
+    )
+    victim.write_bytes(whole)
+    assert said in str(pipeline.preprocess(folder, path))
+    assert CliRunner().invoke(cli, ["reflag", str(path)]).exit_code == 0
+    assert "come from" not in str(pipeline.preprocess(folder, path))
+    again, expected = (store.store_info(p)["thresholds"] for p in (path, cube))
+    assert again == expected
 
 
 def test_changed_source_is_refused(sources, tmp_path):

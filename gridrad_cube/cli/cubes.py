@@ -231,13 +231,15 @@ def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
 @click.argument("store")
 @_thresholds
 def reflag(store: str, **thresholds: Any) -> None:
-    """Flag the patches of STORE by other thresholds, without reading a pixel; those not given stay."""
+    """Flag the patches of STORE by other thresholds, without reading a pixel; those not given stay.
+
+    Thresholds of global outliers are computed again from all scenes, also if no threshold is given.
+    """
     from gridrad_cube import pipeline
     from gridrad_cube import store as stores
     from gridrad_cube.schema import build_spec
 
     given = _given_thresholds(thresholds)
-    if not given:
-        raise click.UsageError("give at least one threshold to change")
     pipeline.reflag(store, build_spec(QualitySpec, stores.store_info(store, "patches")["quality"] | given))
-    click.echo(f"{store}: flagged again by {', '.join(f'{k}={v}' for k, v in given.items())}")
+    changed = ", ".join(f"{k}={v}" for k, v in given.items()) or "the same thresholds, from all scenes"
+    click.echo(f"{store}: flagged again by {changed}")

@@ -52,9 +52,13 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
     old = commit.last.root.info if commit.last else {}
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
-    thresholds = old["thresholds"] if "thresholds" in old and flag_by is None else None
-    if thresholds is None:
-        thresholds = _thresholds(build, flagging)
+    if "thresholds" in old and flag_by is None:
+        fixed = {name: old[name] for name in ("thresholds", "thresholds_of") if name in old}
+    else:
+        failed = sum(record.status == "failed" for record in build.refused.values())
+        scenes = [build.written, len(build.entries) + failed]
+        fixed = {"thresholds": _thresholds(build, flagging), "thresholds_of": scenes}
+    thresholds = fixed["thresholds"]
     blocks, extends = _write_blocks(commit, build, flagging, thresholds)
     sums = [block["sums"] for block in blocks.values()]
     info = {
@@ -63,7 +67,7 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
         "crop": list(build.layout.crop),
         "patch": build.layout.patch,
         "quality": dataclasses.asdict(flagging),
-        "thresholds": thresholds,
+        **fixed,
         "training_statistics": {n: _summary(parts) for n, parts in _by_name(sums, "training")},
         "flag_counts": {
             n: {k: sum(p[k] for p in parts) for k in parts[0]} for n, parts in _by_name(sums, "flags")
@@ -259,7 +263,8 @@ def _history(build: Build, old: str) -> str:
 def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
     """Flag a finished cube by other thresholds, from its stored statistics: no pixel and no source is read.
 
-    The same as building it with these thresholds. Later additions are judged by them too.
+    Thresholds of global outliers are computed again from all scenes of the cube. The same as building it with these
+    thresholds. Later additions are judged by them too.
 
     Raises
     ------

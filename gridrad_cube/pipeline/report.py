@@ -29,13 +29,15 @@ class Report:
     """One outcome for each scene, in the order of the plan; files that could not be planned come last.
 
     ``unread`` are files in the folders that look like data but have a name that is not read, and folders and files
-    that cannot be looked into; ``other`` are further names in the folders.
+    that cannot be looked into; ``other`` are further names in the folders. ``thresholds_of`` are the number of scenes
+    from which the thresholds of global outliers come, and of those that there were to be.
     """
 
     store: str
     outcomes: tuple[Outcome, ...]
     unread: tuple[Outcome, ...] = ()
     other: tuple[str, ...] = ()
+    thresholds_of: tuple[int, int] | None = None
 
     def count(self, status: str) -> int:
         """Number of scenes with this outcome."""
@@ -55,7 +57,16 @@ class Report:
         counts = ", ".join(f"{self.count(s)} {s}" for s in ("written", "kept", "skipped", "failed"))
         crops = sum(o.crops for o in self.outcomes)
         head = f"{self.store}: {len(self.outcomes)} scenes: {counts}; {crops} crops"
-        return "\n".join([head, *group((*self.outcomes, *self.unread)), *_names(self.other)])
+        reasons = group((*self.outcomes, *self.unread))
+        return "\n".join([head, *reasons, *_names(self.other), *self._thresholds()])
+
+    def _thresholds(self) -> Iterator[str]:
+        if self.thresholds_of and self.thresholds_of[0] < self.thresholds_of[1]:
+            some, every = self.thresholds_of
+            yield (
+                f"  the thresholds of the flag global_outlier come from {some} of {every} scenes; when the others are "
+                f"written, gridrad-cube reflag {self.store} computes them again from all"
+            )
 
 
 @dataclass(frozen=True)

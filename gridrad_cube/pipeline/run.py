@@ -28,7 +28,7 @@ from gridrad_cube.pipeline.work import Runner, executor, read_unchanged, write_s
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 from gridrad_cube.sources import identities, identity
 from gridrad_cube.storage import RemoteError
-from gridrad_cube.store import Build, verify
+from gridrad_cube.store import Build, store_info, verify
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -124,7 +124,14 @@ def preprocess(
         if is_new and not build.is_planned:
             _remove_empty(build)
     refused = tuple(map(_outcome, plan.refused))
-    return Report(os.fspath(store), (*outcomes, *refused), tuple(there.unread), tuple(there.other))
+    of = store_info(build.files.root).get("thresholds_of")
+    return Report(
+        os.fspath(store),
+        (*outcomes, *refused),
+        tuple(there.unread),
+        tuple(there.other),
+        (of[0], of[1]) if of else None,
+    )
 
 
 def _remove_empty(build: Build) -> None:

@@ -57,6 +57,10 @@ def describe(dataset: xr.Dataset) -> Facts:
         out |= _grids(dataset)
         out["codec"] = str(info.get("recipe", {}).get("codec", "?"))
         out["identity"] = str(info.get("identity", "?"))
+        if "thresholds_of" in info:
+            some, every = info["thresholds_of"]
+            again = "; gridrad-cube reflag computes them again from all" if some < every else ""
+            out["thresholds"] = f"of global_outlier, from {some} of {every} scenes{again}"
         names = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
         kinds = {n: ChannelLayout.from_dict(n, c).channel.kind for n, c in info.get("channels", {}).items()}
         others = [n for n in names if kinds.get(n) == "other"]
