@@ -101,20 +101,21 @@ def list_url(url: str, suffixes: Sequence[str]) -> tuple[dict[str, str], list[st
     ValueError
         If the URL has a secret in it, or no such protocol.
     FileNotFoundError
-        If there is nothing of this kind.
+        If there is nothing of this kind under the URL. A file that is named is not looked for.
     OSError
         If the server cannot be reached, refuses, or cannot list.
     """
     files, key = _locate(url)
+    is_web = url.startswith("http")
+    if key and not key.endswith("/") and (is_web or key.lower().endswith(tuple(suffixes))):
+        return {key.rsplit("/", 1)[-1]: url}, []  # one that is not there is found so when it is planned
+    if is_web:
+        raise FileNotFoundError(f"{url}: a web server cannot be listed; give the URL of each file")
     with _as_source():
-        if key and not url.endswith("/"):
+        if key and not key.endswith("/"):
             with contextlib.suppress(FileNotFoundError):
                 files.identity(key)
                 return {key.rsplit("/", 1)[-1]: url}, []
-        if url.startswith("http"):
-            raise FileNotFoundError(
-                f"{url}: no such file; a web server cannot be listed, so give the URL of each file"
-            )
         below = f"{key.rstrip('/')}/" if key else ""
         keys = [found for found in files.below(below.rstrip("/")) if found.startswith(below)]
     found = {k.removeprefix(below): f"{files.root}/{k}" for k in keys if k.lower().endswith(tuple(suffixes))}

@@ -580,8 +580,11 @@ def test_sources_of_a_web_server(web, sources, local, tmp_path, scratch):
     assert shards(tmp_path / "a.zarr") == shards(local)
     assert all(Files(tmp_path / "a.zarr").read(key) == Files(local).read(key) for key in shards(local))
     assert list(scratch.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match="cannot be listed, so give the URL of each file"):
-        pipeline.preprocess(f"{address}/none.nc", tmp_path / "b.zarr", recipe=RECIPE)
+    with pytest.raises(FileNotFoundError, match="cannot be listed; give the URL of each file"):
+        pipeline.preprocess(f"{address}/", tmp_path / "b.zarr", recipe=RECIPE)
+    report = pipeline.preprocess([*urls[:1], f"{address}/none.nc"], tmp_path / "b.zarr", recipe=RECIPE)
+    assert [(o.source, o.status) for o in report.outcomes][1:] == [("none.nc", "failed")]
+    assert "no such object" in report.failed[0].reason
 
 
 def test_a_public_bucket_is_read_without_credentials(sources, server, tmp_path, monkeypatch):

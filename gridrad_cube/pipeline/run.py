@@ -89,7 +89,7 @@ def preprocess(
     Raises
     ------
     FileNotFoundError
-        If a source is not there.
+        If a local source is not there. Of files that a URL names, one that is not there fails alone.
     OSError
         If a server of sources cannot be reached when they are listed.
     SchemaError
