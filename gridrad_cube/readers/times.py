@@ -6,6 +6,7 @@ of one kind that disagree are refused: the file does not say which of them is th
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -210,6 +211,7 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
     return np.where(good, zero + offsets, np.datetime64("NaT", "s"))
 
 
+@functools.lru_cache(maxsize=64)
 def _parse_units(units: str, calendar: str) -> tuple[float, np.datetime64] | None:
     """Seconds of the unit and the date that it counts from, of the Gregorian calendar; None for other units."""
     since = _SINCE.fullmatch(units)
