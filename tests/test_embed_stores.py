@@ -128,6 +128,34 @@ def test_processes_that_start_at_once_make_one_store(folder, tmp_path):
     np.testing.assert_array_equal(values_of(out), values_of(folder / "embeddings.zarr"))
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "embedding/c.0.0.0.0.0", "latitude/c.0.0.0", "flags/c.0.0.0.0", "zarr.json", "_build/blocks/000000.json",
+        "_build/embed.json", "channel/zarr.json",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["altered", "missing"])
+def test_damage_is_found_and_embed_again_mends_it(folder, tmp_path, key, how):
+    copy = shutil.copytree(folder / "embeddings.zarr", tmp_path / "embeddings.zarr")
+    for name in ("patches.zarr", "256.pth"):
+        (tmp_path / name).symlink_to(folder / name)
+    path = copy / key
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.unlink() if how == "missing" else path.write_bytes(data)
+    assert key in [d.key for d in store.verify(copy)]
+    if how == "missing" and "/c." in key:
+        name = key.split("/")[0]
+        with pytest.raises(
+            store.MissingChunkError, match=rf"{name} is missing. Run: gridrad-cube embed again"
+        ):
+            store.open_embeddings(copy)[name].values  # noqa: B018
+    embed(tmp_path / "patches.zarr", tmp_path / "256.pth", copy)
+    assert store.verify(copy) == []
+    assert_same_store(copy, folder / "embeddings.zarr")
+
+
 def test_a_place_is_claimed_by_one_request(folder, tmp_path):
     """Of many that begin at once with the same request none fails; one of another is refused."""
     barrier, errors = threading.Barrier(8), []

@@ -205,10 +205,12 @@ def info(target: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("store")
-@click.option("--repair", is_flag=True, help="Rebuild damaged shards from the sources.")
+@click.option(
+    "--repair", is_flag=True, help="Restore what is damaged of a cube from its sources, plan and log."
+)
 @click.option("--source-root", multiple=True, help="Folder or URL that the sources lie under (repeatable).")
 def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
-    """Check every shard of STORE against its checksum; rebuild what is damaged if asked to."""
+    """Check every object of STORE against its checksum; restore what is damaged if asked to."""
     from gridrad_cube import pipeline
     from gridrad_cube import store as stores
 
@@ -222,7 +224,7 @@ def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
         for outcome in pipeline.repair(store, source_root):
             click.echo(f"{outcome.source}: {outcome.status} {outcome.reason}".rstrip())
         damages = stores.verify(store)
-    click.echo(f"{store}: {'all shards as written' if not damages else f'{len(damages)} damaged shards'}")
+    click.echo(f"{store}: {'all shards as written' if not damages else f'{len(damages)} damaged objects'}")
     if damages:
         raise SystemExit(1)
 

@@ -99,17 +99,15 @@ class EmbeddingWriter:
         """
         wanted = json.loads(json.dumps({**self.request, "block": self._block}))
         self._check_place()
+        self._restore_claim()
         if self.files.create(CLAIM, json.dumps(wanted).encode()):
             return
         try:
             found = dict(self.files.read_json(CLAIM))
         except ValueError as error:
-            found = self._committed_request()
-            if not found:
-                raise SchemaError(
-                    f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
-                ) from error
-            self.files.write_json(CLAIM, found)
+            raise SchemaError(
+                f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
+            ) from error
         if resume:
             if (found.get("pool"), wanted.get("pool")) == _FORMER_POOL:
                 self.request["pool"] = wanted["pool"] = found["pool"]  # so that the store keeps its identity
@@ -122,9 +120,17 @@ class EmbeddingWriter:
             self.files.remove(f"{_BUILD}/blocks/{name}")
         self.files.write_json(CLAIM, wanted)
 
-    def _committed_request(self) -> dict[str, Any]:
+    def _restore_claim(self) -> None:
+        """Write the request again as the last commit has it, where it is missing or differs."""
         last = last_commit(self.files)
-        return dict(last.about.get("request", {})) if last else {}
+        request = last.about.get("request") if last else None
+        if request:
+            try:
+                same = self.files.read_json(CLAIM) == request
+            except (FileNotFoundError, ValueError):
+                same = False
+            if not same:
+                self.files.write_json(CLAIM, request)
 
     def uncommit(self) -> None:
         """Take the store out of reach of readers, before a block is overwritten that they see, until `finish`."""
@@ -144,7 +150,11 @@ class EmbeddingWriter:
         # In this order: a process that wrote anything else had claimed the place before.
         others = set() if is_file else set(self.files.names()) - {_BUILD}
         begun = set() if is_file else set(self.files.names(_BUILD))
-        if is_file or (others and "embed.json" not in begun) or begun - {"embed.json", "blocks", "manifest"}:
+        if (
+            is_file
+            or (others and not begun & {"embed.json", "blocks"})
+            or begun - {"embed.json", "blocks", "manifest"}
+        ):
             raise SchemaError(
                 f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
                 "Pass another --out."
@@ -244,9 +254,10 @@ class EmbeddingWriter:
         extends
             Whether the crops that are in the store have the values that they had.
         """
-        commit = Commit(self.files)
+        damaged = damaged_objects(self.files)
+        commit = Commit(self.files, damaged)
         ours = {**self.request, "kind": "embeddings", **info, "identity": self._identity(records)}
-        if self._is_committed(commit, ours):
+        if not damaged and self._is_committed(commit, ours):
             return
         specs = {}
         for spec, column in _label_arrays(info["channels"]):
@@ -285,12 +296,12 @@ class EmbeddingWriter:
         commit.finish(root, extends=extends, about=about)
 
     def _is_committed(self, commit: Commit, info: Mapping[str, Any]) -> bool:
-        """Whether the store is there with these attributes, and all its small objects are whole."""
+        """Whether the store is there with these attributes, and has a manifest."""
         last = commit.last
         if last is None or not last.objects:
             return False
         old = {name: value for name, value in last.root.info.items() if name != "checksum"}
-        return old == json.loads(json.dumps(info)) and not damaged_objects(self.files)
+        return bool(old == json.loads(json.dumps(info)))
 
     def _identity(self, records: Mapping[int, Mapping[str, Any]]) -> str:
         """Hash of what the store holds: the request and every shard's checksum."""

@@ -55,7 +55,8 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
         If the store has no build log, or its plan cannot be read.
     """
     files = Files(store)
-    damages = _damaged_embeddings(files) if files.exists(CLAIM) else _damaged_cube(files)
+    is_embedding = files.exists(CLAIM) or files.exists(record_key(0))
+    damages = _damaged_embeddings(files) if is_embedding else _damaged_cube(files)
     known = {damage.key for damage in damages}
     return damages + [d for d in _damaged_rest(files) if d.key not in known]
 
