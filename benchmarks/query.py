@@ -47,6 +47,7 @@ def write_store(out: Path, samples: int) -> None:
         "checkpoint": "benchmark",
     }
     writer = EmbeddingWriter(out, request, crops=crops, shape=(1, SIDE, SIDE, FEATURES))
+    writer.begin(resume=True)
     centres = np.random.default_rng(0).standard_normal((300, FEATURES)).astype(np.float32)
 
     def vectors(rows: range) -> np.ndarray:

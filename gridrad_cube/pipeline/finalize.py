@@ -53,7 +53,7 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
     if "thresholds" in old and flag_by is None:
-        fixed = {name: old[name] for name in ("thresholds", "thresholds_of") if name in old}
+        fixed: dict[str, Any] = {name: old[name] for name in ("thresholds", "thresholds_of") if name in old}
     else:
         failed = sum(record.status == "failed" for record in build.refused.values())
         scenes = [build.written, len(build.entries) + failed]
