@@ -61,7 +61,7 @@ def assert_same_store(a, b, *, thresholds=True):
     for dataset in (one, two):
         dataset.attrs.pop("history")
         if not thresholds:
-            for name in ("thresholds", "checksum"):
+            for name in ("thresholds", "thresholds_of", "checksum"):
                 dataset.attrs["gridrad_cube"].pop(name)
     assert json.dumps(one.attrs, sort_keys=True) == json.dumps(two.attrs, sort_keys=True)
     assert set(one.variables) == set(two.variables)
