@@ -88,7 +88,7 @@ def test_permission_lost_on_the_way_stops_the_run_and_keeps_what_is_written(sour
 
 
 def test_half_written_store_does_not_open(sources, tmp_path, monkeypatch):
-    def stops(*_):
+    def stops(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline.run, "finalize", stops)

@@ -129,7 +129,7 @@ def test_learn_compares_networks_and_pixels(tmp_path):
 def test_clouds_measures_without_data(tmp_path, monkeypatch):
     monkeypatch.delenv("GRIDRAD_CUBE_REAL_DATA", raising=False)
     text = run("clouds", "--quick", out=tmp_path / "report.md")
-    scores = json.loads((tmp_path / "report.json").read_text())["clouds"]
+    scores = json.loads((tmp_path / "report.json").read_text())["Infrared"]
     assert set(scores) == {"choose", "test"}
     for part in scores.values():
         histogram, readout = part["histogram"], part["descriptor, readout"]

@@ -13,6 +13,7 @@ import xarray as xr
 from small_data import write_sources
 
 from gridrad_cube import pipeline, store
+from gridrad_cube.embedding import embed
 from gridrad_cube.schema import QualitySpec, Recipe, SchemaError, TileSpec
 from gridrad_cube.storage import Files
 
@@ -249,3 +250,17 @@ def test_a_store_of_an_earlier_version_is_verified_and_extended(cube, copy, sour
     pipeline.repair(copy, sources)
     assert store.verify(copy) == []
     assert contents(copy) == contents(cube)
+
+
+def test_a_part_that_xarray_saved_opens(cube, tmp_path):
+    """Xarray leaves chunks out that hold nothing but fill, under the attributes of the whole store."""
+    embed(cube, out=tmp_path / "e.zarr", model="descriptor", coarsen=1)
+    part = xr.open_zarr(tmp_path / "e.zarr", chunks=None).isel(crop=[0, 2])
+    part["flags"][:] = 0
+    part.to_zarr(tmp_path / "part.zarr")
+    assert not (tmp_path / "part.zarr" / "flags" / "c").exists()
+    for saved in (part, store.open_embeddings(tmp_path / "e.zarr").isel(crop=[0, 2])):
+        saved.to_zarr(tmp_path / "part.zarr", mode="w")
+        opened = store.open_embeddings(tmp_path / "part.zarr")
+        np.testing.assert_array_equal(opened["embedding"].values, part["embedding"].values)
+        assert not opened["flags"].values.any() or saved is not part

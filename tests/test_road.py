@@ -168,7 +168,7 @@ def test_bad_input_gives_one_line_and_a_status(road, tmp_path):
     before = (cube / "zarr.json").read_bytes()
     cases = {
         ("preprocess", tmp_path / "none", "--store", tmp_path / "s"): "no such file or folder",
-        ("preprocess", tmp_path / "empty", "--store", tmp_path / "s"): "no netCDF file",
+        ("preprocess", tmp_path / "empty", "--store", tmp_path / "s"): "no netCDF or GRIB2 file",
         ("preprocess", tmp_path / "text.nc", "--store", tmp_path / "s"): "not a netCDF file",
         ("preprocess", road / "data", "--store", tmp_path / "s", "-c", "temperature"): "temperature",
         ("preprocess", road / "data", "--store", tmp_path / "t", "--patch", 512): "smaller than one patch",

@@ -9,6 +9,7 @@ after each object, and follows the store where its crops have kept their values;
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
@@ -80,8 +81,11 @@ class Root:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The ``gridrad_cube`` attribute; empty where there is none."""
+        """The ``gridrad_cube`` attribute, which is text in a saved part of a store; empty where there is none."""
         found = self.attributes.get(ATTRIBUTE)
+        if isinstance(found, str):
+            with contextlib.suppress(ValueError):
+                found = json.loads(found)
         return found if isinstance(found, dict) else {}
 
     @property
@@ -105,11 +109,21 @@ class Root:
         """How the chunks of the small arrays are named."""
         return _key_encoding(self.members["crop"]) if "crop" in self.members else "default"
 
+    @functools.cached_property
+    def is_copy(self) -> bool:
+        """Whether another program wrote the store, as xarray does when a part of a store is saved.
+
+        A copy has the attributes of the original. Its chunks are named otherwise, and those that hold nothing but fill
+        are not written.
+        """
+        names = [m["chunk_key_encoding"] for m in self.members.values() if "chunk_key_encoding" in m]
+        return bool(names) and all(n.get("configuration", {}).get("separator") == "/" for n in names)
+
     @property
     def is_altered(self) -> bool:
         """Whether the root is not as it was written."""
         is_known = self.info.get("format_version", 0) <= FORMAT_VERSION
-        return self.state is not None and is_known and self.state != checksum(self.value)
+        return self.state is not None and is_known and not self.is_copy and self.state != checksum(self.value)
 
 
 def checksum(root: Mapping[str, Any]) -> str:
@@ -387,7 +401,7 @@ class CheckedStore(WrapperStore[Any]):
         if key == "zarr.json":
             return prototype.buffer.from_bytes(self.root.data)
         found = _CHUNK.fullmatch(key)
-        if found is None or found["array"] not in self.root.members:
+        if found is None or found["array"] not in self.root.members or self.root.is_copy:
             return await super().get(key, prototype, byte_range)
         place = tuple(map(int, filter(None, (found["v2"] or found["default"] or "").split("."))))
         while True:

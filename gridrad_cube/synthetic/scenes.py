@@ -442,10 +442,12 @@ def _gridrad_axes(version: str, axes: tuple[Float, Float, Float]) -> dict[str, A
     variables = {}
     for name, axis, units in zip(_VOLUME, axes, ("km", "degrees_north", "degrees_east"), strict=True):
         axis = axis % 360.0 if name == "Longitude" else axis
-        delta = dtype(step if name != "Altitude" else axis[1] - axis[0])
+        delta = dtype(step if name != "Altitude" or axis.size < 2 else axis[1] - axis[0])
         about: dict[str, Any] = {"long_name": name, "units": units, "delta": delta}
         if version == "v4_2":
-            about |= _AXES_V4_2[name] | ({"delta": np.diff(axis)} if name == "Altitude" else {})
+            about |= _AXES_V4_2[name] | (
+                {"delta": np.diff(axis)} if name == "Altitude" and axis.size > 1 else {}
+            )
         variables[name] = (name, axis.astype(dtype), about)
     return variables
 
