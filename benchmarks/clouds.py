@@ -134,31 +134,13 @@ TRIALS: dict[str, Trial] = {
     "leads": Trial(
         "--temporal-positives 60 120 180", {"temporal_positives": (60, 120, 180)} | _SHORT, "small"
     ),
-    "coding-rate": Trial(
-        "--objective coding-rate --contrast-weight 1",
-        {"objective": "coding-rate", "contrast_weight": 1.0, "local_crops_number": 0, "head_hidden_dim": 512}
-        | _SHORT,
-        "small",
-    ),
     "cool": Trial("--temperature 0.05", {"temperature": 0.05} | _SHORT, "small"),
     "warm": Trial("--temperature 0.2", {"temperature": 0.2} | _SHORT, "small"),
-    "zoom": Trial("--zoom 0.9 1.1", {"zoom": (0.9, 1.1)} | _SHORT, "small"),
-    "mirror": Trial("--flips h", {"flips": "h"} | _SHORT, "small"),
-    "area": Trial(
-        "--objective dino --contrast-weight 1 --views area: resized areas, blur, solarize",
-        {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2, "views": "area"}
-        | _SHORT,
-        "small",
-    ),
     # As long as 1,500 steps of contrast alone take.
     "dino-contrast-long": Trial(
         "dino-contrast, 1,000 steps",
         {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2, "steps": 1000},
         "small",
-    ),
-    "long": Trial("--steps 3000", {"steps": 3000}, "small"),
-    "half": Trial(
-        "--batch-size-per-gpu 64, 800 steps", {"batch_size_per_gpu": 64, "steps": 800, "lr": 4e-3}, "small"
     ),
 }
 
