@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -271,6 +272,10 @@ def test_stores_that_say_class_mean_are_extended(cube, tmp_path):
         text = (out / name).read_text()
         assert "class+mean" in text
         (out / name).write_text(text.replace("class+mean", "class_mean"))
+    root = json.loads((out / "zarr.json").read_text())
+    del root["attributes"]["gridrad_cube"]["checksum"]  # which stores of that time do not have
+    (out / "zarr.json").write_text(json.dumps(root))
+    shutil.rmtree(out / "_build" / "manifest")
     assert embed(cube, path, out, pool="class+mean")["blocks_kept"] == 1
     assert store.store_info(out)["pool"] == "class_mean"
     with pytest.raises(SchemaError, match="made with other options"):
