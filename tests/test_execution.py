@@ -127,3 +127,22 @@ def test_cluster_of_our_own_listens_on_loopback_alone(monkeypatch):
     ((address, dashboard),) = made
     assert address.startswith("tcp://127.0.0.1:")
     assert dashboard.startswith("http://127.0.0.1:")
+
+
+def test_command_says_nothing_of_its_workers(tmp_path):
+    write_sources(tmp_path / "s", scenes=1, shape=(32, 32))
+    command = [
+        "preprocess",
+        tmp_path / "s",
+        "--store",
+        tmp_path / "p.zarr",
+        "--patch",
+        "32",
+        "--workers",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "gridrad_cube", *map(str, command)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("1 scenes: 1 written, 0 kept, 0 skipped, 0 failed; 1 crops\n")
+    assert "distributed" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.INFO if training else logging.WARNING
     text = "%(asctime)s %(levelname)s %(message)s" if training else "%(levelname)s %(name)s: %(message)s"
     logging.basicConfig(stream=sys.stderr, level=level, format=text, datefmt="%H:%M:%S")
+    if not debug:  # Dask would log each worker and connection, in its processes too
+        os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
 
 
 @click.command()
