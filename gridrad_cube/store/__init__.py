@@ -16,8 +16,8 @@ from gridrad_cube.store.build import (
     write_crop,
     write_grid,
 )
-from gridrad_cube.store.commit import blocks, finish, gather, keep_block, write_block
 from gridrad_cube.store.embeddings import EmbeddingReader, EmbeddingWriter
+from gridrad_cube.store.finish import blocks, finish, gather, keep_block, write_block
 from gridrad_cube.store.integrity import Commit, read_root, store_info
 from gridrad_cube.store.layout import (
     CODECS,
@@ -35,8 +35,7 @@ from gridrad_cube.store.layout import (
     write_root,
 )
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_packed, source_path
-from gridrad_cube.store.patches import PatchReader
-from gridrad_cube.store.positions import (
+from gridrad_cube.store.orientation import (
     NORTH_UP,
     Grid,
     Orientation,
@@ -45,6 +44,7 @@ from gridrad_cube.store.positions import (
     open_grid,
     read_grids,
 )
+from gridrad_cube.store.patches import PatchReader
 from gridrad_cube.store.shards import MissingChunkError
 from gridrad_cube.store.summary import Facts, as_html, as_text, describe
 from gridrad_cube.store.verify import Damage, verify

@@ -13,7 +13,7 @@ import xarray as xr
 from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag
 from gridrad_cube.store.integrity import store_info
 from gridrad_cube.store.layout import STATUS, ChannelLayout
-from gridrad_cube.store.positions import Orientation, compare_grids, read_grids
+from gridrad_cube.store.orientation import Orientation, compare_grids, read_grids
 
 #: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
 Facts = dict[str, Any]
