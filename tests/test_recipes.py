@@ -181,7 +181,7 @@ def test_faults_of_the_disk_are_tried_again_and_lost_files_not(sources, tmp_path
         return real(*task)
 
     monkeypatch.setattr(pipeline.run, "write_source", fails)
-    monkeypatch.setattr(pipeline.run.time, "sleep", lambda _: None)
+    monkeypatch.setattr(pipeline.work.time, "sleep", lambda _: None)
     report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=Recipe(tile=TileSpec(patch=32)))
     assert len(calls) == tries
     assert report.count("failed") == (0 if tries == 3 else 1)

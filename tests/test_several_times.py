@@ -178,7 +178,7 @@ def test_a_file_of_many_times_is_planned_by_its_header(tmp_path, monkeypatch):
     monkeypatch.setattr(Source, "read", lambda self, name, *key: reads.append(name) or real(self, name, *key))
     header = readers.inspect(tmp_path / "many.nc")
     assert header.times.size == count
-    planned = pipeline.run._read_header("many.nc", str(tmp_path / "many.nc"), RECIPE)
+    planned = pipeline.plan._read_header("many.nc", str(tmp_path / "many.nc"), RECIPE)
     assert len(planned.entries) == len({e.source for e in planned.entries}) == count
     assert NAME not in reads
     assert reads.count("lat") == reads.count("lon") == 4  # of the first and of the last time, in two calls

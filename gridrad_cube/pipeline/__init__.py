@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from gridrad_cube.pipeline.finalize import finalize, is_finished, reflag
 from gridrad_cube.pipeline.find import find_sources
-from gridrad_cube.pipeline.report import Estimate, Outcome, Report
+from gridrad_cube.pipeline.report import Estimate, Outcome, Report, reason
 from gridrad_cube.pipeline.run import (
     check_unchanged,
     estimate,
     preprocess,
-    reason,
     repair,
     write_plan,
 )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from gridrad_cube import store
+
+_logger = logging.getLogger(__name__)
 
 #: Lines of reasons in a report at most; the store has all of them.
 _MAX_LINES = 30
@@ -147,3 +152,28 @@ def _amount(size: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:,.0f} h"
+
+
+def refusal(name: str, error: Exception, size: int | None = None) -> store.Record:
+    """The record of a file that cannot be planned, or of which not even the size is known; an empty one is skipped."""
+    return failure(name, error, status="skipped" if size == 0 else "failed", size=size or 0)
+
+
+def failure(
+    source: str, error: Exception, *, status: str = "failed", size: int, mtime_ns: int = 0
+) -> store.Record:
+    """The record of a scene that failed; its traceback is logged at level DEBUG."""
+    _logger.debug("%s failed", source, exc_info=error)
+    return store.Record(source=source, status=status, size=size, mtime_ns=mtime_ns, reason=reason(error))
+
+
+def outcome_of(record: store.Record, entry: store.Entry | None = None) -> Outcome:
+    """The outcome that a record of the build log tells."""
+    crops = len(entry.windows) if entry and record.status == "written" else 0
+    return Outcome(record.source, record.status, record.reason, crops)
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why a file failed; the type too where it is no error about the file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import itertools
 import logging
@@ -43,6 +44,8 @@ _T = TypeVar("_T")
 
 #: Files a worker may have waiting, so that the graph stays small however many there are.
 _SUBMITTED_PER_WORKER = 4
+#: Errors of a disk that is full or cannot be written to.
+FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 #: How often a file is read that changes while it is read.
 _READINGS = 3
 #: Errors of the program, not of a file.
@@ -322,6 +325,18 @@ def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec)
 
 
 # --- many tasks, in this process or over Dask
+
+
+def attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
+    """Do something with a file, again after a fault of disk or network; what is wrong with a file stays wrong."""
+    for number in range(retries + 1):
+        try:
+            return do(*task)
+        except OSError as error:
+            if number == retries or isinstance(error, FileNotFoundError) or error.errno in FATAL:
+                raise
+            time.sleep(2.0**number / 4)
+    raise AssertionError("unreachable")
 
 
 @contextmanager
