@@ -146,7 +146,7 @@ def _learn(out: Path, seed: int, say: Say) -> None:
 
 
 def _ask(out: Path, made_by: str, planted: np.ndarray, say: Say) -> xr.Dataset:
-    """One query by place and time: the first planted storm."""
+    """Return one query by place and time: the first planted storm."""
     embeddings = store.open_embeddings(out / STORES[made_by])
     place = {name: planted[0][name] for name in ("time", "latitude", "longitude")}
     answer = query.search(embeddings, place, ANSWERS, channel=CHANNEL, exclude=APART, separate=APART)
@@ -160,7 +160,7 @@ def _ask(out: Path, made_by: str, planted: np.ndarray, say: Say) -> xr.Dataset:
 
 
 def _holds_plant(answer: xr.Dataset, planted: np.ndarray) -> list[bool]:
-    """Which answers hold the center of a planted storm."""
+    """Return which answers hold the center of a planted storm."""
     time, latitude, longitude = (answer[n].values[:, None] for n in ("time", "latitude", "longitude"))
     same = np.abs(time - planted["time"]) <= np.timedelta64(60, "s")
     for found, name in ((latitude, "latitude"), (longitude, "longitude")):
@@ -202,7 +202,7 @@ def _retrieval(out: Path, planted: np.ndarray, say: Say) -> None:
 
 
 def _histograms(out: Path, flat: xr.Dataset) -> np.ndarray:
-    """Square roots of the shares of pixels in bins of each window, standardized."""
+    """Return the square roots of the shares of pixels in bins of each window, standardized."""
     cube = store.open_cube(out / "patches.zarr")[CHANNEL]
     low, high = CHANNELS[CHANNEL].typical_range
     rows = np.empty((flat.sizes["patch"], BINS + 1))

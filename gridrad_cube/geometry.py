@@ -48,7 +48,7 @@ Float = npt.NDArray[np.float64]
 
 
 def wrap_longitude(longitude: npt.ArrayLike) -> Float:
-    """Longitudes in [-180, 180) degrees."""
+    """Return the longitudes in [-180, 180) degrees."""
     return (np.asarray(longitude, np.float64) + 180.0) % 360.0 - 180.0
 
 
@@ -58,7 +58,7 @@ def great_circle_km(
     latitude_b: npt.ArrayLike,
     longitude_b: npt.ArrayLike,
 ) -> Float:
-    """Great-circle distance in km between points in degrees (haversine; broadcasts)."""
+    """Return the great-circle distance in km between points in degrees (haversine; broadcasts)."""
     points = (latitude_a, longitude_a, latitude_b, longitude_b)
     lat_a, lon_a, lat_b, lon_b = (np.asarray(values, np.float64) for values in points)
     lat_a, lat_b, d_lon = np.deg2rad(lat_a), np.deg2rad(lat_b), np.deg2rad(lon_b - lon_a)
@@ -67,7 +67,8 @@ def great_circle_km(
 
 
 def pixel_spacing_km(latitude: npt.ArrayLike, longitude: npt.ArrayLike, patch: int) -> float | None:
-    """Median distance of neighboring pixels from the centers of patches (crop, row, col); None for single patches.
+    """Return the median distance of neighboring pixels from the centers of patches (crop, row, col); None for
+    single patches.
 
     Neighbors are taken south of each other, or east of each other where every crop has one row.
     """
@@ -83,7 +84,9 @@ def pixel_spacing_km(latitude: npt.ArrayLike, longitude: npt.ArrayLike, patch: i
 def mean_position(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike, axis: tuple[int, ...]
 ) -> tuple[Float, Float]:
-    """Mean latitude and longitude over axes, right across the date line. NaN where every point is NaN."""
+    """Return the mean latitude and longitude over axes, right across the date line. NaN where every point is
+    NaN.
+    """
     lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
     known = np.isfinite(lat) & np.isfinite(lon)
     base = np.where(known, lon, np.inf).min(axis=axis, keepdims=True)  # one for each group of points
@@ -98,7 +101,7 @@ def mean_position(
 def orientation(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Whether rows and columns of grids are to be reversed, so that north is up and east is right.
+    """Return whether rows and columns of grids are to be reversed, so that north is up and east is right.
 
     By the mean steps of positions along rows and columns. A grid that is turned by any angle (a projection, a
     satellite) gets the order that lies nearest to north up and east right, among those that are no mirror image: a grid
@@ -130,7 +133,9 @@ def orientation(
 
 
 def _steps(latitude: Float, longitude: Float, axis: int) -> Float:
-    """Steps to the north and to the east along an axis, in degrees of latitude, (2, ...); NaN where not known."""
+    """Return the steps to the north and to the east along an axis, in degrees of latitude, (2, ...); NaN
+    where not known.
+    """
     last, first = (
         np.take(latitude, np.arange(start, latitude.shape[axis] - 1 + start), axis) for start in (1, 0)
     )
@@ -139,14 +144,15 @@ def _steps(latitude: Float, longitude: Float, axis: int) -> Float:
 
 
 def _mean(steps: Float) -> tuple[Float, npt.NDArray[np.bool_]]:
-    """Mean of the known steps of each grid, 0 where none is, and whether any is."""
+    """Return the mean of the known steps of each grid, 0 where none is, and whether any is."""
     known = np.isfinite(steps)
     count = known.sum(axis=(-2, -1))
     return np.where(known, steps, 0.0).sum(axis=(-2, -1)) / np.maximum(count, 1), count > 0
 
 
 def grid_tolerance(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> float:
-    """Degrees by which positions may differ and still be those of a grid: a small part of the distance of its pixels.
+    """Return the degrees by which positions may differ and still be those of a grid: a small part of the
+    distance of its pixels.
 
     Takes two axes, or both on ``(y, x)``; 0 of a grid without neighbors in its middle.
     """
@@ -162,7 +168,9 @@ def grid_tolerance(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> float:
 def same_positions(
     a: tuple[npt.ArrayLike, npt.ArrayLike], b: tuple[npt.ArrayLike, npt.ArrayLike], tolerance: float
 ) -> bool:
-    """Whether two pairs of latitudes and longitudes have one shape and agree within degrees; NaN agrees with NaN."""
+    """Return whether two pairs of latitudes and longitudes have one shape and agree within degrees; NaN
+    agrees with NaN.
+    """
     pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True)]
     if any(x.shape != y.shape for x, y in pairs):
         return False
@@ -192,7 +200,7 @@ def reverse(values: np.ndarray, flips: npt.NDArray[np.bool_], *, rows: int = -2)
 
 
 def solar_zenith_angle(time: npt.ArrayLike, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float:
-    """Solar zenith angle in degrees (0 overhead), without refraction. Broadcasts.
+    """Return the solar zenith angle in degrees (0 overhead), without refraction. Broadcasts.
 
     The Astronomical Almanac's low-precision formulas for the sun's apparent position (Michalsky 1988,
     doi:10.1016/0038-092X(88)90045-X), good to 0.01 degree from 1950 to 2050.
@@ -223,7 +231,7 @@ def solar_zenith_angle(time: npt.ArrayLike, latitude: npt.ArrayLike, longitude: 
 def satellite_zenith_angle(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike, satellite_longitude: float
 ) -> Float:
-    """Zenith angle in degrees of a geostationary satellite over a spherical Earth. Broadcasts."""
+    """Return the zenith angle in degrees of a geostationary satellite over a spherical Earth. Broadcasts."""
     lat = np.deg2rad(np.asarray(latitude, np.float64))
     d_lon = np.deg2rad(np.asarray(longitude, np.float64) - satellite_longitude)
     cosine = np.cos(lat) * np.cos(d_lon)  # of the angle at the center of the Earth

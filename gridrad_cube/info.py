@@ -70,7 +70,9 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
 
 
 def _suggestion(header: readers.Header) -> store.Facts:
-    """Distance of pixels, and how to cut and coarsen scenes of this grid; nothing for a grid that is too small."""
+    """Return the distance of pixels, and how to cut and coarsen scenes of this grid; nothing for a grid that
+    is too small.
+    """
     down, across = store.grid_spacing(header.latitude, header.longitude)
     facts: store.Facts = {}
     if down and across:

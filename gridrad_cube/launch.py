@@ -51,7 +51,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files."""
+        """True if this process writes the files."""
         return self.rank == 0
 
 
@@ -86,7 +86,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
 
 
 def choose_device(device: str, world: World) -> torch.device:
-    """The device of this process: GPU number ``local_rank`` modulo the number of GPUs that it sees.
+    """Return the device of this process: GPU number ``local_rank`` modulo the number of GPUs that it sees.
 
     A process that starts its own workers on one machine gives worker ``i`` its device by
     ``choose_device(device, World(local_rank=i))``, so that the workers share the GPUs evenly.
@@ -195,7 +195,7 @@ def _copy_later(values: torch.Tensor) -> Callable[[], list[float]]:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the processors that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows

@@ -244,7 +244,9 @@ def fit_arrays(
 
 
 def _discriminant(total: np.ndarray, change: np.ndarray, directions: int) -> np.ndarray:
-    """The directions of largest total covariance where the covariance of change is the identity (D, directions)."""
+    """Return the directions of largest total covariance where the covariance of change is the identity (D,
+    directions).
+    """
     ridge = _RIDGE * np.trace(change) / len(change)
     values, vectors = np.linalg.eigh(change + ridge * np.eye(len(change)))
     white = vectors / np.sqrt(values)
@@ -277,7 +279,8 @@ def remove_readouts(store: str | os.PathLike[str]) -> None:
 
 
 def saved_readout(dataset: xr.Dataset, channel: int | str | None = None) -> Readout | None:
-    """The readout that is saved with the store that embeddings were opened from, for one of its channels.
+    """Return the readout that is saved with the store that embeddings were opened from, for one of its
+    channels.
 
     Parameters
     ----------
@@ -329,5 +332,5 @@ def saved_readout(dataset: xr.Dataset, channel: int | str | None = None) -> Read
 
 
 def network_of(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a store's ``gridrad_cube`` attribute decides what its vectors mean."""
+    """Return what of a store's ``gridrad_cube`` attribute decides what its vectors mean."""
     return {name: info.get(name) for name in _NETWORK}

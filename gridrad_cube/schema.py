@@ -73,7 +73,8 @@ ATTRIBUTE = "gridrad_cube"
 
 
 def read_attribute(attributes: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The ``gridrad_cube`` attribute of a store, or of a dataset from one: a mapping, or JSON text in a saved dataset.
+    """Return the ``gridrad_cube`` attribute of a store, or of a dataset from one: a mapping, or JSON text in
+    a saved dataset.
 
     Raises
     ------
@@ -132,7 +133,7 @@ class Packing:
     echo_minimum: float | None = None
 
     def missing(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Where nothing was observed (the fill code, or NaN in a float variable)."""
+        """Return where nothing was observed (the fill code, or NaN in a float variable)."""
         codes = np.asarray(codes)
         out = np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)
         if self.fill_value is not None and not math.isnan(self.fill_value):
@@ -140,7 +141,7 @@ class Packing:
         return out
 
     def out_of_valid_range(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Where a source value lay outside its valid range (not finite and missing ones apart)."""
+        """Return where a source value lay outside its valid range (not finite and missing ones apart)."""
         codes = np.asarray(codes)
         if self.out_of_range is not None and codes.dtype.kind != "f":
             return codes == self._code(self.out_of_range)
@@ -155,7 +156,7 @@ class Packing:
         return out & ~self.missing(codes) & ~self.not_finite(codes)
 
     def not_finite(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Where the source value was infinite."""
+        """Return where the source value was infinite."""
         codes = np.asarray(codes)
         if codes.dtype.kind == "f":
             return np.isinf(codes)
@@ -164,12 +165,12 @@ class Packing:
         return codes == self._code(self.non_finite)
 
     def observed(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Where the instrument looked and gave a value that may be used, echo or not."""
+        """Return where the instrument looked and gave a value that may be used, echo or not."""
         codes = np.asarray(codes)
         return ~(self.missing(codes) | self.not_finite(codes) | self.out_of_valid_range(codes))
 
     def echo(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Where a measured value stands: an echo, or any observed pixel of a field without echoes."""
+        """Return where a measured value stands: an echo, or any observed pixel of a field without echoes."""
         codes = np.asarray(codes)
         out = self.observed(codes)
         if self.echo_minimum is not None:
@@ -177,7 +178,9 @@ class Packing:
         return out
 
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Physical values, float32; NaN where not observed. No-echo codes decode by the same formula."""
+        """Return the physical values, float32; NaN where not observed. No-echo codes decode by the same
+        formula.
+        """
         codes = np.asarray(codes)
         values = codes.astype(np.float32)
         values *= np.float32(self.scale_factor)
@@ -186,7 +189,8 @@ class Packing:
         return values
 
     def encode(self, values: npt.ArrayLike, *, no_echo: npt.ArrayLike | None = None) -> np.ndarray:
-        """Codes of float values: NaN is not observed, infinities and values out of range get their codes.
+        """Return the codes of float values: NaN is not observed, infinities and values out of range get their
+        codes.
 
         Parameters
         ----------
@@ -228,7 +232,9 @@ class Packing:
         return np.dtype(self.dtype).type(value)
 
     def to_attributes(self) -> dict[str, Any]:
-        """CF attributes (``scale_factor``, ``add_offset``, ``_FillValue``, ``valid_range``) and the codes."""
+        """Return the CF attributes (``scale_factor``, ``add_offset``, ``_FillValue``, ``valid_range``) and
+        the codes.
+        """
         number = float if np.dtype(self.dtype).kind == "f" else int
         attributes: dict[str, Any] = {}
         if number is int:
@@ -242,7 +248,7 @@ class Packing:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Self:
-        """The packing that a variable's attributes describe (the inverse of `to_attributes`)."""
+        """Return the packing that a variable's attributes describe (the inverse of `to_attributes`)."""
         low, high = attributes.get("valid_range", (None, None))
         codes = {name: attributes.get(f"{name}_code") for name in _CODE_NAMES}
         codes |= {"fill_value": attributes.get("_FillValue"), "valid_minimum": low, "valid_maximum": high}
@@ -289,11 +295,11 @@ class Channel:
 
     @property
     def has_echo(self) -> bool:
-        """Whether statistics count echo pixels only (radar and rain)."""
+        """True if statistics count echo pixels only (radar and rain)."""
         return self.packing.echo_minimum is not None
 
     def attributes(self) -> dict[str, Any]:
-        """CF attributes of the field, packing apart."""
+        """Return the CF attributes of the field, packing apart."""
         standard_name = {"standard_name": self.standard_name} if self.standard_name else {}
         return {"units": self.units, "long_name": self.long_name, **standard_name}
 
@@ -344,7 +350,8 @@ CHANNELS: dict[str, Channel] = {channel.name: channel for channel in _CHANNELS}
 
 
 def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Channel:
-    """The channel that a data variable of a scene or a store is: of the table, or one of kind ``other``.
+    """Return the channel that a data variable of a scene or a store is: of the table, or one of kind
+    ``other``.
 
     Parameters
     ----------
@@ -375,7 +382,7 @@ def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -
 
 
 def channel_of(label: str) -> Channel:
-    """The channel that a variable or a label such as ``reflectivity@3.0km`` belongs to.
+    """Return the channel that a variable or a label such as ``reflectivity@3.0km`` belongs to.
 
     Raises
     ------
@@ -406,7 +413,7 @@ LOG_STATISTICS = ("mean_log10", "std_log10")
 
 
 def statistics_of(channel: Channel) -> tuple[str, ...]:
-    """Names of the statistics that a store keeps of this channel.
+    """Return the names of the statistics that a store keeps of this channel.
 
     Channels of kind ``other`` have no ``dead_lines``: categories repeat a value by nature.
     """
@@ -417,7 +424,7 @@ def statistics_of(channel: Channel) -> tuple[str, ...]:
 
 
 def statistic_units(channel: Channel, statistic: str) -> str:
-    """Units of a statistic: the channel's, but 1 for fractions, counts and logarithms."""
+    """Return the units of a statistic: the channel's, but 1 for fractions, counts and logarithms."""
     pure = statistic.endswith(("_fraction", "_log10")) or statistic == "dead_lines"
     return "1" if pure else channel.units
 
@@ -454,7 +461,7 @@ _REJECT_ALWAYS = (
 
 
 def default_reject(kind: str) -> Flag:
-    """The bits that keep a patch of a channel of this kind from training.
+    """Return the bits that keep a patch of a channel of this kind from training.
 
     Of kind ``other`` only the bits of patches without pixels reject: a label may cover no pixel or all.
     """
@@ -464,7 +471,7 @@ def default_reject(kind: str) -> Flag:
 
 
 def reject_mask(reject: int | Flag | Iterable[str] | None, kind: str) -> int:
-    """The rejecting bits as an integer: ``None`` for the default, names, or a mask as it is.
+    """Return the rejecting bits as an integer: ``None`` for the default, names, or a mask as it is.
 
     Raises
     ------
@@ -482,7 +489,7 @@ def reject_mask(reject: int | Flag | Iterable[str] | None, kind: str) -> int:
 
 
 def flag_attributes() -> dict[str, Any]:
-    """CF attributes of a flag variable (dtype uint16)."""
+    """Return the CF attributes of a flag variable (dtype uint16)."""
     return {
         "standard_name": "quality_flag",
         "units": "1",
@@ -611,7 +618,7 @@ class Recipe:
     mixed_lattices: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types, the inverse of `from_dict`.
+        """Return a plain dict of JSON types, the inverse of `from_dict`.
 
         The store format lists channels of kind ``other`` under ``companions``.
         """

@@ -119,7 +119,7 @@ class Selection:
     reject: Reject = None
 
     def in_time(self, times: npt.ArrayLike) -> Mask:
-        """Which times the selection takes, of those that are known (NaT: a crop that holds no data).
+        """Return which times the selection takes, of those that are known (NaT: a crop that holds no data).
 
         Raises
         ------
@@ -150,7 +150,7 @@ class Selection:
         return keep
 
     def in_place(self, latitude: npt.ArrayLike, longitude: npt.ArrayLike, times: npt.ArrayLike) -> Mask:
-        """Which positions the selection takes.
+        """Return which positions the selection takes.
 
         Parameters
         ----------
@@ -178,7 +178,7 @@ class Selection:
 
 
 def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
-    """Time of each crop of a store, to the second; NaT where the crop was not written."""
+    """Return the time of each crop of a store, to the second; NaT where the crop was not written."""
     times = dataset["time"].values.astype("datetime64[s]")
     if "status" in dataset.variables:
         times = np.where(dataset["status"].values == 0, times, np.datetime64("NaT", "s"))
@@ -186,7 +186,7 @@ def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
 
 
 def as_time(value: Any) -> np.datetime64:
-    """The instant, UTC to the second, that a user means; the start of the day for a date.
+    """Return the instant, UTC to the second, that a user means; the start of the day for a date.
 
     Times with a zone are converted; a time without one is UTC.
 
@@ -230,7 +230,8 @@ def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
 
 
 def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | None]]:
-    """Time ranges ``(start, stop)``, stop not included and None for an open end, of ``time`` in `Selection`.
+    """Return the time ranges ``(start, stop)``, stop not included and None for an open end, of ``time`` in
+    `Selection`.
 
     Raises
     ------
@@ -258,7 +259,7 @@ def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | No
 
 
 def _in_periods(moments: npt.NDArray[np.datetime64], time: Any) -> Mask:
-    """Which times lie in one of the ranges; never NaT."""
+    """Return which times lie in one of the ranges; never NaT."""
     inside = np.zeros(moments.shape, bool)
     for start, stop in as_periods(time):
         later = ~np.isnat(moments) if start is None else moments >= start
@@ -267,7 +268,9 @@ def _in_periods(moments: npt.NDArray[np.datetime64], time: Any) -> Mask:
 
 
 def as_seconds(duration: Any) -> float:
-    """Seconds of a duration: ``'6h'``, ``'30 min'``, ``timedelta`` or ``numpy.timedelta64``; None is no limit."""
+    """Return the seconds of a duration: ``'6h'``, ``'30 min'``, ``timedelta`` or ``numpy.timedelta64``; None
+    is no limit.
+    """
     if duration is None:
         return np.inf
     text = isinstance(duration, str) and re.search("[a-z]", duration)  # a number has no unit
@@ -281,7 +284,7 @@ def as_seconds(duration: Any) -> float:
 
 
 def as_km(distance: Any) -> float:
-    """Kilometers of a distance: a number of km, or text such as ``'200km'``; None is no limit."""
+    """Return the kilometers of a distance: a number of km, or text such as ``'200km'``; None is no limit."""
     if distance is None:
         return np.inf
     match = _DISTANCE.fullmatch(str(distance).strip())
@@ -293,7 +296,7 @@ def as_km(distance: Any) -> float:
 
 
 def as_neighborhood(rule: Any, name: str) -> tuple[float, float] | None:
-    """Seconds and kilometers of ``('6h', '200km')``; None for no rule."""
+    """Return the seconds and kilometers of ``('6h', '200km')``; None for no rule."""
     if rule is None:
         return None
     if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
@@ -307,7 +310,7 @@ def as_neighborhood(rule: Any, name: str) -> tuple[float, float] | None:
 
 
 def convective_day(time: npt.ArrayLike) -> npt.NDArray[np.datetime64]:
-    """The convective day of each time: the date on which it began, at 12 UTC. NaT stays NaT.
+    """Return the convective day of each time: the date on which it began, at 12 UTC. NaT stays NaT.
 
     A storm of one evening belongs to one convective day, so days are what counts as independent: the unit
     in which samples are divided (`split_by_day`) and in which occurrences are counted.
@@ -372,23 +375,27 @@ def split_by_day(
 
 
 def hour_of(time: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Hours since midnight UTC, with their fraction."""
+    """Return the hours since midnight UTC, with their fraction."""
     seconds = np.asarray(time).astype("datetime64[s]")
     return np.asarray((seconds - seconds.astype("datetime64[D]")) / np.timedelta64(1, "h"))
 
 
 def solar_hour_of(time: npt.ArrayLike, longitude: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Local mean solar time in hours: UTC and a hour for every 15 degrees of longitude. Broadcasts."""
+    """Return the local mean solar time in hours: UTC and a hour for every 15 degrees of longitude.
+    Broadcasts.
+    """
     return (hour_of(time) + np.asarray(longitude, np.float64) / 15.0) % 24.0
 
 
 def month_of(time: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Months, 1 to 12."""
+    """Return the months, 1 to 12."""
     return np.asarray(time).astype("datetime64[M]").astype(np.int64) % 12 + 1
 
 
 def _as_months(season: Any) -> list[int]:
-    """Months of a season: initials such as ``"JJA"`` or ``"AMJJAS"``, a number, or several numbers."""
+    """Return the months of a season: initials such as ``"JJA"`` or ``"AMJJAS"``, a number, or several
+    numbers.
+    """
     if isinstance(season, str):
         first = _INITIALS.find(season.upper()) if 1 < len(season) <= 12 else -1
         months = [(first + i) % 12 + 1 for i in range(len(season))] if first >= 0 else []
@@ -403,7 +410,7 @@ def _as_months(season: Any) -> list[int]:
 
 
 def _in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDArray[np.bool_]:
-    """Which hours of the day lie in a span ``(start, stop)``, stop not included, or in one whole hour."""
+    """Return which hours of the day lie in a span ``(start, stop)``, stop not included, or in one whole hour."""
     try:
         start, stop = (wanted, wanted + 1) if isinstance(wanted, (int, np.integer)) else map(float, wanted)
     except (TypeError, ValueError):
@@ -417,7 +424,7 @@ def _in_hours(hours: npt.NDArray[np.float64], wanted: Any, name: str) -> npt.NDA
 
 
 def _as_days(day: Any) -> npt.NDArray[np.datetime64]:
-    """Convective days from one date or several."""
+    """Return the convective days from one date or several."""
     values = [day] if isinstance(day, str) or np.ndim(day) == 0 else list(day)
     if not values:
         raise SchemaError("convective_day: got none; expected one date or more")
@@ -435,7 +442,7 @@ def _as_days(day: Any) -> npt.NDArray[np.datetime64]:
 
 
 def in_box(latitude: npt.ArrayLike, longitude: npt.ArrayLike, box: Box) -> Mask:
-    """Which points lie in a box, edges included; never those without a position.
+    """Return which points lie in a box, edges included; never those without a position.
 
     Edges include what the precision of the positions rounds off, so that a point that was stored in float32
     lies in a box that has its edge there.
@@ -463,7 +470,7 @@ def in_box(latitude: npt.ArrayLike, longitude: npt.ArrayLike, box: Box) -> Mask:
 
 
 def in_polygon(latitude: npt.ArrayLike, longitude: npt.ArrayLike, polygon: Any) -> Mask:
-    """Which points lie in a polygon: in an odd number of its rings, so that an inner ring is a hole.
+    """Return which points lie in a polygon: in an odd number of its rings, so that an inner ring is a hole.
 
     Edges run straight in longitude and latitude. A point on an edge may fall to either side.
 
@@ -516,7 +523,9 @@ def _geojson(shape: Mapping[str, Any]) -> list[Any]:
 
 
 def _ring(corners: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
-    """Corners of a closed ring, (corners, 2): longitude and latitude in degrees, longitudes without jumps."""
+    """Return the corners of a closed ring, (corners, 2): longitude and latitude in degrees, longitudes
+    without jumps.
+    """
     try:
         ring = np.array([corner[:2] for corner in corners], np.float64)
     except (TypeError, ValueError, IndexError):
@@ -552,13 +561,15 @@ class Label:
 
 
 def _kind_of(label: str) -> str:
-    """Kind of a channel label for its default rejecting flags; of several in one, visible before the others."""
+    """Return the kind of a channel label for its default rejecting flags; of several in one, visible before
+    the others.
+    """
     kinds = [CHANNELS[n].kind for n in re.findall(r"\w+", label) if n in CHANNELS]
     return "visible" if "visible" in kinds else kinds[0] if kinds else "field"
 
 
 def labels_of(dataset: xr.Dataset, variables: Iterable[str] | None = None) -> tuple[Label, ...]:
-    """Every channel label of a dataset, in order.
+    """Return every channel label of a dataset, in order.
 
     Parameters
     ----------
@@ -593,7 +604,7 @@ def labels_of(dataset: xr.Dataset, variables: Iterable[str] | None = None) -> tu
 def choose_labels(
     available: Sequence[Label], channels: Any, where: str, *, altitude: Any = None
 ) -> tuple[Label, ...]:
-    """The labels asked for, in the order asked.
+    """Return the labels asked for, in the order asked.
 
     Parameters
     ----------
@@ -643,20 +654,23 @@ def choose_labels(
 
 
 def stacks_altitudes(labels: Iterable[Label]) -> bool:
-    """Whether the channels are one input by default: a radar volume's altitudes, alone or with its other fields."""
+    """Return whether the channels are one input by default: a radar volume's altitudes, alone or with its
+    other fields.
+    """
     labels = list(labels)
     sky = any(label.kind in ("infrared", "visible") for label in labels)
     return not sky and any(label.altitude is not None for label in labels)
 
 
 def _split(label: str) -> tuple[str, float | None]:
-    """Name and altitude of a label; the whole text and None where it names no altitude."""
+    """Return the name and altitude of a label; the whole text and None where it names no altitude."""
     match = _LABEL.fullmatch(label)
     return (match["name"], float(match["km"])) if match else (label, None)
 
 
 def parse_label(label: str) -> tuple[str, float | None]:
-    """Channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names none.
+    """Return the channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names
+    none.
 
     A name that is in no table is that of a variable of a file: a channel of kind ``other``.
 
@@ -677,7 +691,7 @@ def parse_label(label: str) -> tuple[str, float | None]:
 
 
 def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str) -> tuple[int, ...]:
-    """Positions of altitudes in a list, both in km, each within 10 m.
+    """Return the positions of altitudes in a list, both in km, each within 10 m.
 
     Raises
     ------
@@ -697,14 +711,14 @@ def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str
 
 
 def _near(altitudes: Sequence[float | None], wanted: float) -> npt.NDArray[np.int64]:
-    """Positions of the altitudes that are an altitude asked for, the nearest first."""
+    """Return the positions of the altitudes that are an altitude asked for, the nearest first."""
     away = np.abs(np.asarray(altitudes, np.float64) - wanted)
     order = np.argsort(away, kind="stable")
     return order[away[order] <= _ALTITUDE_TOLERANCE_KM + 1e-9]
 
 
 def reject_masks(labels: Iterable[Label], reject: Reject) -> list[int]:
-    """Bits of the flags that rule out a sample of each label.
+    """Return the bits of the flags that rule out a sample of each label.
 
     Padding and a channel that a crop lacks always do: there are no pixels.
 

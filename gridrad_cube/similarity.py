@@ -50,14 +50,15 @@ _ROUNDOFF = 2.0**-24
 
 
 def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Vectors (..., D) divided by their lengths, float64; vectors of zeros stay as they are."""
+    """Return the vectors (..., D) divided by their lengths, float64; vectors of zeros stay as they are."""
     out = np.asarray(vectors, np.float64)
     length = np.linalg.norm(out, axis=-1, keepdims=True)
     return np.asarray(out / np.where(length == 0, 1.0, length))
 
 
 def rank_me(vectors: npt.ArrayLike) -> float:
-    """Effective number of dimensions: the exponential of the entropy of the singular values (arXiv 2210.02885).
+    """Return the effective number of dimensions: the exponential of the entropy of the singular values (arXiv
+    2210.02885).
 
     From 1 to the number of features; 1 if all vectors are zero. Rows that are not finite do not count.
     """
@@ -72,7 +73,7 @@ def rank_me(vectors: npt.ArrayLike) -> float:
 
 
 def directed(vectors: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which rows are finite and not zero, so that they have a direction."""
+    """Return which rows are finite and not zero, so that they have a direction."""
     return np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
 
 
@@ -208,7 +209,8 @@ def scores(
     mask: npt.ArrayLike | None = None,
     block: int = _BLOCK,
 ) -> npt.NDArray[np.float32]:
-    """The score of every row for one query: the very numbers that `nearest` gives. NaN where it gives none.
+    """Return the score of every row for one query: the very numbers that `nearest` gives. NaN where it gives
+    none.
 
     Parameters
     ----------
@@ -231,7 +233,9 @@ def scores(
 
 
 def _read(vectors: Any, inside: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, slice]]:
-    """Rows block by block, from the first to the last of each block that lies inside a mask, and where they are."""
+    """Yield the rows block by block, from the first to the last of each block that lies inside a mask, and
+    where they are.
+    """
     for start in range(0, len(inside), block):
         wanted = np.flatnonzero(inside[start : start + block])
         if len(wanted):
@@ -251,7 +255,7 @@ class _Best:
         self.matrix = (queries / self.length[:, None] if metric == "cosine" else queries).astype(np.float32)
 
     def costs(self, part: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Costs (small is near) in float32, shape (rows, queries), and how far off they can be."""
+        """Return the costs (small is near) in float32, shape (rows, queries), and how far off they can be."""
         # A dot product of D terms is off by at most D roundoffs times both lengths, in whatever order a
         # matrix product adds; so are the squared lengths. The rest covers conversions to float32.
         bound = (2 * part.shape[1] + 32) * _ROUNDOFF
@@ -268,7 +272,9 @@ class _Best:
         return sums - 2 * products, bound * sums + np.finfo(np.float32).tiny
 
     def exact(self, part: np.ndarray, query: int) -> np.ndarray:
-        """Scores from float64, each row by itself, so that equal rows score equally wherever they lie."""
+        """Return the scores from float64, each row by itself, so that equal rows score equally wherever they
+        lie.
+        """
         vector = self.queries[query]
         part = part.astype(np.float64)
         if self.metric == "euclidean":
@@ -315,7 +321,7 @@ def _compare(rows: np.ndarray, inside: np.ndarray, start: int, groups: list[_Bes
 
 
 def _usable(raw: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in float32, their squared lengths, and which of them have a score."""
+    """Return the rows in float32, their squared lengths, and which of them have a score."""
     with np.errstate(over="ignore", invalid="ignore"):
         rows = raw.astype(np.float32, copy=False)
         squares = np.einsum("ij,ij->i", rows, rows)
@@ -325,7 +331,7 @@ def _usable(raw: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray, np
 def _check(
     vectors: Any, query: npt.ArrayLike, k: int, metric: str, mask: npt.ArrayLike | None, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Queries (Q, D) in float64, and which rows may be returned."""
+    """Return the queries (Q, D) in float64, and which rows may be returned."""
     if metric not in get_args(Metric):
         raise SchemaError(f"metric: got {metric!r}; expected one of {', '.join(get_args(Metric))}")
     if k < 1 or block < 1:

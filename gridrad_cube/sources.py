@@ -40,7 +40,7 @@ _URL = re.compile(r"([a-z0-9+]+)://([^/]*)/*(.*)", re.DOTALL)
 
 
 def _locate(url: str) -> tuple[Files, str]:
-    """The store of a URL and the key in it; a URL with a secret in it is refused."""
+    """Return the store of a URL and the key in it; a URL with a secret in it is refused."""
     scheme, host, key = _URL.fullmatch(url).groups()  # type: ignore[union-attr]
     Files(url)  # checks all of it
     return Files(f"{scheme}://{host}"), unquote(key) if scheme.startswith("http") else key
@@ -56,7 +56,8 @@ def _as_source() -> Iterator[None]:
 
 
 def identity(path: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds of a source, as of `Files.identity`.
+    """Return the size in bytes and time of the last change in nanoseconds of a source, as of
+    `Files.identity`.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def identity(path: str) -> tuple[int, int]:
 
 
 def identities(paths: Iterable[str]) -> dict[str, tuple[int, int] | OSError]:
-    """The `identity` of each of these sources, or the error: servers are asked for many at once."""
+    """Return the `identity` of each of these sources, or the error: servers are asked for many at once."""
 
     def ask(path: str) -> tuple[int, int] | OSError:
         try:
@@ -94,7 +95,8 @@ def identities(paths: Iterable[str]) -> dict[str, tuple[int, int] | OSError]:
 
 
 def list_url(url: str, suffixes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """URLs of the file that a URL names, or of those under it that end so, by their names relative to it; and others.
+    """Return the URLs of the file that a URL names, or of those under it that end so, by their names relative
+    to it; and others.
 
     Raises
     ------
@@ -143,7 +145,7 @@ class _Copies:
         self._folder: Path | None = None
 
     def take(self, url: str) -> _Copy:
-        """The copy of what is at a URL now, which stays until it is given back."""
+        """Return the copy of what is at a URL now, which stays until it is given back."""
         found = identity(url)
         with self._lock:
             if (url, found) in self._copies:
@@ -194,7 +196,7 @@ class _Copies:
 
 @functools.cache
 def _copies_of(pid: int) -> _Copies:
-    """The copies of a process; a fork of it has its own."""
+    """Return the copies of a process; a fork of it has its own."""
     atexit.register(remove_copies)
     return _Copies()
 

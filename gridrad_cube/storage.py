@@ -66,7 +66,7 @@ class _PastEndError(RemoteError):
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether this is a URL and no path of this machine, which ``file://`` is.
+    """Return whether this is a URL and no path of this machine, which ``file://`` is.
 
     Raises
     ------
@@ -192,27 +192,29 @@ class Files:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see what is here."""
+        """True if other processes see what is here."""
         return not self.root.startswith("memory://")
 
     def path(self, key: str = "") -> str:
-        """Local path or URL of a key."""
+        """Return the local path or URL of a key."""
         return f"{self.root}/{key}" if key else self.root
 
     def zarr(self) -> Any:
-        """A store object of zarr-python on this root, for reading."""
+        """Return a store object of zarr-python on this root, for reading."""
         return LocalStore(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
-        """Bytes of an object."""
+        """Return the bytes of an object."""
         return Path(self.root, key).read_bytes()
 
     def read_tail(self, key: str, size: int) -> bytes:
-        """The last ``size`` bytes of an object, or all of a shorter one."""
+        """Return the last ``size`` bytes of an object, or all of a shorter one."""
         return self.read(key)[-size:]
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts ``[start, stop)`` of an object, in this order; parts less than `_GAP` apart are read at once."""
+        """Return the parts ``[start, stop)`` of an object, in this order; parts less than `_GAP` apart are
+        read at once.
+        """
         joined: list[tuple[int, int]] = []
         member = [0] * len(ranges)
         for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
@@ -321,11 +323,11 @@ class Files:
         Path(self.root, key).unlink(missing_ok=True)
 
     def exists(self, key: str = "") -> bool:
-        """Whether an object or folder of this key is there."""
+        """Return whether an object or folder of this key is there."""
         return Path(self.root, key).exists()
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
+        """Return the bytes of an object, None where there is none."""
         with suppress(FileNotFoundError):
             return self._size(key)
         return None
@@ -334,7 +336,7 @@ class Files:
         return Path(self.root, key).stat().st_size
 
     def identity(self, key: str) -> tuple[int, int]:
-        """Size of an object in bytes, and the time of its last change in nanoseconds.
+        """Return the size of an object in bytes, and the time of its last change in nanoseconds.
 
         Elsewhere than on a local disk the time is in whole seconds, and what is below a second stands for the ETag.
         """
@@ -346,25 +348,27 @@ class Files:
         raise NotImplementedError(f"{self.path(key)}: is a local file already")
 
     def below(self, key: str = "") -> list[str]:
-        """Keys of all objects below a key, in folders of any depth; empty where there is nothing."""
+        """Return the keys of all objects below a key, in folders of any depth; empty where there is nothing."""
         return [p.relative_to(self.root).as_posix() for p in Path(self.root, key).rglob("*") if p.is_file()]
 
     def stamp(self, key: str) -> Any:
-        """What differs once an object has been replaced; None where there is none."""
+        """Return what differs once an object has been replaced; None where there is none."""
         with suppress(FileNotFoundError, NotADirectoryError):
             return self.identity(key), os.stat(self.path(key)).st_ino if self.local else 0
         return None
 
     def names(self, key: str = "") -> list[str]:
-        """Names directly under a key, sorted; empty where there is nothing."""
+        """Return the names directly under a key, sorted; empty where there is nothing."""
         return sorted(self._list(key))
 
     def sizes(self, key: str = "") -> dict[str, int]:
-        """Bytes of every object directly under a key, by name, from one listing; empty where there is nothing."""
+        """Return the bytes of every object directly under a key, by name, from one listing; empty where there
+        is nothing.
+        """
         return {name: size for name, size in self._list(key).items() if size is not None}
 
     def _list(self, key: str) -> dict[str, int | None]:
-        """Names directly under a key; bytes of objects, None for folders."""
+        """Return the names directly under a key; bytes of objects, None for folders."""
         found: dict[str, int | None] = {}
         with suppress(FileNotFoundError):
             for entry in os.scandir(Path(self.root, key)):
@@ -559,7 +563,7 @@ class _FsspecFiles(Files):
 def _identity(
     size: int, last_modified: datetime.datetime | None = None, e_tag: str | None = None, **_: Any
 ) -> tuple[int, int]:
-    """Size, and one number for the time of the last change and the ETag: see `Files.identity`."""
+    """Return the size, and one number for the time of the last change and the ETag: see `Files.identity`."""
     seconds = int(last_modified.timestamp()) if last_modified else 0
     # A list and a single answer may quote an ETag in two ways.
     tag = hashlib.sha256((e_tag or "").removeprefix("W/").strip('"').encode()).digest()
@@ -587,7 +591,9 @@ _opened_in: int | None = None
 
 @functools.lru_cache(maxsize=16)
 def _open_cloud(root: str, pid: int, environment: int) -> Any:
-    """The obstore store of a URL, one for each process and environment, so that connections are shared."""
+    """Return the obstore store of a URL, one for each process and environment, so that connections are
+    shared.
+    """
     global _opened_in
     if _opened_in not in (None, pid):
         raise RuntimeError(

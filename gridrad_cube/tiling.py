@@ -39,7 +39,7 @@ class Window:
 def crop_shape(
     shape: tuple[int, int], spec: TileSpec, lattice_origin: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Height and width in pixels of every window that `windows` gives for a scene of this shape.
+    """Return the height and width in pixels of every window that `windows` gives for a scene of this shape.
 
     The same as ``spec.crop`` where that is given; else the scene's shape, padded to whole patches. With a
     ``lattice_origin`` the padding before the scene counts too, so two scenes of one shape may differ. A store
@@ -68,7 +68,7 @@ def crop_shape(
 def windows(
     shape: tuple[int, int], spec: TileSpec, scene_id: str, lattice_origin: tuple[int, int] | None = None
 ) -> list[Window]:
-    """Place the windows of a scene.
+    """Return the place the windows of a scene.
 
     ``scene``: one window of all pixels. ``tiles``: windows of ``spec.crop`` side by side until all pixels are
     covered, in raster order. ``cover``: the same, but the last ones are moved inside, so that they overlap the ones
@@ -128,7 +128,9 @@ def windows(
 
 
 def count_leftovers(shape: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Patches of placement ``scene`` of which less than half lies in a scene of this shape, and all patches of it."""
+    """Return the patches of placement ``scene`` of which less than half lies in a scene of this shape, and
+    all patches of it.
+    """
     parts = [np.minimum(n - np.arange(0, n, patch), patch) / patch for n in shape]
     share = np.multiply.outer(*parts)
     return int((share < 0.5).sum()), share.size
@@ -167,7 +169,7 @@ def suggest(shape: tuple[int, int], lattice_origin: tuple[int, int] | None = Non
 
 
 def _draw(seed: int, scene_id: str, number: int, choices: tuple[int, int]) -> tuple[int, int]:
-    """Offsets of the n-th random window of a scene, each uniform below its number of choices."""
+    """Return the offsets of the n-th random window of a scene, each uniform below its number of choices."""
     text, salt = f"{seed}\n{scene_id}".encode(), number.to_bytes(16, "little")
     digest = hashlib.blake2b(text, digest_size=32, person=salt).digest()
     draws = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little")

@@ -59,7 +59,7 @@ QUERY = combine(
 
 
 def read_query(options: dict[str, Any]) -> Any:
-    """The query that the options of a command give: a sample, examples, or a place and time."""
+    """Return the query that the options of a command give: a sample, examples, or a place and time."""
     place = {name: options[name] for name in ("time", "latitude", "longitude")}
     given = [value is not None for value in place.values()]
     if any(given) != all(given) or any(given) == bool(options["like"]):
@@ -73,7 +73,7 @@ def read_query(options: dict[str, Any]) -> Any:
 
 
 def _sample(text: str) -> tuple[Any, ...]:
-    """``CROP,ROW,COL``, ``CROP`` alone at level 2k, and perhaps a channel after it."""
+    """Return ``CROP,ROW,COL``, ``CROP`` alone at level 2k, and perhaps a channel after it."""
     numbers, comma, channel = text.rpartition(",")
     if not comma or channel.strip().isdigit():
         return numbers_of(text)

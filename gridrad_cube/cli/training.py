@@ -120,7 +120,7 @@ def _options() -> tuple[_Option, ...]:
 
 
 def _describe(name: str, defaults: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Group, help and metavar of an option."""
+    """Return the group, help and metavar of an option."""
     from gridrad_cube.training import FIELDS, HINTS, TimeRanges
 
     about, kind = FIELDS[name].metadata, HINTS[name]
@@ -150,7 +150,9 @@ def _show(value: Any) -> str:
 
 
 def _one_value_each(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
-    """Words of a command line with dashes in options, and the values of each option joined by commas."""
+    """Return the words of a command line with dashes in options, and the values of each option joined by
+    commas.
+    """
     from gridrad_cube.training import unknown_option
 
     known = {flag: param for param in params for flag in param.opts}
@@ -174,7 +176,7 @@ def _one_value_each(args: Sequence[str], params: Sequence[click.Parameter]) -> l
 
 
 def _configure(params: Mapping[str, Any]) -> Config:
-    """The configuration that the options of a command line ask for."""
+    """Return the configuration that the options of a command line ask for."""
     from gridrad_cube.training import FIELDS, IDLE, load_config, store_level
 
     given = {name: value for name, value in params.items() if value not in (None, ())}

@@ -143,7 +143,7 @@ class GridDataset(Dataset[Batch]):
         return np.concatenate([block for _, block in self._blocks()])
 
     def _table(self, crops: np.ndarray, masks: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Crop, channel index and valid cells of each sample with a valid cell."""
+        """Return the crop, channel index and valid cells of each sample with a valid cell."""
         parts = [(np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, *self.shape[1:]), bool))]
         bits = np.array(masks, np.uint16)[None, :, None, None]
         for block in np.split(crops, range(4096, len(crops), 4096)):
@@ -165,18 +165,18 @@ class GridDataset(Dataset[Batch]):
         return identify_crops(self._dataset, np.full(self._dataset.sizes["crop"], network))
 
     def record(self) -> SampleRecord:
-        """Which samples these are, to open them again (``samples``) after the store has changed."""
+        """Return which samples these are, to open them again (``samples``) after the store has changed."""
         crop, number = np.unique(self.crop, return_inverse=True)
         cells = np.zeros((len(crop), len(self.labels), *self.shape[1:]), bool)
         cells[number, self.channel] = self.valid
         return SampleRecord.of(self._identities, crop, cells.transpose(0, 2, 3, 1))
 
     def _read(self, samples: slice | np.ndarray) -> np.ndarray:
-        """Embeddings of samples from the store, (n, row, col, feature)."""
+        """Return the embeddings of samples from the store, (n, row, col, feature)."""
         return self._reader.read(self.crop[samples], self._columns[self.channel[samples]])
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All samples in order, and their embeddings, a block of crops at a time."""
+        """Yield all samples in order, and their embeddings, a block of crops at a time."""
         first = 0
         while first < len(self):
             stop = int(np.searchsorted(self.crop, self.crop[first] + _CROPS_AT_ONCE))
@@ -244,12 +244,14 @@ class GridDataset(Dataset[Batch]):
     def decode(
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Standardized features and valid cells of a batch, on its device; see `decode_grids`."""
+        """Return the standardized features and valid cells of a batch, on its device; see `decode_grids`."""
         assert batch.valid is not None
         return decode_grids(batch.codes, batch.valid, self.normalization, dtype=dtype)
 
     def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Latitude and longitude (means over cells), time (``datetime64[s]``) and channel index of each sample."""
+        """Return the latitude and longitude (means over cells), time (``datetime64[s]``) and channel index of
+        each sample.
+        """
         latitude, longitude = (
             self._dataset[name].variable.astype(np.float64).mean(("row", "col")).values[self.crop]
             for name in ("latitude", "longitude")
@@ -258,7 +260,7 @@ class GridDataset(Dataset[Batch]):
         return latitude, longitude, times[self.crop], self.channel
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Where a sample comes from: store, crop, channel, time, source file."""
+        """Return where a sample comes from: store, crop, channel, time, source file."""
         crop = int(self.crop[index])
         here = self._dataset[["time", "source"]].isel(crop=crop)
         return {
@@ -314,7 +316,9 @@ def decode_grids(
 
 
 def _list_grids(crops: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Crop, channel and valid cells of the samples of some crops, from the valid cells (crop, channel, row, col)."""
+    """Return the crop, channel and valid cells of the samples of some crops, from the valid cells (crop,
+    channel, row, col).
+    """
     crop, channel = np.nonzero(valid.any(axis=(2, 3)))
     return crops[crop].astype(np.int32), channel.astype(np.int32), valid[crop, channel]
 

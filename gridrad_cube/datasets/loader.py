@@ -48,16 +48,18 @@ class Batch:
         return len(self.codes)
 
     def __getitem__(self, item: int) -> Batch:
-        """One sample, as a batch."""
+        """Return one sample, as a batch."""
         row = range(len(self))[item]
         return self.take(slice(row, row + 1))
 
     def take(self, rows: slice | torch.Tensor, damaged: torch.Tensor | None = None) -> Batch:
-        """Some rows of the batch, by a slice or by their numbers; ``damaged`` replaces the list of the batch."""
+        """Return some rows of the batch, by a slice or by their numbers; ``damaged`` replaces the list of the
+        batch.
+        """
         return replace(replace(self, damaged=None)._map(lambda tensor: tensor[rows]), damaged=damaged)
 
     def split(self, parts: int, runs: int = 1) -> list[Batch]:
-        """The batch in parts of nearly equal length, in order, without the list of damaged samples.
+        """Return the batch in parts of nearly equal length, in order, without the list of damaged samples.
 
         Parameters
         ----------
@@ -73,19 +75,19 @@ class Batch:
         return [self.take(torch.cat(same)) for same in zip(*pieces, strict=True)]
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """The batch with each of its tensors replaced by a function of it."""
+        """Return the batch with each of its tensors replaced by a function of it."""
         return Batch(**{name: function(tensor) for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that the batch has, by name."""
+        """Return the tensors that the batch has, by name."""
         return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which a GPU copies without blocking."""
+        """Return the batch in page-locked memory, from which a GPU copies without blocking."""
         return self._map(torch.Tensor.pin_memory)
 
 
@@ -153,7 +155,7 @@ class PatchLoader:
         self.damaged: list[int] = []
 
     def __len__(self) -> int:
-        """Batches of an iteration that starts now."""
+        """Return the batches of an iteration that starts now."""
         return int(self.sampler.steps_left) if self._advances else len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -65,7 +65,7 @@ class Normalization:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types, the inverse of `from_dict`."""
+        """Return a plain dict of JSON types, the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -75,7 +75,7 @@ class Normalization:
         return cast(Self, build_spec(cls, values))
 
     def apply(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Normalized values, float32, and which pixels are valid; `decode` gives the same values."""
+        """Return the normalized values, float32, and which pixels are valid; `decode` gives the same values."""
         codes = codes.astype(self.packing.dtype, copy=False)
         echo, valid = self.packing.echo(codes), self.packing.observed(codes)
         if self.rule != "rain" and _has_table(self):
@@ -94,7 +94,7 @@ class Normalization:
         return values, valid
 
     def amounts(self, codes: np.ndarray) -> np.ndarray:
-        """What is averaged by coarsening, float32; NaN where not observed, infinite without echo."""
+        """Return what is averaged by coarsening, float32; NaN where not observed, infinite without echo."""
         codes = codes.astype(self.packing.dtype, copy=False)
         echo, observed = self.packing.echo(codes), self.packing.observed(codes)
         values = np.where(echo, self.packing.decode(codes).astype(np.float64), 0.0)
@@ -191,7 +191,7 @@ def _fit(
 
 
 def _fit_typical(variable: str, array: xr.DataArray, packing: Packing) -> Normalization:
-    """The rule that takes the typical range of a channel to -1 and 1."""
+    """Return the rule that takes the typical range of a channel to -1 and 1."""
     channel = channel_in(variable, array.attrs, array.dtype)
     (low, high), units = channel.typical_range, array.attrs.get("units", channel.units)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -322,7 +322,7 @@ def describe(
 
 
 def choose_coarsen(patch: int, coarsen: int | None, where: str) -> int:
-    """The factor by which the descriptor averages patches before it describes them.
+    """Return the factor by which the descriptor averages patches before it describes them.
 
     Parameters
     ----------
@@ -350,13 +350,13 @@ def choose_coarsen(patch: int, coarsen: int | None, where: str) -> int:
 
 
 def _normalized(rule: Normalization, codes: np.ndarray) -> np.ndarray:
-    """Normalized values, NaN where not valid."""
+    """Return the normalized values, NaN where not valid."""
     values, valid = rule.apply(codes)
     return np.where(valid, values, np.float32("nan"))
 
 
 def _has_table(rule: Normalization) -> bool:
-    """Whether codes are integers of at most 16 bits."""
+    """Return whether codes are integers of at most 16 bits."""
     dtype = np.dtype(rule.packing.dtype)
     return dtype.kind in "iu" and dtype.itemsize <= 2
 
@@ -364,7 +364,9 @@ def _has_table(rule: Normalization) -> bool:
 def _look_up(
     codes: torch.Tensor, which: torch.Tensor, rules: _Rules, function: _Function
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A function of each code under the normalization of its plane, the fill where it is NaN; and where it is not."""
+    """Return a function of each code under the normalization of its plane, the fill where it is NaN; and
+    where it is not.
+    """
     has_tables = all(map(_has_table, rules))
     if has_tables and codes.device.type != "cpu":
         tables, row = _tables(rules, function, codes.device)
@@ -390,7 +392,9 @@ def _look_up(
 
 @functools.lru_cache(maxsize=16)
 def _tables(rules: _Rules, function: _Function, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A function of all 16-bit codes under each distinct normalization, and which of these each label has."""
+    """Return a function of all 16-bit codes under each distinct normalization, and which of these each label
+    has.
+    """
     distinct, codes = list(dict.fromkeys(rules)), np.arange(2**16, dtype=np.uint16)
     tables = np.stack([function(rule, codes) for rule in distinct])
     rows = [distinct.index(rule) for rule in rules]

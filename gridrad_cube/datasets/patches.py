@@ -202,7 +202,7 @@ class PatchDataset(Dataset[Batch]):
         return build_table(self._dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
 
     def _recorded_table(self, samples: SampleRecord) -> SampleTable:
-        """The table of recorded samples: of all patches of their crops, those that were samples."""
+        """Return the table of recorded samples: of all patches of their crops, those that were samples."""
         crop, cells = samples.find(self._identities, self._record_shape, self.store)
         crops = np.zeros(self._dataset.sizes["crop"], bool)
         crops[crop] = True
@@ -223,7 +223,7 @@ class PatchDataset(Dataset[Batch]):
         return identify_crops(self._dataset, *checksums[:crops].T)
 
     def record(self) -> SampleRecord:
-        """Which samples these are, to open them again (``samples``) after the store has changed."""
+        """Return which samples these are, to open them again (``samples``) after the store has changed."""
         table = self.table
         crop, number = np.unique(table.crop, return_inverse=True)
         cells = np.zeros((len(crop), *self._record_shape), bool)
@@ -259,7 +259,7 @@ class PatchDataset(Dataset[Batch]):
     def decode(
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized values and valid pixels of a batch, on its device; see `decode`."""
+        """Return the normalized values and valid pixels of a batch, on its device; see `decode`."""
         return decode(batch.codes, batch.channel, self.normalizations, coarsen=self.coarsen, dtype=dtype)
 
     def __getitem__(self, index: int) -> Batch:
@@ -304,7 +304,9 @@ class PatchDataset(Dataset[Batch]):
         return batch.take(kept, damaged=torch.from_numpy(index[damaged]))
 
     def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Latitude, longitude, time (``datetime64[s]``) and channel index of each sample, each (N,)."""
+        """Return the latitude, longitude, time (``datetime64[s]``) and channel index of each sample, each
+        (N,).
+        """
         table, stored = self.table, self._dataset
         latitude, longitude = (
             stored[name].values[table.crop, table.row, table.col] for name in ("latitude", "longitude")
@@ -312,7 +314,7 @@ class PatchDataset(Dataset[Batch]):
         return latitude, longitude, stored["time"].values.astype("datetime64[s]")[table.crop], table.channel
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Where a sample comes from: store, crop, row, col, channel, time, position, source file.
+        """Return where a sample comes from: store, crop, row, col, channel, time, position, source file.
 
         ``channel`` is its label, or the list of them where they are stacked.
         """

@@ -23,7 +23,7 @@ _ORDER, _DRAW = 255, 254  # tags of the keys that order an epoch, and that draw 
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Output of SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)."""
+    """Return the output of SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,14 +41,15 @@ def _key(*parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
 def draw_uniform(
     seed: int, epoch: int, number: npt.NDArray[np.int64], stream: int, *shape: int
 ) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) that depend on seed, epoch, number and stream alone, (N, *shape)."""
+    """Return the uniform numbers in [0, 1) that depend on seed, epoch, number and stream alone, (N, *shape)."""
     count = np.arange(int(np.prod(shape)))
     key = _key(seed, _DRAW, epoch, number[:, None], stream, count)
     return ((key >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(len(number), *shape)
 
 
 def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Where a keyed permutation of ``range(length)`` sends these indices, without making the permutation.
+    """Return where a keyed permutation of ``range(length)`` sends these indices, without making the
+    permutation.
 
     A Feistel network over the next power of two, walked until it lands inside (Black and Rogaway 2002,
     doi:10.1007/3-540-45760-7_9): a bijection for every key and length. There is one key, or one for each index.
@@ -177,14 +178,14 @@ class EpochSampler(Sampler[int]):
         return self._left(self.position) // self.step
 
     def __len__(self) -> int:
-        """Samples of this rank from `position` to the end of the epoch."""
+        """Return the samples of this rank from `position` to the end of the epoch."""
         return self._left(self.position) // self.world_size
 
     def _left(self, position: int) -> int:
         return (self.length - position) // self.step * self.step
 
     def order(self, positions: npt.ArrayLike, epoch: int | None = None) -> npt.NDArray[np.int64]:
-        """Samples at these positions of an epoch (the current one if None)."""
+        """Return the samples at these positions of an epoch (the current one if None)."""
         epoch = self.epoch if epoch is None else epoch
         places = _permute(positions, self.length, _key(self.seed, _ORDER, epoch))
         out = np.empty_like(places)
@@ -199,7 +200,7 @@ class EpochSampler(Sampler[int]):
         return out
 
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Sample indices of this rank, a batch at a time, from `position` to the end of the epoch."""
+        """Yield the sample indices of this rank, a batch at a time, from `position` to the end of the epoch."""
         epoch, position = self.epoch, self.position
         end = position + self._left(position)
         ahead = max(1, 8192 // self.step) * self.step
@@ -225,7 +226,9 @@ class EpochSampler(Sampler[int]):
             self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, epoch and position in samples of all ranks: good for any number of ranks and batch size."""
+        """Return the seed, epoch and position in samples of all ranks: good for any number of ranks and batch
+        size.
+        """
         return {
             "seed": self.seed,
             "epoch": self.epoch,
@@ -301,7 +304,7 @@ class PairDataset(Dataset[Batch]):
         return batch.take(rows, damaged=torch.from_numpy(index[lost]) if lost.any() else None)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Where a sample comes from."""
+        """Return where a sample comes from."""
         return dict(self.dataset.describe(index))
 
 

@@ -87,7 +87,8 @@ class SampleRecord:
     def find(
         self, identities: np.ndarray, shape: tuple[int, int, int], where: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Position in a store of each recorded crop, (n,), and its cells, bool, (n, rows, cols, labels).
+        """Return the position in a store of each recorded crop, (n,), and its cells, bool, (n, rows, cols,
+        labels).
 
         Raises
         ------
@@ -113,7 +114,9 @@ class SampleRecord:
 
 
 def identify_crops(dataset: xr.Dataset, *content: np.ndarray) -> npt.NDArray[np.int64]:
-    """A hash of source, scene, time and window of each crop of a store, and of columns (crop,) of further content."""
+    """Return a hash of source, scene, time and window of each crop of a store, and of columns (crop,) of
+    further content.
+    """
     names = ["source", "scene", "time", "y_origin", "x_origin"]
     columns = {name: dataset[name].values for name in names if name in dataset}
     columns["time"] = columns["time"].astype("datetime64[s]").astype(np.int64)
@@ -122,7 +125,7 @@ def identify_crops(dataset: xr.Dataset, *content: np.ndarray) -> npt.NDArray[np.
 
 
 def chosen_crops(dataset: xr.Dataset, time: Any, exclude_time: Any) -> npt.NDArray[np.bool_]:
-    """Which crops were written and lie in the time asked for, (crop,); see `Selection.in_time`."""
+    """Return which crops were written and lie in the time asked for, (crop,); see `Selection.in_time`."""
     return Selection(time=time, exclude_time=exclude_time).in_time(times_of(dataset))
 
 
@@ -154,7 +157,9 @@ def build_table(
 def _blocks(
     dataset: xr.Dataset, crops: np.ndarray, bbox: Box | None
 ) -> Iterator[tuple[slice, npt.NDArray[np.bool_]]]:
-    """Blocks of crops, and which of their patches lie in chosen crops and in the box, (crop, row, col)."""
+    """Yield the blocks of crops, and which of their patches lie in chosen crops and in the box, (crop, row,
+    col).
+    """
     cells = (dataset.sizes["row"], dataset.sizes["col"])
     for start in range(0, len(crops), _CROPS_AT_ONCE):
         block = slice(start, min(start + _CROPS_AT_ONCE, len(crops)))
@@ -169,7 +174,7 @@ def _blocks(
 def _clean(
     dataset: xr.Dataset, block: slice, inside: np.ndarray, labels: Sequence[Label], masks: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which patches are clean, and the stratum of each, (crop, row, col, label)."""
+    """Return which patches are clean, and the stratum of each, (crop, row, col, label)."""
     clean = np.empty((*inside.shape, len(labels)), bool)
     strata = np.zeros(clean.shape, np.uint8)
     for variable in dict.fromkeys(label.variable for label in labels):  # all altitudes lie in one chunk
@@ -186,7 +191,7 @@ def _clean(
 
 
 def _level(label: Label) -> tuple[Any, ...]:
-    """Index that picks the altitude of a label from values (crop, [altitude,] row, col)."""
+    """Return the index that picks the altitude of a label from values (crop, [altitude,] row, col)."""
     return (slice(None),) if label.altitude is None else (slice(None), label.altitude)
 
 

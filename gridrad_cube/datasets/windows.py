@@ -110,7 +110,9 @@ class WindowPairs(Dataset[Batch]):
         )
 
     def _draw(self, pair: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
-        """Patches of the first windows and of their partners (B,), and top and left edge of both (2 B,)."""
+        """Return the patches of the first windows and of their partners (B,), and top and left edge of both
+        (2 B,).
+        """
         group, size = pair // self.pairs, self.dataset.patch
         draw = functools.partial(draw_uniform, self.seed, self.epoch, pair)
         low = self._weight[self._first[group]]
@@ -132,12 +134,14 @@ class WindowPairs(Dataset[Batch]):
         return first, second, *edges
 
     def _turn(self, crop: np.ndarray, cell: np.ndarray) -> npt.NDArray[np.int64]:
-        """Cells (N, 2) of crops from the northwestern corner, for those in the order of the store, and the reverse."""
+        """Return the cells (N, 2) of crops from the northwestern corner, for those in the order of the store,
+        and the reverse.
+        """
         last = np.array(self.dataset.cells) - 1
         return np.where(self.dataset.orientation.of(crop), last - cell, cell).astype(np.int64)
 
     def _place(self, patch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Number of the window of a grid that a patch's crop is, and of its channel."""
+        """Return the number of the window of a grid that a patch's crop is, and of its channel."""
         labels = self._shape[2]
         return (
             self.dataset.crop_places[self.dataset.table.crop[patch]] * labels
@@ -150,7 +154,7 @@ class WindowPairs(Dataset[Batch]):
     def _read(
         self, patch: npt.NDArray[np.int64], top: npt.NDArray[np.int64], left: npt.NDArray[np.int64]
     ) -> np.ndarray:
-        """Windows (N, C, patch, patch) from the one, two or four patches that each lies in."""
+        """Return the windows (N, C, patch, patch) from the one, two or four patches that each lies in."""
         size, (rows, columns, labels), table = self.dataset.patch, self._shape, self.dataset.table
         crop, channel = table.crop[patch].astype(np.int64), table.channel[patch]
         pieces = []
@@ -181,22 +185,24 @@ class WindowPairs(Dataset[Batch]):
         return out
 
     def channels_of(self, pair: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Index of the channel of each pair, (N,)."""
+        """Return the index of the channel of each pair, (N,)."""
         return np.asarray(self.dataset.table.channel[self._patches[self._first[pair // self.pairs]]])
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Where a pair comes from: a patch of its frame."""
+        """Return where a pair comes from: a patch of its frame."""
         return self.dataset.describe(int(self._patches[self._first[index // self.pairs]]))
 
 
 def _followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
-    """The partner of each patch at a lead, -1 where it has none."""
+    """Return the partner of each patch at a lead, -1 where it has none."""
     found = followers(dataset, minutes)
     return np.where(found == np.arange(len(found)), -1, found)
 
 
 def _overlap(offset: int, size: int, second: int) -> tuple[slice, slice]:
-    """Part of a window that starts ``offset`` pixels into a patch: of the window, and of its first or second patch."""
+    """Return the part of a window that starts ``offset`` pixels into a patch: of the window, and of its first
+    or second patch.
+    """
     if second:
         return slice(size - offset, size), slice(0, offset)
     return slice(0, size - offset), slice(offset, size)

@@ -74,7 +74,7 @@ def attention(
 
 
 def _index(inputs: PatchInput | GridInput, samples: xr.Dataset | Sequence[Any]) -> dict[str, np.ndarray]:
-    """Positions of the samples asked for along crop (and row and col at level 256)."""
+    """Return the positions of the samples asked for along crop (and row and col at level 256)."""
     dims = ("crop", "row", "col") if isinstance(inputs, PatchInput) else ("crop",)
     sizes = (inputs.crops, *inputs.cells)[: len(dims)]
     if isinstance(samples, xr.Dataset):
@@ -99,7 +99,7 @@ def _index(inputs: PatchInput | GridInput, samples: xr.Dataset | Sequence[Any]) 
 
 
 def _maps(inputs: PatchInput | GridInput, network: Network, index: dict[str, np.ndarray]) -> np.ndarray:
-    """Maps (samples x labels, heads, tokens down, tokens across), a crop at a time."""
+    """Return the maps (samples x labels, heads, tokens down, tokens across), a crop at a time."""
     shape = (network.backbone.architecture.heads, *inputs.tokens)
     crops, *cells = index.values()
     out = np.full((len(crops), len(inputs.labels), *shape), np.nan, np.float32)
@@ -123,7 +123,7 @@ def _maps(inputs: PatchInput | GridInput, network: Network, index: dict[str, np.
 
 
 def _coordinates(inputs: PatchInput | GridInput, index: dict[str, np.ndarray]) -> xr.Dataset:
-    """When, where and of which file the samples are."""
+    """Return when, where and of which file the samples are."""
     dataset = inputs.dataset
     if isinstance(inputs, GridInput):  # one position for each crop, as in a store of level 2k
         blank = np.zeros((dataset.sizes["crop"], 1), np.float32)

@@ -116,7 +116,9 @@ class PatchInput:
         return int(self.dataset.sizes["crop"])
 
     def _count_tokens(self, trained: Mapping[str, Any]) -> int:
-        """Tokens along the edge of a patch; refuses channels and patches that the network does not read."""
+        """Return the tokens along the edge of a patch; refuses channels and patches that the network does not
+        read.
+        """
         planes = max(len(m) for m in self.labels.values())
         if planes != trained["in_channels"]:
             raise SchemaError(
@@ -145,11 +147,11 @@ class PatchInput:
         return digest.hexdigest()[:32]
 
     def flips(self, crops: range | np.ndarray) -> np.ndarray:
-        """Whether rows, and columns, of patches of these crops are reversed for the network, (N, 2)."""
+        """Return whether rows, and columns, of patches of these crops are reversed for the network, (N, 2)."""
         return _flips(self._orientation, crops)
 
     def small(self, rows: range) -> dict[str, np.ndarray]:
-        """Coordinates, flags and fractions of these crops by name."""
+        """Return the coordinates, flags and fractions of these crops by name."""
         out = read_coordinates(self.dataset, rows)
         found = self._assessed(rows)
         if self.overlapping:
@@ -167,7 +169,9 @@ class PatchInput:
         return out | {"flags": flags, "valid_fraction": fraction}
 
     def _assess(self, rows: range) -> dict[str, np.ndarray]:
-        """Flags and fractions of every channel (crop, member, row, col), and of overlapping windows `_CUT`."""
+        """Return the flags and fractions of every channel (crop, member, row, col), and of overlapping
+        windows `_CUT`.
+        """
         if self.overlapping:
             crops = [self._assess_windows(crop) for crop in rows]
             return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
@@ -179,7 +183,9 @@ class PatchInput:
         return values if label.altitude is None else values[:, label.altitude]
 
     def _assess_windows(self, crop: int) -> dict[str, np.ndarray]:
-        """Flags, fractions and positions of the overlapping windows of a crop, as a cube cut there has them."""
+        """Return the flags, fractions and positions of the overlapping windows of a crop, as a cube cut there
+        has them.
+        """
         one = self.dataset.isel(crop=crop)
         out: dict[str, np.ndarray] = {
             "flags": np.full((len(self.members), *self.cells), int(Flag.unreadable), np.uint16),
@@ -215,7 +221,7 @@ class PatchInput:
         return out
 
     def _cut(self, one: xr.Dataset, part: tiling.Window) -> xr.Dataset:
-        """Positions and times of a part of a crop, as `tiling.cut` gives them; without channels."""
+        """Return the positions and times of a part of a crop, as `tiling.cut` gives them; without channels."""
         scene = self._scene(str(one["grid"].values)).assign_coords(time=one["time"].values)
         y, x = (int(one[name]) for name in ("y_origin", "x_origin"))
         cut = tiling.cut(scene, tiling.Window(y + part.y, x + part.x, part.height, part.width), self.patch)
@@ -227,19 +233,21 @@ class PatchInput:
         return cut
 
     def _open_scene(self, grid: str) -> xr.Dataset:
-        """Latitude and longitude of a source grid in memory, on the dimensions of scenes."""
+        """Return the latitude and longitude of a source grid in memory, on the dimensions of scenes."""
         axes = open_grid(self.dataset.encoding["source"], grid).load()
         renamed = axes.rename({d: str(d).removeprefix("scene_") for d in axes.dims})
         return renamed.set_coords(["latitude", "longitude"])
 
     def _inherited(self, crop: int, member: Label) -> np.ndarray:
-        """Bits that do not follow from pixels, (row, col): those of any of the patches that a window overlaps."""
+        """Return the bits that do not follow from pixels, (row, col): those of any of the patches that a
+        window overlaps.
+        """
         flags = self._stored(member, "flags", range(crop, crop + 1))[0] & _INHERITED
         near = [_neighbors(n, self.patch // self.stride)[:2] for n in self.cells]
         return np.bitwise_or.reduce([flags[row[:, None], col] for row in near[0] for col in near[1]])
 
     def _outliers(self, member: Label, assessed: xr.Dataset) -> np.ndarray:
-        """The flag ``global_outlier`` by the thresholds of the store, (row, col)."""
+        """Return the flag ``global_outlier`` by the thresholds of the store, (row, col)."""
         thresholds = (self.info.get("thresholds") or {}).get(member.variable)
         if thresholds is None:
             return np.zeros((), np.uint16)
@@ -249,7 +257,8 @@ class PatchInput:
         return quality.global_outliers(statistics, mine) * np.uint16(Flag.global_outlier)
 
     def batches(self, rows: range, size: int, wanted: np.ndarray | bool = True) -> Iterator[_Batch]:
-        """Patches of these crops that have pixels: packed codes, which rule each takes, and the rules.
+        """Yield the patches of these crops that have pixels: packed codes, which rule each takes, and the
+        rules.
 
         All, or those that are ``wanted``, (crop, label, row, col).
         """
@@ -260,7 +269,9 @@ class PatchInput:
             yield tuple(part.T), (self._read(rows.start, part, usable), part[:, 1], self.rules)
 
     def _read(self, first: int, where: np.ndarray, usable: np.ndarray) -> np.ndarray:
-        """Packed patches (B, planes, patch, patch) at (crop, label, row, col), crops counted from ``first``."""
+        """Return the packed patches (B, planes, patch, patch) at (crop, label, row, col), crops counted from
+        ``first``.
+        """
         planes = len(self.members) if self.stacked else 1
         dtype = np.result_type(*(self.dataset[m.variable].dtype for m in self.members))
         out = np.empty((len(where), planes, self.patch, self.patch), dtype)
@@ -275,7 +286,7 @@ class PatchInput:
         return reverse(out, self.flips(where[:, 0] + first))
 
     def _pixels(self, number: int, index: np.ndarray) -> np.ndarray:
-        """Packed windows of one channel at (crop, row, col)."""
+        """Return the packed windows of one channel at (crop, row, col)."""
         if not self.overlapping:
             member = self.members[number]
             return self.reader.read(member.variable, _with_altitude(index, member))
@@ -288,7 +299,7 @@ class PatchInput:
         return np.concatenate(out)
 
     def _read_plane(self, crop: int, number: int) -> np.ndarray:
-        """All packed pixels of one channel of a crop, (y, x); fill where the crop lacks it."""
+        """Return all packed pixels of one channel of a crop, (y, x); fill where the crop lacks it."""
         member = self.members[number]
         level = () if member.altitude is None else (member.altitude,)
         return self.reader.read_window(member.variable, (crop, *level, slice(None), slice(None)))
@@ -361,7 +372,7 @@ class GridInput:
         return {name: list(map(float, kept[name])) for name in ("mean", "std")}
 
     def _block(self, name: str, rows: range) -> np.ndarray:
-        """Embeddings, flags or fractions of some crops, of the channels that are read."""
+        """Return the embeddings, flags or fractions of some crops, of the channels that are read."""
         return np.asarray(self.dataset[name][rows.start : rows.stop, self._columns].values)
 
     def content(self, rows: range) -> str:
@@ -374,17 +385,17 @@ class GridInput:
         return digest.hexdigest()[:32]
 
     def flips(self, crops: range | np.ndarray) -> np.ndarray:
-        """Whether rows, and columns, of grids of these crops are reversed for the network, (N, 2)."""
+        """Return whether rows, and columns, of grids of these crops are reversed for the network, (N, 2)."""
         return _flips(self._orientation, crops)
 
     def small(self, rows: range) -> dict[str, np.ndarray]:
-        """Coordinates, flags and fractions of these crops by name."""
+        """Return the coordinates, flags and fractions of these crops by name."""
         out = read_coordinates(self.dataset, rows)
         cells = [name for name in ("flags", "valid_fraction") if name in self.dataset.variables]
         return out | {name: self._block(name, rows) for name in cells}
 
     def batches(self, rows: range, size: int, wanted: np.ndarray | bool = True) -> Iterator[_Batch]:
-        """Grids of these crops that have a cell to read: embeddings, cells, and the normalization.
+        """Yield the grids of these crops that have a cell to read: embeddings, cells, and the normalization.
 
         All, or those that are ``wanted``, (crop, label).
         """
@@ -402,7 +413,7 @@ class GridInput:
                 yield (part[0] + first, part[1]), (*mine, self.normalization)
 
     def _parts(self, rows: range) -> Iterator[range]:
-        """Some of the rows after others, so that their grids fit into memory."""
+        """Yield some of the rows after others, so that their grids fit into memory."""
         for start in range(rows.start, rows.stop, self._together):
             yield range(start, min(start + self._together, rows.stop))
 
@@ -415,7 +426,7 @@ def open_input(
     stride: int | None = None,
     normalize: Normalize = "auto",
 ) -> PatchInput | GridInput:
-    """What a network reads of a store: patches of a cube, or grids of an embedding store of level 256."""
+    """Return what a network reads of a store: patches of a cube, or grids of an embedding store of level 256."""
     if normalize not in get_args(Normalize):
         raise SchemaError(f"normalize: got {normalize!r}; expected one of {get_args(Normalize)}")
     info, level = store_info(store), trained["level"]
@@ -438,7 +449,7 @@ def open_input(
 
 
 def _orient_as(trained: Mapping[str, Any], dataset: xr.Dataset, store: str) -> Orientation | None:
-    """How crops are turned for a network: as in training. None leaves them as they are stored."""
+    """Return how crops are turned for a network: as in training. None leaves them as they are stored."""
     orientation = Orientation(dataset)
     if trained["orientation"] == NORTH_UP:
         return orientation
@@ -464,7 +475,9 @@ def _add_flips(digest: Any, flips: np.ndarray) -> None:
 def _choose(
     available: Sequence[Label], channels: str | Sequence[str] | None, trained: Mapping[str, Any], store: str
 ) -> tuple[Label, ...]:
-    """Channels to embed: those that the network was trained on, or the part of them that was asked for."""
+    """Return the channels to embed: those that the network was trained on, or the part of them that was asked
+    for.
+    """
     known, path = trained["channels"], trained["path"]
     if known is None:
         return choose_labels(available, channels, store)
@@ -491,7 +504,7 @@ def _choose(
 
 
 def _axis(members: Sequence[Label], *, stacked: bool) -> dict[str, list[str]]:
-    """Labels of the embeddings' channel axis, and the channels that each is made of."""
+    """Return the labels of the embeddings' channel axis, and the channels that each is made of."""
     if not stacked or len(members) == 1:
         return {member.name: [member.name] for member in members}
     parts = []
@@ -505,7 +518,7 @@ def _axis(members: Sequence[Label], *, stacked: bool) -> dict[str, list[str]]:
 def _rules(
     store: str, members: Sequence[Label], dataset: xr.Dataset, trained: Mapping[str, Any], normalize: str
 ) -> tuple[Normalization, ...]:
-    """Normalization of each channel, with the store's packing."""
+    """Return the normalization of each channel, with the store's packing."""
     names, kept = [m.name for m in members], trained["normalization"]
     if normalize == "none":
         return tuple(_raw(store, dataset[m.variable], m.name) for m in members)
@@ -521,14 +534,14 @@ def _rules(
 
 
 def _raw(store: str, array: xr.DataArray, name: str) -> Normalization:
-    """Physical values as they are; what is missing becomes the mean of the store."""
+    """Return the physical values as they are; what is missing becomes the mean of the store."""
     mean = (store_info(store, "patches").get("training_statistics") or {}).get(name, {}).get("mean")
     packing = Packing.from_attributes(array.attrs, array.dtype)
     return Normalization(rule="standard", mean=0.0, std=1.0, fill=mean or 0.0, no_echo=0.0, packing=packing)
 
 
 def _combine_flags(flags: np.ndarray) -> np.ndarray:
-    """Flags of a stack (crop, 1, row, col) from those of its channels (crop, member, row, col)."""
+    """Return the flags of a stack (crop, 1, row, col) from those of its channels (crop, member, row, col)."""
     every = np.bitwise_and.reduce(flags, axis=1, keepdims=True) & np.uint16(_SHARED)
     some = np.bitwise_or.reduce(flags, axis=1, keepdims=True)
     out: np.ndarray = every | (some & np.uint16(~_SHARED & 0xFFFF))
@@ -540,7 +553,7 @@ def _combine_flags(flags: np.ndarray) -> np.ndarray:
 def read_coordinates(
     dataset: xr.Dataset, rows: range, *, of_crops_alone: bool = False
 ) -> dict[str, np.ndarray]:
-    """Coordinates of some crops by name: all, or those that patches do not differ in."""
+    """Return the coordinates of some crops by name: all, or those that patches do not differ in."""
     names = [n for n in COORDINATES if not of_crops_alone or COORDINATES[n][0] == ("crop",)]
     return {n: dataset[n][rows.start : rows.stop].values for n in names if n in dataset.variables}
 
@@ -550,13 +563,15 @@ def _with_altitude(index: np.ndarray, member: Label) -> np.ndarray:
 
 
 def _neighbors(cells: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two patches that each window lies between, and how far it is on the way to the second."""
+    """Return the two patches that each window lies between, and how far it is on the way to the second."""
     place = np.arange(cells)
     return place // step, -(-place // step), (place % step) / step
 
 
 def _between_times(times: np.ndarray, step: int, cells: int) -> np.ndarray:
-    """Times (crop, row) of patches at the windows between them, int64 seconds; missing where one of two is."""
+    """Return the times (crop, row) of patches at the windows between them, int64 seconds; missing where one
+    of two is.
+    """
     low, high, share = _neighbors(cells, step)
     seconds = times.astype("datetime64[s]").astype(np.int64)
     before, after = seconds[:, low], seconds[:, high]
@@ -566,7 +581,9 @@ def _between_times(times: np.ndarray, step: int, cells: int) -> np.ndarray:
 
 
 def _between(values: np.ndarray, step: int) -> np.ndarray:
-    """A smooth field of patches (crop, row, col) at the windows between them, from those that are not NaN."""
+    """Return a smooth field of patches (crop, row, col) at the windows between them, from those that are not
+    NaN.
+    """
     for axis in (1, 2):
         low, high, share = _neighbors((values.shape[axis] - 1) * step + 1, step)
         share = share.reshape(-1, *(1 for _ in range(2 - axis)))

@@ -104,7 +104,7 @@ class Network:
         self.trained = self._describe(checkpoint)
 
     def _describe(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """What a checkpoint says of its inputs; checkpoints of the predecessor say nothing."""
+        """Return what a checkpoint says of its inputs; checkpoints of the predecessor say nothing."""
         planes = self.backbone.architecture.in_channels
         view, config = checkpoint.get("view") or {}, checkpoint.get("config")
         zoomed = view.get("mode", "zoom") == "zoom"  # other views are resized at random
@@ -132,7 +132,8 @@ class Network:
             return self._pool(*self._read(*batch))
 
     def attend(self, *batch: Any) -> np.ndarray:
-        """Attention of the class token in the last block, float32, (B, heads, tokens down, tokens across).
+        """Return the attention of the class token in the last block, float32, (B, heads, tokens down, tokens
+        across).
 
         Parameters
         ----------
@@ -170,7 +171,7 @@ class Network:
         return values, kept.flatten(1), {"attention_mask": kept}
 
     def _pool(self, values: Tensor, used: Tensor, mask: dict[str, Tensor | None]) -> np.ndarray:
-        """The embedding from the tokens."""
+        """Return the embedding from the tokens."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self.backbone.forward_tokens(values, **mask)
         vectors = pool_tokens(tokens, used, self.pool, self.head).cpu().numpy()

@@ -219,7 +219,7 @@ def _open_embedder(
     normalize: Normalize,
     device: torch.device,
 ) -> Network | Descriptor | GridPool:
-    """What makes vectors of the inputs; refuses options that do not belong to it."""
+    """Return what makes vectors of the inputs; refuses options that do not belong to it."""
     if model not in (None, *get_args(Model)):
         raise SchemaError(f"model: got {model!r}; expected one of {', '.join(get_args(Model))}")
     if coarsen is not None and model != "descriptor":
@@ -295,7 +295,7 @@ class _Job:
         return kept
 
     def _is_kept(self, number: int, rows: range, trust: bool) -> bool:
-        """Whether a block is there, whole, and of these very crops as they are.
+        """Return whether a block is there, whole, and of these very crops as they are.
 
         A block that readers see and that is about to get other values takes the store out of their reach.
 
@@ -342,7 +342,7 @@ class _Job:
         self.writer.write(number, vectors, record, values)
 
     def records(self, part: tuple[int, int]) -> dict[int, dict[str, Any]]:
-        """Records of the blocks that are up to date; those of other parts are looked at too."""
+        """Return the records of the blocks that are up to date; those of other parts are looked at too."""
         out = {}
         for number, rows in enumerate(self.writer.blocks):
             record = self.writer.record(number)
@@ -379,7 +379,7 @@ class _Job:
         )  # fmt: skip
 
     def _extends(self, records: Mapping[int, Mapping[str, Any]], info: Mapping[str, Any]) -> bool:
-        """Whether the crops of the last commit have the embeddings and flags that they had."""
+        """Return whether the crops of the last commit have the embeddings and flags that they had."""
         old, blocks = self.writer.committed()
         if old.get("thresholds") != info["thresholds"]:
             return False
@@ -394,7 +394,7 @@ class _Job:
         return bool(blocks)
 
     def _spacing(self) -> float | None:
-        """Distance of neighboring pixels, km; warns if training had another."""
+        """Return the distance of neighboring pixels, km; warns if training had another."""
         if not isinstance(self.inputs, PatchInput):
             return self.inputs.info.get("pixel_spacing_km")
         latitude, longitude = (self.inputs.dataset[n][:16].values for n in ("latitude", "longitude"))
@@ -409,7 +409,9 @@ class _Job:
 
 
 def _describe_source(info: Mapping[str, Any], source: str, out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Attributes about the store that was embedded, named relative to the embeddings where both lie on this disk."""
+    """Return the attributes about the store that was embedded, named relative to the embeddings where both
+    lie on this disk.
+    """
     there, here = Files(source), Files(out)
     name = os.path.basename(there.root) if there.local else there.root
     if there.local and here.local:
@@ -432,7 +434,9 @@ def _geoemb(
     features: int,
     spacing_km: float | None,
 ) -> dict[str, Any]:
-    """Attributes of the ``geoemb:`` convention, version 1, for a request of `EmbeddingWriter` and its source's info."""
+    """Return the attributes of the ``geoemb:`` convention, version 1, for a request of `EmbeddingWriter` and
+    its source's info.
+    """
     layout: dict[str, Any] = {"layout_type": "irregular", "chip_size": request["crop"]}
     if request["level"] == "256":
         patch, step = request["patch"], request["stride"]
@@ -451,7 +455,7 @@ def _geoemb(
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items of an iterator, whose next one is made in another thread while this one is used."""
+    """Yield the items of an iterator, whose next one is made in another thread while this one is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, items, end)
@@ -499,7 +503,9 @@ def _embed_share(job: Callable[..., _Job], share: tuple[int, int], threads: int 
 
 
 def _local_rank() -> int:
-    """Number of this process among the Dask workers of its machine, so that they share its GPUs; else 0."""
+    """Return the number of this process among the Dask workers of its machine, so that they share its GPUs;
+    else 0.
+    """
     from distributed import get_client, get_worker
 
     try:

@@ -58,7 +58,7 @@ def describe_pixels(
     shape: tuple[int, int],
     members: tuple[str, ...],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Attributes of windows of a cube, and their pixels as vectors.
+    """Return the attributes of windows of a cube, and their pixels as vectors.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def _read(
     cube: xr.Dataset, reader: PatchReader, flips: np.ndarray, label: str, crop: np.ndarray, y: np.ndarray,
     x: np.ndarray, shape: tuple[int, int],
 ) -> _Field:  # fmt: skip
-    """A channel, at the altitude that the label names or at all that it has, north up and east right."""
+    """Return a channel, at the altitude that the label names or at all that it has, north up and east right."""
     name, _, altitude = label.partition("@")
     variable, altitudes = cube[name], None
     levels: list[tuple[int, ...]] = [()]
@@ -151,7 +151,9 @@ def _read(
 
 
 def _attribute(name: str, field: _Field) -> np.ndarray:
-    """An attribute of each window, float64; NaN where under half was observed, or where there is no value."""
+    """Return an attribute of each window, float64; NaN where under half was observed, or where there is no
+    value.
+    """
     pixels = (len(field.values), field.values.shape[2] * field.values.shape[3])
     column = np.fmax.reduce(field.values, axis=1).reshape(pixels)  # the greatest of all levels
     observed = np.isfinite(column)
@@ -174,7 +176,9 @@ def _attribute(name: str, field: _Field) -> np.ndarray:
 
 
 def _histogram(field: _Field) -> np.ndarray:
-    """Shares of pixels in bins over the channel's typical range, and of those without a value in one more."""
+    """Return the shares of pixels in bins over the channel's typical range, and of those without a value in
+    one more.
+    """
     rows, _, height, width = field.values.shape
     values, echo = (v[:, 0].reshape(rows, height * width) for v in (field.values, field.echo))
     low, high = field.channel.typical_range
@@ -186,7 +190,7 @@ def _histogram(field: _Field) -> np.ndarray:
 
 
 def _rules(place: str, members: tuple[str, ...]) -> Mapping[str, Normalization]:
-    """How the descriptor reads each channel; empty where it cannot."""
+    """Return how the descriptor reads each channel; empty where it cannot."""
     from gridrad_cube.datasets import choose_coarsen, normalizations
 
     try:
@@ -197,7 +201,7 @@ def _rules(place: str, members: tuple[str, ...]) -> Mapping[str, Normalization]:
 
 
 def _descriptor(field: _Field, rule: Normalization, patch: int) -> np.ndarray:
-    """The descriptor of the channel, as `gridrad_cube.embedding.embed` makes it by default."""
+    """Return the descriptor of the channel, as `gridrad_cube.embedding.embed` makes it by default."""
     from gridrad_cube.datasets import choose_coarsen, describe
 
     coarsen, first = choose_coarsen(patch, None, "descriptor"), np.zeros(len(field.codes), np.int64)

@@ -74,7 +74,7 @@ def blocks_of(time: npt.ArrayLike) -> tuple[np.ndarray, str]:
 
 
 def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
-    """The part of each time, `FIT`, `CHOOSE`, `TEST` or -1, and in words what this means.
+    """Return the part of each time, `FIT`, `CHOOSE`, `TEST` or -1, and in words what this means.
 
     The parts follow each other in time and share no block. ``gap`` days between them are left out where `MANY_BLOCKS`
     blocks remain in each part. With fewer than 3 blocks every part is -1.
@@ -106,18 +106,22 @@ def divide(time: npt.ArrayLike, *, gap: int = 1) -> tuple[np.ndarray, str]:
 
 
 def next_part(time: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """When the first of the parts that follow the part of each sample begins; the year 9999 if none does."""
+    """Return when the first of the parts that follow the part of each sample begins; the year 9999 if none
+    does.
+    """
     last = np.datetime64("9999", "s")
     return np.array([np.append(time[part > p], last).min() for p in (FIT, CHOOSE, TEST)])[part]
 
 
 def _count_blocks(count: int, noun: str) -> str:
-    """A number of blocks as text."""
+    """Return a number of blocks as text."""
     return f"{count} {'convective ' * (noun == 'day')}{noun}{'s' * (count != 1)}"
 
 
 def draw_blocks(blocks: int, seed: int) -> np.ndarray:
-    """Weights of blocks, (1 + _DRAWS, blocks): ones, then how often each occurs in a draw with replacement."""
+    """Return the weights of blocks, (1 + _DRAWS, blocks): ones, then how often each occurs in a draw with
+    replacement.
+    """
     drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=_DRAWS)
     return np.concatenate([np.ones((1, blocks)), drawn])
 
@@ -126,7 +130,7 @@ def draw_blocks(blocks: int, seed: int) -> np.ndarray:
 
 
 def _with_interval(score: Score, block: npt.ArrayLike) -> Cell:
-    """A score and its 95 % interval, from drawing blocks with replacement; see `cell_of`."""
+    """Return a score and its 95 % interval, from drawing blocks with replacement; see `cell_of`."""
     _, number = np.unique(block, return_inverse=True)
     count = int(number.max(initial=-1)) + 1
     counted = Cell(cases=len(number), blocks=count)
@@ -136,7 +140,7 @@ def _with_interval(score: Score, block: npt.ArrayLike) -> Cell:
 
 
 def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
-    """A score and its 95 % interval, from the score under all weights of blocks.
+    """Return a score and its 95 % interval, from the score under all weights of blocks.
 
     One block, or blocks of which many draws have no score, give no interval.
     """
@@ -151,7 +155,7 @@ def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
 
 
 def score_mean(values: np.ndarray, block: npt.ArrayLike) -> Cell:
-    """Mean of the values of cases, such as differences of two ways to answer the same queries.
+    """Return the mean of the values of cases, such as differences of two ways to answer the same queries.
 
     Parameters
     ----------
@@ -164,7 +168,7 @@ def score_mean(values: np.ndarray, block: npt.ArrayLike) -> Cell:
 
 
 def score_ranks(ranks: np.ndarray, block: npt.ArrayLike) -> Cell:
-    """Share of queries whose target ranks first.
+    """Return the share of queries whose target ranks first.
 
     Parameters
     ----------
@@ -188,7 +192,7 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike) -> Cell:
 
 
 def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike) -> Cell:
-    """Coefficient of determination of predictions, R²; the mean over targets.
+    """Return the coefficient of determination of predictions, R²; the mean over targets.
 
     Parameters
     ----------
@@ -205,14 +209,17 @@ def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike) -> Cell
 
 
 def mean_scores(values: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of the values of cases under each row of weights (draws, blocks); ``block`` is the column of each case."""
+    """Return the mean of the values of cases under each row of weights (draws, blocks); ``block`` is the
+    column of each case.
+    """
     both = np.column_stack([values, np.ones(len(values))])
     total, count = (weights @ _by_block(both, block, weights)).T
     return np.asarray(total / count)
 
 
 def r2_scores(truth: np.ndarray, guess: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Coefficient of determination of predictions (cases, [targets]), mean over targets; see `mean_scores`.
+    """Return the coefficient of determination of predictions (cases, [targets]), mean over targets; see
+    `mean_scores`.
 
     NaN where the truth does not vary.
     """
@@ -228,7 +235,9 @@ def r2_scores(truth: np.ndarray, guess: np.ndarray, block: np.ndarray, weights: 
 
 
 def auc_scores(truth: np.ndarray, score: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of scores for a boolean truth; see `mean_scores`. NaN where one answer is missing."""
+    """Return the area under the ROC curve of scores for a boolean truth; see `mean_scores`. NaN where one
+    answer is missing.
+    """
     yes, no = (np.bincount(block[t], minlength=weights.shape[1]) for t in (truth, ~truth))
     wins = np.empty((weights.shape[1],) * 2)  # of true cases of one block over false cases of another
     for other in range(weights.shape[1]):
@@ -240,7 +249,7 @@ def auc_scores(truth: np.ndarray, score: np.ndarray, block: np.ndarray, weights:
 
 
 def _by_block(columns: np.ndarray, block: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sums of columns over the cases of each block, (blocks, columns)."""
+    """Return the sums of columns over the cases of each block, (blocks, columns)."""
     out = np.zeros((weights.shape[1], columns.shape[1]))
     np.add.at(out, block, columns)
     return out
@@ -287,7 +296,9 @@ def ridge(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def logistic(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Log odds of every case by logistic regression; parameters as in `ridge`, ``y`` booleans (cases,)."""
+    """Return the log odds of every case by logistic regression; parameters as in `ridge`, ``y`` booleans
+    (cases,).
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -302,12 +313,14 @@ def logistic(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def clock(time: np.ndarray, longitude: np.ndarray, harmonics: int = 1) -> np.ndarray:
-    """Local mean solar time as points on circles, (cases, 2 x harmonics): 23 h lies next to 0 h."""
+    """Return the local mean solar time as points on circles, (cases, 2 x harmonics): 23 h lies next to 0 h."""
     return _circle(solar_hour_of(time, longitude) / 24, harmonics)
 
 
 def nuisance(time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Features of solar time, latitude and season, which an attribute may follow whatever the picture, (cases, 8)."""
+    """Return the features of solar time, latitude and season, which an attribute may follow whatever the
+    picture, (cases, 8).
+    """
     year = pd.DatetimeIndex(time).day_of_year.values / 365.25
     return np.column_stack([clock(time, longitude, 2), latitude, latitude**2, _circle(year, 1)])
 
@@ -323,13 +336,15 @@ def _circle(turns: np.ndarray, harmonics: int) -> np.ndarray:
 def is_near(
     time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, place: tuple[Any, ...], *, hours: float, km: float
 ) -> np.ndarray:  # fmt: skip
-    """Which samples lie less than ``hours`` and less than ``km`` from a place: its time, latitude and longitude."""
+    """Return which samples lie less than ``hours`` and less than ``km`` from a place: its time, latitude and
+    longitude.
+    """
     soon = np.abs(time - place[0]) < np.timedelta64(int(hours * 3600), "s")
     return np.asarray(soon & (great_circle_km(place[1], place[2], latitude, longitude) < km))
 
 
 def analogue_forecast(queries: np.ndarray, past: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Mean of what came after the 20 most similar past samples, by cosine.
+    """Return the mean of what came after the 20 most similar past samples, by cosine.
 
     Parameters
     ----------
@@ -435,12 +450,12 @@ class Spread:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the vectors are nearly alike, or most of their features are constant."""
+        """True if the vectors are nearly alike, or most of their features are constant."""
         return self.mean_cosine > _ALIKE or self.constant_share > 0.5
 
 
 def spread_of(vectors: np.ndarray) -> Spread:
-    """How far vectors (samples, features) spread; rows that are not finite, or zero, do not count.
+    """Return how far vectors (samples, features) spread; rows that are not finite, or zero, do not count.
 
     The effective rank (`gridrad_cube.similarity.rank_me`) is no part of it: it may rise while answers get worse.
     """

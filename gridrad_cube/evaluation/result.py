@@ -102,7 +102,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; a number that is missing is None beside its words."""
+        """Return a plain JSON types; a number that is missing is None beside its words."""
         out = {"about": dict(self.about), "chosen": self.chosen, "notes": list(self.notes)}
         return out | {"rows": [asdict(row) for row in self.rows]}
 
@@ -116,7 +116,7 @@ class Evaluation:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Lines of one section: a column for each kind of vectors; words that all share appear once."""
+    """Return the lines of one section: a column for each kind of vectors; words that all share appear once."""
     names = list(dict.fromkeys(name for row in rows for name in row.cells))
     gain = ["beside the best baseline"] if any(row.gain for row in rows) else []
     lines = [["", *names, *gain]]

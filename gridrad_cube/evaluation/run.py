@@ -138,7 +138,7 @@ def evaluate(
 
 
 def _gather(stores: Stores, labels: Labels | None, rows: np.ndarray) -> Samples:
-    """Samples with the vectors and attributes of their pixels, and their labels."""
+    """Return the samples with the vectors and attributes of their pixels, and their labels."""
     found = _directed(stores.read(rows))
     attributes, vectors = describe_pixels(stores.cube, *found.windows, stores.shape, stores.members)
     if labels is not None:
@@ -147,14 +147,15 @@ def _gather(stores: Stores, labels: Labels | None, rows: np.ndarray) -> Samples:
 
 
 def _directed(samples: Samples) -> Samples:
-    """The samples whose vectors of every kind have a direction."""
+    """Return the samples whose vectors of every kind have a direction."""
     return samples.take(np.all([directed(v) for v in samples.vectors.values()], axis=0))
 
 
 def _learn(
     readouts: Mapping[str, Readout | None], pool: Samples, later: Samples, sequel: np.ndarray, fit: np.ndarray
 ) -> _Kinds:
-    """How each kind of vectors is made, learned from some samples; kinds that do not vary are left out.
+    """Return how each kind of vectors is made, learned from some samples; kinds that do not vary are left
+    out.
 
     Every vector of a store, and every baseline standardized, has one after its readout beside it: that of the store,
     or one that is fitted on the samples and those that came a step later, positions among ``later``.
@@ -178,20 +179,22 @@ def _learn(
 
 
 def _project(samples: Samples, kinds: _Kinds) -> Samples:
-    """Samples with all kinds of vectors; those without a direction in one of them are left out."""
+    """Return the samples with all kinds of vectors; those without a direction in one of them are left out."""
     vectors = {name: make(samples.vectors[raw]) for name, (raw, make) in kinds.items()}
     return _directed(replace(samples, vectors=vectors))
 
 
 def _find_sequels(pool: Samples, part: np.ndarray, later: Samples, rows: np.ndarray) -> np.ndarray:
-    """Position among ``later`` of the row that comes after each sample; -1 for none before the next part begins."""
+    """Return the position among ``later`` of the row that comes after each sample; -1 for none before the
+    next part begins.
+    """
     at = later.find(rows)
     time = _at(later.time, at, np.datetime64("NaT", "s"))
     return np.where(time < measures.next_part(pool.time, part), at, -1)
 
 
 def _at(values: np.ndarray, positions: np.ndarray, otherwise: Any) -> np.ndarray:
-    """Values at positions, and something else where the position is -1."""
+    """Return the values at positions, and something else where the position is -1."""
     if not len(values):
         return np.full(positions.shape, otherwise)
     return np.where(positions >= 0, values[np.maximum(positions, 0)], otherwise)
@@ -277,7 +280,7 @@ class _Evaluator:
         return Evaluation(self._about(), tuple(rows), chosen, tuple(notes))
 
     def _about(self) -> dict[str, Any]:
-        """What the evaluation is made from."""
+        """Return what the evaluation is made from."""
         stores, time = self.stores, self.pool.time
         paths = [str(d.encoding.get("source")) for d in stores.datasets.values()]
         return {
@@ -321,7 +324,7 @@ class _Evaluator:
     # Rows
 
     def _row(self, section: str, question: str, ask: Callable[..., Row], *about: Any, **of_row: Any) -> Row:
-        """A row as a question fills it, or with words in every cell if data are too few."""
+        """Return a row as a question fills it, or with words in every cell if data are too few."""
         measure, better = _MEASURES[section]
         row = replace(Row(section, question, measure, {}, better=better), **of_row)
         try:
@@ -336,12 +339,13 @@ class _Evaluator:
         return measures.blocks_of(self.pool.time)
 
     def _count(self, some: np.ndarray | slice = slice(None)) -> Cell:
-        """A cell that has the numbers of cases and blocks of some samples of the pool alone."""
+        """Return a cell that has the numbers of cases and blocks of some samples of the pool alone."""
         block = self.blocks[0][some]
         return Cell(cases=len(block), blocks=len(np.unique(block)))
 
     def _fill(self, row: Row, scores: Mapping[str, Score], some: np.ndarray, noun: str) -> Row:
-        """A row with a cell for each kind of vectors, and by how much the first store beats the best baseline.
+        """Return a row with a cell for each kind of vectors, and by how much the first store beats the best
+        baseline.
 
         ``some`` are the samples of the pool that are the cases, whose noun is for words.
         """
@@ -362,15 +366,15 @@ class _Evaluator:
         return replace(row, gain=measures.cell_of(drawn[first] - drawn[best], counted), baseline=best)
 
     def _is_baseline(self, name: str) -> bool:
-        """Whether a store has to beat this."""
+        """Return whether a store has to beat this."""
         return name.removesuffix(_READOUT) not in self.stores.datasets and name not in _REFERENCES
 
     def _linear(self) -> dict[str, np.ndarray]:
-        """Kinds of vectors for linear probes, which need no readout."""
+        """Return the kinds of vectors for linear probes, which need no readout."""
         return {name: v for name, v in self.pool.vectors.items() if not name.endswith(_READOUT)}
 
     def _no_pairs(self, lead: str) -> str:
-        """In words why nothing came after."""
+        """Return in words why nothing came after."""
         step = self.stores.step
         if not np.isfinite(step):
             return f"No pairs {lead} apart: there is one time only."
@@ -381,7 +385,7 @@ class _Evaluator:
     # Questions
 
     def _spread(self) -> list[Row]:
-        """How far the embeddings spread, and how many dimensions they fill."""
+        """Return how far the embeddings spread, and how many dimensions they fill."""
         counted, rows, spread = self._count(), [], measures.spread_of
         for question, measure, least, of in (
             ("mean cosine of pairs (1: all alike)", "mean cosine", 2, lambda v: spread(v).mean_cosine),
@@ -407,12 +411,16 @@ class _Evaluator:
         return self.part == TEST if (self.part >= 0).any() else np.ones(len(self.part), bool)
 
     def _same_place(self, row: Row, lead: str) -> Row:
-        """Whether the sample at the same place some time later is the most similar of all samples of its hour."""
+        """Return whether the sample at the same place some time later is the most similar of all samples of
+        its hour.
+        """
         sequel = self.moved.get(lead, self.sequels[lead])
         return self._retrieve(row, lead, sequel, self.later, np.ones(len(self.pool.rows), bool))
 
     def _same_storm(self, row: Row, lead: str, attribute: str) -> Row:
-        """The same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has most of it."""
+        """Return the same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has
+        most of it.
+        """
         stormy, sequel = self.pool.attributes[attribute] > 0, np.full(len(self.pool.rows), -1)
         query = draw(
             np.flatnonzero(stormy & self.asked & (self.sequels[lead] >= 0)), _QUERIES, (self.seed, 1)
@@ -430,7 +438,9 @@ class _Evaluator:
     def _retrieve(
         self, row: Row, lead: str, sequel: np.ndarray, targets: Samples, allowed: np.ndarray
     ) -> Row:
-        """How often the sequel of a sample, a position among targets, ranks first among allowed ones of its hour."""
+        """Return how often the sequel of a sample, a position among targets, ranks first among allowed ones
+        of its hour.
+        """
         query = draw(np.flatnonzero((sequel >= 0) & self.asked), _QUERIES, (self.seed, 0))
         if not len(query):
             raise _TooFew(f"too few queries: none of the days to test has a sequel {lead} later")
@@ -465,7 +475,7 @@ class _Evaluator:
         return replace(row, cells={name: cells[name] for name in (*ranks, "chance")})
 
     def _distractors(self, query: int, sequel: int, targets: Samples, allowed: np.ndarray) -> np.ndarray:
-        """Positions of the allowed samples among which a query's sequel is looked for.
+        """Return the positions of the allowed samples among which a query's sequel is looked for.
 
         Those of the sequel's hour of the day (of any hour where events are the blocks) that are neither near the query
         nor near the sequel.
@@ -506,7 +516,8 @@ class _Evaluator:
         return self._fill(row, scores, case, "cases")
 
     def _probe(self, row: Row, name: str, chosen: dict[str, list[float]] | None = None) -> Row:
-        """A linear probe of an attribute; without ``chosen`` of what solar time, latitude and season leave of it.
+        """Return a linear probe of an attribute; without ``chosen`` of what solar time, latitude and season
+        leave of it.
 
         The scores of the stores on the choosing days are added to ``chosen``.
         """
@@ -533,7 +544,7 @@ class _Evaluator:
         return row
 
     def _leak(self, row: Row, y: np.ndarray) -> Row:
-        """How well the vectors predict the hour or the latitude, which is not the weather."""
+        """Return how well the vectors predict the hour or the latitude, which is not the weather."""
         self._check_varied(y[:, 0], "samples", least=0)
         test, noun = self.part == TEST, self.blocks[1]
         if (count := self._count(test).blocks) < MANY_BLOCKS:  # few differ in hour and latitude by chance

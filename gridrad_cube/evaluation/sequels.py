@@ -49,14 +49,14 @@ class Samples:
         return self.time, self.latitude, self.longitude
 
     def take(self, keep: np.ndarray) -> Samples:
-        """Some of the samples, by a mask."""
+        """Return some of the samples, by a mask."""
         crop, y, x = (v[keep] for v in self.windows)
         vectors, attributes = ({n: v[keep] for n, v in d.items()} for d in (self.vectors, self.attributes))
         time, latitude, longitude = (v[keep] for v in self.places)
         return Samples(self.rows[keep], time, latitude, longitude, (crop, y, x), vectors, attributes)
 
     def find(self, rows: np.ndarray) -> np.ndarray:
-        """Positions of rows among these; -1 for one that is not there."""
+        """Return the positions of rows among these; -1 for one that is not there."""
         if not len(self.rows):
             return np.full(rows.shape, -1)
         at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
@@ -107,7 +107,7 @@ class Stores:
         return float(np.median(steps)) if len(steps) else np.inf
 
     def read(self, rows: np.ndarray) -> Samples:
-        """Vectors and places of samples, by their rows in ascending order."""
+        """Return the vectors and places of samples, by their rows in ascending order."""
         at = np.unravel_index(rows, self.mask.shape)
         index, found = dict(zip(sample_dims(self.first), at, strict=True)), {}
         for name, dataset in self.datasets.items():
@@ -125,7 +125,9 @@ class Stores:
         return Samples(rows, time, latitude, longitude, (crop, y, x), vectors, {})
 
     def after(self, samples: Samples, seconds: float) -> np.ndarray:
-        """Row of the clean sample at each place some seconds later, within a quarter of them; -1 for none."""
+        """Return the row of the clean sample at each place some seconds later, within a quarter of them; -1
+        for none.
+        """
         later = (samples.time + np.timedelta64(int(seconds), "s")).astype("datetime64[s]")
         index, _ = locate(
             self.first, later, samples.latitude, samples.longitude, time_tolerance=f"{seconds / 4}s"
@@ -133,7 +135,7 @@ class Stores:
         return self._rows(index)
 
     def around(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the 3 x 3 clean cells about each row, (rows, 9); -1 for those that are missing."""
+        """Return the rows of the 3 x 3 clean cells about each row, (rows, 9); -1 for those that are missing."""
         return np.stack([self._beside(rows, y - 1, x - 1) for y, x in np.ndindex(3, 3)], axis=1)
 
     @cached_property
@@ -150,12 +152,16 @@ class Stores:
         return max(1, round(patch / 4 / self.stride)) * self.stride if overlapping else 0
 
     def moved(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the clean windows that lie `move` pixels below and beside others; -1 for those that are missing."""
+        """Return the rows of the clean windows that lie `move` pixels below and beside others; -1 for those
+        that are missing.
+        """
         cells = self.move // self.stride
         return self._beside(rows, cells, cells) if cells else np.full(rows.shape, -1)
 
     def _beside(self, rows: np.ndarray, down: int, across: int) -> np.ndarray:
-        """Rows of the clean cells so many rows and columns away from others; -1 for those that are missing."""
+        """Return the rows of the clean cells so many rows and columns away from others; -1 for those that are
+        missing.
+        """
         at = np.unravel_index(np.maximum(rows, 0), self.mask.shape)
         index = dict(zip(sample_dims(self.first), at, strict=True))
         index |= {"row": index["row"] + down, "col": index["col"] + across}
@@ -164,7 +170,7 @@ class Stores:
         return self._rows({d: np.where(there, i, -1) for d, i in index.items()})
 
     def _rows(self, index: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Rows of clean samples at positions along the sample dims; -1 where a position is -1."""
+        """Return the rows of clean samples at positions along the sample dims; -1 where a position is -1."""
         there = index["crop"] >= 0
         index = {"channel": np.full(len(there), self.channel), **index}
         at = tuple(np.maximum(index[d], 0) for d in sample_dims(self.first))
@@ -172,14 +178,15 @@ class Stores:
 
 
 def draw(positions: np.ndarray, most: int, seed: int | tuple[int, ...]) -> np.ndarray:
-    """At most ``most`` of some positions, at random, in order."""
+    """Return at most ``most`` of some positions, at random, in order."""
     if len(positions) <= most:
         return positions
     return np.sort(np.random.default_rng(seed).choice(positions, most, replace=False))
 
 
 def _pool_patches(dataset: xr.Dataset, label: str, crops: np.ndarray) -> np.ndarray:
-    """Mean, then standard deviation, of the embeddings of each crop's clean patches; zeros where there are none.
+    """Return the mean, then standard deviation, of the embeddings of each crop's clean patches; zeros where
+    there are none.
 
     If no patch of a crop is clean, all that have an embedding count.
     """
@@ -221,7 +228,7 @@ class Labels:
     read: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]] = _nothing
 
     def of(self, stores: Stores, samples: Samples) -> np.ndarray:
-        """The label of each sample, float64; NaN for none.
+        """Return the label of each sample, float64; NaN for none.
 
         Of values at times and places: the mean of those of the nearest time that lie less than half an edge from the
         center of the sample; 1 if one of them is, where all are 0 or 1.
@@ -246,13 +253,13 @@ class Labels:
 
 
 def _on_sphere(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Points of the unit sphere, (places, 3)."""
+    """Return the points of the unit sphere, (places, 3)."""
     lat, lon = np.radians(latitude), np.radians(longitude)
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
 def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores: Stores) -> Labels:
-    """Labels from a table or a variable.
+    """Return the labels from a table or a variable.
 
     Both have ``time``, ``latitude`` and ``longitude``, or the sample dims of the stores (``crop``, ``row``, ``col``).
     """
@@ -307,7 +314,9 @@ def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores:
 
 
 def _of_variable(found: xr.Dataset, name: str, words: str) -> Labels:
-    """Labels of a variable with a dim ``time`` and coordinates ``latitude`` and ``longitude``, in one or two dims."""
+    """Return the labels of a variable with a dim ``time`` and coordinates ``latitude`` and ``longitude``, in
+    one or two dims.
+    """
     if "time" not in found[name].dims:
         raise SchemaError(f"{words}: {name} has dims {found[name].dims}; expected one that is called time")
     variable = found[name].sortby("time")
@@ -325,7 +334,7 @@ def _of_variable(found: xr.Dataset, name: str, words: str) -> Labels:
 
 
 def _at_samples(name: str, values: np.ndarray, stores: Stores) -> Labels:
-    """Labels on the dims of samples, alike for all channels."""
+    """Return the labels on the dims of samples, alike for all channels."""
     axis = sample_dims(stores.first).index("channel")
     values = np.broadcast_to(np.expand_dims(values, axis), stores.mask.shape)
     return Labels(name, _yes_no(values), np.ascontiguousarray(values))
@@ -336,7 +345,7 @@ def _yes_no(values: np.ndarray) -> bool:
 
 
 def _read_labels(path: PathLike) -> pd.DataFrame | xr.Dataset:
-    """A table or a Dataset, by the suffix."""
+    """Return a table or a Dataset, by the suffix."""
     suffix = os.path.splitext(os.fspath(path).rstrip("/"))[1]
     if suffix == ".csv":
         return pd.read_csv(path)
@@ -387,7 +396,7 @@ def open_stores(
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Short names that tell paths apart."""
+    """Return the short names that tell paths apart."""
     if len(paths) == 1:
         return ["embedding"]
     if len(set(paths)) < len(paths):
@@ -397,14 +406,14 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _same_crops(dataset: xr.Dataset, other: xr.Dataset) -> bool:
-    """Whether the first crops of another store are the crops of this one."""
+    """Return whether the first crops of another store are the crops of this one."""
     count = dataset.sizes["crop"]
     names = ("scene", "y_origin", "x_origin")
     return all(np.array_equal(other[n].values[:count], dataset[n].values) for n in names)
 
 
 def _members(path: PathLike, names: Sequence[str]) -> list[str]:
-    """Labels of what channels are made of, as the store says."""
+    """Return the labels of what channels are made of, as the store says."""
     made = store_info(path).get("channels") or {}
     return [m for n in names for m in made.get(n) or [n]]
 
@@ -412,7 +421,7 @@ def _members(path: PathLike, names: Sequence[str]) -> list[str]:
 def sources_of(
     path: PathLike, cube: PathLike | None = None, patches: PathLike | None = None
 ) -> tuple[str, str | None]:
-    """Where the cube of a store of embeddings is and, at level 2k, the level-256 store between them.
+    """Return where the cube of a store of embeddings is and, at level 2k, the level-256 store between them.
 
     Parameters
     ----------
@@ -433,7 +442,7 @@ def sources_of(
 
 
 def _source(path: PathLike, given: PathLike | None, kind: _Kind, flag: str) -> str:
-    """What a store was made from: as given, or as it says, relative to itself."""
+    """Return what a store was made from: as given, or as it says, relative to itself."""
     source = str(store_info(path).get("source") or "")
     if not (given or source):
         raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} PATH.")

@@ -115,7 +115,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The latest written readable ``checkpoint*.pth`` of a folder, or ``None``.
+    """Return the latest written readable ``checkpoint*.pth`` of a folder, or ``None``.
 
     Unreadable ones are skipped with a logged warning.
     """
@@ -131,7 +131,7 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def backbone_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str, Tensor]:
-    """The backbone's tensors by DINO's names, from ``checkpoint[key]`` or from a bare state dict.
+    """Return the backbone's tensors by DINO's names, from ``checkpoint[key]`` or from a bare state dict.
 
     Raises
     ------
@@ -142,7 +142,8 @@ def backbone_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[
 
 
 def head_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str, Tensor]:
-    """The projection head's tensors as `DINOHead` names them, whichever weight normalization wrote them.
+    """Return the projection head's tensors as `DINOHead` names them, whichever weight normalization wrote
+    them.
 
     Empty for a checkpoint of a backbone alone. Raises as `backbone_state`.
     """
@@ -156,7 +157,7 @@ def head_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str,
 
 
 def load_contrast_head(checkpoint: Mapping[str, Any], key: str = "teacher") -> ContrastHead | None:
-    """The head that the contrast trained, in evaluation mode; None if the checkpoint has none."""
+    """Return the head that the contrast trained, in evaluation mode; None if the checkpoint has none."""
     prefix = "contrast_head."
     state = {
         n.removeprefix(prefix): v for n, v in _network_state(checkpoint, key).items() if n.startswith(prefix)
@@ -175,7 +176,7 @@ def load_backbone(
     key: str = "teacher",
     model: VisionTransformer | None = None,
 ) -> VisionTransformer:
-    """The trained network of a checkpoint, in evaluation mode; every weight is from the checkpoint.
+    """Return the trained network of a checkpoint, in evaluation mode; every weight is from the checkpoint.
 
     Parameters
     ----------
@@ -220,7 +221,9 @@ def load_backbone(
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Identity of a set of weights, 32 hexadecimal digits: names, dtypes, shapes and bytes, in any order."""
+    """Return the identity of a set of weights, 32 hexadecimal digits: names, dtypes, shapes and bytes, in any
+    order.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
@@ -253,7 +256,7 @@ def _damaged(path: Path, reason: object) -> str:
 
 
 def _network_state(checkpoint: Mapping[str, Any], key: str, where: str = "checkpoint") -> dict[str, Tensor]:
-    """All tensors of one network, leading prefixes off."""
+    """Return all tensors of one network, leading prefixes off."""
     state = checkpoint if key not in checkpoint and _is_state(checkpoint) else checkpoint.get(key)
     if not _is_state(state):
         offered = [
@@ -281,7 +284,7 @@ def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
 
 
 def _infer_config(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """Arguments of `build` for a backbone that only its shapes describe.
+    """Return the arguments of `build` for a backbone that only its shapes describe.
 
     Heads leave no trace in shapes, so width and depth must be those of a known architecture.
     """

@@ -93,7 +93,7 @@ def draw_grid_views(
 def _cut_window(
     x: Tensor, cell_valid: Tensor, shape: tuple[int, int], seeds: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """A window of each grid, (B, D, r, c), and its valid cells (B, r, c)."""
+    """Return a window of each grid, (B, D, r, c), and its valid cells (B, r, c)."""
     height, width = shape
     full = F.avg_pool2d(cell_valid[:, None].float(), shape, stride=1)[:, 0]  # (B, R - r + 1, C - c + 1)
     enough = full.flatten(1) >= 0.5 * full.amax((1, 2))[:, None]
@@ -107,14 +107,16 @@ def _cut_window(
 
 
 def _global_window(rows: int, columns: int, fraction: float) -> tuple[int, int]:
-    """Smallest window of at least this share of the cells; first of all, one that can move both ways."""
+    """Return the smallest window of at least this share of the cells; first of all, one that can move both
+    ways.
+    """
     least = fraction * rows * columns - 1e-9
     windows = [(r, c) for r in range(1, rows + 1) for c in range(1, columns + 1) if r * c >= least]
     return min(windows, key=lambda w: (max(w[0] / rows, w[1] / columns), w[0] * w[1]))
 
 
 def _local_window(rows: int, columns: int, fraction: float) -> tuple[int, int]:
-    """Window of about this share of the cells, at least 2 x 2."""
+    """Return the window of about this share of the cells, at least 2 x 2."""
     edge = math.sqrt(fraction)
     return max(2, int(edge * rows + 0.5)), max(2, int(edge * columns + 0.5))
 

@@ -43,7 +43,7 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*modules, nn.Linear(hidden_dim, out_dim)).apply(initialize_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
+        """Return (B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
         return F.normalize(self.mlp(x).float(), dim=-1)
 
 
@@ -61,7 +61,7 @@ class _Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) to (B, out_dim)."""
+        """Return (B, in_dim) to (B, out_dim)."""
         return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
@@ -84,7 +84,7 @@ class DINOHead(ProjectionHead):
         self.last_layer = _Prototypes(256, out_dim, learn_scale=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) to logits (B, out_dim)."""
+        """Return (B, in_dim) to logits (B, out_dim)."""
         return self.last_layer(super().forward(x))
 
 
@@ -134,7 +134,7 @@ class DINOLoss(nn.Module):
         self._seen: tuple[Tensor | float, int] = (0.0, 0)
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int, *, last: bool = True) -> Tensor:
-        """The loss of one batch; then moves the center.
+        """Return the loss of one batch; then moves the center.
 
         Parameters
         ----------
@@ -199,7 +199,7 @@ class CodingRateLoss(nn.Module):
         self.views = views
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int = 0, *, last: bool = True) -> Tensor:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Parameters
         ----------
@@ -238,7 +238,7 @@ class ContrastHead(nn.Module):
         self.mlp = nn.Sequential(*layers).apply(initialize_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
+        """Return (B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
         return F.normalize(self.mlp(x).float(), dim=-1)
 
 
@@ -279,7 +279,7 @@ def contrast_loss(
 
 
 def _is_same_place(windows: Tensor, lead: Tensor, edge: int) -> Tensor:
-    """Which windows (column) are left out as wrong answers of each pair (row), (B, B)."""
+    """Return which windows (column) are left out as wrong answers of each pair (row), (B, B)."""
     apart = (windows[:, None] - windows[None]).abs()
     overlap = (apart[..., 0] == 0) & (apart[..., 2] < edge) & (apart[..., 3] < edge)
     near = apart[..., 1] <= 2 * lead[:, None]
@@ -287,14 +287,14 @@ def _is_same_place(windows: Tensor, lead: Tensor, edge: int) -> Tensor:
 
 
 def _by_view(x: Tensor, views: int) -> Tensor:
-    """(views * B, ...) to (views, B, ...)."""
+    """Return (views * B, ...) to (views, B, ...)."""
     if views < 1 or len(x) % views:
         raise ValueError(f"loss: {len(x)} rows are not whole batches of {views} views")
     return x.unflatten(0, (views, -1))
 
 
 def _mean_of_pairs(pairs: Tensor) -> Tensor:
-    """Mean of (T, S, B) over samples and over the pairs of different views."""
+    """Return the mean of (T, S, B) over samples and over the pairs of different views."""
     count = pairs.shape[0] * pairs.shape[1] - min(pairs.shape[:2])
     if not count:
         raise ValueError("loss: there is no pair of different views. Draw more views.")
@@ -307,7 +307,7 @@ def _world_size() -> int:
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum over ranks whose gradient is right once DDP has averaged it over the ranks."""
+    """Return the sum over ranks whose gradient is right once DDP has averaged it over the ranks."""
     world = _world_size()
     if world == 1:
         return x
@@ -317,7 +317,7 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def _gather(x: Tensor) -> Tensor:
-    """Rows of all ranks, in the order of the ranks, without gradient."""
+    """Return the rows of all ranks, in the order of the ranks, without gradient."""
     if _world_size() == 1:
         return x.detach()
     parts = [torch.empty_like(x) for _ in range(_world_size())]
@@ -326,7 +326,9 @@ def _gather(x: Tensor) -> Tensor:
 
 
 def _gather_with_gradient(x: Tensor) -> Tensor:
-    """Rows of all ranks; the gradient of this rank's is right once DDP has averaged it over the ranks."""
+    """Return the rows of all ranks; the gradient of this rank's is right once DDP has averaged it over the
+    ranks.
+    """
     world = _world_size()
     if world == 1:
         return x
@@ -336,7 +338,7 @@ def _gather_with_gradient(x: Tensor) -> Tensor:
 
 
 def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0) -> npt.NDArray[np.float64]:
-    """One value per step: linear from 0 up to ``base``, then half a cosine down to ``final``.
+    """Return one value per step: linear from 0 up to ``base``, then half a cosine down to ``final``.
 
     Raises
     ------
@@ -355,7 +357,8 @@ def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: those that weight decay acts on, and biases and norms, which it spares.
+    """Return the two groups for an optimizer: those that weight decay acts on, and biases and norms, which it
+    spares.
 
     As in DINO, the class token, positions and ``weight_g`` belong to the first. Frozen parameters are in
     neither.
@@ -368,7 +371,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale each gradient to an L2 norm of at most ``max_norm``, without waiting for the device.
+    """Return the scale each gradient to an L2 norm of at most ``max_norm``, without waiting for the device.
 
     Returns
     -------

@@ -92,7 +92,8 @@ def local_maps(x: Tensor) -> LocalMaps:
 
 
 def describe_maps(local: LocalMaps) -> Tensor:
-    """The descriptor of each field: for each channel the means of its maps, then their standard deviations.
+    """Return the descriptor of each field: for each channel the means of its maps, then their standard
+    deviations.
 
     Cells count by their observed share.
 
@@ -109,7 +110,7 @@ def describe_maps(local: LocalMaps) -> Tensor:
 
 
 def descriptor_identity() -> str:
-    """Identity of the numbers that `describe_maps` gives for a field, 32 hexadecimal digits."""
+    """Return the identity of the numbers that `describe_maps` gives for a field, 32 hexadecimal digits."""
     numbers = (
         _VERSION, CELL, _OCTAVES, _DIRECTIONS, _BINS, _EDGE, _FREQUENCY, _DEVIATION, _SLANT, _SMALL_MODULUS,
         _SMALL_VARIANCE,
@@ -118,7 +119,7 @@ def descriptor_identity() -> str:
 
 
 def _moduli(values: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
-    """Logarithms of the moduli of all octaves, (N, 24, H / 4, W / 4)."""
+    """Return the logarithms of the moduli of all octaves, (N, 24, H / 4, W / 4)."""
     kernel, margin, out = _kernel(values.device), _EDGE // 2, []
     for octave in range(_OCTAVES):
         if octave:
@@ -135,7 +136,7 @@ def _moduli(values: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
 
 
 def _statistics(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, logarithm of the variance and soft histogram of each cell, (N, 1 or 8, H / 4, W / 4)."""
+    """Return the mean, logarithm of the variance and soft histogram of each cell, (N, 1 or 8, H / 4, W / 4)."""
     mean = _mean_of_observed(values, weight, CELL)
     center = mean.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
     variance = _mean_of_observed((values - center).square(), weight, CELL)
@@ -147,7 +148,9 @@ def _statistics(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _mean_of_observed(x: Tensor, weight: Tensor, edge: int) -> Tensor:
-    """Means over blocks of this edge, by weight; of all pixels where the weight of a block is zero."""
+    """Return the means over blocks of this edge, by weight; of all pixels where the weight of a block is
+    zero.
+    """
     if edge == 1:
         return x
     weight = weight + 1e-6
@@ -156,7 +159,7 @@ def _mean_of_observed(x: Tensor, weight: Tensor, edge: int) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _kernel(device: torch.device) -> Tensor:
-    """Real and imaginary parts of the filters of one octave in turn, (12, 1, 7, 7)."""
+    """Return the real and imaginary parts of the filters of one octave in turn, (12, 1, 7, 7)."""
     with torch.inference_mode(False):
         offset = torch.arange(_EDGE) - _EDGE // 2.0
         y, x = torch.meshgrid(offset, offset, indexing="ij")
@@ -197,7 +200,7 @@ class ScatteringStem(nn.Module):
         self.std.copy_((spread.sum((0, 2, 3)) / total).sqrt().clamp(min=1e-3))
 
     def forward(self, local: LocalMaps) -> Tensor:
-        """Standardized maps, (B, C * MAPS, H / 4, W / 4)."""
+        """Return the standardized maps, (B, C * MAPS, H / 4, W / 4)."""
         seen = (local.observed > 0).repeat_interleave(MAPS, 1)
         standard = (local.maps - self.mean[:, None, None]) / self.std[:, None, None]
         return torch.where(seen, standard, 0.0)

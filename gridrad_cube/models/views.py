@@ -124,7 +124,7 @@ def draw_views(
 
 @torch.no_grad()
 def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float | Tensor = 0.0) -> View:
-    """A whole field as one view, without anything random: what a network embeds.
+    """Return a whole field as one view, without anything random: what a network embeds.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float 
 
 
 def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
-    """Share of observed pixels of each token, (B, N), from a mask (B, 1, h, w) or (B, h, w).
+    """Return the share of observed pixels of each token, (B, N), from a mask (B, 1, h, w) or (B, h, w).
 
     Tokens run row by row, as `VisionTransformer` has them: ``token_mask = token_coverage(valid, 16) < 0.5``.
     """
@@ -167,7 +167,7 @@ _PARAMETERS = 11
 
 
 def _observed_fields(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> View:
-    """Fields with zero where nothing was observed, and where something was, both float32."""
+    """Return the fields with zero where nothing was observed, and where something was, both float32."""
     if mask.ndim == 3:
         mask = mask[:, None]
     _check_fields(x, mask, spec, seeds)
@@ -179,7 +179,9 @@ def _observed_fields(x: Tensor, mask: Tensor, spec: ViewSpec, seeds: Tensor) -> 
 def _draw_kind(
     fields: list[View], spec: ViewSpec, seeds: Tensor, numbers: Tensor, *, is_global: bool
 ) -> list[View]:
-    """All views of one resolution; ``numbers`` (B, V, parameters). A second field is that of later views."""
+    """Return all views of one resolution; ``numbers`` (B, V, parameters). A second field is that of later
+    views.
+    """
     height, width = fields[0][0].shape[2:]
     rows, columns = _matrices(spec, numbers[..., :8], (height, width), is_global=is_global)
     total, weight = (
@@ -203,7 +205,7 @@ def _draw_kind(
 def _matrices(
     spec: ViewSpec, numbers: Tensor, edges: tuple[int, int], *, is_global: bool
 ) -> tuple[Tensor, Tensor]:
-    """What makes rows and columns of each view from those of the field, (B, V, size, edge)."""
+    """Return what makes rows and columns of each view from those of the field, (B, V, size, edge)."""
     scale, aspect, y, x, mirror_y, mirror_x, blur, sigma = numbers.unbind(-1)
     size = spec.global_size if is_global else spec.local_size
     height, width = _windows(spec, scale, aspect, edges, is_global=is_global)
@@ -219,7 +221,7 @@ def _matrices(
 def _windows(
     spec: ViewSpec, scale: Tensor, aspect: Tensor, edges: tuple[int, int], *, is_global: bool
 ) -> tuple[Tensor, Tensor]:
-    """Height and width of each window in field pixels, (B, V)."""
+    """Return the height and width of each window in field pixels, (B, V)."""
     height, width = edges
     if spec.mode == "zoom":
         size = spec.global_size if is_global else spec.local_size
@@ -233,7 +235,8 @@ def _windows(
 
 
 def _resampler(start: Tensor, length: Tensor, flip: Tensor, size: int, edge: int) -> Tensor:
-    """Matrices (B, V, size, edge) that resample ``edge`` pixels to ``size`` ones, rows summing to one.
+    """Return the matrices (B, V, size, edge) that resample ``edge`` pixels to ``size`` ones, rows summing to
+    one.
 
     ``start`` and ``length`` of the windows are in field pixels, (B, V); pixel j covers [j, j + 1].
     """
@@ -247,7 +250,7 @@ def _resampler(start: Tensor, length: Tensor, flip: Tensor, size: int, edge: int
 
 
 def _side_weight(spec: ViewSpec, blur: Tensor, sigma: Tensor, *, is_global: bool) -> Tensor:
-    """Weight of either neighbour in the three-pixel Gaussian, (B, V); zero where there is no blur."""
+    """Return the weight of either neighbour in the three-pixel Gaussian, (B, V); zero where there is no blur."""
     first, further, local = spec.blur
     chances = [first] + [further] * (blur.shape[1] - 1) if is_global else [local] * blur.shape[1]
     low, high = spec.blur_sigma
@@ -263,7 +266,9 @@ def _blur(matrix: Tensor, side: Tensor) -> Tensor:
 
 
 def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-    """One or two (B, C, H, W) to (B, V, C, size, size); of two the first is that of the first view alone."""
+    """Return one or two (B, C, H, W) to (B, V, C, size, size); of two the first is that of the first view
+    alone.
+    """
     if len(planes) == 1:
         partly = torch.einsum("bchw,bvxw->bvchx", planes[0], columns)
     else:
@@ -273,7 +278,9 @@ def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
-    """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
+    """Return the offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1,
+    1).
+    """
     gains = spec.gain if isinstance(spec.gain, tuple) else (spec.gain,)
     gain = cached_tensor(gains, values.device)[:, None, None]
     offset = gain * (2 * number - 1)
@@ -315,7 +322,7 @@ _MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The output of splitmix64 for state ``x`` (Steele et al. 2014), in wrapping int64."""
+    """Return the output of splitmix64 for state ``x`` (Steele et al. 2014), in wrapping int64."""
 
     def shift(v: Tensor, bits: int) -> Tensor:
         return (v >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts keep the sign; this drops it
@@ -327,7 +334,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniforms(seeds: Tensor, stream: int, *shape: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32, (B, ...); the numbers of a stream depend on the seed alone."""
+    """Return the uniform numbers in [0, 1), float32, (B, ...); the numbers of a stream depend on the seed
+    alone.
+    """
     count = torch.arange(math.prod(shape), device=seeds.device)
     hashed = _mix(_mix(seeds + stream * 0x5DEECE66D)[:, None] + count * _STEP)
     return (((hashed >> 40) & 0xFFFFFF).float() * 2**-24).unflatten(1, shape)
@@ -335,13 +344,15 @@ def uniforms(seeds: Tensor, stream: int, *shape: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def cached_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a float32 vector on a device, copied there only once, because a copy makes a GPU wait."""
+    """Return the numbers as a float32 vector on a device, copied there only once, because a copy makes a GPU
+    wait.
+    """
     with torch.inference_mode(False):  # the first call may be in inference mode
         return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 def sample_seeds(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """The seed of each sample of an epoch, for `draw_views`.
+    """Return the seed of each sample of an epoch, for `draw_views`.
 
     Parameters
     ----------

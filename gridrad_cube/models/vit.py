@@ -80,7 +80,7 @@ class _DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` (B, ...) with the branch of a share ``rate`` of the samples set to zero."""
+        """Return ``x`` (B, ...) with the branch of a share ``rate`` of the samples set to zero."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
@@ -112,7 +112,7 @@ class _Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """The attention weights themselves, (B, heads, T, T), rows summing to one."""
+        """Return the attention weights themselves, (B, heads, T, T), rows summing to one."""
         q, k, _ = self._split(x)
         return _attention_weights(q, k, keys)
 
@@ -137,7 +137,7 @@ class _Block(nn.Module):
         self.drop_path = _DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); ``keys`` as in `_Attention`."""
+        """Return (B, T, D) to (B, T, D); ``keys`` as in `_Attention`."""
         x = x + self.drop_path(self.attn(self.norm1(x), keys))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -200,7 +200,7 @@ class VisionTransformer(nn.Module):
         self.apply(initialize_linear)
 
     def config(self) -> dict[str, Any]:
-        """The plain dict that rebuilds this network: ``build(**config)``."""
+        """Return the plain dict that rebuilds this network: ``build(**config)``."""
         sizes = asdict(self.architecture)
         del sizes["cells"]
         return sizes | {
@@ -213,13 +213,13 @@ class VisionTransformer(nn.Module):
     def forward(
         self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """The class token after the last norm, (B, D)."""
+        """Return the class token after the last norm, (B, D)."""
         return self.forward_tokens(x, token_mask, attention_mask)[:, 0]
 
     def forward_tokens(
         self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """All tokens after the last norm, (B, 1 + N, D), the class token first."""
+        """Return all tokens after the last norm, (B, 1 + N, D), the class token first."""
         return self.get_intermediate_layers(x, 1, token_mask, attention_mask)[0]
 
     def get_intermediate_layers(
@@ -229,7 +229,9 @@ class VisionTransformer(nn.Module):
         token_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> list[Tensor]:
-        """Tokens after each of the last ``n`` blocks, each (B, 1 + N, D) and normed, earliest first."""
+        """Return the tokens after each of the last ``n`` blocks, each (B, 1 + N, D) and normed, earliest
+        first.
+        """
         tokens, keys = self._embed(x, token_mask, attention_mask)
         out = []
         for index, block in enumerate(self.blocks):
@@ -241,7 +243,9 @@ class VisionTransformer(nn.Module):
     def get_last_selfattention(
         self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Attention weights of the last block, (B, heads, 1 + N, 1 + N); row 0 is the class token's."""
+        """Return the attention weights of the last block, (B, heads, 1 + N, 1 + N); row 0 is the class
+        token's.
+        """
         tokens, keys = self._embed(x, token_mask, attention_mask)
         *before, last = self.blocks
         for block in before:
@@ -252,7 +256,7 @@ class VisionTransformer(nn.Module):
     def _embed(
         self, x: _Input, token_mask: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens with their positions (B, 1 + N, D), and the keys that attention may use."""
+        """Return the tokens with their positions (B, 1 + N, D), and the keys that attention may use."""
         rows, columns = self._lattice(x)
         batch = len(x.maps) if isinstance(x, LocalMaps) else len(x)
         if attention_mask is not None:
@@ -284,7 +288,7 @@ class VisionTransformer(nn.Module):
         return tokens, F.pad(attention_mask, (1, 0), value=True)[:, None, None]
 
     def _lattice(self, x: _Input) -> tuple[int, int]:
-        """Rows and columns of tokens of an input, or a clear refusal."""
+        """Return the rows and columns of tokens of an input, or a clear refusal."""
         patch, channels = self.patch_size, self.architecture.in_channels
         if isinstance(x, LocalMaps):
             height, width = x.pixels
@@ -299,7 +303,7 @@ class VisionTransformer(nn.Module):
         return x.shape[2] // patch, x.shape[3] // patch
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Learned positions, (1, 1 + rows * columns, D), resampled where the lattice differs."""
+        """Return the learned positions, (1, 1 + rows * columns, D), resampled where the lattice differs."""
         edge = self.grid_size
         if (rows, columns) == (edge, edge):
             return self.pos_embed
@@ -382,7 +386,7 @@ def _check(name: str, a: _Architecture, position: str) -> None:
 
 
 def pool_tokens(tokens: Tensor, used: Tensor | None, pool: Pool, head: nn.Module | None = None) -> Tensor:
-    """The embedding of each sample from its tokens.
+    """Return the embedding of each sample from its tokens.
 
     Parameters
     ----------

@@ -142,7 +142,7 @@ def _write_blocks(
 
 
 def is_finished(build: Build) -> bool:
-    """Whether the store is there, was made from all that the log says, and its last commit has ended."""
+    """Return whether the store is there, was made from all that the log says, and its last commit has ended."""
     try:
         root = store.read_root(build.files)
     except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
@@ -151,7 +151,7 @@ def is_finished(build: Build) -> bool:
 
 
 def _radar_quality(build: Build) -> dict[str, Any]:
-    """Constants of the quality control of radar volumes, where the store has any."""
+    """Return the constants of the quality control of radar volumes, where the store has any."""
     has_radar = any(entry.format.startswith("gridrad") for entry in build.entries)
     if not has_radar or build.recipe.radar.qc == "none":
         return {}
@@ -164,7 +164,7 @@ def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) 
 
 
 def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
-    """Every small variable of a block of rows, flagged by other thresholds than at writing if need be."""
+    """Return every small variable of a block of rows, flagged by other thresholds than at writing if need be."""
     values = store.gather(build, rows)
     if flagging == build.recipe.quality:
         return values
@@ -185,7 +185,9 @@ def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.nd
 
 
 def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
-    """Thresholds of global outliers; of the store only the means that they are drawn from are held in memory."""
+    """Return the thresholds of global outliers; of the store only the means that they are drawn from are held
+    in memory.
+    """
     means: dict[str, list[list[np.ndarray]]] = {name: [] for name in build.layout.channels}
     for rows in store.blocks(build):
         values = _gather(build, rows, flagging)
@@ -202,7 +204,7 @@ def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
 
 
 def _by_name(sums: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Sums of all blocks by channel or channel label."""
+    """Yield the sums of all blocks by channel or channel label."""
     for name in sums[0][kind]:
         yield name, [block[kind][name] for block in sums]
 
@@ -210,7 +212,9 @@ def _by_name(sums: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str
 def _training_sums(
     channel: store.ChannelLayout, values: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
-    """Sums over the clean patches of a block of rows by channel label, in float64; None for what was never seen."""
+    """Return the sums over the clean patches of a block of rows by channel label, in float64; None for what
+    was never seen.
+    """
     flags, histogram = values[f"{channel.name}_flags"], values.get(f"{channel.name}_histogram")
     statistics = _statistics(values, channel)
     out = {}
@@ -236,7 +240,9 @@ def _training_sums(
 
 
 def _summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Training statistics of one channel label from the sums of blocks; None where nothing clean was seen."""
+    """Return the training statistics of one channel label from the sums of blocks; None where nothing clean
+    was seen.
+    """
     # cumsum adds in the order of the blocks; sum() differs between versions of Python in the last bit.
     patches, weight, total, squares = (
         np.cumsum([part[key] for part in parts])[-1].item() for key in ("patches", "weight", "sum", "squares")

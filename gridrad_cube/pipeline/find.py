@@ -45,7 +45,8 @@ class _Found:
 
 
 def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Paths of files named, and of source files under folders named, by their names relative to the root; sorted.
+    """Return the paths of files named, and of source files under folders named, by their names relative to
+    the root; sorted.
 
     Raises
     ------
@@ -89,7 +90,9 @@ def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
 
 
 def _search_folder(root: Path, out: _Found) -> dict[str, str]:
-    """Files with a source's suffix under a folder, through links to folders too, each folder once; no Zarr stores."""
+    """Return the files with a source's suffix under a folder, through links to folders too, each folder once;
+    no Zarr stores.
+    """
     seen: set[str] = set()
     found: dict[str, str] = {}
     before = len(out.unread)

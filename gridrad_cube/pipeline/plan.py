@@ -29,7 +29,7 @@ _SAMPLED = 9
 
 
 def recipe_of(build: Build, wanted: Recipe | None) -> Recipe:
-    """The recipe of a store; refuses another one."""
+    """Return the recipe of a store; refuses another one."""
     if not build.is_planned:
         return wanted or Recipe()
     if wanted is None:
@@ -59,7 +59,7 @@ def under_known_names(build: Build, found: Mapping[str, str], stamps: _Stamps) -
 
 
 def stamp_of(build: Build, number: int) -> tuple[int, int]:
-    """Size and time of modification of the source of a scene, as it was written or else planned."""
+    """Return the size and time of modification of the source of a scene, as it was written or else planned."""
     about = build.records[number] if build.is_written(number) else build.entries[number]
     assert about is not None
     return about.size, about.mtime_ns
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
 def given_scenes(
     build: Build, found: Mapping[str, str], stamps: _Stamps
 ) -> dict[int, tuple[str, tuple[int, int]]]:
-    """Place and stamp of the scenes of the plan of which the file is given, by number."""
+    """Return the place and stamp of the scenes of the plan of which the file is given, by number."""
     return {
         number: (path, stamp)
         for name, path in found.items()
@@ -99,7 +99,7 @@ def given_scenes(
 
 
 def _is_open_ended(build: Build, name: str, stamp: tuple[int, int]) -> bool:
-    """Whether a file may have scenes that the plan lacks: new, of several times, or touched since."""
+    """Return whether a file may have scenes that the plan lacks: new, of several times, or touched since."""
     numbers = build.numbers_of(name)
     return not numbers or any(build.entries[n].source != name or stamp_of(build, n) != stamp for n in numbers)
 
@@ -183,7 +183,8 @@ def keep_plan(build: Build, plan: Plan, found: Mapping[str, str]) -> None:
 
 
 def _merge_grids(build: Build, planned: Sequence[_Planned]) -> dict[str, str]:
-    """Grids that a known one stands for, because they differ by rounding alone: in files of float32 and of float64.
+    """Return the grids that a known one stands for, because they differ by rounding alone: in files of
+    float32 and of float64.
 
     Known are those of the store, and of what is planned the first in plan order.
     """
@@ -211,7 +212,7 @@ def _merge_grids(build: Build, planned: Sequence[_Planned]) -> dict[str, str]:
 
 
 def _sample(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of some pixels, evenly spread."""
+    """Return the positions of some pixels, evenly spread."""
     few = [
         [np.linspace(0, n - 1, min(n, _SAMPLED)).astype(int) for n in v.shape] for v in (latitude, longitude)
     ]
@@ -297,7 +298,7 @@ def _layout(
     scenes: int,
     example: str,
 ) -> store.CubeLayout:
-    """What the crops of a new store have in common: the union of channels, the largest crop."""
+    """Return what the crops of a new store have in common: the union of channels, the largest crop."""
     asked = [label.split("@")[0] for label in recipe.channels]
     lacking = [name for name in asked if name not in CHANNELS and name not in channels]
     if lacking:

@@ -45,7 +45,7 @@ class Report:
     thresholds_of: tuple[int, int] | None = None
 
     def count(self, status: str) -> int:
-        """Number of scenes with this outcome."""
+        """Return the number of scenes with this outcome."""
         return sum(o.status == status for o in self.outcomes)
 
     @property
@@ -55,7 +55,7 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no scene failed and nothing that looks like a source was left unread."""
+        """True if no scene failed and nothing that looks like a source was left unread."""
         return not self.failed and not self.unread
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Estimate:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every file can be planned and nothing that looks like a source was left unread."""
+        """True if every file can be planned and nothing that looks like a source was left unread."""
         return not self.unread and all(o.status != "failed" for o in self.refused)
 
     def __str__(self) -> str:
@@ -120,7 +120,9 @@ class Estimate:
 
 
 def group(outcomes: Iterable[Outcome]) -> Iterator[str]:
-    """Lines of the reasons of outcomes: equal ones, but for file and numbers, once with their count and an example."""
+    """Yield the lines of the reasons of outcomes: equal ones, but for file and numbers, once with their count
+    and an example.
+    """
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.reason:
@@ -155,20 +157,22 @@ def _duration(seconds: float) -> str:
 
 
 def refusal(name: str, error: Exception, size: int | None = None) -> store.Record:
-    """The record of a file that cannot be planned, or of which not even the size is known; an empty one is skipped."""
+    """Return the record of a file that cannot be planned, or of which not even the size is known; an empty
+    one is skipped.
+    """
     return failure(name, error, status="skipped" if size == 0 else "failed", size=size or 0)
 
 
 def failure(
     source: str, error: Exception, *, status: str = "failed", size: int, mtime_ns: int = 0
 ) -> store.Record:
-    """The record of a scene that failed; its traceback is logged at level DEBUG."""
+    """Return the record of a scene that failed; its traceback is logged at level DEBUG."""
     _logger.debug("%s failed", source, exc_info=error)
     return store.Record(source=source, status=status, size=size, mtime_ns=mtime_ns, reason=reason(error))
 
 
 def outcome_of(record: store.Record, entry: store.Entry | None = None) -> Outcome:
-    """The outcome that a record of the build log tells."""
+    """Return the outcome that a record of the build log tells."""
     crops = len(entry.windows) if entry and record.status == "written" else 0
     return Outcome(record.source, record.status, record.reason, crops)
 

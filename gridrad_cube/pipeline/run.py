@@ -189,7 +189,9 @@ def estimate(
 
 
 def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str]) -> tuple[float, float]:
-    """Bytes of the shards of a plan and seconds to write them, from a few scenes; 0 where none can be read."""
+    """Return the bytes of the shards of a plan and seconds to write them, from a few scenes; 0 where none can
+    be read.
+    """
     kinds: dict[tuple[Any, ...], list[store.Entry]] = {}  # scenes of one grid and the same channels are alike
     for entry in plan.entries:
         kinds.setdefault((entry.grid, entry.channels), []).append(entry)
@@ -276,7 +278,9 @@ def repair(
 
 
 def _without_axes(build: Build, damaged: Collection[str]) -> set[str]:
-    """Sources that have to be read for the axes of their grids, which are damaged and could not be restored."""
+    """Return the sources that have to be read for the axes of their grids, which are damaged and could not be
+    restored.
+    """
     out = {}
     for entry in build.entries:
         if store.grid_key(entry.grid) in damaged and entry.grid not in out:
@@ -328,7 +332,7 @@ def check_unchanged(
 
 
 def _write_same(shards: Mapping[str, Any], write: Callable[..., store.Record], *task: Any) -> store.Record:
-    """The record of a scene that still gives these shards; nothing is written."""
+    """Return the record of a scene that still gives these shards; nothing is written."""
     record = write(*task, dry=True)
     for name, written in shards.items():
         if written != record.shards[name]:
@@ -393,7 +397,7 @@ def _account(build: Build, number: int, result: Any) -> Outcome:
 
 
 def _not_given(build: Build, number: int) -> Outcome:
-    """A planned source that is not written whole and not among SOURCE now: what is known of it stays."""
+    """Return a planned source that is not written whole and not among SOURCE now: what is known of it stays."""
     entry, record = build.entries[number], build.records[number]
     if build.is_written(number):
         why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"

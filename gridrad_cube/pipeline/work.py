@@ -111,7 +111,8 @@ def write_source(
 
 
 def read_unchanged(path: str, read: Callable[[], _T]) -> tuple[_T, tuple[int, int]]:
-    """What a function reads of a file, and the size and time of modification that the file has before and after.
+    """Return what a function reads of a file, and the size and time of modification that the file has before
+    and after.
 
     A file that changes meanwhile may give one channel of the old file and another one of the new. So it is read again.
 
@@ -136,7 +137,9 @@ def read_unchanged(path: str, read: Callable[[], _T]) -> tuple[_T, tuple[int, in
 
 
 def _place_on(scene: xr.Dataset, files: Files, entry: store.Entry, path: str) -> xr.Dataset:
-    """A scene with the positions of the planned grid, which are its own within a small part of a pixel."""
+    """Return a scene with the positions of the planned grid, which are its own within a small part of a
+    pixel.
+    """
     try:
         positions = store.read_grid(files, entry.grid)
     except FileNotFoundError as error:
@@ -180,7 +183,7 @@ def write_crops(
     *,
     dry: bool = False,
 ) -> store.Record:
-    """Flag the crops of a scene and write their shards; return its record for the build log.
+    """Return the flag the crops of a scene and write their shards; return its record for the build log.
 
     Parameters
     ----------
@@ -224,7 +227,7 @@ def write_crops(
 
 
 def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[str, np.ndarray]:
-    """Every small variable of a crop, flags of absent channels among them."""
+    """Return every small variable of a crop, flags of absent channels among them."""
     assessed = quality.assess(crop, recipe.quality)
     values = {str(name): assessed[name].values for name in assessed.data_vars}
     for name in layout.coordinates:
@@ -394,7 +397,7 @@ def _run_here(
 
 
 def _result(function: Callable[..., Any], args: tuple[Any, ...], *, in_worker: bool = False) -> Any:
-    """What a task gives, or its exception: a fault met in one file must not stop the others."""
+    """Return what a task gives, or its exception: a fault met in one file must not stop the others."""
     _keep_memory()
     try:
         return function(*args)

@@ -52,7 +52,9 @@ _DRAWN = 1500
 
 
 def new_figure(*shape: int, by_hand: bool = False, **options: Any) -> tuple[Figure, Any]:
-    """An empty figure that belongs to no window, with ``shape`` axes if given; ``by_hand`` for axes by `add_axes`."""
+    """Return an empty figure that belongs to no window, with ``shape`` axes if given; ``by_hand`` for axes by
+    `add_axes`.
+    """
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -64,7 +66,7 @@ def new_figure(*shape: int, by_hand: bool = False, **options: Any) -> tuple[Figu
 
 
 def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the figure's upper left corner."""
+    """Return the axes at a place in inches from the figure's upper left corner."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
@@ -93,7 +95,9 @@ def write_legend(
 
 
 def title_of(label: str, channel: Channel | None = None, *, units: bool = False) -> str:
-    """A channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``; a label that is in no table as it is."""
+    """Return a channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``; a label that is in no table
+    as it is.
+    """
     name, _, altitude = label.partition("@")
     channel = channel or CHANNELS.get(name)
     if channel is None:
@@ -104,18 +108,18 @@ def title_of(label: str, channel: Channel | None = None, *, units: bool = False)
 
 
 def write_units(units: str) -> str:
-    """Units for reading: ``mm h-1`` becomes ``mm h⁻¹``."""
+    """Return the units for reading: ``mm h-1`` becomes ``mm h⁻¹``."""
     return re.sub(r"(?<=[a-zA-Z])-([0-9])", lambda m: "⁻" + "⁰¹²³⁴⁵⁶⁷⁸⁹"[int(m[1])], units)
 
 
 def stamp(time: Any) -> str:
-    """A time to the minute, UTC."""
+    """Return a time to the minute, UTC."""
     minute = np.asarray(time).astype("datetime64[m]")
     return "no time" if np.isnat(minute) else f"{str(minute).replace('T', ' ')} UTC"
 
 
 def degrees(value: float, letters: str, decimals: int = 1) -> str:
-    """A latitude (letters ``NS``) or longitude (``EW``); nothing for NaN."""
+    """Return a latitude (letters ``NS``) or longitude (``EW``); nothing for NaN."""
     if not np.isfinite(value):
         return ""
     if letters == "EW":
@@ -125,7 +129,7 @@ def degrees(value: float, letters: str, decimals: int = 1) -> str:
 
 
 def nice_step(span: float, most: int) -> float:
-    """A round number of degrees that divides a span into at most ``most`` parts."""
+    """Return a round number of degrees that divides a span into at most ``most`` parts."""
     steps: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 45)
     return next((s for s in steps if span / s <= most), 60.0)
 
@@ -148,13 +152,15 @@ class Field:
         return title_of(self.label, self.channel)
 
     def values(self, window: dict[str, slice] | None = None) -> np.ndarray:
-        """Physical values ``(y, x)``, whether the dataset is decoded or packed; of all pixels if no window is given."""
+        """Return the physical values ``(y, x)``, whether the dataset is decoded or packed; of all pixels if
+        no window is given.
+        """
         variable = self.one[self.channel.name].isel({**self.level, **(window or {})})
         values = variable.transpose("y", "x").values
         return np.asarray(self.channel.packing.decode(values) if values.dtype.kind in "iu" else values)
 
     def flags(self) -> np.ndarray:
-        """Flags of the patches ``(row, col)``; none where the dataset has no flags."""
+        """Return the flags of the patches ``(row, col)``; none where the dataset has no flags."""
         name = f"{self.channel.name}_flags"
         if name not in self.one:
             return np.zeros((self.one.sizes["row"], self.one.sizes["col"]), np.uint16)
@@ -162,7 +168,8 @@ class Field:
 
 
 def select(cube: xr.Dataset, crop: int, channel: str | None, embeddings: xr.Dataset | None = None) -> Field:
-    """A channel of a written crop of a cube, at the lowest altitude if its label names none; the first if None.
+    """Return a channel of a written crop of a cube, at the lowest altitude if its label names none; the first
+    if None.
 
     Of a label of ``embeddings`` that is composed of several channels the first is taken.
     """
@@ -191,7 +198,9 @@ def check_crop(dataset: xr.Dataset, crop: int) -> None:
 
 
 def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
-    """A channel as the store packs it, also where the dataset is decoded; with its own packing if it does not say."""
+    """Return a channel as the store packs it, also where the dataset is decoded; with its own packing if it
+    does not say.
+    """
     attributes, dtype = cube[name].attrs, cube[name].dtype
     channel = channel_in(name, attributes, dtype)
     if dtype.kind not in "iu":
@@ -203,7 +212,8 @@ def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
 
 
 def _color_map(channel: Channel) -> Colormap:
-    """The channel's colors: infrared cold and bright, radar and rain pale to dark, signed fields about black.
+    """Return the channel's colors: infrared cold and bright, radar and rain pale to dark, signed fields about
+    black.
 
     Infrared is gray as forecasters know it, and colored below `_COLD_TOPS`.
     """
@@ -221,7 +231,7 @@ def _color_map(channel: Channel) -> Colormap:
 
 
 def _color_scale(channel: Channel) -> Normalize:
-    """The channel's limits: always its typical range; rain by logarithm, visible by square root.
+    """Return the channel's limits: always its typical range; rain by logarithm, visible by square root.
 
     A channel of kind ``other`` has none: its scale spans what is drawn.
     """
@@ -282,7 +292,7 @@ def draw_field(
 
 
 def _states(values: np.ndarray, packing: Packing) -> np.ndarray:
-    """0 not observed, 1 no echo, 2 echo removed by quality control, 3 a value."""
+    """Return 0 not observed, 1 no echo, 2 echo removed by quality control, 3 a value."""
     states = np.full(values.shape, 3, np.uint8)
     if packing.echo_minimum is not None:
         scale, offset = packing.scale_factor, packing.add_offset
@@ -311,7 +321,7 @@ def color_bar(image: AxesImage, label: str, channel: Channel, **options: Any) ->
 
 
 def map_size(one: xr.Dataset, width: float = 8.6, height: float = 8.0) -> tuple[float, float]:
-    """Width and height in inches at which a crop's patches are square and fill one of the two."""
+    """Return the width and height in inches at which a crop's patches are square and fill one of the two."""
     rows, cols = one.sizes["row"], one.sizes["col"]
     edge = min(width / cols, height / rows)
     return max(cols * edge, 2.5), max(rows * edge, 2.5)
@@ -346,7 +356,7 @@ def draw_crop(axes: Axes, field: Field) -> tuple[AxesImage, list[Artist]]:
 
 
 def cell(row: int, col: int, edge: float, **style: Any) -> Any:
-    """The square of a patch."""
+    """Return the square of a patch."""
     from matplotlib.patches import Rectangle
 
     return Rectangle((col * edge, row * edge), edge, edge, **{"linewidth": 0, **style})
@@ -380,7 +390,9 @@ def turn(axes: Axes, box: tuple[float, float, float, float], flips: tuple[bool, 
 
 
 def orient_scene(latitude: np.ndarray, longitude: np.ndarray) -> tuple[bool, bool]:
-    """Whether rows, and columns, of a scene run the other way than north up and east right; axes or on ``(y, x)``."""
+    """Return whether rows, and columns, of a scene run the other way than north up and east right; axes or on
+    ``(y, x)``.
+    """
     step = max(1, max(latitude.shape) // _DRAWN)
     some = [values[(slice(None, None, step),) * values.ndim] for values in (latitude, longitude)]
     rows, columns = orientation(*some)[0].tolist()
@@ -469,7 +481,8 @@ def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most
 
 
 def positions(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude of patch centers ``(row, col)`` as if every patch were whole and inside the scene.
+    """Return the latitude and longitude of patch centers ``(row, col)`` as if every patch were whole and
+    inside the scene.
 
     Patches that reach past the scene have their center where their pixels are, and patches of padding have none:
     both are put on the lattice of the others. Longitude is continuous, so it may leave [-180, 180).
@@ -489,7 +502,9 @@ def _centers(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    """Values at the middle of each column of patches, from those of columns cut at the ends; linear beyond."""
+    """Return the values at the middle of each column of patches, from those of columns cut at the ends;
+    linear beyond.
+    """
     middle = np.arange(values.shape[1]) + 0.5
     places = (np.maximum(middle - 0.5, ends[0]) + np.minimum(middle + 0.5, ends[1])) / 2
     out = np.full_like(values, np.nan)
@@ -500,7 +515,7 @@ def _whole(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
 
 
 def extend(at: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values between known places, and beyond them along the outermost two; linear."""
+    """Return the values between known places, and beyond them along the outermost two; linear."""
     out = np.interp(at, known, values)
     for edge, other, beyond in ((0, 1, at < known[0]), (-1, -2, at > known[-1])):
         slope = (values[edge] - values[other]) / (known[edge] - known[other])
@@ -509,7 +524,8 @@ def extend(at: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def inside(one: xr.Dataset) -> tuple[tuple[float, float], tuple[float, float]]:
-    """First and last row, and first and last column, of the scene in a crop, in patches and parts of them.
+    """Return the first and last row, and first and last column, of the scene in a crop, in patches and parts
+    of them.
 
     From the size of the source grid where the dataset knows its store; else from the patch centers, where these
     show it: the outermost of evenly spaced centers lies nearer to its neighbor if its patch is cut.
@@ -527,7 +543,9 @@ def inside(one: xr.Dataset) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def source_grid(one: xr.Dataset) -> xr.Dataset | None:
-    """Pixel axes of a crop's scene, from the store that the dataset was opened from; None if it is not known."""
+    """Return the pixel axes of a crop's scene, from the store that the dataset was opened from; None if it is
+    not known.
+    """
     source, grid = one.encoding.get("source"), str(one["grid"].values) if "grid" in one.coords else ""
     return _open_grid(source, grid) if source and re.fullmatch(r"[A-Za-z0-9_-]+", grid) else None
 
@@ -541,7 +559,7 @@ def _open_grid(source: str, grid: str) -> xr.Dataset | None:
 
 
 def _cut_ends(values: np.ndarray) -> tuple[float, float]:
-    """First and last column inside the scene, judged by centers along the second dim."""
+    """Return the first and last column inside the scene, judged by centers along the second dim."""
     known = np.flatnonzero(np.isfinite(values).any(axis=0))
     if not len(known):
         return 0.0, float(values.shape[1])
@@ -556,7 +574,9 @@ def _cut_ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def _is_regular(latitude: np.ndarray, longitude: np.ndarray) -> bool:
-    """Whether latitude depends on the row alone and longitude on the column alone, within a tenth of a patch."""
+    """Return whether latitude depends on the row alone and longitude on the column alone, within a tenth of a
+    patch.
+    """
     for values in (latitude, longitude.T):
         values = values[np.isfinite(values).all(axis=1)]
         if len(values) > 1 and np.ptp(values, axis=1).max() > 0.1 * np.median(

@@ -69,7 +69,7 @@ def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) 
 
 
 def _panels(count: int, size: tuple[float, float], more: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A figure with panels in up to three columns, of a size in inches each."""
+    """Return a figure with panels in up to three columns, of a size in inches each."""
     columns = min(3, count)
     lines = -(-count // columns)
     figure, axes = new_figure(lines, columns, figsize=(size[0] * columns, size[1] * lines + more))
@@ -109,7 +109,9 @@ def _curve(ax: Axes, key: str, records: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _read_metrics(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """Records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does not count."""
+    """Return the records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does
+    not count.
+    """
     path = Path(folder, "metrics.jsonl")
     if not path.is_file():
         raise SchemaError(

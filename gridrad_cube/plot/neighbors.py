@@ -116,7 +116,9 @@ def query(
 
 
 def _asked(answer: xr.Dataset) -> tuple[Mapping[str, Any], str]:
-    """What an answer says of the sample that was asked for, and what to call it; of several examples the first."""
+    """Return what an answer says of the sample that was asked for, and what to call it; of several examples
+    the first.
+    """
     asked: Mapping[str, Any] = answer.attrs
     text = "query"
     if "query_examples" in asked:
@@ -134,7 +136,9 @@ def _asked(answer: xr.Dataset) -> tuple[Mapping[str, Any], str]:
 def _windows(
     cube: xr.Dataset, answer: xr.Dataset, asked: Mapping[str, Any]
 ) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
-    """Height and width of a sample in pixels; crop, first row and first column of the query and of each answer."""
+    """Return the height and width of a sample in pixels; crop, first row and first column of the query and of
+    each answer.
+    """
     size = cube.sizes["y"] // cube.sizes["row"]
     shape = (size, size) if "row" in answer.coords else (cube.sizes["y"], cube.sizes["x"])
     stride = int(answer.attrs.get("stride") or size)
@@ -147,7 +151,9 @@ def _windows(
 
 
 def _captions(answer: xr.Dataset) -> list[str]:
-    """Rank, score, time and place of each answer; three to six decimals, as many as tell scores apart."""
+    """Return the rank, score, time and place of each answer; three to six decimals, as many as tell scores
+    apart.
+    """
     scores = answer["score"].values.astype(np.float64)
     apart = len(np.unique(scores))
     digits = next((n for n in (3, 4, 5, 6) if len(np.unique(scores.round(n))) == apart), 3)
@@ -175,7 +181,7 @@ def _draw_answers(
 def _draw_times(
     axes: Axes, answer: xr.Dataset, query_time: np.datetime64, marked: Sequence[bool]
 ) -> list[_Point]:
-    """Scores over time, and the query's time; what `_write_numbers` takes."""
+    """Return the scores over time, and the query's time; what `_write_numbers` takes."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 
     axes.set_title("When they are", loc="left", fontsize=11)
@@ -248,13 +254,17 @@ def _outlines(dataset: xr.Dataset) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 def _corners(values: np.ndarray) -> np.ndarray:
-    """Positions of patch corners ``(row + 1, col + 1)`` from those of centers, by linear extension."""
+    """Return the positions of patch corners ``(row + 1, col + 1)`` from those of centers, by linear
+    extension.
+    """
     wide = np.pad(values, 1, mode="reflect", reflect_type="odd")
     return (wide[1:, 1:] + wide[1:, :-1] + wide[:-1, 1:] + wide[:-1, :-1]) / 4
 
 
 def _cut(values: np.ndarray, ends: tuple[tuple[float, float], tuple[float, float]]) -> np.ndarray:
-    """Corners of patches between the first and last row and column of the scene, the outermost interpolated."""
+    """Return the corners of patches between the first and last row and column of the scene, the outermost
+    interpolated.
+    """
     for axis, (first, last) in enumerate(ends):
         values = np.moveaxis(values, axis, 0)
         places = np.array([first, *range(int(np.floor(first)) + 1, int(np.ceil(last))), last])
@@ -294,7 +304,9 @@ def _write_numbers(axes: Axes, points: Sequence[_Point]) -> None:
 def _free_place(
     dot: np.ndarray, width: float, taken: Sequence[_Box]
 ) -> tuple[_Box, tuple[float, float], _Align]:
-    """The box of a text near a dot that covers the least of what is taken, its offset and alignment; points."""
+    """Return the box of a text near a dot that covers the least of what is taken, its offset and alignment;
+    points.
+    """
     height = 9.0
     sides: tuple[tuple[float, float, _Align], ...] = (
         (6, 3, "left"), (-6, 3, "right"), (6, -3 - height, "left"), (-6, -3 - height, "right"), (0, 7, "center"),

@@ -67,7 +67,7 @@ class _Panel:
     rows: tuple[tuple[str, _Json], ...]
 
     def values(self, *names: str) -> list[float]:
-        """Those numbers of all cells that are there."""
+        """Return those numbers of all cells that are there."""
         cells = [c for _, row in self.rows for c in _known(row).values()]
         return [c[n] for c in cells for n in names if c[n] is not None]
 
@@ -127,7 +127,7 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
 
 
 def _panels(rows: Sequence[_Json]) -> list[_Panel]:
-    """A panel a section."""
+    """Return a panel a section."""
     groups = {
         section: [(str(row["question"]), row) for row in rows if row["section"] == section]
         for section in _SECTIONS
@@ -145,7 +145,7 @@ def _height(row: _Json) -> float:
 
 
 def _columns(heights: Sequence[float]) -> list[list[int]]:
-    """Panels in order, in one column or two of nearly one height."""
+    """Return the panels in order, in one column or two of nearly one height."""
     if len(heights) < 2 or sum(heights) < 6:
         return [list(range(len(heights)))]
     cut = min(range(1, len(heights)), key=lambda n: max(sum(heights[:n]), sum(heights[n:])))
@@ -153,7 +153,7 @@ def _columns(heights: Sequence[float]) -> list[list[int]]:
 
 
 def _looks(names: Sequence[str]) -> dict[str, _Look]:
-    """How the mark of each kind of vectors looks."""
+    """Return how the mark of each kind of vectors looks."""
     bases = {name: name.removesuffix(_READOUT) for name in names}
     stores = list(dict.fromkeys(base for base in bases.values() if base not in _BASELINES))
     out = {}

@@ -144,7 +144,7 @@ def _draw_cells(axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label) -
 def _colors(
     vectors: xr.DataArray, crop: int, label: str, readout: Readout | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colors of a crop's cells (row, col, RGBA), and shares of the variance."""
+    """Return the colors of a crop's cells (row, col, RGBA), and shares of the variance."""
     from sklearn.decomposition import PCA
 
     vectors = vectors.transpose("crop", "row", "col", "feature")
@@ -169,7 +169,7 @@ def _colors(
 
 
 def _lab_to_rgb(parts: np.ndarray) -> np.ndarray:
-    """Colors of three numbers in [0, 1]: CIE lightness 20 to 92, blue to yellow, green to magenta.
+    """Return the colors of three numbers in [0, 1]: CIE lightness 20 to 92, blue to yellow, green to magenta.
 
     CIELAB under D65 to sRGB (IEC 61966-2-1), clipped to what a screen shows.
     """
@@ -255,7 +255,7 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
 
 
 def _window(field: Field, one: xr.Dataset) -> np.ndarray:
-    """The pixels that a sample is made of."""
+    """Return the pixels that a sample is made of."""
     window = {}
     for axis, dim in (("y", "row"), ("x", "col")):
         if dim in one.coords and one[dim].ndim == 0:

@@ -87,12 +87,12 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
 
 
 def _load_tensor(path: str | os.PathLike[str], dimensions: int) -> Tensor:
-    """A tensor of numbers with this many dimensions, still on disk."""
+    """Return a tensor of numbers with this many dimensions, still on disk."""
     return check_tensor(load_torch(path), dimensions, path)
 
 
 def check_tensor(value: Any, dimensions: int, path: str | os.PathLike[str], name: str = "") -> Tensor:
-    """``value`` if it is a dense tensor of numbers that is no larger than its file."""
+    """Return ``value`` if it is a dense tensor of numbers that is no larger than its file."""
     where = f"{path}: {name}" if name else f"{path}"
     if not isinstance(value, Tensor):
         what = f"a {type(value).__name__}"
@@ -110,13 +110,14 @@ def check_tensor(value: Any, dimensions: int, path: str | os.PathLike[str], name
 
 
 def values_of(tensor: Tensor) -> np.ndarray:
-    """A copy in memory, float32 (or float64 as it was), free of whatever the tensor was a view of."""
+    """Return a copy in memory, float32 (or float64 as it was), free of whatever the tensor was a view of."""
     copy = tensor.detach().clone()
     return np.asarray((copy if copy.dtype in (torch.float32, torch.float64) else copy.float()).numpy())
 
 
 def _npz_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], int | None]:
-    """Channels, height and width of the crop of an ``.npz``, and the edge of its patches, from headers alone.
+    """Return the channels, height and width of the crop of an ``.npz``, and the edge of its patches, from
+    headers alone.
 
     Refuses another file, one without a crop, and one that declares what it cannot hold.
     """
@@ -143,7 +144,7 @@ def _npz_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], int
 def _npy_header(
     archive: zipfile.ZipFile, name: str, path: str | os.PathLike[str]
 ) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape and dtype of an array of an archive, and the bytes of its values."""
+    """Return the shape and dtype of an array of an archive, and the bytes of its values."""
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     with archive.open(name) as file:
         read = readers.get(npy.read_magic(file))
@@ -154,7 +155,7 @@ def _npy_header(
 
 
 def _read_npz(path: str | os.PathLike[str]) -> np.ndarray:
-    """The crop of an ``.npz``, (channel, y, x); its patches are the same pixels again."""
+    """Return the crop of an ``.npz``, (channel, y, x); its patches are the same pixels again."""
     _npz_header(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -220,7 +221,7 @@ def open_crops(kind: str, name: str, path: str, cells: tuple[int, int], patch: i
 
 
 def _channel_of_values(values: np.ndarray) -> str | None:
-    """Which channel a slice is, by its values (kelvin or not); None if it has no values."""
+    """Return which channel a slice is, by its values (kelvin or not); None if it has no values."""
     known = values[np.abs(values) < _LARGEST_VALUE]
     if not known.size:
         return None
@@ -228,13 +229,14 @@ def _channel_of_values(values: np.ndarray) -> str | None:
 
 
 def _channel_of(tensor: Tensor) -> str | None:
-    """Which channel a slice on disk is, by about 32 x 32 of its values."""
+    """Return which channel a slice on disk is, by about 32 x 32 of its values."""
     step_y, step_x = (max(1, n // 32) for n in tensor.shape)
     return _channel_of_values(values_of(tensor[::step_y, ::step_x]))
 
 
 def _arrange_crops(kinds: Sequence[str | None]) -> list[dict[str, int]]:
-    """Slices of crops, channel after channel, as crops: an infrared slice, and the visible one that follows it.
+    """Return the slices of crops, channel after channel, as crops: an infrared slice, and the visible one
+    that follows it.
 
     A slice without values begins a crop.
     """
@@ -248,7 +250,7 @@ def _arrange_crops(kinds: Sequence[str | None]) -> list[dict[str, int]]:
 
 
 def _arrange_patches(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]] | None:
-    """Slices of patches as crops: per channel the number of the slice at each (row, col).
+    """Return the slices of patches as crops: per channel the number of the slice at each (row, col).
 
     None if they are not whole crops: of 64 slices of one channel, or 128 whose channels alternate. Then some are
     missing, and which ones cannot be known.
@@ -276,7 +278,9 @@ def _all(kinds: Sequence[str | None], kind: str, count: int) -> bool:
 
 
 def _arrange_unordered(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray]]:
-    """Patches whose positions are not known, 64 of a channel side by side; -1 where there is no patch."""
+    """Return the patches whose positions are not known, 64 of a channel side by side; -1 where there is no
+    patch.
+    """
     cells = EARLY_CELLS[0] * EARLY_CELLS[1]
     out = []
     for kind in CHANNEL_NAMES:
@@ -289,7 +293,7 @@ def _arrange_unordered(kinds: Sequence[str | None]) -> list[dict[str, np.ndarray
 
 
 def _open_scene(path: str, base: str, cells: tuple[int, int], patch: int | None) -> OldCrops:
-    """The channels of a scene: the crop's file where it can be read, else its patches."""
+    """Yield the channels of a scene: the crop's file where it can be read, else its patches."""
     shape, found = None, {}
     for suffix in range(len(CHANNEL_NAMES)):
         crop = _first_readable([_beside(path, "crops", f"{base}_crop_{suffix}.pt")], None)
@@ -321,13 +325,13 @@ def _open_scene(path: str, base: str, cells: tuple[int, int], patch: int | None)
 
 
 def _beside(path: str, folder: str, name: str) -> str | None:
-    """A scene's file: in the folder of its kind (whichever way it is written), or all in one."""
+    """Return a scene's file: in the folder of its kind (whichever way it is written), or all in one."""
     places = (os.path.join(path, part, name) for part in (folder, folder.capitalize(), ""))
     return next((place for place in places if os.path.exists(place)), None)
 
 
 def _first_readable(paths: Iterable[str | None], patch: int | None) -> Tensor | None:
-    """The first of some files that holds pixels (of this shape, if given); damaged ones are skipped."""
+    """Return the first of some files that holds pixels (of this shape, if given); damaged ones are skipped."""
     for path in paths:
         try:
             tensor = None if path is None else _load_tensor(path, 2)
@@ -339,7 +343,7 @@ def _first_readable(paths: Iterable[str | None], patch: int | None) -> Tensor | 
 
 
 def _read_file(files: Sequence[str | None], patch: int, number: int) -> np.ndarray | None:
-    """The patch in one of some files; None if it is missing, damaged or of another shape."""
+    """Return the patch in one of some files; None if it is missing, damaged or of another shape."""
     tensor = _first_readable([files[number]], patch)
     return None if tensor is None else values_of(tensor)
 
@@ -347,7 +351,8 @@ def _read_file(files: Sequence[str | None], patch: int, number: int) -> np.ndarr
 def _assemble(
     read: Callable[[int], np.ndarray | None], numbers: np.ndarray, patch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches by their numbers (row, col) put together (y, x), NaN where one is lost; and which are.
+    """Return the patches by their numbers (row, col) put together (y, x), NaN where one is lost; and which
+    are.
 
     A negative number is of no patch.
     """
@@ -361,7 +366,7 @@ def _assemble(
 
 
 def _open_patches(path: str, patch: int | None) -> OldCrops:
-    """The crops of ``patches_K.pt``."""
+    """Return the crops of ``patches_K.pt``."""
     tensor = _load_tensor(path, 3)
     edge = patch or int(tensor.shape[-1])
     if tuple(tensor.shape[1:]) != (edge, edge):
@@ -371,7 +376,7 @@ def _open_patches(path: str, patch: int | None) -> OldCrops:
 
 
 def _open_slices(name: str, path: str, patch: int | None) -> OldCrops:
-    """The crops of all files ``patch_K_N.pt`` of one K."""
+    """Return the crops of all files ``patch_K_N.pt`` of one K."""
     chunk = name.rsplit("/", 1)[-1].removesuffix(".pt")
     form = re.compile(rf"{re.escape(chunk)}_(\d+)\.pt")
     numbers = sorted(int(m[1]) for entry in os.scandir(path) if (m := form.fullmatch(entry.name)))
@@ -390,7 +395,7 @@ def _open_slices(name: str, path: str, patch: int | None) -> OldCrops:
 def _arranged(
     kinds: Sequence[str | None], read: Callable[[int], np.ndarray | None], patch: int, *, whole: bool
 ) -> OldCrops:
-    """Crops of slices: at their places if nothing is missing, else side by side."""
+    """Yield the crops of slices: at their places if nothing is missing, else side by side."""
     ordered = _arrange_patches(kinds) if whole else None
     layout = _arrange_unordered(kinds) if ordered is None else ordered
 

@@ -90,7 +90,7 @@ def from_checkpoint(
 
 
 def _ours(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-    """A network's tensors as ours are named: ``backbone.*`` and ``head.*``."""
+    """Return a network's tensors as ours are named: ``backbone.*`` and ``head.*``."""
     backbone, head = backbone_state(checkpoint, key), head_state(checkpoint, key)
     parts = (("backbone", backbone), ("head", head))
     return {f"{part}.{name}": tensor.clone() for part, state in parts for name, tensor in state.items()}
@@ -99,7 +99,7 @@ def _ours(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
 def _normalization(
     network: VisionTransformer, level: str, channels: Sequence[str], inputs: str, visible_units: str
 ) -> dict[str, Any]:
-    """How our numbers become what the network saw; reflectance is a fraction here."""
+    """Return how our numbers become what the network saw; reflectance is a fraction here."""
     if level == "2k":
         width = network.architecture.in_channels
         return {"mean": [0.0] * width, "std": [1.0] * width}

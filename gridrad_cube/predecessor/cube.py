@@ -173,7 +173,7 @@ def _convert(
 
 
 def _look(source: OldSource) -> OldCrops:
-    """Number, shape and channels of the crops of a source, without the crops."""
+    """Return the number, shape and channels of the crops of a source, without the crops."""
     found = open_crops(source.kind, source.name, source.path, source.cells, None)
     return dataclasses.replace(found, crops=iter(()))
 
@@ -215,7 +215,7 @@ def _settle(
 
 
 def _units(found: Sequence[OldSource], cells: tuple[int, int], patch: int) -> str:
-    """Units of the reflectance: percent where any of some sources is too bright for a fraction."""
+    """Return the units of the reflectance: percent where any of some sources is too bright for a fraction."""
     seen, looked = False, 0
     for source in found:
         if looked == _LOOKED_AT:
@@ -269,7 +269,9 @@ def _entries(
     facts: Sequence[OldCrops | Exception],
     positions: Mapping[int, _Position],
 ) -> list[store.Entry]:
-    """New sources of the plan, each at its position in its scene where that is known; writes their grids."""
+    """Return the new sources of the plan, each at its position in its scene where that is known; writes their
+    grids.
+    """
     height, width = layout.crop
     blank = {grid: f"{grid}-{height}x{width}" for grid in (_UNKNOWN, _UNORDERED)}
     entries = []
@@ -298,7 +300,9 @@ def _entries(
 def _locate_all(
     new: Sequence[OldSource], recipe: Recipe, layout: store.CubeLayout, run: Any, root: str | os.PathLike[str]
 ) -> dict[int, _Position]:
-    """Positions of new sources in the netCDF files of their names, where these hold their pixels; logs the others."""
+    """Return the positions of new sources in the netCDF files of their names, where these hold their pixels;
+    logs the others.
+    """
     files = pipeline.find_sources(root)
     counts = Counter(Path(name).stem for name in files)  # a name that two files share is ambiguous
     paths = {stem: path for name, path in files.items() if counts[stem := Path(name).stem] == 1}
@@ -322,7 +326,7 @@ def _locate_all(
 def _locate(
     source: OldSource, layout: store.CubeLayout, scaling: Mapping[str, float], path: str
 ) -> _Position | None:
-    """Where the crop of a scene lies in its source file."""
+    """Return where the crop of a scene lies in its source file."""
     crop = next(open_crops(source.kind, source.name, source.path, layout.cells, layout.patch).crops)
     channel = next(iter(crop.values))
     header, scene = readers.inspect(path, channels=(channel,)), readers.read_scene(path, channels=(channel,))
@@ -336,7 +340,8 @@ def _locate(
 
 
 def _find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple[int, int] | None:
-    """First row and column of a crop in its scene; None if it is not there, or could be at several places.
+    """Return the first row and column of a crop in its scene; None if it is not there, or could be at several
+    places.
 
     Exact: at that place every code of the scene equals that of the crop, wherever the crop holds a value (not NaN).
     """
@@ -386,7 +391,7 @@ def _dataset(
     scaling: Mapping[str, float],
     path: str,
 ) -> xr.Dataset:
-    """A crop as `tiling.cut` gives it."""
+    """Return a crop as `tiling.cut` gives it."""
     out = tiling.cut(scene, tiling.Window(*window, *layout.crop), layout.patch)
     if crop.padding is not None:
         out["padding"] = (("row", "col"), out["padding"].values | crop.padding)
@@ -406,12 +411,12 @@ def _dataset(
 
 
 def _scaling(recipe: Recipe) -> dict[str, float]:
-    """What values of the old files are multiplied by, per channel."""
+    """Return what values of the old files are multiplied by, per channel."""
     return {name: 0.01 if units == "percent" else 1.0 for name, _, units in recipe.variables}
 
 
 def _clean(values: np.ndarray, scaling: float) -> np.ndarray:
-    """Values in the channel's units, NaN where the old file held a mark of missing data."""
+    """Return the values in the channel's units, NaN where the old file held a mark of missing data."""
     out = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         out[np.isin(out, _MISSING) | (np.abs(out) > _LARGEST_NUMBER) & np.isfinite(out)] = np.nan

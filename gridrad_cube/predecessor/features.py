@@ -70,7 +70,7 @@ class _Features:
         return self._tensors[name] if self._tensors else load_torch(self._files[name])
 
     def read(self, name: str) -> np.ndarray:
-        """One embedding, as it is shaped; all have the shape of the first."""
+        """Return one embedding, as it is shaped; all have the shape of the first."""
         path = self._files.get(name, self.path)
         tensor = check_tensor(self._load(name), len(self.shape), path, name)
         if tuple(tensor.shape) != self.shape:
@@ -88,7 +88,7 @@ class _Features:
         return digest.hexdigest()[:32]
 
     def cells(self, grid: tuple[int, int] | None, info: Mapping[str, Any]) -> tuple[int, int]:
-        """Rows and columns of the grid of a crop."""
+        """Return the rows and columns of the grid of a crop."""
         if len(self.shape) == 3:
             return self.shape[0], self.shape[1]
         if grid is None and info:
@@ -210,7 +210,7 @@ def from_features(
 def _match(
     features: _Features, scenes: Sequence[str], dataset: xr.Dataset | None, channels: Sequence[str]
 ) -> tuple[dict[tuple[int, str], str], list[str]]:
-    """Name of the tensor at each (row, channel), and names that have no row."""
+    """Return the name of the tensor at each (row, channel), and names that have no row."""
     counts = Counter(scenes)
     rows = {scene: row for row, scene in enumerate(scenes) if counts[scene] == 1}
     table: dict[tuple[int, str], str] = {}
@@ -241,7 +241,7 @@ def _match(
 def _channel(
     path: Path, name: str, number: int | None, channels: Sequence[str], present: Sequence[str], *, alone: bool
 ) -> str:
-    """The channel of a tensor: by its name, or the one that the crop has."""
+    """Return the channel of a tensor: by its name, or the one that the crop has."""
     if number is None or (alone and len(present) == 1):
         if len(present) != 1:
             raise SchemaError(
@@ -255,7 +255,7 @@ def _channel(
 
 
 def _of_cube(dataset: xr.Dataset, rows: range, channels: Sequence[str]) -> dict[str, np.ndarray]:
-    """Coordinates, flags and fractions of some rows of the cube."""
+    """Return the coordinates, flags and fractions of some rows of the cube."""
     block = dataset.isel(crop=slice(rows.start, rows.stop))
     out = {n: block[n].values for n in store.COORDINATES if n in block.variables}
     for name in ("flags", "valid_fraction"):
@@ -264,7 +264,9 @@ def _of_cube(dataset: xr.Dataset, rows: range, channels: Sequence[str]) -> dict[
 
 
 def _of_names(scenes: Sequence[str], missing: np.ndarray, cells: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Coordinates and flags of crops of which only the name is known; ``missing`` channels by (crop, channel)."""
+    """Return the coordinates and flags of crops of which only the name is known; ``missing`` channels by
+    (crop, channel).
+    """
     count = len(scenes)
     absent = np.where(missing, np.uint16(Flag.channel_absent), np.uint16(0))
     return {

@@ -55,7 +55,7 @@ class OldSource:
     cells: tuple[int, int] = (0, 0)
 
     def stat(self) -> tuple[int, int]:
-        """Bytes of all files and the latest time of modification, in nanoseconds."""
+        """Return the bytes of all files and the latest time of modification, in nanoseconds."""
         return self.bytes, self.mtime_ns
 
     @property
@@ -70,13 +70,15 @@ class OldSource:
 
 
 def time_of(name: str) -> int:
-    """Time in the name of a scene, seconds since 1970; `TIME_FILL` if there is none."""
+    """Return the time in the name of a scene, seconds since 1970; `TIME_FILL` if there is none."""
     found = parse_stamp(name)
     return TIME_FILL if found is None else int(found.astype(np.int64))
 
 
 def base_of(name: str) -> tuple[str, int] | None:
-    """Scene and channel in the name of a crop's file (a key of ``output_features.pt``); None for other names."""
+    """Return the scene and channel in the name of a crop's file (a key of ``output_features.pt``); None for
+    other names.
+    """
     match = _SCENE.fullmatch(name.rsplit("/", 1)[-1])
     return (match["base"], int(match["channel"])) if match and match["row"] is None else None
 
@@ -108,7 +110,9 @@ def find_files(
 
 
 def _walk(roots: Iterable[str | os.PathLike[str]], suffix: str) -> Iterator[tuple[Path, Path]]:
-    """Files of a suffix among files and folders (and what is below), with the folder that each was found from."""
+    """Yield the files of a suffix among files and folders (and what is below), with the folder that each was
+    found from.
+    """
     seen = set()
     for root in map(Path, roots):
         if root.is_dir():
@@ -124,7 +128,9 @@ def _walk(roots: Iterable[str | os.PathLike[str]], suffix: str) -> Iterator[tupl
 
 
 def _parse(path: Path) -> tuple[_Kind, Path, str, tuple[int, int]] | None:
-    """Kind, file or folder, name and cells of the source that a file belongs to; None for other names."""
+    """Return the kind, file or folder, name and cells of the source that a file belongs to; None for other
+    names.
+    """
     if path.suffix == ".npz":
         return "npz", path, path.name, (0, 0)
     if chunk := _CHUNK.fullmatch(path.name):
@@ -153,7 +159,9 @@ def _source(name: str, folder: Path, kind: _Kind, files: Sequence[tuple[Path, tu
 
 @functools.lru_cache(maxsize=4096)
 def _prefix(home: Path, root: Path) -> str:
-    """Folder of a source below the root, with a slash after it; nothing where it is the root, or above it."""
+    """Return the folder of a source below the root, with a slash after it; nothing where it is the root, or
+    above it.
+    """
     return f"{home.relative_to(root).as_posix()}/" if home != root and home.is_relative_to(root) else ""
 
 

@@ -147,7 +147,8 @@ def _threshold_flags(
 def global_population(
     statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
 ) -> list[np.ndarray]:
-    """Patch means that the thresholds of ``global_outlier`` are drawn from, float32 (N,), one array an altitude.
+    """Return the patch means that the thresholds of ``global_outlier`` are drawn from, float32 (N,), one
+    array an altitude.
 
     For ``rule="echo"`` those of patches without a rejecting bit that, for radar and rain, have at least 1 % echo; for
     ``rule="predecessor"`` those that the predecessor's earlier tests kept: complete, and no local outlier.
@@ -329,7 +330,9 @@ def _transformed(means: np.ndarray, transform: str) -> np.ndarray:
 
 
 def _robust(population: np.ndarray) -> tuple[float, float]:
-    """Median and 1.4826 times the median absolute deviation of sorted numbers; hundreds of millions of them."""
+    """Return the median and 1.4826 times the median absolute deviation of sorted numbers; hundreds of
+    millions of them.
+    """
     middle = population[(population.size - 1) // 2 : population.size // 2 + 1]
     center = float(middle.mean())
     deviations = population - center

@@ -65,7 +65,7 @@ class RadarQualitySpec:
 
     @classmethod
     def of(cls, radar: RadarSpec) -> RadarQualitySpec:
-        """The constants that a recipe asks for: the published ones, and those that it gives."""
+        """Return the constants that a recipe asks for: the published ones, and those that it gives."""
         given: dict[str, Any] = {"mode": radar.qc}
         for name, value in radar.qc_constants:
             kind: Any = type(getattr(cls, name, value))
@@ -170,7 +170,7 @@ def filter_dual_polarization(
 
 
 def exact_codes(values: np.ndarray, packing: Packing) -> tuple[np.ndarray, Packing]:
-    """Codes of reflectivity that compare with thresholds as the floats do, for `remove_clutter`.
+    """Return the codes of reflectivity that compare with thresholds as the floats do, for `remove_clutter`.
 
     Twice as many as the stored ones: an even code is a value that the packing holds, an odd one lies between two of
     them. Thresholds that the packing holds, such as all published ones, are thus exact.
@@ -325,7 +325,9 @@ class _Volume:
             level[columns & (level >= self.first)] = self.packing.clutter
 
     def _last_above(self, dbz: float, order: slice) -> np.ndarray:
-        """Altitude of the last level of each column, in this order, with more than ``dbz``; 0 if none."""
+        """Return the altitude of the last level of each column, in this order, with more than ``dbz``; 0 if
+        none.
+        """
         first, last = self._first_code(dbz, above=True), np.zeros(self.codes.shape[1:])
         for z, level in zip(self.altitude[order], self.codes[order], strict=True):
             last[level >= first] = z
@@ -338,7 +340,7 @@ class _Volume:
         return self._last_above(0.0, slice(None, None, -1))
 
     def _first_code(self, dbz: float, *, above: bool = False) -> int:
-        """Smallest code of an echo of this value or more, or above it."""
+        """Return the smallest code of an echo of this value or more, or above it."""
         # Rounding undoes that of the division.
         position = round((dbz - self.packing.add_offset) / self.packing.scale_factor, 6)
         return max(math.floor(position) + 1 if above else math.ceil(position), self.first)

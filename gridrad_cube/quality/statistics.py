@@ -132,7 +132,7 @@ def clean_histogram(codes: np.ndarray, packing: Packing, channel: Channel, clean
 
 
 def _count_codes(bands: Iterable[np.ndarray], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct 8- or 16-bit codes and how often they occur."""
+    """Return the distinct 8- or 16-bit codes and how often they occur."""
     unsigned = np.dtype(f"u{dtype.itemsize}")
     counts = np.zeros(2 ** (8 * dtype.itemsize), np.int64)
     for band in bands:
@@ -175,7 +175,7 @@ def _kinds(codes: np.ndarray, packing: Packing) -> np.ndarray:
 
 
 def _curve(physical: np.ndarray, shape: _Curve) -> np.ndarray | None:
-    """Linear reflectivity of dBZ, logarithm of rain."""
+    """Return the linear reflectivity of dBZ, logarithm of rain."""
     if shape == "power":
         with np.errstate(over="ignore"):  # values that no radar gives
             return np.asarray(10.0 ** (physical / 10.0))
@@ -222,7 +222,7 @@ class _Work:
     buffer: np.ndarray
 
     def sum_band(self, band: np.ndarray, patch: int) -> Iterator[_Sums]:
-        """Sum the patches of a band of pixels one patch high."""
+        """Yield the sum the patches of a band of pixels one patch high."""
         cells = [band[:, start : start + patch] for start in range(0, band.shape[1], patch)]
         if self.table is None:
             yield from map(self.plain, cells)
@@ -233,7 +233,7 @@ class _Work:
         yield from map(self.exact, cells, low, high)
 
     def exact(self, pixels: np.ndarray, low: int, high: int) -> _Sums:
-        """Sum a patch of 8- or 16-bit codes whose smallest and largest code are known."""
+        """Return the sum a patch of 8- or 16-bit codes whose smallest and largest code are known."""
         table = self.table
         assert table is not None
         unsigned = pixels.view(f"u{pixels.dtype.itemsize}")
@@ -260,7 +260,7 @@ class _Work:
         return sums
 
     def _moments(self, pixels: np.ndarray, is_data: np.ndarray | None) -> _Sums:
-        """Count, mean and population deviation of integers, exact up to the last division."""
+        """Return the count, mean and population deviation of integers, exact up to the last division."""
         count = pixels.size if is_data is None else int(np.count_nonzero(is_data))
         sums = _Sums(data=count)
         if count:
@@ -277,7 +277,7 @@ class _Work:
         return sums
 
     def plain(self, pixels: np.ndarray) -> _Sums:
-        """Sum a patch of wide integers or floats, in float64."""
+        """Return the sum a patch of wide integers or floats, in float64."""
         kinds = _kinds(pixels, self.packing)
         values = pixels[kinds == _DATA].astype(np.float64)
         sums = _Sums(data=values.size)
@@ -292,7 +292,7 @@ class _Work:
         return sums
 
     def finish(self, sums: _Sums, pixels: int) -> dict[str, float]:
-        """Physical statistics of a patch, and its flags."""
+        """Return the physical statistics of a patch, and its flags."""
         scale, offset = self.packing.scale_factor, self.packing.add_offset
         flags = sums.flags | (0 if sums.observed else Flag.all_missing)
         if self.has_echo and sums.observed and not sums.data:
@@ -349,7 +349,8 @@ class _Work:
 
 
 def _may_hold_dead_line(pixels: np.ndarray, observed: np.ndarray | None, data: np.ndarray | None) -> bool:
-    """Whether some eight samples of a row or column are equal: a quick test before `_count_dead_lines`.
+    """Return whether some eight samples of a row or column are equal: a quick test before
+    `_count_dead_lines`.
 
     Takes what `_count_dead_lines` takes.
     """

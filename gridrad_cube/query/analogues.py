@@ -165,7 +165,9 @@ def analogues(
 
 
 def _later(dataset: xr.Dataset, samples: Index, after: np.ndarray, limits: Mapping[str, Any]) -> Index:
-    """Positions of what is at the places of samples some time later (sample, lead), along each dim; -1 for none."""
+    """Return the positions of what is at the places of samples some time later (sample, lead), along each
+    dim; -1 for none.
+    """
     seconds, latitude, longitude = places_of(dataset, samples)
     times = seconds.astype("datetime64[s]")[:, None] + after
     latitude, longitude = (np.repeat(degrees, len(after)) for degrees in (latitude, longitude))
@@ -179,7 +181,7 @@ def _later(dataset: xr.Dataset, samples: Index, after: np.ndarray, limits: Mappi
 def _of_embeddings(
     dataset: xr.Dataset, asked: Query, after: Index, truth: Index | None, readout: Readout | None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Sequels as embeddings: they, their spread, and how like they and the query are to what came."""
+    """Return the sequels as embeddings: they, their spread, and how like they and the query are to what came."""
     sequel = _read(dataset["embedding"].variable, after)
     used = np.isfinite(sequel).all(axis=-1)
     compared = sequel if readout is None else readout.apply(sequel)
@@ -210,7 +212,9 @@ def _of_variable(
     truth: Index | None,
     now: Index,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Sequels as values of a variable per patch: they, their mean and spread, persistence, and what came."""
+    """Return the sequels as values of a variable per patch: they, their mean and spread, persistence, and
+    what came.
+    """
     dims = ("crop", *cell_dims(dataset))
     sizes = {d: dataset.sizes[d] for d in dims}
     if dict(of.sizes) != sizes:
@@ -250,7 +254,7 @@ def _of_variable(
 
 
 def _read(variable: xr.Variable, index: Index) -> np.ndarray:
-    """Values at samples, float64; NaN where an index is -1. Keeps the shape of the index in front."""
+    """Return the values at samples, float64; NaN where an index is -1. Keeps the shape of the index in front."""
     shape = next(iter(index.values())).shape
     there = (index["crop"] >= 0).reshape(-1)
     found = read_points(variable, {d: i.reshape(-1)[there] for d, i in index.items()})
@@ -260,7 +264,9 @@ def _read(variable: xr.Variable, index: Index) -> np.ndarray:
 
 
 def _events(found: xr.Dataset, rule: tuple[float, float] | None) -> np.ndarray:
-    """Number of the event that each analogue belongs to, from 0: those near each other, linked by any chain."""
+    """Return the number of the event that each analogue belongs to, from 0: those near each other, linked by
+    any chain.
+    """
     count = found.sizes["rank"]
     if rule is None:
         return np.arange(count)
@@ -373,7 +379,7 @@ _NAMES = {
 
 
 def _bins(dataset: xr.Dataset, observed: np.ndarray, by: By) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the bin of each observed sample, and those of all bins."""
+    """Return the number of the bin of each observed sample, and those of all bins."""
     times = dataset["time"].values[np.nonzero(observed)[0]]
     if by == "solar_hour":
         _, longitude = positions(dataset, slice(None))

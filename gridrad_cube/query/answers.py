@@ -92,7 +92,9 @@ def format_answer(answer: xr.Dataset) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text from outside, such as names of files, in which nothing moves the cursor or breaks a line."""
+    """Return the text from outside, such as names of files, in which nothing moves the cursor or breaks a
+    line.
+    """
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -128,7 +130,7 @@ def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def _as_geojson(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """GeoJSON (RFC 7946): patch centers in degrees of WGS 84, longitude first."""
+    """Return the GeoJSON (RFC 7946): patch centers in degrees of WGS 84, longitude first."""
     features = []
     for row in records:
         point = [row.pop("longitude"), row.pop("latitude")]

@@ -31,7 +31,7 @@ from gridrad_cube.store import open_cube, open_grid, open_packed, source_path, s
 
 
 def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
-    """One crop of a cube with the exact position of every pixel.
+    """Return one crop of a cube with the exact position of every pixel.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
 
 def patch(dataset: xr.Dataset, number: int, row: int, col: int) -> xr.Dataset:
-    """One patch of a cube with the exact position of every pixel; see `crop`."""
+    """Return one patch of a cube with the exact position of every pixel; see `crop`."""
     _require_cube(dataset)
     i, r, c = (position_of(dataset, d, n) for d, n in (("crop", number), ("row", row), ("col", col)))
     size, _ = patch_and_stride(dataset)
@@ -108,7 +108,7 @@ def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int
 
 
 def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) -> xr.Dataset:
-    """Every patch of a cube on one dim: the flat lazy view ``(patch, [altitude,] y, x)``.
+    """Return every patch of a cube on one dim: the flat lazy view ``(patch, [altitude,] y, x)``.
 
     Patches of crops that were not written, and of padding, are left out. Pixels are read when asked for, a
     patch at a time, so select first.
@@ -140,7 +140,7 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) 
 def pixels(
     dataset: xr.Dataset, cube: xr.Dataset | str | os.PathLike[str] | None = None, *, channel: Any = None
 ) -> xr.Dataset:
-    """The pictures of an answer: the pixels of its samples, from the cube that was embedded.
+    """Return the pictures of an answer: the pixels of its samples, from the cube that was embedded.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def pixels(
 
 
 def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.Dataset:
-    """The cube at a path, or the one that the answer's store names, relative to itself."""
+    """Return the cube at a path, or the one that the answer's store names, relative to itself."""
     if cube is None:
         name = answer.attrs.get("cube") or (answer.attrs.get(ATTRIBUTE) and store_info(answer).get("source"))
         store = answer.attrs.get("store") or answer.encoding.get("source") or ""
@@ -207,7 +207,7 @@ def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.
 
 
 def _rows_of(answer: xr.Dataset, cube: xr.Dataset) -> np.ndarray:
-    """Positions in a cube of the crops of an answer's samples, checked to be those."""
+    """Return the positions in a cube of the crops of an answer's samples, checked to be those."""
     if is_embeddings(cube):
         raise SchemaError("pixels: got a store of embeddings as cube=; expected the cube they were made from")
     names, crop = names_along(cube, "crop"), np.broadcast_to(answer["crop"].values, answer["y_start"].shape)
@@ -226,7 +226,7 @@ def _rows_of(answer: xr.Dataset, cube: xr.Dataset) -> np.ndarray:
 
 
 def _owner(variable: str, fields: list[str]) -> str:
-    """The field that a variable of a cube belongs to: the longest name that it starts with."""
+    """Return the field that a variable of a cube belongs to: the longest name that it starts with."""
     owners = [n for n in (*CHANNELS, *fields) if variable == n or variable.startswith(f"{n}_")]
     return max(owners, key=len, default=variable)
 
@@ -238,7 +238,7 @@ def reflectivity(
     low_confidence: float = np.nan,
     channel: str | None = None,
 ) -> xr.DataArray:
-    """Radar values with the states that are no echo replaced. Lazy.
+    """Return the radar values with the states that are no echo replaced. Lazy.
 
     Parameters
     ----------
@@ -275,7 +275,7 @@ def reflectivity(
 
 
 def _packing(dataset: xr.Dataset, name: str) -> Packing:
-    """The packing of a channel: as the variable still says, else as the store says."""
+    """Return the packing of a channel: as the variable still says, else as the store says."""
     attributes = dict(dataset[name].attrs)
     if "echo_minimum_code" not in attributes and dataset.encoding.get("source"):
         attributes = dict(open_packed(dataset.encoding["source"])[name].attrs)

@@ -48,7 +48,7 @@ class Query:
     negatives: int = 0  # how many of the examples, the last ones, are what is not looked for
 
     def attributes(self, dataset: xr.Dataset) -> dict[str, Any]:
-        """What an answer says about its query."""
+        """Return what an answer says about its query."""
         if self.examples:
             return {
                 "query": "examples",
@@ -66,7 +66,7 @@ class Query:
         return out
 
     def after(self, readout: Readout | None) -> Query:
-        """The same query with vectors after a readout, for cosine."""
+        """Return the same query with vectors after a readout, for cosine."""
         if readout is None:
             return self
         if not self.examples:
@@ -81,7 +81,9 @@ class Query:
 
 
 def is_batch(query: Any) -> bool:
-    """Whether these are several queries to be answered each for itself: a 2-D array, or a list of queries."""
+    """Return whether these are several queries to be answered each for itself: a 2-D array, or a list of
+    queries.
+    """
     if isinstance(query, (np.ndarray, xr.DataArray)):
         return query.ndim == 2
     return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
@@ -106,7 +108,7 @@ def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Met
 
 
 def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: Metric) -> Query:
-    """The mean of the positive examples less that of the negative ones."""
+    """Return the mean of the positive examples less that of the negative ones."""
     unknown = sorted(set(query) - {"positive", "negative"})
     several = {name: query.get(name, []) for name in ("positive", "negative")}
     good = all(is_batch(v) or isinstance(v, list) for v in several.values())
@@ -126,7 +128,7 @@ def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metri
 
 
 def _mean_of(examples: Sequence[Query], negatives: int, metric: Metric) -> np.ndarray:
-    """The mean of examples less that of the last ones, which are what is not looked for."""
+    """Return the mean of examples less that of the last ones, which are what is not looked for."""
     vectors = np.stack([e.vector for e in examples])
     if metric == "cosine":  # each counts by its direction alone
         vectors = similarity.unit_rows(vectors)
@@ -174,7 +176,7 @@ def _with_vector(dataset: xr.Dataset, index: Index, channel: Any) -> Query:
 
 
 def place_of(dataset: xr.Dataset, index: Index) -> Place:
-    """Time and position of one sample."""
+    """Return the time and position of one sample."""
     seconds, latitude, longitude = (float(values[0]) for values in places_of(dataset, index))
     return seconds, latitude, longitude
 

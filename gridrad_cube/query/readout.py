@@ -135,7 +135,7 @@ def remove_readout(store: str | os.PathLike[str]) -> None:
 def readout_of(
     store: str | os.PathLike[str] | xr.Dataset, channel: int | str | None = None
 ) -> Readout | None:
-    """The readout that is saved with an embedding store, for one of its channels.
+    """Return the readout that is saved with an embedding store, for one of its channels.
 
     Parameters
     ----------
@@ -161,7 +161,8 @@ def readout_of(
 def _runs(
     dataset: xr.Dataset, crops: npt.NDArray[np.int64], seconds: float, *, most: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Some crops in batches of whole runs: crops of one window of a grid whose times lie within a limit.
+    """Yield some crops in batches of whole runs: crops of one window of a grid whose times lie within a
+    limit.
 
     Gives the crops, ascending, and the number of the run of each. No run is longer than ``most`` crops, and no batch
     twice as long. Batches follow the order of the store, so that each reads what lies together.

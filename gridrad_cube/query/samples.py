@@ -50,7 +50,7 @@ _DISTANCES = 2**21
 
 
 def is_embeddings(dataset: xr.Dataset) -> bool:
-    """Whether this is an embedding store, not a cube of patches; an error if it is neither."""
+    """Return whether this is an embedding store, not a cube of patches; an error if it is neither."""
     if "crop" in dataset.dims and "embedding" in dataset.data_vars:
         return True
     if "crop" in dataset.dims and any({"crop", "y", "x"} <= set(v.dims) for v in dataset.data_vars.values()):
@@ -70,7 +70,7 @@ def require_embeddings(dataset: xr.Dataset, name: str) -> None:
 
 
 def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
-    """The dims that tell samples apart, in the order of the store."""
+    """Return the dims that tell samples apart, in the order of the store."""
     if "embedding" not in dataset.data_vars:
         return ("crop", "row", "col")
     dims = tuple(d for d in _SAMPLE_DIMS if d in dataset["embedding"].dims)
@@ -80,12 +80,14 @@ def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
 
 
 def cell_dims(dataset: xr.Dataset) -> tuple[str, ...]:
-    """``("row", "col")`` where samples are patches, ``()`` where they are whole crops (level 2k)."""
+    """Return ``("row", "col")`` where samples are patches, ``()`` where they are whole crops (level 2k)."""
     return tuple(d for d in sample_dims(dataset) if d in ("row", "col"))
 
 
 def writable(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset as ``to_netcdf`` and ``to_zarr`` write it: attributes are text or numbers, no chunks are set."""
+    """Return the dataset as ``to_netcdf`` and ``to_zarr`` write it: attributes are text or numbers, no chunks
+    are set.
+    """
     out = dataset.drop_encoding()
     out.encoding = {k: v for k, v in dataset.encoding.items() if k in ("source", "level")}
     for name, value in out.attrs.items():
@@ -99,7 +101,7 @@ def writable(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
-    """Edge of a patch, and the step from one to the next, in pixels of the source."""
+    """Return the edge of a patch, and the step from one to the next, in pixels of the source."""
     info = read_attribute(dataset.attrs, ".gridrad")
     if "patch" not in info:
         raise SchemaError(f".gridrad: the store does not say its patch size, got attributes {sorted(info)}")
@@ -107,12 +109,14 @@ def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
 
 
 def names_along(dataset: xr.Dataset, dim: str) -> np.ndarray:
-    """What samples are called along a dim: its coordinate (a part of a store may keep one), else positions."""
+    """Return what samples are called along a dim: its coordinate (a part of a store may keep one), else
+    positions.
+    """
     return dataset[dim].values if dim in dataset.coords else np.arange(dataset.sizes[dim])
 
 
 def position_of(dataset: xr.Dataset, dim: str, name: Any) -> int:
-    """Position along a dim of what has a name there; an error if nothing has it."""
+    """Return the position along a dim of what has a name there; an error if nothing has it."""
     names = names_along(dataset, dim)
     if not len(names):
         raise SchemaError(f".gridrad: the selection is empty, it has no {dim}")
@@ -123,19 +127,19 @@ def position_of(dataset: xr.Dataset, dim: str, name: Any) -> int:
 
 
 def seconds_of(times: Any) -> np.ndarray:
-    """Times as int64 seconds since 1970."""
+    """Return the times as int64 seconds since 1970."""
     return np.asarray(times).astype("datetime64[s]").astype(np.int64)
 
 
 def time_step(dataset: xr.Dataset) -> float:
-    """Median seconds from one time of the store to the next; an hour where it has one time only."""
+    """Return the median seconds from one time of the store to the next; an hour where it has one time only."""
     times = np.unique(times_of(dataset))
     steps = np.diff(seconds_of(times[~np.isnat(times)]))
     return float(np.median(steps)) if len(steps) else 3600.0
 
 
 def crop_blocks(wanted: np.ndarray, size: int = _CROPS_AT_ONCE) -> Iterator[slice]:
-    """Slices that together hold every wanted crop, at most ``size`` long."""
+    """Yield the slices that together hold every wanted crop, at most ``size`` long."""
     for start in range(0, len(wanted), size):
         some = np.flatnonzero(wanted[start : start + size])
         if len(some):
@@ -143,13 +147,15 @@ def crop_blocks(wanted: np.ndarray, size: int = _CROPS_AT_ONCE) -> Iterator[slic
 
 
 def positions(dataset: xr.Dataset, crops: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude of the samples of some crops, (crops, row, col) or, at level 2k, (crops,)."""
+    """Return the latitude and longitude of the samples of some crops, (crops, row, col) or, at level 2k,
+    (crops,).
+    """
     latitude, longitude = (dataset[n].variable.isel(crop=crops).values for n in ("latitude", "longitude"))
     return (latitude, longitude) if cell_dims(dataset) else mean_position(latitude, longitude, (1, 2))
 
 
 def places_of(dataset: xr.Dataset, index: Index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds since 1970, latitude and longitude of samples."""
+    """Return the seconds since 1970, latitude and longitude of samples."""
     crops, inverse = np.unique(index["crop"], return_inverse=True)
     at = (inverse, *(index[d] for d in cell_dims(dataset)))
     latitude, longitude = (degrees[at] for degrees in positions(dataset, crops))
@@ -157,7 +163,9 @@ def places_of(dataset: xr.Dataset, index: Index) -> tuple[np.ndarray, np.ndarray
 
 
 def sample_flags(dataset: xr.Dataset, crops: slice | np.ndarray) -> np.ndarray:
-    """Flags of the samples of some crops on the sample dims; at level 2k the bits that all patches share."""
+    """Return the flags of the samples of some crops on the sample dims; at level 2k the bits that all patches
+    share.
+    """
     dims = sample_dims(dataset)
     if "flags" not in dataset.variables:
         sizes = dict(dataset.sizes) | {"crop": len(np.arange(dataset.sizes["crop"])[crops])}
@@ -175,7 +183,8 @@ def sample_flags(dataset: xr.Dataset, crops: slice | np.ndarray) -> np.ndarray:
 
 
 def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
-    """Which samples a `gridrad_cube.selection.Selection` takes: booleans on the sample dims, one or more of them true.
+    """Return which samples a `gridrad_cube.selection.Selection` takes: booleans on the sample dims, one or
+    more of them true.
 
     In a cube a patch is taken if one of the channels asked for has no rejecting flag.
 
@@ -208,7 +217,9 @@ def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
 def _clean(
     dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
 ) -> np.ndarray:
-    """Which samples of some crops belong to one of the channels asked for and have none of its rejecting flags."""
+    """Return which samples of some crops belong to one of the channels asked for and have none of its
+    rejecting flags.
+    """
     if "embedding" in dataset.data_vars:
         flags = sample_flags(dataset, crops)
         out = np.zeros(flags.shape, bool)
@@ -256,7 +267,7 @@ def locate(
     time_tolerance: Any = None,
     required: bool = False,
 ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
-    """The sample at each of many places and times, and its distance in km; see `at` for the rules.
+    """Return the sample at each of many places and times, and its distance in km; see `at` for the rules.
 
     Parameters
     ----------
@@ -320,7 +331,7 @@ def locate(
 
 
 def seconds_away(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> np.ndarray:
-    """Seconds from each crop to a time; NaN beyond the tolerance and where nothing was written."""
+    """Return the seconds from each crop to a time; NaN beyond the tolerance and where nothing was written."""
     times = times_of(dataset)
     away = np.abs(times - time) / np.timedelta64(1, "s")
     if np.isnan(away).all():
@@ -346,7 +357,7 @@ def _span(seconds: float) -> str:
 def too_far(
     dataset: xr.Dataset, crops: np.ndarray, latitude: float, longitude: float, tolerance: Any, when: str
 ) -> SchemaError:
-    """The error that no sample of some crops is near enough to a place; it says which one is nearest."""
+    """Return the error that no sample of some crops is near enough to a place; it says which one is nearest."""
     point = f"latitude {latitude:g}, longitude {longitude:g}"
     km, cells, limits = _nearest_cells(dataset, crops, latitude, longitude, tolerance)
     i = int(np.argmin(km))
@@ -367,7 +378,7 @@ def too_far(
 def _nearest_cells(
     dataset: xr.Dataset, crops: np.ndarray, latitude: npt.ArrayLike, longitude: npt.ArrayLike, tolerance: Any
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
-    """The sample of each crop that is nearest to one place, or to a place for each crop.
+    """Return the sample of each crop that is nearest to one place, or to a place for each crop.
 
     Its distance in km (infinite where the crop has no position), its row and column, and the distance up to
     which it is near enough.
@@ -392,7 +403,9 @@ def _nearest_cells(
 
 
 def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
-    """Half the diagonal of one patch of each crop (at level 2k of the crop), km, from the patches beside it."""
+    """Return half the diagonal of one patch of each crop (at level 2k of the crop), km, from the patches
+    beside it.
+    """
     some, at = np.unique(crops, return_inverse=True)
     lat, lon = (dataset[n].variable.isel(crop=some).values for n in ("latitude", "longitude"))
     rows, cols = lat.shape[1:]
@@ -417,7 +430,7 @@ def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.n
 
 
 def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
-    """Values of a variable at samples, shape (samples, *other dims), reading each crop once.
+    """Return the values of a variable at samples, shape (samples, *other dims), reading each crop once.
 
     Memory beyond the answer stays within `_READ_BYTES` (or one crop).
     """
@@ -473,7 +486,7 @@ class _Points(Lazy):
 
 
 def _take(values: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:
-    """A part of the last axes of an array, each by its own key."""
+    """Return a part of the last axes of an array, each by its own key."""
     for axis, key in zip(range(values.ndim - 1, 0, -1), reversed(keys), strict=False):
         values = values[(slice(None),) * axis + (key,)]
     return values
@@ -518,7 +531,7 @@ class Windows(_Points):
 
 
 def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
-    """All that a store holds at samples, on one dim ``dim``.
+    """Return all that a store holds at samples, on one dim ``dim``.
 
     Data variables stay lazy. Coordinates say which sample each is (``crop``, ``channel``, ``row``, ``col``),
     when and where it is, and where its pixels lie: ``source``, ``scene``, and the window ``y_start``,
@@ -559,7 +572,7 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
 
 
 def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Variable]:
-    """Which samples these are: names along the store's dims, position, flags, and window of pixels."""
+    """Return which samples these are: names along the store's dims, position, flags, and window of pixels."""
     out: dict[str, tuple[Any, ...]] = {
         d: (dim, names_along(dataset, d)[i], dataset[d].attrs if d in dataset.coords else {})
         for d, i in index.items()

@@ -161,7 +161,9 @@ def search(
 
 
 def common_channels(asked: Sequence[Query]) -> list[int] | None:
-    """Channels to search for queries that are samples: theirs; None if one of them is a vector alone."""
+    """Return the channels to search for queries that are samples: theirs; None if one of them is a vector
+    alone.
+    """
     each = [
         {int(p.sample["channel"][0]) for p in one.parts if p.sample is not None and "channel" in p.sample}
         for one in asked
@@ -179,7 +181,7 @@ def common_channels(asked: Sequence[Query]) -> list[int] | None:
 def choose_readout(
     dataset: xr.Dataset, asked: Sequence[Query], metric: Metric, readout: ReadoutChoice
 ) -> Readout | None:
-    """The readout that queries are answered with; see `search`.
+    """Return the readout that queries are answered with; see `search`.
 
     Raises
     ------
@@ -203,7 +205,9 @@ def choose_readout(
 
 
 def provenance(dataset: xr.Dataset, readout: Readout | None = None) -> dict[str, Any]:
-    """Where an answer comes from: store, checkpoint, the cube that was embedded, and the readout that was used."""
+    """Return where an answer comes from: store, checkpoint, the cube that was embedded, and the readout that
+    was used.
+    """
     info = read_attribute(dataset.attrs, ".gridrad")
     out = {"store": str(dataset.encoding.get("source", "")), "cube": info.get("source")}
     out |= {name: info.get(name) for name in ("checkpoint", "level", "patch", "stride")}
@@ -282,7 +286,7 @@ def follow(
 
 
 def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
-    """Crops of the same window and grid from a crop on, one a time, in time."""
+    """Return the crops of the same window and grid from a crop on, one a time, in time."""
     times = times_of(dataset)
     same = ~np.isnat(times)
     for name in ("grid", "y_origin", "x_origin"):
@@ -343,7 +347,9 @@ def _ranked(
     metric: Metric,
     readout: Readout | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores (query, rank) of the best k samples under a mask, none near another if ``apart`` is given."""
+    """Return the rows and scores (query, rank) of the best k samples under a mask, none near another if
+    ``apart`` is given.
+    """
     rows = Rows(dataset["embedding"].variable, readout, mask)
     vectors = np.stack([one.vector for one in asked])
 
@@ -379,7 +385,7 @@ def _ranked(
 
 
 def _excluded(dataset: xr.Dataset, asked: Query, rule: _Rule | None) -> npt.NDArray[np.int64]:
-    """Rows of samples that are the query, one of its examples, or a neighbor of one; ascending."""
+    """Return the rows of samples that are the query, one of its examples, or a neighbor of one; ascending."""
     dims = sample_dims(dataset)
     shape = tuple(dataset.sizes[d] for d in dims)
     out = [np.empty(0, np.int64)]
@@ -392,7 +398,7 @@ def _excluded(dataset: xr.Dataset, asked: Query, rule: _Rule | None) -> npt.NDAr
 
 
 def _neighbors(dataset: xr.Dataset, place: Place, rule: _Rule) -> npt.NDArray[np.int64]:
-    """Rows of samples that lie within both a time and a distance of a place, ascending."""
+    """Return the rows of samples that lie within both a time and a distance of a place, ascending."""
     seconds, km = rule
     if km < np.inf and np.isnan(place[1]):
         raise SchemaError(
@@ -415,7 +421,7 @@ def _neighbors(dataset: xr.Dataset, place: Place, rule: _Rule) -> npt.NDArray[np
 
 
 def _answer(dataset: xr.Dataset, rows: np.ndarray, scores: np.ndarray, shape: tuple[int, ...]) -> xr.Dataset:
-    """The samples of rows (query, rank), as a dataset on these dims; row -1 is a missing answer."""
+    """Return the samples of rows (query, rank), as a dataset on these dims; row -1 is a missing answer."""
     there = rows >= 0
     index = dict(zip(sample_dims(dataset), np.unravel_index(rows[there], shape), strict=True))
     small = dataset.drop_vars([n for n in dataset.data_vars if n not in ("embedding", "flags")])
@@ -426,7 +432,7 @@ def _answer(dataset: xr.Dataset, rows: np.ndarray, scores: np.ndarray, shape: tu
 
 
 def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
-    """A variable of samples, in order, on (query, rank), with what stands for none elsewhere."""
+    """Return a variable of samples, in order, on (query, rank), with what stands for none elsewhere."""
     values = variable.values
     kind = values.dtype.kind
     fill: Any = np.array("NaT", values.dtype) if kind in "Mm" else {"f": np.nan, "i": -1}.get(kind, 0)
@@ -446,7 +452,8 @@ def _random_pairs(
     seed: int,
     readout: Readout | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Scores of random pairs of samples of the same hour (UTC) and channel, from different crops, ascending.
+    """Return the scores of random pairs of samples of the same hour (UTC) and channel, from different crops,
+    ascending.
 
     Pairs that lie within both the seconds and the kilometers of ``apart`` do not count.
     """
@@ -486,7 +493,9 @@ def _random_pairs(
 def _percentiles(
     background: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], metric: Metric
 ) -> npt.NDArray[np.float32]:
-    """What share of the background, in percent, is less similar than each score; half of what is equal counts."""
+    """Return what share of the background, in percent, is less similar than each score; half of what is equal
+    counts.
+    """
     low, high = (np.searchsorted(background, scores, side=side) for side in ("left", "right"))
     share = (low + high) / (2 * len(background))
     share = 1 - share if metric == "euclidean" else share

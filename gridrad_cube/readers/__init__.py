@@ -175,7 +175,7 @@ def read_fields(path: _Path) -> xr.Dataset:
 
 
 def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
-    """Global attributes and variables of any netCDF file, from its header alone.
+    """Return the global attributes and variables of any netCDF file, from its header alone.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def _request(channels: Iterable[str], radar: RadarSpec, variables: _Variables) -
 
 
 def _find_reader(source: Source, wanted: str) -> ModuleType:
-    """The module that reads a file; a format asked for is held against what the file is."""
+    """Return the module that reads a file; a format asked for is held against what the file is."""
     if wanted not in FORMATS:
         raise SchemaError(f"format: got {wanted!r}; expected one of {list(FORMATS)}")
     if wanted in ("cf", "larc_goes"):  # both take files that are not unmistakable
@@ -217,7 +217,7 @@ def _find_reader(source: Source, wanted: str) -> ModuleType:
 
 
 def open_scene(source: Source, format: str, request: Request, time: Any = None) -> tuple[Source, Header]:
-    """The scene of a file at a time, or its first one, as a source of one time; and its header."""
+    """Return the scene of a file at a time, or its first one, as a source of one time; and its header."""
     reader, axis = _find_reader(source, format), find_times(source, request.time_variable)
     several, position = axis.values if axis.values.size > 1 else axis.values[:0], 0
     wanted = None if time is None else as_time(time)
@@ -250,7 +250,7 @@ def check_one_time(header: Header) -> None:
 def read_channels(
     source: Source, header: Header, request: Request, clean: gridrad.Clean | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Codes of the channels of a header."""
+    """Return the codes of the channels of a header."""
     if header.format.startswith("gridrad"):
         return gridrad.read(source, header, request, clean)
     return cf.read(source, header, request)

@@ -126,7 +126,8 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, str | None]]:
-    """Variables that are channels, with units that the user gives: by the user's word, by name, by standard name.
+    """Return the variables that are channels, with units that the user gives: by the user's word, by name, by
+    standard name.
 
     The user's word is binding: a file without the variable named is a file without the channel.
     """
@@ -162,7 +163,8 @@ def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, 
 def _find_axes(
     source: Source, found: Mapping[str, tuple[Variable, str | None]]
 ) -> tuple[tuple[str, str], _Dims, Projection | None]:
-    """The surest coordinates that some field lies on, their dimensions, and the projection that they belong to.
+    """Return the surest coordinates that some field lies on, their dimensions, and the projection that they
+    belong to.
 
     Latitude and longitude, or the coordinates of a projection in a file without these.
     """
@@ -182,7 +184,7 @@ def _find_axes(
 
 
 def _candidates(source: Source, axis: str) -> list[Variable]:
-    """Variables that may be this axis, the surest first: by standard name, by units, by name."""
+    """Return the variables that may be this axis, the surest first: by standard name, by units, by name."""
     units, names = _AXES[axis]
     numeric = [v for v in source.variables.values() if v.is_numeric]
     ranked = [
@@ -194,7 +196,7 @@ def _candidates(source: Source, axis: str) -> list[Variable]:
 
 
 def _grid_dims(latitude: Variable, longitude: Variable) -> _Dims | None:
-    """Row and column of the grid that two variables make, or None where they make none.
+    """Return the row and column of the grid that two variables make, or None where they make none.
 
     Positions may be repeated at each time or altitude, before row and column.
     """
@@ -205,7 +207,7 @@ def _grid_dims(latitude: Variable, longitude: Variable) -> _Dims | None:
 
 
 def _vertical(source: Source, variable: Variable, dims: _Dims) -> str | None:
-    """The altitude dimension of a field, None where it has none; any other is refused."""
+    """Return the altitude dimension of a field, None where it has none; any other is refused."""
     others = [d for d, n in variable.sizes.items() if d not in dims and n > 1]
     if not others:
         return None

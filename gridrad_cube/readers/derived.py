@@ -19,7 +19,7 @@ _Codes = npt.NDArray[Any]
 def derive(
     name: str, codes: _Codes, altitudes_km: npt.ArrayLike, echo_top_dbz: float, packing: Packing
 ) -> _Codes:
-    """Codes ``(y, x)`` of a channel of `gridrad_cube.selection.DERIVED`.
+    """Return the codes ``(y, x)`` of a channel of `gridrad_cube.selection.DERIVED`.
 
     ``reflectivity_column_maximum`` has the packing of reflectivity, ``echo_top_height`` its own.
 
@@ -40,7 +40,7 @@ def derive(
 
 
 def _column_maximum(codes: _Codes, packing: Packing) -> _Codes:
-    """Largest code of every column: not observed only where every level is.
+    """Return the largest code of every column: not observed only where every level is.
 
     A column with an echo has its strongest; one without has the largest of its states, so that a column
     whose echo was removed by quality control says so. Codes out of the valid range never win over an echo.
@@ -57,7 +57,7 @@ def _column_maximum(codes: _Codes, packing: Packing) -> _Codes:
 
 
 def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
-    """Whether a larger code always says more: missing lowest, echo above every other state."""
+    """Return whether a larger code always says more: missing lowest, echo above every other state."""
     if dtype.kind == "f" or packing.fill_value != (0 if dtype.kind == "u" else np.iinfo(dtype).min):
         return False
     if packing.out_of_range is None and (packing.valid_minimum, packing.valid_maximum) != (None, None):
@@ -74,7 +74,7 @@ def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
 
 
 def _rank(codes: _Codes, packing: Packing) -> npt.NDArray[np.uint8]:
-    """0 not observed, 1 not usable, 2 observed without echo, 3 echo."""
+    """Return 0 not observed, 1 not usable, 2 observed without echo, 3 echo."""
     states = [packing.missing(codes), packing.echo(codes), packing.observed(codes)]
     return np.select(states, [np.uint8(0), np.uint8(3), np.uint8(2)], np.uint8(1))
 
@@ -82,7 +82,8 @@ def _rank(codes: _Codes, packing: Packing) -> npt.NDArray[np.uint8]:
 def _echo_top_height(
     codes: _Codes, heights: npt.NDArray[np.float64], threshold_dbz: float, packing: Packing
 ) -> _Codes:
-    """Height of the highest level at or above a threshold that has echo at the two levels below it.
+    """Return the height of the highest level at or above a threshold that has echo at the two levels below
+    it.
 
     The definition of GridRad's own viewer (gridrad.org): the two levels below keep lone high bins from
     making tops, so that the two lowest levels are never a top. Levels are those of the volume, whatever

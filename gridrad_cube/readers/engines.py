@@ -45,7 +45,7 @@ class _LazyChannel(BackendArray):
         self.dtype = np.dtype("float32" if decodes else about.packing.dtype)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Values at an xarray index."""
+        """Return the values at an xarray index."""
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
 
     def _get(self, key: tuple[int | slice, ...]) -> npt.NDArray[Any]:
@@ -124,7 +124,7 @@ class _Backend(BackendEntrypoint):
         return _open(filename_or_obj, self._format, drop_variables, mask_and_scale)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether the name of a file is unmistakable."""
+        """Return whether the name of a file is unmistakable."""
         is_path = isinstance(filename_or_obj, str | os.PathLike)
         return is_path and re.match(self._name, os.path.basename(os.fspath(filename_or_obj))) is not None
 

@@ -141,7 +141,8 @@ def find_others(
     vertical: str | None,
     listed: str | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Variables that hold numbers on the pixels of the scene, with the dimensions that make them fields.
+    """Return the variables that hold numbers on the pixels of the scene, with the dimensions that make them
+    fields.
 
     ``dims`` are the file's names of row and column, ``vertical`` that of altitude, ``listed`` that of GridRad's lists
     of bins, whose weights (``wReflectivity``) are fields too. Variables of the names ``wanted`` that lie elsewhere are
@@ -174,12 +175,12 @@ def _dims_on_grid(
 
 
 def spelled(units: str) -> str:
-    """Units as `CONVERSIONS` spells them: lower case, single blanks, no ``^`` or ``**``."""
+    """Return the units as `CONVERSIONS` spells them: lower case, single blanks, no ``^`` or ``**``."""
     return " ".join(units.lower().replace("**", "").replace("^", "").split())
 
 
 def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float, float]:
-    """Factor and offset from the units of a variable to those of a channel.
+    """Return the factor and offset from the units of a variable to those of a channel.
 
     A variable that bears the channel's own name and states no units is in the channel's units, except for visible
     reflectance, where fraction and percent are equally common.
@@ -200,7 +201,7 @@ def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float
 
 
 def _is_missing(raw: npt.NDArray[Any], variable: Variable) -> npt.NDArray[np.bool_]:
-    """Where raw values of a variable are declared missing, or were never written.
+    """Return where raw values of a variable are declared missing, or were never written.
 
     The default fill of netCDF counts in floats, and in integers of more than one dimension that declare no other one.
     """
@@ -213,7 +214,7 @@ def _is_missing(raw: npt.NDArray[Any], variable: Variable) -> npt.NDArray[np.boo
 def _is_in(
     raw: npt.NDArray[Any], numbers: Sequence[int | float], variable: Variable
 ) -> npt.NDArray[np.bool_]:
-    """Where raw values are some of these numbers, as far as the type of the variable can hold them."""
+    """Return where raw values are some of these numbers, as far as the type of the variable can hold them."""
     if raw.dtype.kind == "f":
         with np.errstate(over="ignore"):
             known = np.array([n for n in numbers if math.isfinite(n)]).astype(raw.dtype)
@@ -227,7 +228,7 @@ def _is_in(
 def _states(
     variable: Variable, channel: Channel, units: tuple[float, float]
 ) -> tuple[list[int | float], list[int | float]]:
-    """Raw numbers that mean "not observed", and those declared that mean "observed, no echo".
+    """Return the raw numbers that mean "not observed", and those declared that mean "observed, no echo".
 
     The latter are what ODIM calls undetect or, where a file declares several numbers to be missing, those that products
     write for no echo: -99 dBZ from a THREDDS server that declares -999 too, 0 mm/h.
@@ -255,7 +256,7 @@ def _no_echo_values(channel: Channel) -> tuple[float, ...]:
 def _integer_packing(
     variable: Variable, channel: Channel, units: tuple[float, float]
 ) -> tuple[Packing, tuple[int, ...]]:
-    """The packing of an integer variable as a channel, and the further codes that mean missing.
+    """Return the packing of an integer variable as a channel, and the further codes that mean missing.
 
     The conversion of units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: the one
     declared, else that of -99, and that of zero rain. Where they declare no valid range, codes below it are out of
@@ -291,14 +292,16 @@ def _tidy(value: float) -> float:
 
 
 def _signedness(variable: Variable) -> np.dtype[Any]:
-    """The dtype that the values of a variable stand for: classic netCDF keeps unsigned integers as signed ones."""
+    """Return the dtype that the values of a variable stand for: classic netCDF keeps unsigned integers as
+    signed ones.
+    """
     declared = str(variable.attributes.get("_Unsigned", "")).lower()
     kinds = {"true": "u", "false": "i"} if variable.dtype.kind in "iu" else {}
     return np.dtype(f"{kinds.get(declared, variable.dtype.kind)}{variable.dtype.itemsize}")
 
 
 def _as_code(number: int | float, variable: Variable, dtype: np.dtype[Any]) -> int | None:
-    """An attribute as a code, or None where the dtype cannot hold it (NaN, or -9999 of a byte)."""
+    """Return an attribute as a code, or None where the dtype cannot hold it (NaN, or -9999 of a byte)."""
     if isinstance(number, float) and not number.is_integer():
         return None
     code = int(number)
@@ -309,7 +312,7 @@ def _as_code(number: int | float, variable: Variable, dtype: np.dtype[Any]) -> i
 
 
 def _valid_codes(variable: Variable, dtype: np.dtype[Any]) -> tuple[int | None, int | None]:
-    """The valid range of an integer variable in codes."""
+    """Return the valid range of an integer variable in codes."""
     bounds, (scale, offset), limits = list(variable.valid_range), variable.scaling, np.iinfo(dtype)
     if all(bound is None for bound in bounds):
         return None, None
@@ -366,7 +369,7 @@ def _with_echo_codes(
 
 
 def _code_of(value: float, packing: Packing) -> int | None:
-    """The code that stands for a value, None where there is none."""
+    """Return the code that stands for a value, None where there is none."""
     exact = (value - packing.add_offset) / packing.scale_factor
     return round(exact) if abs(exact) < 2**63 and abs(exact - round(exact)) <= 1e-3 else None
 
@@ -377,7 +380,7 @@ def encode(
     variable: Variable | None = None,
     units: tuple[float, float] = (1.0, 0.0),
 ) -> npt.NDArray[Any]:
-    """Codes of float values by the channel's own packing, block by block.
+    """Return the codes of float values by the channel's own packing, block by block.
 
     NaN, and the fills of the variable that the values are from, are not observed; its scale and valid range are
     applied, and the physical maximum of the channel. For dBZ and echo tops what the file declares, and -99 and less, is
@@ -414,7 +417,7 @@ def encode(
 def _encode_block(
     block: npt.NDArray[np.float64], channel: Channel, silent: npt.NDArray[np.bool_]
 ) -> npt.NDArray[Any]:
-    """Codes of physical values; ``silent`` is where the file says that there is no echo."""
+    """Return the codes of physical values; ``silent`` is where the file says that there is no echo."""
     packing = channel.packing
     with np.errstate(invalid="ignore", over="ignore"):
         if channel.kind == "radar":
@@ -436,7 +439,7 @@ def _encode_block(
 
 
 def common_packing(channel: Channel, packings: Collection[Packing]) -> Packing:
-    """The packing of a channel in a new store, from those that its files have.
+    """Return the packing of a channel in a new store, from those that its files have.
 
     Where they have one, it is that. Where they have several, it is that of the table of channels; of a channel of kind
     ``other``, which is in no table, floats that hold the values of all.
@@ -452,7 +455,7 @@ def common_packing(channel: Channel, packings: Collection[Packing]) -> Packing:
 def recode(
     codes: npt.NDArray[Any], found: Packing, wanted: Packing, channel: Channel
 ) -> tuple[npt.NDArray[Any], str]:
-    """Codes of the same values and states by another packing.
+    """Return the codes of the same values and states by another packing.
 
     Returns
     -------
@@ -510,7 +513,7 @@ def _name(packing: Packing) -> str:
 
 
 def _is_multiple(found: Packing, wanted: Packing) -> bool:
-    """Whether every value of one integer packing is a value of the other."""
+    """Return whether every value of one integer packing is a value of the other."""
     steps = found.scale_factor / wanted.scale_factor
     shift = (found.add_offset - wanted.add_offset) / wanted.scale_factor
     return all(abs(x - round(x)) <= _SAME_STEP * max(1.0, abs(x)) for x in (steps, shift))
@@ -518,7 +521,9 @@ def _is_multiple(found: Packing, wanted: Packing) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _recoding_table(found: Packing, wanted: Packing) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """What becomes of each 8- or 16-bit code, by its unsigned value, and which codes have no counterpart."""
+    """Return what becomes of each 8- or 16-bit code, by its unsigned value, and which codes have no
+    counterpart.
+    """
     dtype = np.dtype(found.dtype)
     return _recode_block(
         np.arange(2 ** (8 * dtype.itemsize)).astype(f"u{dtype.itemsize}").view(dtype), found, wanted
@@ -528,7 +533,7 @@ def _recoding_table(found: Packing, wanted: Packing) -> tuple[npt.NDArray[Any], 
 def _recode_block(
     codes: npt.NDArray[Any], found: Packing, wanted: Packing
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Codes of the wanted packing, and where it has none."""
+    """Return the codes of the wanted packing, and where it has none."""
     missing, infinite = found.missing(codes), found.not_finite(codes)
     outside = found.out_of_valid_range(codes)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -572,7 +577,9 @@ def _recode_block(
 
 
 def read_numbers(source: Source, name: str, key: Any = ...) -> npt.NDArray[np.float64]:
-    """Values of a coordinate, float64; NaN where it has none. Scale and offset are applied in float64."""
+    """Return the values of a coordinate, float64; NaN where it has none. Scale and offset are applied in
+    float64.
+    """
     variable, raw = source.variables[name], source.read(name, key)
     values = raw.view(_signedness(variable)).astype(np.float64)
     values[_is_missing(raw, variable)] = np.nan
@@ -605,7 +612,8 @@ def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.
 def read_array(
     source: Source, variable: Variable, dims: Sequence[str], levels: Sequence[int] = ()
 ) -> npt.NDArray[Any]:
-    """Raw values of a variable on these dimensions of the file, ``([altitude,] y, x)``, in native byte order.
+    """Return the raw values of a variable on these dimensions of the file, ``([altitude,] y, x)``, in native
+    byte order.
 
     Other dimensions, which must have length one, are dropped. ``levels`` are positions along the altitudes.
     """

@@ -75,7 +75,7 @@ class Variable:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether it holds integers or floats."""
+        """True if it holds integers or floats."""
         return self.dtype.kind in "iuf"
 
     @property
@@ -84,11 +84,11 @@ class Variable:
         return dict(zip(self.dims, self.shape, strict=True))
 
     def text(self, name: str) -> str:
-        """A text attribute, stripped; empty where there is none."""
+        """Return a text attribute, stripped; empty where there is none."""
         return text_of(self.attributes, name)
 
     def number(self, name: str) -> float | None:
-        """A numeric attribute, or None where there is none.
+        """Return a numeric attribute, or None where there is none.
 
         A float32 attribute becomes the shortest decimal that is stored as it: 0.01, not 0.0099999998.
 
@@ -109,7 +109,8 @@ class Variable:
             ) from error
 
     def numbers(self, name: str) -> list[int | float]:
-        """Numbers of an optional attribute, none where it has none; text in their place is noted and ignored.
+        """Return the numbers of an optional attribute, none where it has none; text in their place is noted
+        and ignored.
 
         Integers are exact, also those of 64 bits; a float32 becomes the shortest decimal that is stored as it.
         """
@@ -168,7 +169,7 @@ class Variable:
 
 
 def text_of(attributes: Mapping[str, Any], name: str) -> str:
-    """A text attribute, stripped; empty where there is none."""
+    """Return a text attribute, stripped; empty where there is none."""
     value = attributes.get(name, "")
     return value.strip() if isinstance(value, str) else ""
 
@@ -207,7 +208,7 @@ class Source:
         return Variable(name, tuple(variable.dimensions), shape, dtype, attributes, where)
 
     def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
-        """Values as they lie in the file, in native byte order: nothing scaled, nothing masked.
+        """Return the values as they lie in the file, in native byte order: nothing scaled, nothing masked.
 
         Raises
         ------
@@ -229,7 +230,7 @@ class Source:
         return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
     def _read_fast(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
-        """A large variable, or a part of its first dimension; None where the library has to read it."""
+        """Return a large variable, or a part of its first dimension; None where the library has to read it."""
         shape = variable.shape
         keys = _keys(key, len(shape))
         if self._file is None or not shape or not all(isinstance(k, int | slice) for k in keys):
@@ -248,7 +249,7 @@ class Source:
         return values[(slice(None) if isinstance(keys[0], slice) else 0, *keys[1:])]
 
     def dims_of(self, axes: tuple[str, ...], what: str) -> list[str]:
-        """The dimension of each 1-D variable; a file that lacks one is refused."""
+        """Return the dimension of each 1-D variable; a file that lacks one is refused."""
         for name in axes:
             if name not in self.variables or len(self.variables[name].dims) != 1:
                 raise SchemaError(
@@ -258,7 +259,8 @@ class Source:
         return [self.variables[name].dims[0] for name in axes]
 
     def at(self, dim: str | None, position: int) -> Source:
-        """The same file as one scene: only this position of its time dimension, which keeps length one.
+        """Return the same file as one scene: only this position of its time dimension, which keeps length
+        one.
 
         Raises
         ------
@@ -268,7 +270,7 @@ class Source:
         return _Scene(self, dim, position)
 
     def listing(self) -> str:
-        """Variables of the file for a message."""
+        """Return the variables of the file for a message."""
         names = sorted(self.variables)
         shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
         groups = sorted(self._dataset.groups)
@@ -310,7 +312,7 @@ class _Scene(Source):
 
 
 def _keys(key: Any, dims: int) -> tuple[Any, ...]:
-    """An index with one part for each dimension, for one that may be shorter or have an ellipsis."""
+    """Return an index with one part for each dimension, for one that may be shorter or have an ellipsis."""
     keys = key if isinstance(key, tuple) else (key,)
     place = next((i for i, part in enumerate(keys) if part is ...), len(keys))
     before, after = keys[:place], keys[place + 1 :]
@@ -399,7 +401,7 @@ def _open_netcdf(path: str, name: str, head: bytes) -> Iterator[Source]:
 
 
 def _check_file(path: str, name: str) -> bytes:
-    """The first bytes of a file; refuses what is none, or empty."""
+    """Return the first bytes of a file; refuses what is none, or empty."""
     location = Path(path)
     if not location.exists():
         raise FileNotFoundError(f"{name}: no such file")
@@ -536,7 +538,7 @@ class _Header:
 
 
 def _required_bytes(file: BinaryIO) -> int:
-    """Position just past the last value that the header of an open classic file declares.
+    """Return the position just past the last value that the header of an open classic file declares.
 
     The layout is that of "The NetCDF Classic Format Specification" (CDF-1, CDF-2 and CDF-5).
     """

@@ -132,11 +132,11 @@ class GribFile:
             )
 
     def ncattrs(self) -> list[str]:
-        """Names of the global attributes."""
+        """Return the names of the global attributes."""
         return ["title"]
 
     def getncattr(self, name: str) -> str:
-        """A global attribute."""
+        """Return a global attribute."""
         is_mrms = all(found.parameter[0] == _MRMS for found in self._fields)
         return {"title": "MRMS" if is_mrms else "GRIB2"}[name]
 
@@ -166,7 +166,7 @@ class GribFile:
         return out
 
     def _times(self, times: Sequence[int]) -> dict[str, Any]:
-        """Valid times, and the reference times of forecasts."""
+        """Return the valid times, and the reference times of forecasts."""
         dims = ("time",) if len(times) > 1 else ()
         about = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}
         shape = (len(times),) if dims else ()
@@ -209,7 +209,9 @@ class GribFile:
         return dims, (rows, columns)
 
     def _named(self) -> dict[tuple[bytes, str], list[_Field]]:
-        """Fields by grid and name: what distinguishes fields of a parameter becomes part of the name."""
+        """Return the fields by grid and name: what distinguishes fields of a parameter becomes part of the
+        name.
+        """
         parameters: dict[tuple[bytes, str], list[_Field]] = {}
         for found in self._fields:
             parameters.setdefault((found.message.grid, found.name), []).append(found)
@@ -250,7 +252,7 @@ class GribFile:
         return _Field(message, parameter, name, attributes, reference, reference + step, level, kind)
 
     def _read(self, found: _Field) -> npt.NDArray[np.float32]:
-        """Values of one field; NaN where its bitmap or packing has none."""
+        """Return the values of one field; NaN where its bitmap or packing has none."""
         import eccodes
 
         message = found.message
@@ -327,12 +329,12 @@ class _Message(NamedTuple):
         return self.sections[-1]
 
     def headers(self) -> bytes:
-        """A message on the same grid, with the same keys and a constant field."""
+        """Return a message on the same grid, with the same keys and a constant field."""
         constant = bytes((0, 0, 0, 21, 5)) + self.points.to_bytes(4, "big") + bytes(12)
         return self._join(*self.sections[:-1], constant, bytes((0, 0, 0, 6, 6, 255)), bytes((0, 0, 0, 5, 7)))
 
     def whole(self, bitmap: bytes, data: bytes) -> bytes:
-        """A message of this field alone."""
+        """Return a message of this field alone."""
         return self._join(*self.sections, bitmap, data)
 
     def _join(self, *sections: bytes) -> bytes:
@@ -343,7 +345,7 @@ class _Message(NamedTuple):
 
 
 def _word(section: bytes, start: int, size: int = 4) -> int:
-    """An unsigned number; ``start`` counts octets from 0."""
+    """Return an unsigned number; ``start`` counts octets from 0."""
     return int.from_bytes(section[start : start + size], "big")
 
 
@@ -353,7 +355,7 @@ def _read_at(file: BinaryIO, position: int, length: int) -> bytes:
 
 
 def _scan(file: BinaryIO) -> list[_Message]:
-    """The fields of a file, after every message was found whole. Reads headers alone."""
+    """Return the fields of a file, after every message was found whole. Reads headers alone."""
     size, position = file.seek(0, 2), 0
     out: list[_Message] = []
     while position < size:
@@ -386,7 +388,7 @@ def _scan(file: BinaryIO) -> list[_Message]:
 
 
 def _split(file: BinaryIO, discipline: int, position: int, stop: int) -> Iterator[_Message]:
-    """The fields of a message: sections 2 to 7 are repeated, and what is not repeated holds on."""
+    """Yield the fields of a message: sections 2 to 7 are repeated, and what is not repeated holds on."""
     sections: dict[int, bytes] = {}
     bitmap = (0, 0)
     while position < stop - 4:
@@ -445,7 +447,7 @@ def _lacking(bits: int, data: bytes) -> str:
 
 
 def _image_problem(data: bytes, magic: bytes, start: int, count: int) -> str:
-    """What is wrong with the size that an image declares (``start`` octets after its first one)."""
+    """Return what is wrong with the size that an image declares (``start`` octets after its first one)."""
     image = data[5 : 5 + start + 8]
     if len(data) == 5:  # a constant field
         return ""
@@ -493,12 +495,12 @@ class _Field:
 
 
 def _seconds(step: str) -> int:
-    """A step that ecCodes gives in seconds, with its unit or without."""
+    """Return a step that ecCodes gives in seconds, with its unit or without."""
     return int(step.removesuffix("s") or 0)
 
 
 def _parameter(parameter: _Parameter, get: Callable[[str, type], Any]) -> tuple[str, dict[str, Any]]:
-    """Name and CF attributes of a parameter."""
+    """Return the name and CF attributes of a parameter."""
     attributes: dict[str, Any] = {"grib_parameter": "{} {} {}".format(*parameter)}
     discipline, *rest = parameter
     if discipline == _MRMS:
@@ -517,7 +519,9 @@ def _parameter(parameter: _Parameter, get: Callable[[str, type], Any]) -> tuple[
 
 
 def _mrms_states(units: str) -> dict[str, float]:
-    """Values of MRMS that are no measurement, as netCDF declares them; none of a product that is not known here."""
+    """Return the values of MRMS that are no measurement, as netCDF declares them; none of a product that is
+    not known here.
+    """
     if not units:
         return {}
     if units == "dBZ":
@@ -583,7 +587,7 @@ class _Positions(_Named):
         return values.reshape(self.shape)[key]
 
     def _even(self, axis: str) -> npt.NDArray[np.float64]:
-        """An axis from its ends: ecCodes would go through every point of the grid."""
+        """Return an axis from its ends: ecCodes would go through every point of the grid."""
         with _handle(self._message.headers()) as get:
             first, last = (get(f"{axis}Of{end}GridPointInDegrees", float) for end in ("First", "Last"))
             westward = get("iScansNegatively", int)
@@ -596,7 +600,7 @@ class _Positions(_Named):
 
 @functools.lru_cache(maxsize=2)  # latitude and longitude: the scenes of an archive share their grid
 def _positions(grid: bytes, key: str) -> npt.NDArray[np.float64]:
-    """Positions of the points of a grid, by the section that defines it; read-only."""
+    """Return the positions of the points of a grid, by the section that defines it; read-only."""
     import eccodes
 
     handle = eccodes.codes_new_from_message(

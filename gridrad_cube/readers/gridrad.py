@@ -91,11 +91,13 @@ class RadarVolume:
         return math.prod(self.header.shape)
 
     def part(self, level: int) -> slice:
-        """Where the listed bins of one level of the file lie in ``index``."""
+        """Return where the listed bins of one level of the file lie in ``index``."""
         return _between(self.index, level * self.plane, (level + 1) * self.plane)
 
     def at_bins(self, counts: npt.NDArray[np.int8], level: int) -> npt.NDArray[np.int8]:
-        """``nradobs`` or ``nradecho`` at the listed bins of one level of the file, on ``index[part(level)]``."""
+        """Return ``nradobs`` or ``nradecho`` at the listed bins of one level of the file, on
+        ``index[part(level)]``.
+        """
         plane = counts[level - self.levels.start].reshape(-1)
         return plane[self.index[self.part(level)] - level * self.plane]
 
@@ -155,7 +157,7 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _moments_of(source: Source, request: Request) -> dict[str, str]:
-    """Variables of a file by the channel that they are: by the user's word, by the layout."""
+    """Return the variables of a file by the channel that they are: by the user's word, by the layout."""
     known = dict(_SPARSE_NAMES if _is_sparse(source) else _DENSE_NAMES)
     named = {channel: name for channel, (name, _) in request.named().items() if name in source.variables}
     known |= {channel: name for channel, name in named.items() if channel not in DERIVED}
@@ -163,7 +165,9 @@ def _moments_of(source: Source, request: Request) -> dict[str, str]:
 
 
 def find_format(source: Source) -> str | None:
-    """Version by ``Algorithm_version`` where it says one, else by what only one version has; None of other files."""
+    """Return the version by ``Algorithm_version`` where it says one, else by what only one version has; None
+    of other files.
+    """
     if not _is_sparse(source):
         is_dense = "ZH" in source.variables and set(_DIMS) <= set(source.variables["ZH"].dims)
         return "gridrad_v4_1" if is_dense else None
@@ -188,7 +192,7 @@ def _check_shapes(source: Source, shape: tuple[int, ...], moments: Iterable[str]
 def read(
     source: Source, header: Header, request: Request, clean: Clean | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Read, densify and derive the codes of the header's channels; see `Clean` for ``clean``."""
+    """Return the read, densify and derive the codes of the header's channels; see `Clean` for ``clean``."""
     moments = [name for name, about in header.fields.items() if about.channel.kind != "other"]
     wanted = tuple(dict.fromkeys("reflectivity" if name in DERIVED else name for name in moments))
     codes: dict[str, npt.NDArray[Any]] = {}
@@ -210,7 +214,7 @@ def read(
 def _channels_of(
     volume: RadarVolume, names: Sequence[str], echo_top_dbz: float, cleaned: dict[str, npt.NDArray[Any]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Codes of channels from a volume, or from those of all levels that quality control has made."""
+    """Return the codes of channels from a volume, or from those of all levels that quality control has made."""
     altitudes, levels = volume.header.altitude_km, volume.header.levels
     if set(DERIVED) & set(names) and "reflectivity" not in cleaned:
         cleaned["reflectivity"] = densify(volume, "reflectivity")
@@ -269,7 +273,7 @@ def _read_volume(
 def _read_index(
     source: Source, header: Header, levels: range
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | slice]:
-    """Flat positions on the levels, ascending, and how to take values in that order from the file."""
+    """Return the flat positions on the levels, ascending, and how to take values in that order from the file."""
     index = source.read("index")
     shape = (header.altitude_km.size, *header.shape)
     size = math.prod(shape)
@@ -294,13 +298,15 @@ def _read_index(
 
 
 def _between(index: npt.NDArray[Any], start: int, stop: int) -> slice:
-    """Where positions from start to before stop lie; in the index's own type, which spares a copy of it."""
+    """Return where positions from start to before stop lie; in the index's own type, which spares a copy of
+    it.
+    """
     low, high = np.searchsorted(index, np.array([start, stop], index.dtype))
     return slice(int(low), int(high))
 
 
 def _listed(source: Source, name: str, take: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
-    """Values of listed bins; NaN where the file has a missing value."""
+    """Return the values of listed bins; NaN where the file has a missing value."""
     variable = source.variables[name]
     if variable.shape != source.variables["index"].shape:
         raise SchemaError(f"{source.path}: {name} has shape {variable.shape}; expected that of index")
@@ -309,7 +315,8 @@ def _listed(source: Source, name: str, take: npt.NDArray[np.int64] | slice) -> n
 
 
 def _read_dense_weights(source: Source, header: Header, name: str) -> npt.NDArray[np.float32]:
-    """Weights of a moment (``wReflectivity``) on the scene's levels: 0 in bins that are not listed.
+    """Return the weights of a moment (``wReflectivity``) on the scene's levels: 0 in bins that are not
+    listed.
 
     A weight is a sum over gates, and no gate gave such a bin a value; a missing weight is 0 as well.
     """
@@ -349,7 +356,7 @@ def densify(
     states: npt.NDArray[np.uint8] | None = None,
     encoding: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint16]] | None = None,
 ) -> npt.NDArray[np.uint16]:
-    """Dense codes of a channel, three states of a bin apart.
+    """Return the dense codes of a channel, three states of a bin apart.
 
     Looked at and not listed: observed, no echo. Never looked at and not listed: not observed. A listed value stands
     even where the count of looks is zero; a bin that is listed without one had an echo that nobody knows, which is

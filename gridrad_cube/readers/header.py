@@ -97,7 +97,7 @@ class Request:
         return tuple(name for name in names if name not in CHANNELS)
 
     def named(self) -> dict[str, tuple[str, str | None]]:
-        """Variable and units of the file that the user gave, by channel."""
+        """Return the variable and units of the file that the user gave, by channel."""
         return {
             channel: (variable, units) for channel, variable, units in self.variables if channel != "time"
         }
@@ -180,7 +180,9 @@ class Header:
 
 
 def grid_id(latitude: _Float, longitude: _Float) -> str:
-    """Name of a grid: equal for equal shapes and positions equal within a tenth of a meter; axes or on ``(y, x)``."""
+    """Return the name of a grid: equal for equal shapes and positions equal within a tenth of a meter; axes
+    or on ``(y, x)``.
+    """
     shape = latitude.shape[0], longitude.shape[-1]
     digest = hashlib.sha256(repr((latitude.ndim, shape)).encode())
     for axis in (latitude, longitude):
@@ -237,7 +239,8 @@ def make_header(
     tolerance: float = 0.0,
     **scene: Any,
 ) -> Header:
-    """The header of what a request takes of a file: its channels in order, its altitudes ascending, its grid.
+    """Return the header of what a request takes of a file: its channels in order, its altitudes ascending,
+    its grid.
 
     Parameters
     ----------
@@ -289,7 +292,7 @@ def make_header(
 def _select(
     request: Request, available: Mapping[str, bool], known: _Float, default: Sequence[str], source: Source
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Channels of a scene in order, and the positions of its altitudes among the known ones."""
+    """Return the channels of a scene in order, and the positions of its altitudes among the known ones."""
     levels: dict[str, set[int]] = {}
     where = source.path
 
@@ -329,7 +332,9 @@ def _select(
 
 
 def _name_problem(name: str, others: Sequence[str]) -> str:
-    """Why a variable of a store cannot have a name beside everything else that is one; empty where it can."""
+    """Return why a variable of a store cannot have a name beside everything else that is one; empty where it
+    can.
+    """
     lower, others = name.lower(), [n.lower() for n in others]  # some file systems do not tell capitals
     rename = "A channel of kind other keeps its name: rename the variable in the file, or leave it out"
     if not _NAME.fullmatch(name):
@@ -349,7 +354,7 @@ def _name_problem(name: str, others: Sequence[str]) -> str:
 
 
 def _read_positions(source: Source, name: str) -> _Float:
-    """Latitude or longitude in degrees, an axis or on rows and columns.
+    """Return the latitude or longitude in degrees, an axis or on rows and columns.
 
     Positions that a file repeats at each time or altitude (WRF, Py-ART) are read once; ones that change are refused.
     """
@@ -372,7 +377,7 @@ def _read_positions(source: Source, name: str) -> _Float:
 
 
 def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> _Float:
-    """An altitude axis in km, as irregular as it is; float32 noise is rounded off at a millimeter.
+    """Return an altitude axis in km, as irregular as it is; float32 noise is rounded off at a millimeter.
 
     ``units`` are those of an axis that names none. An axis of other units, or that is not strictly monotone
     (``ascending``: does not ascend), is refused.
@@ -424,7 +429,9 @@ def _make_grid(
 
 
 def _first_turn(axis: _Float) -> str:
-    """Where an axis is no longer finite and strictly monotone, for a message; empty where it is throughout."""
+    """Return where an axis is no longer finite and strictly monotone, for a message; empty where it is
+    throughout.
+    """
     steps = np.sign(np.diff(axis))
     bad = ~np.isfinite(axis)
     bad[1:] |= (steps != steps[:1]) | (steps == 0)
@@ -435,7 +442,9 @@ def _first_turn(axis: _Float) -> str:
 
 
 def _clean(axis: _Float, lattice: tuple[int, ...], tolerance: float) -> _Float:
-    """An axis on the first lattice that it lies on; else evenly spaced where that moves no pixel too far."""
+    """Return an axis on the first lattice that it lies on; else evenly spaced where that moves no pixel too
+    far.
+    """
     for steps in lattice:
         whole = np.rint(axis * steps)
         if np.abs(axis - whole / steps).max() <= tolerance and np.diff(whole).all():
@@ -447,7 +456,9 @@ def _clean(axis: _Float, lattice: tuple[int, ...], tolerance: float) -> _Float:
 
 
 def goes_longitude(source: Source) -> float | None:
-    """Longitude, degrees east, of the GOES satellite that a file's attributes or name tell; None if none."""
+    """Return the longitude, degrees east, of the GOES satellite that a file's attributes or name tell; None
+    if none.
+    """
     words = [v for v in source.attributes.values() if isinstance(v, str) and len(v) < 200]
     for candidate in (*words, source.name):
         match = _GOES.search(candidate)

@@ -34,7 +34,9 @@ _AXIS_TOLERANCE_DEGREES = 1e-4
 
 
 def find_format(source: Source) -> str | None:
-    """The format of a file with radians scaled to degrees, or the product's dimension names; None of any other."""
+    """Return the format of a file with radians scaled to degrees, or the product's dimension names; None of
+    any other.
+    """
     axes = [source.variables[name] for name in ("latitude", "longitude") if name in source.variables]
     if len(axes) < 2 or any(len(axis.dims) != 1 for axis in axes):
         return None
@@ -85,7 +87,7 @@ def _time(source: Source, request: Request) -> np.datetime64:
 
 
 def _scan_time(source: Source, time: np.datetime64) -> np.ndarray | None:
-    """Time of each line; NaT where it is missing or cannot be one of this scene."""
+    """Return the time of each line; NaT where it is missing or cannot be one of this scene."""
     if "scan_time" not in source.variables:
         return None
     times, rows = decode_times(source, "scan_time", missing=True), source.variables["latitude"].shape[0]

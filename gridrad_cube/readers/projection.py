@@ -62,7 +62,7 @@ class Projection:
 
 
 def find_projection(source: Source, fields: Iterable[Variable]) -> Projection | None:
-    """The projection of the first field that lies on projection coordinates; None where no field does.
+    """Return the projection of the first field that lies on projection coordinates; None where no field does.
 
     Latitude and longitude are those of the projection's own ellipsoid or sphere; the datum changes to WGS 84 where the
     grid mapping says how (``towgs84``), and nowhere else.
@@ -92,7 +92,7 @@ def find_projection(source: Source, fields: Iterable[Variable]) -> Projection | 
 
 
 def _coordinate(source: Source, field: Variable, axis: str) -> Variable | None:
-    """The coordinate of a field along ``"x"`` or ``"y"`` of a projection."""
+    """Return the coordinate of a field along ``"x"`` or ``"y"`` of a projection."""
     standard_names = _COORDINATES[axis]
     for variable in source.variables.values():
         if len(variable.dims) == 1 and variable.is_numeric and variable.dims[0] in field.dims:
@@ -104,7 +104,7 @@ def _coordinate(source: Source, field: Variable, axis: str) -> Variable | None:
 
 
 def _mapping(source: Source, field: Variable) -> Variable:
-    """The grid mapping of a field: the one that it names, else the only one of the file."""
+    """Return the grid mapping of a field: the one that it names, else the only one of the file."""
     # "crs", or "crs: x y wgs84: lat lon" with the coordinates of each.
     words = field.text("grid_mapping").split()
     named = [word[:-1] for word in words if word.endswith(":")] or words
@@ -122,7 +122,7 @@ def _mapping(source: Source, field: Variable) -> Variable:
 
 
 def _crs(mapping: Variable) -> Any:
-    """The projection of a grid mapping, as a `pyproj.CRS`."""
+    """Return the projection of a grid mapping, as a `pyproj.CRS`."""
     pyproj = load_pyproj()
     try:
         crs = pyproj.CRS.from_cf({name: _plain(value) for name, value in mapping.attributes.items()})
@@ -141,17 +141,19 @@ def _crs(mapping: Variable) -> Any:
 
 
 def _base(crs: Any) -> Any:
-    """The geographic system of a projection: its own, or WGS 84 where it states the way there (``towgs84``)."""
+    """Return the geographic system of a projection: its own, or WGS 84 where it states the way there
+    (``towgs84``).
+    """
     return crs.target_crs if crs.is_bound else crs.source_crs
 
 
 def _plain(value: Any) -> Any:
-    """A number, list or text of an attribute, without numpy."""
+    """Return a number, list or text of an attribute, without numpy."""
     return value if isinstance(value, str) else np.asarray(value).squeeze().tolist()
 
 
 def _height(crs: Any) -> float | None:
-    """Height of the satellite of a geostationary projection above the ellipsoid, m."""
+    """Return the height of the satellite of a geostationary projection above the ellipsoid, m."""
     operation = crs.coordinate_operation
     if operation is None or "geostationary" not in operation.method_name.lower():
         return None
@@ -159,7 +161,7 @@ def _height(crs: Any) -> float | None:
 
 
 def _values(source: Source, variable: Variable, crs: Any) -> _Float:
-    """A coordinate in the units of the projection."""
+    """Return a coordinate in the units of the projection."""
     scale, offset = variable.scaling
     values = source.read(variable.name).astype(np.float64) * scale + offset
     units, height = spelled(variable.text("units")), _height(crs)
@@ -177,7 +179,7 @@ def _values(source: Source, variable: Variable, crs: Any) -> _Float:
 
 @functools.lru_cache(maxsize=1)  # the scenes of an archive share their grid
 def _project(wkt: str, y: bytes, x: bytes) -> tuple[_Float, _Float]:
-    """Latitude and longitude on ``(y, x)``, from coordinates as bytes of float64; read-only."""
+    """Return the latitude and longitude on ``(y, x)``, from coordinates as bytes of float64; read-only."""
     pyproj = load_pyproj()
     crs = pyproj.CRS.from_wkt(wkt)
     transformer = pyproj.Transformer.from_crs(crs, _base(crs), always_xy=True)

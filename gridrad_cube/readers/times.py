@@ -72,7 +72,8 @@ class Times:
 
 
 def find_times(source: Source, name: str | None = None) -> Times:
-    """Times at which the fields of a file hold, by its variables; by the one of this name, if it is given.
+    """Return the times at which the fields of a file hold, by its variables; by the one of this name, if it
+    is given.
 
     Raises
     ------
@@ -117,7 +118,9 @@ def find_times(source: Source, name: str | None = None) -> Times:
 
 
 def _is_of_scenes(source: Source, variable: Variable) -> bool:
-    """Whether a variable has one value, or one for each of several fields, and not one for each row of a field."""
+    """Return whether a variable has one value, or one for each of several fields, and not one for each row of
+    a field.
+    """
     dims = [d for d, n in variable.sizes.items() if n != 1]
     return all(
         any(
@@ -141,7 +144,7 @@ def _times_of(source: Source, variable: Variable) -> Times:
 
 
 def _after(source: Source, initial: Variable, leads: list[Variable]) -> Times:
-    """Valid times from initial and lead times."""
+    """Return the valid times from initial and lead times."""
     if not leads:
         raise SchemaError(
             f"{initial.where} is the initial time of a forecast, and no variable says at which time its fields hold; "
@@ -159,7 +162,9 @@ def _after(source: Source, initial: Variable, leads: list[Variable]) -> Times:
 
 
 def find_lead_time(source: Source, time: np.datetime64) -> float | None:
-    """Hours from the initial time of a forecast to the time of a scene; None where the file does not say."""
+    """Return the hours from the initial time of a forecast to the time of a scene; None where the file does
+    not say.
+    """
     meaning = {v.text("standard_name").lower(): v for v in source.variables.values() if v.is_numeric}
     if _LEAD in meaning and (hours := _lead_hours(source, meaning[_LEAD])) is not None and hours.size == 1:
         return float(hours[0])
@@ -182,7 +187,7 @@ def _span(times: npt.NDArray[np.datetime64]) -> str:
 
 
 def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDArray[np.datetime64]:
-    """Values of a time variable by its units and calendar, rounded to the second.
+    """Return the values of a time variable by its units and calendar, rounded to the second.
 
     Dates of the Julian and of the mixed calendar (``standard``) become those of the Gregorian one. Values that are no
     time become NaT if they may be ``missing``, and are refused otherwise.
@@ -213,7 +218,9 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
 
 @functools.lru_cache(maxsize=64)
 def _parse_units(units: str, calendar: str) -> tuple[float, np.datetime64] | None:
-    """Seconds of the unit and the date that it counts from, of the Gregorian calendar; None for other units."""
+    """Return the seconds of the unit and the date that it counts from, of the Gregorian calendar; None for
+    other units.
+    """
     since = _SINCE.fullmatch(units)
     reference = _REFERENCE.fullmatch(since[2]) if since else None
     factor = _UNITS.get(since[1].lower()) if since else None
@@ -232,7 +239,9 @@ def _parse_units(units: str, calendar: str) -> tuple[float, np.datetime64] | Non
 
 
 def parse_time(words: str) -> np.datetime64 | None:
-    """A date and time in ISO 8601 or in C's ``ctime`` form, UTC where no zone is given; None for anything else."""
+    """Return a date and time in ISO 8601 or in C's ``ctime`` form, UTC where no zone is given; None for
+    anything else.
+    """
     words = re.sub(r"\s*(UTC|GMT)$", "Z", words.strip())
     for form in ("ISO8601", "%a %b %d %H:%M:%S %Y"):
         moment = pd.to_datetime(words, format=form, utc=True, errors="coerce")
@@ -242,7 +251,7 @@ def parse_time(words: str) -> np.datetime64 | None:
 
 
 def parse_stamp(name: str) -> np.datetime64 | None:
-    """The date and time in a file name; None if there is none, or if there are several.
+    """Return the date and time in a file name; None if there is none, or if there are several.
 
     ``20210705_1750``, ``20110427T220000Z`` and with the day of the year ``2020262.1950``; in the names of GOES files
     (``s20202621950205_e20202621959525_c20202622000012``) the start.
@@ -252,7 +261,7 @@ def parse_stamp(name: str) -> np.datetime64 | None:
 
 
 def _stamps(name: str) -> list[np.datetime64]:
-    """Distinct times in a file name, without those of the end and of the creation of its content."""
+    """Return the distinct times in a file name, without those of the end and of the creation of its content."""
     found: dict[np.datetime64, None] = {}
     for role, date, clock, run in _STAMP.findall(name):
         # A run of 14 digits with tenths of seconds begins with year and day of the year.
@@ -277,13 +286,15 @@ def _moment(date: str, clock: str) -> np.datetime64 | None:
 
 
 def only_time(source: Source, name: str | None = None) -> np.datetime64 | None:
-    """The time of a source of one scene by its variables (`find_times`); None where none of them is a time."""
+    """Return the time of a source of one scene by its variables (`find_times`); None where none of them is a
+    time.
+    """
     times = find_times(source, name).values
     return np.datetime64(times[0], "s") if times.size else None
 
 
 def agreed_time(source: Source, candidates: list[tuple[str, np.datetime64 | None, int]]) -> np.datetime64:
-    """The first known time of a file, checked against the others.
+    """Return the first known time of a file, checked against the others.
 
     ``candidates`` are what it is, the time or None, and the seconds by which it may differ from the first known one;
     the most trusted first.

@@ -84,12 +84,12 @@ class _Place(NamedTuple):
 
 
 def pack_rows(rows: np.ndarray) -> bytes:
-    """Rows of the record type, compressed."""
+    """Return the rows of the record type, compressed."""
     return zlib.compress(rows.tobytes(), 1)
 
 
 def unpack_rows(values: bytes, dtype: np.dtype[Any]) -> np.ndarray:
-    """The inverse of `pack_rows`: a structured array, one element a crop."""
+    """Return the inverse of `pack_rows`: a structured array, one element a crop."""
     return np.frombuffer(zlib.decompress(values), dtype)
 
 
@@ -114,7 +114,9 @@ class _Log:
         self._fetched: tuple[int, bytes] | None = None
 
     def replay(self) -> Iterator[tuple[Record, _Place]]:
-        """Every whole record in the order of arrival, without its values; what is damaged goes to `damages`."""
+        """Yield every whole record in the order of arrival, without its values; what is damaged goes to
+        `damages`.
+        """
         self.damages.clear()
         for number in range(len(self._objects)):
             with self._open(number) as file:
@@ -154,7 +156,7 @@ class _Log:
             self._fetched = None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each object by key."""
+        """Return the bytes of each object by key."""
         return {f"{_LOG}/{name}": size for name, size in self.files.sizes(_LOG).items()}
 
     def append(self, record: Record) -> _Place:
@@ -190,7 +192,7 @@ class _Log:
             self._appending = None
 
     def values(self, place: _Place) -> bytes:
-        """The values of a record.
+        """Return the values of a record.
 
         Raises
         ------
@@ -219,7 +221,9 @@ class _Log:
 
 
 def _parse_head(line: bytes) -> tuple[Record, int, int] | None:
-    """Record, length and checksum of the values that a line tells; None where it is not as it was written."""
+    """Return the record, length and checksum of the values that a line tells; None where it is not as it was
+    written.
+    """
     if found := _RECORD_END.search(line):
         if zlib.crc32(line[: found.start()] + b"}") != int(found[1]):
             return None
@@ -235,7 +239,7 @@ def _parse_head(line: bytes) -> tuple[Record, int, int] | None:
 
 
 def _next_record(file: BinaryIO, start: int) -> int | None:
-    """Where the next whole line of a record begins, from a byte on; None where there is none."""
+    """Return where the next whole line of a record begins, from a byte on; None where there is none."""
     file.seek(start)
     data, at = file.read(), 0
     while (at := data.find(_RECORD_BEGIN, at)) >= 0:
@@ -262,7 +266,9 @@ _PLACE = np.dtype([(name, np.int64) for name in _Place._fields])
 
 @functools.lru_cache(maxsize=4096)
 def _shared(value: Any) -> Any:
-    """One object for all equal ones: a million entries of a plan name few grids, products, shapes and windows."""
+    """Return one object for all equal ones: a million entries of a plan name few grids, products, shapes and
+    windows.
+    """
     return value
 
 
@@ -303,7 +309,7 @@ class Entry:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Entry:
-        """The inverse of ``dataclasses.asdict`` through JSON."""
+        """Return the inverse of ``dataclasses.asdict`` through JSON."""
         return cls(
             **{
                 **data,
@@ -316,7 +322,7 @@ class Entry:
 
 
 def scene_of(file: str, time: int) -> str:
-    """Name of a scene in a file of several times: ``clouds/mergir.nc@2019-12-25T00:00:00``."""
+    """Return the name of a scene in a file of several times: ``clouds/mergir.nc@2019-12-25T00:00:00``."""
     return f"{file}@{np.datetime64(time, 's')}"
 
 
@@ -346,7 +352,7 @@ def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndar
 
 
 def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude axes of a source grid, 1-D or 2-D, degrees.
+    """Return the latitude and longitude axes of a source grid, 1-D or 2-D, degrees.
 
     Raises
     ------
@@ -364,7 +370,7 @@ def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grid_key(grid: str) -> str:
-    """Key of the pixel axes of a source grid."""
+    """Return the key of the pixel axes of a source grid."""
     return f"{_BUILD}/grids/{grid}.npz"
 
 
@@ -417,7 +423,7 @@ class Build:
 
     @property
     def is_planned(self) -> bool:
-        """Whether the store has a plan: a recipe and a layout."""
+        """True if the store has a plan: a recipe and a layout."""
         return self._planned is not None
 
     @property
@@ -535,7 +541,7 @@ class Build:
         ]
 
     def missing(self) -> set[str]:
-        """Keys of small objects of the last commit that are missing, or found with another size."""
+        """Return the keys of small objects of the last commit that are missing, or found with another size."""
         if self.last is None:
             return set()
         sizes = functools.cache(self.files.sizes)
@@ -622,23 +628,23 @@ class Build:
         self._log.flush()
 
     def is_written(self, number: int) -> bool:
-        """Whether an entry's last record says ``written``."""
+        """Return whether an entry's last record says ``written``."""
         record = self.records[number]
         return record is not None and record.status == "written"
 
     def values(self, number: int) -> bytes | None:
-        """Packed rows of an entry's crops, None where it is not written."""
+        """Return the packed rows of an entry's crops, None where it is not written."""
         if not self.is_written(number):
             return None
         return self._log.values(_Place(*(int(v) for v in self._places[number])))
 
     def numbers_of(self, file: str) -> list[int]:
-        """Positions in the plan of the scenes of a file; empty for a file that is not planned."""
+        """Return the positions in the plan of the scenes of a file; empty for a file that is not planned."""
         alone = [self.number[file]] if file in self.number else []
         return alone + self._several.get(file, [])
 
     def shards_of(self, number: int) -> dict[str, list[tuple[int, int] | None]]:
-        """Bytes and CRC-32 of the shards of an entry's crops, as its record has them."""
+        """Return the bytes and CRC-32 of the shards of an entry's crops, as its record has them."""
         rows = self.entries[number].rows
         sizes, sums = (a[rows.start : rows.stop].T.tolist() for a in (self.shard_bytes, self.shard_crc))
         return {
@@ -647,7 +653,9 @@ class Build:
         }
 
     def shards(self) -> Iterator[Shard]:
-        """Every shard that the log has, and the size that it is found with; lists the files of a channel once."""
+        """Yield every shard that the log has, and the size that it is found with; lists the files of a
+        channel once.
+        """
         for column, name in enumerate(self.layout.channels):
             spec, there = self.layout.pixels(name, self.rows), self.files.sizes(name)
             for row in np.flatnonzero(self.shard_bytes[:, column] >= 0).tolist():
@@ -743,7 +751,9 @@ class Build:
         return digest.hexdigest()[:32]
 
     def entries_of(self, rows: range) -> range:
-        """Numbers of the entries that own some of these rows (entries lie in the order of their rows)."""
+        """Return the numbers of the entries that own some of these rows (entries lie in the order of their
+        rows).
+        """
         if not rows:
             return range(0)
         start = bisect.bisect_right(self.entries, rows.start, key=lambda e: e.row) - 1
@@ -751,7 +761,7 @@ class Build:
 
 
 def _copy_key(name: str) -> str:
-    """Key of the copy of an object of the plan."""
+    """Return the key of the copy of an object of the plan."""
     return f"{_PLAN_COPY}/{name}.z"
 
 

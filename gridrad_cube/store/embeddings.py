@@ -138,7 +138,9 @@ class EmbeddingWriter:
             self.files.remove("zarr.json")
 
     def committed(self) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-        """The ``gridrad_cube`` attribute of the last commit, and ``rows`` and ``content`` of its blocks by number."""
+        """Return the ``gridrad_cube`` attribute of the last commit, and ``rows`` and ``content`` of its
+        blocks by number.
+        """
         last = last_commit(self.files)
         if last is None:
             return {}, {}
@@ -161,7 +163,7 @@ class EmbeddingWriter:
             )
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """The record of a finished block whose shard is there in its recorded size, or None."""
+        """Return the record of a finished block whose shard is there in its recorded size, or None."""
         try:
             found = read_record(self.files, number)
         except (FileNotFoundError, ValueError):
@@ -170,7 +172,7 @@ class EmbeddingWriter:
         return found if whole else None
 
     def is_whole(self, record: Mapping[str, Any]) -> bool:
-        """Whether the shard of a record has the bytes that were written."""
+        """Return whether the shard of a record has the bytes that were written."""
         return all(zlib.crc32(self.files.read(key)) == crc for key, (_, crc) in record["shards"].items())
 
     def write(
@@ -296,7 +298,7 @@ class EmbeddingWriter:
         commit.finish(root, extends=extends, about=about)
 
     def _is_committed(self, commit: Commit, info: Mapping[str, Any]) -> bool:
-        """Whether the store is there with these attributes, and has a manifest."""
+        """Return whether the store is there with these attributes, and has a manifest."""
         last = commit.last
         if last is None or not last.objects:
             return False
@@ -311,7 +313,7 @@ class EmbeddingWriter:
         return digest.hexdigest()[:32]
 
     def _values(self, records: Mapping[int, Mapping[str, Any]], rows: range) -> dict[str, np.ndarray]:
-        """Values that the records of some blocks keep, one after the other."""
+        """Return the values that the records of some blocks keep, one after the other."""
         numbers = range(rows.start // self._block, -(-rows.stop // self._block))
         parts = [_unpack(records[n].get("values", {})) for n in numbers]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
@@ -338,12 +340,12 @@ def _power_of_two(most: int, bytes_each: int, target: int) -> int:
 
 
 def record_key(number: int) -> str:
-    """Key of the record of a block."""
+    """Return the key of the record of a block."""
     return f"{_BUILD}/blocks/{number:06d}.json"
 
 
 def read_record(files: Files, number: int) -> dict[str, Any]:
-    """The record of a block.
+    """Return the record of a block.
 
     Raises
     ------
@@ -370,7 +372,7 @@ def _record_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def _pack(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Small arrays as JSON, bit for bit (zlib, base64)."""
+    """Return the small arrays as JSON, bit for bit (zlib, base64)."""
     return {
         name: [a.dtype.str, list(a.shape), base64.b64encode(zlib.compress(a.tobytes(), 1)).decode()]
         for name, a in values.items()
@@ -385,7 +387,9 @@ def _unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _label_arrays(channels: Mapping[str, Sequence[str]]) -> list[tuple[ArraySpec, np.ndarray]]:
-    """Coordinates on ``channel``: the labels, and the variable and altitude of those that have one."""
+    """Return the coordinates on ``channel``: the labels, and the variable and altitude of those that have
+    one.
+    """
     members = [[parse_label(label) for label in labels] for labels in channels.values()]
     columns = {
         "channel": np.array(list(channels), object),
@@ -446,7 +450,7 @@ class EmbeddingReader:
         return ShardReader(self.files, layout, threads=self.threads)
 
     def read(self, crop: np.ndarray, channel: np.ndarray) -> np.ndarray:
-        """Embeddings as `open_embeddings` gives them, shape (N, [row, col,] feature).
+        """Return the embeddings as `open_embeddings` gives them, shape (N, [row, col,] feature).
 
         Parameters
         ----------

@@ -23,7 +23,7 @@ from gridrad_cube.store.layout import (
 
 
 def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
-    """Every small variable for a block of rows, and the training histograms, from plan and log.
+    """Return every small variable for a block of rows, and the training histograms, from plan and log.
 
     Rows that were not written have ``status`` skipped or failed, the flag ``unreadable``, NaN elsewhere.
     """
@@ -51,7 +51,7 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
 
 
 def blocks(build: Build) -> Iterator[range]:
-    """Blocks of rows, one a chunk of the small arrays."""
+    """Yield the blocks of rows, one a chunk of the small arrays."""
     rows = range(build.rows)
     for start in rows[:: build.layout.rows_per_chunk]:
         yield rows[start : start + build.layout.rows_per_chunk]
@@ -134,7 +134,7 @@ def _whole_arrays(build: Build) -> list[tuple[ArraySpec, np.ndarray]]:
 
 
 def _report(build: Build) -> dict[str, np.ndarray]:
-    """The report as columns, one row a source by its name: source, status, reason, crops, bytes."""
+    """Return the report as columns, one row a source by its name: source, status, reason, crops, bytes."""
     sizes = np.maximum(build.shard_bytes, 0).sum(axis=1)
     rows = [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]
     for number, (entry, record) in enumerate(zip(build.entries, build.records, strict=True)):

@@ -51,7 +51,7 @@ _REPAIR = "gridrad-cube verify STORE --repair --source-root DIR"
 
 
 def _key_encoding(metadata: Mapping[str, Any]) -> KeyEncoding:
-    """How the chunks of an array are named, by its metadata."""
+    """Return how the chunks of an array are named, by its metadata."""
     found: KeyEncoding = "v2" if metadata["chunk_key_encoding"]["name"] == "v2" else "default"
     return found
 
@@ -111,7 +111,7 @@ class Root:
 
     @functools.cached_property
     def is_copy(self) -> bool:
-        """Whether another program wrote the store, as xarray does when a part of a store is saved.
+        """True if another program wrote the store, as xarray does when a part of a store is saved.
 
         A copy has the attributes of the original. Its chunks are named otherwise, and those that hold nothing but fill
         are not written.
@@ -121,7 +121,7 @@ class Root:
 
     @property
     def is_altered(self) -> bool:
-        """Whether the root is not as it was written."""
+        """True if the root is not as it was written."""
         is_known = self.info.get("format_version", 0) <= FORMAT_VERSION
         return self.state is not None and is_known and not self.is_copy and self.state != checksum(self.value)
 
@@ -141,7 +141,7 @@ def checksum(root: Mapping[str, Any]) -> str:
 
 
 def read_root(files: Files) -> Root:
-    """The root of a finished store.
+    """Return the root of a finished store.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def read_root(files: Files) -> Root:
 
 
 def remedy(files: Files) -> str:
-    """The command that mends a store."""
+    """Return the command that mends a store."""
     return "gridrad-cube embed again" if files.exists("_build/embed.json") else _REPAIR
 
 
@@ -185,7 +185,7 @@ _KINDS = {
 
 
 def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = None) -> dict[str, Any]:
-    """The ``gridrad_cube`` attribute of a finished store.
+    """Return the ``gridrad_cube`` attribute of a finished store.
 
     Parameters
     ----------
@@ -252,12 +252,12 @@ class Manifest:
 
 
 def _manifest_key(root: Root) -> str:
-    """Key of the manifest of the commit that wrote a root."""
+    """Return the key of the manifest of the commit that wrote a root."""
     return f"{_FOLDER}/{root.state}.{root.keys}.json"
 
 
 def _read_manifest(files: Files, key: str) -> Manifest | None:
-    """A manifest; None where it is missing or damaged."""
+    """Return a manifest; None where it is missing or damaged."""
     try:
         line, _, body = files.read(key).partition(b"\n")
         if int(line, 16) != zlib.crc32(body):
@@ -275,12 +275,12 @@ def _read_manifest(files: Files, key: str) -> Manifest | None:
 
 
 def manifests(files: Files) -> list[str]:
-    """Keys of all manifests: that of the state, and those of commits that were interrupted."""
+    """Return the keys of all manifests: that of the state, and those of commits that were interrupted."""
     return [f"{_FOLDER}/{name}" for name in files.names(_FOLDER)]
 
 
 def last_commit(files: Files) -> Manifest | None:
-    """The state that a store was last committed in; None where there is none.
+    """Return the state that a store was last committed in; None where there is none.
 
     By its root, or where that is lost or damaged by the last manifest. Of stores of earlier versions, which have no
     manifest, the root alone is known.
@@ -294,7 +294,8 @@ def last_commit(files: Files) -> Manifest | None:
 
 
 def damaged_objects(files: Files) -> dict[str, str]:
-    """What is wrong with the root, its manifest, and the small objects that this names, by key; empty if all is well.
+    """Return what is wrong with the root, its manifest, and the small objects that this names, by key; empty
+    if all is well.
 
     Of a store without a manifest, which is of an earlier version, nothing more than the root can be judged.
     """
@@ -314,7 +315,7 @@ def damaged_objects(files: Files) -> dict[str, str]:
 
 
 def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
-    """What is wrong with the objects of a manifest, by key."""
+    """Return what is wrong with the objects of a manifest, by key."""
     others = [_read_manifest(files, key) for key in manifests(files) if key != manifest.key]
     sizes = functools.cache(files.sizes)
     found = {}
@@ -337,7 +338,8 @@ def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
 
 
 def follow(files: Files, state: str | None) -> Root:
-    """The newest root of a store, if its crops have the values that they had in a state that was opened before.
+    """Return the newest root of a store, if its crops have the values that they had in a state that was
+    opened before.
 
     Raises
     ------
@@ -389,7 +391,7 @@ class CheckedStore(WrapperStore[Any]):
         return CheckedStore(self.files, self.root)
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """Bytes of an object, as `Store.get`.
+        """Return the bytes of an object, as `Store.get`.
 
         Raises
         ------
@@ -429,7 +431,7 @@ class CheckedStore(WrapperStore[Any]):
         return await asyncio.to_thread(function, *arguments)
 
     def _renew(self, root: Root) -> bool:
-        """Whether the root has been replaced since ``root`` was read; keeps the newest."""
+        """Return whether the root has been replaced since ``root`` was read; keeps the newest."""
         if self.files.stamp("zarr.json") == root.stamp:
             return False
         self._newest = follow(self.files, self.root.state)
@@ -520,7 +522,7 @@ class Commit:
         return True
 
     def _is_whole(self, key: str) -> bool:
-        """Whether an object of the last state is there in its size."""
+        """Return whether an object of the last state is there in its size."""
         folder, _, name = key.rpartition("/")
         size, _ = (self.last and self.last.objects.get(key)) or (None, None)
         return size is not None and key not in self._damaged and self._sizes(folder).get(name) == size

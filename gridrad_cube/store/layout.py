@@ -43,7 +43,7 @@ CODECS: dict[str, dict[str, Any]] = {
 
 
 def chunk_key(array: str, place: tuple[int, ...], keys: KeyEncoding) -> str:
-    """Key of a chunk or shard by its place in the grid of them."""
+    """Return the key of a chunk or shard by its place in the grid of them."""
     if keys == "v2":
         return f"{array}/{'.'.join(map(str, place)) or '0'}"
     return ".".join([f"{array}/c", *map(str, place)])
@@ -71,16 +71,18 @@ class ArraySpec:
             object.__setattr__(self, "fill_value", {"f": np.nan, "s": ""}.get(self.dtype[0], 0))
 
     def place(self, number: int = 0) -> tuple[int, ...]:
-        """Place of a shard (or chunk) by its number: they divide arrays along their first dimension alone."""
+        """Return the place of a shard (or chunk) by its number: they divide arrays along their first
+        dimension alone.
+        """
         return (number, *(0 for _ in self.dims[1:])) if self.dims else ()
 
     def key(self, number: int = 0) -> str:
-        """Key of a shard (or chunk) by its number."""
+        """Return the key of a shard (or chunk) by its number."""
         return chunk_key(self.name, self.place(number), "default")
 
 
 def array_metadata(spec: ArraySpec) -> dict[str, Any]:
-    """The ``zarr.json`` of an array."""
+    """Return the ``zarr.json`` of an array."""
     memory: dict[str, Any] = {}
     size = 1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
     options = CODECS[spec.codec]
@@ -102,7 +104,7 @@ def array_metadata(spec: ArraySpec) -> dict[str, Any]:
 
 
 def encode(spec: ArraySpec, values: np.ndarray) -> bytes:
-    """Bytes of one whole shard (or of one chunk of an unsharded array).
+    """Return the bytes of one whole shard (or of one chunk of an unsharded array).
 
     Encoded here rather than by zarr-python, which takes three times as long over the same bytes. Every
     chunk of a shard is written, also one that holds nothing but fill, so that an absent chunk is always an error.
@@ -138,14 +140,16 @@ def _with_checksum(data: bytes) -> bytes:
 
 
 def encode_rows(spec: ArraySpec, values: np.ndarray) -> bytes:
-    """Bytes of one chunk of an array that is chunked along its first dimension alone; fill completes the last one."""
+    """Return the bytes of one chunk of an array that is chunked along its first dimension alone; fill
+    completes the last one.
+    """
     block = np.full(spec.chunks, spec.fill_value, object if spec.dtype == "string" else spec.dtype)
     block[: len(values)] = values
     return encode(spec, block)
 
 
 def encode_array(spec: ArraySpec, values: np.ndarray) -> Iterator[bytes]:
-    """Bytes of each chunk of an array that is chunked along its first dimension alone."""
+    """Yield the bytes of each chunk of an array that is chunked along its first dimension alone."""
     if not spec.dims:
         yield encode(spec, values)
         return
@@ -160,7 +164,7 @@ def write_array(files: Files, spec: ArraySpec, values: np.ndarray) -> None:
 
 
 def root_of(members: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The root ``zarr.json`` of a store with these arrays and groups."""
+    """Return the root ``zarr.json`` of a store with these arrays and groups."""
     consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(members.items()))}
     return {
         "attributes": dict(attributes),
@@ -171,7 +175,7 @@ def root_of(members: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[s
 
 
 def groups_of(arrays: Iterable[str]) -> dict[str, Any]:
-    """Metadata of the groups that arrays of these paths lie in, by path."""
+    """Return the metadata of the groups that arrays of these paths lie in, by path."""
     names = sorted({name.rsplit("/", 1)[0] for name in arrays if "/" in name})
     return {name: {"attributes": {}, "zarr_format": 3, "node_type": "group"} for name in names}
 
@@ -225,7 +229,7 @@ class ChannelLayout:
         return self.packing.fill_value
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types."""
+        """Return a plain dict of JSON types."""
         return {
             "dtype": self.packing.dtype,
             "attributes": dict(self.attributes) | self.packing.to_attributes(),
@@ -234,7 +238,7 @@ class ChannelLayout:
 
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> ChannelLayout:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         packing = Packing.from_attributes(data["attributes"], data["dtype"])
         attributes = {k: v for k, v in data["attributes"].items() if k not in packing.to_attributes()}
         return cls(
@@ -259,14 +263,14 @@ class CubeLayout:
         return self.crop[0] // self.patch, self.crop[1] // self.patch
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types."""
+        """Return a plain dict of JSON types."""
         channels = {name: channel.to_dict() for name, channel in self.channels.items()}
         lists = {"crop": list(self.crop), "coordinates": list(self.coordinates)}
         return vars(self) | {"channels": channels} | lists
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CubeLayout:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         channels = {
             name: ChannelLayout.from_dict(name, channel) for name, channel in data["channels"].items()
         }
@@ -274,7 +278,7 @@ class CubeLayout:
         return cls(**{**data, "channels": channels, **tuples})
 
     def pixels(self, name: str, crops: int) -> ArraySpec:
-        """The array of a channel's pixels: a patch is a chunk, a crop with all its altitudes a shard."""
+        """Return the array of a channel's pixels: a patch is a chunk, a crop with all its altitudes a shard."""
         channel, levels = self.channels[name], self.channels[name].levels
         small = [f"{name}_flags", *(f"{name}_{s}" for s in statistics_of(channel.channel))]
         return ArraySpec(
@@ -344,7 +348,7 @@ OF_THE_PLAN = ("time", "status", "y_origin", "x_origin", "grid", "scene", "sourc
 
 
 def small_specs(layout: CubeLayout, crops: int) -> dict[str, ArraySpec]:
-    """Specs of every array with ``crop`` first that is no channel's pixels.
+    """Return the specs of every array with ``crop`` first that is no channel's pixels.
 
     They are chunked along ``crop`` alone, so that adding crops moves no chunk.
     """
@@ -377,7 +381,7 @@ def small_specs(layout: CubeLayout, crops: int) -> dict[str, ArraySpec]:
 
 
 def _record_type(layout: CubeLayout) -> np.dtype[Any]:
-    """Type of a crop's row in the log: every small value that its pixels and place decide.
+    """Return the type of a crop's row in the log: every small value that its pixels and place decide.
 
     The arrays of `small_specs`, less those that the plan has, and per channel of the table ``<channel>_histogram``,
     uint32 ([altitude,] bins): counts of clean data pixels over the typical range.
@@ -394,7 +398,8 @@ def _record_type(layout: CubeLayout) -> np.dtype[Any]:
 
 
 def block_length(layout: CubeLayout, scenes: int) -> int:
-    """Crops whose small values are finished together, and chunked together: a power of two, at most 128 MiB of them.
+    """Return the crops whose small values are finished together, and chunked together: a power of two, at
+    most 128 MiB of them.
 
     Parameters
     ----------
@@ -406,7 +411,7 @@ def block_length(layout: CubeLayout, scenes: int) -> int:
 
 
 def blank_rows(layout: CubeLayout, count: int) -> np.ndarray:
-    """Rows of crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere."""
+    """Return the rows of crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere."""
     dtype = _record_type(layout)
     out = np.zeros(count, dtype)
     for name in dtype.names or ():
@@ -426,7 +431,7 @@ def whole_array(
     attributes: Mapping[str, Any],
     chunks: tuple[int, ...] | None = None,
 ) -> tuple[ArraySpec, np.ndarray]:
-    """Spec and values of an array that is written as a whole, in one chunk unless said."""
+    """Return the spec and values of an array that is written as a whole, in one chunk unless said."""
     dtype = "string" if values.dtype.kind in "OUT" else values.dtype.name
     spec = ArraySpec(
         name=name,
@@ -440,7 +445,9 @@ def whole_array(
 
 
 def number_arrays(sizes: Mapping[str, int], rows_per_chunk: int) -> list[tuple[ArraySpec, np.ndarray]]:
-    """Coordinates that number crops, rows and columns, so that a part of a store knows what it is a part of."""
+    """Return the coordinates that number crops, rows and columns, so that a part of a store knows what it is
+    a part of.
+    """
     names = {"crop": "row of the store"} | {
         dim: f"{what} of patches in the crop"
         for dim, what in (("row", "row"), ("col", "column"))

@@ -97,7 +97,9 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
 
 
 def source_path(store: str | os.PathLike[str], source: str) -> str:
-    """Path or URL of what a store was made from, which the store names relative to itself where both are local."""
+    """Return the path or URL of what a store was made from, which the store names relative to itself where
+    both are local.
+    """
     store = os.fspath(store)
     if not store or "://" in store or "://" in source:
         return source
@@ -105,7 +107,7 @@ def source_path(store: str | os.PathLike[str], source: str) -> str:
 
 
 def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[str, Any]]:
-    """A store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
+    """Return a store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
     files = Files(store)
     root = read_root(files)
     info = info_of(root.attributes, os.fspath(store), kind)
@@ -130,7 +132,7 @@ def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[st
 
 
 def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Variable:
-    """A channel's pixels lazily: packed codes, or values if a packing is given."""
+    """Return a channel's pixels lazily: packed codes, or values if a packing is given."""
     variable = dataset[name].variable
     dtype = variable.dtype if packing is None else np.dtype(np.float32)
     state = store_info(dataset).get("checksum")
@@ -141,7 +143,9 @@ def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Varia
 
 
 def _chunked(dataset: xr.Dataset, chunks: Chunks, *, block: int) -> xr.Dataset:
-    """Data variables as Dask arrays of whole crops, a multiple of ``block`` at a time unless asked otherwise."""
+    """Return the data variables as Dask arrays of whole crops, a multiple of ``block`` at a time unless asked
+    otherwise.
+    """
     if chunks is None:
         return dataset
     import dask  # takes as long as all else
@@ -193,7 +197,7 @@ class _PixelArray(BackendArray):
 
 @functools.lru_cache(maxsize=16)
 def _reader(pid: int, root: str, crops: int, state: str | None) -> PatchReader:
-    """The process's reader of a store of so many crops in a state, opened once."""
+    """Return the process's reader of a store of so many crops in a state, opened once."""
     reader = PatchReader(root)
     reader.root = follow(reader.files, state)
     return reader

@@ -51,7 +51,9 @@ class Orientation:
         self._known: dict[int, npt.NDArray[np.bool_]] = {}
 
     def of(self, crops: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Whether rows, and columns, of these crops (N,) are reversed, (N, 2), for `gridrad_cube.geometry.reverse`."""
+        """Return whether rows, and columns, of these crops (N,) are reversed, (N, 2), for
+        `gridrad_cube.geometry.reverse`.
+        """
         crops = np.asarray(crops, np.int64)
         out = np.zeros((len(crops), 2), bool)
         blocks = crops // self._block
@@ -65,13 +67,13 @@ class Orientation:
 
     @classmethod
     def of_one(cls, one: xr.Dataset) -> tuple[bool, bool]:
-        """Whether rows, and columns, of a single crop, without the dimension ``crop``, are reversed."""
+        """Return whether rows, and columns, of a single crop, without the dimension ``crop``, are reversed."""
         rows, columns = _orient(one).tolist()
         return rows, columns
 
 
 def _orient(crops: xr.Dataset) -> npt.NDArray[np.bool_]:
-    """The orientation of crops, or of one without the dimension ``crop``, ([crop,] 2)."""
+    """Return the orientation of crops, or of one without the dimension ``crop``, ([crop,] 2)."""
     if not {"latitude", "longitude"} <= set(crops.variables):
         return np.zeros((*(n for d, n in crops.sizes.items() if d == "crop"), 2), bool)
     positions = [crops[name].transpose(..., "row", "col").values for name in ("latitude", "longitude")]
@@ -99,7 +101,7 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
 
 @functools.lru_cache(maxsize=4096)
 def _orient_grid(source: str, grid: str) -> tuple[bool, bool]:
-    """The orientation of a source grid; not reversed where the store does not have it."""
+    """Return the orientation of a source grid; not reversed where the store does not have it."""
     found = _open(source, grid)
     if found is None:
         return False, False
@@ -111,7 +113,9 @@ def _orient_grid(source: str, grid: str) -> tuple[bool, bool]:
 
 
 def _open(source: str, grid: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Latitude and longitude of a source grid, axes or on ``(y, x)``; None where the store does not have it."""
+    """Return the latitude and longitude of a source grid, axes or on ``(y, x)``; None where the store does
+    not have it.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", grid):
         return None
     try:
@@ -139,7 +143,8 @@ class Grid:
 
 
 def read_grids(dataset: xr.Dataset, crops: npt.NDArray[np.int64] | None = None) -> tuple[list[Grid], int]:
-    """Source grids of some crops of a cube, or of all: each different one once, and how many grids there are.
+    """Return the source grids of some crops of a cube, or of all: each different one once, and how many grids
+    there are.
 
     Of more than 64 grids, 64 are looked at. A dataset that does not know its store has none.
     """
@@ -164,7 +169,8 @@ def _read_grid(source: str, name: str) -> Grid | None:
 
 
 def grid_spacing(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float | None, float | None]:
-    """Distance in km of pixels from row to row and from column to column in the middle of a grid; None where unknown.
+    """Return the distance in km of pixels from row to row and from column to column in the middle of a grid;
+    None where unknown.
 
     Takes two axes, or both on ``(y, x)``.
     """

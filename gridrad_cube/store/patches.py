@@ -86,7 +86,7 @@ class PatchReader:
         return self._members[variable]
 
     def read(self, variable: str, index: np.ndarray) -> np.ndarray:
-        """Packed patches, shape (N, patch, patch); parameters as for `read_into`.
+        """Return the packed patches, shape (N, patch, patch); parameters as for `read_into`.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class PatchReader:
         return {row: self._error(variable, index[row], what) for row, what in failures.items()}
 
     def read_window(self, variable: str, key: tuple[int | slice, ...]) -> np.ndarray:
-        """Packed pixels of a basic index (integers and slices with positive steps).
+        """Return the packed pixels of a basic index (integers and slices with positive steps).
 
         Crops that lack the channel (flag `channel_absent`, or not written) give fill.
 
@@ -169,7 +169,7 @@ class PatchReader:
         return out[tuple(0 if isinstance(p, int) else slice(None) for p in picked)]
 
     def absent(self, variable: str, crops: np.ndarray) -> np.ndarray:
-        """Whether crops have no shard of this channel by right (absent in the scene, or not written).
+        """Return whether crops have no shard of this channel by right (absent in the scene, or not written).
 
         Reads the chunks of flags that these crops lie in, and no others.
         """

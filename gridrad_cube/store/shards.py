@@ -61,7 +61,7 @@ class MissingChunkError(SchemaError):
 def damage_error(
     root: str, variable: str, place: Mapping[str, int], reason: str, remedy: str
 ) -> MissingChunkError:
-    """The error of a chunk that `ShardReader` could not give, by name."""
+    """Return the error of a chunk that `ShardReader` could not give, by name."""
     where = ", ".join(f"{name} {number}" for name, number in place.items())
     what = "is missing" if reason == _MISSING else f"cannot be read ({reason})"
     return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
@@ -138,7 +138,8 @@ class ShardLayout:
         return 16 * math.prod(self.chunks) + _CHECKSUM_BYTES
 
     def index(self, data: bytes) -> np.ndarray:
-        """Offset and length of each chunk of a shard, (chunks, 2), from the shard's last `index_bytes`.
+        """Return the offset and length of each chunk of a shard, (chunks, 2), from the shard's last
+        `index_bytes`.
 
         Raises
         ------
@@ -153,12 +154,12 @@ class ShardLayout:
         return np.frombuffer(body, "<u8").reshape(-1, 2)
 
     def key(self, shard: int) -> str:
-        """Key of a shard by its number in C order."""
+        """Return the key of a shard by its number in C order."""
         place = map(str, np.unravel_index(shard, self.shards))
         return f"{self.name}/" + self.separator.join(["c", *place])
 
     def decoder(self) -> Callable[[Any, np.ndarray], str | None]:
-        """A function that decodes one chunk into an array, and returns what is wrong with it, or None."""
+        """Return a function that decodes one chunk into an array, and returns what is wrong with it, or None."""
         compressed, expected = self.compressed, math.prod(self.chunk_shape) * self.dtype.itemsize
         # Local names: this runs for every chunk.
         checksum, number, decompress = google_crc32c.value, _UINT32.unpack_from, blosc.decompress
@@ -206,7 +207,7 @@ def _close(owner: int) -> None:
 
 
 def _open_limit() -> int:
-    """How many shards this process may keep open."""
+    """Return how many shards this process may keep open."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -234,7 +235,9 @@ class _LocalShard:
             os.close(self._descriptor)
 
     def is_current(self) -> bool:
-        """Whether the path still leads to this file, as it was when opened: looked up once a second at most."""
+        """Return whether the path still leads to this file, as it was when opened: looked up once a second at
+        most.
+        """
         now = time.monotonic()
         if now - self._seen >= _RECHECK_SECONDS:
             if _stamp(os.stat(self._path)) != self.stamp:
@@ -243,11 +246,11 @@ class _LocalShard:
         return True
 
     def tail(self, size: int) -> bytes:
-        """The last bytes."""
+        """Return the last bytes."""
         return os.pread(self._descriptor, size, max(0, self._size - size))
 
     def read(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Any]:
-        """Bytes of each (offset, size); None where they lie past the end."""
+        """Yield the bytes of each (offset, size); None where they lie past the end."""
         pread, descriptor, end = os.pread, self._descriptor, self._size
         for offset, size in wanted:
             if offset + size > end:  # an index may say anything
@@ -268,11 +271,11 @@ class _RemoteShard:
         self._files, self._key = files, key
 
     def tail(self, size: int) -> bytes:
-        """The last bytes."""
+        """Return the last bytes."""
         return self._files.read_tail(self._key, size)
 
     def read(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Any]:
-        """Bytes of each (offset, size); None where they lie past the end."""
+        """Yield the bytes of each (offset, size); None where they lie past the end."""
         blocks = self._files.read_ranges(self._key, [(offset, offset + size) for offset, size in wanted])
         for block, (_, size) in zip(blocks, wanted, strict=True):
             yield np.frombuffer(block, np.uint8) if len(block) == size else None
@@ -400,7 +403,7 @@ class ShardReader:
             return self._pool
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
-        """Chunks sorted by shard and number; a shard's in pieces that keep all threads busy."""
+        """Yield the chunks sorted by shard and number; a shard's in pieces that keep all threads busy."""
         layout = self.layout
         outside = ((index < 0) | (index >= np.array(layout.extent))).any(axis=1)
         if outside.any():

@@ -27,7 +27,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def describe(dataset: xr.Dataset) -> Facts:
-    """What a store, or a part of one, holds. Reads no pixels and no embeddings.
+    """Return what a store, or a part of one, holds. Reads no pixels and no embeddings.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def _type(array: xr.DataArray) -> str:
 
 
 def _crops(dataset: xr.Dataset) -> str:
-    """How many crops there are, and how many of them hold data."""
+    """Return how many crops there are, and how many of them hold data."""
     count = dataset.sizes["crop"]
     if "status" not in dataset.variables:
         return str(count)
@@ -111,7 +111,9 @@ def _extent(dataset: xr.Dataset) -> str:
 
 
 def _grids(dataset: xr.Dataset) -> Facts:
-    """The source grids of a cube, how they differ, and which crops lie otherwise than north up and east right."""
+    """Return the source grids of a cube, how they differ, and which crops lie otherwise than north up and
+    east right.
+    """
     grids, count = read_grids(dataset)
     shown = "; ".join(map(str, grids[:_GRIDS])) + ("; ..." if len(grids) > _GRIDS else "")
     out: Facts = {"grids": f"{count}: {shown}"} if grids else {}
@@ -126,7 +128,7 @@ def _grids(dataset: xr.Dataset) -> Facts:
 
 
 def _statistics(label: str, found: Mapping[str, Any]) -> str:
-    """Statistics of clean patches, and their histogram over the typical range of the channel."""
+    """Return the statistics of clean patches, and their histogram over the typical range of the channel."""
     if found.get("mean") is None:
         return "no clean patch"
     low, high = CHANNELS[label.split("@")[0]].typical_range
@@ -140,7 +142,7 @@ def _statistics(label: str, found: Mapping[str, Any]) -> str:
 
 
 def _flags(flags: xr.DataArray) -> str:
-    """Share of what has no flag, and of each flag that occurs."""
+    """Return the share of what has no flag, and of each flag that occurs."""
     masks = np.arange(2**16)
     counts = np.zeros(len(masks), np.int64)
     for start in range(0, flags.sizes["crop"], _CROPS_AT_ONCE):
@@ -152,14 +154,14 @@ def _flags(flags: xr.DataArray) -> str:
 
 
 def _presence(dataset: xr.Dataset, name: str) -> str:
-    """In how many patches a channel of kind ``other`` has values."""
+    """Return in how many patches a channel of kind ``other`` has values."""
     array, fraction = dataset[name], dataset[f"{name}_valid_fraction"].values
     units = [array.attrs["units"]] if array.attrs["units"] != "1" else []
     return ", ".join([str(array.dtype), *units, f"in {int((fraction > 0).sum())} of {fraction.size} patches"])
 
 
 def as_text(facts: Facts) -> str:
-    """Facts as lines."""
+    """Return the facts as lines."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -171,7 +173,7 @@ def as_text(facts: Facts) -> str:
 
 
 def as_html(facts: Facts) -> str:
-    """Facts as a table. Everything is escaped: names come from files."""
+    """Return the facts as a table. Everything is escaped: names come from files."""
 
     def text(value: Any) -> str:
         if not isinstance(value, Mapping):

@@ -62,7 +62,7 @@ def verify(store: str | os.PathLike[str]) -> list[Damage]:
 
 
 def _damaged_cube(files: Files) -> list[Damage]:
-    """Damage of the plan, the log and the shards of a cube."""
+    """Return the damage of the plan, the log and the shards of a cube."""
     build = Build(files.root)
     damages = [Damage("", -1, key, what) for key, what in build.damages]
     owner = {row: entry.source for entry in build.entries for row in entry.rows}
@@ -83,7 +83,9 @@ def _damaged_cube(files: Files) -> list[Damage]:
 
 
 def _damaged_embeddings(files: Files) -> list[Damage]:
-    """Damage of the shards of an embedding store, by the records of its blocks, and of the readout."""
+    """Return the damage of the shards of an embedding store, by the records of its blocks, and of the
+    readout.
+    """
     damages = []
     for name in files.names():
         if name.endswith(".npz"):  # the readout
@@ -109,7 +111,7 @@ def _damaged_embeddings(files: Files) -> list[Damage]:
 
 
 def _damaged_rest(files: Files) -> list[Damage]:
-    """Damage of the root and of all small objects."""
+    """Return the damage of the root and of all small objects."""
     found = damaged_objects(files)
     if not found and last_commit(files) is not None and not manifests(files):
         _logger.warning(
@@ -122,7 +124,7 @@ def _damaged_rest(files: Files) -> list[Damage]:
 
 
 def _unreadable(files: Files, root: Root) -> dict[str, str]:
-    """Metadata that differs from the root's, and small arrays that cannot be read, by path."""
+    """Return the metadata that differs from the root's, and small arrays that cannot be read, by path."""
     there, found = CheckedStore(files, root), {}
     for name, metadata in root.members.items():
         try:

@@ -96,7 +96,7 @@ class SmoothField:
         self.nodes = [tile.astype(np.float64) for tile in tiles]
 
     def points(self, seconds: float, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float:
-        """Values at points, shape (n,)."""
+        """Return the values at points, shape (n,)."""
         nodes, north, east = self._at(seconds)
         rows, row_weights = _spline(np.atleast_1d(np.asarray(latitude, np.float64)) - north)
         columns, column_weights = _spline(np.atleast_1d(np.asarray(longitude, np.float64)) - east)

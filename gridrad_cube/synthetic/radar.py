@@ -172,7 +172,9 @@ def render_radar(
 
 
 def _column_maps(weather: Weather, seconds: float, network: RadarNetwork) -> Float32:
-    """Contents of every column: dBZ of convection, stratiform rain, anvil and ground bloom; echo top in km."""
+    """Return the contents of every column: dBZ of convection, stratiform rain, anvil and ground bloom; echo
+    top in km.
+    """
     axes = (network.latitude, network.longitude)
     tiles = (weather.textures.rough, weather.textures.cumulus)
     maps = np.zeros((5, axes[0].size, axes[1].size), np.float32)
@@ -193,7 +195,7 @@ def _column_maps(weather: Weather, seconds: float, network: RadarNetwork) -> Flo
 
 
 def _draw_rain_bands(weather: Weather, seconds: float, axes: tuple[Float, Float]) -> Float32:
-    """Widespread rain where the air is moistest, dBZ."""
+    """Return the widespread rain where the air is moistest, dBZ."""
     rough, cells = (
         lay_tile(tile, axes, weather.drifted(seconds))(slice(None))
         for tile in (weather.textures.rough, weather.textures.cumulus)
@@ -203,7 +205,7 @@ def _draw_rain_bands(weather: Weather, seconds: float, axes: tuple[Float, Float]
 
 
 def _draw_bloom(weather: Weather, seconds: float, network: RadarNetwork) -> Float32:
-    """Insects, birds and ground clutter around every radar, dBZ; strongest at night."""
+    """Return the insects, birds and ground clutter around every radar, dBZ; strongest at night."""
     out = np.zeros((network.latitude.size, network.longitude.size), np.float32)
     for site, window, distance in network.footprints():
         local = (seconds / 3600.0 + site.longitude / 15.0) % 24.0
@@ -250,7 +252,9 @@ def storm_columns(
 
 
 def _draw_levels(maps: Float32, altitude_km: Float) -> tuple[Float32, npt.NDArray[np.bool_]]:
-    """Reflectivity of columns, shape (altitude, n), far below any echo where there is none; and what is bloom."""
+    """Return the reflectivity of columns, shape (altitude, n), far below any echo where there is none; and
+    what is bloom.
+    """
     convective, stratiform, anvil, bloom, top = maps
     echo = np.empty((altitude_km.size, top.size), np.float32)
     is_bloom = np.empty(echo.shape, bool)
@@ -271,7 +275,9 @@ def _draw_levels(maps: Float32, altitude_km: Float) -> tuple[Float32, npt.NDArra
 def _draw_moments(
     rng: np.random.Generator, dbz: Float32, altitude_km: Float, bloom: npt.NDArray[np.bool_]
 ) -> dict[str, Float32]:
-    """Fields that go with a reflectivity: rain below 4.5 km, ice above, bloom with low correlation."""
+    """Return the fields that go with a reflectivity: rain below 4.5 km, ice above, bloom with low
+    correlation.
+    """
 
     def noise(scale: float) -> Float32:
         return np.float32(scale) * rng.standard_normal(dbz.size, dtype=np.float32)

@@ -65,7 +65,7 @@ def render_satellite(
 
 
 def _light(time: np.datetime64, latitude: Float, longitude: Float) -> tuple[Float32, float]:
-    """Cosine of the solar zenith angle on a grid; and 1 in the afternoon, -1 in the morning."""
+    """Return the cosine of the solar zenith angle on a grid; and 1 in the afternoon, -1 in the morning."""
     # cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(hour angle): the angle at one pole and along the equator
     # gives both terms.
     pole = math.cos(math.radians(float(geometry.solar_zenith_angle(time, 90.0, 0.0))))
@@ -81,7 +81,7 @@ def _light(time: np.datetime64, latitude: Float, longitude: Float) -> tuple[Floa
 
 
 def _draw_background(weather: Weather, seconds: float, axes: tuple[Float, Float]) -> tuple[Float32, Float32]:
-    """Infrared temperature in K and albedo of ground, cumulus and cirrus."""
+    """Return the infrared temperature in K and albedo of ground, cumulus and cirrus."""
     latitude, longitude = axes
     north, east = weather.drifted(seconds)
     tiles = weather.textures
@@ -177,14 +177,14 @@ class _Canvas:
         albedo += cover * np.minimum(0.30 + 0.35 * depth, 1.0) * np.maximum(white - albedo, 0.0)
 
     def numbered_tops(self) -> npt.NDArray[np.uint16]:
-        """Number the visible overshooting tops from 1 without gaps."""
+        """Return the number the visible overshooting tops from 1 without gaps."""
         seen = np.bincount(self.overshoots.ravel(), minlength=1) > 0
         seen[0] = False
         return (seen * np.cumsum(seen)).astype(np.uint16)[self.overshoots]
 
 
 def _is_beyond_limb(latitude: Float, longitude: Float) -> npt.NDArray[np.bool_]:
-    """Whether the satellite does not see a pixel."""
+    """Return whether the satellite does not see a pixel."""
     angles = np.linspace(0.0, 81.0, 8101)
     zenith = geometry.satellite_zenith_angle(angles, 0.0, 0.0)
     limit = math.cos(math.radians(float(np.interp(LIMB_ZENITH, zenith, angles))))

@@ -460,7 +460,7 @@ def _gridrad_time(version: str, time: np.datetime64) -> tuple[Any, ...]:
 
 
 def _listed(version: str, volume: RadarVolume) -> dict[str, Any]:
-    """V4.2 keeps each list of bins in one chunk."""
+    """Return the V4.2 keeps each list of bins in one chunk."""
     if version != "v4_2" or not volume.index.size:
         return {}
     return {"zlib": True, "complevel": 5, "shuffle": True, "chunksizes": volume.index.shape}

@@ -51,7 +51,9 @@ class _Blobs(NamedTuple):
         return _Blobs(*(values[self.weight > threshold] for values in self))
 
     def bounds(self, level: float) -> tuple[float, float, float, float]:
-        """West, east, south and north ends in km of where the sum may exceed ``level``; empty without blobs."""
+        """Return the west, east, south and north ends in km of where the sum may exceed ``level``; empty
+        without blobs.
+        """
         total = np.maximum(self.weight * max(1, min(self.weight.size, 20)), level)
         reach = self.radius * np.sqrt(2 * np.log(total / level)) + 1.0
         west, south = (np.min(center - reach, initial=np.inf) for center in (self.x, self.y))
@@ -132,26 +134,28 @@ class Storm:
     mirrored: bool = False
 
     def age(self, seconds: float) -> float:
-        """Minutes since birth."""
+        """Return the minutes since birth."""
         return (seconds - self.birth) / 60.0
 
     def is_alive(self, seconds: float) -> bool:
-        """Whether the storm exists."""
+        """Return whether the storm exists."""
         return 0.0 < self.age(seconds) < self.life
 
     def position(self, seconds: float) -> tuple[float, float]:
-        """Latitude and longitude of the center, degrees."""
+        """Return the latitude and longitude of the center, degrees."""
         km = (seconds - self.birth) / 1000.0
         latitude = self.latitude + self.motion[1] * km / KM_PER_DEGREE
         return latitude, self.longitude + self.motion[0] * km / (KM_PER_DEGREE * self.stretch)
 
     def offsets(self, seconds: float, axes: tuple[Float, Float]) -> tuple[Float, Float]:
-        """Axes of a grid (latitude, longitude) as km east and north of the center."""
+        """Return the axes of a grid (latitude, longitude) as km east and north of the center."""
         latitude, longitude = self.position(seconds)
         return (axes[1] - longitude) * (KM_PER_DEGREE * self.stretch), (axes[0] - latitude) * KM_PER_DEGREE
 
     def cut_texture(self, tile: Float32, x: Float, y: Float, axis: Float) -> Float32:
-        """Noise that moves with the storm, and is mirrored with it, on km from its center; ``axis``: latitude."""
+        """Return the noise that moves with the storm, and is mirrored with it, on km from its center;
+        ``axis``: latitude.
+        """
         step = KM_PER_DEGREE * abs(float(axis[-1] - axis[0])) / max(axis.size - 1, 1)
         flip = -1.0 if self.mirrored else 1.0
         rows = np.rint(y / step).astype(np.int64) + self.texture[0]
@@ -159,24 +163,24 @@ class Storm:
         return cut_tile(tile, rows, columns)
 
     def top_temperature(self, seconds: float) -> float:
-        """Temperature of the anvil, K: it sinks and warms as the storm dies."""
+        """Return the temperature of the anvil, K: it sinks and warms as the storm dies."""
         return self.top + 14.0 * (1.0 - self._vigor(self.age(seconds)) ** 0.5)
 
     def cores(self, seconds: float) -> _Blobs:
-        """Active updrafts; their weight is the strength times the phase of the pulse."""
+        """Return the active updrafts; their weight is the strength times the phase of the pulse."""
         p, age = self.pulses, self.age(seconds)
         part = np.clip((age - p.birth) / p.life, 0.0, 1.0)
         weight = p.strength * np.sin(math.pi * part) ** 2 * self._vigor(age)
         return _Blobs(p.x, p.y, p.radius, weight).kept(0.02)
 
     def overshoots(self, seconds: float) -> _Blobs:
-        """Tops that rise above the anvil; their weight is how much colder they are, K."""
+        """Return the tops that rise above the anvil; their weight is how much colder they are, K."""
         cores = self.cores(seconds)
         depth = np.clip(30.0 * (cores.weight - 0.68), 0.0, 14.0)
         return cores._replace(radius=np.clip(0.8 * cores.radius, 3.5, 7.0), weight=depth).kept(1.0)
 
     def anvil(self, seconds: float) -> _Blobs:
-        """Cloud of all pulses so far, spread and carried downwind; the weight is optical depth."""
+        """Return the cloud of all pulses so far, spread and carried downwind; the weight is optical depth."""
         p, age = self.pulses, self.age(seconds)
         old = np.maximum(age - p.birth, 0.0)
         mass = p.strength * _smoothstep(old / (0.8 * p.life)) * np.exp(-np.maximum(old - p.life, 0.0) / 100.0)
@@ -186,7 +190,7 @@ class Storm:
         return _Blobs(x, y, radius, 1.6 * mass * self._vigor(age)).kept(0.01)
 
     def stratiform(self, seconds: float) -> _Blobs:
-        """Rain of pulses past their peak, behind the storm."""
+        """Return the rain of pulses past their peak, behind the storm."""
         p, age = self.pulses, self.age(seconds)
         old = np.maximum(age - p.birth, 0.0)
         mass = p.strength * _smoothstep((old - 20.0) / 40.0) * np.exp(-np.maximum(old - 80.0, 0.0) / 60.0)
@@ -204,7 +208,7 @@ def _smoothstep(x: npt.ArrayLike) -> Float:
 
 
 def anvil_depth(total: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Optical depth of the summed weight of an anvil: none below 0.05, at most 6."""
+    """Return the optical depth of the summed weight of an anvil: none below 0.05, at most 6."""
     depth = np.maximum(total - 0.05, 0.0)
     return depth / (1.0 + depth / 6.0)
 
@@ -303,7 +307,9 @@ class Weather:
         self.textures = draw_textures(self.seed, self.jet)
 
     def drifted(self, seconds: float) -> tuple[float, float]:
-        """How far the wind has carried the clouds since the start of a year of 365 days, degrees (north, east)."""
+        """Return how far the wind has carried the clouds since the start of a year of 365 days, degrees
+        (north, east).
+        """
         hours = seconds / 3600.0 % (24 * 365)
         return self.drift[0] * hours, self.drift[1] * hours
 
@@ -362,7 +368,7 @@ class Weather:
 
 
 def seconds_of(time: np.datetime64) -> float:
-    """Seconds since 1970 of a UTC time."""
+    """Return the seconds since 1970 of a UTC time."""
     return float(time.astype("datetime64[s]").astype(np.int64))
 
 

@@ -191,12 +191,12 @@ class Config:
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict of JSON types."""
+        """Return a plain dict of JSON types."""
         return {name: _as_json(value) for name, value in dataclasses.asdict(self).items()}
 
     @property
     def pairs_windows(self) -> bool:
-        """Whether samples are pairs of windows, as the contrast needs them."""
+        """True if samples are pairs of windows, as the contrast needs them."""
         return self.objective == "contrast" or self.contrast_weight > 0
 
     @property
@@ -206,7 +206,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: object = "config") -> Config:
-        """The inverse of `to_dict`, also for options that an earlier version wrote; ``where`` is for errors."""
+        """Return the inverse of `to_dict`, also for options that an earlier version wrote; ``where`` is for
+        errors.
+        """
         return cls(**_canonical(_upgrade(data, where), where))
 
 
@@ -261,12 +263,12 @@ _WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_chec
 
 
 def flag_of(name: str) -> str:
-    """The command-line spelling of an option."""
+    """Return the command-line spelling of an option."""
     return "--" + name.replace("_", "-")
 
 
 def unknown_option(name: str) -> str:
-    """A sentence about an option that does not exist, with those that are spelled alike."""
+    """Return a sentence about an option that does not exist, with those that are spelled alike."""
     name = name.lstrip("-").replace("-", "_")
     if name == "arch2k":
         return "option --arch2k no longer exists: the network of level 2k is --arch when --store holds embeddings"
@@ -278,7 +280,7 @@ def unknown_option(name: str) -> str:
 
 
 def _canonical(values: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Options under their own names, aliases and dashes resolved; an unknown one is refused."""
+    """Return the options under their own names, aliases and dashes resolved; an unknown one is refused."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -321,7 +323,7 @@ def _upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
 
 
 def _coerce(name: str, value: Any, kind: Any) -> Any:
-    """A value as its field declares it: numbers from text, tuples from lists or text with commas."""
+    """Return a value as its field declares it: numbers from text, tuples from lists or text with commas."""
     try:
         return _convert(value, kind)
     except (TypeError, ValueError):
@@ -364,7 +366,9 @@ _WORDS = {
 
 
 def _as_ranges(value: Any) -> TimeRanges:
-    """Time ranges: one time, START and STOP, several such pairs one after another, or a list of any of these."""
+    """Return the time ranges: one time, START and STOP, several such pairs one after another, or a list of
+    any of these.
+    """
     parts = value.split(",") if isinstance(value, str) else [*value]
     if any(isinstance(part, list | tuple) for part in parts):
         return tuple(
@@ -377,7 +381,7 @@ def _as_ranges(value: Any) -> TimeRanges:
 
 
 def _describe(kind: Any) -> str:
-    """What a field takes, in words."""
+    """Return what a field takes, in words."""
     choices = [choice for choice in get_args(kind) if choice is not types.NoneType]
     if get_origin(kind) is Literal:
         return " or ".join(choices) if len(choices) < 3 else "one of " + ", ".join(choices)
@@ -435,13 +439,13 @@ def _check(config: Config) -> None:
 
 
 def list_presets() -> dict[str, Path]:
-    """The recipes that come with the package: name and file."""
+    """Return the recipes that come with the package: name and file."""
     folder = Path(str(importlib.resources.files("gridrad_cube.training") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def _read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
-    """Options in a TOML file: its top level, then its table ``[level.256]`` or ``[level.2k]``."""
+    """Return the options in a TOML file: its top level, then its table ``[level.256]`` or ``[level.2k]``."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -460,7 +464,7 @@ def _read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
 
 
 def store_level(store: str) -> Level:
-    """Which level a store trains: ``"256"`` for a cube of patches, ``"2k"`` for its embeddings.
+    """Return which level a store trains: ``"256"`` for a cube of patches, ``"2k"`` for its embeddings.
 
     Raises
     ------
@@ -540,7 +544,7 @@ def load_config(
 
 
 def _fit_objective(recipe: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what only its own objective has, where the given options ask for another one."""
+    """Return a recipe without what only its own objective has, where the given options ask for another one."""
     own = recipe.get("objective", "dino")
     asked = given.get("objective", own)
     if asked == own:

@@ -65,7 +65,7 @@ _HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
 
 
 def store_state(store: str) -> dict[str, Any]:
-    """What a checkpoint keeps of its store.
+    """Return what a checkpoint keeps of its store.
 
     ``identity`` tells it from another, and from itself after it grew; ``checkpoint`` is that of embeddings.
     """
@@ -94,7 +94,7 @@ def open_source(config: Config, checkpoint: Mapping[str, Any] | None = None) -> 
 
 
 def _recorded(checkpoint: Mapping[str, Any]) -> SampleRecord | None:
-    """The samples of a checkpoint; None for those of earlier versions, which lack them."""
+    """Return the samples of a checkpoint; None for those of earlier versions, which lack them."""
     if "samples" not in checkpoint:
         return None
     record = checkpoint["samples"]
@@ -149,7 +149,7 @@ class _Source(ABC):
             self.loaded = PairDataset(self.dataset, partners)
 
     def draw(self, batch: Batch, index: np.ndarray, epoch: int) -> list[NetworkInput]:
-        """Global views of a batch, then local ones; ``index`` are its samples, known on the host."""
+        """Return the global views of a batch, then local ones; ``index`` are its samples, known on the host."""
         values, valid = self.dataset.decode(batch)
         partner, count = None, len(values)
         if self.loaded is not self.dataset:
@@ -159,11 +159,13 @@ class _Source(ABC):
         return self._draw(values[:count], valid[:count], seeds, partner, index)
 
     def expand(self, index: np.ndarray) -> np.ndarray:
-        """Numbers of the samples that items of ``loaded`` stand for."""
+        """Return the numbers of the samples that items of ``loaded`` stand for."""
         return np.asarray((index[:, None] * self.pairs + np.arange(self.pairs)).ravel())
 
     def first_views(self) -> list[NetworkInput]:
-        """The global views of some samples, evenly spread: what is fitted before the first step is fitted to them."""
+        """Return the global views of some samples, evenly spread: what is fitted before the first step is
+        fitted to them.
+        """
         total, (least, most) = self.samples // self.pairs, _FIRST_SAMPLES
         samples = min(max(_FIRST_PIXELS // self.config.global_size**2, least), most)
         index = np.unique(np.linspace(0, total - 1, min(total, samples // self.pairs)).astype(np.int64))
@@ -178,7 +180,7 @@ class _Source(ABC):
 
     @abstractmethod
     def whole(self, batch: Batch) -> NetworkInput:
-        """Whole samples as one view without randomness: what the network will embed."""
+        """Return the whole samples as one view without randomness: what the network will embed."""
 
     @functools.cached_property
     def samples_state(self) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class _Source(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the source: all that embedding needs to treat its inputs alike."""
+        """Return what a checkpoint keeps of the source: all that embedding needs to treat its inputs alike."""
 
 
 def _choose_arch(config: Config, level: Level) -> str:
@@ -281,7 +283,7 @@ class _PatchSource(_Source):
                 )
 
     def _spec(self, label: str) -> ViewSpec:
-        """How to draw views of one channel; of all of them where they are stacked."""
+        """Return how to draw views of one channel; of all of them where they are stacked."""
         c, rules = self.config, self.dataset.normalizations
         labels = list(rules) if self.dataset.planes > 1 else [label]
         gains = tuple(_gain_of(name, rules[name]) for name in labels)
@@ -350,7 +352,9 @@ class _PatchSource(_Source):
         return out
 
     def _missing(self, seen: Tensor) -> Tensor | None:
-        """Tokens of which less than half was observed; None for a network without a content for them."""
+        """Return the tokens of which less than half was observed; None for a network without a content for
+        them.
+        """
         return None if self.config.dino_v1 else token_coverage(seen, self.patch_size) < 0.5
 
     def whole(self, batch: Batch) -> NetworkInput:
@@ -376,7 +380,7 @@ class _PatchSource(_Source):
 
 
 def _shortest_step(dataset: PatchDataset) -> float:
-    """Minutes between neighboring times of one place: the most frequent ones."""
+    """Return the minutes between neighboring times of one place: the most frequent ones."""
     table = pd.DataFrame({"place": dataset.crop_places, "seconds": dataset.crop_seconds})
     table = table.iloc[np.unique(dataset.table.crop)].drop_duplicates().sort_values(["place", "seconds"])
     steps = table.groupby("place")["seconds"].diff().dropna()
@@ -389,7 +393,7 @@ def _shortest_step(dataset: PatchDataset) -> float:
 
 
 def _choose_mode(config: Config) -> Any:
-    """One channel a sample, or the altitudes of a radar volume stacked."""
+    """Return one channel a sample, or the altitudes of a radar volume stacked."""
     if config.channel_mode != "auto":
         return config.channel_mode
     available = labels_of(open_packed(config.store), list(store_info(config.store)["channels"]))
@@ -398,7 +402,9 @@ def _choose_mode(config: Config) -> Any:
 
 
 def _choose_coarsen(config: Config, arch: str) -> int:
-    """Edge of the blocks that are averaged; auto: a patch becomes as large as the images that the network is for."""
+    """Return the edge of the blocks that are averaged; auto: a patch becomes as large as the images that the
+    network is for.
+    """
     if config.coarsen != "auto":
         return config.coarsen
     image = ARCHITECTURES[arch].image_size if config.image_size == "auto" else config.image_size
@@ -406,12 +412,14 @@ def _choose_coarsen(config: Config, arch: str) -> int:
 
 
 def _is_handed(name: str) -> bool:
-    """Whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear, rotation."""
+    """Return whether a field of this name, or CF standard name, changes its sign in a mirror: wind, shear,
+    rotation.
+    """
     return any(word in name.lower() for word in _HANDED)
 
 
 def _gain_of(label: str, rule: Normalization) -> float:
-    """Largest random offset of a channel in the numbers that a network sees."""
+    """Return the largest random offset of a channel in the numbers that a network sees."""
     if rule.rule in ("reflectivity", "decibel"):
         return _GAIN_DBZ / rule.std
     if rule.rule == "rain":

@@ -40,7 +40,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
 
     def find(self, resume: str) -> Path | None:
-        """The checkpoint from which to resume, or None for a new run.
+        """Return the checkpoint from which to resume, or None for a new run.
 
         ``auto`` takes the newest one of the folder, a path that file, ``never`` none. A folder with a run that the new
         one would overwrite, or of which no checkpoint is readable, is refused.
@@ -103,7 +103,7 @@ class RunFolder:
 
 
 def _step(line: bytes) -> float:
-    """Step of a record; infinite for half a line of a killed process."""
+    """Return the step of a record; infinite for half a line of a killed process."""
     try:
         return float(json.loads(line)["step"])
     except ValueError:
@@ -122,7 +122,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint of a training run, with all that it needs to resume; weights alone are refused."""
+    """Return a checkpoint of a training run, with all that it needs to resume; weights alone are refused."""
     checkpoint = load_checkpoint(path)
     if checkpoint.get("format") != CHECKPOINT_FORMAT or "sampler" not in checkpoint:
         raise SchemaError(

@@ -249,7 +249,7 @@ class _Run:
             self.model = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """The checkpoint from which to resume, if it is of the same run."""
+        """Return the checkpoint from which to resume, if it is of the same run."""
         c, checkpoint = self.config, read_run(path)
         batch = c.batch_size_per_gpu * c.accumulate * self.world.size
         ours = {"level": store_level(c.store), "config": c.to_dict(), "store": self.store}
@@ -259,7 +259,7 @@ class _Run:
         return checkpoint
 
     def _make_probe(self) -> Probe | None:
-        """The probe of the run; None if it is to have none, or the store is too small for it."""
+        """Return the probe of the run; None if it is to have none, or the store is too small for it."""
         c, steps, dataset = self.config, self.plan.steps, self.source.dataset
         every = c.probe_steps
         if every == "auto":
@@ -346,7 +346,9 @@ class _Run:
                     return
 
     def _undamaged(self, index: np.ndarray, batch: Batch) -> np.ndarray:
-        """Which samples the batch has: all that were asked for except those that are damaged in the store."""
+        """Return which samples the batch has: all that were asked for except those that are damaged in the
+        store.
+        """
         if batch.damaged is None:
             return index
         kept = index[~np.isin(index, batch.damaged.cpu().numpy())]
@@ -363,7 +365,7 @@ class _Run:
         return kept
 
     def _train_step(self, index: np.ndarray, batch: Batch, epoch: int) -> _Outcome:
-        """One update of student and teacher, from all batches of the step."""
+        """Return one update of student and teacher, from all batches of the step."""
         networks, step = self.networks, self.step
         # Randomness in the networks depends on the step alone, so that checkpoints keep no state of it.
         torch.manual_seed(int(sample_seeds(self.config.seed, step, torch.tensor([self.world.rank]))))
@@ -530,7 +532,9 @@ class _Run:
             )  # fmt: skip
 
     def _utilisation(self, speed: float) -> float | None:
-        """Share of the peak of all devices at this many samples a second; None where the peak is not known."""
+        """Return the share of the peak of all devices at this many samples a second; None where the peak is
+        not known.
+        """
         if self._peak is None:
             return None
         views = self.source.global_views
@@ -538,7 +542,7 @@ class _Run:
         return speed * self._flops / (self._peak * self.world.size)
 
     def _measure(self) -> dict[str, Any]:
-        """Probe the teacher, in the main process: the others meet it at the next step."""
+        """Return the probe the teacher, in the main process: the others meet it at the next step."""
         if self.probe is None or not self.world.is_main:
             return {}
         self.scores, found = self.probe.run(self.networks.teacher.embed, self.step, self.scores)
@@ -550,7 +554,7 @@ class _Run:
         self._saved_step, self._saved_at, self._due = self.step, time.monotonic(), False
 
     def state(self) -> dict[str, Any]:
-        """The checkpoint: all that resuming and embedding need, in plain types and tensors."""
+        """Return the checkpoint: all that resuming and embedding need, in plain types and tensors."""
         return {
             "format": CHECKPOINT_FORMAT,
             "level": self.source.level,
@@ -584,7 +588,7 @@ class _Outcome:
 
 
 def _package_version() -> str:
-    """The version of this package, whether it is installed or run from a clone."""
+    """Return the version of this package, whether it is installed or run from a clone."""
     try:
         return importlib.metadata.version("gridrad-cube")
     except importlib.metadata.PackageNotFoundError:
@@ -592,7 +596,7 @@ def _package_version() -> str:
 
 
 def _duration(seconds: float) -> str:
-    """A length of time in the largest unit of which it is about one or more."""
+    """Return a length of time in the largest unit of which it is about one or more."""
     scale = ((86400, "days"), (3600, "h"), (60, "min"))
     length, unit = next(((one, name) for one, name in scale if seconds >= 1.5 * one), (1, "s"))
     number = seconds / length

@@ -44,7 +44,7 @@ class Monitor:
         self._filled = min(len(self._queue), max(self._filled, end))
 
     def state_dict(self) -> dict[str, Any]:
-        """The features, and the warnings given: so that a resumed run says the same."""
+        """Return the features, and the warnings given: so that a resumed run says the same."""
         return {
             "features": self._queue[: self._filled].clone(), "next": self._next,
             "suspected": sorted(self._suspected), "warned": sorted(self._warned),
@@ -80,7 +80,7 @@ class Monitor:
     def describe_targets(
         self, logits: Tensor, center: Tensor, temperature: float, loss: float
     ) -> dict[str, float]:
-        """How the teacher spreads its targets over K prototypes; logits (views * B, K).
+        """Return how the teacher spreads its targets over K prototypes; logits (views * B, K).
 
         ``teacher_entropy`` in nats, ``teacher_kl_to_uniform`` = ln K - entropy (0: all prototypes alike),
         ``prototypes_used``: exponential of the entropy of the mean target (1: all samples alike), ``headroom``
@@ -147,7 +147,9 @@ _PEAKS = (
 
 
 def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
-    """Peak of dense matrix products on a device in bf16, FLOP/s; None in fp32, for CPUs and for other GPUs."""
+    """Return the peak of dense matrix products on a device in bf16, FLOP/s; None in fp32, for CPUs and for
+    other GPUs.
+    """
     if isinstance(device, torch.device):
         if device.type != "cuda":
             return None
@@ -158,7 +160,8 @@ def peak_flops(device: torch.device | str, *, bf16: bool) -> float | None:
 
 
 def count_flops(student: nn.Module, shapes: Sequence[tuple[int, int]], *, teacher_views: int = 2) -> float:
-    """FLOP of one sample of a training step: the student's passes over all views, the teacher's over the first.
+    """Return the FLOP of one sample of a training step: the student's passes over all views, the teacher's
+    over the first.
 
     Matrix products as torch counts them. A backward pass counts as two forward passes: gradients of inputs and of
     weights. The loss, the optimizer and the drawing of views do not count; what drop-path leaves out does, as is

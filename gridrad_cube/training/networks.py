@@ -73,7 +73,7 @@ class _MultiView(nn.Module):
         self.pool, self.global_views = pool, global_views
 
     def embed(self, view: NetworkInput) -> Tensor:
-        """The embeddings of a view, (B, D)."""
+        """Return the embeddings of a view, (B, D)."""
         used = view.attention_mask
         if used is None and view.token_mask is not None:
             used = ~view.token_mask
@@ -82,7 +82,7 @@ class _MultiView(nn.Module):
         return pool_tokens(tokens, None if used is None else used.flatten(1), self.pool, self.contrast_head)
 
     def forward(self, views: Sequence[NetworkInput]) -> Outputs:
-        """Neighboring views of one shape go through the backbone together."""
+        """Return the neighboring views of one shape go through the backbone together."""
         tokens, pooled = [], []
         for _, group in itertools.groupby(views, key=lambda view: view.edges):
             x, *masks = zip(*group, strict=True)
@@ -132,7 +132,9 @@ class Losses(nn.Module):
         *,
         last: bool,
     ) -> Tensor:
-        """The loss of one batch; ``windows`` (2 B, 4) say where the pairs lie, see `gridrad_cube.datasets.Batch`."""
+        """Return the loss of one batch; ``windows`` (2 B, 4) say where the pairs lie, see
+        `gridrad_cube.datasets.Batch`.
+        """
         loss = learnt.features.new_zeros(())
         if self.distillation is not None:
             assert taught is not None
@@ -171,7 +173,9 @@ class Networks:
         return self.loss.distillation if isinstance(self.loss.distillation, DINOLoss) else None
 
     def prepare(self, views: Sequence[NetworkInput]) -> list[NetworkInput]:
-        """Views with their local maps in place of pixels, where the networks read these: computed once for both."""
+        """Return the views with their local maps in place of pixels, where the networks read these: computed
+        once for both.
+        """
         if self.student.backbone.stem is None:
             return list(views)
         return [view._replace(x=local_maps(view.x)) for view in views]  # type: ignore[arg-type]
@@ -190,7 +194,7 @@ class Networks:
             module.to(device)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of them."""
+        """Return what a checkpoint keeps of them."""
         return {
             "model": self.student.backbone.config(),
             "head": self.head,
@@ -274,7 +278,7 @@ def _make_dino_loss(config: Config, plan: Plan, views: int) -> DINOLoss:
 
 
 def make_optimizer(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the student; its two groups get rate and decay at each step."""
+    """Return the optimizer of the student; its two groups get rate and decay at each step."""
     groups = parameter_groups(student)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
@@ -308,7 +312,7 @@ def _sine(x: Tensor) -> Tensor:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether matrix products run in bf16: as asked, or where the processor multiplies it natively."""
+    """Return whether matrix products run in bf16: as asked, or where the processor multiplies it natively."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -96,7 +96,7 @@ def _check_batch(config: Config, level: Level, samples: int, batch: int, world_s
 
 
 def _length(config: Config, name: str, steps: int, per_epoch: int, most: int, share: float) -> int:
-    """A length in steps: given in epochs, or at most this many steps and this share of the run."""
+    """Return a length in steps: given in epochs, or at most this many steps and this share of the run."""
     epochs = getattr(config, name)
     if epochs == "auto":
         return min(most, round(share * steps))
@@ -118,6 +118,6 @@ def _prototypes(samples: int, level: Level) -> int:
 
 
 def _temperature(samples: int) -> float:
-    """0.02 up to 20,000 samples, rising with their logarithm to 0.07 at 1.28 million, as ImageNet has."""
+    """Return 0.02 up to 20,000 samples, rising with their logarithm to 0.07 at 1.28 million, as ImageNet has."""
     share = math.log(samples / 20_000) / math.log(1_280_000 / 20_000)
     return round(0.02 + 0.05 * min(max(share, 0.0), 1.0), 4)

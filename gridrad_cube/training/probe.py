@@ -48,7 +48,7 @@ _BINS, _SPAN = 32, 3.0
 
 
 def probe_interval(steps: int, samples_per_step: int) -> int:
-    """Steps from one probe to the next for ``--probe-steps auto``; 0 for none.
+    """Return the steps from one probe to the next for ``--probe-steps auto``; 0 for none.
 
     Up to 50 are spread over the run, but they embed no more samples than 5 % of those that a process trains on (one
     view of each, forward only, so less of its time). A run too short for two has none.
@@ -99,7 +99,7 @@ class Scores:
 
 
 def draw_pairs(dataset: Samples, seed: int) -> _Pairs | None:
-    """Pairs of samples, drawn over its days and hours; the same for one seed. None for too few.
+    """Return the pairs of samples, drawn over its days and hours; the same for one seed. None for too few.
 
     Of radar and rain only samples with echo at both times: empty ones are all alike.
     """
@@ -133,7 +133,9 @@ def draw_pairs(dataset: Samples, seed: int) -> _Pairs | None:
 def _samples(
     dataset: Samples,
 ) -> tuple[xr.Dataset, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """The store, and of each sample its crop, cell of the crop, channel, and whether there is something in it."""
+    """Return the store, and of each sample its crop, cell of the crop, channel, and whether there is
+    something in it.
+    """
     if isinstance(dataset, GridDataset):
         crop, channel = (v.astype(np.int64) for v in (dataset.crop, dataset.channel))
         return open_embeddings(dataset.store), crop, np.zeros_like(crop), channel, np.ones(len(crop), bool)
@@ -144,7 +146,7 @@ def _samples(
 
 
 def _places(stored: xr.Dataset) -> npt.NDArray[np.int64]:
-    """A number for the window of each crop: its grid and place in it."""
+    """Return a number for the window of each crop: its grid and place in it."""
     names = [name for name in ("grid", "y_origin", "x_origin") if name in stored.variables]
     if not names:
         return np.zeros(stored.sizes["crop"], np.int64)
@@ -154,7 +156,9 @@ def _places(stored: xr.Dataset) -> npt.NDArray[np.int64]:
 def _groups(
     kind: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions of pairs, each group of one kind, and the number of the group of each; full groups first."""
+    """Return the positions of pairs, each group of one kind, and the number of the group of each; full groups
+    first.
+    """
     groups: list[npt.NDArray[np.int64]] = []
     for one in np.unique(kind):
         members = rng.permutation(np.flatnonzero(kind == one))
@@ -173,7 +177,7 @@ def _rivals(
     before: npt.NDArray[np.int64],
     after: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.bool_]:
-    """Which sequels are rivals of each pair's own: of its group, and not of its place and time."""
+    """Return which sequels are rivals of each pair's own: of its group, and not of its place and time."""
     near = np.abs(after - before[:, None]) < _NEAR_SECONDS
     near |= np.abs(after - after[:, None]) < _NEAR_SECONDS
     rival = (group == group[:, None]) & ~(near & (place == place[:, None]))
@@ -182,7 +186,8 @@ def _rivals(
 
 
 def _retrieval(query: npt.ArrayLike, sequel: npt.ArrayLike, pairs: _Pairs) -> float:
-    """Mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; see `gridrad_cube.similarity.rank_targets`.
+    """Return the mean reciprocal rank of sequels by cosine, from `Pairs.chance` to 1; see
+    `gridrad_cube.similarity.rank_targets`.
 
     Pairs of which one vector is zero or not finite do not count.
     """
@@ -214,7 +219,7 @@ class Probe:
         )  # fmt: skip
 
     def due(self, step: int) -> bool:
-        """Whether to probe after a step: at the interval, and after the last one."""
+        """Return whether to probe after a step: at the interval, and after the last one."""
         return step % self.every == 0 or step == self.steps
 
     def run(
@@ -247,7 +252,9 @@ class Probe:
 
     @torch.no_grad()
     def _embed(self, embed: Callable[[NetworkInput], Tensor]) -> list[npt.NDArray[np.float32]]:
-        """Features and baseline vectors of all samples, NaN for those that are damaged in the store."""
+        """Return the features and baseline vectors of all samples, NaN for those that are damaged in the
+        store.
+        """
         parts: list[list[Tensor]] = []
         for start in range(0, len(self._rows), _BATCH):
             batch = self.dataset.__getitems__(self._rows[start : start + _BATCH])
@@ -263,7 +270,9 @@ class Probe:
 
 
 def _baseline(view: NetworkInput, span: float) -> Tensor:
-    """What a network has to beat, (B, ...): the mean of the cells of a grid, or roots of shares of pixels by value."""
+    """Return what a network has to beat, (B, ...): the mean of the cells of a grid, or roots of shares of
+    pixels by value.
+    """
     x, _, cells = view
     assert isinstance(x, Tensor)
     if cells is not None:
