@@ -39,7 +39,7 @@ ONLY_IN = {
 }
 #: Limits of size. Each names the largest value that is allowed.
 MODULES = 122
-LINES = 34_200
+LINES = 27_900  # without docstrings
 FILES_OF_A_PACKAGE = 12
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
@@ -183,9 +183,17 @@ def test_packages_are_imported_through_their_init():
     assert {name for name, tops in packages.items() if len(tops) > 1} <= LOOK_INTO_SEVERAL
 
 
+def count_lines(text):
+    """Lines of a module without its docstrings."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    described = [n for n in ast.walk(ast.parse(text)) if isinstance(n, kinds) and ast.get_docstring(n)]
+    docstrings = sum(n.body[0].end_lineno - n.body[0].lineno + 1 for n in described)
+    return text.count("\n") - docstrings
+
+
 def test_sizes_stay_within_limits():
     assert len(FILES) <= MODULES
-    assert sum(path.read_bytes().count(b"\n") for path in FILES.values()) <= LINES
+    assert sum(count_lines(path.read_text()) for path in FILES.values()) <= LINES
     sizes = Counter(path.parent for path in FILES.values() if path.parent != PACKAGE)
     assert max(sizes.values()) <= FILES_OF_A_PACKAGE, sizes.most_common(3)
 
