@@ -1,6 +1,7 @@
-"""The Earth: longitudes, great circles, orientation, GridRad's lattice, the angles of sun and satellite.
+"""Compute on the Earth: longitudes, great circles, orientation, GridRad's lattice, angles of sun and
+satellite.
 
-Imports numpy only.
+This module imports numpy only and reads no file.
 """
 
 from __future__ import annotations
@@ -40,15 +41,25 @@ LATTICE_PER_DEGREE = 48
 #: How far, in pixels, an axis may stray from the lattice (float32 axes stray by 1e-3).
 LATTICE_TOLERANCE = 1e-2
 
-#: Part of the distance of pixels by which positions may differ and still be one grid: float32 axes of 1 km pixels stray
-#: by less than a thousandth.
+#: Largest difference of positions within one grid, as a part of the distance between pixels. The rounding of
+#: float32 axes with pixels of 1 km is below a thousandth.
 _SAME_GRID = 0.02
 
 Float = npt.NDArray[np.float64]
 
 
 def wrap_longitude(longitude: npt.ArrayLike) -> Float:
-    """Return the longitudes in [-180, 180) degrees."""
+    """Wrap longitudes to [-180, 180) degrees.
+
+    Parameters
+    ----------
+    longitude
+        Longitudes in degrees, any shape.
+
+    Returns
+    -------
+    Longitudes of the same shape.
+    """
     return (np.asarray(longitude, np.float64) + 180.0) % 360.0 - 180.0
 
 
@@ -58,7 +69,19 @@ def great_circle_km(
     latitude_b: npt.ArrayLike,
     longitude_b: npt.ArrayLike,
 ) -> Float:
-    """Return the great-circle distance in km between points in degrees (haversine; broadcasts)."""
+    """Return the great-circle distance between points, by the haversine formula. Broadcasts.
+
+    Parameters
+    ----------
+    latitude_a, longitude_a
+        First points, degrees.
+    latitude_b, longitude_b
+        Second points, degrees.
+
+    Returns
+    -------
+    Distances in km.
+    """
     points = (latitude_a, longitude_a, latitude_b, longitude_b)
     lat_a, lon_a, lat_b, lon_b = (np.asarray(values, np.float64) for values in points)
     lat_a, lat_b, d_lon = np.deg2rad(lat_a), np.deg2rad(lat_b), np.deg2rad(lon_b - lon_a)
@@ -67,10 +90,21 @@ def great_circle_km(
 
 
 def pixel_spacing_km(latitude: npt.ArrayLike, longitude: npt.ArrayLike, patch: int) -> float | None:
-    """Return the median distance of neighboring pixels from the centers of patches (crop, row, col); None for
-    single patches.
+    """Return the median distance of neighboring pixels, estimated from the centers of patches.
 
-    Neighbors are taken south of each other, or east of each other where every crop has one row.
+    The distance between a patch and its neighbor to the south is divided by the edge of a patch. If every
+    crop has one row, the neighbor to the east is taken.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Centers of patches in degrees, (crop, row, col).
+    patch
+        Edge of a patch in pixels.
+
+    Returns
+    -------
+    Distance in km; None if no crop has neighboring patches.
     """
     position = [np.asarray(values) for values in (latitude, longitude)]
     for axis in (1, 2):
@@ -84,8 +118,21 @@ def pixel_spacing_km(latitude: npt.ArrayLike, longitude: npt.ArrayLike, patch: i
 def mean_position(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike, axis: tuple[int, ...]
 ) -> tuple[Float, Float]:
-    """Return the mean latitude and longitude over axes, right across the date line. NaN where every point is
-    NaN.
+    """Return the mean latitude and longitude over axes. Points on both sides of the date line are averaged
+    correctly.
+
+    Parameters
+    ----------
+    latitude
+        Latitudes in degrees.
+    longitude
+        Longitudes in degrees.
+    axis
+        Axes to average over.
+
+    Returns
+    -------
+    Mean latitude and mean longitude in degrees; NaN where every point is NaN.
     """
     lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
     known = np.isfinite(lat) & np.isfinite(lon)
@@ -101,21 +148,22 @@ def mean_position(
 def orientation(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return whether rows and columns of grids are to be reversed, so that north is up and east is right.
+    """Return whether rows and columns of grids must be reversed so that north is up and east is right.
 
-    By the mean steps of positions along rows and columns. A grid that is turned by any angle (a projection, a
-    satellite) gets the order that lies nearest to north up and east right, among those that are no mirror image: a grid
-    that shows the Earth from above has both directions reversed, or none.
+    The decision uses the mean steps of positions along rows and columns. A grid that is turned by any angle
+    (a projection, a satellite) gets the order that is nearest to north up and east right, among those that
+    are not mirror images: a grid that shows the Earth from above has both directions reversed, or neither.
 
     Parameters
     ----------
     latitude, longitude
-        Positions of pixels or patches, degrees, shape (..., y, x), or two axes (y) and (x); NaN where not known.
+        Positions of pixels or patches, degrees, shape (..., y, x), or two axes (y) and (x); NaN where not
+        known.
 
     Returns
     -------
     reversed : bool, (..., 2)
-        Of rows, and of columns; False along a direction of which nothing is known.
+        For rows and for columns; False along a direction without known steps.
     known : bool, (..., 2)
         Whether there is a step along rows, and along columns.
     """
@@ -133,8 +181,8 @@ def orientation(
 
 
 def _steps(latitude: Float, longitude: Float, axis: int) -> Float:
-    """Return the steps to the north and to the east along an axis, in degrees of latitude, (2, ...); NaN
-    where not known.
+    """Return the steps to the north and east along an axis, in degrees of latitude, (2, ...); NaN where
+    unknown.
     """
     last, first = (
         np.take(latitude, np.arange(start, latitude.shape[axis] - 1 + start), axis) for start in (1, 0)
@@ -144,17 +192,25 @@ def _steps(latitude: Float, longitude: Float, axis: int) -> Float:
 
 
 def _mean(steps: Float) -> tuple[Float, npt.NDArray[np.bool_]]:
-    """Return the mean of the known steps of each grid, 0 where none is, and whether any is."""
+    """Return the mean of the known steps of each grid (0 if no step is known), and whether any step is known."""
     known = np.isfinite(steps)
     count = known.sum(axis=(-2, -1))
     return np.where(known, steps, 0.0).sum(axis=(-2, -1)) / np.maximum(count, 1), count > 0
 
 
 def grid_tolerance(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> float:
-    """Return the degrees by which positions may differ and still be those of a grid: a small part of the
-    distance of its pixels.
+    """Return the largest difference between positions that still count as one grid, in degrees.
 
-    Takes two axes, or both on ``(y, x)``; 0 of a grid without neighbors in its middle.
+    It is a small part of the distance between neighboring pixels in the middle of the grid.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Two axes, or both on ``(y, x)``, degrees.
+
+    Returns
+    -------
+    Degrees; 0 for a grid without neighbors in its middle.
     """
     lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
     lat, lon = (v[tuple(slice(max(0, n // 2 - 32), n // 2 + 32) for n in v.shape)] for v in (lat, lon))
@@ -168,8 +224,18 @@ def grid_tolerance(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> float:
 def same_positions(
     a: tuple[npt.ArrayLike, npt.ArrayLike], b: tuple[npt.ArrayLike, npt.ArrayLike], tolerance: float
 ) -> bool:
-    """Return whether two pairs of latitudes and longitudes have one shape and agree within degrees; NaN
-    agrees with NaN.
+    """Return whether two grids have the same shape and the same positions. NaN equals NaN.
+
+    Parameters
+    ----------
+    a, b
+        Pairs of latitudes and longitudes, degrees.
+    tolerance
+        Largest difference that counts as equal, degrees.
+
+    Returns
+    -------
+    True if shapes and positions agree.
     """
     pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True)]
     if any(x.shape != y.shape for x, y in pairs):
@@ -186,12 +252,15 @@ def reverse(values: np.ndarray, flips: npt.NDArray[np.bool_], *, rows: int = -2)
 
     Parameters
     ----------
-    values
-        Grids (N, ...), whose columns are the axis after their rows.
+    values Grids (N, ...). The axis of columns follows the axis of rows.
     flips
         Whether to reverse rows, and columns, (N, 2).
     rows
         Axis of rows.
+
+    Returns
+    -------
+    The same array, changed in place.
     """
     for axis, some in ((rows, flips[:, 0]), (rows + 1, flips[:, 1])):
         if some.any():
@@ -211,6 +280,10 @@ def solar_zenith_angle(time: npt.ArrayLike, latitude: npt.ArrayLike, longitude: 
         ``datetime64``, UTC.
     latitude, longitude
         Degrees.
+
+    Returns
+    -------
+    Angle in degrees, of the broadcast shape.
     """
     time = np.asarray(time, "datetime64[s]")
     days = (time - np.datetime64("2000-01-01T12:00:00", "s")).astype(np.float64) / 86400.0
@@ -231,7 +304,21 @@ def solar_zenith_angle(time: npt.ArrayLike, latitude: npt.ArrayLike, longitude: 
 def satellite_zenith_angle(
     latitude: npt.ArrayLike, longitude: npt.ArrayLike, satellite_longitude: float
 ) -> Float:
-    """Return the zenith angle in degrees of a geostationary satellite over a spherical Earth. Broadcasts."""
+    """Return the zenith angle of a geostationary satellite over a spherical Earth. Broadcasts.
+
+    Parameters
+    ----------
+    latitude
+        Latitudes in degrees.
+    longitude
+        Longitudes in degrees.
+    satellite_longitude
+        Longitude of the satellite in degrees.
+
+    Returns
+    -------
+    Angle in degrees, of the broadcast shape.
+    """
     lat = np.deg2rad(np.asarray(latitude, np.float64))
     d_lon = np.deg2rad(np.asarray(longitude, np.float64) - satellite_longitude)
     cosine = np.cos(lat) * np.cos(d_lon)  # of the angle at the center of the Earth

@@ -1,4 +1,4 @@
-"""What a store or a source file holds, in a few lines."""
+"""Describe a store or a source file in a few lines, from metadata alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ def __dir__() -> list[str]:
 
 
 def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
-    """Describe a store (cube or embeddings) or a source file; reads no pixels.
+    """Describe a store (cube or embeddings) or a source file. Reads no pixels.
+
+    Parameters
+    ----------
+    target
+        Path or URL of a store, or path of a source file.
 
     Returns
     -------
@@ -31,10 +36,10 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing at this place.
     SchemaError
         If it is neither a store of this package nor a netCDF file.
+    FileNotFoundError
+        If there is no such store or file.
     """
     path = os.fspath(target)
     if not os.path.isfile(path) and not (is_url(path) and path.lower().endswith(readers.SUFFIXES)):
@@ -70,8 +75,8 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
 
 
 def _suggestion(header: readers.Header) -> store.Facts:
-    """Return the distance of pixels, and how to cut and coarsen scenes of this grid; nothing for a grid that
-    is too small.
+    """Return the distance of pixels, and suggested options for cutting scenes of this grid; nothing if it is
+    too small.
     """
     down, across = store.grid_spacing(header.latitude, header.longitude)
     facts: store.Facts = {}

@@ -1,7 +1,9 @@
-"""Ranks and devices: which of how many processes this is, on which device it computes, and how processes meet.
+"""Find the rank and device of this process, and connect it to the other processes of a run.
 
-Launchers set environment variables under different names: ``torchrun``, ``srun``, ``mpiexec`` of PALS or Hydra (PMI),
-and ``mpiexec`` of Open MPI. `find_world` reads them for training and embedding alike.
+Launchers set environment variables under different names: ``torchrun``, ``srun``, ``mpiexec`` of PALS or
+Hydra (PMI),
+and ``mpiexec`` of Open MPI. `find_world` reads them for training and embedding alike. This module starts no
+process.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _LAUNCHERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One process among all: ``rank`` of ``size``, number ``local_rank`` on its machine."""
+    """One process of a run: ``rank`` of ``size``, and its number ``local_rank`` on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -58,7 +60,17 @@ class World:
 def find_world(environment: Mapping[str, str] | None = None) -> World:
     """Read rank and world size from the environment that a launcher set; a single process otherwise.
 
-    A launcher that does not set the local rank is taken to fill one machine: the local rank is the rank.
+    If a launcher does not set the local rank, all processes are assumed to be on one machine, and the local
+    rank is the rank.
+
+    Parameters
+    ----------
+    environment
+        Environment variables; None for those of this process.
+
+    Returns
+    -------
+    Rank, size and local rank. A single process has rank 0 and size 1.
 
     Raises
     ------
@@ -86,20 +98,27 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
 
 
 def choose_device(device: str, world: World) -> torch.device:
-    """Return the device of this process: GPU number ``local_rank`` modulo the number of GPUs that it sees.
+    """Return the device of this process.
 
-    A process that starts its own workers on one machine gives worker ``i`` its device by
-    ``choose_device(device, World(local_rank=i))``, so that the workers share the GPUs evenly.
+    On CUDA this is GPU number ``local_rank`` modulo the number of visible GPUs. A process that starts its own
+    workers gives worker ``i`` its device by ``choose_device(device, World(local_rank=i))``, so that the
+    workers share the GPUs evenly.
 
     Parameters
     ----------
     device
         ``"auto"`` (CUDA where there is a GPU), ``"cpu"``, ``"cuda"``, or a certain GPU as ``"cuda:1"``.
+    world
+        The processes of this run; None takes `find_world`.
+
+    Returns
+    -------
+    The device.
 
     Raises
     ------
     ValueError
-        If a GPU is asked for and there is none of that number, or the name is none of these.
+        If a GPU is requested that does not exist, or the name is unknown.
     """
     import torch
 
@@ -122,7 +141,15 @@ def choose_device(device: str, world: World) -> torch.device:
 
 @contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the other processes for the length of the block; nothing to do for a lone process."""
+    """Join the other processes of a run for the duration of a ``with`` block. A single process does nothing.
+
+    Parameters
+    ----------
+    world
+        The processes of this run.
+    device
+        Device of this process, which chooses NCCL or Gloo.
+    """
     import torch
     import torch.distributed as dist
 
@@ -158,9 +185,23 @@ def _master_port() -> int:
 
 
 def mean_later(loss: torch.Tensor, flags: tuple[bool, bool], world: World) -> Callable[[], list[float]]:
-    """Start averaging a loss and two flags over all processes; calling the result waits for the three numbers.
+    """Start averaging a loss and two flags over all processes.
 
-    A flag is above 0 if any process raised it. Nothing here waits for a GPU until the result is called.
+    A flag is above 0 if any process set it. Nothing here waits for a GPU until the returned function is
+    called.
+
+    Parameters
+    ----------
+    loss
+        Loss of this process, one number.
+    flags
+        Two flags of this process.
+    world
+        The processes of this run.
+
+    Returns
+    -------
+    Function that waits for the three numbers and returns them.
     """
     import torch
     import torch.distributed as dist
@@ -195,7 +236,12 @@ def _copy_later(values: torch.Tensor) -> Callable[[], list[float]]:
 
 
 def cores() -> int:
-    """Return the processors that this process may use."""
+    """Return the processors that this process may use.
+
+    Returns
+    -------
+    Number of processors that this process may use.
+    """
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows

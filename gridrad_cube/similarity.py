@@ -1,9 +1,10 @@
-"""Vectors: their directions and effective rank, the nearest of a large array, and the rank of targets.
+"""Compare vectors: directions, effective rank, nearest neighbors in a large array, and ranks of targets.
 
-The search for the nearest is exact and reads blocks. A matrix product in float32 finds the rows that can be
-among the nearest; those few are measured again in float64. So the answer depends on the vectors alone: not on
-the size of the blocks, the number of queries asked at once, or how a matrix product rounds. This module imports
-numpy only.
+The search is exact and reads blocks. A matrix product in float32 finds the rows that can be among the
+nearest, and
+only those are measured again in float64. So the result depends on the vectors alone, not on the size of the
+blocks,
+the number of queries in one call, or the rounding of a matrix product. This module imports numpy only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def __dir__() -> list[str]:
 #: How two vectors are compared: the cosine of their angle, their distance, or their inner product.
 Metric = Literal["cosine", "euclidean", "dot"]
 
-#: Rows that one read takes, unless told otherwise.
+#: Rows of one read by default.
 _BLOCK = 65536
 #: Rows of one matrix product: 4096 x 384 float32 stay in the cache for the pass that takes their lengths.
 _TILE = 4096
@@ -50,17 +51,34 @@ _ROUNDOFF = 2.0**-24
 
 
 def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the vectors (..., D) divided by their lengths, float64; vectors of zeros stay as they are."""
+    """Divide vectors by their lengths. Vectors of zeros stay as they are.
+
+    Parameters
+    ----------
+    vectors
+        Shape (..., D).
+
+    Returns
+    -------
+    float64, of the same shape.
+    """
     out = np.asarray(vectors, np.float64)
     length = np.linalg.norm(out, axis=-1, keepdims=True)
     return np.asarray(out / np.where(length == 0, 1.0, length))
 
 
 def rank_me(vectors: npt.ArrayLike) -> float:
-    """Return the effective number of dimensions: the exponential of the entropy of the singular values (arXiv
+    """Return the effective number of dimensions: exp of the entropy of the singular values (arXiv
     2210.02885).
 
-    From 1 to the number of features; 1 if all vectors are zero. Rows that are not finite do not count.
+    Parameters
+    ----------
+    vectors
+        Shape (N, D). Rows that are not finite do not count.
+
+    Returns
+    -------
+    From 1 to the number of features; 1 if all vectors are zero.
     """
     rows = np.asarray(vectors, np.float64)
     rows = rows[np.isfinite(rows).all(axis=1)]
@@ -73,7 +91,17 @@ def rank_me(vectors: npt.ArrayLike) -> float:
 
 
 def directed(vectors: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which rows are finite and not zero, so that they have a direction."""
+    """Return which rows are finite and not zero, so that they have a direction.
+
+    Parameters
+    ----------
+    vectors
+        Shape (N, D).
+
+    Returns
+    -------
+    Booleans of shape (N,).
+    """
     return np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
 
 
@@ -92,8 +120,8 @@ def rank_targets(
     target
         Position of each query's target among the candidates, (queries,).
     excluded
-        Candidates that a query may not have, booleans (queries, candidates); None for none. The target itself always
-        counts.
+        Candidates to leave out for each query, booleans (queries, candidates); None leaves out nothing. The
+        target itself always counts.
 
     Returns
     -------
@@ -120,7 +148,21 @@ def rank_targets(
 def rank_among(
     own: npt.NDArray[Any], scores: npt.NDArray[Any], rival: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """Rank of a score of each line, (lines,), among those of its rivals, (lines, candidates)."""
+    """Return the rank of one score in each line among the scores of its rivals; 1 is best.
+
+    Parameters
+    ----------
+    own
+        Score to rank, (lines,).
+    scores
+        Scores of the candidates, (lines, candidates).
+    rival
+        Which candidates count, booleans (lines, candidates).
+
+    Returns
+    -------
+    Ranks, (lines,). Half of the candidates with an equal score count.
+    """
     equal = rival & (np.abs(scores - own[:, None]) <= _EQUAL)
     return np.asarray(1 + (rival & ~equal & (scores > own[:, None])).sum(axis=1) + equal.sum(axis=1) / 2)
 
@@ -137,15 +179,16 @@ def nearest(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Find the k rows nearest to a query, best first; of equal scores the lower row comes first.
 
-    Exact: every row is compared. Reads ``block`` rows at a time, and none of a block that the mask rules
-    out, so memory is bounded whatever the array is. Rows that hold a NaN or an infinity are never returned,
-    nor, with cosine, rows of zeros, which have no direction. Lengths are squared in float32: a vector
-    longer than 1e18 counts as infinite, and one shorter than 1e-15 has no direction.
+    The search is exact: every row is compared. It reads ``block`` rows at a time, so that memory is bounded
+    for any size of array, and skips blocks without a row of the mask. Rows with a NaN or an infinity are
+    never returned, nor, with cosine, rows of zeros, which have no direction. Lengths are squared in float32:
+    a vector longer than 1e18 counts as infinite, and one shorter than 1e-15 has no direction.
 
     Parameters
     ----------
     vectors
-        Shape (N, D), any real dtype: a numpy array, a Zarr array, or anything else that gives rows for a slice.
+        Shape (N, D), any real dtype: a numpy array, a Zarr array, or any array that is indexed by a slice of
+        rows.
     query
         One vector, shape (D,), or a batch, shape (Q, D), answered in one pass over the rows.
     k
@@ -157,24 +200,24 @@ def nearest(
     mask
         Rows that may be returned, booleans of shape (N,).
     drop
-        For each query of a batch, rows that it may not have: sorted, without repeats.
+        For each query of a batch, rows to leave out: sorted, without repeats.
     block
         Rows in one read.
 
     Returns
     -------
-    Rows and their scores (float32), each of shape (K,) or (Q, K): K is k, or less where fewer rows may be
-    returned. A query of a batch that has fewer than others ends in row -1 and score NaN.
+    Rows and their scores (float32), each of shape (K,) or (Q, K). K is k, or less if fewer rows may be
+    returned. If a query of a batch has fewer rows than others, the rest is row -1 and score NaN.
 
     Raises
     ------
     SchemaError
         If the query is not finite, does not fit the vectors, or has no direction (cosine); or if k, the
-        metric, the mask or the block makes no sense.
+        metric, the mask or the block is not valid.
     """
     queries, inside = _check(vectors, query, k, metric, mask, block)
     drop = [np.append(rows, len(inside)) for rows in drop or [np.empty(0, np.int64)] * len(queries)]
-    # Products of matrices have threads of their own.
+    # Matrix products already use several threads.
     threads = min(cores(), 16) if len(queries) <= _FEW and len(inside) > 4 * _TILE else 1
     parts = [slice(start, start + _QUERIES) for start in range(0, len(queries), _QUERIES)]
     each = [[_Best(queries[part], k, metric, drop[part]) for part in parts] for _ in range(threads)]
@@ -209,17 +252,18 @@ def scores(
     mask: npt.ArrayLike | None = None,
     block: int = _BLOCK,
 ) -> npt.NDArray[np.float32]:
-    """Return the score of every row for one query: the very numbers that `nearest` gives. NaN where it gives
-    none.
+    """Return the score of every row for one query: exactly the numbers that `nearest` returns.
 
     Parameters
     ----------
+    vectors, metric, mask, block
+        As of `nearest`. Blocks without a row of the mask are not read.
     query
-        Shape (D,). The rest is as in `nearest`; blocks that the mask rules out are not read.
+        Shape (D,).
 
     Returns
     -------
-    float32, shape (N,).
+    float32, shape (N,); NaN for rows that `nearest` never returns.
     """
     queries, inside = _check(vectors, np.ravel(query), 1, metric, mask, block)
     best, out = _Best(queries, 1, metric, []), np.full(len(inside), np.nan, np.float32)
@@ -256,8 +300,8 @@ class _Best:
 
     def costs(self, part: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the costs (small is near) in float32, shape (rows, queries), and how far off they can be."""
-        # A dot product of D terms is off by at most D roundoffs times both lengths, in whatever order a
-        # matrix product adds; so are the squared lengths. The rest covers conversions to float32.
+        # The error of a dot product of D terms is at most D roundoffs times both lengths, for any order of
+        # the additions. The same holds for the squared lengths. The rest covers conversions to float32.
         bound = (2 * part.shape[1] + 32) * _ROUNDOFF
         if len(self.queries) <= _FEW:
             products = np.stack([np.einsum("ij,j->i", part, vector) for vector in self.matrix], axis=1)
@@ -272,9 +316,7 @@ class _Best:
         return sums - 2 * products, bound * sums + np.finfo(np.float32).tiny
 
     def exact(self, part: np.ndarray, query: int) -> np.ndarray:
-        """Return the scores from float64, each row by itself, so that equal rows score equally wherever they
-        lie.
-        """
+        """Return the scores from float64, each row by itself, so that equal rows have equal scores."""
         vector = self.queries[query]
         part = part.astype(np.float64)
         if self.metric == "euclidean":

@@ -1,7 +1,8 @@
-"""Source files on a local disk or at a URL: which there are, what identifies one, and a local copy to read.
+"""Source files on a local disk or at a URL: list them, identify them, and copy them for reading.
 
-The libraries that read netCDF and GRIB want a file. So a file at a URL is copied to the temporary folder when it is
-read. The copy is kept while there is room, since the times of a file are read one by one, and removed at the end.
+The libraries that read netCDF and GRIB need a local file. So a file at a URL is copied to the temporary
+folder when it
+is read. A file is read once per time, so the copy is kept while there is room, and removed at the end.
 """
 
 from __future__ import annotations
@@ -56,15 +57,24 @@ def _as_source() -> Iterator[None]:
 
 
 def identity(path: str) -> tuple[int, int]:
-    """Return the size in bytes and time of the last change in nanoseconds of a source, as of
-    `Files.identity`.
+    """Return the size of a source in bytes and the time of its last change in nanoseconds, as
+    `Files.identity` does.
+
+    Parameters
+    ----------
+    path
+        Local path or URL.
+
+    Returns
+    -------
+    Size and time.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the source does not exist.
     OSError
-        If a server cannot be reached, or refuses.
+        If a server cannot be reached, or denies access.
     """
     if not is_url(path):
         found = os.stat(path)
@@ -75,7 +85,17 @@ def identity(path: str) -> tuple[int, int]:
 
 
 def identities(paths: Iterable[str]) -> dict[str, tuple[int, int] | OSError]:
-    """Return the `identity` of each of these sources, or the error: servers are asked for many at once."""
+    """Return the `identity` of each source, or the error. Servers get many requests at once.
+
+    Parameters
+    ----------
+    paths
+        Local paths or URLs.
+
+    Returns
+    -------
+    By path, size and time as of `identity`, or the exception that it raises.
+    """
 
     def ask(path: str) -> tuple[int, int] | OSError:
         try:
@@ -101,7 +121,7 @@ def list_url(url: str, suffixes: Sequence[str]) -> tuple[dict[str, str], list[st
     Raises
     ------
     ValueError
-        If the URL has a secret in it, or no such protocol.
+        If the URL contains a secret, or its protocol is unknown.
     FileNotFoundError
         If there is nothing of this kind under the URL. A file that is named is not looked for.
     OSError
@@ -110,7 +130,7 @@ def list_url(url: str, suffixes: Sequence[str]) -> tuple[dict[str, str], list[st
     files, key = _locate(url)
     is_web = url.startswith("http")
     if key and not key.endswith("/") and (is_web or key.lower().endswith(tuple(suffixes))):
-        return {key.rsplit("/", 1)[-1]: url}, []  # one that is not there is found so when it is planned
+        return {key.rsplit("/", 1)[-1]: url}, []  # a missing file is found when it is planned
     if is_web:
         raise FileNotFoundError(f"{url}: a web server cannot be listed; give the URL of each file")
     with _as_source():
@@ -178,7 +198,7 @@ class _Copies:
                 copy.path.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove copies that nobody reads until there is room for so many bytes."""
+        """Remove copies that nobody reads until there is room for this many bytes."""
         for name, copy in list(self._copies.items()):
             if sum(c.size for c in self._copies.values()) + size <= _MOST_BYTES:
                 return
@@ -196,17 +216,26 @@ class _Copies:
 
 @functools.cache
 def _copies_of(pid: int) -> _Copies:
-    """Return the copies of a process; a fork of it has its own."""
+    """Return the copies of a process. A forked process starts with an empty list."""
     atexit.register(remove_copies)
     return _Copies()
 
 
 @contextlib.contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """The path of a file to read: of a local one its own, else of a copy of what is at the URL now.
+    """Return the path of a local file to read: the file itself, or a copy of what is at the URL now.
 
-    Copies lie in the folder that ``TMPDIR`` names. They stay until there are more than 8 GiB of them in a process, and
-    the one used longest ago goes first; or until `remove_copies`.
+    Copies are in the folder that ``TMPDIR`` names. They stay until a process has more than 8 GiB of them, and
+    then the one that was used longest ago is removed first; `remove_copies` removes all.
+
+    Parameters
+    ----------
+    path
+        Local path or URL.
+
+    Yields
+    ------
+    The local path.
 
     Raises
     ------
@@ -215,7 +244,8 @@ def local_copy(path: str) -> Iterator[str]:
     ValueError
         If the file is larger than 8 GiB.
     OSError
-        If a server cannot be reached, refuses, or changes the file meanwhile; if the disk is full.
+        If a server cannot be reached, denies access, or changes the file during the copy; or if the disk is
+        full.
     """
     if not is_url(path):
         yield path

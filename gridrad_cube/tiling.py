@@ -1,6 +1,8 @@
-"""From a scene to crops of whole patches, every coordinate kept. No disk, no torch.
+"""Cut scenes into crops of whole patches with all coordinates. This module reads no file and does not import
+torch.
 
-A window is a rectangle of pixels of a scene, whole patches high and wide; it may reach past the scene's edges,
+A window is a rectangle of pixels of a scene, a whole number of patches high and wide. It may extend beyond
+the scene,
 where the crop holds the code for "not observed".
 """
 
@@ -28,7 +30,9 @@ def __dir__() -> list[str]:
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of pixels of a scene; ``y`` and ``x`` may be negative and its ends may lie past the scene."""
+    """A rectangle of pixels of a scene. ``y`` and ``x`` may be negative, and the ends may lie beyond the
+    scene.
+    """
 
     y: int
     x: int
@@ -41,10 +45,23 @@ def crop_shape(
 ) -> tuple[int, int]:
     """Return the height and width in pixels of every window that `windows` gives for a scene of this shape.
 
-    The same as ``spec.crop`` where that is given; else the scene's shape, padded to whole patches. With a
-    ``lattice_origin`` the padding before the scene counts too, so two scenes of one shape may differ. A store
-    has one crop shape: take the largest of its scenes' and put it into every window
+    This is ``spec.crop`` if it is given, else the scene's shape, padded to whole patches. With a
+    ``lattice_origin`` the padding before the scene counts too, so two scenes of one shape may differ. All
+    crops of a store have the same shape: take the largest shape of all scenes and put it into every window
     (``dataclasses.replace(window, height=..., width=...)``); the rest is padding.
+
+    Parameters
+    ----------
+    shape
+        Height and width of the scene in pixels.
+    spec
+        How scenes become crops.
+    lattice_origin
+        As of `windows`.
+
+    Returns
+    -------
+    Height and width in pixels.
 
     Raises
     ------
@@ -71,24 +88,36 @@ def windows(
     """Return the place the windows of a scene.
 
     ``scene``: one window of all pixels. ``tiles``: windows of ``spec.crop`` side by side until all pixels are
-    covered, in raster order. ``cover``: the same, but the last ones are moved inside, so that they overlap the ones
-    before and no patch reaches past the scene. ``center``: one in the middle. ``random``: ``spec.crops_per_scene``
-    different ones, uniform over the offsets that keep them inside the scene (all of these if they are no more); they
-    are a function of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change them, and asking for
-    more keeps the first. ``list``: one at each of ``spec.offsets``. A scene smaller than the window in a direction has
+    covered, in raster order. ``cover``: the same, but the last ones are moved inside, so that they overlap
+    the ones
+    before and no patch reaches past the scene. ``center``: one in the middle. ``random``:
+    ``spec.crops_per_scene``
+    different ones, uniform over the offsets that keep them inside the scene (all of these if they are no
+    more); they
+    are a function of ``(spec.seed, scene_id)`` alone, so no worker, order or resume can change them, and
+    asking for
+    more keeps the first. ``list``: one at each of ``spec.offsets``. A scene smaller than the window in a
+    direction has
     it at offset 0 there, padded; so has a listed window that reaches past the scene's end.
 
     Parameters
     ----------
     shape
         Height and width of the scene in pixels.
+    spec
+        How scenes become crops.
     scene_id
-        What tells the scene from all others, such as its path below the source root.
+        A unique name of the scene, such as its path below the source root.
     lattice_origin
         Where the scene's pixel (0, 0) lies on a lattice that scenes share (see
         `gridrad_cube.geometry.lattice_origin`). Windows of
-        ``scene`` and ``tiles`` then start at multiples of ``spec.patch`` on the lattice, up to one patch before
+        ``scene`` and ``tiles`` then start at multiples of ``spec.patch`` on the lattice, up to one patch
+        before
         the scene, so that the patches of overlapping scenes coincide. The others do not use it.
+
+    Returns
+    -------
+    Windows in raster order; in the order of drawing or of the list for ``random`` and ``list``.
 
     Raises
     ------
@@ -128,8 +157,18 @@ def windows(
 
 
 def count_leftovers(shape: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return the patches of placement ``scene`` of which less than half lies in a scene of this shape, and
-    all patches of it.
+    """Count the patches of placement ``scene`` that lie less than half inside a scene, and all patches.
+
+    Parameters
+    ----------
+    shape
+        Height and width of the scene in pixels.
+    patch
+        Edge of a patch in pixels.
+
+    Returns
+    -------
+    Number of patches that lie less than half inside, and number of all patches.
     """
     parts = [np.minimum(n - np.arange(0, n, patch), patch) / patch for n in shape]
     share = np.multiply.outer(*parts)
@@ -139,10 +178,24 @@ def count_leftovers(shape: tuple[int, int], patch: int) -> tuple[int, int]:
 def suggest(shape: tuple[int, int], lattice_origin: tuple[int, int] | None = None) -> TileSpec:
     """Suggest how to cut scenes of a shape into crops of at least 4 x 4 patches, which level 2k needs.
 
-    Patches are the largest of 256, 128, 64, 32 and 16 px for which there are such crops. Scenes stay whole if they
-    share a lattice (`windows`), or if at most a tenth of their patches lies less than half in the scene. Otherwise
-    overlapping windows cover the scene (``cover``): two in a direction that whole patches do not fill, so that there
+    Patches are the largest of 256, 128, 64, 32 and 16 px for which there are such crops. Scenes stay whole if
+    they
+    share a lattice (`windows`), or if at most a tenth of their patches lies less than half in the scene.
+    Otherwise
+    overlapping windows cover the scene (``cover``): two in a direction that whole patches do not fill, so
+    that there
     are hardly more patches than in a whole scene.
+
+    Parameters
+    ----------
+    shape
+        Height and width of the scene in pixels.
+    lattice_origin
+        As of `windows`.
+
+    Returns
+    -------
+    The suggested spec.
 
     Raises
     ------
@@ -181,13 +234,15 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
     """Cut a window out of a scene as a crop, padded where it reaches past the scene.
 
     Reads the window of each channel and no more (lazy scenes stay on disk otherwise). A channel whose window
-    needs no padding and lies contiguous in memory is handed on as a view of the scene.
+    needs no padding and is contiguous in memory is returned as a view of the scene.
 
     Parameters
     ----------
     scene
-        Channels of packed codes on ``(y, x)`` or ``(altitude, y, x)``; ``latitude`` and ``longitude`` on ``y`` and
-        ``x``, or both on ``(y, x)``; scalar ``time``; optional scalar ``forecast_period`` and ``observation_time (y)``.
+        Channels of packed codes on ``(y, x)`` or ``(altitude, y, x)``; ``latitude`` and ``longitude`` on
+        ``y`` and
+        ``x``, or both on ``(y, x)``; scalar ``time``; optional scalar ``forecast_period`` and
+        ``observation_time (y)``.
     window
         Whole patches high and wide.
     patch
@@ -199,7 +254,8 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
     code; with coordinates on ``(row, col)``: ``latitude`` and ``longitude``, the mean position of the patch's
     pixels inside the scene (NaN where it has none); ``padding``, whether it has none; ``corner_latitude`` and
     ``corner_longitude (row, col, corner)``, its outermost pixels inside the scene. Further ``time``,
-    ``forecast_period``, ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time (row)``,
+    ``forecast_period``, ``y_origin`` and ``x_origin`` (the window's place in the scene), ``observation_time
+    (row)``,
     the mean of its lines, and the scene's attributes.
 
     Raises
@@ -228,7 +284,17 @@ def cut(scene: xr.Dataset, window: Window, patch: int) -> xr.Dataset:
 
 
 def assemble(blocks: np.ndarray) -> np.ndarray:
-    """Put patches (..., row, col, patch, patch) together: (..., height, width)."""
+    """Assemble patches into one array.
+
+    Parameters
+    ----------
+    blocks
+        Shape (..., row, col, patch, patch).
+
+    Returns
+    -------
+    Shape (..., row * patch, col * patch).
+    """
     *lead, rows, cols, height, width = blocks.shape
     return blocks.swapaxes(-3, -2).reshape(*lead, rows * height, cols * width)
 
