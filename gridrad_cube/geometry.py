@@ -252,7 +252,8 @@ def reverse(values: np.ndarray, flips: npt.NDArray[np.bool_], *, rows: int = -2)
 
     Parameters
     ----------
-    values Grids (N, ...). The axis of columns follows the axis of rows.
+    values
+        Grids (N, ...). The axis of columns follows the axis of rows.
     flips
         Whether to reverse rows, and columns, (N, 2).
     rows

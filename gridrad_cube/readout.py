@@ -1,10 +1,14 @@
-"""A readout: a linear map after which the cosine of two embeddings compares weather, fitted without labels.
+"""Readouts: linear maps after which the cosine of two embeddings compares weather, fitted without labels.
 
-Features are standardized, whitened by the covariance of their change between near times at one place, and reduced to
-the directions that vary most between places and times. Whitening by the covariance within a class is within-class
-covariance normalization (Hatch et al. 2006, Interspeech) and relevant component analysis (Bar-Hillel et al. 2005,
-Journal of Machine Learning Research 6); with the reduction it is the linear discriminant of Fisher (1936, Annals of
-Eugenics 7), whose classes are here the near times of one place. Whitening by the covariance of all samples instead
+Features are standardized, whitened by the covariance of their change between near times at one place, and
+reduced to
+the directions that vary most between places and times. Whitening by the covariance within a class is
+within-class
+covariance normalization (Hatch et al. 2006, Interspeech) and relevant component analysis (Bar-Hillel et al.
+2005,
+Journal of Machine Learning Research 6). With the reduction it is the linear discriminant of Fisher (1936,
+Annals of
+Eugenics 7), where a class is the near times of one place. Whitening by the covariance of all samples instead
 gives the distance of Mahalanobis (1936, Proceedings of the National Institute of Sciences of India 2).
 
 An embedding store keeps the readouts of its channels in one file, ``readout.npz``.
@@ -45,15 +49,16 @@ def __dir__() -> list[str]:
     return __all__
 
 
-#: Added to the covariance of change, as a share of its mean variance: directions that hardly change within the
-#: samples, and may be noise of rounding, are not amplified without bound. It is fixed, because shrinkage that is
-#: estimated from the number of samples (OAS) tends to zero in large stores.
+#: Added to the covariance of change, as a share of its mean variance. It limits how much directions are
+#: amplified that hardly change within the samples and may be rounding noise. It is fixed, because shrinkage
+#: that is estimated from the number of samples (OAS) tends to zero in large stores.
 _RIDGE = 1e-3
-#: Share of its mean below which the deviation of a feature is rounding of float32: the feature is constant.
+#: A feature whose deviation is below this share of its mean counts as constant: that is the rounding of
+#: float32.
 _CONSTANT = 1e-7
-#: Rows that are computed at once, in float64.
+#: Rows of one product in float64, which bounds the memory.
 _ROWS = 8192
-#: One file, so that it is replaced in one step.
+#: Readouts of all channels are in one file, so that they are replaced in one step.
 _FILE = "readout.npz"
 _PARTS = ("mean", "scale", "matrix")
 #: Attributes of a store that decide what its vectors mean.
@@ -64,17 +69,18 @@ _NETWORK = (
 
 @dataclass(frozen=True, repr=False)
 class Readout:
-    """A linear map of embeddings: standardize, then multiply.
+    """A linear map of embeddings: standardize the features, then multiply by a matrix.
 
     Attributes
     ----------
     mean, scale
-        Of each feature, shape (D,).
+        Mean and scale of each feature, shape (D,).
     matrix
         Shape (D, k), for standardized features. Its columns are in the order of their variance between places and
         times, in units of the change between near times.
     fitted
-        What it was fitted on, JSON types: numbers of ``samples`` and of ``pairs`` of successive samples of one place.
+        Description of the samples, JSON types: numbers of ``samples`` and of ``pairs`` of successive samples
+        of one place.
     """
 
     mean: npt.NDArray[np.float32]
@@ -84,7 +90,7 @@ class Readout:
 
     @property
     def directions(self) -> int:
-        """Length of the vectors that it gives."""
+        """Length of the projected vectors."""
         return int(self.matrix.shape[1])
 
     def __repr__(self) -> str:
@@ -104,9 +110,18 @@ class Readout:
         return text
 
     def apply(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Project vectors (..., D) to float32 (..., k); a vector that holds a NaN becomes NaN.
+        """Project vectors. A vector that holds a NaN becomes NaN.
 
         Products are float64, so that the result for a vector does not depend on the vectors beside it.
+
+        Parameters
+        ----------
+        vectors
+            Shape (..., D).
+
+        Returns
+        -------
+        float32, shape (..., k).
         """
         rows = np.asarray(vectors)
         weights = self.matrix / self.scale[:, None].astype(np.float64)
@@ -119,13 +134,14 @@ class Readout:
         return out.reshape(*rows.shape[:-1], -1)
 
 
-#: What is applied to samples before they are compared: the store's readout where there is one, one that is given, or
-#: nothing.
+#: Readout for samples before they are compared: ``"auto"`` for that of the store if it has one, a `Readout`,
+#: or None.
 ReadoutChoice = Readout | Literal["auto"] | None
 
 
 class ReadoutFit:
-    """Fit a readout from blocks of samples and of groups of them; sums are float64, so that the blocks do not matter.
+    """Fit a readout to samples and groups that are added in blocks. Sums are float64, so the size of blocks
+    does not matter.
 
     Parameters
     ----------
@@ -140,7 +156,13 @@ class ReadoutFit:
         self._products, self._changes = np.zeros((2, features, features))
 
     def add(self, samples: npt.ArrayLike) -> None:
-        """Add samples, shape (N, D); rows that are not finite do not count."""
+        """Add samples.
+
+        Parameters
+        ----------
+        samples
+            Shape (N, D). Rows that are not finite do not count.
+        """
         rows = np.asarray(samples)
         rows = rows[np.isfinite(rows).all(axis=1)]
         if self._shift is None and len(rows):
@@ -153,14 +175,16 @@ class ReadoutFit:
         self.samples += len(rows)
 
     def add_change(self, samples: npt.ArrayLike, group: npt.ArrayLike) -> None:
-        """Add whole groups of samples of one place at near times, whose deviations from their mean are change.
+        """Add groups of samples of one place at near times. Deviations from the mean of a group are change.
+
+        Every group must be complete.
 
         Parameters
         ----------
         samples
             Shape (N, D); rows that are not finite do not count.
         group
-            Number of the group of each, integers, shape (N,).
+            Number of the group of each sample, integers, shape (N,).
         """
         rows = np.asarray(samples)
         known = np.isfinite(rows).all(axis=1)
@@ -175,16 +199,24 @@ class ReadoutFit:
         self.pairs += len(deviations) - len(count)
 
     def readout(self, directions: int = 64, *, whiten: bool = False, **fitted: Any) -> Readout:
-        """Make the readout of what was added; standardization alone where no pair was, or no pair changes.
+        """Return the readout of the added samples.
+
+        Without pairs, or if no pair changes, the readout only standardizes.
 
         Parameters
         ----------
         directions
-            Number of directions to keep at most.
+            Largest number of directions to keep.
         whiten
-            Whether to whiten by the covariance of all samples in place of that of change.
+            Whiten by the covariance of all samples instead of the covariance of change.
         fitted
             What the readout says of itself beside the numbers of samples and pairs.
+        **fitted
+            Further entries of `Readout.fitted`.
+
+        Returns
+        -------
+        The readout.
 
         Raises
         ------
@@ -227,7 +259,7 @@ def fit_arrays(
 
     Returns
     -------
-    With ``matrix`` of shape (D, min(directions, D)); standardization alone where M is 0.
+    Readout with ``matrix`` of shape (D, min(directions, D)). If M is 0, it only standardizes.
 
     Raises
     ------
@@ -244,15 +276,17 @@ def fit_arrays(
 
 
 def _discriminant(total: np.ndarray, change: np.ndarray, directions: int) -> np.ndarray:
-    """Return the directions of largest total covariance where the covariance of change is the identity (D,
-    directions).
+    """Return the directions of largest total covariance in coordinates in which the covariance of change is
+    the identity.
+
+    The shape is (D, directions).
     """
     ridge = _RIDGE * np.trace(change) / len(change)
     values, vectors = np.linalg.eigh(change + ridge * np.eye(len(change)))
     white = vectors / np.sqrt(values)
     _, vectors = np.linalg.eigh(white.T @ total @ white)
     matrix = white @ vectors[:, ::-1][:, :directions]
-    # A direction has no sign of its own: its largest weight is positive, so that equal fits are equal.
+    # The sign of a direction is arbitrary. Its largest weight is made positive, so that equal fits are equal.
     largest = np.take_along_axis(matrix, np.abs(matrix).argmax(axis=0)[None], axis=0)
     return np.asarray(matrix * np.sign(largest))
 
@@ -261,12 +295,14 @@ def _discriminant(total: np.ndarray, change: np.ndarray, directions: int) -> np.
 
 
 def save_readouts(store: str | os.PathLike[str], readouts: Mapping[str, Readout]) -> None:
-    """Save the readouts of an embedding store's channels in one step: until then, earlier ones stay.
+    """Save the readouts of an embedding store in one step. They replace earlier readouts.
 
     Parameters
     ----------
+    store
+        Path or URL of an embedding store.
     readouts
-        By label of the channel.
+        Readouts by label of the channel.
     """
     arrays = {f"{name}/{part}": getattr(r, part) for name, r in readouts.items() for part in _PARTS}
     about = json.dumps({name: r.fitted for name, r in readouts.items()}, allow_nan=False)
@@ -274,26 +310,31 @@ def save_readouts(store: str | os.PathLike[str], readouts: Mapping[str, Readout]
 
 
 def remove_readouts(store: str | os.PathLike[str]) -> None:
-    """Remove the readouts of an embedding store, if it has any."""
+    """Remove the readouts of an embedding store, if there are any.
+
+    Parameters
+    ----------
+    store
+        Path or URL of an embedding store.
+    """
     Files(store).remove(_FILE)
 
 
 def saved_readout(dataset: xr.Dataset, channel: int | str | None = None) -> Readout | None:
-    """Return the readout that is saved with the store that embeddings were opened from, for one of its
-    channels.
+    """Return the readout of a channel that is saved with the store of a dataset.
 
     Parameters
     ----------
     dataset
-        Opened from an embedding store, or a part of one.
+        Embeddings of a store, or a part of them.
     channel
-        Label or position; the first if None.
+        Label or position; None for the first channel.
 
     Returns
     -------
-    None where the store, or the channel, has none; or where it was fitted on vectors of another network, or of other
-    options, which a warning says. ``fitted["changed"]`` is true where the store has changed since, as by growth: the
-    readout is of its first ``fitted["crops"]`` crops.
+    None if the store or the channel has no readout, or if the readout was fitted on vectors of another
+    network or of other options, which logs a warning. ``fitted["changed"]`` is true if the store has changed
+    since the fit, for example by growth: the readout is of its first ``fitted["crops"]`` crops.
 
     Raises
     ------
@@ -326,11 +367,21 @@ def saved_readout(dataset: xr.Dataset, channel: int | str | None = None) -> Read
         )  # fmt: skip
         return None
     changed = fitted["identity"] != info.get("identity")
-    # A part of the features is not what it was fitted on.
+    # The readout was fitted on all features, not on a part of them.
     whole = len(mean) == dataset.sizes["feature"]
     return Readout(mean, scale, matrix, fitted | {"changed": changed}) if whole else None
 
 
 def network_of(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a store's ``gridrad_cube`` attribute decides what its vectors mean."""
+    """Return the part of a store's ``gridrad_cube`` attribute that decides what its vectors mean.
+
+    Parameters
+    ----------
+    info
+        The attribute.
+
+    Returns
+    -------
+    The entries of network, options and source.
+    """
     return {name: info.get(name) for name in _NETWORK}

@@ -1,6 +1,6 @@
 """The vocabulary: dimensions, channels, packing, flags, statistics and the specs of a store.
 
-Imports numpy only. Nothing here touches a disk or a device.
+This module imports numpy only. It reads no file and uses no device.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def __dir__() -> list[str]:
 
 
 class SchemaError(ValueError):
-    """A file, store or checkpoint is not what its use asks for."""
+    """A file, store, checkpoint or parameter is not what the function expects."""
 
 
 #: Edge of a patch in pixels, unless a recipe says otherwise.
@@ -73,13 +73,26 @@ ATTRIBUTE = "gridrad_cube"
 
 
 def read_attribute(attributes: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Return the ``gridrad_cube`` attribute of a store, or of a dataset from one: a mapping, or JSON text in
-    a saved dataset.
+    """Return the ``gridrad_cube`` attribute of a store, or of a dataset that was opened from one.
+
+    A saved dataset holds it as JSON text.
+
+    Parameters
+    ----------
+    attributes
+        Attributes of the store or dataset.
+    where
+        Name of the store, for messages.
+
+    Returns
+    -------
+    The attribute as a mapping.
 
     Raises
     ------
     SchemaError
-        If there is none, it is newer than this program, or of embeddings of int8, which earlier versions could write.
+        If the attribute is missing, is from a newer version, or describes int8 embeddings, which earlier
+        versions could write.
     """
     info = attributes.get(ATTRIBUTE)
     info = _parse(info) if isinstance(info, str) else info
@@ -110,12 +123,13 @@ def _parse(text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How the codes of one variable stand for physical values.
+    """How the codes of one variable represent physical values.
 
-    ``value = code * scale_factor + add_offset``. The other members are codes, compared for equality:
-    a bin that was not observed (``fill_value``, the CF ``_FillValue``), one that was observed without
-    echo, one whose echo quality control removed, one whose source value was not finite or lay outside
-    the field's valid range. ``echo_minimum`` is the smallest code of an echo. Codes outside
+    ``value = code * scale_factor + add_offset``. The other members are codes, which are compared for
+    equality:
+    a bin that was not observed (``fill_value``, the CF ``_FillValue``), a bin that was observed without
+    echo, a bin whose echo quality control removed, a bin whose source value was not finite or outside
+    the valid range of the field. ``echo_minimum`` is the smallest code of an echo. Codes outside
     ``[valid_minimum, valid_maximum]`` are not data. With a float dtype the codes are the values.
     """
 
@@ -133,7 +147,17 @@ class Packing:
     echo_minimum: float | None = None
 
     def missing(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return where nothing was observed (the fill code, or NaN in a float variable)."""
+        """Return where nothing was observed: the fill code, or NaN in a float variable.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        Booleans of the same shape.
+        """
         codes = np.asarray(codes)
         out = np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)
         if self.fill_value is not None and not math.isnan(self.fill_value):
@@ -141,7 +165,17 @@ class Packing:
         return out
 
     def out_of_valid_range(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return where a source value lay outside its valid range (not finite and missing ones apart)."""
+        """Return where a source value was outside its valid range. Missing and infinite values do not count.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        Booleans of the same shape.
+        """
         codes = np.asarray(codes)
         if self.out_of_range is not None and codes.dtype.kind != "f":
             return codes == self._code(self.out_of_range)
@@ -156,7 +190,17 @@ class Packing:
         return out & ~self.missing(codes) & ~self.not_finite(codes)
 
     def not_finite(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return where the source value was infinite."""
+        """Return where the source value was infinite.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        Booleans of the same shape.
+        """
         codes = np.asarray(codes)
         if codes.dtype.kind == "f":
             return np.isinf(codes)
@@ -165,12 +209,32 @@ class Packing:
         return codes == self._code(self.non_finite)
 
     def observed(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return where the instrument looked and gave a value that may be used, echo or not."""
+        """Return where the instrument observed and its value may be used, with or without an echo.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        Booleans of the same shape.
+        """
         codes = np.asarray(codes)
         return ~(self.missing(codes) | self.not_finite(codes) | self.out_of_valid_range(codes))
 
     def echo(self, codes: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return where a measured value stands: an echo, or any observed pixel of a field without echoes."""
+        """Return where there is a measured value: an echo, or any observed pixel of a field without echoes.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        Booleans of the same shape.
+        """
         codes = np.asarray(codes)
         out = self.observed(codes)
         if self.echo_minimum is not None:
@@ -178,8 +242,16 @@ class Packing:
         return out
 
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Return the physical values, float32; NaN where not observed. No-echo codes decode by the same
-        formula.
+        """Return physical values. No-echo codes are decoded by the same formula.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        float32, NaN where not observed.
         """
         codes = np.asarray(codes)
         values = codes.astype(np.float32)
@@ -189,8 +261,9 @@ class Packing:
         return values
 
     def encode(self, values: npt.ArrayLike, *, no_echo: npt.ArrayLike | None = None) -> np.ndarray:
-        """Return the codes of float values: NaN is not observed, infinities and values out of range get their
-        codes.
+        """Return the codes of physical values.
+
+        NaN becomes "not observed". Infinities and values out of range get the codes for them.
 
         Parameters
         ----------
@@ -198,6 +271,15 @@ class Packing:
             Physical values of any shape.
         no_echo
             Mask of observed bins without echo.
+
+        Returns
+        -------
+        Codes in the dtype of the packing.
+
+        Raises
+        ------
+        SchemaError
+            If the packing has no code for a missing value or for "no echo".
         """
         values = np.asarray(values, dtype=np.float64)
         if np.dtype(self.dtype).kind == "f":
@@ -232,8 +314,12 @@ class Packing:
         return np.dtype(self.dtype).type(value)
 
     def to_attributes(self) -> dict[str, Any]:
-        """Return the CF attributes (``scale_factor``, ``add_offset``, ``_FillValue``, ``valid_range``) and
-        the codes.
+        """Return CF attributes (``scale_factor``, ``add_offset``, ``_FillValue``, ``valid_range``) and the
+        codes.
+
+        Returns
+        -------
+        Attributes of a variable.
         """
         number = float if np.dtype(self.dtype).kind == "f" else int
         attributes: dict[str, Any] = {}
@@ -248,7 +334,19 @@ class Packing:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Self:
-        """Return the packing that a variable's attributes describe (the inverse of `to_attributes`)."""
+        """Return the packing that the attributes of a variable describe, the inverse of `to_attributes`.
+
+        Parameters
+        ----------
+        attributes
+            Attributes of the variable.
+        dtype
+            Dtype of its codes.
+
+        Returns
+        -------
+        The packing.
+        """
         low, high = attributes.get("valid_range", (None, None))
         codes = {name: attributes.get(f"{name}_code") for name in _CODE_NAMES}
         codes |= {"fill_value": attributes.get("_FillValue"), "valid_minimum": low, "valid_maximum": high}
@@ -278,10 +376,11 @@ def _radar_packing(step: float, offset: float) -> Packing:
 
 @dataclass(frozen=True)
 class Channel:
-    """One physical field: its units and how float sources of it are packed.
+    """One physical field: its units, and how float sources of it are packed.
 
-    ``typical_range`` in ``units`` is what histograms and color scales span; values outside are data too. Values above
-    ``physical_maximum`` are not: readers give them as out of the valid range.
+    Histograms and color scales span ``typical_range`` (in ``units``); values outside of it are valid. Readers
+    mark values
+    above ``physical_maximum`` as out of the valid range.
     """
 
     name: str
@@ -299,7 +398,12 @@ class Channel:
         return self.packing.echo_minimum is not None
 
     def attributes(self) -> dict[str, Any]:
-        """Return the CF attributes of the field, packing apart."""
+        """Return the CF attributes of the field, without those of its packing.
+
+        Returns
+        -------
+        Attributes of a variable.
+        """
         standard_name = {"standard_name": self.standard_name} if self.standard_name else {}
         return {"units": self.units, "long_name": self.long_name, **standard_name}
 
@@ -350,20 +454,27 @@ CHANNELS: dict[str, Channel] = {channel.name: channel for channel in _CHANNELS}
 
 
 def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -> Channel:
-    """Return the channel that a data variable of a scene or a store is: of the table, or one of kind
+    """Return the channel of a data variable of a scene or a store: one of the table, or one of kind
     ``other``.
 
     Parameters
     ----------
     name
-        Of the variable; a channel of kind ``other`` keeps its source's.
+        Name of the variable. A channel of kind ``other`` has the name of its source variable.
     attributes
-        Of the variable. ``role="companion"`` marks kind ``other``, with the units, packing and valid range they state.
+        Of the variable. ``role="companion"`` marks kind ``other``, with the units, packing and valid range
+        they state.
+    dtype
+        Dtype of the variable.
+
+    Returns
+    -------
+    The channel.
 
     Raises
     ------
     SchemaError
-        If it is neither.
+        If the variable is not a channel.
     """
     if attributes.get("role") != OTHER_ATTRIBUTES["role"]:
         return channel_of(name)
@@ -384,6 +495,15 @@ def channel_in(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeLike) -
 def channel_of(label: str) -> Channel:
     """Return the channel that a variable or a label such as ``reflectivity@3.0km`` belongs to.
 
+    Parameters
+    ----------
+    label
+        Name of a variable, or label such as ``reflectivity@3.0km``.
+
+    Returns
+    -------
+    The channel.
+
     Raises
     ------
     SchemaError
@@ -396,7 +516,19 @@ def channel_of(label: str) -> Channel:
 
 
 def channel_label(variable: str, altitude_km: float | None = None) -> str:
-    """Label of a variable at an altitude: ``reflectivity@3.0km``; the name alone where it has none."""
+    """Return the label of a variable at an altitude, such as ``reflectivity@3.0km``.
+
+    Parameters
+    ----------
+    variable
+        Name of the variable.
+    altitude_km
+        Altitude in km; None for a variable without altitudes.
+
+    Returns
+    -------
+    The label; the name alone without an altitude.
+    """
     return variable if altitude_km is None else f"{variable}@{float(altitude_km)}km"
 
 
@@ -408,7 +540,7 @@ HISTOGRAM_BINS = 64
 STATISTICS = ("valid_fraction", "mean", "std", "minimum", "maximum", "dead_lines")
 #: Further statistics of channels with echoes. ``mean_linear`` of dBZ is the mean of linear Z, back in dBZ.
 ECHO_STATISTICS = ("echo_fraction", "mean_linear")
-#: Further statistics of rain: mean and standard deviation of log10 of its value in the channel's units.
+#: Further statistics of rain: mean and standard deviation of log10 of the value in the channel's units.
 LOG_STATISTICS = ("mean_log10", "std_log10")
 
 
@@ -416,6 +548,15 @@ def statistics_of(channel: Channel) -> tuple[str, ...]:
     """Return the names of the statistics that a store keeps of this channel.
 
     Channels of kind ``other`` have no ``dead_lines``: categories repeat a value by nature.
+
+    Parameters
+    ----------
+    channel
+        The channel.
+
+    Returns
+    -------
+    Names of statistics.
     """
     if channel.kind == "other":
         return tuple(name for name in STATISTICS if name != "dead_lines")
@@ -424,13 +565,27 @@ def statistics_of(channel: Channel) -> tuple[str, ...]:
 
 
 def statistic_units(channel: Channel, statistic: str) -> str:
-    """Return the units of a statistic: the channel's, but 1 for fractions, counts and logarithms."""
+    """Return the units of a statistic: those of the channel, and 1 for fractions, counts and logarithms.
+
+    Parameters
+    ----------
+    channel
+        The channel.
+    statistic
+        Name of the statistic.
+
+    Returns
+    -------
+    Units.
+    """
     pure = statistic.endswith(("_fraction", "_log10")) or statistic == "dead_lines"
     return "1" if pure else channel.units
 
 
 class Flag(enum.IntFlag):
-    """Bits of ``<channel>_flags``. Set, never acted on at write time: what rejects is chosen when reading."""
+    """Bits of ``<channel>_flags``. Writing only sets them; which of them reject a patch is chosen when
+    reading.
+    """
 
     some_missing = 1
     all_missing = 2
@@ -461,9 +616,19 @@ _REJECT_ALWAYS = (
 
 
 def default_reject(kind: str) -> Flag:
-    """Return the bits that keep a patch of a channel of this kind from training.
+    """Return the flags that exclude a patch of a channel of this kind from training.
 
-    Of kind ``other`` only the bits of patches without pixels reject: a label may cover no pixel or all.
+    For kind ``other`` only the flags of patches without pixels exclude, because a label may cover any part of
+    a patch.
+
+    Parameters
+    ----------
+    kind
+        Kind of the channel: ``infrared``, ``visible``, ``radar``, ``rain`` or ``other``.
+
+    Returns
+    -------
+    The flags.
     """
     if kind == "other":
         return Flag.channel_absent | Flag.unreadable | Flag.padding
@@ -473,10 +638,21 @@ def default_reject(kind: str) -> Flag:
 def reject_mask(reject: int | Flag | Iterable[str] | None, kind: str) -> int:
     """Return the rejecting bits as an integer: ``None`` for the default, names, or a mask as it is.
 
+    Parameters
+    ----------
+    reject
+        Names of flags, or a mask; None for the default of the kind.
+    kind
+        Kind of the channel: ``infrared``, ``visible``, ``radar``, ``rain`` or ``other``.
+
+    Returns
+    -------
+    The mask.
+
     Raises
     ------
     SchemaError
-        If a name is no flag.
+        If a name is not a flag.
     """
     if reject is None:
         return int(default_reject(kind))
@@ -489,7 +665,12 @@ def reject_mask(reject: int | Flag | Iterable[str] | None, kind: str) -> int:
 
 
 def flag_attributes() -> dict[str, Any]:
-    """Return the CF attributes of a flag variable (dtype uint16)."""
+    """Return the CF attributes of a flag variable (dtype uint16).
+
+    Returns
+    -------
+    Attributes of a variable of dtype uint16.
+    """
     return {
         "standard_name": "quality_flag",
         "units": "1",
@@ -505,8 +686,8 @@ Placement = Literal["scene", "tiles", "cover", "random", "center", "list"]
 class TileSpec:
     """How a scene becomes crops.
 
-    ``crop`` is the window's (height, width) in pixels; ``None`` takes the whole scene, padded to whole
-    patches. ``placement`` says where windows of a given size lie; ``seed`` draws the random ones.
+    ``crop`` is the (height, width) of a window in pixels; ``None`` takes the whole scene, padded to whole
+    patches. ``placement`` decides where windows of that size are; ``seed`` decides the random ones.
     """
 
     crop: tuple[int, int] | None = None
@@ -578,8 +759,9 @@ class QualitySpec:
 class RadarSpec:
     """How radar volumes become channels.
 
-    ``qc`` chooses the quality control of GridRad volumes: ``published`` bit for bit, ``fixed`` without its slips
-    (`gridrad_cube.quality.remove_clutter` lists them), or none. ``qc_constants`` are (name, value) of
+    ``qc`` chooses the quality control of GridRad volumes: ``published`` bit for bit, ``fixed`` without the
+    errors of the published code (`gridrad_cube.quality.remove_clutter` lists them), or none. ``qc_constants``
+    are (name, value) of
     `gridrad_cube.quality.RadarQualitySpec` that differ from the published ones.
     """
 
@@ -601,11 +783,11 @@ class RadarSpec:
 class Recipe:
     """Everything that decides the content of a store; saved in it and compared on resume.
 
-    ``channels`` empty takes what the scenes offer by default; a name that is not in `CHANNELS` is a variable of the
-    source on the same pixels, which becomes a channel of kind ``other``. ``variables`` maps a channel to the
-    source's variable and units where a CF file does not say them: ``{"ir_brightness_temperature":
-    ("Infrared", "degC")}``. ``mixed_lattices`` lets scenes of GridRad v3.1 and v4 into one store, whose pixels
-    do not align.
+    Without ``channels``, a store has the default channels of its scenes. A name that is not in `CHANNELS` is
+    a variable of the source on the same pixels, which becomes a channel of kind ``other``. ``variables`` maps
+    a channel to the variable and units of the source if a CF file does not state them:
+    ``{"ir_brightness_temperature": ("Infrared", "degC")}``. ``mixed_lattices`` allows scenes of GridRad v3.1
+    and v4, whose pixels do not align, in one store.
     """
 
     format: str = "auto"
@@ -618,8 +800,10 @@ class Recipe:
     mixed_lattices: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict of JSON types, the inverse of `from_dict`.
+        """Return a dict of JSON types, the inverse of `from_dict`.
 
+        Returns
+        -------
         The store format lists channels of kind ``other`` under ``companions``.
         """
         known = tuple(label for label in self.channels if label.split("@")[0] in CHANNELS)
@@ -630,7 +814,22 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a recipe; unknown keys are refused by name."""
+        """Return a recipe from a dict that `to_dict` made.
+
+        Parameters
+        ----------
+        data
+            The dict.
+
+        Returns
+        -------
+        The recipe.
+
+        Raises
+        ------
+        SchemaError
+            If a key is unknown.
+        """
         nested: dict[str, type] = {"tile": TileSpec, "quality": QualitySpec, "radar": RadarSpec}
         values = {
             key: build_spec(nested[key], value) if key in nested else value for key, value in data.items()
@@ -641,7 +840,24 @@ class Recipe:
 
 
 def build_spec(cls: type[Any], data: Mapping[str, Any]) -> Any:
-    """Make a spec from a mapping, refusing keys that it does not have."""
+    """Return an instance of a spec from a mapping.
+
+    Parameters
+    ----------
+    data
+        Values by name.
+    cls
+        Class of the spec.
+
+    Returns
+    -------
+    The instance.
+
+    Raises
+    ------
+    SchemaError
+        If a key is unknown.
+    """
     known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(data) - known)
     if unknown:

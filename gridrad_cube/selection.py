@@ -1,8 +1,10 @@
-"""The one rule for what a selection means: times, boxes, polygons, seasons, hours, channels, altitudes, flags.
+"""Select by time, box, polygon, season, hour, channel, altitude and flag.
 
-`Selection` holds the rules that a user names and turns arrays of times, positions and labels into masks. It
-knows no store: datasets, training, queries, evaluation and plots all select by it, so that the same text takes
-the same samples everywhere. The functions read single values: a time, a duration, a distance, a label.
+`Selection` holds the rules that a user names and turns arrays of times, positions and labels into masks.
+Datasets,
+training, queries, evaluation and plots all use it, so that the same text selects the same samples everywhere.
+The
+functions read single values: a time, a duration, a distance, a label. This module opens no store.
 """
 
 from __future__ import annotations
@@ -44,18 +46,19 @@ def __dir__() -> list[str]:
 
 #: ``(west, south, east, north)`` in degrees; west above east crosses the date line.
 Box = Sequence[float]
-#: Flags that rule a sample out: names, one name, a mask, ``()`` for none; None for the default of each channel.
+#: Flags that exclude a sample: names, one name, a mask, ``()`` for none; None for the default of each
+#: channel.
 Reject = int | Flag | str | Iterable[str] | None
 Mask = npt.NDArray[np.bool_]
 
 #: An altitude is found within this distance, km; nothing is interpolated.
 _ALTITUDE_TOLERANCE_KM = 0.010
-#: When a convective day begins, hours UTC: over North America storms of an evening end before it.
+#: Hour UTC at which a convective day begins. Over North America, the storms of an evening end before it.
 _CONVECTIVE_DAY_START = 12
 SEASONS = ("DJF", "MAM", "JJA", "SON")
-#: Initials of the months, twice round, in which a season's name is looked up.
+#: Initials of the months of two years, in which the name of a season is searched.
 _INITIALS = "JFMAMJJASOND" * 2
-#: Degrees by which a point may lie outside of a box, for the rounding of positions in float64 and float32.
+#: Tolerance of a box in degrees, for the rounding of positions in float64 and float32.
 _ROUNDING, _ROUNDING_FLOAT32 = 1e-9, 2e-5
 _TIME = re.compile(
     r"(?P<naive>\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?)(?P<zone>Z|[+-]\d\d(:?\d\d)?)?"
@@ -66,23 +69,23 @@ _CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 _LABEL = re.compile(r"(?P<name>.+)@(?P<km>\d+(?:\.\d*)?|\.\d+)\s*(km)?")
 #: Channels that are computed from reflectivity on altitudes.
 DERIVED = ("reflectivity_column_maximum", "echo_top_height")
-#: A sample with one of these flags has no pixels, whatever else is asked for.
+#: A sample with one of these flags has no pixels and is never selected.
 _NO_SAMPLE = Flag.channel_absent | Flag.padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Rules of a selection; every rule that is given must hold.
+    """Rules of a selection. A sample is selected if it satisfies all given rules.
 
     Parameters
     ----------
     time
-        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included as in xarray's ``sel``; one
-        value, which takes all that it names (``"2024-05-20"`` the whole day); or a list of pairs and slices.
-        Times are text, ``datetime``, ``numpy.datetime64``, pandas or cftime objects, in UTC unless they have a
-        zone.
+        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included as in xarray's ``sel``;
+        one value, which stands for its whole period (``"2024-05-20"`` for the day); or a list of pairs and
+        slices. Times are text, ``datetime``, ``numpy.datetime64``, pandas or cftime objects, in UTC unless
+        they have a zone.
     exclude_time
-        Times to leave out of these, in the same form.
+        Times to exclude, in the same form.
     bbox
         ``(west, south, east, north)`` in degrees, edges included; west above east crosses the date line.
     polygon
@@ -102,8 +105,8 @@ class Selection:
     altitude
         Altitudes in km of channels that have them; None for all.
     reject
-        Flags that rule a sample out: names, one name, a mask, ``()`` for none; None for the default of each
-        channel. Padding and a channel that a crop lacks are never samples.
+        Flags that exclude a sample: names, one name, a mask, ``()`` for none; None for the default of each
+        channel. Padding, and channels that are missing in a crop, are always excluded.
     """
 
     time: Any = None
@@ -119,12 +122,21 @@ class Selection:
     reject: Reject = None
 
     def in_time(self, times: npt.ArrayLike) -> Mask:
-        """Return which times the selection takes, of those that are known (NaT: a crop that holds no data).
+        """Return which times are selected. NaT, the time of a crop without data, never is.
+
+        Parameters
+        ----------
+        times
+            ``datetime64`` of each crop, (crop,).
+
+        Returns
+        -------
+        Booleans, (crop,).
 
         Raises
         ------
         SchemaError
-            If a rule cannot be read, or no time is left; says which times there are.
+            If a rule cannot be read, or no time is selected; the message lists the times of the store.
         """
         moments = np.asarray(times).astype("datetime64[s]")
         known = ~np.isnat(moments)
@@ -150,15 +162,19 @@ class Selection:
         return keep
 
     def in_place(self, latitude: npt.ArrayLike, longitude: npt.ArrayLike, times: npt.ArrayLike) -> Mask:
-        """Return which positions the selection takes.
+        """Return which positions are selected.
 
         Parameters
         ----------
         latitude, longitude
-            Degrees, (crop, ...). A sample without a position lies in no box and no polygon, nor does it count
-            beside others of its crop that have one.
+            Degrees, (crop, ...). A sample without a position is in no box and no polygon, and is not selected
+            if other samples of its crop have positions.
         times
             ``datetime64`` of each crop, (crop,).
+
+        Returns
+        -------
+        Booleans of the shape of the positions.
         """
         latitude, longitude = np.asarray(latitude), np.asarray(longitude)
         keep = np.isfinite(latitude)
@@ -178,7 +194,17 @@ class Selection:
 
 
 def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
-    """Return the time of each crop of a store, to the second; NaT where the crop was not written."""
+    """Return the time of each crop of a store, to the second.
+
+    Parameters
+    ----------
+    dataset
+        A cube or embeddings.
+
+    Returns
+    -------
+    ``datetime64[s]``, (crop,); NaT for crops that were not written.
+    """
     times = dataset["time"].values.astype("datetime64[s]")
     if "status" in dataset.variables:
         times = np.where(dataset["status"].values == 0, times, np.datetime64("NaT", "s"))
@@ -186,25 +212,30 @@ def times_of(dataset: xr.Dataset) -> npt.NDArray[np.datetime64]:
 
 
 def as_time(value: Any) -> np.datetime64:
-    """Return the instant, UTC to the second, that a user means; the start of the day for a date.
+    """Return a time in UTC to the second; for a date, the start of the day.
 
     Times with a zone are converted; a time without one is UTC.
 
     Parameters
     ----------
     value
-        ISO 8601 text, a ``datetime``, ``numpy.datetime64``, pandas or cftime object, or a scalar array of them.
+        ISO 8601 text, a ``datetime``, ``numpy.datetime64``, pandas or cftime object, or a scalar array of
+        them.
+
+    Returns
+    -------
+    ``datetime64[s]``.
 
     Raises
     ------
     SchemaError
-        If it is none of these, or NaT.
+        If the value is of another type, or NaT.
     """
     return _as_span(value)[0]
 
 
 def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
-    """Start and end (not included) of what a user names: the whole day for a date, a second for an instant."""
+    """Return start and end (not included) of a value: the whole day for a date, one second for an instant."""
     if getattr(value, "ndim", None) == 0 and not isinstance(value, np.generic):
         value = np.asarray(value)[()]
     text = value
@@ -230,8 +261,16 @@ def _as_span(value: Any) -> tuple[np.datetime64, np.datetime64]:
 
 
 def as_periods(time: Any) -> list[tuple[np.datetime64 | None, np.datetime64 | None]]:
-    """Return the time ranges ``(start, stop)``, stop not included and None for an open end, of ``time`` in
-    `Selection`.
+    """Return the time ranges that a rule such as ``time`` of `Selection` names.
+
+    Parameters
+    ----------
+    time
+        As of `Selection`.
+
+    Returns
+    -------
+    Pairs ``(start, stop)``, stop not included; None for an open end.
 
     Raises
     ------
@@ -268,8 +307,21 @@ def _in_periods(moments: npt.NDArray[np.datetime64], time: Any) -> Mask:
 
 
 def as_seconds(duration: Any) -> float:
-    """Return the seconds of a duration: ``'6h'``, ``'30 min'``, ``timedelta`` or ``numpy.timedelta64``; None
-    is no limit.
+    """Return the seconds of a duration.
+
+    Parameters
+    ----------
+    duration
+        ``'6h'``, ``'30 min'``, ``timedelta`` or ``numpy.timedelta64``; None for no limit.
+
+    Returns
+    -------
+    Seconds; infinite for None.
+
+    Raises
+    ------
+    SchemaError
+        If it is not a duration.
     """
     if duration is None:
         return np.inf
@@ -284,7 +336,22 @@ def as_seconds(duration: Any) -> float:
 
 
 def as_km(distance: Any) -> float:
-    """Return the kilometers of a distance: a number of km, or text such as ``'200km'``; None is no limit."""
+    """Return the kilometers of a distance.
+
+    Parameters
+    ----------
+    distance
+        Number of km, or text such as ``'200km'``; None for no limit.
+
+    Returns
+    -------
+    Kilometers; infinite for None.
+
+    Raises
+    ------
+    SchemaError
+        If it is not a distance.
+    """
     if distance is None:
         return np.inf
     match = _DISTANCE.fullmatch(str(distance).strip())
@@ -296,7 +363,24 @@ def as_km(distance: Any) -> float:
 
 
 def as_neighborhood(rule: Any, name: str) -> tuple[float, float] | None:
-    """Return the seconds and kilometers of ``('6h', '200km')``; None for no rule."""
+    """Return the seconds and kilometers of a neighborhood in time and space.
+
+    Parameters
+    ----------
+    rule
+        A pair such as ``('6h', '200km')``; None for no neighborhood.
+    name
+        Name of the parameter, for messages.
+
+    Returns
+    -------
+    Seconds and kilometers; None without a rule.
+
+    Raises
+    ------
+    SchemaError
+        If it is not such a pair.
+    """
     if rule is None:
         return None
     if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
@@ -312,8 +396,8 @@ def as_neighborhood(rule: Any, name: str) -> tuple[float, float] | None:
 def convective_day(time: npt.ArrayLike) -> npt.NDArray[np.datetime64]:
     """Return the convective day of each time: the date on which it began, at 12 UTC. NaT stays NaT.
 
-    A storm of one evening belongs to one convective day, so days are what counts as independent: the unit
-    in which samples are divided (`split_by_day`) and in which occurrences are counted.
+    A storm of one evening belongs to one convective day, so samples of different days count as independent.
+    Samples are divided by days (`split_by_day`), and occurrences are counted by days.
 
     Parameters
     ----------
@@ -331,25 +415,27 @@ def convective_day(time: npt.ArrayLike) -> npt.NDArray[np.datetime64]:
 def split_by_day(
     time: npt.ArrayLike, shares: Iterable[float] = (0.7, 0.15, 0.15), *, gap: int = 1
 ) -> npt.NDArray[np.int64]:
-    """Divide times into parts that share no convective day, in order of time, with days between them left out.
+    """Divide times into successive parts without a common convective day.
+
+    Days between two parts are left out.
 
     Parameters
     ----------
     time
         ``datetime64``, UTC.
     shares
-        Of the convective days that occur, for each part; together 1.
+        Share of the convective days for each part; the sum is 1.
     gap
-        Convective days left out where one part ends and the next begins.
+        Number of convective days to leave out between two parts.
 
     Returns
     -------
-    The part of each time, from 0; -1 for those left out and for NaT.
+    Number of the part of each time, from 0; -1 for times that are left out and for NaT.
 
     Raises
     ------
     SchemaError
-        If a share is not a share, or a part is left without a day.
+        If the shares are not valid, or a part has no day.
     """
     shares = [float(s) for s in shares]
     if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6 or gap < 0:
@@ -360,7 +446,7 @@ def split_by_day(
     edges = np.rint(np.cumsum([0.0, *shares]) * len(days)).astype(int)
     part_of = np.repeat(np.arange(len(shares)), np.diff(edges))
     for edge in edges[1:-1]:
-        if edge < len(days):  # the later part gives up the days that lie too near the earlier one
+        if edge < len(days):  # days of the later part that are too near the earlier part are left out
             free_from = days[max(edge - 1, 0)] + np.timedelta64(1 + gap, "D")
             part_of[(days >= days[edge]) & (days < free_from)] = -1
     missing = sorted(set(range(len(shares))) - set(part_of.tolist()))
@@ -375,20 +461,50 @@ def split_by_day(
 
 
 def hour_of(time: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the hours since midnight UTC, with their fraction."""
+    """Return the hours since midnight UTC, with their fraction.
+
+    Parameters
+    ----------
+    time
+        ``datetime64``, UTC.
+
+    Returns
+    -------
+    Hours, float64.
+    """
     seconds = np.asarray(time).astype("datetime64[s]")
     return np.asarray((seconds - seconds.astype("datetime64[D]")) / np.timedelta64(1, "h"))
 
 
 def solar_hour_of(time: npt.ArrayLike, longitude: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the local mean solar time in hours: UTC and a hour for every 15 degrees of longitude.
-    Broadcasts.
+    """Return local mean solar time: UTC plus one hour for every 15 degrees of longitude. Broadcasts.
+
+    Parameters
+    ----------
+    time
+        ``datetime64``, UTC.
+    longitude
+        Degrees.
+
+    Returns
+    -------
+    Hours from 0 to 24, float64.
     """
     return (hour_of(time) + np.asarray(longitude, np.float64) / 15.0) % 24.0
 
 
 def month_of(time: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return the months, 1 to 12."""
+    """Return months.
+
+    Parameters
+    ----------
+    time
+        ``datetime64``, UTC.
+
+    Returns
+    -------
+    1 to 12.
+    """
     return np.asarray(time).astype("datetime64[M]").astype(np.int64) % 12 + 1
 
 
@@ -442,10 +558,21 @@ def _as_days(day: Any) -> npt.NDArray[np.datetime64]:
 
 
 def in_box(latitude: npt.ArrayLike, longitude: npt.ArrayLike, box: Box) -> Mask:
-    """Return which points lie in a box, edges included; never those without a position.
+    """Return which points are in a box, edges included.
 
-    Edges include what the precision of the positions rounds off, so that a point that was stored in float32
-    lies in a box that has its edge there.
+    The edges have a small tolerance, so that a point that was stored in float32 is in a box whose edge it is
+    on.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Degrees. Points without a position (NaN) are in no box.
+    box
+        ``(west, south, east, north)`` in degrees.
+
+    Returns
+    -------
+    Booleans of the shape of the points.
 
     Raises
     ------
@@ -470,20 +597,28 @@ def in_box(latitude: npt.ArrayLike, longitude: npt.ArrayLike, box: Box) -> Mask:
 
 
 def in_polygon(latitude: npt.ArrayLike, longitude: npt.ArrayLike, polygon: Any) -> Mask:
-    """Return which points lie in a polygon: in an odd number of its rings, so that an inner ring is a hole.
+    """Return which points are in a polygon.
 
-    Edges run straight in longitude and latitude. A point on an edge may fall to either side.
+    A point is inside if it is in an odd number of rings, so an inner ring is a hole. Edges are straight in
+    longitude and latitude. A point on an edge may count as inside or outside.
 
     Parameters
     ----------
+    latitude, longitude
+        Degrees.
     polygon
-        Corners ``[(longitude, latitude), ...]``; GeoJSON as a dict or as text (Polygon, MultiPolygon, a Feature
+        Corners ``[(longitude, latitude), ...]``; GeoJSON as a dict or as text (Polygon, MultiPolygon, a
+        Feature
         or a collection of them); or anything with ``__geo_interface__``, such as a shape of shapely.
+
+    Returns
+    -------
+    Booleans of the shape of the points.
 
     Raises
     ------
     SchemaError
-        If it is none of these.
+        If the polygon is of another type.
     """
     if isinstance(polygon, str):
         try:
@@ -536,11 +671,11 @@ def _ring(corners: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
         )
     steps = np.diff(ring[:, 0], append=ring[0, 0])
     long = (np.abs(steps) > 180) & (np.abs(steps) < 360)
-    steps[long] = wrap_longitude(steps[long])  # across the date line, as nothing else is meant
+    steps[long] = wrap_longitude(steps[long])  # an edge that long crosses the date line
     longitude = ring[0, 0] + np.concatenate([[0.0], np.cumsum(steps)])
     latitude = np.append(ring[:, 1], ring[0, 1])
     if abs(longitude[-1] - longitude[0]) > 180:  # once around the Earth: closed over the nearer pole
-        pole = np.copysign(91.0, latitude.mean())  # beyond it, so that the pole itself lies inside
+        pole = np.copysign(91.0, latitude.mean())  # beyond the pole, so that the pole itself is inside
         longitude = np.concatenate([longitude, longitude[[-1, 0, 0]]])
         latitude = np.concatenate([latitude, [pole, pole, latitude[0]]])
     return np.stack([longitude, latitude], axis=1)
@@ -574,10 +709,14 @@ def labels_of(dataset: xr.Dataset, variables: Iterable[str] | None = None) -> tu
     Parameters
     ----------
     dataset
-        A cube, whose variables on altitudes have one label each altitude; or embeddings, whose labels are the
-        coordinate ``channel``.
+        A cube, whose variables on altitudes have one label for each altitude; or embeddings, whose labels are
+        the coordinate ``channel``.
     variables
-        Channels of the cube, in the order of the store; None takes every variable with pixels.
+        Channels of the cube, in the order of the store; None for every variable with pixels.
+
+    Returns
+    -------
+    One label for each channel and altitude.
     """
     if "embedding" in dataset.data_vars:
         if "channel" not in dataset.variables:
@@ -604,25 +743,29 @@ def labels_of(dataset: xr.Dataset, variables: Iterable[str] | None = None) -> tu
 def choose_labels(
     available: Sequence[Label], channels: Any, where: str, *, altitude: Any = None
 ) -> tuple[Label, ...]:
-    """Return the labels asked for, in the order asked.
+    """Return the requested labels, in the requested order.
 
     Parameters
     ----------
     available
         Labels of the store; see `labels_of`.
     channels
-        Labels (their altitude within 10 m), names of variables for all their altitudes, or
-        positions in the store; one of these or several. None takes every channel but those of kind ``other``, which
-        are taken by name alone unless there is nothing else.
+        Labels (with the altitude within 10 m), names of variables for all their altitudes, or positions in
+        the store; one or several. None for every channel but those of kind ``other``, which are selected by
+        name only, unless the store has no other channel.
     where
-        What lacks a label, for the message.
+        Name of the store, for messages.
     altitude
-        Altitudes in km to keep of the channels that have them; None for all.
+        Altitudes in km of channels that have them; None for all.
+
+    Returns
+    -------
+    The labels.
 
     Raises
     ------
     SchemaError
-        If one is not there; lists what is.
+        If a label is missing; the message lists the labels of the store.
     """
     names = [label.name for label in available]
     if channels is None:
@@ -654,8 +797,17 @@ def choose_labels(
 
 
 def stacks_altitudes(labels: Iterable[Label]) -> bool:
-    """Return whether the channels are one input by default: a radar volume's altitudes, alone or with its
+    """Return whether the channels are one input by default: the altitudes of a radar volume, alone or with
     other fields.
+
+    Parameters
+    ----------
+    labels
+        Labels of the channels.
+
+    Returns
+    -------
+    True if they are stacked.
     """
     labels = list(labels)
     sky = any(label.kind in ("infrared", "visible") for label in labels)
@@ -669,15 +821,23 @@ def _split(label: str) -> tuple[str, float | None]:
 
 
 def parse_label(label: str) -> tuple[str, float | None]:
-    """Return the channel and altitude in km of a label such as ``reflectivity@3.0km``; None where it names
-    none.
+    """Return the channel and altitude of a label such as ``reflectivity@3.0km``.
 
-    A name that is in no table is that of a variable of a file: a channel of kind ``other``.
+    A name that is not in the table of channels is a variable of the source, a channel of kind ``other``.
+
+    Parameters
+    ----------
+    label
+        The label.
+
+    Returns
+    -------
+    Name, and altitude in km; None without an altitude.
 
     Raises
     ------
     SchemaError
-        If the channel has no altitudes.
+        If a label with an altitude names a channel without altitudes.
     """
     name, km = _split(label)
     if km is None and "@" in label:
@@ -691,12 +851,25 @@ def parse_label(label: str) -> tuple[str, float | None]:
 
 
 def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str) -> tuple[int, ...]:
-    """Return the positions of altitudes in a list, both in km, each within 10 m.
+    """Return the positions of altitudes in a list. Altitudes are found within 10 m.
+
+    Parameters
+    ----------
+    altitudes
+        Altitudes of the store, km.
+    wanted
+        Altitudes to find, km.
+    where
+        Name of the store, for messages.
+
+    Returns
+    -------
+    Positions in ``altitudes``.
 
     Raises
     ------
     SchemaError
-        If one is not there; the message has the list.
+        If an altitude is missing; the message lists the altitudes of the store.
     """
     known, found = [float(a) for a in np.ravel(altitudes)], []
     for altitude in wanted:
@@ -711,16 +884,27 @@ def find_altitudes(altitudes: npt.ArrayLike, wanted: Iterable[float], where: str
 
 
 def _near(altitudes: Sequence[float | None], wanted: float) -> npt.NDArray[np.int64]:
-    """Return the positions of the altitudes that are an altitude asked for, the nearest first."""
+    """Return the positions of the altitudes that match a requested altitude, the nearest first."""
     away = np.abs(np.asarray(altitudes, np.float64) - wanted)
     order = np.argsort(away, kind="stable")
     return order[away[order] <= _ALTITUDE_TOLERANCE_KM + 1e-9]
 
 
 def reject_masks(labels: Iterable[Label], reject: Reject) -> list[int]:
-    """Return the bits of the flags that rule out a sample of each label.
+    """Return the flags that exclude a sample, for each label.
 
-    Padding and a channel that a crop lacks always do: there are no pixels.
+    Padding, and channels that are missing in a crop, are always excluded.
+
+    Parameters
+    ----------
+    labels
+        Labels of the channels.
+    reject
+        As of `Selection`.
+
+    Returns
+    -------
+    One mask for each label.
 
     Raises
     ------

@@ -1,9 +1,12 @@
-"""The one door to bytes: objects by key under a local folder or a URL, and single files written whole.
+"""Read and write objects by key under a local folder or a URL, and single files.
 
-`Files` reads and writes a store: on a local disk, in cloud storage (obstore), or anywhere else that fsspec knows.
-`write_bytes` and `open_for_writing` write a single file. Every local write goes to a temporary file that is synced and
-renamed, so that a reader sees the old bytes or the new ones, also after a crash. This module does not know what the
-bytes mean.
+`Files` reads and writes a store: on a local disk, in cloud storage (obstore), or anywhere else that fsspec
+knows.
+`write_bytes` and `open_for_writing` write a single file. Every local write goes to a temporary file that is
+synced and
+then renamed, so that a reader sees the old bytes or the new ones, also after a crash. This module does not
+interpret
+the bytes.
 """
 
 from __future__ import annotations
@@ -53,12 +56,13 @@ _PART = 1 << 22
 _GAP = 1 << 20
 
 _SCHEME = re.compile(r"^([a-z0-9+]+)://")
-#: What looks like a URL: a scheme of two letters or more, perhaps chained (``simplecache::s3://``) or after a blank.
+#: Pattern of a URL: a scheme of two letters or more, perhaps chained (``simplecache::s3://``) or after a
+#: blank.
 _URL_LIKE = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z0-9+.:-]*)?:/")
 
 
 class RemoteError(OSError):
-    """A remote store that cannot be reached, or refuses."""
+    """A remote store cannot be reached, or denies access."""
 
 
 class _PastEndError(RemoteError):
@@ -66,12 +70,22 @@ class _PastEndError(RemoteError):
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
-    """Return whether this is a URL and no path of this machine, which ``file://`` is.
+    """Return whether a place is a URL. A path of this machine is not, and neither is ``file://``.
+
+    Parameters
+    ----------
+    place
+        Path or URL.
+
+    Returns
+    -------
+    True for a URL with a protocol that this package can use.
 
     Raises
     ------
     ValueError
-        If it looks like a URL and is none: taken for a path, it could put a secret into file names and messages.
+        If the text looks like a URL but has no known protocol. Used as a path, it could put a secret into file
+        names and messages.
     """
     text = os.fspath(place)
     found = _SCHEME.match(text)
@@ -80,30 +94,43 @@ def is_url(place: str | os.PathLike[str]) -> bool:
     if (not found and _URL_LIKE.match(text)) or (found and urlsplit(text).netloc not in ("", "localhost")):
         scheme = text.partition(":")[0].strip()
         raise ValueError(
-            f"{scheme}:...: looks like a URL, and is none that is known here; expected such as s3://BUCKET/PATH, in "
-            "lower case and as text (no pathlib.Path), or file:///PATH. A local folder of such a name: write ./NAME."
+            f"{scheme}:...: looks like a URL, but its protocol is unknown; expected for example s3://BUCKET/PATH, in "
+            "lower case and as text (no pathlib.Path), or file:///PATH. For a local folder of this name, write ./NAME."
         )
     return False
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole, at a local path or a URL; parameters and errors as of `open_for_writing`."""
+    """Write a file in one step, at a local path or a URL. Errors are those of `open_for_writing`.
+
+    Parameters
+    ----------
+    path
+        A local path, whose folder is created, or a URL.
+    data
+        Bytes to write.
+    """
     with open_for_writing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the name ``path`` at the end, unless an error happens.
+    """Open a temporary file that is renamed to ``path`` at the end. After an error it is removed instead.
 
     Parameters
     ----------
     path
-        A local path, whose folder is made, or a URL.
+        A local path, whose folder is created, or a URL.
 
     Yields
     ------
-    A binary file. Libraries that take no open file (netCDF4) may write to its ``name``.
+    A binary file. Libraries that need a file name (netCDF4) may write to its ``name``.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` is a URL without a file name.
     """
     folder, name = os.path.split(os.fspath(path))
     if folder.endswith(":"):
@@ -120,7 +147,15 @@ def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_zarr(dataset: xr.Dataset, root: str | os.PathLike[str]) -> None:
-    """Write a Dataset that fits into memory as a Zarr store at a local path or a URL, its root metadata last."""
+    """Write a Dataset that fits into memory as a Zarr store, its root metadata last.
+
+    Parameters
+    ----------
+    dataset
+        The dataset.
+    root
+        Local path or URL of the store.
+    """
     objects: dict[str, Any] = {}
     dataset.to_zarr(MemoryStore(objects), zarr_format=3, consolidated=True)
     files = Files(root)
@@ -142,7 +177,7 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A temporary file that takes the name ``target`` at the end, once its bytes are on the disk."""
+    """Open a temporary file that is renamed to ``target`` once its bytes are on the disk."""
     with _temporary(target) as file:
         yield file
         _sync(file)
@@ -155,17 +190,18 @@ def _sync(file: BinaryIO) -> None:
 
 
 class Files:
-    """Objects under one root, by relative key. Picklable; opens nothing until used.
+    """Objects under one root, by relative key. Can be pickled; nothing is opened before the first use.
 
-    Every read raises FileNotFoundError where there is no such object, and `RemoteError` where a remote store
-    cannot be reached or refuses. An instance for a URL is of a subclass.
+    Every method that reads raises FileNotFoundError if the object does not exist, and `RemoteError` if a
+    remote store
+    cannot be reached or denies access. ``Files(url)`` returns an instance of a subclass.
 
     Parameters
     ----------
     root
         A local path; a URL of cloud storage (``s3://``, ``gs://``, ``az://``, ``abfs://``), with endpoint and
         credentials in the environment; or any other URL that fsspec knows (``memory://``). A URL with a
-        password or a query in it is refused, so that no secret reaches a log or an attribute.
+        password or a query is refused, so that no secret reaches a log or an attribute.
     """
 
     local = True
@@ -192,28 +228,75 @@ class Files:
 
     @property
     def shared(self) -> bool:
-        """True if other processes see what is here."""
+        """True if other processes see the objects."""
         return not self.root.startswith("memory://")
 
     def path(self, key: str = "") -> str:
-        """Return the local path or URL of a key."""
+        """Return the local path or URL of a key.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Local path or URL of the object.
+        """
         return f"{self.root}/{key}" if key else self.root
 
     def zarr(self) -> Any:
-        """Return a store object of zarr-python on this root, for reading."""
+        """Return a store of zarr-python on this root, for reading.
+
+        Returns
+        -------
+        A store object.
+        """
         return LocalStore(self.root, read_only=True)
 
     def read(self, key: str) -> bytes:
-        """Return the bytes of an object."""
+        """Read an object.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Its bytes.
+        """
         return Path(self.root, key).read_bytes()
 
     def read_tail(self, key: str, size: int) -> bytes:
-        """Return the last ``size`` bytes of an object, or all of a shorter one."""
+        """Read the end of an object.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        size
+            Number of bytes.
+
+        Returns
+        -------
+        The last ``size`` bytes, or all bytes of a shorter object.
+        """
         return self.read(key)[-size:]
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return the parts ``[start, stop)`` of an object, in this order; parts less than `_GAP` apart are
-        read at once.
+        """Read parts of an object. Parts with less than `_GAP` bytes between them are fetched together.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        ranges
+            Pairs ``(start, stop)`` in bytes, ``stop`` not included.
+
+        Returns
+        -------
+        Bytes of each part, in the same order.
         """
         joined: list[tuple[int, int]] = []
         member = [0] * len(ranges)
@@ -235,38 +318,99 @@ class Files:
         return [whole[a:b] for a, b in zip(starts, stops, strict=True)]
 
     def read_json(self, key: str) -> Any:
-        """Parse a JSON object."""
+        """Parse a JSON object.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        The value.
+        """
         return json.loads(self.read(key))
 
     def write(self, key: str, data: bytes) -> None:
-        """Put an object in one step: a reader sees the old bytes or the new ones, also after a crash."""
+        """Write an object in one step: a reader sees the old bytes or the new ones, also after a crash.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        data
+            Bytes to write.
+        """
         with _replacing(Path(self.root, key)) as file:
             file.write(data)
 
     def write_json(self, key: str, value: Any) -> None:
-        """Write JSON in one step. NaN is refused: other readers of JSON cannot parse it."""
+        """Write JSON in one step.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        value
+            Value of JSON types.
+
+        Raises
+        ------
+        ValueError
+            If a number is NaN, which other readers of JSON cannot parse.
+        """
         self.write(key, json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
     def read_arrays(self, key: str) -> dict[str, np.ndarray]:
-        """Read arrays in numpy's format ``.npz``, whose members carry checksums; ValueError if it is damaged."""
+        """Read arrays in numpy's format ``.npz``, whose members have checksums.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Arrays by name.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged.
+        """
         data = self.read(key)
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as members:
                 return {name: members[name] for name in members.files}
         # A flipped bit can show as any of these.
         except (LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{self.path(key)}: no whole .npz file ({error})") from error
+            raise ValueError(f"{self.path(key)}: not a complete .npz file ({error})") from error
 
     def write_arrays(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write arrays in numpy's format ``.npz`` in one step."""
+        """Write arrays in numpy's format ``.npz`` in one step.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        arrays
+            Arrays by name.
+        """
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         self.write(key, buffer.getvalue())
 
     def copy(self, source: str, target: str) -> None:
-        """Put the bytes of an object under another key as well; an object that is there is replaced.
+        """Copy an object to another key. An object with that key is replaced.
 
-        On a local disk both keys lead to the same file, which is never written in place.
+        On a local disk both keys name the same file, which is never changed in place.
+
+        Parameters
+        ----------
+        source
+            Key of the object to copy.
+        target
+            Key of the copy.
         """
         here, there = Path(self.root, source), Path(self.root, target)
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -281,13 +425,24 @@ class Files:
         try:
             os.replace(temporary, there)
         finally:
-            temporary.unlink(missing_ok=True)  # which a rename leaves where both are the same file
+            temporary.unlink(missing_ok=True)  # a rename keeps both names of one file
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object only if there is none yet; False if there is.
+        """Write an object only if it does not exist yet.
 
-        Of several that try at once, one wins: between machines on local disks and cloud storage, between
-        threads on ``memory://``.
+        If several writers try at once, one succeeds: between machines on local disks and in cloud storage,
+        between threads on ``memory://``.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        data
+            Bytes to write.
+
+        Returns
+        -------
+        False if the object exists already.
         """
         target = Path(self.root, key)
         with _temporary(target) as file:
@@ -307,9 +462,28 @@ class Files:
         return True
 
     def append(self, key: str, data: bytes) -> int:
-        """Add to the end of a local file, durably; the offset of what was added."""
+        """Append bytes to a local file, and sync it.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        data
+            Bytes to write.
+
+        Returns
+        -------
+        Offset of the first appended byte.
+
+        Raises
+        ------
+        ValueError
+            If the store is remote.
+        NotImplementedError
+            If the store is remote.
+        """
         if not self.local:
-            raise NotImplementedError(f"{self.path(key)}: only local files can grow")
+            raise NotImplementedError(f"{self.path(key)}: only a local file can be appended to")
         target = Path(self.root, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "ab") as file:
@@ -319,15 +493,41 @@ class Files:
         return offset
 
     def remove(self, key: str) -> None:
-        """Remove an object; nothing happens where there is none."""
+        """Remove an object. A missing object is not an error.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        """
         Path(self.root, key).unlink(missing_ok=True)
 
     def exists(self, key: str = "") -> bool:
-        """Return whether an object or folder of this key is there."""
+        """Return whether an object or folder of this key is there.
+
+        Parameters
+        ----------
+        key
+            Key of an object or a folder.
+
+        Returns
+        -------
+        True if it exists.
+        """
         return Path(self.root, key).exists()
 
     def size(self, key: str) -> int | None:
-        """Return the bytes of an object, None where there is none."""
+        """Return the size of an object.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Bytes; None if the object does not exist.
+        """
         with suppress(FileNotFoundError):
             return self._size(key)
         return None
@@ -336,34 +536,100 @@ class Files:
         return Path(self.root, key).stat().st_size
 
     def identity(self, key: str) -> tuple[int, int]:
-        """Return the size of an object in bytes, and the time of its last change in nanoseconds.
+        """Return the size of an object and the time of its last change.
 
-        Elsewhere than on a local disk the time is in whole seconds, and what is below a second stands for the ETag.
+        For remote objects the time has whole seconds, and the digits below a second are taken from the ETag.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Size in bytes and time in nanoseconds.
         """
         found = Path(self.root, key).stat()
         return found.st_size, found.st_mtime_ns
 
     def download(self, key: str, file: BinaryIO) -> tuple[int, int]:
-        """Copy an object to an open file, a part at a time; its identity."""
-        raise NotImplementedError(f"{self.path(key)}: is a local file already")
+        """Copy an object to an open file, one part at a time.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+        file
+            Binary file, open for writing.
+
+        Returns
+        -------
+        Its `identity`.
+
+        Raises
+        ------
+        ValueError
+            If the object is a local file.
+        NotImplementedError
+            If the object is a local file.
+        """
+        raise NotImplementedError(f"{self.path(key)}: is already a local file")
 
     def below(self, key: str = "") -> list[str]:
-        """Return the keys of all objects below a key, in folders of any depth; empty where there is nothing."""
+        """List all objects below a key, in folders of any depth.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Their keys; empty if there are none.
+        """
         return [p.relative_to(self.root).as_posix() for p in Path(self.root, key).rglob("*") if p.is_file()]
 
     def stamp(self, key: str) -> Any:
-        """Return what differs once an object has been replaced; None where there is none."""
+        """Return a value that differs after an object is replaced.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        None if the object does not exist.
+        """
         with suppress(FileNotFoundError, NotADirectoryError):
             return self.identity(key), os.stat(self.path(key)).st_ino if self.local else 0
         return None
 
     def names(self, key: str = "") -> list[str]:
-        """Return the names directly under a key, sorted; empty where there is nothing."""
+        """List the names directly below a key.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Sorted names; empty if there are none.
+        """
         return sorted(self._list(key))
 
     def sizes(self, key: str = "") -> dict[str, int]:
-        """Return the bytes of every object directly under a key, by name, from one listing; empty where there
-        is nothing.
+        """Return the size of every object directly below a key, from one listing.
+
+        Parameters
+        ----------
+        key
+            Key of the object: its path below the root, with ``/``.
+
+        Returns
+        -------
+        Bytes by name; empty if there are none.
         """
         return {name: size for name, size in self._list(key).items() if size is not None}
 
@@ -381,7 +647,7 @@ class Files:
 class _CloudFiles(Files):
     """Objects of cloud storage. Puts are atomic, and ``create`` is exclusive between machines.
 
-    obstore retries what fails in passing (connections, timeouts of reads, answers 5xx), up to ten times.
+    obstore retries temporary failures (connections, timeouts of reads, answers 5xx) up to ten times.
     """
 
     local = False
@@ -434,7 +700,7 @@ class _CloudFiles(Files):
                     return again
         self.remove(key)  # some servers ignore the condition
         raise RemoteError(
-            f"{self.root}: the server knows no conditional puts (If-None-Match), so that two writers could not "
+            f"{self.root}: the server does not support conditional writes (If-None-Match), so two writers could not "
             "be kept apart. Build on a local disk and copy the store"
         )
 
@@ -482,9 +748,9 @@ class _CloudFiles(Files):
 
 
 class _FsspecFiles(Files):
-    """Objects of anything else that fsspec knows, ``memory://`` above all.
+    """Objects of any other store that fsspec knows, most of all ``memory://``.
 
-    How atomic a put is depends on the protocol. ``create`` is exclusive within this process.
+    Whether a write is atomic depends on the protocol. ``create`` is exclusive within this process.
     """
 
     local = False
@@ -585,7 +851,8 @@ class _CloudStore(ObjectStore[Any]):
             return await super().get(key, *args, **kwargs)
 
 
-#: Process that first opened cloud storage here; a child forked from it inherits threads that are dead.
+#: Process that first opened cloud storage here. The threads of obstore do not run in a child that is forked
+#: from it.
 _opened_in: int | None = None
 
 
@@ -605,13 +872,13 @@ def _open_cloud(root: str, pid: int, environment: int) -> Any:
     _opened_in = pid
     parts = urlsplit(root)
     url = f"{parts.scheme}://{parts.netloc}{quote(root.split(parts.netloc, 1)[1])}"
-    # The other protocols have secrets to send, and AWS_ALLOW_HTTP and its like allow that in the clear.
+    # The other protocols send secrets, and settings such as AWS_ALLOW_HTTP allow this without encryption.
     return from_url(url, client_options={"allow_http": True}) if parts.scheme == "http" else from_url(url)
 
 
 @contextmanager
 def _plain_errors(root: str, key: str = "") -> Iterator[None]:
-    """Turn obstore's errors into one line without addresses, headers or names of keys in it."""
+    """Turn obstore's errors into messages of one line without addresses, headers or names of keys."""
     import obstore
 
     try:
@@ -631,11 +898,11 @@ def _plain(root: str, text: str) -> RemoteError:
     shown = " ".join(found[1] for found in (status, code) if found)
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         what = (
-            "no credentials in the environment, and no cloud machine that has a role. Set them (AWS_ACCESS_KEY_ID, "
+            "no credentials in the environment, and this machine has no role. Set them (AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY), or AWS_SKIP_SIGNATURE=true for a public bucket"
         )
     elif "NoSuchBucket" in text:
-        what = "there is no such bucket. Make it first, or give another path"
+        what = "there is no such bucket. Create it first, or give another path"
     elif "builder error" in text:
         what = "the endpoint is not https. If that is intended, set AWS_ALLOW_HTTP=true in the environment"
     elif status and status[1] in ("401", "403"):
@@ -657,7 +924,7 @@ def _plain(root: str, text: str) -> RemoteError:
 
 
 def _check_url(url: str) -> None:
-    """Refuse a URL with a secret in it, or one that leads nowhere."""
+    """Refuse a URL that contains a secret, names no bucket, or has an unknown protocol."""
     parts = urlsplit(url)
     if parts.scheme in _CLOUD and not parts.netloc:
         raise ValueError(f"{url}: names no bucket; expected {parts.scheme}://BUCKET/PATH")

@@ -349,7 +349,7 @@ def test_a_lease_whose_answer_was_lost_is_held(place, monkeypatch):
 def test_a_server_that_overlooks_conditions_is_found_out(sources, place, monkeypatch):
     put = obstore.put
     monkeypatch.setattr(obstore, "put", lambda place, key, data, mode=None: put(place, key, data))
-    with pytest.raises(RemoteError, match="conditional puts"):
+    with pytest.raises(RemoteError, match="conditional writes"):
         pipeline.preprocess(sources, place, recipe=RECIPE)
     assert not Files(place).exists()
 

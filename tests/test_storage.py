@@ -76,7 +76,7 @@ def test_ranges_are_joined_across_small_gaps_only(ranges, gap):
 def test_only_local_files_grow(tmp_path):
     assert [Files(tmp_path).append("a/log", data) for data in (b"12", b"345", b"")] == [0, 2, 5]
     assert Files(tmp_path).read("a/log") == b"12345"
-    with pytest.raises(NotImplementedError, match="only local files can grow"):
+    with pytest.raises(NotImplementedError, match="only a local file can be appended to"):
         Files("memory://log").append("log", b"1")
 
 
