@@ -38,9 +38,9 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 122
-LINES = 27_900  # without docstrings
-FILES_OF_A_PACKAGE = 12
+MODULES = 123
+LINES = 28_000  # without docstrings
+FILES_OF_A_PACKAGE = 13
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
 LOOK_INTO_SEVERAL = {"test_quality.py"}

@@ -7,10 +7,8 @@ from gridrad_cube.storage import Files, RemoteError
 from gridrad_cube.store.build import (
     Build,
     Entry,
-    Record,
     check_duplicates,
     grid_key,
-    pack_rows,
     read_grid,
     scene_of,
     write_crop,
@@ -34,6 +32,7 @@ from gridrad_cube.store.layout import (
     write_array,
     write_root,
 )
+from gridrad_cube.store.log import Record, pack_rows
 from gridrad_cube.store.opening import open_cube, open_embeddings, open_packed, source_path
 from gridrad_cube.store.orientation import (
     NORTH_UP,

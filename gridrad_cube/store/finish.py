@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gridrad_cube.schema import ATTRIBUTE, FORMAT_VERSION, SchemaError
-from gridrad_cube.store.build import Build, read_grid, unpack_rows
+from gridrad_cube.store.build import Build, read_grid
 from gridrad_cube.store.integrity import Commit
 from gridrad_cube.store.layout import (
     COORDINATES,
@@ -20,6 +20,7 @@ from gridrad_cube.store.layout import (
     small_specs,
     whole_array,
 )
+from gridrad_cube.store.log import unpack_rows
 
 
 def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
