@@ -178,6 +178,6 @@ def test_names_and_folders_that_are_not_read_are_told_and_end_with_status_1(sour
 def test_a_folder_without_sources_says_what_is_there(tmp_path):
     (tmp_path / "a.nc.gz").write_text("x")
     with pytest.raises(
-        SchemaError, match=r"no netCDF or GRIB2 file .*a\.nc\.gz: its name is none of a source"
+        SchemaError, match=r"no netCDF or GRIB2 file .*a\.nc\.gz: its name is not that of a source file"
     ):
         pipeline.find_sources(tmp_path)

@@ -104,7 +104,7 @@ def test_three_states_of_integers_however_they_are_declared(
     }
     path = write(tmp_path / "a.nc", name, np.array([codes, codes], dtype), **attributes)
     if name == TOPS:  # -1 km lies below heights of 0 km, but codes below it may be heights too
-        with pytest.warns(UserWarning, match="packed anew exactly"):
+        with pytest.warns(UserWarning, match="packed again exactly"):
             assert states(path, name) == [expected, expected]
         return
     assert states(path, name) == [expected, expected]
@@ -121,9 +121,9 @@ def test_three_states_of_integers_however_they_are_declared(
         ([255, 198, 131, 0], {"scale_factor": -0.5, "_FillValue": np.uint8(255)}),
     ],
 )
-def test_integers_whose_echoes_do_not_lie_above_no_echo_are_packed_anew(tmp_path, codes, attributes):
+def test_integers_whose_echoes_are_not_above_no_echo_are_packed_again(tmp_path, codes, attributes):
     path = write(tmp_path / "a.nc", Z, np.array([codes, codes], np.uint8), **attributes)
-    with pytest.warns(UserWarning, match=r"packed anew exactly, as uint16 in steps of 0.01"):
+    with pytest.warns(UserWarning, match=r"packed again exactly, as uint16 in steps of 0.01"):
         scene = readers.read_scene(path)
     assert packing_of(scene[Z]) == CHANNELS[Z].packing
     found = scene[Z].values[0]
@@ -212,7 +212,7 @@ def test_default_fills_in_two_dimensional_coordinates_are_missing(tmp_path, dtyp
         (Z, "i2", 0.01, 95.0, 95.01), (Z, "f4", 1.0, 94.5, 95.5), (Z, "i2", -0.01, 95.0, 96.0),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore:.*packed anew")
+@pytest.mark.filterwarnings("ignore:.*packed again")
 def test_values_above_the_physical_maximum_are_out_of_the_valid_range(
     tmp_path, name, dtype, scale, clean, wrong
 ):
@@ -326,7 +326,9 @@ def test_packings_of_reanalysis_files_state_their_error(tmp_path):
         write_packed(tmp_path / "in", hour, kelvin, "i2", scale, offset, _FillValue=np.int16(-32767))
     report = pipeline.preprocess(tmp_path / "in", tmp_path / "s.zarr", recipe=RECIPE)
     assert report.count("written") == 3
-    assert all("packed anew with an error of at most 0.005 K, as uint16" in o.reason for o in report.outcomes)
+    assert all(
+        "packed again with an error of at most 0.005 K, as uint16" in o.reason for o in report.outcomes
+    )
     assert "error of at most 0.005 K" in str(report)
     cube = store.open_cube(tmp_path / "s.zarr")
     np.testing.assert_allclose(cube[IR].values, fields, atol=0.005 + 0.001 + 2e-5)
@@ -407,7 +409,7 @@ def test_labels_of_several_types_become_floats_that_hold_them(tmp_path):
     recipe = dataclasses.replace(RECIPE, channels=(IR, "cells"))
     report = pipeline.preprocess(tmp_path / "in", tmp_path / "s.zarr", recipe=recipe)
     assert report.count("written") == 3
-    assert all("cells: packed anew exactly" in o.reason for o in report.outcomes)
+    assert all("cells: packed again exactly" in o.reason for o in report.outcomes)
     cells = store.open_cube(tmp_path / "s.zarr")["cells"].values
     np.testing.assert_array_equal(cells[0], np.arange(1024).reshape(SHAPE) // 8)
     np.testing.assert_array_equal(cells[1], cells[0])

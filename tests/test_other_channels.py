@@ -279,7 +279,7 @@ def test_names_that_a_store_cannot_have_are_refused(tmp_path, name, message):
 
 def test_names_that_collide_are_refused(tmp_path):
     path = write_larc(tmp_path / LARC_NAME)
-    with pytest.raises(SchemaError, match="'ot'; it is there twice"):
+    with pytest.raises(SchemaError, match="'ot'; it is given twice"):
         readers.inspect(path, channels=("ot", "OT"))
     with pytest.raises(SchemaError, match="'ot_std'; stores have a statistic of this name"):
         readers.inspect(path, channels=("ot", "ot_std"))

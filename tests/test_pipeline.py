@@ -286,7 +286,7 @@ def test_versions_of_gridrad_on_other_lattices_are_refused(tmp_path):
         write_sources(
             tmp_path / "s" / version, scenes=1, shape=(64, 64), format=f"gridrad-{version}", start=start
         )
-    with pytest.raises(SchemaError, match=r"v3\.1 and v4 lie on different lattices"):
+    with pytest.raises(SchemaError, match=r"v3\.1 and v4 have different lattices"):
         pipeline.preprocess(tmp_path / "s", tmp_path / "p.zarr", recipe=RECIPE)
 
 
@@ -441,7 +441,7 @@ def test_disk_full_stops_with_what_to_do(sources, tmp_path, monkeypatch):
         lambda self, key, data, w=Files.write: full() if "/c." in key else w(self, key, data),
     )
     with pytest.raises(
-        OSError, match=r"No space left on device\. Make room, or see to the rights, and run again"
+        OSError, match=r"No space left on device\. Free some space or change the permissions, and run"
     ):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
 

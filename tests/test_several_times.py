@@ -143,7 +143,7 @@ def test_times_that_changed_or_went_are_refused(tmp_path):
     whole = tmp_path / "whole.nc"
     shutil.copy2(file, whole)
     for spoil, why in (
-        (lambda: append(file, [7]) or rewrite(file, 2), f"its pixels of {NAME} are others now"),
+        (lambda: append(file, [7]) or rewrite(file, 2), f"its pixels of {NAME} have changed"),
         (lambda: write(file, HOURS[1:]), "no scene at 2019-12-25T00:00:00; it has 2019-12-25T02:00:00 to"),
         (lambda: file.write_bytes(b"x" * size), "not a netCDF file"),
     ):

@@ -87,7 +87,7 @@ def test_time_by_meaning(tmp_path, times, expected):
         ),
         (
             [initial()],
-            "'time' is the initial time of a forecast, and no variable says at which time its fields hold",
+            "'time' is the initial time of a forecast, and no variable has the valid time of its fields",
         ),
         ([initial(), lead(6.0, units="furlongs")], "expected lead times in units of time"),
     ],

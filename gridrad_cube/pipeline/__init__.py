@@ -1,4 +1,8 @@
-"""Many source files into one cube, over Dask: plan, read, tile, flag, write; resume, extend, repair."""
+"""Build a cube from many source files: plan, read, cut, flag and write scenes; resume, extend and repair the
+store.
+
+The work runs in this process or over Dask.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the build log to a finished store: global flags, training statistics, attributes."""
+"""Make a finished store from the build log: global flags, training statistics, attributes. No source is read."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ from gridrad_cube.schema import (
 )
 from gridrad_cube.store import Build, store_info
 
-#: Packages whose versions the store names.
+#: Packages whose versions are written to the store.
 _SOFTWARE = ("gridrad-cube", "numpy", "xarray", "zarr", "netCDF4")
 
 
 def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Collection[str] = ()) -> None:
-    """Make the store from its build log: small variables, global flags, training statistics, then the root.
+    """Make the store from its build log: small variables, global flags, training statistics, and the root
+    last.
 
-    Thresholds of global flags freeze at the first time; rows written later are judged by them. Can be run
-    again at any time, with the same result. Blocks of rows of which nothing changed since the last time are
-    taken over, so that the work goes with what was added. Readers see the last state until the root is written.
+    Thresholds of global flags are fixed the first time, and are applied to rows that are written later. This
+    function can run again at any time, with the same result. Blocks of rows without changes are copied, so
+    that the cost depends on what was added. Readers see the previous state until the root is written.
 
     Parameters
     ----------
+    build
+        The build.
     flag_by
-        Flag everything again by these thresholds, from the stored statistics. None keeps those of the store.
+        Thresholds to flag all patches again, from the stored statistics. None keeps those of the store.
     damaged
-        Keys of objects that are damaged and not taken over.
+        Keys of damaged objects, which are written again.
 
     Raises
     ------
     SchemaError
-        If sources are in the store and missing from plan or log.
+        If sources of the store are missing from plan or log.
     """
     commit = store.Commit(build.files, damaged)
     _check_complete(build, commit)
@@ -87,7 +90,7 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
 
 
 def _check_complete(build: Build, commit: store.Commit) -> None:
-    """Refuse to write less than the store holds: what plan or log have lost would be lost for good."""
+    """Refuse to write less than the store holds: the next commit would remove what plan or log have lost."""
     rows = commit.last.root.crops if commit.last else 0
     if build.rows < rows:
         raise SchemaError(
@@ -105,12 +108,13 @@ def _check_complete(build: Build, commit: store.Commit) -> None:
 def _write_blocks(
     commit: store.Commit, build: Build, flagging: QualitySpec, thresholds: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool]:
-    """Write what changed of the small arrays.
+    """Write the changed blocks of the small arrays.
 
     Returns
     -------
-    For every block by its first row, what it was written from and its sums; and whether the crops that were there
-    have the values that they had.
+    For every block by its first row, its inputs and its sums; and whether the crops that existed before have
+    the same
+    values.
     """
     before = commit.last.about.get("blocks", {}) if commit.last else {}
     judged_by = json.dumps([dataclasses.asdict(flagging), thresholds])
@@ -142,7 +146,17 @@ def _write_blocks(
 
 
 def is_finished(build: Build) -> bool:
-    """Return whether the store is there, was made from all that the log says, and its last commit has ended."""
+    """Return whether the store exists, contains all that the log lists, and its last commit is complete.
+
+    Parameters
+    ----------
+    build
+        The build.
+
+    Returns
+    -------
+    True if nothing is left to do.
+    """
     try:
         root = store.read_root(build.files)
     except (SchemaError, FileNotFoundError):  # not finished yet, or damaged
@@ -151,7 +165,7 @@ def is_finished(build: Build) -> bool:
 
 
 def _radar_quality(build: Build) -> dict[str, Any]:
-    """Return the constants of the quality control of radar volumes, where the store has any."""
+    """Return the constants of the quality control of radar volumes; empty if the store has none."""
     has_radar = any(entry.format.startswith("gridrad") for entry in build.entries)
     if not has_radar or build.recipe.radar.qc == "none":
         return {}
@@ -164,7 +178,9 @@ def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) 
 
 
 def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
-    """Return every small variable of a block of rows, flagged by other thresholds than at writing if need be."""
+    """Return every small variable of a block of rows, flagged again if the thresholds have changed since
+    writing.
+    """
     values = store.gather(build, rows)
     if flagging == build.recipe.quality:
         return values
@@ -185,8 +201,8 @@ def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.nd
 
 
 def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
-    """Return the thresholds of global outliers; of the store only the means that they are drawn from are held
-    in memory.
+    """Return the thresholds of global outliers. Only the means that they are computed from are held in
+    memory.
     """
     means: dict[str, list[list[np.ndarray]]] = {name: [] for name in build.layout.channels}
     for rows in store.blocks(build):
@@ -212,8 +228,8 @@ def _by_name(sums: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str
 def _training_sums(
     channel: store.ChannelLayout, values: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
-    """Return the sums over the clean patches of a block of rows by channel label, in float64; None for what
-    was never seen.
+    """Return the sums over the clean patches of a block of rows by channel label, in float64; None without
+    patches.
     """
     flags, histogram = values[f"{channel.name}_flags"], values.get(f"{channel.name}_histogram")
     statistics = _statistics(values, channel)
@@ -240,8 +256,8 @@ def _training_sums(
 
 
 def _summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the training statistics of one channel label from the sums of blocks; None where nothing clean
-    was seen.
+    """Return the training statistics of one channel label from the sums of blocks; None without clean
+    patches.
     """
     # cumsum adds in the order of the blocks; sum() differs between versions of Python in the last bit.
     patches, weight, total, squares = (
@@ -267,15 +283,22 @@ def _history(build: Build, old: str) -> str:
 
 
 def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
-    """Flag a finished cube by other thresholds, from its stored statistics: no pixel and no source is read.
+    """Flag a finished cube by other thresholds, from its stored statistics. No pixel and no source is read.
 
-    Thresholds of global outliers are computed again from all scenes of the cube. The same as building it with these
-    thresholds. Later additions are judged by them too.
+    Thresholds of global outliers are computed again from all scenes of the cube. The result is the same as
+    that of a build with these thresholds, and scenes that are added later are flagged by them.
+
+    Parameters
+    ----------
+    store
+        Path or URL of the cube.
+    spec
+        The thresholds.
 
     Raises
     ------
     SchemaError
-        If this is no finished cube, or somebody else writes to it.
+        If this is not a finished cube, or another process writes to it.
     """
     store_info(store, "patches")
     build = Build(store)

@@ -1,4 +1,4 @@
-"""Finding source files: those named, and those in folders, local or by URL."""
+"""Find source files: those that are named, and those in folders, local or by URL. No file is opened."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.sources import list_url
 from gridrad_cube.storage import is_url
 
-#: Names of data in a form that is not read, such as ``a.nc.gz``, ``a.nc.1``, ``a.h5`` and ``a.tar``.
+#: Names of data files in a form that is not read, such as ``a.nc.gz``, ``a.nc.1``, ``a.h5`` and ``a.tar``.
 _DATA = re.compile(
     r"\.(nc\d?|cdf|gri?b2?|h5|he5|hdf\d?|netcdf)(\W|$)|\.(gz|bz2|xz|zst|z|zip|tar|tgz)$", re.IGNORECASE
 )
-#: What lies beside data and is none: indexes, checksums, descriptions, pictures.
+#: Other files beside data: indexes, checksums, descriptions, pictures.
 _BESIDE = (
     ".idx",
     ".md5",
@@ -37,7 +37,9 @@ _BESIDE = (
 
 @dataclass
 class _Found:
-    """What lies in folders: ``files`` to read, path by name; and what is ``unread`` or ``other`` (`Report`)."""
+    """Files in folders: ``files`` to read, path by name; and those that are ``unread`` or ``other``
+    (`Report`).
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     unread: list[Outcome] = field(default_factory=list)
@@ -45,21 +47,30 @@ class _Found:
 
 
 def find_sources(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Return the paths of files named, and of source files under folders named, by their names relative to
-    the root; sorted.
+    """Return source files by their names relative to the root: files that are named, and those in folders
+    that are named.
+
+    Parameters
+    ----------
+    sources
+        Paths and URLs of files and folders.
+
+    Returns
+    -------
+    Path or URL by name, sorted by name.
 
     Raises
     ------
     FileNotFoundError
-        If a path is not there.
+        If a path does not exist.
     SchemaError
-        If a folder holds no such file, or two roots hold a file of the same relative name.
+        If a folder holds no source file, or two roots hold a file of the same relative name.
     """
     return search(sources).files
 
 
 def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> _Found:
-    """Search as `find_sources`, and say what else is there."""
+    """Search as `find_sources` does, and list the other files of the folders."""
     roots = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     out = _Found()
     paths: set[str] = set()
@@ -83,15 +94,15 @@ def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
                 raise SchemaError(f"{path}: another source of the same relative name: {out.files[name]}")
             out.files[name] = path
             paths.add(path)
-    # What was named by itself is read, whatever its name.
+    # A file that is named is read, with any suffix.
     out.unread = [o for o in out.unread if os.path.realpath(o.source) not in paths]
     out.files = dict(sorted(out.files.items()))
     return out
 
 
 def _search_folder(root: Path, out: _Found) -> dict[str, str]:
-    """Return the files with a source's suffix under a folder, through links to folders too, each folder once;
-    no Zarr stores.
+    """Return the files with a suffix of sources under a folder. Links to folders are followed, each folder
+    once. Zarr stores are skipped.
     """
     seen: set[str] = set()
     found: dict[str, str] = {}
@@ -127,10 +138,10 @@ def _search_folder(root: Path, out: _Found) -> dict[str, str]:
 
 
 def _note(path: str, out: _Found) -> None:
-    """Note a name that is none of a source."""
+    """Note a file whose name is not that of a source."""
     name = path.rsplit("/", 1)[-1]
     if _DATA.search(name) and not name.lower().endswith(_BESIDE):
-        why = "its name is none of a source; unpack it, or name the file"
+        why = "its name is not that of a source file; unpack it, or name the file"
         out.unread.append(Outcome(path, "skipped", why))
     elif name and not name.startswith("."):
         out.other.append(path)

@@ -1,7 +1,8 @@
-"""The plan of a build: what the headers of source files say, and the rows that their scenes get for good.
+"""Plan a build: read the headers of source files, and assign rows of the store to their scenes.
 
-A plan gives each scene, a file at one time, its rows of the store. `make_plan` reads headers and writes nothing;
-`keep_plan` writes a plan to its store.
+A plan gives each scene, a file at one time, its rows of the store. `make_plan` reads headers and writes
+nothing;
+`keep_plan` writes a plan to its store. Pixels are read by `gridrad_cube.pipeline.work`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from gridrad_cube.pipeline.work import Runner, attempt, read_unchanged
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 from gridrad_cube.store import Build
 
-#: Size and time of modification of sources by their place, or why they are not known.
+#: Size and time of modification of sources by their path or URL, or the error.
 _Stamps = Mapping[str, tuple[int, int] | OSError]
 #: Rows and columns of a grid that are compared with those of another.
 _SAMPLED = 9
 
 
 def recipe_of(build: Build, wanted: Recipe | None) -> Recipe:
-    """Return the recipe of a store; refuses another one."""
+    """Return the recipe of a store; refuse another recipe."""
     if not build.is_planned:
         return wanted or Recipe()
     if wanted is None:
@@ -46,7 +47,7 @@ def recipe_of(build: Build, wanted: Recipe | None) -> Recipe:
 
 
 def under_known_names(build: Build, found: Mapping[str, str], stamps: _Stamps) -> dict[str, str]:
-    """Give a file the name that it has in the plan already, where it was found from another root then."""
+    """Give a file the name that it already has in the plan, if it was found from another root before."""
     files = {(e.file.rsplit("/", 1)[-1], (e.size, e.mtime_ns)): e.file for e in build.entries}
     out: dict[str, str] = {}
     for name, path in found.items():
@@ -59,14 +60,16 @@ def under_known_names(build: Build, found: Mapping[str, str], stamps: _Stamps) -
 
 
 def stamp_of(build: Build, number: int) -> tuple[int, int]:
-    """Return the size and time of modification of the source of a scene, as it was written or else planned."""
+    """Return the size and time of modification of the source of a scene when it was written, or else planned."""
     about = build.records[number] if build.is_written(number) else build.entries[number]
     assert about is not None
     return about.size, about.mtime_ns
 
 
 class _Planned(NamedTuple):
-    """What a header says of a file: the entries of its scenes, as yet without rows, and what their crops look like."""
+    """A file as its header describes it: the entries of its scenes, still without rows, and the form of their
+    crops.
+    """
 
     entries: tuple[store.Entry, ...]
     positions: tuple[np.ndarray, np.ndarray]  # of some pixels, by which grids are compared
@@ -77,7 +80,7 @@ class _Planned(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a store lacks: new entries with their rows, and grids that stand for others; and what cannot be planned."""
+    """Scenes to add to a store: new entries with their rows, shared grids, and files that cannot be planned."""
 
     recipe: Recipe
     layout: store.CubeLayout
@@ -89,7 +92,7 @@ class Plan(NamedTuple):
 def given_scenes(
     build: Build, found: Mapping[str, str], stamps: _Stamps
 ) -> dict[int, tuple[str, tuple[int, int]]]:
-    """Return the place and stamp of the scenes of the plan of which the file is given, by number."""
+    """Return path and stamp of the planned scenes whose file is given, by number."""
     return {
         number: (path, stamp)
         for name, path in found.items()
@@ -99,7 +102,9 @@ def given_scenes(
 
 
 def _is_open_ended(build: Build, name: str, stamp: tuple[int, int]) -> bool:
-    """Return whether a file may have scenes that the plan lacks: new, of several times, or touched since."""
+    """Return whether a file may have scenes that the plan lacks: a new file, one of several times, or a
+    changed one.
+    """
     numbers = build.numbers_of(name)
     return not numbers or any(build.entries[n].source != name or stamp_of(build, n) != stamp for n in numbers)
 
@@ -113,7 +118,7 @@ def make_plan(
     progress: bool,
     retries: int,
 ) -> Plan:
-    """Plan the scenes that a store lacks, and none that it has. Nothing is written."""
+    """Plan the scenes that a store lacks. Nothing is written."""
     known = {name: stamp for name, path in found.items() if not isinstance(stamp := stamps[path], OSError)}
     refused = [
         refusal(name, error) for name, path in found.items() if isinstance(error := stamps[path], OSError)
@@ -121,7 +126,7 @@ def make_plan(
     new = [(name, found[name]) for name, stamp in known.items() if _is_open_ended(build, name, stamp)]
     results = run(attempt, [(retries, _read_header, *source, recipe) for source in new])
     planned: list[_Planned] = []
-    offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # by the first scene that has it
+    offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # written by the first scene that has it
     packings: dict[str, set[Packing]] = {}  # of all scenes that have it
     for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
         name, _ = new[i]
@@ -183,10 +188,10 @@ def keep_plan(build: Build, plan: Plan, found: Mapping[str, str]) -> None:
 
 
 def _merge_grids(build: Build, planned: Sequence[_Planned]) -> dict[str, str]:
-    """Return the grids that a known one stands for, because they differ by rounding alone: in files of
-    float32 and of float64.
+    """Return grids that are replaced by a known one, because they differ only by rounding, as float32 and
+    float64 do.
 
-    Known are those of the store, and of what is planned the first in plan order.
+    Known grids are those of the store, and among the planned ones the first in plan order.
     """
     every = {entry.grid: entry.shape for entry in build.entries}
     known: dict[tuple[int, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
@@ -220,7 +225,7 @@ def _sample(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _write_grid(build: Build, grid: str, found: Mapping[str, str], recipe: Recipe) -> None:
-    """Keep the positions of a grid that stands for others: those of the first scene that has them."""
+    """Keep the positions of a grid that replaces others: those of the first scene that has them."""
     entry = next(entry for entry in build.entries if entry.grid == grid)
     if entry.file in found:
         header = _inspect(found[entry.file], recipe)
@@ -249,7 +254,9 @@ def _inspect(path: str, recipe: Recipe) -> readers.Header:
 
 
 def _read_header(name: str, path: str, recipe: Recipe) -> _Planned:
-    """Plan the scenes of one file by its header. That itself stays here: it holds the position of every pixel."""
+    """Plan the scenes of one file by its header. The header is not returned, because it holds every pixel's
+    position.
+    """
     header, (size, mtime) = read_unchanged(path, functools.partial(_inspect, path, recipe))
     scene = store.Entry(
         source=name,
@@ -298,7 +305,7 @@ def _layout(
     scenes: int,
     example: str,
 ) -> store.CubeLayout:
-    """Return what the crops of a new store have in common: the union of channels, the largest crop."""
+    """Return the layout of a new store: the union of channels, and the largest crop."""
     asked = [label.split("@")[0] for label in recipe.channels]
     lacking = [name for name in asked if name not in CHANNELS and name not in channels]
     if lacking:
@@ -324,6 +331,6 @@ def _check_lattices(build: Build, entries: Sequence[store.Entry]) -> None:
     formats = {entry.format for entry in entries}
     if "gridrad_v3_1" in formats and any(f.startswith("gridrad_v4") for f in formats):
         raise SchemaError(
-            f"{build.files.root}: GridRad v3.1 and v4 lie on different lattices (0.02 and 1/48 degree) and do not "
-            "belong in one store. Build two, or pass Recipe(mixed_lattices=True) if their pixels need not align."
+            f"{build.files.root}: GridRad v3.1 and v4 have different lattices (0.02 and 1/48 degree), so their "
+            "pixels do not align. Build two stores, or pass Recipe(mixed_lattices=True) if that does not matter."
         )

@@ -1,4 +1,4 @@
-"""What became of a build, scene by scene, and what a build would make."""
+"""Reports: the outcome of a build for each scene, and an estimate of a build."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TIME = re.compile(r"@\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one scene: ``written``, ``kept`` (already there), ``skipped`` or ``failed``.
+    """The outcome of one scene: ``written``, ``kept`` (it was there already), ``skipped`` or ``failed``.
 
-    ``source`` is its file, and the time where a file has several; of a file without a readable header, the file.
+    ``source`` is its file, with the time if the file has several times.
     """
 
     source: str
@@ -33,9 +33,10 @@ class Outcome:
 class Report:
     """One outcome for each scene, in the order of the plan; files that could not be planned come last.
 
-    ``unread`` are files in the folders that look like data but have a name that is not read, and folders and files
-    that cannot be looked into; ``other`` are further names in the folders. ``thresholds_of`` are the number of scenes
-    from which the thresholds of global outliers come, and of those that there were to be.
+    ``unread`` lists files in the folders that look like data but have a suffix that is not read, and folders
+    and files that cannot be opened. ``other`` lists further names in the folders. ``thresholds_of`` has the
+    number of scenes that the thresholds of global outliers were computed from, and the number of planned
+    scenes.
     """
 
     store: str
@@ -45,7 +46,17 @@ class Report:
     thresholds_of: tuple[int, int] | None = None
 
     def count(self, status: str) -> int:
-        """Return the number of scenes with this outcome."""
+        """Return the number of scenes with an outcome.
+
+        Parameters
+        ----------
+        status
+            ``"written"``, ``"kept"``, ``"skipped"`` or ``"failed"``.
+
+        Returns
+        -------
+        The number.
+        """
         return sum(o.status == status for o in self.outcomes)
 
     @property
@@ -55,7 +66,7 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """True if no scene failed and nothing that looks like a source was left unread."""
+        """True if no scene failed and no file that looks like a source was left unread."""
         return not self.failed and not self.unread
 
     def __str__(self) -> str:
@@ -76,11 +87,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build would add to a store, by the headers of its sources.
+    """The estimated result of a build, by the headers of its sources.
 
     ``bytes`` and ``seconds`` are extrapolated from a few scenes that were processed without being written: the bytes
-    of all shards, and the time of all workers together. They are 0 where none of these scenes could be read.
-    ``refused`` are files that could not be planned; ``unread`` and ``other`` as of `Report`.
+    of all shards, and the time of all workers together. They are 0 if none of these scenes could be read.
+    ``refused`` lists files that could not be planned; ``unread`` and ``other`` are as of `Report`.
     """
 
     store: str
@@ -99,7 +110,7 @@ class Estimate:
 
     @property
     def is_complete(self) -> bool:
-        """True if every file can be planned and nothing that looks like a source was left unread."""
+        """True if every file can be planned and no file that looks like a source was left unread."""
         return not self.unread and all(o.status != "failed" for o in self.refused)
 
     def __str__(self) -> str:
@@ -157,9 +168,7 @@ def _duration(seconds: float) -> str:
 
 
 def refusal(name: str, error: Exception, size: int | None = None) -> store.Record:
-    """Return the record of a file that cannot be planned, or of which not even the size is known; an empty
-    one is skipped.
-    """
+    """Return the record of a file that cannot be planned, or whose size is unknown. An empty file is skipped."""
     return failure(name, error, status="skipped" if size == 0 else "failed", size=size or 0)
 
 
@@ -172,12 +181,22 @@ def failure(
 
 
 def outcome_of(record: store.Record, entry: store.Entry | None = None) -> Outcome:
-    """Return the outcome that a record of the build log tells."""
+    """Return the outcome that is in a record of the build log."""
     crops = len(entry.windows) if entry and record.status == "written" else 0
     return Outcome(record.source, record.status, record.reason, crops)
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why a file failed; the type too where it is no error about the file."""
+    """Return in one line why a file failed, with the type of the error if it is not an error about the file.
+
+    Parameters
+    ----------
+    error
+        The exception.
+
+    Returns
+    -------
+    The text.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"

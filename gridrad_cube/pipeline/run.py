@@ -1,7 +1,7 @@
-"""Building a cube: plan the files, write what the plan lacks, finish the store; extend and repair it.
+"""Build a cube: plan the files, write the scenes that are missing, finish the store; extend and repair it.
 
-A plan gives each scene, a file at one time, its rows for good. The unit of work is a scene
-(`gridrad_cube.pipeline.work`): a run that was interrupted resumes with the scenes that are not written.
+A plan gives each scene, a file at one time, its rows of the store. The unit of work is a scene
+(`gridrad_cube.pipeline.work`), and an interrupted run resumes with the scenes that are not written.
 """
 
 from __future__ import annotations
@@ -56,24 +56,25 @@ def preprocess(
     retries: int = 2,
     progress: bool = False,
 ) -> Report:
-    """Build a cube of patches from source files, or continue or extend one.
+    """Build a cube of patches from source files, or resume or extend one.
 
-    What is already written and verified stays; the rest of the plan is done; new files are appended. One
-    bad file never stops the others; an error of the program does. The store appears, or grows, when all are done.
+    Scenes that are already written and verified are kept, the other planned scenes are written, and new files
+    are appended. A bad file does not stop the others; an error of the program does. Readers see the new
+    scenes when all files are done.
 
     Parameters
     ----------
     sources
-        Files and folders (searched for netCDF and GRIB2 files), local or by URL (``s3://bucket/folder``). A web server
-        has no folders: ``https://`` names a file.
+        Files and folders (searched for netCDF and GRIB2 files), local or by URL (``s3://bucket/folder``). An
+        ``https://`` URL must name a file, because a web server cannot be listed.
     store
         Path or URL of the store.
     recipe
-        What to make of them; None takes that of an existing store, else the defaults.
+        Channels, crops and thresholds of the store; None takes that of an existing store, else the defaults.
     client
-        Dask client to use; it is never closed here.
+        Dask client to use. It is not closed.
     workers
-        Without a client: 1 works in this process, more start that many processes of one thread each.
+        Number of processes without a client. With 1, the work runs in this process.
     scheduler
         Address of a running Dask scheduler, or the path of its scheduler file.
     retries
@@ -83,17 +84,17 @@ def preprocess(
 
     Returns
     -------
-    What became of each scene. The traceback of each failure is logged at level DEBUG.
+    The outcome of each scene. The traceback of each failure is logged at level DEBUG.
 
     Raises
     ------
     FileNotFoundError
-        If a local source is not there. Of files that a URL names, one that is not there fails alone.
+        If a local source does not exist. A missing file that a URL names becomes a failed scene instead.
     OSError
         If a server of sources cannot be reached when they are listed.
     SchemaError
-        If no source file is found, the store has another recipe, a written source has changed, two files
-        hold the same scene, somebody else writes to the store, or other processes could not reach it.
+        If no source file is found, the store has another recipe, a written source has changed, two files hold
+        the same scene, another process writes to the store, or worker processes cannot reach it.
     """
     if recipe is not None and recipe.radar.qc_constants:
         quality.RadarQualitySpec.of(recipe.radar)  # refuses an unknown constant before any file is read
@@ -104,7 +105,7 @@ def preprocess(
     is_new = not build.files.exists()
     try:
         with executor(client, workers, scheduler) as run, build.lease():
-            build = Build(store)  # what a writer before us did is seen only under the lease
+            build = Build(store)  # only under the lease are the changes of an earlier writer complete
             damaged = build.missing()
             build.mend()
             recipe = recipe_of(build, recipe)
@@ -150,15 +151,24 @@ def estimate(
     retries: int = 2,
     progress: bool = False,
 ) -> Estimate:
-    """Say what `preprocess` of the same parameters would add to a store. Nothing is written.
+    """Return what `preprocess` with the same parameters would add to a store. Nothing is written.
 
-    Headers of all new files are read, and a few scenes are processed for their size and time. Whether files that are
-    written already have changed is not looked at.
+    The headers of all new files are read, and a few scenes are processed to measure size and time. Files that
+    are already written are not checked for changes.
+
+    Parameters
+    ----------
+    sources, store, recipe, workers, retries, progress
+        As of `preprocess`.
+
+    Returns
+    -------
+    Numbers of scenes and patches, bytes, and seconds.
 
     Raises
     ------
     FileNotFoundError, OSError, SchemaError
-        As `preprocess`.
+        As of `preprocess`.
     """
     there = search(sources)
     build = Build(store)
@@ -189,8 +199,8 @@ def estimate(
 
 
 def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str]) -> tuple[float, float]:
-    """Return the bytes of the shards of a plan and seconds to write them, from a few scenes; 0 where none can
-    be read.
+    """Return the bytes of the shards of a plan and the seconds to write them, from a few scenes; 0 if none
+    can be read.
     """
     kinds: dict[tuple[Any, ...], list[store.Entry]] = {}  # scenes of one grid and the same channels are alike
     for entry in plan.entries:
@@ -217,16 +227,18 @@ def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str]) -> tuple[fl
 def repair(
     store: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 ) -> list[Outcome]:
-    """Rebuild what is damaged of a store, and only that: shards from their sources, all else from plan and log.
+    """Write the damaged objects of a store again: shards from their sources, all else from plan and log.
 
     Parameters
     ----------
+    store
+        Path or URL of the cube.
     sources
         Root folders or files that the store was built from, local or by URL.
 
     Returns
     -------
-    What became of each source of which something was damaged.
+    The outcome of each source with a damaged object.
 
     Raises
     ------
@@ -266,7 +278,7 @@ def repair(
                 result = error
             outcomes.append(_account(build, number, result))
         build.flush()
-        if not build.lost:  # else what the log has lost would be lost to the store too
+        if not build.lost:  # otherwise the store would lose what the log has lost
             if build.last is None and any(d.key == "zarr.json" for d in damages):
                 _logger.warning(
                     "%s: root and manifest are both lost: thresholds are those of the recipe, drawn again; an earlier "
@@ -278,9 +290,7 @@ def repair(
 
 
 def _without_axes(build: Build, damaged: Collection[str]) -> set[str]:
-    """Return the sources that have to be read for the axes of their grids, which are damaged and could not be
-    restored.
-    """
+    """Return the sources to read for the axes of their grids, which are damaged and could not be restored."""
     out = {}
     for entry in build.entries:
         if store.grid_key(entry.grid) in damaged and entry.grid not in out:
@@ -298,22 +308,27 @@ def check_unchanged(
     *,
     write: Callable[..., store.Record] | None = None,
 ) -> None:
-    """Refuse written scenes of which the source has changed since.
+    """Refuse written scenes whose source has changed since.
 
-    A source of another size or time of modification may be a copy, or a file that has got further times. So its scene
-    is read again: where it gives the shards that were written, it is the same, and the log gets the new size and time.
+    A source with another size or time of modification may be a copy, or a file with additional times. So its
+    scene is read again. If it gives the shards that were written, it is the same, and the log gets the new
+    size and time.
 
     Parameters
     ----------
+    build
+        The build.
     found
-        By number in the plan the place of the source, and its size and time of modification (ns).
+        By number in the plan, path or URL of the source, its size and its time of modification (ns).
+    run
+        How to run tasks, as of `executor`.
     write
-        As for `write_plan`.
+        As of `write_plan`.
 
     Raises
     ------
     SchemaError
-        Names the first source that is another one.
+        Names the first source that differs.
     """
     numbers = [n for n, (_, stamp) in found.items() if build.is_written(n) and stamp_of(build, n) != stamp]
     layout, recipe = (build.layout, build.recipe) if numbers else (None, None)
@@ -336,11 +351,11 @@ def _write_same(shards: Mapping[str, Any], write: Callable[..., store.Record], *
     record = write(*task, dry=True)
     for name, written in shards.items():
         if written != record.shards[name]:
-            raise SchemaError(f"its pixels of {name} are others now")
+            raise SchemaError(f"its pixels of {name} have changed")
     return record
 
 
-# --- what is written, and what becomes of each file
+# --- write scenes, and record their outcomes
 
 
 def write_plan(
@@ -353,10 +368,28 @@ def write_plan(
     write: Callable[..., store.Record] | None = None,
     title: str = "preprocess",
 ) -> list[Outcome]:
-    """Do what the plan still lacks; return one outcome for each planned scene, in the order of the plan.
+    """Write the scenes that the plan still lacks.
 
-    ``paths`` has the place of each file that is given, by its name in the plan. ``write`` is the unit of work, with
-    the parameters of `write_source`, which it is if None; ``title`` that of the progress bar.
+    Parameters
+    ----------
+    build
+        The build.
+    paths
+        Path or URL of each given file, by its name in the plan.
+    run
+        How to run tasks, as of `executor`.
+    progress
+        Show a progress bar on stderr.
+    retries
+        How often a file is tried again after an error of disk or network.
+    write
+        Unit of work, with the parameters of `write_source`; None for `write_source`.
+    title
+        Title of the progress bar.
+
+    Returns
+    -------
+    One outcome for each planned scene, in the order of the plan.
     """
     damaged = {shard.row for shard in build.shards() if shard.found != shard.size}
     outcomes: dict[int, Outcome] = {}
@@ -378,7 +411,7 @@ def write_plan(
 
 
 def _account(build: Build, number: int, result: Any) -> Outcome:
-    """Put what became of a task into the log."""
+    """Write the result of a task to the log."""
     if isinstance(result, RemoteError):
         raise result
     # Errors of the place that is written to: no other file would fare better.
@@ -386,18 +419,21 @@ def _account(build: Build, number: int, result: Any) -> Outcome:
     if refused or (isinstance(result, OSError) and result.errno in FATAL):
         raise OSError(
             result.errno,
-            f"{build.files.root}: {result.strerror}. Make room, or see to the rights, and run again: it continues",
+            f"{build.files.root}: {result.strerror}. Free some space or change the permissions, and run the "
+            "same command again to resume",
         )
     entry = build.entries[number]
     if isinstance(result, Exception):
         result = failure(entry.source, result, size=entry.size, mtime_ns=entry.mtime_ns)
     if result.status == "written" or not build.is_written(number):
-        build.record(result)  # a damaged crop that cannot be rebuilt now keeps its record, for verify
+        build.record(
+            result
+        )  # a damaged crop that cannot be rebuilt keeps its record, so that verify finds it
     return outcome_of(result, entry)
 
 
 def _not_given(build: Build, number: int) -> Outcome:
-    """Return a planned source that is not written whole and not among SOURCE now: what is known of it stays."""
+    """Return the outcome of a planned source that is not completely written and is not given now."""
     entry, record = build.entries[number], build.records[number]
     if build.is_written(number):
         why = "shards are missing or cut; run gridrad-cube verify --repair, or preprocess with this file"

@@ -1,4 +1,6 @@
-"""The unit of work, one scene to the shards of its crops and one record for the log; and running many of them."""
+"""The unit of work: one scene becomes the shards of its crops and one record of the log. Also runs many of
+them.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,13 @@ from gridrad_cube.storage import Files
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Gives (number, result or exception) of ``function(*arguments)`` for each tuple of arguments, as they come.
+#: Yields (number, result or exception) of ``function(*arguments)`` for each tuple of arguments, in order of
+#: completion.
 Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 
 _T = TypeVar("_T")
 
-#: Files a worker may have waiting, so that the graph stays small however many there are.
+#: Files that may wait for a worker. It bounds the size of the graph.
 _SUBMITTED_PER_WORKER = 4
 #: Errors of a disk that is full or cannot be written to.
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -53,7 +56,7 @@ _PROGRAM = (
     AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError,
     ZeroDivisionError,
 )  # fmt: skip
-#: Of ``malloc.h``.
+#: Constant of ``malloc.h``.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Codes of bins that quality control removes, the same in every radar field of the table.
 _LOW_CONFIDENCE = int(CHANNELS["reflectivity"].packing.low_confidence or 0)
@@ -63,15 +66,33 @@ _CLUTTER = int(CHANNELS["reflectivity"].packing.clutter or 0)
 def write_source(
     root: str, layout: store.CubeLayout, recipe: Recipe, entry: store.Entry, path: str, *, dry: bool = False
 ) -> store.Record:
-    """Read one scene, cut it, flag it, write its shards; return its record for the build log.
+    """Read one scene, cut it, flag it and write its shards.
 
-    The unit of work: it owns whole shards, and doing it twice gives the same bytes. A ``dry`` run writes nothing, and
-    gives the same record.
+    This is the unit of work. It owns whole shards, and running it twice writes the same bytes.
+
+    Parameters
+    ----------
+    root
+        Path or URL of the store.
+    layout
+        Layout of the store.
+    recipe
+        Recipe of the store.
+    entry
+        Entry of the scene in the plan.
+    path
+        Path or URL of the source.
+    dry
+        Write nothing; the record is the same.
+
+    Returns
+    -------
+    The record for the build log.
 
     Raises
     ------
     SchemaError
-        If the file is not what the plan says, or has a value that the packing of the store has no code for.
+        If the file differs from the plan, or has a value without a code in the packing of the store.
     """
     start = time.perf_counter()
     is_controlled = entry.format.startswith("gridrad") and recipe.radar.qc != "none"
@@ -111,10 +132,11 @@ def write_source(
 
 
 def read_unchanged(path: str, read: Callable[[], _T]) -> tuple[_T, tuple[int, int]]:
-    """Return what a function reads of a file, and the size and time of modification that the file has before
-    and after.
+    """Return the result of reading a file, and the size and time of modification that it has before and
+    after.
 
-    A file that changes meanwhile may give one channel of the old file and another one of the new. So it is read again.
+    If the file changes during the read, one channel could be of the old file and another of the new. Then it
+    is read again.
 
     Raises
     ------
@@ -137,7 +159,7 @@ def read_unchanged(path: str, read: Callable[[], _T]) -> tuple[_T, tuple[int, in
 
 
 def _place_on(scene: xr.Dataset, files: Files, entry: store.Entry, path: str) -> xr.Dataset:
-    """Return a scene with the positions of the planned grid, which are its own within a small part of a
+    """Return a scene with the positions of the planned grid, which differ from its own by a small part of a
     pixel.
     """
     try:
@@ -154,7 +176,7 @@ def _place_on(scene: xr.Dataset, files: Files, entry: store.Entry, path: str) ->
 
 
 def _pack_as_store(scene: xr.Dataset, layout: store.CubeLayout, path: str) -> list[str]:
-    """Pack the channels of a scene as the store does, where the file has other packings; say what was done."""
+    """Convert the channels of a scene to the packings of the store; return it with a text about the changes."""
     notes = []
     for name, layer in layout.channels.items():
         if name not in scene:
@@ -183,22 +205,34 @@ def write_crops(
     *,
     dry: bool = False,
 ) -> store.Record:
-    """Return the flag the crops of a scene and write their shards; return its record for the build log.
+    """Flag the crops of a scene and write their shards.
 
     Parameters
     ----------
+    root
+        Path or URL of the store.
+    layout
+        Layout of the store.
+    recipe
+        Recipe of the store.
+    entry
+        Entry of the scene in the plan.
     crops
-        One for each row of the entry, as `tiling.cut` gives them, with those of the layout's channels that it has.
-        A coordinate ``<channel>_unreadable (row, col)`` marks patches whose source is lost.
+        One crop for each row of the entry, as `tiling.cut` returns them, with the channels of the layout that
+        the scene has. A coordinate ``<channel>_unreadable (row, col)`` marks patches whose source is lost.
     path
         Of the source, for messages.
     dry
         Write nothing; the record is the same.
 
+    Returns
+    -------
+    The record for the build log.
+
     Raises
     ------
     SchemaError
-        If a channel is packed otherwise than in the store.
+        If the packing of a channel differs from that of the store.
     """
     files = None if dry else Files(root)
     rows = store.blank_rows(layout, len(entry.windows))
@@ -209,7 +243,9 @@ def write_crops(
                 continue
             found = Packing.from_attributes(crop[name].attrs, crop[name].dtype)
             if found != channel.packing:
-                raise SchemaError(f"{path}: {name} is packed as {found}, but the store has {channel.packing}")
+                raise SchemaError(
+                    f"{path}: {name} has the packing {found}, but the store has {channel.packing}"
+                )
         for name, value in _values(crop, layout, recipe).items():
             rows[name][number] = value
         pixels = {name: crop[name].values for name in layout.channels if name in crop}
@@ -257,11 +293,11 @@ def _values(crop: xr.Dataset, layout: store.CubeLayout, recipe: Recipe) -> dict[
 def _clean(
     volume: readers.RadarVolume, fields: Collection[str], spec: quality.RadarQualitySpec
 ) -> dict[str, np.ndarray]:
-    """Remove low-confidence bins and clutter from fields of a GridRad volume: the ``clean`` of `read_scene`.
+    """Remove low-confidence bins and clutter from fields of a GridRad volume: for ``clean`` of `read_scene`.
 
-    In the published order: the low-confidence filter and the dual-polarization test on the listed bins, then
-    speckle, weak columns and echo below anvils on the dense grid. What is removed keeps a code that says why.
-    Version 4.1 files have no weights and counts, and skip the filter.
+    The order is the published one: the low-confidence filter and the dual-polarization test on the listed
+    bins, then speckle, weak columns and echo below anvils on the dense grid. A removed bin gets a code for
+    the reason. Version 4.1 files have no weights and counts, and skip the filter.
 
     Returns
     -------
@@ -293,7 +329,9 @@ def _add_clutter(volume: readers.RadarVolume, spec: quality.RadarQualitySpec, st
 
 
 def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec) -> np.ndarray:
-    """Per listed bin the code of why it goes, 0 where it stays; a level at a time, which bounds the memory."""
+    """Return for each listed bin the code of the reason to remove it, 0 to keep it. Works by levels to bound
+    the memory.
+    """
     states = np.zeros(len(volume.index), np.uint8)
     is_counted = volume.nradobs is not None and volume.nradecho is not None
     if is_counted and "reflectivity" not in volume.weights:
@@ -331,7 +369,9 @@ def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec)
 
 
 def attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
-    """Do something with a file, again after a fault of disk or network; what is wrong with a file stays wrong."""
+    """Call a function on a file, again after an error of disk or network. Other errors of a file are not
+    retried.
+    """
     for number in range(retries + 1):
         try:
             return do(*task)
@@ -344,10 +384,24 @@ def attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
 
 @contextmanager
 def executor(client: Client | None, workers: int, scheduler: str | None) -> Iterator[Runner]:
-    """Give a `Runner`: in this process for one worker, else over Dask with a bounded number of tasks under way.
+    """Return a `Runner` in this process for one worker, else over Dask with a bounded number of running
+    tasks.
 
-    What a task raises about its file is its result. An error of the program (TypeError, KeyError and the like) is
-    raised here and ends the run.
+    If a task raises an error about its file, the error is its result. An error of the program (TypeError,
+    KeyError and the like) is raised here and ends the run.
+
+    Parameters
+    ----------
+    client
+        Dask client to use; None to start workers. It is not closed.
+    workers
+        Number of processes.
+    scheduler
+        Address of a running Dask scheduler, or the path of its scheduler file.
+
+    Yields
+    ------
+    The runner.
     """
     if client is not None:
         yield functools.partial(_run_dask, client)
@@ -377,7 +431,7 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
 
 @functools.cache
 def _keep_memory() -> None:
-    """Let this process keep the memory of arrays that it has let go of, up to 256 MiB, where glibc manages it.
+    """Let this process keep up to 256 MiB of freed memory, with glibc.
 
     Dask's nannies set MALLOC_TRIM_THRESHOLD_, with which glibc asks the system again for every array of 128 kB or more;
     faulting those pages in took half of the time of a scene.
@@ -397,7 +451,7 @@ def _run_here(
 
 
 def _result(function: Callable[..., Any], args: tuple[Any, ...], *, in_worker: bool = False) -> Any:
-    """Return what a task gives, or its exception: a fault met in one file must not stop the others."""
+    """Return the result of a task, or its exception, because an error in one file must not stop the others."""
     _keep_memory()
     try:
         return function(*args)

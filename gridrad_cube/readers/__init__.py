@@ -1,8 +1,9 @@
-"""One file and time in, one scene out.
+"""Read one scene, one file at one time, as an `xarray.Dataset` of packed codes.
 
-``read_scene`` gives an `xarray.Dataset` whose variables hold packed codes with CF attributes, so that
-``xarray.decode_cf(scene)`` gives physical values; ``inspect`` reads the header alone. The layout is found by
-content. As xarray engines: ``xr.open_dataset(path, engine="gridrad")`` and ``engine="larc_goes"``.
+``xarray.decode_cf(scene)`` gives physical values, and ``inspect`` reads the header alone. The format is
+recognized by
+the content of the file. The readers are also xarray engines: ``xr.open_dataset(path, engine="gridrad")`` and
+``engine="larc_goes"``. Nothing here cuts scenes or writes a store.
 
 Files are not trusted: see `gridrad_cube.readers.files`.
 """
@@ -46,9 +47,9 @@ __all__ = [
     "recode",
 ]
 
-#: What ``format=`` takes. ``gridrad`` stands for any of its versions.
+#: Values of ``format=``. ``gridrad`` stands for any of its versions.
 FORMATS = ("auto", "larc_goes", "gridrad", "gridrad_v3_1", "gridrad_v4_1", "gridrad_v4_2", "cf")
-#: Ends of names of files that are read.
+#: Suffixes of files that are read.
 SUFFIXES = (".nc", ".nc4", ".cdf", ".hdf5", ".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
 
 _Path = str | os.PathLike[str]
@@ -68,10 +69,26 @@ def inspect(
     radar: RadarSpec = RadarSpec(),  # noqa: B008
     variables: _Variables = (),
 ) -> Header:
-    """Say what `read_scene` would give, from the header alone: no pixel is read.
+    """Return the header of the scene that `read_scene` would return, without reading pixels.
 
-    Takes the parameters of `read_scene` and raises as it does, but describes the first scene of a file of several
-    times where no time is given: ``times`` of the header has all of them.
+    If the file has several times and ``time`` is None, the header describes the first scene, and its
+    ``times`` lists all.
+
+    Parameters
+    ----------
+    path, time, format, channels, radar, variables
+        As of `read_scene`.
+
+    Returns
+    -------
+    The header: format, channels, grid and times.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    SchemaError
+        As of `read_scene`.
     """
     request = _request(channels, radar, variables)
     with _opened(path) as source:
@@ -90,59 +107,62 @@ def read_scene(
 ) -> xr.Dataset:
     """Read one file at one time as one scene.
 
-    The channels asked for are read whole into memory, in packed form; the file is closed again. One lock a
-    process is held meanwhile (netCDF and HDF5 are not thread-safe): parallel work wants processes.
+    The requested channels are read into memory, in packed form, and the file is closed. A lock of the process
+    is held during the read, because netCDF and HDF5 are not thread-safe: use processes, not threads, to read
+    in parallel.
 
     Parameters
     ----------
     path
         A netCDF or GRIB2 file, local or by URL.
     time
-        Which scene of a file of several times to read, UTC, as `gridrad_cube.selection.as_time` reads it. Only this
-        part of the file is read.
+        Time of the scene to read from a file of several times, UTC, as of `gridrad_cube.selection.as_time`.
+        Only this part of the file is read.
     format
         One of `FORMATS`; found by content by default.
     channels
-        Names of `gridrad_cube.schema.CHANNELS`; those that the file lacks are left out. Radar moments take a
-        level as in ``reflectivity@3.0km``, several times if need be. None: both of a LaRC file, the column
-        maximum of GridRad, all that a CF file has. Any other name, such as ``ot_id_number`` or ``Nradobs``, is a
-        variable of the file on the same pixels and becomes a channel of kind ``other``: nothing of it is converted.
-        A parallax correction of a satellite file is one of these channels unasked.
+        Names of `gridrad_cube.schema.CHANNELS`; names that are missing in the file are ignored. Radar moments
+        can have a level, as in ``reflectivity@3.0km``, and several levels are several names. By default: both
+        channels of a LaRC file, the column maximum of GridRad, all channels of a CF file. Any other name,
+        such as ``ot_id_number`` or ``Nradobs``, is a variable of the file on the same pixels and becomes a
+        channel of kind ``other``, which is not converted. A parallax correction of a satellite file is always
+        read.
     radar
-        Altitudes of radar moments that name none (all by default), and the threshold of echo tops.
+        Altitudes of radar moments without a level in their name (default: all), and the threshold of echo
+        tops.
     variables
-        ``(channel, variable of the file, its units)`` where a file does not say what a variable is; units may be None
-        if the file has them. A file without that variable is a file without the channel. ``("time", variable, None)``
-        where several variables may be the time.
+        Triples ``(channel, variable of the file, units)`` for variables that the file does not identify.
+        Units are None if the file states them. If the file lacks the variable, it lacks the channel.
+        ``("time", variable, None)`` names the time if several variables may be it.
     clean
-        Quality control of GridRad volumes, before levels are taken and fields derived: a function of a
-        `RadarVolume` (all levels, weights and counts) and the channels wanted, that gives dense codes by channel;
-        see `densify`.
+        Quality control of GridRad volumes, before levels are selected and fields are derived: a function of a
+        `RadarVolume` (all levels, weights and counts) and the requested channels that returns dense codes by
+        channel; see `densify`.
 
     Returns
     -------
     Channels on ``(y, x)`` or ``(altitude, y, x)`` as codes, with the attributes of `Packing` and `Channel`;
     float sources are packed by the channel's table, integer sources keep dtype and codes. Channels of kind ``other``
     have the attribute ``role="companion"``: integers keep dtype and codes, floats are values. GridRad's
-    weights are 0 in every bin that the file does not list: no gate gave it a value. Coordinates
-    ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second),
-    ``altitude`` (km), ``observation_time(y)`` and scalar ``forecast_period`` (h) where there are such. Attributes
-    ``source_format``, ``product`` and, for a known geostationary satellite, ``satellite_longitude``; ``notes``, what
-    was warned about.
+    weights are 0 in every bin that the file does not list, because no gate gave it a value. Coordinates are
+    ``latitude``, ``longitude`` (degrees, [-180, 180), 1-D or 2-D), scalar ``time`` (UTC, to the second) and,
+    if the file has them, ``altitude`` (km), ``observation_time(y)`` and scalar ``forecast_period`` (h).
+    Attributes are ``source_format``, ``product``, ``notes`` (the warnings) and, for a known geostationary
+    satellite, ``satellite_longitude``.
 
     Warns
     -----
     UserWarning
-        Of an attribute that cannot be used and is ignored, and of integers that are packed anew.
+        If an attribute cannot be used and is ignored, or if integers are packed again.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at the path.
     SchemaError
-        If the file is not readable as scenes, has none of the channels, or not the altitude; if it lacks the time, or
-        has several and none is given; if a channel's name is taken, or its variable holds no numbers on the pixels of
-        the scene.
+        If the file cannot be read as scenes, or lacks all of the channels, the altitude or the time; if it
+        has several times and ``time`` is None; if the name of a channel is in use, or its variable does not
+        hold numbers on the pixels of the scene.
     """
     request = _request(channels, radar, variables)
     with _opened(path) as source:
@@ -156,14 +176,26 @@ def read_scene(
 
 
 def read_fields(path: _Path) -> xr.Dataset:
-    """Read every 2-D field of a file on its scene's pixels, as `read_scene`; those in no table as kind ``other``.
+    """Read every 2-D field of a file on the pixels of its scene, as `read_scene` does.
 
-    Of a file of several times the first scene.
+    Variables that are not in the table of channels have kind ``other``. Of a file of several times, the first
+    is read.
+
+    Parameters
+    ----------
+    path
+        Local path or URL of the file.
+
+    Returns
+    -------
+    The scene.
 
     Raises
     ------
-    FileNotFoundError, SchemaError
-        As `read_scene`.
+    FileNotFoundError
+        If there is nothing at the path.
+    SchemaError
+        As of `read_scene`.
     """
     with _opened(path) as source:
         scene, header = open_scene(source, "auto", Request())
@@ -176,6 +208,15 @@ def read_fields(path: _Path) -> xr.Dataset:
 
 def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
     """Return the global attributes and variables of any netCDF file, from its header alone.
+
+    Parameters
+    ----------
+    path
+        Local path or URL of the file.
+
+    Returns
+    -------
+    Attributes, and the variables by name.
 
     Raises
     ------
@@ -205,10 +246,10 @@ def _request(channels: Iterable[str], radar: RadarSpec, variables: _Variables) -
 
 
 def _find_reader(source: Source, wanted: str) -> ModuleType:
-    """Return the module that reads a file; a format asked for is held against what the file is."""
+    """Return the module that reads a file, after comparing the requested format with that of the file."""
     if wanted not in FORMATS:
         raise SchemaError(f"format: got {wanted!r}; expected one of {list(FORMATS)}")
-    if wanted in ("cf", "larc_goes"):  # both take files that are not unmistakable
+    if wanted in ("cf", "larc_goes"):  # both readers accept files without a clear sign of a format
         return cf if wanted == "cf" else larc_goes
     found = larc_goes.find_format(source) or gridrad.find_format(source) or cf.FORMAT
     if wanted not in ("auto", found) and not (wanted == "gridrad" and found.startswith("gridrad")):
@@ -217,7 +258,9 @@ def _find_reader(source: Source, wanted: str) -> ModuleType:
 
 
 def open_scene(source: Source, format: str, request: Request, time: Any = None) -> tuple[Source, Header]:
-    """Return the scene of a file at a time, or its first one, as a source of one time; and its header."""
+    """Return one scene of a file as a source with a single time, and its header. Without a time, it is the
+    first.
+    """
     reader, axis = _find_reader(source, format), find_times(source, request.time_variable)
     several, position = axis.values if axis.values.size > 1 else axis.values[:0], 0
     wanted = None if time is None else as_time(time)
@@ -239,10 +282,10 @@ def open_scene(source: Source, format: str, request: Request, time: Any = None) 
 
 
 def check_one_time(header: Header) -> None:
-    """Refuse a file of several times where one scene is expected."""
+    """Refuse a file of several times if a single scene is expected."""
     if (times := header.times).size:
         raise SchemaError(
-            f"{header.path}: {times.size} times, {times[0]} to {times[-1]}; expected one, or to be told which. Pass "
+            f"{header.path}: {times.size} times, {times[0]} to {times[-1]}; expected one time. Pass "
             f"time={str(times[0])!r} to read_scene."
         )
 

@@ -1,8 +1,10 @@
-"""Any CF netCDF file on a grid: latitude and longitude, 1-D or 2-D, or a projection.
+"""Read any CF netCDF file on a grid: latitude and longitude, 1-D or 2-D, or a projection.
 
-MRMS mosaics, gridded satellite imagery and model fields come this way. Axes are found by ``standard_name``,
-units and name; fields by their own name, by ``standard_name`` with units, or by the user's word. Where a file has no
-latitude and longitude, its grid mapping gives them (`gridrad_cube.readers.projection`).
+Examples are MRMS mosaics, gridded satellite images and model fields. Axes are found by ``standard_name``,
+units and
+name; fields by name, by ``standard_name`` with units, or by the choice of the user. If a file has no latitude
+and
+longitude, its grid mapping gives them (`gridrad_cube.readers.projection`).
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ _AXES = {
     ),
 }
 _ALTITUDES = ("altitude", "height", "height_above_mean_sea_level", "alt", "z", "lev", "level")
-#: Channels by CF standard name. Column maximum and reflectivity share one: a field whose ``cell_methods`` say no
-#: more is taken as reflectivity.
+#: Channels by CF standard name. Column maximum and reflectivity share one: without ``cell_methods``, a field
+#: is reflectivity.
 _STANDARD_NAMES = {
     "toa_brightness_temperature": "ir_brightness_temperature",
     "brightness_temperature": "ir_brightness_temperature",
@@ -57,7 +59,7 @@ _STANDARD_NAMES = {
     "rainfall_rate": "precipitation_rate",
 }
 _COLUMN_MAXIMUM = re.compile(r"\b(altitude|height|z|lev|level): max")
-#: Global attributes that hold a file's time where no variable does.
+#: Global attributes that hold the time of a file without a time variable.
 _TIME_ATTRIBUTES = ("time_coverage_start", "start_datetime", "date_time_stamp")
 
 
@@ -126,10 +128,11 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, str | None]]:
-    """Return the variables that are channels, with units that the user gives: by the user's word, by name, by
-    standard name.
+    """Return the variables that are channels, with the units that the user gives.
 
-    The user's word is binding: a file without the variable named is a file without the channel.
+    They are found by the choice of the user, by name, and by standard name. The choice of the user is
+    binding: if the
+    file lacks the variable, it lacks the channel.
     """
     named = request.named()
     asked = {label.partition("@")[0] for label in request.channels}
@@ -163,10 +166,10 @@ def _find_fields(source: Source, request: Request) -> dict[str, tuple[Variable, 
 def _find_axes(
     source: Source, found: Mapping[str, tuple[Variable, str | None]]
 ) -> tuple[tuple[str, str], _Dims, Projection | None]:
-    """Return the surest coordinates that some field lies on, their dimensions, and the projection that they
-    belong to.
+    """Return the most certain coordinates of any field, their dimensions, and the projection that they belong
+    to.
 
-    Latitude and longitude, or the coordinates of a projection in a file without these.
+    These are latitude and longitude, or the coordinates of a projection in a file without these.
     """
     candidates = (_candidates(source, "latitude"), _candidates(source, "longitude"))
     pairs = [((a.name, b.name), dims) for a, b in product(*candidates) if (dims := _grid_dims(a, b))]
@@ -184,7 +187,9 @@ def _find_axes(
 
 
 def _candidates(source: Source, axis: str) -> list[Variable]:
-    """Return the variables that may be this axis, the surest first: by standard name, by units, by name."""
+    """Return the variables that may be this axis, the most certain first: by standard name, by units, by
+    name.
+    """
     units, names = _AXES[axis]
     numeric = [v for v in source.variables.values() if v.is_numeric]
     ranked = [
@@ -196,7 +201,7 @@ def _candidates(source: Source, axis: str) -> list[Variable]:
 
 
 def _grid_dims(latitude: Variable, longitude: Variable) -> _Dims | None:
-    """Return the row and column of the grid that two variables make, or None where they make none.
+    """Return the row and column dimensions of the grid of two variables, or None if they do not form one.
 
     Positions may be repeated at each time or altitude, before row and column.
     """
@@ -207,7 +212,7 @@ def _grid_dims(latitude: Variable, longitude: Variable) -> _Dims | None:
 
 
 def _vertical(source: Source, variable: Variable, dims: _Dims) -> str | None:
-    """Return the altitude dimension of a field, None where it has none; any other is refused."""
+    """Return the altitude dimension of a field, or None. A field with any other further dimension is refused."""
     others = [d for d, n in variable.sizes.items() if d not in dims and n > 1]
     if not others:
         return None
@@ -233,7 +238,7 @@ def _altitude_variable(source: Source, dim: str) -> Variable | None:
 def _time(source: Source, request: Request) -> np.datetime64:
     time = only_time(source, request.time_variable)
     if time is not None:
-        return time  # a file's name says when it was made as often as what it shows
+        return time  # many file names hold the time of creation
     words = [(f"attribute {n}", parse_time(text_of(source.attributes, n)), 60) for n in _TIME_ATTRIBUTES]
     known = [candidate for candidate in words if candidate[1] is not None]
     others = [("a time variable", None, 0), *words, ("the file name", parse_stamp(source.name), 0)]

@@ -1,6 +1,6 @@
-"""Radar fields computed from reflectivity on altitudes, by its dense codes.
+"""Derive radar fields from reflectivity on altitudes, by its dense codes.
 
-Nothing here averages or interpolates. Missing, no-echo and removed bins stay apart by their codes
+Nothing here averages or interpolates. Missing, no-echo and removed bins keep different codes
 (`gridrad_cube.schema.Packing`).
 """
 
@@ -26,13 +26,13 @@ def derive(
     Parameters
     ----------
     codes
-        Reflectivity ``(altitude, y, x)``, altitudes ascending; of a positive scale.
+        Reflectivity ``(altitude, y, x)``, altitudes ascending, with a positive scale factor.
     altitudes_km
         Altitude of every level above mean sea level.
     echo_top_dbz
         Smallest reflectivity of an echo top, dBZ.
     packing
-        That of ``codes``.
+        Packing of ``codes``.
     """
     if name == "reflectivity_column_maximum":
         return _column_maximum(codes, packing)
@@ -40,10 +40,11 @@ def derive(
 
 
 def _column_maximum(codes: _Codes, packing: Packing) -> _Codes:
-    """Return the largest code of every column: not observed only where every level is.
+    """Return the largest code of every column. A column is "not observed" only if every level is.
 
-    A column with an echo has its strongest; one without has the largest of its states, so that a column
-    whose echo was removed by quality control says so. Codes out of the valid range never win over an echo.
+    A column with an echo gets its strongest echo. A column without an echo gets the largest code of its
+    states, so that
+    it shows if quality control removed an echo. Codes out of the valid range never replace an echo.
     """
     if _is_ordered(packing, codes.dtype):
         return np.asarray(codes.max(axis=0))
@@ -57,7 +58,7 @@ def _column_maximum(codes: _Codes, packing: Packing) -> _Codes:
 
 
 def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
-    """Return whether a larger code always says more: missing lowest, echo above every other state."""
+    """Return whether codes are ordered by state: missing lowest, echoes above every other state."""
     if dtype.kind == "f" or packing.fill_value != (0 if dtype.kind == "u" else np.iinfo(dtype).min):
         return False
     if packing.out_of_range is None and (packing.valid_minimum, packing.valid_maximum) != (None, None):
@@ -74,7 +75,7 @@ def _is_ordered(packing: Packing, dtype: np.dtype[Any]) -> bool:
 
 
 def _rank(codes: _Codes, packing: Packing) -> npt.NDArray[np.uint8]:
-    """Return 0 not observed, 1 not usable, 2 observed without echo, 3 echo."""
+    """Return 0 for not observed, 1 for not usable, 2 for observed without echo, 3 for echo."""
     states = [packing.missing(codes), packing.echo(codes), packing.observed(codes)]
     return np.select(states, [np.uint8(0), np.uint8(3), np.uint8(2)], np.uint8(1))
 
@@ -85,10 +86,13 @@ def _echo_top_height(
     """Return the height of the highest level at or above a threshold that has echo at the two levels below
     it.
 
-    The definition of GridRad's own viewer (gridrad.org): the two levels below keep lone high bins from
-    making tops, so that the two lowest levels are never a top. Levels are those of the volume, whatever
-    their spacing. Bins that were not observed above a top may hide a higher one. A column has the no-echo code where
-    it was observed but has no top, the fill code where no level was observed.
+    This is the definition of GridRad's own viewer (gridrad.org). The condition on two levels excludes single
+    high bins,
+    so the two lowest levels are never a top. Levels are those of the volume, with any spacing. Bins that were
+    not
+    observed above a top may hide a higher one. A column gets the no-echo code if it was observed but has no
+    top, and the
+    fill code if no level was observed.
     """
     top = CHANNELS["echo_top_height"].packing
     assert top.fill_value is not None

@@ -1,8 +1,8 @@
 """The readers as xarray engines: ``xr.open_dataset(path, engine="gridrad")`` and ``engine="larc_goes"``.
 
-A dataset has every channel that the file can give, on ``(time, [altitude,] y, x)``, so that ``xr.open_mfdataset(files,
-engine="gridrad")`` joins files along time. Variables are lazy: each access reads what it needs, and the file
-is open for just that long. So datasets pickle and work with dask.
+A dataset has every channel of the file, on ``(time, [altitude,] y, x)``, so that ``xr.open_mfdataset(files,
+engine="gridrad")`` joins files along time. Variables are lazy: each access opens the file, reads what it
+needs and closes the file. So datasets can be pickled and work with dask.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class _LazyChannel(BackendArray):
     Parameters
     ----------
     header
-        Of the file, with all channels.
+        Header of the file, with all channels.
     decodes
-        Whether to give physical values rather than codes.
+        Whether values are physical values; codes otherwise.
     """
 
     def __init__(self, header: Header, format: str, name: str, decodes: bool) -> None:
@@ -99,11 +99,11 @@ def _open(path: Any, format: str, drop: str | Iterable[str] | None, decodes: boo
 
 
 def _close_nothing() -> None:
-    """No file stays open between reads."""
+    """Do nothing: no file stays open between reads."""
 
 
 class _Backend(BackendEntrypoint):
-    """A format of the readers as an xarray engine, for files of this name."""
+    """An xarray engine for one format of the readers."""
 
     open_dataset_parameters: ClassVar[tuple | None] = ("filename_or_obj", "drop_variables", "mask_and_scale")
     _format: ClassVar[str]
@@ -118,21 +118,21 @@ class _Backend(BackendEntrypoint):
     ) -> xr.Dataset:
         """Open a file lazily.
 
-        Values are decoded as `gridrad_cube.open_cube` decodes them; ``mask_and_scale=False`` gives packed codes with
+        Values are decoded as by `gridrad_cube.open_cube`; ``mask_and_scale=False`` returns packed codes with
         their attributes.
         """
         return _open(filename_or_obj, self._format, drop_variables, mask_and_scale)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether the name of a file is unmistakable."""
+        """Return whether the name of a file identifies its format."""
         is_path = isinstance(filename_or_obj, str | os.PathLike)
         return is_path and re.match(self._name, os.path.basename(os.fspath(filename_or_obj))) is not None
 
 
 class GridRadBackend(_Backend):
-    """GridRad volumes: moments on ``(time, altitude, y, x)``, what is derived from them, weights and counts.
+    """GridRad volumes: moments on ``(time, altitude, y, x)``, derived fields, weights and counts.
 
-    Each access reads the list of bins again: load what is used more than once.
+    Each access reads the list of bins again: call ``load`` on variables that are used more than once.
     """
 
     description: ClassVar[str] = "GridRad v3.1, v4.1 and v4.2 radar volumes"

@@ -1,8 +1,10 @@
-"""From the variables of a file to channels: units, packing, and codes.
+"""Turn variables of a file into channels: units, packing and codes.
 
-Integers keep dtype and codes; a conversion of units goes into scale and offset. Floats are encoded by the packing of
-their channel. Of a channel of kind ``other`` nothing is converted. `recode` brings codes into another packing, where
-the files of a store have several.
+Integers keep dtype and codes; a conversion of units changes scale and offset. Floats are encoded by the
+packing of
+their channel. Channels of kind ``other`` are not converted. `recode` converts codes to another packing, for
+stores
+whose files have different packings.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from gridrad_cube.readers.files import Source, Variable
 from gridrad_cube.schema import CHANNELS, OTHER_ATTRIBUTES, Channel, Packing, SchemaError, channel_in
 
-#: ``(factor, offset)`` from the units of files, as they spell them, to those of channels; other units are refused.
+#: ``(factor, offset)`` from units as files spell them to those of channels; other units are refused.
 CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {}
 for _units, _factor, _offset, _spellings in (
     ("K", 1.0, 0.0, "k, kelvin, degk, degree_kelvin, degrees_kelvin, deg_k"),
@@ -47,11 +49,12 @@ _CATEGORIES = ("flag_values", "flag_masks", "flag_meanings")
 #: WDSS-II, the software behind MRMS, declares -99900 and -99903.
 _NO_ECHO_VALUES = {"radar": (-99.0, -99900.0), "rain": (0.0,)}
 _NO_ECHO_TOP, _NO_COVERAGE = -1.0, -3.0
-#: Radar floats at or below this stand for missing data (-999, -9999), declared or not.
+#: Radar floats at or below this value mean missing data (-999, -9999), declared or not.
 _UNDECLARED_MISSING = -990.0
-#: What radar files in the ways of ODIM and CfRadial 2 call the number that stands for "observed, no echo".
+#: Attributes of ODIM and CfRadial 2 for the number that means "observed, no echo".
 _UNDETECT = ("_Undetect", "undetect")
-#: What netCDF means by a value that was never written. Bytes have none: every code of theirs may be data.
+#: Default fill values of netCDF, for values that were never written. Bytes have none, because every code may
+#: be data.
 _DEFAULT_FILL = {
     "int16": -32767, "uint16": 65535, "int32": -2147483647, "uint32": 4294967295,
     "int64": -9223372036854775806, "uint64": 18446744073709551614,
@@ -60,7 +63,7 @@ _DEFAULT_FILL = {
 #: One-byte variables without a fill code are widened to make room for one; their codes stay.
 _WIDENED = {"uint8": ("uint16", 65535), "int8": ("int16", -32768)}
 _BLOCK = 2**20
-#: Steps of two packings that differ by less than this part are equal.
+#: Relative difference below which the steps of two packings are equal.
 _SAME_STEP = 1e-9
 
 
@@ -68,10 +71,10 @@ _SAME_STEP = 1e-9
 class Field:
     """One channel of a scene, as the header of its file states it.
 
-    ``variable`` is its name in the file. ``dims`` are the file's names of row and column, after that of altitude where
-    it lies on altitudes. ``units`` are factor and offset to the channel's units. ``packing`` and ``attributes``
-    are those of the codes that `read_codes` gives; ``missing`` are further codes of the file that mean missing.
-    ``file_packing`` is that of the file's codes where it is another one.
+    ``variable`` is its name in the file. ``dims`` are the file's names of row and column, and before them of
+    altitude if it has altitudes. ``units`` are factor and offset to the channel's units. ``packing`` and
+    ``attributes`` describe the codes that `read_codes` returns; ``missing`` lists further codes of the file
+    that mean missing. ``file_packing`` is the packing in the file if it differs.
     """
 
     channel: Channel
@@ -100,7 +103,7 @@ def known_field(
     if channel.kind not in _NO_ECHO_VALUES or packing.echo_minimum is not None:
         return replace(field, packing=packing, missing=missing)
     about.note(
-        f"its codes do not ascend from no echo to echo, so they are {_describe(packing, channel.packing, channel)}"
+        f"codes of echoes are not all above that of no echo, so they are {_describe(packing, channel.packing, channel)}"
     )
     return replace(field, missing=missing, file_packing=packing)
 
@@ -108,8 +111,8 @@ def known_field(
 def other_field(source: Source, variable: str, dims: tuple[str, ...]) -> Field:
     """Describe a variable of a file as a channel of kind ``other``, under its own name and in its own units.
 
-    Integers keep dtype and codes; without a declared fill that of netCDF's default stands for missing, and bytes, which
-    have none, are widened. Floats are values, float32 or float64.
+    Integers keep dtype and codes. Without a declared fill value, the default of netCDF means missing; bytes
+    have no default and are widened. Floats are values, float32 or float64.
     """
     about = source.variables[variable]
     units, standard_name = about.text("units"), about.text("standard_name")
@@ -182,8 +185,8 @@ def spelled(units: str) -> str:
 def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float, float]:
     """Return the factor and offset from the units of a variable to those of a channel.
 
-    A variable that bears the channel's own name and states no units is in the channel's units, except for visible
-    reflectance, where fraction and percent are equally common.
+    A variable with the channel's own name and without units has the channel's units, except for visible
+    reflectance, for which fraction and percent are equally common.
     """
     known = CONVERSIONS[channel.units]
     if not units and variable.name == channel.name and channel.kind != "visible":
@@ -197,13 +200,14 @@ def _conversion(channel: Channel, variable: Variable, units: str) -> tuple[float
     return known[spelled(units)]
 
 
-# --- numbers that stand for states: not observed, observed without echo, out of the valid range
+# --- numbers that mean a state: not observed, observed without echo, out of the valid range
 
 
 def _is_missing(raw: npt.NDArray[Any], variable: Variable) -> npt.NDArray[np.bool_]:
     """Return where raw values of a variable are declared missing, or were never written.
 
-    The default fill of netCDF counts in floats, and in integers of more than one dimension that declare no other one.
+    The default fill value of netCDF means missing in floats, and in integers of more than one dimension
+    without a declared fill value.
     """
     fills = variable.fills
     if raw.dtype.kind == "f" or (not fills and len(variable.dims) > 1):
@@ -230,8 +234,8 @@ def _states(
 ) -> tuple[list[int | float], list[int | float]]:
     """Return the raw numbers that mean "not observed", and those declared that mean "observed, no echo".
 
-    The latter are what ODIM calls undetect or, where a file declares several numbers to be missing, those that products
-    write for no echo: -99 dBZ from a THREDDS server that declares -999 too, 0 mm/h.
+    The latter are what ODIM calls undetect. If a file declares several numbers to be missing, they are those
+    that products write for no echo: -99 dBZ from a THREDDS server that also declares -999, 0 mm/h.
     """
     missing = variable.fills
     if channel.kind not in _NO_ECHO_VALUES:
@@ -258,9 +262,9 @@ def _integer_packing(
 ) -> tuple[Packing, tuple[int, ...]]:
     """Return the packing of an integer variable as a channel, and the further codes that mean missing.
 
-    The conversion of units is composed into scale and offset. Radar (dBZ, km) and rain get their no-echo code: the one
-    declared, else that of -99, and that of zero rain. Where they declare no valid range, codes below it are out of
-    range.
+    The conversion of units becomes a part of scale and offset. Radar (dBZ, km) and rain get their no-echo
+    code: the declared one, else that of -99, and that of zero rain. Without a declared valid range, codes
+    below it are out of range.
     """
     dtype, (scale, offset) = _signedness(variable), variable.scaling
     missing, no_echo = (
@@ -268,7 +272,7 @@ def _integer_packing(
         for numbers in _states(variable, channel, units)
     )
     low, high = _valid_codes(variable, dtype)
-    if not missing and variable.name == "Nradobs":  # a bin of GridRad that no sweep looked at
+    if not missing and variable.name == "Nradobs":  # a bin of GridRad that no sweep observed
         missing = [0]
     if not missing and dtype.name in _WIDENED:
         name, fill = _WIDENED[dtype.name]
@@ -287,7 +291,7 @@ def _integer_packing(
 
 
 def _tidy(value: float) -> float:
-    """Without the noise of a product such as 0.1 * 0.01."""
+    """Return a number without the rounding noise of a product such as 0.1 * 0.01."""
     return float(f"{value:.12g}")
 
 
@@ -334,8 +338,8 @@ def _with_echo_codes(
 ) -> Packing:
     """Add the codes of no echo and of the weakest echo, and the physical maximum of the channel.
 
-    ``declared`` is the code of no echo that the file declares, if any. Where the codes of echoes do not all lie above
-    it, the packing has no ``echo_minimum``.
+    ``declared`` is the code of no echo that the file declares, if any. If some codes of echoes are below it,
+    the packing has no ``echo_minimum``.
     """
     limits, scale = np.iinfo(packing.dtype), packing.scale_factor
     low, high = packing.valid_minimum, packing.valid_maximum
@@ -382,10 +386,10 @@ def encode(
 ) -> npt.NDArray[Any]:
     """Return the codes of float values by the channel's own packing, block by block.
 
-    NaN, and the fills of the variable that the values are from, are not observed; its scale and valid range are
-    applied, and the physical maximum of the channel. For dBZ and echo tops what the file declares, and -99 and less, is
-    observed without echo and -990 and less (-999, -9999) not observed; rain that rounds to nothing is no echo, negative
-    rain out of range, but for -3, no coverage.
+    NaN and the fill values of the variable mean not observed. Scale and valid range of the variable and the
+    physical maximum of the channel are applied. For dBZ and echo tops, values at or below -990 (-999, -9999)
+    mean not observed; other values at or below -99, and what the file declares, mean observed without echo.
+    Rain that rounds to zero is no echo. Negative rain is out of range, but -3 means no coverage.
     """
     scale, offset = (1.0, 0.0) if variable is None else variable.scaling
     valid = (None, None) if variable is None else variable.valid_range
@@ -417,7 +421,7 @@ def encode(
 def _encode_block(
     block: npt.NDArray[np.float64], channel: Channel, silent: npt.NDArray[np.bool_]
 ) -> npt.NDArray[Any]:
-    """Return the codes of physical values; ``silent`` is where the file says that there is no echo."""
+    """Return the codes of physical values; ``silent`` is where the file declares no echo."""
     packing = channel.packing
     with np.errstate(invalid="ignore", over="ignore"):
         if channel.kind == "radar":
@@ -439,10 +443,22 @@ def _encode_block(
 
 
 def common_packing(channel: Channel, packings: Collection[Packing]) -> Packing:
-    """Return the packing of a channel in a new store, from those that its files have.
+    """Return the packing of a channel in a new store, from those of its files.
 
-    Where they have one, it is that. Where they have several, it is that of the table of channels; of a channel of kind
-    ``other``, which is in no table, floats that hold the values of all.
+    If all files have the same packing, it is that one. Otherwise it is the packing in the table of channels.
+    For channels of kind ``other``, which are not in the table, it is a float type that holds the values of
+    all.
+
+    Parameters
+    ----------
+    channel
+        The channel.
+    packings
+        Packings of the files.
+
+    Returns
+    -------
+    The packing.
     """
     if len(set(packings)) == 1:
         return next(iter(packings))
@@ -457,15 +473,26 @@ def recode(
 ) -> tuple[npt.NDArray[Any], str]:
     """Return the codes of the same values and states by another packing.
 
+    Parameters
+    ----------
+    codes
+        Codes to convert.
+    found
+        Their packing.
+    wanted
+        The packing to convert to.
+    channel
+        The channel, for messages.
+
     Returns
     -------
-    The codes, and what to tell the user: which packing became which, and how far a value may have moved. Empty where no
-    code changed.
+    The codes, and a text for the user: which packing became which, and the largest change of a value. The
+    text is empty if no code changed.
 
     Raises
     ------
     SchemaError
-        If a pixel has a value or a state that the wanted packing has no code for.
+        If the wanted packing has no code for a value or a state of a pixel.
     """
     low, high = wanted.valid_minimum, wanted.valid_maximum
     if replace(found, valid_minimum=low, valid_maximum=high) == wanted:
@@ -496,7 +523,7 @@ def recode(
 
 
 def _describe(found: Packing, wanted: Packing, channel: Channel) -> str:
-    """Say that codes are packed anew, and how far a value may move."""
+    """Describe in words that codes are packed again, and the largest change of a value."""
     how = "exactly"
     if np.dtype(wanted.dtype).kind == "f":
         is_plain = (found.scale_factor, found.add_offset) == (1.0, 0.0)
@@ -504,7 +531,7 @@ def _describe(found: Packing, wanted: Packing, channel: Channel) -> str:
             how = f"rounded to {wanted.dtype}"
     elif np.dtype(found.dtype).kind == "f" or not _is_multiple(found, wanted):
         how = f"with an error of at most {abs(wanted.scale_factor) / 2:g} {channel.units}"
-    return f"packed anew {how}, as {_name(wanted)}"  # equal for files whose own packings differ
+    return f"packed again {how}, as {_name(wanted)}"  # equal for files whose own packings differ
 
 
 def _name(packing: Packing) -> str:
@@ -550,7 +577,7 @@ def _recode_block(
         silent |= codes == codes.dtype.type(found.no_echo)
     if wanted.no_echo is not None:
         silent |= is_code & ~outside & (out == out.dtype.type(wanted.no_echo))
-    # What stands for a state in the wanted packing is no value.
+    # Codes of states in the wanted packing are not values.
     states = [wanted.fill_value, wanted.no_echo, wanted.low_confidence, wanted.clutter, wanted.non_finite]
     names = np.array([s for s in (*states, wanted.out_of_range) if s is not None], wanted.dtype)
     is_code &= ~np.isin(out, names)
@@ -571,14 +598,14 @@ def _recode_block(
             out[codes == codes.dtype.type(mine)] = its
     if wanted.out_of_range is not None:
         out[outside] = wanted.out_of_range
-    else:  # its own code, if it has one, says that it lies outside
+    else:  # the packing may have a code for values out of range
         lost |= outside & ~is_code
     return out, lost
 
 
 def read_numbers(source: Source, name: str, key: Any = ...) -> npt.NDArray[np.float64]:
-    """Return the values of a coordinate, float64; NaN where it has none. Scale and offset are applied in
-    float64.
+    """Return the values of a coordinate in float64, with scale and offset applied; NaN where they are
+    missing.
     """
     variable, raw = source.variables[name], source.read(name, key)
     values = raw.view(_signedness(variable)).astype(np.float64)
@@ -588,9 +615,9 @@ def read_numbers(source: Source, name: str, key: Any = ...) -> npt.NDArray[np.fl
 
 
 def read_codes(source: Source, field: Field, levels: Sequence[int] = ()) -> npt.NDArray[Any]:
-    """Read the codes of a field that lies dense in its file, ``([altitude,] y, x)``.
+    """Read the codes of a field that is dense in its file, ``([altitude,] y, x)``.
 
-    ``levels`` are positions along the altitudes, in the order wanted, where the field has any.
+    ``levels`` are positions along the altitudes of the field, in the requested order.
     """
     variable = source.variables[field.variable]
     raw = read_array(source, variable, field.dims, levels)

@@ -1,8 +1,10 @@
-"""Opening files that are not trusted: what may be opened, how much of it, and under which lock.
+"""Open files that are not trusted: check the file before the library does, and bound what is read.
 
-A classic netCDF file must be as long as its header declares: the library reads zeros past the end of a cut one. An HDF5
-file must not reach outside itself. Large deflated variables are inflated chunk by chunk, which is faster than the
-library. GRIB2 files, plain or in gzip, are read through `grib`.
+A classic netCDF file must be as long as its header declares, because the library reads zeros beyond the end
+of a
+truncated file. An HDF5 file must not refer to other files. Large deflated variables are inflated chunk by
+chunk, which
+is faster than the library. GRIB2 files, plain or in gzip, are read through `grib`.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from gridrad_cube.readers.grib import MAGIC as _GRIB_MAGIC
 from gridrad_cube.readers.grib import GribFile
 from gridrad_cube.schema import SchemaError
 
-#: Largest variable that is opened, in bytes as declared: 1,400 bytes of HDF5 can declare a tebibyte.
+#: Largest variable that is opened, in declared bytes: an HDF5 file of 1,400 bytes can declare a tebibyte.
 MAX_VARIABLE_BYTES = 4 * 2**30
-#: Largest file that is unpacked, in bytes: a kilobyte of gzip can hold a megabyte.
+#: Largest file that is unpacked, in bytes: a kilobyte of gzip can expand to a megabyte.
 _MAX_UNPACKED_BYTES = 2**30
-#: More objects than this in one HDF5 file is no gridded product.
+#: Largest number of objects in an HDF5 file; a gridded product has fewer.
 _MAX_HDF5_OBJECTS = 10_000
 #: The one lock of this process around HDF5 and netCDF-C, which are not thread-safe; xarray's own engines
 #: take the same one.
@@ -46,7 +48,7 @@ _BLOCK = 2**20
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _GZIP_MAGIC = b"\x1f\x8b"
-#: What else arrives under the name of a netCDF file, by its first bytes.
+#: Other content that is found in files named as netCDF, by its first bytes.
 _OTHER_MAGIC = (
     (b"<", "an HTML or XML page, as a failed log-in or download leaves; download the file again"),
     (b"{", "JSON text"),
@@ -54,15 +56,15 @@ _OTHER_MAGIC = (
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"BZh", "bzip2; unpack it first"),
 )
-# What h5py and netCDF4 raise for a file whose inside is broken, beside OSError.
+# Exceptions of h5py and netCDF4 for a file that is damaged inside, besides OSError.
 _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """What a header says of one variable. ``where`` names it and its file in messages.
+    """One variable as the header describes it. ``where`` names it and its file in messages.
 
-    ``notes`` says which of its attributes could not be used, once they were asked for.
+    ``notes`` lists attributes that were read and could not be used.
     """
 
     name: str
@@ -90,7 +92,7 @@ class Variable:
     def number(self, name: str) -> float | None:
         """Return a numeric attribute, or None where there is none.
 
-        A float32 attribute becomes the shortest decimal that is stored as it: 0.01, not 0.0099999998.
+        A float32 attribute becomes the shortest decimal with the same float32 value: 0.01, not 0.0099999998.
 
         Raises
         ------
@@ -109,10 +111,9 @@ class Variable:
             ) from error
 
     def numbers(self, name: str) -> list[int | float]:
-        """Return the numbers of an optional attribute, none where it has none; text in their place is noted
-        and ignored.
+        """Return the numbers of an optional attribute; empty if it is missing. Text is noted and ignored.
 
-        Integers are exact, also those of 64 bits; a float32 becomes the shortest decimal that is stored as it.
+        Integers are exact, also those of 64 bits; a float32 becomes the shortest decimal with the same value.
         """
         values = np.asarray(self.attributes.get(name, [])).ravel()
         if name in self.attributes and values.dtype.kind not in "iuf":
@@ -132,7 +133,9 @@ class Variable:
 
     @property
     def valid_range(self) -> tuple[int | float | None, int | float | None]:
-        """Least and largest valid number as the file declares them; what is not one finite number each is ignored."""
+        """Smallest and largest valid number that the file declares. A limit that is not one finite number is
+        ignored.
+        """
         pair = self.numbers("valid_range")
         if len(pair) == 2 and all(map(math.isfinite, pair)):
             return pair[0], pair[1]
@@ -150,7 +153,7 @@ class Variable:
         return None
 
     def note(self, text: str) -> None:
-        """Warn of something in this variable, once, and keep it for the report of what becomes of the file."""
+        """Warn once about this variable, and keep the text for the report."""
         text = f"variable {self.name!r}: {text}"
         if text not in self.notes:
             self.notes[text] = None
@@ -175,9 +178,10 @@ def text_of(attributes: Mapping[str, Any], name: str) -> str:
 
 
 class Source:
-    """An open file: variables of its root group, or of the one group that has any, and reads that fail in one line.
+    """An open file: variables of its root group, or of the only group that has variables. Errors have one
+    line.
 
-    Made by `open_source`; of no use after its ``with`` block ends.
+    `open_source` makes it. It cannot be used after the ``with`` block.
     """
 
     def __init__(self, path: str, dataset: Any, file: Any = None) -> None:
@@ -208,7 +212,7 @@ class Source:
         return Variable(name, tuple(variable.dimensions), shape, dtype, attributes, where)
 
     def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
-        """Return the values as they lie in the file, in native byte order: nothing scaled, nothing masked.
+        """Return the values of the file in native byte order, neither scaled nor masked.
 
         Raises
         ------
@@ -249,7 +253,7 @@ class Source:
         return values[(slice(None) if isinstance(keys[0], slice) else 0, *keys[1:])]
 
     def dims_of(self, axes: tuple[str, ...], what: str) -> list[str]:
-        """Return the dimension of each 1-D variable; a file that lacks one is refused."""
+        """Return the dimension of each 1-D variable; refuse a file that lacks one of them."""
         for name in axes:
             if name not in self.variables or len(self.variables[name].dims) != 1:
                 raise SchemaError(
@@ -259,13 +263,12 @@ class Source:
         return [self.variables[name].dims[0] for name in axes]
 
     def at(self, dim: str | None, position: int) -> Source:
-        """Return the same file as one scene: only this position of its time dimension, which keeps length
-        one.
+        """Return the same file with one position of its time dimension, which keeps length one.
 
         Raises
         ------
         SchemaError
-            On access to ``variables``, if one of them declares an absurd size.
+            On access to ``variables``, if one of them declares a size that is too large.
         """
         return _Scene(self, dim, position)
 
@@ -320,7 +323,7 @@ def _keys(key: Any, dims: int) -> tuple[Any, ...]:
 
 
 def _check_size(variable: Variable, values: int) -> None:
-    """Refuse a variable of which more would be read at once than `MAX_VARIABLE_BYTES`."""
+    """Refuse to read more than `MAX_VARIABLE_BYTES` of a variable at once."""
     declared = values * variable.dtype.itemsize
     if declared > MAX_VARIABLE_BYTES:
         raise SchemaError(
@@ -339,22 +342,23 @@ def _attributes(owner: Any, path: str) -> dict[str, Any]:
 
 @contextmanager
 def open_source(path: str | os.PathLike[str], name: str = "") -> Iterator[Source]:
-    """Open a netCDF or GRIB2 file after looking at what it is; holds the process's lock until closed.
+    """Open a netCDF or GRIB2 file after checking its content. The lock of the process is held until it is
+    closed.
 
     Parameters
     ----------
     path
         A local file.
     name
-        Its place for messages, and its name, where it is a copy; the path by default.
+        Name for messages, and the name of the file if this is a copy of it; the path by default.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at the path.
     SchemaError
-        If it is neither a netCDF nor a GRIB2 file, is empty, cut or damaged, declares an absurd size, or would make the
-        library read other files of this machine.
+        If it is neither a netCDF nor a GRIB2 file; is empty, truncated or damaged; declares a size that is
+        too large; or would make the library read other files of this machine.
     """
     here = os.fspath(path)
     name = name or here
@@ -401,7 +405,7 @@ def _open_netcdf(path: str, name: str, head: bytes) -> Iterator[Source]:
 
 
 def _check_file(path: str, name: str) -> bytes:
-    """Return the first bytes of a file; refuses what is none, or empty."""
+    """Return the first bytes of a file; refuse an empty file, or a path that is not a file."""
     location = Path(path)
     if not location.exists():
         raise FileNotFoundError(f"{name}: no such file")
@@ -416,7 +420,7 @@ def _check_file(path: str, name: str) -> bytes:
 
 
 def _check_classic(path: str, name: str, head: bytes) -> None:
-    """Refuse what is not a classic netCDF file, or one that is cut."""
+    """Refuse a file that is not classic netCDF, or is truncated."""
     if not head.startswith(_CLASSIC_MAGIC):
         raise SchemaError(
             f"{name}: not a netCDF file (starts with {_describe_bytes(head)}); expected HDF5, classic netCDF or GRIB2"
@@ -461,7 +465,7 @@ def _describe_bytes(head: bytes) -> str:
 
 @contextmanager
 def _open_hdf5(path: str, name: str) -> Iterator[Any]:
-    """Open with h5py, refusing a file that reaches outside of itself: netCDF would follow without a word."""
+    """Open with h5py; refuse a file that refers to other files, because netCDF would read them silently."""
     import h5py
 
     links: set[str] = set()
@@ -496,7 +500,7 @@ def _open_hdf5(path: str, name: str) -> Iterator[Any]:
 #: Bytes of one value of a classic netCDF file by the format's type number.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}
 _STREAMING = 0xFFFFFFFF
-_LIST_LIMIT = 100_000  # more dimensions or attributes than this is no header
+_LIST_LIMIT = 100_000  # largest number of dimensions or attributes in a valid header
 
 
 class _Header:
@@ -581,8 +585,8 @@ def _read_chunks(
 ) -> npt.NDArray[Any] | None:
     """Read a part of the first dimension of a deflated HDF5 variable chunk by chunk; None where the library has to.
 
-    Only what is plain is read here: chunked, deflated, of a native type. The library also says what is wrong with a
-    damaged chunk. Nothing is allocated beyond what the checked header declares (``shape``, ``dtype``).
+    Only chunked, deflated variables of a native type are read here. The library reads the others, and reports
+    damaged chunks. The memory is bounded by what the checked header declares (``shape``, ``dtype``).
     """
     import deflate
     import h5py
@@ -612,7 +616,7 @@ def _read_chunks(
     for offset in itertools.product(*starts):
         try:
             mask, packed = dataset.id.read_direct_chunk(offset)
-            # The size bounds what is allocated, whatever the bytes would inflate to.
+            # The size bounds the memory, also if the bytes would inflate to more.
             data = deflate.zlib_decompress(packed, size) if mask == 0 else b""
         except (OSError, RuntimeError, ValueError, deflate.DeflateError):  # not written, or damaged
             return None
@@ -628,7 +632,7 @@ def _read_chunks(
 
 
 def _unshuffle(data: npt.NDArray[np.uint8], itemsize: int) -> npt.NDArray[Any]:
-    """Put the bytes of each number together again; first come all first bytes, then all second ones."""
+    """Reverse the shuffle filter, which stores all first bytes, then all second bytes, and so on."""
     planes = data.reshape(itemsize, -1)
     out = planes[-1].astype(f"<u{itemsize}")
     for plane in planes[-2::-1]:

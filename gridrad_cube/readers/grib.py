@@ -1,8 +1,11 @@
-"""GRIB2 files as `files.Source` sees a netCDF file: variables on rows and columns, valid times and altitudes.
+"""Read GRIB2 files as `files.Source` reads netCDF: variables on rows and columns, valid times and altitudes.
 
-A file is a sequence of messages, each with one or more fields of one parameter, level and time. Fields that differ
-in valid time alone are one variable on ``time``, and those that differ in height above mean sea level are one on
-``altitude``. Sections are taken apart here, because what they declare is checked before ecCodes allocates memory;
+A file is a sequence of messages, each with one or more fields of one parameter, level and time. Fields that
+differ
+only in valid time become one variable on ``time``, and fields that differ in height above mean sea level
+become one on
+``altitude``. This module parses the sections itself to check what they declare before ecCodes allocates
+memory;
 ecCodes reads the keys and decodes the values. No index file is written.
 
 The layout of sections is that of the WMO Manual on Codes, WMO-No. 306, Volume I.2, FM 92 GRIB edition 2.
@@ -31,13 +34,13 @@ MAGIC = b"GRIB"
 _END = b"7777"
 #: Bytes between messages, such as headings of telecommunication bulletins, that are skipped.
 _LONGEST_GAP = 2**16
-#: More fields than this in one file, or a longer section of the header, is no gridded product.
+#: Largest number of fields in a file, and largest section of a header, in bytes; gridded products have less.
 _MAX_FIELDS = 100_000
 _MAX_HEADER_BYTES = 2**20
-#: Sections 1 and 4 of a message that says nothing but its grid: WMO tables, 1 January 2000, and template 0.
+#: Sections 1 and 4 of a message that describes only its grid: WMO tables, 1 January 2000, and template 0.
 _ORIGIN = bytes((0, 0, 0, 21, 1, 0, 7, 0, 0, 2, 0, 1, 0x07, 0xD0, 1, 1, 0, 0, 0, 0, 0))
 _PRODUCT = bytes((0, 0, 0, 34, 4)) + bytes(29)
-#: Stands for missing values in what ecCodes decodes; no packing gives it.
+#: Number for missing values in the output of ecCodes; no packing can produce it.
 _MISSING = -1e300
 
 #: Grids of rows and columns that ecCodes gives positions of: by two axes, and by every pixel.
@@ -103,7 +106,7 @@ _MRMS_PRODUCTS: dict[tuple[int, int], tuple[str, str, dict[str, str]]] = {
 
 
 class GribFile:
-    """What `files.Source` asks of an open netCDF file, of an open GRIB2 file.
+    """An open GRIB2 file with the interface that `files.Source` needs of an open netCDF file.
 
     Parameters
     ----------
@@ -113,7 +116,8 @@ class GribFile:
     Raises
     ------
     ValueError
-        If ecCodes is not installed, or the file is not whole, of another edition, or declares what it cannot hold.
+        If ecCodes is not installed, or the file is truncated, of another edition, or declares more than it
+        can hold.
     """
 
     groups: Mapping[str, Any] = {}
@@ -192,7 +196,7 @@ class GribFile:
             order = [get(name, int) for name in ("jPointsAreConsecutive", "alternativeRowScanning")]
         if kind not in (*_AXES, *_PIXELS) or any(order) or not rows or not columns:
             self._unused.append(f"{kind}{', points in another order than row by row' if any(order) else ''}")
-            return (f"values{end}",), (message.points,)  # a field that has no rows and columns here
+            return (f"values{end}",), (message.points,)  # a field without rows and columns in this module
         if rows * columns != message.points:
             raise ValueError(
                 f"a grid of {rows} x {columns} declares {message.points} points; the file is damaged. "
@@ -209,8 +213,8 @@ class GribFile:
         return dims, (rows, columns)
 
     def _named(self) -> dict[tuple[bytes, str], list[_Field]]:
-        """Return the fields by grid and name: what distinguishes fields of a parameter becomes part of the
-        name.
+        """Return the fields by grid and name. If fields of a parameter differ in a property, it becomes part
+        of the name.
         """
         parameters: dict[tuple[bytes, str], list[_Field]] = {}
         for found in self._fields:
@@ -224,7 +228,7 @@ class GribFile:
             seen: dict[tuple[Any, ...], int] = {}
             for found, kind in zip(fields, kinds, strict=True):
                 parts = [part for part, is_told in zip(kind, varies, strict=True) if is_told and part != ""]
-                # Members of an ensemble and the like, which nothing above tells apart.
+                # Other differences, such as members of an ensemble.
                 place = (*kind, found.time, found.level)
                 seen[place] = seen.get(place, 0) + 1
                 parts += [str(seen[place])] if seen[place] > 1 else []
@@ -242,7 +246,7 @@ class GribFile:
             try:
                 reference = int(datetime(*words, tzinfo=UTC).timestamp())  # type: ignore[misc]
             except ValueError as error:
-                raise ValueError(f"a message with a reference time that is no time ({error})") from error
+                raise ValueError(f"a message with a reference time that is not valid ({error})") from error
             step = _seconds(get("endStep", str))
             length = step - _seconds(get("startStep", str))
             level_type, level = get("typeOfLevel", str), get("level", float)
@@ -279,7 +283,7 @@ def _load_eccodes() -> None:
         import eccodes  # noqa: F401
     except (ImportError, RuntimeError) as error:  # the package, or its library
         raise ValueError(
-            f"a GRIB file, which ecCodes reads, and ecCodes is not there ({error}). Install it: "
+            f"a GRIB file; reading it needs ecCodes, which is not installed ({error}). Install it: "
             "pip install 'gridrad-cube[grib]'"
         ) from error
 
@@ -287,9 +291,10 @@ def _load_eccodes() -> None:
 def load_pyproj() -> ModuleType:
     """Import pyproj, also where ecCodes was imported before.
 
-    The wheels of both bring a PROJ library. ecCodes makes the symbols of its own visible to all libraries, and pyproj,
-    when it is imported second, calls into the wrong one and crashes. So pyproj is imported first here, or, where the
-    user's program has imported ecCodes or cfgrib already, with a preference for the library that it brings (glibc).
+    The wheels of both contain a PROJ library. ecCodes makes the symbols of its copy visible to all libraries.
+    If pyproj is imported second, it calls into the wrong copy and crashes. So pyproj is imported first here.
+    If the program of the user has imported ecCodes or cfgrib already, pyproj is loaded with a preference for
+    its own library (glibc).
     """
     is_second = "gribapi" in sys.modules and "pyproj" not in sys.modules
     flags = sys.getdlopenflags() if is_second and hasattr(os, "RTLD_DEEPBIND") else None
@@ -355,7 +360,7 @@ def _read_at(file: BinaryIO, position: int, length: int) -> bytes:
 
 
 def _scan(file: BinaryIO) -> list[_Message]:
-    """Return the fields of a file, after every message was found whole. Reads headers alone."""
+    """Return the fields of a file after checking that every message is complete. Only headers are read."""
     size, position = file.seek(0, 2), 0
     out: list[_Message] = []
     while position < size:
@@ -388,7 +393,7 @@ def _scan(file: BinaryIO) -> list[_Message]:
 
 
 def _split(file: BinaryIO, discipline: int, position: int, stop: int) -> Iterator[_Message]:
-    """Yield the fields of a message: sections 2 to 7 are repeated, and what is not repeated holds on."""
+    """Yield the fields of a message. Sections 2 to 7 may repeat; a section that is not repeated stays valid."""
     sections: dict[int, bytes] = {}
     bitmap = (0, 0)
     while position < stop - 4:
@@ -403,13 +408,13 @@ def _split(file: BinaryIO, discipline: int, position: int, stop: int) -> Iterato
             )
         if is_header:
             sections[number] = _read_at(file, position, length)
-        elif number == 6 and head[5] != 254:  # 254: the bitmap that was there before
+        elif number == 6 and head[5] != 254:  # 254: the previous bitmap
             bitmap = (position, length)
         elif number == 7:
             missing = [n for n in (1, 3, 4, 5) if n not in sections] or ([] if bitmap[1] else [6])
             short = [n for n, least in ((3, 14), (4, 11), (5, 20)) if len(sections.get(n, b"")) < least]
             if missing or short:
-                raise ValueError(f"a GRIB2 message without whole sections {missing or short}; damaged.")
+                raise ValueError(f"a GRIB2 message without complete sections {missing or short}; damaged.")
             own = tuple(sections[n] for n in sorted(sections))
             yield _Message(discipline, own, bitmap, (position, length))
         position += length
@@ -418,7 +423,9 @@ def _split(file: BinaryIO, discipline: int, position: int, stop: int) -> Iterato
 
 
 def _check_packing(message: _Message, data: bytes) -> None:
-    """Refuse values that are not in the bytes that are there, before a decoder makes room for them."""
+    """Refuse a message that declares more values than its bytes can hold, before a decoder allocates memory
+    for them.
+    """
     about, count = message.packing, _word(message.packing, 5)
     template, bits = _word(about, 9, 2), about[19]
     problem = ""
@@ -436,7 +443,7 @@ def _check_packing(message: _Message, data: bytes) -> None:
     elif template in (41, 40010):
         problem = _image_problem(data, b"\x89PNG\r\n\x1a\n", 16, count)  # IHDR: width and height
     elif template not in (42,):
-        problem = f"packing template {template}, which is not known here"
+        problem = f"packing template {template}, which is not supported"
     if problem:
         raise ValueError(problem)
 
@@ -457,7 +464,7 @@ def _image_problem(data: bytes, magic: bytes, start: int, count: int) -> str:
     return f"an image of {width} x {height} for {count} values" if width * height != count else ""
 
 
-# --- what ecCodes says of a field
+# --- the keys of a field
 
 
 @contextmanager
@@ -482,7 +489,7 @@ def _handle(message: bytes) -> Iterator[Callable[[str, type], Any]]:
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of the file; times in seconds since 1970. ``kind`` is what its name may have to tell."""
+    """One field of the file; times in seconds since 1970. ``kind`` holds properties that its name may need."""
 
     message: _Message
     parameter: _Parameter
@@ -519,9 +526,7 @@ def _parameter(parameter: _Parameter, get: Callable[[str, type], Any]) -> tuple[
 
 
 def _mrms_states(units: str) -> dict[str, float]:
-    """Return the values of MRMS that are no measurement, as netCDF declares them; none of a product that is
-    not known here.
-    """
+    """Return the attributes that declare values of MRMS without a measurement; empty for an unknown product."""
     if not units:
         return {}
     if units == "dBZ":
@@ -587,7 +592,7 @@ class _Positions(_Named):
         return values.reshape(self.shape)[key]
 
     def _even(self, axis: str) -> npt.NDArray[np.float64]:
-        """Return an axis from its ends: ecCodes would go through every point of the grid."""
+        """Return an axis from its ends, because ecCodes would read every point of the grid."""
         with _handle(self._message.headers()) as get:
             first, last = (get(f"{axis}Of{end}GridPointInDegrees", float) for end in ("First", "Last"))
             westward = get("iScansNegatively", int)

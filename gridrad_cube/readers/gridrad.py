@@ -1,10 +1,13 @@
-"""GridRad: hourly v3.1 and v4.2, GridRad-Severe v4.2 (sparse), and v4.1 (dense).
+"""Read GridRad volumes: hourly v3.1 and v4.2, GridRad-Severe v4.2 (sparse), and v4.1 (dense).
 
-Sparse files list the bins that have a value. Version 4.2 is as in a real file of GridRad-Severe: those are exactly the
-bins whose ``Nradecho`` is above 0, in ascending order, and a moment is NaN where its weight is 0. Version 4.1 as it is
-circulated is dense and counts no looks, so that "observed without echo" and "not observed" cannot be told apart in it:
-every bin without a value is not observed there.
-Either becomes a `RadarVolume`, and that dense codes.
+Sparse files list the bins that have a value. In real files of GridRad-Severe v4.2, these are exactly the bins
+whose
+``Nradecho`` is above 0, in ascending order, and a moment is NaN where its weight is 0. Public files of
+version 4.1 are
+dense and have no counts of observations. They do not distinguish "observed without echo" from "not observed",
+so every
+bin without a value counts as not observed.
+Both layouts become a `RadarVolume`, and then dense codes.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from gridrad_cube.readers.times import agreed_time, only_time, parse_stamp, pars
 from gridrad_cube.schema import CHANNELS, SchemaError
 from gridrad_cube.selection import DERIVED
 
-#: What a scene holds when no channel is asked for.
+#: Default channels of a scene.
 _DEFAULT = ("reflectivity_column_maximum",)
 #: Variables of the sparse layout by channel; ``w`` before the name is the bin's weight.
 _SPARSE_NAMES = {
@@ -41,10 +44,10 @@ _SPARSE_NAMES = {
     "azimuthal_shear": "AzShear",
     "divergence": "Divergence",
     "differential_reflectivity": "DifferentialReflectivity",
-    "specific_differential_phase": "DifferentialPhase",  # K_DP in spite of its name
+    "specific_differential_phase": "DifferentialPhase",  # holds K_DP, despite its name
     "correlation_coefficient": "CorrelationCoefficient",
 }
-#: Variables of the dense layout of 4.1 by channel. Its vorticity is no azimuthal shear and is not read.
+#: Variables of the dense layout of 4.1 by channel. Its vorticity is not azimuthal shear and is not read.
 _DENSE_NAMES = {
     "reflectivity": "ZH",
     "spectrum_width": "SW",
@@ -63,13 +66,13 @@ _VERSION = re.compile(r"(\d+)[._](\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class RadarVolume:
-    """Bins of a GridRad file that have a value, with how often each bin was looked at.
+    """Bins of a GridRad file that have a value, with the number of observations of each bin.
 
     ``index`` (strictly ascending; int32 where that holds the grid, half the memory of tens of millions of bins)
     counts in C order over (altitude, latitude, longitude) of the whole file; ``values`` and ``weights`` by channel
     lie on it, in the channel's units. ``nradobs`` and ``nradecho`` are dense, ``(levels, latitude, longitude)``,
-    over ``levels`` alone: the contiguous range of levels that was read. They are None where the file has none or
-    they were not asked for.
+    over ``levels`` alone: the contiguous range of levels that was read. They are None if the file lacks them
+    or they were not requested.
     """
 
     header: Header
@@ -91,19 +94,40 @@ class RadarVolume:
         return math.prod(self.header.shape)
 
     def part(self, level: int) -> slice:
-        """Return where the listed bins of one level of the file lie in ``index``."""
+        """Return the position of the listed bins of one level in ``index``.
+
+        Parameters
+        ----------
+        level
+            Number of the level in the file.
+
+        Returns
+        -------
+        Slice of ``index``.
+        """
         return _between(self.index, level * self.plane, (level + 1) * self.plane)
 
     def at_bins(self, counts: npt.NDArray[np.int8], level: int) -> npt.NDArray[np.int8]:
-        """Return ``nradobs`` or ``nradecho`` at the listed bins of one level of the file, on
-        ``index[part(level)]``.
+        """Return counts at the listed bins of one level, ``index[part(level)]``.
+
+        Parameters
+        ----------
+        counts
+            ``nradobs`` or ``nradecho``.
+        level
+            Number of the level in the file.
+
+        Returns
+        -------
+        Counts, one for each listed bin.
         """
         plane = counts[level - self.levels.start].reshape(-1)
         return plane[self.index[self.part(level)] - level * self.plane]
 
 
-#: A quality control between reading and everything derived: takes a volume with all levels, weights and counts and the
-#: channels wanted of it, and gives dense codes of all levels by channel for those that it has an opinion on.
+#: Quality control before fields are derived: a function of a volume with all levels, weights and counts, and
+#: of the requested channels. It returns dense codes of all levels by channel, for the channels that it
+#: changes.
 Clean: TypeAlias = Callable[[RadarVolume, Collection[str]], Mapping[str, npt.NDArray[np.uint16]]]
 
 
@@ -125,7 +149,7 @@ def describe(source: Source, request: Request) -> Header:
     )
     moments = _moments_of(source, request)
     _check_shapes(source, tuple(source.variables[name].shape[0] for name in _DIMS), moments.values())
-    # The user's word is binding: a file without the variable named is a file without the channel.
+    # The user's choice is binding: if the file lacks the variable, it lacks the channel.
     named = {channel: name for channel, (name, _) in request.named().items()}
     available = {channel: True for channel, name in moments.items() if named.get(channel, name) == name}
     if "reflectivity" in available:
@@ -157,7 +181,7 @@ def describe(source: Source, request: Request) -> Header:
 
 
 def _moments_of(source: Source, request: Request) -> dict[str, str]:
-    """Return the variables of a file by the channel that they are: by the user's word, by the layout."""
+    """Return the variables of a file by channel: those that the user names, then those of the layout."""
     known = dict(_SPARSE_NAMES if _is_sparse(source) else _DENSE_NAMES)
     named = {channel: name for channel, (name, _) in request.named().items() if name in source.variables}
     known |= {channel: name for channel, name in named.items() if channel not in DERIVED}
@@ -165,8 +189,8 @@ def _moments_of(source: Source, request: Request) -> dict[str, str]:
 
 
 def find_format(source: Source) -> str | None:
-    """Return the version by ``Algorithm_version`` where it says one, else by what only one version has; None
-    of other files.
+    """Return the version by ``Algorithm_version``, else by properties that only one version has; None for
+    other files.
     """
     if not _is_sparse(source):
         is_dense = "ZH" in source.variables and set(_DIMS) <= set(source.variables["ZH"].dims)
@@ -192,7 +216,7 @@ def _check_shapes(source: Source, shape: tuple[int, ...], moments: Iterable[str]
 def read(
     source: Source, header: Header, request: Request, clean: Clean | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return the read, densify and derive the codes of the header's channels; see `Clean` for ``clean``."""
+    """Read, densify and derive the codes of the header's channels; see `Clean` for ``clean``."""
     moments = [name for name, about in header.fields.items() if about.channel.kind != "other"]
     wanted = tuple(dict.fromkeys("reflectivity" if name in DERIVED else name for name in moments))
     codes: dict[str, npt.NDArray[Any]] = {}
@@ -240,10 +264,10 @@ def _read_volume(
     *,
     for_cleaning: bool,
 ) -> RadarVolume:
-    """Read the bins of some channels on contiguous levels; for quality control with what else that needs.
+    """Read the bins of some channels on contiguous levels, and for quality control also weights and counts.
 
-    The order of ``index`` in the file does not matter; repeated bins, and bins off the grid, are refused. Dense files
-    (4.1) are gathered: their finite values are the listed bins, and they count no looks.
+    The order of ``index`` in the file does not matter; repeated bins, and bins off the grid, are refused. For
+    dense files (4.1) the bins with finite values are listed, and there are no counts.
     """
     moments = _moments_of(source, request)
     if for_cleaning:
@@ -298,8 +322,8 @@ def _read_index(
 
 
 def _between(index: npt.NDArray[Any], start: int, stop: int) -> slice:
-    """Return where positions from start to before stop lie; in the index's own type, which spares a copy of
-    it.
+    """Return the slice of positions from start to before stop. Comparing in the type of the index avoids a
+    copy.
     """
     low, high = np.searchsorted(index, np.array([start, stop], index.dtype))
     return slice(int(low), int(high))
@@ -318,7 +342,8 @@ def _read_dense_weights(source: Source, header: Header, name: str) -> npt.NDArra
     """Return the weights of a moment (``wReflectivity``) on the scene's levels: 0 in bins that are not
     listed.
 
-    A weight is a sum over gates, and no gate gave such a bin a value; a missing weight is 0 as well.
+    A weight is a sum over gates. A bin that is not listed has no gate, so its weight is 0; so is a missing
+    weight.
     """
     span = range(min(header.levels), max(header.levels) + 1)
     index, take = _read_index(source, header, span)
@@ -330,7 +355,7 @@ def _read_dense_weights(source: Source, header: Header, name: str) -> npt.NDArra
 
 
 def _without_fills(values: npt.NDArray[np.float32], source: Source, name: str) -> npt.NDArray[np.float32]:
-    is_weight = name.startswith("w")  # a weight's missing value is 0, which is what it means
+    is_weight = name.startswith("w")  # a missing weight means 0
     for fill in (*(() if is_weight else source.variables[name].fills), -9999.0):
         values[values == np.float32(fill)] = np.nan
     return values
@@ -356,25 +381,35 @@ def densify(
     states: npt.NDArray[np.uint8] | None = None,
     encoding: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint16]] | None = None,
 ) -> npt.NDArray[np.uint16]:
-    """Return the dense codes of a channel, three states of a bin apart.
+    """Return the dense codes of a channel, with different codes for the three states of a bin.
 
-    Looked at and not listed: observed, no echo. Never looked at and not listed: not observed. A listed value stands
-    even where the count of looks is zero; a bin that is listed without one had an echo that nobody knows, which is
-    not observed. Without counts (4.1, dense) every bin without a value is not observed.
+    A bin that is not listed is "observed without echo" if it has observations, else "not observed". A listed
+    value is kept even if the count of observations is zero. A listed bin without a value had an echo of
+    unknown strength, and is "not observed". Without counts (4.1, dense), every bin without a value is "not
+    observed".
 
     Parameters
     ----------
+    volume
+        The volume.
+    field
+        Name of the channel.
     levels
-        Levels of the file, in the order wanted; all that were read by default.
+        Levels of the file, in the requested order; None for all that were read.
     states
-        Per listed bin the code of a state to set in place of its value (`Packing.low_confidence`,
-        `Packing.clutter`), or 0 to leave it.
+        For each listed bin the code of a state that replaces its value (`Packing.low_confidence`,
+        `Packing.clutter`), or 0 to keep the value.
     encoding
-        Codes of listed values, 0 for none, in place of those of the channel's packing.
+        Packing of the codes; None for the channel's.
 
     Returns
     -------
     ``(levels, latitude, longitude)``, codes of ``CHANNELS[field].packing``.
+
+    Raises
+    ------
+    SchemaError
+        If a level was not read.
     """
     wanted = list(volume.levels) if levels is None else list(levels)
     if any(level not in volume.levels for level in wanted):

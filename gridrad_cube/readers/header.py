@@ -1,7 +1,8 @@
-"""What a file holds and what a request takes of it, before any pixel is read; and the scene that both make.
+"""Describe a scene before any pixel is read, and assemble the scene afterwards.
 
-A reader's ``describe`` makes a `Header` from an open file and a `Request`; its ``read`` makes the codes of the header's
-fields; `make_scene` puts both together.
+A reader's ``describe`` makes a `Header` from an open file and a `Request`, and its ``read`` makes the codes
+of the
+header's fields. `make_scene` puts both together.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from gridrad_cube.schema import (
 from gridrad_cube.selection import DERIVED, find_altitudes, parse_label
 
 _Float = npt.NDArray[np.float64]
-#: How far a cloud seems to stand from where it is. Positions are those of the source's grid, so where a satellite
-#: file has the correction, it is read unasked.
+#: Apparent displacement of clouds. Positions are those of the source's grid, so if a satellite file has the
+#: correction, it is always read.
 _PARALLAX = ("parallax_correction_latitude", "parallax_correction_longitude")
 #: Positions that agree to this many degrees (a tenth of a meter) are the same grid.
 _GRID_ID_RESOLUTION = 1e-6
@@ -51,7 +52,7 @@ _GOES_LONGITUDE = {16: -75.2, 19: -75.2, 17: -137.2, 18: -137.2}
 _GOES = re.compile(r"GOES[-_ ]?(\d{2})(?!\d)", re.IGNORECASE)
 
 
-#: Names that stores and answers give to other things; a channel of kind ``other`` cannot have them.
+#: Names that stores and answers use already; a channel of kind ``other`` cannot have them.
 _RESERVED = frozenset((
     "altitude", "altitude_km", "channel", "col", "corner", "corner_latitude", "corner_longitude", "crop",
     "crs", "embedding", "feature", "flags", "grid", "grids", "latitude", "longitude", "observation_time",
@@ -66,7 +67,7 @@ _SUFFIXES = ("histogram", *STATISTICS, *ECHO_STATISTICS, *LOG_STATISTICS)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Channels and altitudes asked for, and the user's word on variables and units."""
+    """Requested channels and altitudes, and the user's choice of variables and units."""
 
     channels: tuple[str, ...] = ()
     radar: RadarSpec = field(default_factory=RadarSpec)
@@ -92,7 +93,7 @@ class Request:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Names asked for that are in no table: variables of the file."""
+        """Requested names that are not in the table of channels: variables of the file."""
         names = dict.fromkeys(label.partition("@")[0] for label in self.channels)
         return tuple(name for name in names if name not in CHANNELS)
 
@@ -104,7 +105,7 @@ class Request:
 
     @property
     def time_variable(self) -> str | None:
-        """Variable that the user says is the time."""
+        """Variable that the user names as the time."""
         return next((variable for channel, variable, _ in self.variables if channel == "time"), None)
 
 
@@ -121,17 +122,18 @@ class Header:
     altitude_km
         All altitudes of the file, in its order; ``levels`` are the positions among them of the scene's altitudes.
     further
-        Further channels that the file could give: of the table, and other variables on the same pixels.
+        Further channels of the file: of the table, and other variables on the same pixels.
     is_projected
-        Whether the positions are those of a projection: pixels that it puts nowhere on the Earth are not observed.
+        True if the positions are those of a projection. Pixels that are not on the Earth are then not
+        observed.
     satellite_longitude
         Degrees east, known of some geostationary satellites.
     observation_time
-        Time at which each line was scanned, where the file says so.
+        Time at which each line was scanned, if the file has it.
     lead_time
-        Hours from the initial time of a forecast, where the file says so.
+        Hours from the initial time of a forecast, if the file has it.
     times
-        Times of all scenes of the file, in its order; empty where it has one.
+        Times of all scenes of the file, in its order; empty if it has one scene.
     """
 
     path: str
@@ -174,14 +176,23 @@ class Header:
 
     @property
     def lattice(self) -> tuple[int, int] | None:
-        """Place of pixel (0, 0) of a GridRad v4 grid on the lattice that all of them share (`lattice_origin`)."""
+        """Position of pixel (0, 0) on the lattice that all GridRad v4 grids share (`lattice_origin`)."""
         is_shared = self.format.startswith("gridrad_v4")
         return lattice_origin(self.latitude, self.longitude) if is_shared else None
 
 
 def grid_id(latitude: _Float, longitude: _Float) -> str:
-    """Return the name of a grid: equal for equal shapes and positions equal within a tenth of a meter; axes
-    or on ``(y, x)``.
+    """Return the name of a grid. Grids with equal shapes and positions (within a tenth of a meter) have the
+    same name.
+
+    Parameters
+    ----------
+    latitude, longitude
+        Degrees, axes or on ``(y, x)``.
+
+    Returns
+    -------
+    Hexadecimal digits of a hash.
     """
     shape = latitude.shape[0], longitude.shape[-1]
     digest = hashlib.sha256(repr((latitude.ndim, shape)).encode())
@@ -239,8 +250,7 @@ def make_header(
     tolerance: float = 0.0,
     **scene: Any,
 ) -> Header:
-    """Return the header of what a request takes of a file: its channels in order, its altitudes ascending,
-    its grid.
+    """Return the header of a requested scene: its channels in order, its altitudes ascending, its grid.
 
     Parameters
     ----------
@@ -250,11 +260,11 @@ def make_header(
     dims, vertical, listed
         As for `find_others`.
     available
-        Channels of the table that the file can give: True where they lie on altitudes.
+        Channels of the table that the file has: True for those on altitudes.
     field_of
-        Describes one of these.
+        Function that describes one of these.
     default
-        Channels to take where the request names none. Those of `PARALLAX` are taken in any case.
+        Channels of a request without names. Those of `PARALLAX` are always added.
     altitude_km
         Altitudes of the file, in its order.
     scene
@@ -263,8 +273,8 @@ def make_header(
     Raises
     ------
     SchemaError
-        If the file has nothing of the request or lacks an altitude, or if channels ask for different altitudes: a scene
-        has one list.
+        If the file has none of the requested channels or lacks an altitude, or if channels have different
+        altitudes: a scene has one list of altitudes.
     """
     others = find_others(source, request.others, dims, vertical, listed)
     others = {name: on for name, on in others.items() if name not in axes}
@@ -335,14 +345,14 @@ def _name_problem(name: str, others: Sequence[str]) -> str:
     """Return why a variable of a store cannot have a name beside everything else that is one; empty where it
     can.
     """
-    lower, others = name.lower(), [n.lower() for n in others]  # some file systems do not tell capitals
+    lower, others = name.lower(), [n.lower() for n in others]  # some file systems ignore case
     rename = "A channel of kind other keeps its name: rename the variable in the file, or leave it out"
     if not _NAME.fullmatch(name):
         return f"expected a letter, then letters, digits and _. {rename}"
     if lower in CHANNELS:
         return f"that is a known channel. Pass channels=({lower!r},)"
     if others.count(lower) > 1:
-        return "it is there twice. Pass each once"
+        return "it is given twice. Pass each name once"
     if lower in _RESERVED or lower.endswith("_flags"):
         return f"stores have something else of this name. {rename}"
     if any(lower == f"{n}_{suffix}" for n in (*CHANNELS, *others) for suffix in _SUFFIXES):
@@ -356,7 +366,8 @@ def _name_problem(name: str, others: Sequence[str]) -> str:
 def _read_positions(source: Source, name: str) -> _Float:
     """Return the latitude or longitude in degrees, an axis or on rows and columns.
 
-    Positions that a file repeats at each time or altitude (WRF, Py-ART) are read once; ones that change are refused.
+    Positions that a file repeats at each time or altitude (WRF, Py-ART) are read once. Positions that change
+    are refused.
     """
     variable, units = source.variables[name], source.variables[name].text("units").lower()
     long = [dim for dim, size in variable.sizes.items() if size > 1]
@@ -379,8 +390,8 @@ def _read_positions(source: Source, name: str) -> _Float:
 def read_altitudes(source: Source, name: str, *, ascending: bool = False, units: str = "") -> _Float:
     """Return an altitude axis in km, as irregular as it is; float32 noise is rounded off at a millimeter.
 
-    ``units`` are those of an axis that names none. An axis of other units, or that is not strictly monotone
-    (``ascending``: does not ascend), is refused.
+    ``units`` are those of an axis without units. An axis is refused if it has other units, or is not strictly
+    monotone (with ``ascending``: not strictly ascending).
     """
     units = spelled(source.variables[name].text("units")) or units
     if units not in CONVERSIONS["km"]:
@@ -429,9 +440,7 @@ def _make_grid(
 
 
 def _first_turn(axis: _Float) -> str:
-    """Return where an axis is no longer finite and strictly monotone, for a message; empty where it is
-    throughout.
-    """
+    """Return where an axis is no longer finite and strictly monotone, for a message; empty if all of it is."""
     steps = np.sign(np.diff(axis))
     bad = ~np.isfinite(axis)
     bad[1:] |= (steps != steps[:1]) | (steps == 0)
@@ -456,8 +465,8 @@ def _clean(axis: _Float, lattice: tuple[int, ...], tolerance: float) -> _Float:
 
 
 def goes_longitude(source: Source) -> float | None:
-    """Return the longitude, degrees east, of the GOES satellite that a file's attributes or name tell; None
-    if none.
+    """Return the longitude, degrees east, of the GOES satellite that a file's attributes or name give; None
+    without one.
     """
     words = [v for v in source.attributes.values() if isinstance(v, str) and len(v) < 200]
     for candidate in (*words, source.name):

@@ -1,9 +1,10 @@
-"""NASA LaRC GOES convection detection: packed imager fields on a regular 1/56 degree grid.
+"""Read NASA LaRC GOES convection detection: packed imager fields on a regular 1/56 degree grid.
 
-Written from the header of a sibling product (ARM ``cor1goecnvv2X1``) and from code that reads this one; no
-file of the product itself was at hand. What was not seen is tolerated in every form that is known:
-dimensions ``nlines``/``npixels`` or by name, a time dimension or none, rows in either order, floats in place
-of packed integers, further variables.
+The layout follows the header of a sibling product (ARM ``cor1goecnvv2X1``) and public code that reads this
+one, not a
+file of the product itself. So every known variant is accepted: dimensions ``nlines``/``npixels`` or by name,
+with or
+without a time dimension, rows in either order, floats instead of packed integers, further variables.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from gridrad_cube.schema import SchemaError
 FORMAT = "larc_goes"
 #: The channels of the product, in the order of the classic two-channel network.
 _CHANNELS = ("ir_brightness_temperature", "visible_reflectance")
-#: Half the cadence's worth is usual: names hold the nominal minute, the variable the scan's own second.
+#: Tolerance between the time in the name (the nominal minute) and the variable (the second of the scan), in
+#: seconds.
 _NAME_TOLERANCE_S = 600
 #: A line scanned further from the time of its scene, in seconds, has no known time: a full disk takes 15 minutes.
 _SCAN_TOLERANCE_S = 3600
@@ -66,7 +68,7 @@ def describe(source: Source, request: Request) -> Header:
         lattice=_LATTICE,
         tolerance=_AXIS_TOLERANCE_DEGREES,
         format=FORMAT,
-        product="LaRC convection detection",  # not the satellite: only the file's name may tell it
+        product="LaRC convection detection",  # without the satellite, which only the name of the file may give
         time=time,
         satellite_longitude=goes_longitude(source),
         observation_time=_scan_time(source, time),
@@ -87,7 +89,7 @@ def _time(source: Source, request: Request) -> np.datetime64:
 
 
 def _scan_time(source: Source, time: np.datetime64) -> np.ndarray | None:
-    """Return the time of each line; NaT where it is missing or cannot be one of this scene."""
+    """Return the time of each line; NaT where it is missing or too far from the time of the scene."""
     if "scan_time" not in source.variables:
         return None
     times, rows = decode_times(source, "scan_time", missing=True), source.variables["latitude"].shape[0]

@@ -1,6 +1,6 @@
-"""Positions of pixels that a file gives by projection coordinates and a CF grid mapping, through pyproj.
+"""Compute positions of pixels from projection coordinates and a CF grid mapping, through pyproj.
 
-pyproj is imported when such a file is read, and by no other.
+pyproj is imported only when such a file is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Projection:
-    """Where a projection puts the pixels of a file.
+    """Positions of the pixels of a file with projection coordinates.
 
     Parameters
     ----------
@@ -62,16 +62,16 @@ class Projection:
 
 
 def find_projection(source: Source, fields: Iterable[Variable]) -> Projection | None:
-    """Return the projection of the first field that lies on projection coordinates; None where no field does.
+    """Return the projection of the first field on projection coordinates; None if there is no such field.
 
-    Latitude and longitude are those of the projection's own ellipsoid or sphere; the datum changes to WGS 84 where the
-    grid mapping says how (``towgs84``), and nowhere else.
+    Latitude and longitude are those of the projection's own ellipsoid or sphere. They are converted to WGS 84
+    only if the grid mapping has the parameters (``towgs84``).
 
     Raises
     ------
     SchemaError
-        If the file does not say which projection it is, or pyproj cannot read what it says; if units of the
-        coordinates are unknown.
+        If the file does not name the projection, pyproj cannot read it, or the units of the coordinates are
+        unknown.
     """
     for field in fields:
         y, x = (_coordinate(source, field, axis) for axis in ("y", "x"))
@@ -141,7 +141,7 @@ def _crs(mapping: Variable) -> Any:
 
 
 def _base(crs: Any) -> Any:
-    """Return the geographic system of a projection: its own, or WGS 84 where it states the way there
+    """Return the geographic system of a projection: its own, or WGS 84 if it has the parameters
     (``towgs84``).
     """
     return crs.target_crs if crs.is_bound else crs.source_crs

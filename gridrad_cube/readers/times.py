@@ -1,7 +1,8 @@
-"""Times of a file: found by what its variables mean, decoded by their units and calendar, or read from its name.
+"""Find the times of a file: by the meaning of its variables, decoded by units and calendar, or from its name.
 
-CF attributes come first (``standard_name="time"``), then names, then global attributes, then the file name. Candidates
-of one kind that disagree are refused: the file does not say which of them is the time at which its fields hold.
+CF attributes come first (``standard_name="time"``), then names, then global attributes, then the file name.
+If
+candidates of one kind disagree, the file is refused, because it does not identify the time of its fields.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from gridrad_cube.readers.fields import read_numbers
 from gridrad_cube.readers.files import Source, Variable
 from gridrad_cube.schema import SchemaError
 
-#: First and last year of a time that is no misread number; nanoseconds since 1970 begin in 1677.
+#: First and last year of a valid time; nanoseconds since 1970 begin in 1677.
 _FIRST_YEAR, _LAST_YEAR = 1678, 2199
 #: Calendars whose dates are days of the real world.
 _CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")
 #: Names of valid times that lack a standard name; the last is that of WRF.
 _NAMES = ("time", "valid_time", "xtime")
 _INITIAL, _LEAD = "forecast_reference_time", "forecast_period"
-#: More times than this are no gridded product.
+#: Largest number of times in one file.
 _MAX_TIMES = 1_000_000
 #: Rounding to the second can differ between two variables of one time.
 _SAME_S = 1
@@ -47,14 +48,15 @@ for _seconds, _spellings in (
     _UNITS |= dict.fromkeys(_spellings.split(), _seconds)
 
 _SINCE = re.compile(r"(\w+)\s+since\s+(.+)", re.IGNORECASE)
-#: As UDUNITS reads it: ``1-1-1``, ``2009-8-31 7``, ``1970-01-01 00:00:00.0 0:00`` (of every file of wgrib2).
+#: Reference date as UDUNITS reads it: ``1-1-1``, ``2009-8-31 7``, ``1970-01-01 00:00:00.0 0:00`` (of every
+#: file of wgrib2).
 _REFERENCE = re.compile(
     r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:[ T_]\s*(\d{1,2})(?::(\d{1,2})(?::(\d{1,2})(?:\.\d*)?)?)?)?"
     r"\s*(?:Z|UTC|GMT|([+-]?)(\d{1,2}):?(\d{2})?)?",
     re.IGNORECASE,
 )
-#: Date and clock in a file name, ``20210705_1750``, ``2020262195020`` (day of the year) or ``20191225-S000000``, after
-#: a letter where it says what they are: start, end or creation, as in the names of GOES files.
+#: Date and clock in a file name, ``20210705_1750``, ``2020262195020`` (day of the year) or
+#: ``20191225-S000000``, perhaps #: after a letter for start, end or creation, as in the names of GOES files.
 _STAMP = re.compile(
     r"(?:(?<![A-Za-z])([SECsec]))?(?<!\d)(?:(\d{7,8})(?:[T_.\-]|[_\-][A-Za-z])(\d{4,7})|(\d{11,14}))Z?(?!\d)"
 )
@@ -62,9 +64,9 @@ _STAMP = re.compile(
 
 @dataclass(frozen=True)
 class Times:
-    """Times of the scenes of a file, UTC to the second, and the dimension that they lie on.
+    """Times of the scenes of a file, UTC to the second, and their dimension.
 
-    ``values`` is empty where no variable is a time, and ``dim`` None where the file has one time at most.
+    ``values`` is empty if no variable is a time. ``dim`` is None if the file has at most one time.
     """
 
     values: npt.NDArray[np.datetime64]
@@ -72,13 +74,14 @@ class Times:
 
 
 def find_times(source: Source, name: str | None = None) -> Times:
-    """Return the times at which the fields of a file hold, by its variables; by the one of this name, if it
-    is given.
+    """Return the times at which the fields of a file are valid, by its variables, or by the variable with the
+    given name.
 
     Raises
     ------
     SchemaError
-        If variables that may be this time disagree, if there is an initial time alone, or a time is twice.
+        If variables that may be this time disagree, if only an initial time exists, or if a time occurs
+        twice.
     """
     numeric = [v for v in source.variables.values() if v.is_numeric]
     meaning = {v.name: v.text("standard_name").lower() for v in numeric}
@@ -147,7 +150,7 @@ def _after(source: Source, initial: Variable, leads: list[Variable]) -> Times:
     """Return the valid times from initial and lead times."""
     if not leads:
         raise SchemaError(
-            f"{initial.where} is the initial time of a forecast, and no variable says at which time its fields hold; "
+            f"{initial.where} is the initial time of a forecast, and no variable has the valid time of its fields; "
             "expected one with standard_name 'time', or one with standard_name 'forecast_period'."
         )
     start, hours = _times_of(source, initial), _lead_hours(source, leads[0])
@@ -162,8 +165,8 @@ def _after(source: Source, initial: Variable, leads: list[Variable]) -> Times:
 
 
 def find_lead_time(source: Source, time: np.datetime64) -> float | None:
-    """Return the hours from the initial time of a forecast to the time of a scene; None where the file does
-    not say.
+    """Return the hours from the initial time of a forecast to the time of a scene; None if the file lacks
+    them.
     """
     meaning = {v.text("standard_name").lower(): v for v in source.variables.values() if v.is_numeric}
     if _LEAD in meaning and (hours := _lead_hours(source, meaning[_LEAD])) is not None and hours.size == 1:
@@ -177,7 +180,7 @@ def find_lead_time(source: Source, time: np.datetime64) -> float | None:
 
 
 def _lead_hours(source: Source, variable: Variable) -> npt.NDArray[np.float64] | None:
-    """Lead times in hours, None where their units are none of time."""
+    """Return lead times in hours; None if their units are not units of time."""
     seconds = _UNITS.get(variable.text("units").lower())
     return None if seconds is None else read_numbers(source, variable.name).ravel() * seconds / 3600
 
@@ -189,8 +192,8 @@ def _span(times: npt.NDArray[np.datetime64]) -> str:
 def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDArray[np.datetime64]:
     """Return the values of a time variable by its units and calendar, rounded to the second.
 
-    Dates of the Julian and of the mixed calendar (``standard``) become those of the Gregorian one. Values that are no
-    time become NaT if they may be ``missing``, and are refused otherwise.
+    Dates of the Julian and of the mixed calendar (``standard``) become Gregorian dates. Invalid values become
+    NaT if they may be ``missing``, and are refused otherwise.
     """
     variable, where = source.variables[name], f"{source.path}: time variable {name!r}"
     units, calendar = variable.text("units"), variable.text("calendar").lower() or "standard"
@@ -245,7 +248,7 @@ def parse_time(words: str) -> np.datetime64 | None:
     words = re.sub(r"\s*(UTC|GMT)$", "Z", words.strip())
     for form in ("ISO8601", "%a %b %d %H:%M:%S %Y"):
         moment = pd.to_datetime(words, format=form, utc=True, errors="coerce")
-        if pd.notna(moment) and len(words) >= 8:  # a year alone is no time
+        if pd.notna(moment) and len(words) >= 8:  # a year alone is not a time
             return np.datetime64(moment.tz_localize(None).round("s"), "s")
     return None
 
@@ -253,8 +256,17 @@ def parse_time(words: str) -> np.datetime64 | None:
 def parse_stamp(name: str) -> np.datetime64 | None:
     """Return the date and time in a file name; None if there is none, or if there are several.
 
-    ``20210705_1750``, ``20110427T220000Z`` and with the day of the year ``2020262.1950``; in the names of GOES files
-    (``s20202621950205_e20202621959525_c20202622000012``) the start.
+    Examples are ``20210705_1750``, ``20110427T220000Z`` and, with the day of the year, ``2020262.1950``. In
+    the names of GOES files (``s20202621950205_e20202621959525_c20202622000012``) it is the start.
+
+    Parameters
+    ----------
+    name
+        Name of the file.
+
+    Returns
+    -------
+    The time, UTC.
     """
     stamps = _stamps(name)
     return stamps[0] if len(stamps) == 1 else None
@@ -278,7 +290,7 @@ def _moment(date: str, clock: str) -> np.datetime64 | None:
         return None
     form = "%Y%m%d%H%M%S" if len(date) == 8 else "%Y%j%H%M%S"
     moment = pd.to_datetime(date + f"{clock}00"[:6], format=form, errors="coerce")
-    # The year of no date is NaN; names hold more numbers than times of long ago.
+    # The year of NaT is NaN. Numbers of other kinds can look like times long ago, which are ignored.
     return np.datetime64(moment, "s") if 1950 <= moment.year <= _LAST_YEAR else None
 
 
@@ -296,8 +308,8 @@ def only_time(source: Source, name: str | None = None) -> np.datetime64 | None:
 def agreed_time(source: Source, candidates: list[tuple[str, np.datetime64 | None, int]]) -> np.datetime64:
     """Return the first known time of a file, checked against the others.
 
-    ``candidates`` are what it is, the time or None, and the seconds by which it may differ from the first known one;
-    the most trusted first.
+    Each of ``candidates`` has a name, a time or None, and the seconds by which it may differ from the first
+    known one. The most trusted candidate comes first.
     """
     known = [(what, time, tolerance) for what, time, tolerance in candidates if time is not None]
     if not known:
