@@ -14,8 +14,8 @@ from gridrad_cube.storage import is_url
 
 __all__ = ["inspect_target"]
 
-#: Edge in pixels of the fields that a network reads of large patches.
-_FIELD = 128
+#: Edge in pixels to which the preset `small` of training averages patches.
+_FIELD = 64
 
 
 def __dir__() -> list[str]:
@@ -96,7 +96,10 @@ def _suggestion(header: readers.Header) -> store.Facts:
     facts["suggested for preprocess"] = f"--patch {tile.patch}{crop} ({words})"
     coarsen = max(1, tile.patch // _FIELD)
     wide = f", {tile.patch * down:,.0f} km high" if down else ""
-    facts["suggested for train"] = f"--coarsen {coarsen} (fields of {tile.patch // coarsen} px{wide})"
+    averages = (
+        f"averages patches to {tile.patch // coarsen} px" if coarsen > 1 else "takes patches as they are"
+    )
+    facts["suggested for train"] = f"--preset small ({averages}{wide})"
     return facts
 
 

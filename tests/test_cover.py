@@ -61,7 +61,7 @@ def test_info_suggests_how_to_cut_a_file(tmp_path):
     facts = info.inspect_target(tmp_path / "a.nc")
     assert facts["pixels"].startswith("1.99 x 1.")
     assert facts["suggested for preprocess"].startswith("--patch 32 --crop 416x128 --placement cover")
-    assert facts["suggested for train"] == "--coarsen 1 (fields of 32 px, 64 km high)"
+    assert facts["suggested for train"] == "--preset small (takes patches as they are, 64 km high)"
     make_scene((825, 825)).to_netcdf(tmp_path / "b.nc")
     facts = info.inspect_target(tmp_path / "b.nc")
     assert facts["suggested for preprocess"].startswith(

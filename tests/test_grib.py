@@ -17,7 +17,14 @@ from gridrad_cube.readers import files as opening
 from gridrad_cube.schema import CHANNELS, Packing, SchemaError
 
 COLUMN, RAIN = "reflectivity_column_maximum", "precipitation_rate"
-PACKINGS = ("grid_simple", "grid_png", "grid_jpeg", "grid_ccsds", "grid_complex_spatial_differencing")
+PACKINGS = (
+    "grid_simple",
+    "grid_png",
+    "grid_jpeg",
+    "grid_ccsds",
+    "grid_ieee",
+    "grid_complex_spatial_differencing",
+)
 
 
 def states_of(variable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,6 +176,14 @@ def test_times_of_a_file_are_scenes(tmp_path):
     assert scene.forecast_period.values == 0.5
 
 
+def test_bytes_of_a_bulletin_between_messages_are_skipped(tmp_path):
+    later = grib.message(grib.mosaic(), grib.COMPOSITE, time="2023-04-06T12:02:39")
+    path = grib.write(
+        tmp_path / "a.grib2", [b"\r\r\nYAUS85 KWBC 061200\r\r\n", whole(), bytes(40), later, bytes(9)]
+    )
+    assert readers.inspect(path).times.size == 2
+
+
 # --- files that are not trusted
 
 
@@ -210,6 +225,10 @@ HUGE = 2**31 - 1
         (lambda: patched(whole(), 5, 5, 10**6), "cannot be read .1000000 values for 108 points"),
         (lambda: patched(whole(), 5, 19, 200, 1), "bytes of values declared"),
         (lambda: patched(whole(), 5, 9, 999, 2), "packing template 999"),
+        (
+            lambda: patched(patched(whole(), 4, 17, 4, 1), 4, 18, 300),
+            "expected a time from 1678 to 2199",
+        ),  # years
         (
             lambda: patched(grib.message(grib.mosaic(), grib.COMPOSITE, packing="grid_png"), 7, 21, HUGE),
             "image of 2147",

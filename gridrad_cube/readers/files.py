@@ -363,7 +363,9 @@ def open_source(path: str | os.PathLike[str], name: str = "") -> Iterator[Source
     here = os.fspath(path)
     name = name or here
     head = _check_file(here, name)
-    is_grib = head.startswith((_GRIB_MAGIC, _GZIP_MAGIC))
+    is_netcdf = head.startswith((_HDF5_MAGIC, *_CLASSIC_MAGIC))
+    # The heading of a bulletin may come before the first GRIB message.
+    is_grib = head.startswith(_GZIP_MAGIC) or (_GRIB_MAGIC in head and not is_netcdf)
     with _open_grib(here, name, head) if is_grib else _open_netcdf(here, name, head) as source:
         yield source
 

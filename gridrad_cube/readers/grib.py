@@ -412,7 +412,7 @@ def _split(file: BinaryIO, discipline: int, position: int, stop: int) -> Iterato
             bitmap = (position, length)
         elif number == 7:
             missing = [n for n in (1, 3, 4, 5) if n not in sections] or ([] if bitmap[1] else [6])
-            short = [n for n, least in ((3, 14), (4, 11), (5, 20)) if len(sections.get(n, b"")) < least]
+            short = [n for n, least in ((3, 14), (4, 11), (5, 12)) if len(sections.get(n, b"")) < least]
             if missing or short:
                 raise ValueError(f"a GRIB2 message without complete sections {missing or short}; damaged.")
             own = tuple(sections[n] for n in sorted(sections))
@@ -427,12 +427,13 @@ def _check_packing(message: _Message, data: bytes) -> None:
     for them.
     """
     about, count = message.packing, _word(message.packing, 5)
-    template, bits = _word(about, 9, 2), about[19]
-    problem = ""
-    if count > message.points:
+    template, problem = _word(about, 9, 2), ""
+    if template != 4 and len(about) < 20:
+        problem = f"{len(about)} bytes that describe packing template {template}"
+    elif count > message.points:
         problem = f"{count} values for {message.points} points"
     elif template == 0:
-        problem = _lacking(count * bits, data)
+        problem = _lacking(count * about[19], data)
     elif template == 4:
         problem = _lacking(count * {1: 32, 2: 64, 3: 128}.get(about[11], 0), data)
     elif template in (2, 3):  # groups: reference, width and length of each
@@ -502,8 +503,8 @@ class _Field:
 
 
 def _seconds(step: str) -> int:
-    """Return a step that ecCodes gives in seconds, with its unit or without."""
-    return int(step.removesuffix("s") or 0)
+    """Return a step that ecCodes gives in seconds, such as ``3600s``, ``0`` or ``9.4608e+09``."""
+    return round(float(step.removesuffix("s") or 0))
 
 
 def _parameter(parameter: _Parameter, get: Callable[[str, type], Any]) -> tuple[str, dict[str, Any]]:

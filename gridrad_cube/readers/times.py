@@ -47,16 +47,17 @@ for _seconds, _spellings in (
 ):
     _UNITS |= dict.fromkeys(_spellings.split(), _seconds)
 
-_SINCE = re.compile(r"(\w+)\s+since\s+(.+)", re.IGNORECASE)
-#: Reference date as UDUNITS reads it: ``1-1-1``, ``2009-8-31 7``, ``1970-01-01 00:00:00.0 0:00`` (of every
-#: file of wgrib2).
+_SINCE = re.compile(r"(\w+)\s+(?:since|after|from|ref|@)\s+(.+)", re.IGNORECASE)
+#: Reference date as UDUNITS reads it: ``1-1-1``, ``19700101``, ``2009-8-31 7``, ``1970-01-01 00:00:00.0 0:00`` (of
+#: every file of wgrib2).
 _REFERENCE = re.compile(
-    r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:[ T_]\s*(\d{1,2})(?::(\d{1,2})(?::(\d{1,2})(?:\.\d*)?)?)?)?"
+    r"(\d{1,4}(?=-)|\d{4})-?((?<=-)\d{1,2}|\d{2})-?((?<=-)\d{1,2}|\d{2})"
+    r"(?:[ T_]\s*(\d{1,2})(?::(\d{1,2})(?::(\d{1,2})(?:\.\d*)?)?)?)?"
     r"\s*(?:Z|UTC|GMT|([+-]?)(\d{1,2}):?(\d{2})?)?",
     re.IGNORECASE,
 )
 #: Date and clock in a file name, ``20210705_1750``, ``2020262195020`` (day of the year) or
-#: ``20191225-S000000``, perhaps #: after a letter for start, end or creation, as in the names of GOES files.
+#: ``20191225-S000000``, perhaps after a letter for start, end or creation, as in the names of GOES files.
 _STAMP = re.compile(
     r"(?:(?<![A-Za-z])([SECsec]))?(?<!\d)(?:(\d{7,8})(?:[T_.\-]|[_\-][A-Za-z])(\d{4,7})|(\d{11,14}))Z?(?!\d)"
 )
@@ -198,10 +199,16 @@ def decode_times(source: Source, name: str, *, missing: bool = False) -> npt.NDA
     variable, where = source.variables[name], f"{source.path}: time variable {name!r}"
     units, calendar = variable.text("units"), variable.text("calendar").lower() or "standard"
     if calendar not in _CALENDARS:
-        raise SchemaError(f"{where}: calendar {calendar!r}; expected some of {list(_CALENDARS)}")
+        raise SchemaError(
+            f"{where}: calendar {calendar!r}; expected some of {list(_CALENDARS)}, whose dates are days of the real "
+            "world. Correct the attribute calendar, or convert the file (xarray: ds.convert_calendar)."
+        )
     parsed = _parse_units(units, calendar)
     if parsed is None:
-        raise SchemaError(f"{where}: units {units!r}; expected such as 'seconds since 1970-01-01 00:00:00'")
+        raise SchemaError(
+            f"{where}: units {units!r}; expected weeks, days, hours, minutes, seconds or parts of them, such as "
+            "'seconds since 1970-01-01 00:00:00'. Correct the attribute units."
+        )
     factor, zero = parsed
     values = read_numbers(source, name).ravel()
     # Whole seconds: a day number as float64 is good to a microsecond and decodes a little off the second.

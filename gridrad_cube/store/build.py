@@ -588,6 +588,6 @@ def check_duplicates(old: Iterable[Entry], new: Sequence[Entry]) -> None:
             other = seen.setdefault((entry.time, entry.grid, window, entry.product), entry.source)
             if other != entry.source:
                 raise SchemaError(
-                    f"{entry.source}: the same time, grid, window and product as {other}. Remove one of them, or leave "
-                    "one out of SOURCE."
+                    f"{entry.source}: the same time, grid, window and product as {other}; expected one scene of each "
+                    "time. Leave one out of SOURCE, or build a store for each, as for forecasts of several lead times."
                 )
