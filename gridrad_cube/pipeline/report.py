@@ -120,8 +120,8 @@ class Estimate:
             "patches": f"{self.patches:,} of {self.channels} channels",
             "files": f"{self.files:,}",
             "bytes": f"about {_amount(self.bytes)} of pixels" if self.bytes else "not known",
-            "time": f"roughly {_duration(self.seconds / self.workers)} with {self.workers} workers on a machine like this one, from "
-            "a few scenes: a disk that is busy or a network may take several times as long"
+            "time": f"roughly {_duration(self.seconds / self.workers)} with {self.workers} workers, by a few scenes on "
+            "this machine; a busy disk or a network may take several times as long"
             if self.seconds
             else "not known",
         }
