@@ -17,7 +17,15 @@ import numpy as np
 from gridrad_cube.schema import SchemaError, flag_attributes
 from gridrad_cube.selection import parse_label
 from gridrad_cube.storage import Files
-from gridrad_cube.store.integrity import Commit, damaged_objects, info_of, last_commit, manifests, read_root
+from gridrad_cube.store.integrity import (
+    Commit,
+    Root,
+    damaged_objects,
+    info_of,
+    last_commit,
+    manifests,
+    read_root,
+)
 from gridrad_cube.store.layout import COORDINATES, ArraySpec, encode, number_arrays, whole_array
 from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
@@ -438,16 +446,26 @@ class EmbeddingReader:
         return f"EmbeddingReader({self.files.root!r})"
 
     @functools.cached_property
-    def _shards(self) -> ShardReader:
+    def root(self) -> Root:
+        """The root of the store, as it was at the first read."""
         root = read_root(self.files)
         info_of(root.attributes, self.files.root, "embeddings")
-        array = root.members["embedding"]
+        return root
+
+    @functools.cached_property
+    def _shards(self) -> ShardReader:
+        array = self.root.members["embedding"]
         layout = ShardLayout.from_metadata("embedding", array)
         if layout.chunk_shape[1:] != (1, *array["shape"][2:]):
             raise SchemaError(
                 f"{self.files.root}: a chunk of embedding is not one channel of some whole crops"
             )
         return ShardReader(self.files, layout, threads=self.threads)
+
+    @property
+    def together(self) -> int:
+        """Crops of a chunk."""
+        return self._shards.layout.chunk_shape[0]
 
     def read(self, crop: np.ndarray, channel: np.ndarray) -> np.ndarray:
         """Return the embeddings as `open_embeddings` gives them, shape (N, [row, col,] feature).

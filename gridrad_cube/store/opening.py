@@ -14,8 +14,9 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gridrad_cube.schema import Packing
+from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.storage import Files
+from gridrad_cube.store.embeddings import EmbeddingReader
 from gridrad_cube.store.integrity import CheckedStore, follow, info_of, read_root, store_info
 from gridrad_cube.store.layout import COORDINATES
 from gridrad_cube.store.patches import PatchReader
@@ -24,6 +25,8 @@ from gridrad_cube.store.patches import PatchReader
 Chunks = Literal["auto"] | int | Mapping[str, int] | None
 
 _COORDINATES = frozenset({*COORDINATES, "altitude", "crs", "channel", "variable", "altitude_km"})
+#: Bytes of embeddings that are read at once, at most, unless one chunk has more.
+_READ_BYTES = 64 * 2**20
 #: What of a variable's encoding holds for any part of it, wherever it is saved.
 _KEPT_ENCODING = frozenset({"units", "calendar", "dtype", "_FillValue", "preferred_chunks"})
 
@@ -91,6 +94,7 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
         If this is not a finished embedding store, or holds 8-bit integers.
     """
     dataset, _ = _open(store, "embeddings")
+    dataset["embedding"] = _vectors(dataset)
     if dataset["embedding"].dtype == np.float16:  # which netCDF does not have
         dataset["embedding"].encoding["dtype"] = np.dtype(np.float32)
     return _chunked(dataset, chunks, block=dataset["embedding"].encoding["preferred_chunks"]["crop"])
@@ -140,6 +144,21 @@ def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Varia
     coded = {} if packing is None else packing.to_attributes()
     attributes = {k: v for k, v in variable.attrs.items() if k not in coded}
     return xr.Variable(variable.dims, indexing.LazilyIndexedArray(lazy), attributes)
+
+
+def _vectors(dataset: xr.Dataset) -> xr.Variable:
+    """Return the embeddings lazily, read by chunk, so that errors name the crop and the channel of a chunk.
+
+    Where another program wrote the store in its own chunks, zarr-python reads them.
+    """
+    variable, source = dataset["embedding"].variable, dataset.encoding["source"]
+    state = store_info(dataset).get("checksum")
+    try:
+        _embedding_reader(os.getpid(), source, state).together  # noqa: B018 (refuses chunks that it cannot read)
+    except SchemaError:
+        return variable
+    lazy = _EmbeddingArray(source, state, tuple(variable.shape), variable.dtype)
+    return xr.Variable(variable.dims, indexing.LazilyIndexedArray(lazy), variable.attrs, variable.encoding)
 
 
 def _chunked(dataset: xr.Dataset, chunks: Chunks, *, block: int) -> xr.Dataset:
@@ -193,6 +212,45 @@ class _PixelArray(BackendArray):
         )
         codes = _reader(os.getpid(), self.root, self.shape[0], self.state).read_window(self.name, exact)
         return codes if self.packing is None else self.packing.decode(codes)
+
+
+class _EmbeddingArray(BackendArray):
+    """Embeddings of one state of a store. Picklable."""
+
+    def __init__(self, root: str, state: str | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.root, self.state, self.shape, self.dtype = root, state, shape, dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[int | slice | np.ndarray, ...]) -> np.ndarray:
+        crops, channels, *rest = (
+            np.atleast_1d(np.arange(n)[k]) for k, n in zip(key, self.shape, strict=True)
+        )
+        whole = self.shape[2:]
+        inner = np.ix_(*rest) if any(len(r) != n for r, n in zip(rest, whole, strict=True)) else ...
+        reader = _embedding_reader(os.getpid(), self.root, self.state)
+        out = np.empty([len(crops), len(channels), *map(len, rest)], self.dtype)
+        each = len(channels) * math.prod(whole) * self.dtype.itemsize
+        step = max(1, _READ_BYTES // max(each * reader.together, 1)) * reader.together
+        for first in range(0, len(crops), step):
+            some = crops[first : first + step]
+            index = np.repeat(some, len(channels)), np.tile(channels, len(some))
+            vectors = reader.read(*index).reshape(len(some), len(channels), *whole)
+            out[first : first + step] = (
+                vectors if inner is ... else vectors[(slice(None), slice(None), *inner)]
+            )
+        if reader.files.stamp("zarr.json") != reader.root.stamp:
+            reader.root = follow(reader.files, self.state)
+        return out[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
+
+
+@functools.lru_cache(maxsize=16)
+def _embedding_reader(pid: int, root: str, state: str | None) -> EmbeddingReader:
+    """Return the process's reader of an embedding store in a state, opened once."""
+    reader = EmbeddingReader(root)
+    reader.root = follow(reader.files, state)
+    return reader
 
 
 @functools.lru_cache(maxsize=16)

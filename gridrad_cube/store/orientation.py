@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from gridrad_cube.geometry import orientation, pixel_spacing_km
@@ -35,8 +36,9 @@ _SPACING_TOLERANCE = 0.1
 class Orientation:
     """Whether rows and columns of the crops of a store are reversed when they are read.
 
-    By the positions of a crop's patches (`gridrad_cube.geometry.orientation`); a crop of one row or column of patches
-    is as its grid. Positions are read a block of crops at a time, when they are first needed.
+    A crop is as its grid, where that has latitude and longitude axes. On any other grid the positions of its patches
+    decide (`gridrad_cube.geometry.orientation`), unless it has one row or column of them. What decides is read a block
+    of crops at a time, when it is first needed.
 
     Parameters
     ----------
@@ -76,13 +78,18 @@ def _orient(crops: xr.Dataset) -> npt.NDArray[np.bool_]:
     """Return the orientation of crops, or of one without the dimension ``crop``, ([crop,] 2)."""
     if not {"latitude", "longitude"} <= set(crops.variables):
         return np.zeros((*(n for d, n in crops.sizes.items() if d == "crop"), 2), bool)
+    grids, source = None, crops.encoding.get("source")
+    if "grid" in crops.variables and source:
+        which, names = pd.factorize(np.asarray(crops["grid"].values, object).reshape(-1))
+        grids = [_orient_grid(str(source), str(name)) for name in names]
+        of_grid = np.array([flips for flips, _ in grids])[which.reshape(crops["grid"].shape)]
+        if all(is_regular for _, is_regular in grids):
+            return of_grid
     positions = [crops[name].transpose(..., "row", "col").values for name in ("latitude", "longitude")]
     flips, known = orientation(*positions)
-    source = crops.encoding.get("source")
-    if "grid" in crops.variables and source:
-        placed, grids = np.isfinite(positions[0]).any(axis=(-2, -1)), crops["grid"].values
-        for crop in np.argwhere(placed & ~known.all(axis=-1)):
-            flips[(*crop,)] = _orient_grid(str(source), str(grids[(*crop,)]))
+    if grids is not None:
+        placed = np.isfinite(positions[0]).any(axis=(-2, -1))
+        flips = np.where((placed & ~known.all(axis=-1))[..., None], of_grid, flips)
     return flips
 
 
@@ -100,16 +107,17 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
 
 
 @functools.lru_cache(maxsize=4096)
-def _orient_grid(source: str, grid: str) -> tuple[bool, bool]:
-    """Return the orientation of a source grid; not reversed where the store does not have it."""
+def _orient_grid(source: str, grid: str) -> tuple[tuple[bool, bool], bool]:
+    """Return the orientation of a source grid, and whether it has axes; not reversed where the store does not
+    have it.
+    """
     found = _open(source, grid)
     if found is None:
-        return False, False
+        return (False, False), False
     step = max(1, max(values.shape[0] for values in found) // _SAMPLE)
-    rows, columns = orientation(*(values[(slice(None, None, step),) * values.ndim] for values in found))[
-        0
-    ].tolist()
-    return rows, columns
+    flips = orientation(*(values[(slice(None, None, step),) * values.ndim] for values in found))[0]
+    rows, columns = flips.tolist()
+    return (rows, columns), found[0].ndim == 1
 
 
 def _open(source: str, grid: str) -> tuple[np.ndarray, np.ndarray] | None:

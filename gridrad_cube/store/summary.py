@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from gridrad_cube.store.orientation import Orientation, compare_grids, read_grid
 #: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
 Facts = dict[str, Any]
 
-#: Crops whose flags are read at once.
+#: Crops whose flags, or positions, are read at once.
 _CROPS_AT_ONCE = 16384
 #: Different grids that are listed.
 _GRIDS = 8
@@ -101,13 +101,24 @@ def _span(dataset: xr.Dataset) -> str:
 
 
 def _extent(dataset: xr.Dataset) -> str:
-    lat, lon = (dataset[n].values for n in ("latitude", "longitude"))
-    if not np.isfinite(lat).any():
-        return "none"
-    return (
-        f"patch centers at latitudes {np.nanmin(lat):.2f} to {np.nanmax(lat):.2f}, "
-        f"longitudes {np.nanmin(lon):.2f} to {np.nanmax(lon):.2f}"
-    )
+    ranges = []
+    for name in ("latitude", "longitude"):
+        parts = (part[np.isfinite(part)] for part in _blocks(dataset[name]))
+        known = [(part.min(), part.max()) for part in parts if part.size]
+        if not known:
+            return "none"
+        lowest, highest = zip(*known, strict=True)
+        ranges.append(f"{min(lowest):.2f} to {max(highest):.2f}")
+    return f"patch centers at latitudes {ranges[0]}, longitudes {ranges[1]}"
+
+
+def _blocks(array: xr.DataArray) -> Iterator[np.ndarray]:
+    """Yield the values of an array, a bounded number of crops at a time."""
+    if "crop" not in array.dims:
+        yield array.values
+        return
+    for start in range(0, array.sizes["crop"], _CROPS_AT_ONCE):
+        yield array.isel(crop=slice(start, start + _CROPS_AT_ONCE)).values
 
 
 def _grids(dataset: xr.Dataset) -> Facts:
@@ -145,8 +156,7 @@ def _flags(flags: xr.DataArray) -> str:
     """Return the share of what has no flag, and of each flag that occurs."""
     masks = np.arange(2**16)
     counts = np.zeros(len(masks), np.int64)
-    for start in range(0, flags.sizes["crop"], _CROPS_AT_ONCE):
-        part = flags.isel(crop=slice(start, start + _CROPS_AT_ONCE)).values
+    for part in _blocks(flags):
         counts += np.bincount(part.reshape(-1), minlength=len(masks))
     numbers = {"no flag": counts[0]} | {str(f.name): counts[(masks & f) != 0].sum() for f in Flag}
     total = max(flags.size, 1)
