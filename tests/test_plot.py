@@ -534,7 +534,7 @@ def test_curves_refuses_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"no metrics\.jsonl; expected the folder of a training run"):
         plot.curves(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"st\n{"step": 2}\n')
-    with pytest.raises(SchemaError, match="line 1 is no JSON"):
+    with pytest.raises(SchemaError, match="line 1 is not JSON"):
         plot.curves(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(SchemaError, match="no metrics yet"):
@@ -797,7 +797,7 @@ def test_attention_of_a_crop_and_without_a_cube(larc: xr.Dataset) -> None:
 
 def test_attention_refuses_what_has_no_maps(larc: xr.Dataset) -> None:
     maps = attention_maps(larc, (0, 1, 2), (4, 4), IR)
-    with pytest.raises(SchemaError, match="these are no attention maps"):
+    with pytest.raises(SchemaError, match="these are not attention maps"):
         plot.attention(larc)
     with pytest.raises(SchemaError, match="no sample 1; expected 0 to 0"):
         plot.attention(maps, 1)
@@ -865,7 +865,7 @@ def test_evaluation_draws_numbers_with_intervals_and_words(tmp_path: Path) -> No
 def test_evaluation_refuses_other_files(tmp_path: Path) -> None:
     path = tmp_path / "e.json"
     path.write_text("{}")
-    with pytest.raises(SchemaError, match="this is no evaluation"):
+    with pytest.raises(SchemaError, match="this is not an evaluation"):
         plot.evaluation(path)
     path.write_text("nothing")
     with pytest.raises(SchemaError, match="no JSON"):

@@ -174,7 +174,7 @@ def test_at_default_tolerance_covers_the_corners_of_a_patch_and_no_more():
 
 def test_at_a_single_patch_needs_a_tolerance():
     dataset = make_embeddings(rows=3, cols=4).isel(row=[0], col=[0])
-    with pytest.raises(SchemaError, match="a single patch does not tell its size"):
+    with pytest.raises(SchemaError, match="the size of a single patch is unknown"):
         dataset.gridrad.at("2024-05-20", 40, -100)
     assert int(dataset.gridrad.at("2024-05-20", 40, -100, tolerance=1).crop) == 0
 
@@ -632,7 +632,7 @@ def test_track_keeps_the_nearest_of_crops_of_one_time():
 
 
 def test_grid_puts_time_in_place_of_crops(emb):
-    with pytest.raises(SchemaError, match="crops do not lie on one another, got 4 different latitudes"):
+    with pytest.raises(SchemaError, match="crops are not all of one window, got 4 different latitudes"):
         emb.gridrad.grid()
     one = emb.isel(crop=np.flatnonzero(emb.grid.values == "g1")[::-1])
     field = one.gridrad.grid()
@@ -641,7 +641,7 @@ def test_grid_puts_time_in_place_of_crops(emb):
     np.testing.assert_array_equal(field.embedding, emb.embedding.values[1::3])
     assert field.indexes["time"].is_monotonic_increasing
     assert one.gridrad.grid("2024-05-20T03").sizes["time"] == 1
-    with pytest.raises(SchemaError, match="several crops share a time"):
+    with pytest.raises(SchemaError, match="several crops have the same time"):
         one.isel(crop=[0, 0, 1]).gridrad.grid()
 
 

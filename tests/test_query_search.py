@@ -68,7 +68,7 @@ def test_examples_may_be_vectors_and_euclidean_takes_their_mean():
         ({"positive": (6, 1, 2, 0)}, {}, "expected lists of queries"),
         ({"positive": [(6, 1, 2, 0)], "neutral": []}, {}, r"got \['neutral'\]; expected lists of queries"),
         ({"positive": [(6, 1, 2, 0)], "negative": [(7, 1, 1, 0)]}, {"metric": "euclidean"},
-         "a distance knows no negative examples"),
+         "negative examples need the cosine"),
         ({"positive": [(6, 1, 2, 0)], "negative": [(6, 1, 2, 0)]}, {}, "a vector of zeros has no direction"),
         ({"positive": [np.full(6, np.nan)]}, {}, "it holds a NaN"),
         ({"positive": [np.ones(5)]}, {}, r"a vector of shape \(5,\); expected \(6,\)"),
@@ -241,9 +241,7 @@ def test_a_store_whose_places_are_unknown_is_searched_all_the_same(tmp_path, lev
     vectors = known.embedding.values[:, 0].reshape(-1, FEATURES)
     assert answer.sizes["rank"] == np.isfinite(vectors).all(axis=1).sum() - 1
     assert np.isnan(answer.latitude).all()
-    with pytest.raises(
-        SchemaError, match=r"no position is known of a sample that others are to be 500 km away"
-    ):
+    with pytest.raises(SchemaError, match=r"no position is known of a sample that must be 500 km away"):
         unknown.gridrad.search(sample, 3, exclude=("3h", "500km"))
     with pytest.raises(SchemaError, match=r"no position is known"):
         unknown.gridrad.search(sample, 3, exclude=None, separate=("3h", "500km"))

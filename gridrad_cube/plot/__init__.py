@@ -1,9 +1,13 @@
-"""Pictures: scenes with crops and patches, flags, statistics, curves, answers, embeddings, attention, evaluations.
+"""Pictures: scenes with crops and patches, flags, statistics, curves, answers, embeddings, attention,
+evaluations.
 
-Every function takes xarray objects (or the folder of a run) and returns a matplotlib figure; nothing is shown or
-saved. The commands of ``gridrad-cube plot`` have the same names. North is up, colors are safe for the color-blind,
-color scales belong to the channel and not to the picture, so that pictures compare. matplotlib comes with the extra
-``plot`` and is imported when a function first draws.
+Every function takes xarray objects (or the folder of a run) and returns a matplotlib figure. Nothing is shown
+or
+saved. The commands of ``gridrad-cube plot`` have the same names. North is up, colors are safe for color-blind
+readers,
+and a channel has the same color scale in every picture, so that pictures can be compared. matplotlib comes
+with the
+extra ``plot`` and is imported when a function first draws.
 """
 
 from gridrad_cube.plot.charts import curves, statistics

@@ -1,4 +1,4 @@
-"""What all pictures share: figures, color scales, how a field and its states are drawn, degrees along the edges."""
+"""Parts of all pictures: figures, color scales, fields and their states, degrees along the edges."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-#: Behind a field: in none of the color maps, so plainly "nothing was observed here".
+#: Color for "nothing was observed here". No color map contains it.
 _NOT_OBSERVED = "#c3d4e3"
-#: Observed, and no echo there.
+#: Color for "observed without echo".
 _NO_ECHO = "#f4f4f4"
-#: Observed; an echo stood there that quality control removed.
+#: Color for "observed, with an echo that quality control removed".
 _REMOVED = "#a8a8a8"
-#: Colors for things on a picture (Okabe and Ito): told apart with any color vision.
+#: Colors for marks on a picture (Okabe and Ito), which can be distinguished with any color vision.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-#: Look of what lies outside the scene.
+#: Style of the area outside the scene.
 PADDING: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#8c8c8c", "hatch": "////", "linewidth": 0.0}
 #: Room beside, above and below a map, inches: degrees, titles with column numbers, degrees with a legend.
 LEFT, TOP, BOTTOM = 0.7, 1.0, 0.75
@@ -44,7 +44,7 @@ _TICKS: dict[str, Sequence[float]] = {
     "rain": (0.1, 0.3, 1, 3, 10, 30, 100),
     "visible": (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2),
 }
-#: Pixels along the longer edge above which every n-th pixel is drawn: more than a screen shows.
+#: Pixels along the longer edge above which only every n-th pixel is drawn; a screen does not show more.
 _DRAWN = 1500
 
 
@@ -72,7 +72,7 @@ def add_axes(figure: Figure, left: float, top: float, width: float, height: floa
 
 
 def write_title(figure: Figure, text: str, more: str = "", *, left: float = LEFT) -> None:
-    """The figure's title, and a second line in gray; ``left`` in inches."""
+    """Write the figure's title, and a second line in gray; ``left`` in inches."""
     across, down = figure.get_size_inches()
     figure.suptitle(text, x=left / across, y=1 - 0.12 / down, ha="left", va="top", fontsize=13)
     figure.text(left / across, 1 - 0.4 / down, more, ha="left", va="top", fontsize=9, color="0.35")
@@ -81,7 +81,9 @@ def write_title(figure: Figure, text: str, more: str = "", *, left: float = LEFT
 def write_legend(
     figure: Figure, handles: Sequence[Artist], *, left: float = LEFT, columns: int | None = None
 ) -> None:
-    """A legend at the foot of a figure that is laid out by hand, in one line by default; ``left`` in inches."""
+    """Draw a legend at the foot of a figure that is laid out by hand, in one line by default; ``left`` in
+    inches.
+    """
     if handles:
         across, down = figure.get_size_inches()
         figure.legend(
@@ -95,8 +97,8 @@ def write_legend(
 
 
 def title_of(label: str, channel: Channel | None = None, *, units: bool = False) -> str:
-    """Return a channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``; a label that is in no table
-    as it is.
+    """Return a channel in words, such as ``Radar reflectivity at 3.0 km (dBZ)``; an unknown label stays as it
+    is.
     """
     name, _, altitude = label.partition("@")
     channel = channel or CHANNELS.get(name)
@@ -168,10 +170,10 @@ class Field:
 
 
 def select(cube: xr.Dataset, crop: int, channel: str | None, embeddings: xr.Dataset | None = None) -> Field:
-    """Return a channel of a written crop of a cube, at the lowest altitude if its label names none; the first
-    if None.
+    """Return a channel of a written crop of a cube; without an altitude the lowest, without a label the
+    first.
 
-    Of a label of ``embeddings`` that is composed of several channels the first is taken.
+    If a label of ``embeddings`` is composed of several channels, the first one is taken.
     """
     known = labels_of(cube)
     if not known:
@@ -192,14 +194,14 @@ def select(cube: xr.Dataset, crop: int, channel: str | None, embeddings: xr.Data
 
 
 def check_crop(dataset: xr.Dataset, crop: int) -> None:
-    """Refuse a crop that is not there."""
+    """Refuse a crop that does not exist."""
     if not 0 <= crop < dataset.sizes["crop"]:
         raise SchemaError(f"plot: no crop {crop}; expected 0 to {dataset.sizes['crop'] - 1}")
 
 
 def _stored_channel(cube: xr.Dataset, name: str) -> Channel:
-    """Return a channel as the store packs it, also where the dataset is decoded; with its own packing if it
-    does not say.
+    """Return a channel as the store packs it, also if the dataset is decoded; without attributes, with its
+    own packing.
     """
     attributes, dtype = cube[name].attrs, cube[name].dtype
     channel = channel_in(name, attributes, dtype)
@@ -215,7 +217,7 @@ def _color_map(channel: Channel) -> Colormap:
     """Return the channel's colors: infrared cold and bright, radar and rain pale to dark, signed fields about
     black.
 
-    Infrared is gray as forecasters know it, and colored below `_COLD_TOPS`.
+    Infrared is gray, as in forecasting, and colored below `_COLD_TOPS`.
     """
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap
@@ -253,16 +255,16 @@ def draw_field(
     extent: tuple[float, float, float, float] | None = None,
     inside: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> tuple[AxesImage, list[Artist]]:
-    """Draw a field in its channel's colors, and what is not a measured value in colors of its own.
+    """Draw a field in its channel's colors, and pixels without a measured value in special colors.
 
     Parameters
     ----------
     values
         Physical values ``(y, x)`` as `Packing.decode` gives them.
     channel
-        As the store has it: its packing tells bins without echo.
+        Channel as in the store. Its packing identifies bins without echo.
     inside
-        Pixels of the scene: what is not observed outside needs no word.
+        Pixels of the scene. The legend does not mention unobserved pixels outside of it.
 
     Returns
     -------
@@ -306,7 +308,9 @@ def _states(values: np.ndarray, packing: Packing) -> np.ndarray:
 
 
 def color_bar(image: AxesImage, label: str, channel: Channel, **options: Any) -> None:
-    """A color bar with the channel's name and units, pointed where values may lie outside; options of matplotlib's."""
+    """Draw a color bar with the channel's name and units, pointed if values may lie outside; options are
+    matplotlib's.
+    """
     figure = image.figure.get_figure(root=True)
     assert figure is not None
     extend = "max" if channel.typical_range[0] == 0 and channel.kind != "field" else "both"
@@ -328,7 +332,9 @@ def map_size(one: xr.Dataset, width: float = 8.6, height: float = 8.0) -> tuple[
 
 
 def draw_crop(axes: Axes, field: Field) -> tuple[AxesImage, list[Artist]]:
-    """Draw a channel of a crop with its lattice; padding hatched, absence written across. Returns as `draw_field`."""
+    """Draw a channel of a crop with its lattice, and hatched padding. A missing channel is named. Returns as
+    `draw_field`.
+    """
     from matplotlib.patches import Patch
 
     one, channel, values, bits = field.one, field.channel, field.values(), field.flags()
@@ -363,7 +369,7 @@ def cell(row: int, col: int, edge: float, **style: Any) -> Any:
 
 
 def draw_padding(axes: Axes, box: tuple[int, int, int, int], scene: tuple[int, int, int, int]) -> bool:
-    """Hatch what of a box lies outside a scene, each (left, right, top, bottom); whether there is any."""
+    """Hatch the part of a box outside a scene, each (left, right, top, bottom); return whether there is any."""
     from matplotlib.patches import Rectangle
 
     left, right, top, bottom = scene
@@ -380,9 +386,9 @@ def draw_padding(axes: Axes, box: tuple[int, int, int, int], scene: tuple[int, i
 
 
 def turn(axes: Axes, box: tuple[float, float, float, float], flips: tuple[bool, bool]) -> None:
-    """Show a box (left, right, top, bottom), whose y runs down, with north up and east right.
+    """Show a box (left, right, top, bottom), whose y increases downward, with north up and east right.
 
-    ``flips`` say whether its rows and its columns run the other way (`gridrad_cube.geometry.orientation`).
+    ``flips`` says whether its rows and its columns are reversed (`gridrad_cube.geometry.orientation`).
     """
     left, right, top, bottom = box
     axes.set_ylim((top, bottom) if flips[0] else (bottom, top))
@@ -390,7 +396,7 @@ def turn(axes: Axes, box: tuple[float, float, float, float], flips: tuple[bool, 
 
 
 def orient_scene(latitude: np.ndarray, longitude: np.ndarray) -> tuple[bool, bool]:
-    """Return whether rows, and columns, of a scene run the other way than north up and east right; axes or on
+    """Return whether rows, and columns, of a scene are reversed from north up and east right; axes or on
     ``(y, x)``.
     """
     step = max(1, max(latitude.shape) // _DRAWN)
@@ -432,7 +438,8 @@ def mark_degrees(
     color: str = "0.2",
     most: int = 8,
 ) -> None:
-    """Ticks at round degrees, from the centers of cells; meridians and parallels where these are not straight.
+    """Draw ticks at round degrees, from the centers of cells; meridians and parallels if these are not
+    straight.
 
     Latitude and longitude are axes, or both on ``(y, x)``; ``edge`` is that of a cell.
     """
@@ -459,7 +466,9 @@ def mark_degrees(
 
 
 def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most: int = 8) -> None:
-    """Ticks at round degrees of one axis, from the degrees of the centers of its cells; of one cell, its center."""
+    """Draw ticks at round degrees of one axis, from the degrees of the centers of its cells; of one cell, its
+    center.
+    """
     places = (np.arange(-1, len(centers) + 1) + 0.5) * edge
     known = np.isfinite(centers)
     if len(centers) < 2 or not known.all():
@@ -471,7 +480,7 @@ def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most
         degree = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
         order = np.argsort(values)
         where = np.interp(degree, values[order], places[order])
-    if letters == "NS":  # padding may reach past a pole
+    if letters == "NS":  # padding may extend beyond a pole
         where, degree = where[np.abs(degree) <= 90], degree[np.abs(degree) <= 90]
     decimals = next(n for n in (0, 1, 2) if n == 2 or np.allclose(degree, np.round(degree, n), atol=1e-6))
     axis.set_ticks(where, labels=[degrees(d, letters, decimals) for d in degree])
@@ -484,8 +493,8 @@ def positions(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the latitude and longitude of patch centers ``(row, col)`` as if every patch were whole and
     inside the scene.
 
-    Patches that reach past the scene have their center where their pixels are, and patches of padding have none:
-    both are put on the lattice of the others. Longitude is continuous, so it may leave [-180, 180).
+    Patches that extend beyond the scene have the center of their pixels, and patches of padding have none.
+    Both get the position on the lattice of the others. Longitude is continuous, so it may leave [-180, 180).
     """
     rows, cols = inside(one)
     latitude, longitude = (_whole(_whole(v, cols).T, rows).T for v in _centers(one))
@@ -502,8 +511,8 @@ def _centers(one: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    """Return the values at the middle of each column of patches, from those of columns cut at the ends;
-    linear beyond.
+    """Return the values at the middle of each column of patches if columns at the ends are cut; linear
+    beyond.
     """
     middle = np.arange(values.shape[1]) + 0.5
     places = (np.maximum(middle - 0.5, ends[0]) + np.minimum(middle + 0.5, ends[1])) / 2
@@ -527,8 +536,8 @@ def inside(one: xr.Dataset) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the first and last row, and first and last column, of the scene in a crop, in patches and parts
     of them.
 
-    From the size of the source grid where the dataset knows its store; else from the patch centers, where these
-    show it: the outermost of evenly spaced centers lies nearer to its neighbor if its patch is cut.
+    Computed from the size of the source grid if the dataset knows its store, else from the patch centers:
+    among evenly spaced centers, the outermost is nearer to its neighbor if its patch is cut.
     """
     grid = source_grid(one) if "y" in one.sizes else None
     if grid is None:

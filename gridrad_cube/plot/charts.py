@@ -1,4 +1,4 @@
-"""Numbers of a store and of a run: distributions, training curves."""
+"""Charts of a store and of a run: distributions, training curves."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ _COLORS = (BLUE, ORANGE, GREEN, PURPLE, "0.35")
 def curves(runs: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]) -> Figure:
     """Draw the training curves of one run, or of several for comparison.
 
-    Dashed at ln K, the loss and the entropy of K prototypes that tell nothing apart, and at the probe's score of
-    what needs no network.
+    Dashed lines mark ln K, which is the loss and the entropy if K prototypes do not separate any inputs, and
+    the probe's score of the baseline without a network.
 
     Parameters
     ----------
     runs
         Folder of a run (it holds ``metrics.jsonl``), or label -> folder.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
@@ -85,7 +89,7 @@ def _curve(ax: Axes, key: str, records: Mapping[str, pd.DataFrame]) -> None:
         points = rows[["step", key]].dropna()
         marker = "o" if len(points) < 3 else None
         ax.plot(points["step"], points[key], color=color, label=label, linewidth=1.4, marker=marker)
-        # ln K, the entropy of K equal shares; and the probe's score of what needs no network.
+        # ln K, the entropy of K equal shares, and the probe's score of the baseline.
         bounds = (rows["teacher_entropy"] + rows["teacher_kl_to_uniform"]).dropna()
         who = f"{label}: " if len(records) > 1 else ""
         if key in ("train_loss", "teacher_entropy") and len(bounds):
@@ -109,8 +113,8 @@ def _curve(ax: Axes, key: str, records: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _read_metrics(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """Return the records of a run's ``metrics.jsonl``, in order; half a line that a killed process left does
-    not count.
+    """Return the records of a run's ``metrics.jsonl``, in order; an incomplete last line of a killed process
+    is skipped.
     """
     path = Path(folder, "metrics.jsonl")
     if not path.is_file():
@@ -125,7 +129,7 @@ def _read_metrics(folder: str | os.PathLike[str]) -> pd.DataFrame:
         except ValueError as error:
             if i < len(lines):
                 raise SchemaError(
-                    f"{path}: line {i} is no JSON ({error}); expected one record a line"
+                    f"{path}: line {i} is not JSON ({error}); expected one record a line"
                 ) from error
     columns = ["step", *_CURVES, "teacher_kl_to_uniform", "probe_baseline"]
     return pd.DataFrame(records, columns=columns).astype(float)
@@ -134,14 +138,18 @@ def _read_metrics(folder: str | os.PathLike[str]) -> pd.DataFrame:
 def statistics(cube: xr.Dataset) -> Figure:
     """Draw the distribution of each channel over clean patches, from the training statistics of a cube.
 
-    Channels of kind ``other`` have no typical range and are left out.
+    Channels of kind ``other`` have no typical range and are not drawn.
 
-    Radar and rain count pixels with echo only. Bins span the channel's typical range.
+    For radar and rain, only pixels with echo count. Bins span the channel's typical range.
 
     Parameters
     ----------
     cube
         From `gridrad_cube.open_cube`; no pixel is read.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------

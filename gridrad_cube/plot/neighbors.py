@@ -1,4 +1,4 @@
-"""The answer of a search: the query beside its nearest samples, and where and when they are."""
+"""Draw the answer of a search: the query beside its nearest samples, a map and a time line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Answers that fit beside the query, and panels in a line.
+#: Number of answers beside the query, and panels in a line.
 _SHOWN, _COLUMNS = 9, 5
 #: Color and marker of answers, by whether they are marked.
 _LOOKS = {False: ("0.3", "o"), True: (ORANGE, "D")}
@@ -47,24 +47,27 @@ _Align = Literal["left", "right", "center"]
 def query(
     cube: xr.Dataset, answer: xr.Dataset, *, marks: Sequence[bool] | None = None, marks_text: str = "marked"
 ) -> Figure:
-    """Draw the query of a search beside its nearest samples, on one color scale, and where and when they are.
+    """Draw the query of a search beside its nearest samples on one color scale, with a map and a time line.
 
     The first nine answers are drawn.
 
     Parameters
     ----------
     cube
-        From `gridrad_cube.open_cube`: what the embeddings that were searched come from. At level 2k the pictures
-        are whole crops.
+        Cube of the embeddings, from `gridrad_cube.open_cube`. At level 2k the pictures are whole crops.
     answer
         From ``.gridrad.search``, with a sample of the store, a place and time, or examples, as the query.
     marks, marks_text
-        Answers to frame (those known to be right, for example), and what they are.
+        Answers to frame (for example the correct ones), and their name in the legend.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
     SchemaError
-        If the query is not a sample of the store, or there are not as many marks as answers.
+        If the query is not a sample of the store, or the number of marks is not that of answers.
     """
     asked, text = _asked(answer)
     count = answer.sizes["rank"]
@@ -105,7 +108,7 @@ def query(
     moments = _draw_times(when, answer, time, marked)
     legend = [*around.get_legend_handles_labels()[0], *states.values()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
-    # As wide a map as its points and outlines are, so that little is empty.
+    # The map is as wide as its points and outlines.
     box = around.dataLim
     wide = 3.2 * box.width / max(box.height, 1e-9) * np.cos(np.deg2rad(box.y0 + box.height / 2))
     width = float(np.clip(wide, 3.6, 7.0))
@@ -116,8 +119,8 @@ def query(
 
 
 def _asked(answer: xr.Dataset) -> tuple[Mapping[str, Any], str]:
-    """Return what an answer says of the sample that was asked for, and what to call it; of several examples
-    the first.
+    """Return the attributes of an answer about its query, and the name of the query; of several examples the
+    first.
     """
     asked: Mapping[str, Any] = answer.attrs
     text = "query"
@@ -151,8 +154,8 @@ def _windows(
 
 
 def _captions(answer: xr.Dataset) -> list[str]:
-    """Return the rank, score, time and place of each answer; three to six decimals, as many as tell scores
-    apart.
+    """Return the rank, score, time and place of each answer, with three to six decimals, so that scores
+    differ.
     """
     scores = answer["score"].values.astype(np.float64)
     apart = len(np.unique(scores))
@@ -167,7 +170,9 @@ def _captions(answer: xr.Dataset) -> list[str]:
 def _draw_answers(
     axes: Axes, x: np.ndarray, y: np.ndarray, marked: Sequence[bool], names: Sequence[str | None], size: float
 ) -> list[_Point]:
-    """Draw answers as points, by whether they are marked, with two names for a legend; what `_write_numbers` takes."""
+    """Draw answers as points, marked or not, with two names for a legend; return the input of
+    `_write_numbers`.
+    """
     axes.grid(alpha=0.35, linewidth=0.6)
     for right, (color, marker) in _LOOKS.items():
         pick = np.array(marked) == right
@@ -181,7 +186,7 @@ def _draw_answers(
 def _draw_times(
     axes: Axes, answer: xr.Dataset, query_time: np.datetime64, marked: Sequence[bool]
 ) -> list[_Point]:
-    """Return the scores over time, and the query's time; what `_write_numbers` takes."""
+    """Draw the scores over time, and the query's time; return the input of `_write_numbers`."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 
     axes.set_title("When they are", loc="left", fontsize=11)
@@ -210,7 +215,7 @@ def _draw_map(
 ) -> list[_Point]:
     """Draw answers and the query, and faintly the outline of each different crop of a cube; returns as `_draw_times`.
 
-    Right across the date line: longitudes are continuous about the query.
+    Longitudes are continuous around the query, also across the date line.
     """
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
@@ -275,10 +280,10 @@ def _cut(values: np.ndarray, ends: tuple[tuple[float, float], tuple[float, float
 
 
 def _write_numbers(axes: Axes, points: Sequence[_Point]) -> None:
-    """Write texts beside points, where they cover neither each other nor a point if there is room.
+    """Write texts beside points. If there is room, they cover neither each other nor a point.
 
-    Settles the layout of the figure first, so call it last. Texts of one color at one place stand together, and
-    points without a text are only kept free.
+    It fixes the layout of the figure first, so call it last. Texts of one color at one place are joined.
+    Points without a text are only kept free.
     """
     figure = axes.figure.get_figure(root=True)
     assert figure is not None
@@ -304,7 +309,7 @@ def _write_numbers(axes: Axes, points: Sequence[_Point]) -> None:
 def _free_place(
     dot: np.ndarray, width: float, taken: Sequence[_Box]
 ) -> tuple[_Box, tuple[float, float], _Align]:
-    """Return the box of a text near a dot that covers the least of what is taken, its offset and alignment;
+    """Return the box of a text near a dot that overlaps other boxes least, its offset and alignment, in
     points.
     """
     height = 9.0

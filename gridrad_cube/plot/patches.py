@@ -1,4 +1,4 @@
-"""Pictures of pixels: a crop and its patches, all crops of a scene, flags, and the fields of a source file."""
+"""Draw pixels: a crop and its patches, all crops of a scene, flags, and the fields of a source file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Two letters and a color a flag: the letters tell flags apart, the color helps.
+#: Two letters and a color for each flag. The letters identify the flag; the color helps to find it.
 _BADGES: dict[Flag, tuple[str, str]] = {
     Flag.padding: ("PA", "#000000"),
     Flag.unreadable: ("UR", "#7f0000"),
@@ -65,7 +65,8 @@ _SMALL = 700
 
 
 def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
-    """Draw one crop with the lattice of its patches, degrees along its edges, and numbers of rows and columns.
+    """Draw one crop with the lattice of its patches, degrees along its edges, and numbers of rows and
+    columns.
 
     Parameters
     ----------
@@ -74,7 +75,12 @@ def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     crop
         Row of the crop in the cube.
     channel
-        Name of the variable, at its lowest altitude, or a label such as ``reflectivity@3.0km``; the first if None.
+        Name of the variable, at its lowest altitude, or a label such as ``reflectivity@3.0km``; the first if
+        None.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
@@ -99,14 +105,18 @@ def _crop_text(cube: xr.Dataset, one: xr.Dataset, crop: int) -> str:
 
 
 def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
-    """Draw the scene that a crop was cut from: every crop of it in its place, outlined, with lines between patches.
+    """Draw the scene of a crop: every crop of it at its position, outlined, with lines between patches.
 
-    What no crop holds stays empty. Where crops overlap, the later one is drawn.
+    Areas outside of all crops stay empty. If crops overlap, the later one is drawn.
 
     Parameters
     ----------
     cube, crop, channel
         As in `scene`.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
@@ -170,13 +180,17 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
 def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
     """Draw one crop with a badge for each flag of each patch, and a legend with counts.
 
-    A flag has its own place, letters and color in all patches of the picture. Patches that the default list
-    rejects are veiled; padding is hatched.
+    A flag has the same position, letters and color in all patches of the picture. Patches that are rejected
+    by default are dimmed; padding is hatched.
 
     Parameters
     ----------
     cube, crop, channel
         As in `scene`.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
@@ -210,7 +224,9 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
 
 
 def _draw_badges(axes: Axes, bits: np.ndarray, present: list[Flag], edge: float, room: float) -> None:
-    """Badges in slots, from the upper left of a patch of an edge of ``room`` points; letters where they can be read."""
+    """Draw badges in slots, from the upper left of a patch with an edge of ``room`` points; with letters if
+    they are readable.
+    """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -242,7 +258,7 @@ def _ink(color: str) -> str:
 
 
 def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int, height: float) -> None:
-    """Every flag of the picture with its badge and the number of its patches, rejecting ones first."""
+    """Draw every flag of the picture with its badge and the number of its patches, rejecting flags first."""
     from matplotlib.patches import Rectangle
 
     side.set_xlim(0, _LEGEND)
@@ -270,12 +286,17 @@ def _draw_legend(side: Axes, bits: np.ndarray, present: list[Flag], reject: int,
 
 
 def source(scene: xr.Dataset) -> Figure:
-    """Draw every 2-D field of a scene, north up: channels in their colors, other fields from least to greatest.
+    """Draw every 2-D field of a scene, north up: channels in their colors, other fields from smallest to
+    largest value.
 
     Parameters
     ----------
     scene
         From `gridrad_cube.readers.read_fields`, or `read_scene`.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The result of an evaluation: every number with its interval, words where there is none."""
+"""Draw the result of an evaluation: every number with its interval, and words for questions without a number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Sections that are drawn, their titles and what their axes say.
+#: Sections that are drawn, their titles and axis labels.
 _SECTIONS = {
     "retrieval": ("Retrieval: the sequel ranks first among distractors", "share of queries"),
     "probe": ("Probes: linear predictions on held-out days", "R² (AUC for yes or no)"),
@@ -47,7 +47,7 @@ _BASELINES: dict[str, tuple[str, str]] = {
     "chance": ("#a0a0a0", "|"),
 }
 _READOUT = ", readout"
-#: Where the scale of shares and R² begins at the lowest: a probe can be arbitrarily bad.
+#: Lowest start of the scale of shares and R², because a probe can be arbitrarily bad.
 _LEAST = -0.5
 #: Inches: of one kind of vectors in a row, of a row of words, between panels, for names of rows, of a panel.
 _LINE, _WORDS, _BETWEEN, _NAMES, _WIDTH = 0.13, 0.36, 0.95, 2.9, 4.4
@@ -60,7 +60,7 @@ _Look = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Panel:
-    """Rows with what they are called, on one scale."""
+    """Rows with their names, on one scale."""
 
     title: str
     label: str
@@ -78,15 +78,20 @@ class _Panel:
 
 
 def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
-    """Draw an evaluation: a panel a section, a group of marks a question, bars for 95 % intervals.
+    """Draw an evaluation: a panel for each section, a group of marks for each question, bars for 95 %
+    intervals.
 
-    Marks of one store have one color, open after a readout; baselines are gray and black.
-    Questions that have words in place of numbers show them.
+    Marks of one store have one color and are open after a readout; baselines are gray and black. Questions
+    without numbers show their words.
 
     Parameters
     ----------
     result
         `gridrad_cube.evaluation.Evaluation.to_dict`, or the file that ``gridrad-cube evaluate --json`` wrote.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
@@ -100,9 +105,9 @@ def evaluation(result: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
             result if isinstance(result, Mapping) else json.loads(Path(result).read_text(encoding="utf-8"))
         )
     except ValueError as error:
-        raise SchemaError(f"{result}: no JSON ({error}); expected an evaluation") from error
+        raise SchemaError(f"{result}: not JSON ({error}); expected an evaluation") from error
     if not isinstance(found, Mapping) or not found.get("rows") or "about" not in found:
-        raise SchemaError("plot: this is no evaluation; expected what gridrad-cube evaluate --json wrote")
+        raise SchemaError("plot: this is not an evaluation; expected what gridrad-cube evaluate --json wrote")
     panels = _panels(found["rows"])
     looks = _looks(list(dict.fromkeys(n for p in panels for _, row in p.rows for n in _known(row))))
     columns = _columns([p.height + _BETWEEN for p in panels])
@@ -166,7 +171,7 @@ def _looks(names: Sequence[str]) -> dict[str, _Look]:
 
 
 def _draw_panel(axes: Axes, panel: _Panel, looks: Mapping[str, _Look], least: float) -> None:
-    """One panel, its rows from the top in inches; ``least`` is where the scale of shares begins."""
+    """Draw one panel, its rows from the top in inches; ``least`` is the start of the scale of shares."""
     down, places = 0.0, []
     axes.grid(axis="x", alpha=0.35, linewidth=0.6)
     for i, (_, row) in enumerate(panel.rows):
@@ -196,7 +201,7 @@ def _draw_panel(axes: Axes, panel: _Panel, looks: Mapping[str, _Look], least: fl
 
 
 def _mark(axes: Axes, cell: _Json, y: float, look: _Look, least: float) -> None:
-    """A number with its interval; an arrow where the interval continues below the scale."""
+    """Draw a number with its interval; an arrow if the interval continues below the scale."""
     if cell["low"] is not None:
         ends = [max(cell["low"], least), max(cell["high"], least)]
         axes.plot(ends, [y, y], color=look["color"], linewidth=1.1, alpha=0.8, zorder=2)

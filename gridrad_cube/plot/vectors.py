@@ -1,4 +1,4 @@
-"""Pictures of what a network makes of patches: embeddings as color, and attention."""
+"""Draw vectors of a network: embeddings as color, and attention."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Behind cells without an embedding.
+#: Color of cells without an embedding.
 _NO_EMBEDDING = "#c9c9c9"
-#: Vectors that principal components are taken from at most.
+#: Largest number of vectors for the principal components.
 _SAMPLE = 20_000
 #: Inches: edge of the large panels and of the heads, room for degrees, for a color bar with its label.
 _LARGE, _SMALL, _LEFT, _BAR, _TOP, _FOOT = 3.9, 1.8, 0.75, 1.15, 0.95, 0.25
@@ -58,23 +58,29 @@ def embeddings(
     cube: xr.Dataset | None = None,
     readout: ReadoutChoice = "auto",
 ) -> Figure:
-    """Draw a crop's embeddings as color, a cell a patch, beside the field that they were made from.
+    """Draw a crop's embeddings as color, one cell for each patch, beside the field that they were made from.
 
-    Lightness is the first principal component of the channel's embeddings, blue to yellow the second, green to
-    magenta the third: patches of one color are alike. Each component is stretched from its 2nd to its 98th
-    percentile over the store.
+    Lightness is the first principal component of the channel's embeddings, blue to yellow the second, green
+    to magenta the third. Patches of similar color have similar embeddings. Each component is stretched from
+    its 2nd to its 98th percentile over the store.
 
     Parameters
     ----------
     embeddings
         From `gridrad_cube.open_embeddings`, level 256.
+    crop
+        Number of the crop.
     channel
         Label or position; the first if None.
     cube
         From `gridrad_cube.open_cube`, to draw the field; no field if None.
     readout
-        What is applied to the vectors first: ``"auto"``, the readout that is saved with the store, where there is one;
-        a `Readout`; or None.
+        Readout of the vectors: ``"auto"`` for the one that is saved with the store, if there is one; a
+        `Readout`; or None.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
@@ -118,7 +124,7 @@ def embeddings(
 
 
 def _draw_cells(axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label) -> list[Artist]:
-    """Draw the cells and cross out patches that training rejects; handles of what needs explaining."""
+    """Draw the cells and cross out patches that training rejects; return handles for the legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -185,24 +191,29 @@ def _lab_to_rgb(parts: np.ndarray) -> np.ndarray:
 def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = None) -> Figure:
     """Draw the attention of one sample: the field, the mean of the heads, and each head, on one scale.
 
-    Attention is counted in parts of an even one: 1 where a token (or cell) gets as much as if all had the same.
+    Attention is counted in parts of an even one: 1 where a token (or cell) gets as much as if all had the
+    same.
 
     Parameters
     ----------
     maps
         From `gridrad_cube.embedding.attention`, or the store that ``gridrad-cube attention`` wrote.
     sample
-        Which one of them.
+        Number of the sample.
     cube
         From `gridrad_cube.open_cube`, to draw the field; no field if None.
+
+    Returns
+    -------
+    The figure.
 
     Raises
     ------
     SchemaError
-        If these are no attention maps, there is no such sample, or its attention is missing.
+        If these are not attention maps, there is no such sample, or its attention is missing.
     """
     if "attention" not in maps or not {"sample", "head"} <= set(maps["attention"].dims):
-        raise SchemaError("plot: these are no attention maps; expected what gridrad-cube attention wrote")
+        raise SchemaError("plot: these are not attention maps; expected what gridrad-cube attention wrote")
     if not 0 <= sample < maps.sizes["sample"]:
         raise SchemaError(f"plot: no sample {sample}; expected 0 to {maps.sizes['sample'] - 1}")
     one = maps.isel(sample=sample)
@@ -267,7 +278,7 @@ def _window(field: Field, one: xr.Dataset) -> np.ndarray:
 def _mark_window(
     axes: Axes, title: str, one: xr.Dataset, crop: xr.Dataset | None, shape: tuple[int, int]
 ) -> None:
-    """A title, and north up with round degrees along the edges of a sample where its crop is known."""
+    """Draw a title, and round degrees along the edges of a sample, north up, if its crop is known."""
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.set(xticks=[], yticks=[])
     axes.tick_params(labelsize=8)

@@ -1,4 +1,4 @@
-"""Questions about a store by place, time and similarity; the accessor ``.gridrad`` has them as methods."""
+"""Query a store by place, time and similarity. The accessor ``.gridrad`` has these functions as methods."""
 
 from gridrad_cube.query.analogues import analogues, frequency
 from gridrad_cube.query.answers import format_answer, to_dataframe, write_answer

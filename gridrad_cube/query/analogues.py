@@ -1,4 +1,6 @@
-"""What came after the analogues of a situation, beside persistence, and how often something like it occurs."""
+"""Find what followed the analogues of a situation, compared with persistence, and how often similar samples
+occur.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ from gridrad_cube.selection import (
 from gridrad_cube.similarity import Metric, scores, unit_rows
 
 By = Literal["hour", "solar_hour", "month", "season", "year"]
-#: Analogues that lie nearer than this to each other in time and in space are one event.
+#: Analogues within both this time and this distance of each other are one event.
 _EVENT = ("12h", "500km")
 
 
@@ -66,53 +68,58 @@ def analogues(
     time_tolerance: Any = None,
     **where: Any,
 ) -> xr.Dataset:
-    """Find what came after the samples most similar to a query, at the same place, and what followed the query.
+    """Find what followed the samples that are most similar to a query, at the same place, and what followed
+    the query.
 
-    The analogues are those of `search`; none of them lies within the exclusion window of the query, widened by
-    the longest lead, so that no sequel is the query's own weather. A sequel is what `at` finds at an
-    analogue's place, ``lead`` later.
+    The analogues are those of `search`. The exclusion window of the query is widened by the longest lead, so
+    that no sequel is the query's own weather. The sequel of an analogue is the sample that `at` finds at its
+    place, ``lead`` later.
 
     Parameters
     ----------
+    dataset
+        A store of embeddings, level 256 or 2k.
     query
-        As in `search`. Persistence and what really came are known of a sample of the store, named or found by its
-        place and time.
+        As in `search`. Persistence and observation are known for a query that is a sample of the store.
     lead
-        A length of time such as ``"60min"``, or a list of them.
+        A duration such as ``"60min"``, or a list of durations.
     k
-        Analogues at most.
+        Largest number of analogues.
     of
-        What to say of sequels: a variable of the cube per patch on ``(crop, row, col)``, such as
-        ``cube.ir_brightness_temperature_minimum``, of a cube and embeddings with the same patches. None: their
-        embeddings.
+        Variable to return for sequels: one of the cube on ``(crop, row, col)``, such as
+        ``cube.ir_brightness_temperature_minimum``. Cube and embeddings must have the same patches. None
+        returns embeddings.
     exclude, separate, metric, readout
-        As in `search`; cosines of sequels are taken after the readout, too.
+        As in `search`. Cosines of sequels are also computed after the readout.
     event
-        Analogues within both this time and this distance of each other, or linked by others that are, count
-        as one independent event: ten frames of one storm are one.
+        Analogues within both this time and this distance of each other, directly or through other analogues,
+        count as one independent event. Ten frames of one storm are one event.
     tolerance, time_tolerance
-        How far a sequel may lie from the place and time asked for. None: half the diagonal of the patch, and
-        half the store's median step.
-    bbox, time, ...
-        Which samples may be analogues; see `within`.
+        Largest distance and time difference of a sequel from the requested place and time. None: half the
+        diagonal of the patch, and half the store's median time step.
+    **where
+        Rules of `within` for the samples that may be analogues: ``bbox``, ``time`` and others.
 
     Returns
     -------
-    On ``rank`` what `search` says of the analogues, and their ``event`` by number. On ``(rank, lead)``
-    ``sequel_crop`` (-1 where there is none) and ``sequel_time``. On ``lead``: ``members``, how many sequels there
-    are, ``events`` and ``days``, the independent events and convective days among them.
+    On ``rank`` the variables of `search` for the analogues, and the number of their ``event``. On ``(rank,
+    lead)`` ``sequel_crop`` (-1 without a sequel) and ``sequel_time``. On ``lead``: ``members``, the number of
+    sequels, and ``events`` and ``days``, the numbers of independent events and convective days among them.
 
-    With ``of``, ``sequel(rank, lead)``, ``now(rank)``; on ``lead`` ``mean`` and ``spread`` (standard deviation) of
-    the sequels, ``persistence`` (the query's value now) and ``observed`` (what came; NaN where it is not known).
+    With ``of``, ``sequel(rank, lead)``, ``now(rank)``; on ``lead`` ``mean`` and ``spread`` (standard
+    deviation) of
+    the sequels, ``persistence`` (the query's value now) and ``observed`` (the value that followed the query;
+    NaN if it is unknown).
 
-    Else ``sequel(rank, lead, feature)``; on ``lead`` ``spread``, 1 less the length of the mean of the sequels' unit
-    vectors (0 where all are alike), ``likeness``, the cosine of that mean and what came, and ``persistence``,
-    the cosine of the query and what came.
+    Else ``sequel(rank, lead, feature)``; on ``lead`` ``spread``, 1 less the length of the mean of the
+    sequels' unit
+    vectors (0 if all are equal), ``likeness``, the cosine of that mean and the embedding that followed the
+    query, and ``persistence``, the cosine of the query and the embedding that followed it.
 
     Raises
     ------
     SchemaError
-        As `search`; or if no analogue has a sequel, or ``of`` is on other patches.
+        As of `search`; or if no analogue has a sequel, or ``of`` has other patches.
     """
     require_embeddings(dataset, "analogues")
     leads = [as_seconds(one) for one in (lead if isinstance(lead, (list, tuple)) else [lead])]
@@ -150,7 +157,7 @@ def analogues(
     crops = np.maximum(sequels["crop"], 0)
     came = dataset["time"].values[crops]
     said = {"long_name": "independent event that the analogue belongs to", "units": "1"}
-    counted = {"long_name": "sequels that the lead's numbers are made of", "units": "1"}
+    counted = {"long_name": "sequels that the numbers of the lead are computed from", "units": "1"}
     columns |= {
         "event": ("rank", events, said),
         "sequel_crop": (("rank", "lead"), np.where(known, names_along(dataset, "crop")[crops], -1)),
@@ -165,8 +172,8 @@ def analogues(
 
 
 def _later(dataset: xr.Dataset, samples: Index, after: np.ndarray, limits: Mapping[str, Any]) -> Index:
-    """Return the positions of what is at the places of samples some time later (sample, lead), along each
-    dim; -1 for none.
+    """Return positions along each dim of the samples at the same places some time later, (sample, lead); -1
+    for none.
     """
     seconds, latitude, longitude = places_of(dataset, samples)
     times = seconds.astype("datetime64[s]")[:, None] + after
@@ -181,7 +188,9 @@ def _later(dataset: xr.Dataset, samples: Index, after: np.ndarray, limits: Mappi
 def _of_embeddings(
     dataset: xr.Dataset, asked: Query, after: Index, truth: Index | None, readout: Readout | None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the sequels as embeddings: they, their spread, and how like they and the query are to what came."""
+    """Return the embeddings of the sequels, their spread, and the similarity of both them and the query to
+    what followed.
+    """
     sequel = _read(dataset["embedding"].variable, after)
     used = np.isfinite(sequel).all(axis=-1)
     compared = sequel if readout is None else readout.apply(sequel)
@@ -212,8 +221,8 @@ def _of_variable(
     truth: Index | None,
     now: Index,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the sequels as values of a variable per patch: they, their mean and spread, persistence, and
-    what came.
+    """Return the values of a variable at the sequels, their mean and spread, persistence, and the observed
+    value.
     """
     dims = ("crop", *cell_dims(dataset))
     sizes = {d: dataset.sizes[d] for d in dims}
@@ -264,8 +273,8 @@ def _read(variable: xr.Variable, index: Index) -> np.ndarray:
 
 
 def _events(found: xr.Dataset, rule: tuple[float, float] | None) -> np.ndarray:
-    """Return the number of the event that each analogue belongs to, from 0: those near each other, linked by
-    any chain.
+    """Return the number of the event of each analogue, from 0. Analogues near each other, in any chain, are
+    one event.
     """
     count = found.sizes["rank"]
     if rule is None:
@@ -296,30 +305,32 @@ def frequency(
 
     Parameters
     ----------
+    dataset
+        A store of embeddings, level 256 or 2k.
     query
         As in `search`, one query.
     threshold
-        Least score that counts; with ``"euclidean"`` the greatest distance. The scores that `search` gives to
-        examples one would still call the same, or their ``percentile``, help to choose it.
+        Smallest score that counts; with ``"euclidean"`` the largest distance. To choose it, search for
+        examples and look at the scores, or the ``percentile``, of answers that are similar enough.
     by
         ``"hour"`` of the day in UTC, ``"solar_hour"`` in local mean solar time (UTC + longitude / 15),
         ``"month"``, ``"season"`` (DJF, MAM, JJA, SON) or ``"year"``.
     metric, readout
         As in `search`. A threshold holds for scores with the same readout.
-    bbox, time, ...
-        Which samples count, as occurrences and as observed; see `within`. ``channel`` None takes that of the
-        query.
+    **where
+        Rules of `within` for the samples that count, as occurrences and as observed. Without ``channel``, it
+        is the channel of the query.
 
     Returns
     -------
-    On ``by``: ``frequency``, ``count`` over ``observed`` (NaN where nothing was observed, never 0); ``count``, samples
-    that reach the threshold; ``observed``, samples of the selection that have an embedding; ``days``, convective
-    days with an occurrence, since a storm in ten frames is one storm; ``observed_days``.
+    On ``by``: ``frequency``, ``count`` over ``observed`` (NaN if nothing was observed); ``count``, samples
+    that reach the threshold; ``observed``, samples of the selection that have an embedding; ``days``,
+    convective days with an occurrence, which count a storm in ten frames once; ``observed_days``.
 
     Raises
     ------
     SchemaError
-        As `search`; or if the threshold is not finite or nothing of the selection has an embedding.
+        As of `search`; or if the threshold is not finite, or no sample of the selection has an embedding.
     """
     require_embeddings(dataset, "frequency")
     if by not in get_args(By):
@@ -364,7 +375,7 @@ def frequency(
     return out
 
 
-#: What the columns of `frequency` are.
+#: Descriptions of the variables of `frequency`.
 _NAMES = {
     "count": "samples that reach the threshold",
     "observed": "samples of the selection with an embedding",

@@ -1,4 +1,4 @@
-"""Answers as a table to read, a pandas DataFrame, and files: CSV, JSON, GeoJSON, GeoParquet, netCDF."""
+"""Write answers as a table to read, a pandas DataFrame, and files: CSV, JSON, GeoJSON, GeoParquet, netCDF."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import xarray as xr
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import open_for_writing
 
-#: Columns of an answer, as far as it has them, in this order.
+#: Possible columns of an answer, in this order.
 _COLUMNS = (
     "query", "rank", "score", "percentile", "event", "distance", "time_difference", "time", "latitude", "longitude",
     "channel", "crop", "row", "col", "source", "scene", "y_start", "y_stop", "x_start", "x_stop", "flags",
 )  # fmt: skip
-#: Columns of the table to read, with the format of numbers.
+#: Columns of the printed table, with the format of numbers.
 _TABLE = {
     "query": "{}", "rank": "{}", "score": "{:.4f}", "percentile": "{:.1f}", "distance": "{:.1f}", "time": "{}",
     "latitude": "{:.3f}", "longitude": "{:.3f}", "channel": "{}", "source": "{}", "window": "{}",
@@ -29,7 +29,12 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def to_dataframe(answer: xr.Dataset) -> pd.DataFrame:
-    """Make one row a sample of an answer of `search`, `analogues`, `within`, `track`, `follow` or `at`.
+    """Convert an answer to a table with one row for each sample.
+
+    Parameters
+    ----------
+    answer
+        An answer of `search`, `analogues`, `within`, `track`, `follow` or `at`.
 
     Returns
     -------
@@ -65,9 +70,19 @@ def to_dataframe(answer: xr.Dataset) -> pd.DataFrame:
 
 
 def format_answer(answer: xr.Dataset) -> str:
-    """Write an answer as an aligned table: rank, score, time, position, channel, source and pixel window.
+    """Return an answer as an aligned text table: rank, score, time, position, channel, source and pixel
+    window.
 
-    A last line names the readout that samples were compared with, if one was.
+    If samples were compared after a readout, a last line names it.
+
+    Parameters
+    ----------
+    answer
+        An answer of `search`, `analogues`, `within`, `track`, `follow` or `at`.
+
+    Returns
+    -------
+    Text of several lines.
 
     Raises
     ------
@@ -92,7 +107,7 @@ def format_answer(answer: xr.Dataset) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return the text from outside, such as names of files, in which nothing moves the cursor or breaks a
+    """Return text from outside, such as names of files, without characters that move the cursor or break a
     line.
     """
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -102,13 +117,21 @@ def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """Write an answer to a file in the format of its suffix.
 
     ``.csv`` and ``.json`` hold the rows of `to_dataframe`, with times as UTC text and missing numbers as null
-    (empty in CSV). ``.geojson`` is a collection of points with the rows as properties. ``.parquet`` is GeoParquet
+    (empty in CSV). ``.geojson`` is a collection of points with the rows as properties. ``.parquet`` is
+    GeoParquet
     1.1 with patch centers as points, and needs the extra ``geo``. ``.nc`` is the Dataset itself, as netCDF.
+
+    Parameters
+    ----------
+    answer
+        An answer of `search`, `analogues`, `within`, `track`, `follow` or `at`.
+    path
+        Path of the file; its suffix chooses the format.
 
     Raises
     ------
     SchemaError
-        If the suffix is none of these, a package is missing, or this is not an answer.
+        If the suffix is unknown, a package is missing, or this is not an answer.
     """
     suffixes = (".csv", ".json", ".geojson", ".parquet", ".nc")
     path = Path(path)
@@ -140,7 +163,9 @@ def _as_geojson(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write_parquet(answer: xr.Dataset, frame: pd.DataFrame, path: Path) -> None:
-    """GeoParquet 1.1; attributes of the answer (query, store, checkpoint) are the file's metadata `gridrad_cube`."""
+    """Write GeoParquet 1.1. Attributes of the answer (query, store, checkpoint) go to the metadata
+    ``gridrad_cube``.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""Samples by place and time: at a point, in an area, along time, and crops as a field in time."""
+"""Select samples by place and time: at a point, in an area, along time, and as a field in time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from gridrad_cube.query.samples import (
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Box, Selection, as_time, times_of
 
-#: Degrees by which latitudes along a row may differ and still be one axis.
+#: Largest difference of latitudes along a row, in degrees, for which they still form an axis.
 _STRAIGHT = 1e-6
-_DISTANCE = {"units": "km", "long_name": "great-circle distance from the place asked for"}
+_DISTANCE = {"units": "km", "long_name": "great-circle distance from the requested place"}
 
 
 def at(
@@ -36,24 +36,24 @@ def at(
     tolerance: Any = None,
     time_tolerance: Any = None,
 ) -> xr.Dataset:
-    """Find the sample at a place and time: of the patches near enough, those nearest in time; of these the nearest.
+    """Find the sample at a place and time.
 
-    Great-circle distance to patch centers, in a crop that was written. If nothing lies within the tolerance,
-    this is an error.
+    Of the patches within ``tolerance``, this is the nearest in time, and of those the nearest in space.
+    Distances are great-circle distances to patch centers. Crops that were not written are ignored.
 
     Parameters
     ----------
     dataset
         A store of embeddings (level 256 or 2k) or a cube of patches.
     time
-        UTC; a time with a zone is converted, one without is UTC. None takes every time (`track`).
+        UTC; a time with a zone is converted. None takes every time (`track`).
     latitude, longitude
-        Degrees: two numbers, or two arrays of one length (with one time, or as many). None takes every
-        patch of the crops nearest in time.
+        Degrees: two numbers, or two arrays of equal length (with one time, or one for each place). None takes
+        every patch of the crops nearest in time.
     tolerance
         Kilometers. None: half the diagonal of the patch that was found (of the crop at level 2k).
     time_tolerance
-        Such as ``"30min"``. None: the store's median step in time.
+        Duration such as ``"30min"``. None: the store's median time step.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def at(
     Raises
     ------
     SchemaError
-        If nothing is near enough (it names the nearest), or the place or time cannot be read.
+        If nothing is near enough (the message names the nearest), or the place or time cannot be read.
     """
     if (latitude is None) != (longitude is None):
         raise SchemaError("at: latitude and longitude belong together; got one of them")
@@ -86,7 +86,7 @@ def at(
     out = collect(dataset, index, "point")
     out.coords["distance"] = ("point", km, _DISTANCE)
     difference = out["time"].values.astype("datetime64[s]") - times
-    said = {"long_name": "time of the patch less that asked for"}
+    said = {"long_name": "time of the patch minus the requested time"}
     out.coords["time_difference"] = ("point", difference, said)
     return out.isel(point=0) if scalar else out
 
@@ -110,10 +110,13 @@ def _points(time: Any, latitude: Any, longitude: Any) -> tuple[np.ndarray, np.nd
 def track(
     dataset: xr.Dataset, latitude: float, longitude: float, *, time: Any = None, tolerance: Any = None
 ) -> xr.Dataset:
-    """Follow one place through time: the nearest patch at every time that has one near enough.
+    """Return the series of one place through time: the nearest patch at every time that has one within the
+    tolerance.
 
     Parameters
     ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
     latitude, longitude
         Degrees.
     time
@@ -144,7 +147,7 @@ def track(
 
 
 def within(dataset: xr.Dataset, bbox: Box | None = None, time: Any = None, **where: Any) -> xr.Dataset:
-    """Take every sample whose center lies in an area and whose crop lies in a time range.
+    """Select every sample whose center is in an area and whose crop is in a time range.
 
     The same rules narrow `search`, `analogues` and `frequency`.
 
@@ -155,10 +158,12 @@ def within(dataset: xr.Dataset, bbox: Box | None = None, time: Any = None, **whe
     bbox
         ``(west, south, east, north)`` in degrees, edges included; west above east crosses the date line.
     time
-        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included; one value, which takes all
-        that it names (``"2024-05-20"`` the whole day); or a list of pairs. UTC.
-    polygon, season, hour, solar_hour, convective_day, channel, altitude, reject
-        See `gridrad_cube.selection.Selection`. A patch of a cube is taken if one of its channels is clean.
+        A pair ``(start, stop)``, stop not included; a ``slice``, both ends included; one value, which stands for
+        its whole period (``"2024-05-20"`` for the day); or a list of pairs. UTC.
+    **where
+        ``polygon``, ``season``, ``hour``, ``solar_hour``, ``convective_day``, ``channel``, ``altitude`` and
+        ``reject``, as of `gridrad_cube.selection.Selection`. A patch of a cube is selected if one of its channels is
+        clean.
 
     Returns
     -------
@@ -168,7 +173,7 @@ def within(dataset: xr.Dataset, bbox: Box | None = None, time: Any = None, **whe
     Raises
     ------
     SchemaError
-        If nothing is left; says what ruled it out.
+        If no sample is selected; the message names the rule that excluded the last ones.
     """
     mask = select(dataset, bbox=bbox, time=time, **where)
     index = dict(zip(sample_dims(dataset), np.nonzero(mask), strict=True))
@@ -176,16 +181,19 @@ def within(dataset: xr.Dataset, bbox: Box | None = None, time: Any = None, **whe
 
 
 def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"] = "cell") -> xr.Dataset:
-    """Arrange the crops of one window of one grid as a field in time: ``(time, [channel,] row, col[, feature])``.
+    """Arrange the crops of one window of one grid as a field in time: ``(time, [channel,] row, col[,
+    feature])``.
 
     Parameters
     ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
     time
         A time range; see `within`.
     by
         ``"cell"`` keeps ``row`` and ``col``. ``"degree"`` names them ``latitude`` and ``longitude``, so that
-        ``sel(latitude=..., longitude=..., method="nearest")`` works; only where every row has one latitude and
-        every column one longitude. Across the date line longitudes continue beyond 180.
+        ``sel(latitude=..., longitude=..., method="nearest")`` works. It needs one latitude in every row and
+        one longitude in every column. Across the date line longitudes continue beyond 180.
 
     Returns
     -------
@@ -195,7 +203,7 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
     Raises
     ------
     SchemaError
-        If the crops do not lie on one another, two share a time, or there are no such axes.
+        If the crops are not all of one window, two have the same time, or there are no such axes.
     """
     if by not in ("cell", "degree"):
         raise SchemaError(f"grid: by={by!r}; expected 'cell' or 'degree'")
@@ -206,12 +214,14 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
         if not np.array_equal(values, np.broadcast_to(values[:1], values.shape), equal_nan=True):
             places = len(np.unique(values.reshape(len(values), -1), axis=0))
             raise SchemaError(
-                f"grid: the crops do not lie on one another, got {places} different {name}s of patches. Select those "
+                f"grid: the crops are not all of one window, got {places} different {name}s of patches. Select those "
                 "of one window and grid first: ds.isel(crop=(ds.grid == ds.grid[0]) & (ds.y_origin == 0) & ...)."
             )
     times = seconds_of(dataset["time"].values[crops])
     if len(np.unique(times)) < len(times):
-        raise SchemaError("grid: several crops share a time. Select one of each first, or a shorter period.")
+        raise SchemaError(
+            "grid: several crops have the same time. First select one crop for each time, or a shorter period."
+        )
     out = writable(dataset.isel(crop=crops[np.argsort(times)]))
     if by == "cell":
         lat_lon = {"latitude": lat[0], "longitude": lon[0]}

@@ -1,4 +1,6 @@
-"""Pixels of a cube: crops and patches with exact positions, the flat view of patches, radar states masked."""
+"""Read pixels of a cube: crops and patches with exact positions, the flat view of patches, masked radar
+states.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,16 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
     Parameters
     ----------
+    dataset
+        A cube of patches.
     number
-        Which crop, its row in the store.
+        Number of the crop: its row in the store.
 
     Returns
     -------
     Channels on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
-    on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column there.
+    on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column
+    there.
     Pixels of padding have NaN positions. Those of patch centers become ``patch_latitude``,
     ``patch_longitude``.
 
@@ -56,7 +61,26 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
 
 def patch(dataset: xr.Dataset, number: int, row: int, col: int) -> xr.Dataset:
-    """Return one patch of a cube with the exact position of every pixel; see `crop`."""
+    """Return one patch of a cube with the exact position of every pixel.
+
+    Parameters
+    ----------
+    dataset
+        A cube of patches.
+    number
+        Number of the crop.
+    row, col
+        Row and column of the patch in the crop.
+
+    Returns
+    -------
+    As of `crop`.
+
+    Raises
+    ------
+    SchemaError
+        As of `crop`, or if there is no such patch.
+    """
     _require_cube(dataset)
     i, r, c = (position_of(dataset, d, n) for d, n in (("crop", number), ("row", row), ("col", col)))
     size, _ = patch_and_stride(dataset)
@@ -110,16 +134,18 @@ def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int
 def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) -> xr.Dataset:
     """Return every patch of a cube on one dim: the flat lazy view ``(patch, [altitude,] y, x)``.
 
-    Patches of crops that were not written, and of padding, are left out. Pixels are read when asked for, a
-    patch at a time, so select first.
+    Patches of padding and of crops that were not written are left out. Pixels are read on access, one patch
+    at a time, so select first.
 
     Parameters
     ----------
+    dataset
+        A cube of patches.
     channel
-        Names of channels, or labels such as ``"reflectivity@3.0km"``; None for all. A patch stays if one of them
-        has no rejecting flag, with all altitudes of the channel.
+        Names of channels, or labels such as ``"reflectivity@3.0km"``; None for all. A patch is selected if
+        one of them has no rejecting flag, with all altitudes of the channel.
     reject
-        Flags that rule a patch out; ``()`` for none, None for the default of each channel.
+        Flags that exclude a patch; ``()`` for none, None for the default of each channel.
 
     Returns
     -------
@@ -140,26 +166,26 @@ def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) 
 def pixels(
     dataset: xr.Dataset, cube: xr.Dataset | str | os.PathLike[str] | None = None, *, channel: Any = None
 ) -> xr.Dataset:
-    """Return the pictures of an answer: the pixels of its samples, from the cube that was embedded.
+    """Return the pixels of the samples of an answer, from the cube that was embedded.
 
     Parameters
     ----------
     dataset
         An answer of `search`, `within`, `track`, `follow` or `at` (with a place) on a store of embeddings.
     cube
-        The cube, opened or its path; None takes the one that the embeddings say they were made from.
+        The cube as a dataset or its path; None takes the one that the embeddings were made from.
     channel
         Names of channels, or labels, which stand for all altitudes of their channel; None for all.
 
     Returns
     -------
-    Channels of the cube on ``(..., [altitude,] y, x)`` in place of the answer's variables, with the answer's
-    coordinates: for a store of level 2k whole crops. Read when asked for.
+    Channels of the cube on ``(..., [altitude,] y, x)`` instead of the variables of the answer, with its
+    coordinates. For a store of level 2k these are whole crops. Lazy.
 
     Raises
     ------
     SchemaError
-        If this is not an answer, or the cube is not there or not the one that was embedded.
+        If this is not an answer, or the cube is missing or not the one that was embedded.
     """
     needed = ["crop", "scene", "y_start", "y_stop", "x_start", "x_stop"]
     if not set(needed) <= set(dataset.variables):
@@ -202,7 +228,7 @@ def _open_source(answer: xr.Dataset, cube: str | os.PathLike[str] | None) -> xr.
         return open_cube(cube)
     except FileNotFoundError as error:
         raise SchemaError(
-            f"pixels: no cube at {os.fspath(cube)}; has it moved? Pass its path: .gridrad.pixels(cube=PATH)."
+            f"pixels: no cube at {os.fspath(cube)}. If it has moved, pass its path: .gridrad.pixels(cube=PATH)."
         ) from error
 
 
@@ -226,7 +252,7 @@ def _rows_of(answer: xr.Dataset, cube: xr.Dataset) -> np.ndarray:
 
 
 def _owner(variable: str, fields: list[str]) -> str:
-    """Return the field that a variable of a cube belongs to: the longest name that it starts with."""
+    """Return the field of a variable of a cube: the longest field name that the variable's name starts with."""
     owners = [n for n in (*CHANNELS, *fields) if variable == n or variable.startswith(f"{n}_")]
     return max(owners, key=len, default=variable)
 
@@ -238,14 +264,16 @@ def reflectivity(
     low_confidence: float = np.nan,
     channel: str | None = None,
 ) -> xr.DataArray:
-    """Return the radar values with the states that are no echo replaced. Lazy.
+    """Return radar values with numbers in place of the states without echo. Lazy.
 
     Parameters
     ----------
+    dataset
+        A cube of patches.
     no_echo
-        Value of bins that were observed and held no echo: NaN, or say 0 or -30 dBZ.
+        Value for bins that were observed without echo: NaN, or a number such as 0 or -30 dBZ.
     low_confidence
-        Value of bins whose echo quality control removed (low confidence, clutter, speckle).
+        Value for bins whose echo quality control removed (low confidence, clutter, speckle).
     channel
         A channel with echoes; None takes ``reflectivity``, or else ``reflectivity_column_maximum``.
 
@@ -275,7 +303,7 @@ def reflectivity(
 
 
 def _packing(dataset: xr.Dataset, name: str) -> Packing:
-    """Return the packing of a channel: as the variable still says, else as the store says."""
+    """Return the packing of a channel, from the attributes of the variable or else of the store."""
     attributes = dict(dataset[name].attrs)
     if "echo_minimum_code" not in attributes and dataset.encoding.get("source"):
         attributes = dict(open_packed(dataset.encoding["source"])[name].attrs)
@@ -298,7 +326,7 @@ class _States(Lazy):
         codes = self.variable[key].values
         if codes.dtype.kind in "iu":
             out = self.packing.decode(codes)
-        else:  # decoded before; its codes are of use only below the first echo
+        else:  # already decoded; its codes are used only below the first echo
             out = codes.astype(np.float32)
             codes = np.rint((codes.astype(np.float64) - self.packing.add_offset) / self.packing.scale_factor)
         for code, value in self.values.items():

@@ -1,4 +1,4 @@
-"""What a query is: a sample, a place and time, a vector, or several examples; and the vector that stands for it."""
+"""Read queries: a sample, a place and time, a vector, or several examples; and the vector of each."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ Place = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Query:
-    """A query as a vector; where and when it is, and which sample (an index of one), where it is one."""
+    """A query as a vector, with its place and time, and its index if it is a sample."""
 
     vector: np.ndarray
     place: Place | None = None
     sample: Index | None = None
     examples: tuple[Query, ...] = ()  # what the vector was made from
-    negatives: int = 0  # how many of the examples, the last ones, are what is not looked for
+    negatives: int = 0  # number of negative examples, which come last
 
     def attributes(self, dataset: xr.Dataset) -> dict[str, Any]:
-        """Return what an answer says about its query."""
+        """Return the attributes of an answer that describe its query."""
         if self.examples:
             return {
                 "query": "examples",
@@ -76,21 +76,19 @@ class Query:
 
     @property
     def parts(self) -> tuple[Query, ...]:
-        """What it is made of: its examples, or itself."""
+        """The examples of the query, or the query itself."""
         return self.examples or (self,)
 
 
 def is_batch(query: Any) -> bool:
-    """Return whether these are several queries to be answered each for itself: a 2-D array, or a list of
-    queries.
-    """
+    """Return whether these are several separate queries: a 2-D array, or a list of queries."""
     if isinstance(query, (np.ndarray, xr.DataArray)):
         return query.ndim == 2
     return isinstance(query, list) and any(not isinstance(q, (int, float, np.number)) for q in query)
 
 
 def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Metric = "cosine") -> Query:
-    """Read a query of `search`; an error if it is not one, does not fit the store, or has no embedding."""
+    """Read a query of `search`; refuse one that is not valid, does not fit the store, or has no embedding."""
     if isinstance(query, (int, np.integer)):
         query = (query,)
     if isinstance(query, tuple) and query and isinstance(query[0], (int, np.integer)):
@@ -108,7 +106,7 @@ def read_query(dataset: xr.Dataset, query: Any, channel: Any = None, metric: Met
 
 
 def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metric: Metric) -> Query:
-    """Return the mean of the positive examples less that of the negative ones."""
+    """Return the mean of the positive examples minus that of the negative ones."""
     unknown = sorted(set(query) - {"positive", "negative"})
     several = {name: query.get(name, []) for name in ("positive", "negative")}
     good = all(is_batch(v) or isinstance(v, list) for v in several.values())
@@ -121,16 +119,16 @@ def _of_examples(dataset: xr.Dataset, query: dict[str, Any], channel: Any, metri
         [read_query(dataset, one, channel) for one in several[name]] for name in ("positive", "negative")
     )
     if metric == "euclidean" and negative:
-        raise SchemaError("query: a distance knows no negative examples. Pass metric='cosine'.")
+        raise SchemaError("query: negative examples need the cosine. Pass metric='cosine'.")
 
     examples = (*positive, *negative)
     return Query(_mean_of(examples, len(negative), metric), examples=examples, negatives=len(negative))
 
 
 def _mean_of(examples: Sequence[Query], negatives: int, metric: Metric) -> np.ndarray:
-    """Return the mean of examples less that of the last ones, which are what is not looked for."""
+    """Return the mean of examples minus that of the last ones, which are negative examples."""
     vectors = np.stack([e.vector for e in examples])
-    if metric == "cosine":  # each counts by its direction alone
+    if metric == "cosine":  # only directions count
         vectors = similarity.unit_rows(vectors)
     positives = len(vectors) - negatives
     mean = vectors[:positives].mean(axis=0)

@@ -1,4 +1,4 @@
-"""The readout of an embedding store: fitted on its clean samples, saved with it, used to compare samples."""
+"""Fit the readout of an embedding store to its clean samples, and save it with the store."""
 
 from __future__ import annotations
 
@@ -56,25 +56,26 @@ def fit_readout(
     store
         Path or URL of a finished embedding store, level 256 or 2k.
     directions
-        Directions to keep, at most as many as there are features.
+        Number of directions to keep, at most the number of features.
     within
-        Longest time between samples of one place whose differences count as change, such as ``"3h"``; None takes
-        three steps of the data. A place is a patch of crops that have the same window of the same grid.
+        Longest time between samples of one place whose differences count as change, such as ``"3h"``; None
+        takes three time steps of the data. A place is a patch of crops with the same window of the same grid.
     whiten
-        Whether to whiten by the covariance of all samples in place of that of change. The default finds what a place
-        keeps, such as the same storm later, with its surroundings; whitening finds what is alike anywhere.
+        Whiten by the covariance of all samples instead of the covariance of change. The default finds what
+        persists at a place, such as the same storm later with its surroundings. Whitening finds similar
+        weather at any place.
     time, reject
-        Which samples it is fitted on: times, and flags that rule a sample out; see `within`.
+        Samples for the fit: times, and flags that exclude a sample; see `within`.
 
     Returns
     -------
-    The readout of each channel that has clean samples, by label. Where no place has two times within the limit,
+    The readout of each channel that has clean samples, by label. If no place has two times within the limit,
     it standardizes and keeps all features.
 
     Raises
     ------
     SchemaError
-        If this is not a finished embedding store, nothing is left of it, or ``directions`` is less than 1.
+        If this is not a finished embedding store, no sample is selected, or ``directions`` is less than 1.
     """
     dataset = open_embeddings(store)
     mask = select(dataset, time=time, reject=reject)
@@ -107,9 +108,7 @@ def fit_readout(
             about["reject"] = [flag.name for flag in Flag if flag & bits]
             found[label.name] = fit.readout(directions, whiten=whiten, **about)
     if not found:
-        raise SchemaError(
-            f"{store}: no clean sample has an embedding, so there is nothing to fit a readout on"
-        )
+        raise SchemaError(f"{store}: no clean sample has an embedding, so a readout cannot be fitted")
     for name, readout in found.items():
         if not (whiten or readout.fitted["pairs"]):
             logger.warning(
@@ -122,6 +121,11 @@ def fit_readout(
 
 def remove_readout(store: str | os.PathLike[str]) -> None:
     """Remove the readout of an embedding store, if it has one.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a finished embedding store, level 256 or 2k.
 
     Raises
     ------
@@ -151,7 +155,7 @@ def readout_of(
     Raises
     ------
     SchemaError
-        If this is no embedding store, the readout is damaged, or there is no such channel.
+        If this is not an embedding store, the readout is damaged, or there is no such channel.
     """
     dataset = store if isinstance(store, xr.Dataset) else open_embeddings(store)
     require_embeddings(dataset, "readout")
@@ -161,11 +165,12 @@ def readout_of(
 def _runs(
     dataset: xr.Dataset, crops: npt.NDArray[np.int64], seconds: float, *, most: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Yield some crops in batches of whole runs: crops of one window of a grid whose times lie within a
+    """Yield crops in batches of whole runs. A run has crops of one window of a grid whose times are within a
     limit.
 
-    Gives the crops, ascending, and the number of the run of each. No run is longer than ``most`` crops, and no batch
-    twice as long. Batches follow the order of the store, so that each reads what lies together.
+    Yields the crops, ascending, and the number of the run of each. A run has at most ``most`` crops, and a
+    batch less than twice as many. Batches follow the order of the store, so that each reads neighboring
+    chunks.
     """
     times = seconds_of(dataset["time"].values[crops])
     names = [name for name in ("grid", "y_origin", "x_origin") if name in dataset.variables]

@@ -1,4 +1,4 @@
-"""Samples of a store: which there are, which a selection takes, which lies at a place, and what the store holds there.
+"""Samples of a store: list them, select them, find the one at a place, and read their values.
 
 A sample is a patch of a channel in a store of patch embeddings, a crop of a channel in one of level 2k, and
 a patch with all its channels in a cube. Samples are mappings from the store's dims to integer positions.
@@ -30,19 +30,20 @@ from gridrad_cube.selection import (
     times_of,
 )
 
-#: Positions of samples along each dim that tells them apart, arrays of one length.
+#: Positions of samples along each of their dims, arrays of one length.
 Index = Mapping[str, np.ndarray]
 
 _SAMPLE_DIMS = ("crop", "channel", "row", "col")
-#: Bytes that one read of scattered samples may take.
+#: Largest size of one read of scattered samples, in bytes.
 _READ_BYTES = 64 * 2**20
-#: Crops whose small variables are looked at together.
+#: Crops whose small variables are read together.
 _CROPS_AT_ONCE = 4096
-#: A corner lies this much further than half the diagonal where meridians converge (a patch of 5 degrees).
+#: Factor for corners that are further away than half the diagonal because meridians converge (a patch of 5
+#: degrees).
 _CORNER = 1.05
-#: What a variable's encoding says of its values; the rest is of chunks.
+#: Entries of a variable's encoding about its values; the others are about chunks.
 _PACKING = ("_FillValue", "add_offset", "dtype", "scale_factor")
-#: Distances from places to samples that are taken together.
+#: Distances from places to samples that are computed together.
 _DISTANCES = 2**21
 
 
@@ -70,7 +71,22 @@ def require_embeddings(dataset: xr.Dataset, name: str) -> None:
 
 
 def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
-    """Return the dims that tell samples apart, in the order of the store."""
+    """Return the dims of samples, in the order of the store.
+
+    Parameters
+    ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
+
+    Returns
+    -------
+    Names of dims.
+
+    Raises
+    ------
+    SchemaError
+        If ``row`` or ``col`` is missing.
+    """
     if "embedding" not in dataset.data_vars:
         return ("crop", "row", "col")
     dims = tuple(d for d in _SAMPLE_DIMS if d in dataset["embedding"].dims)
@@ -80,13 +96,13 @@ def sample_dims(dataset: xr.Dataset) -> tuple[str, ...]:
 
 
 def cell_dims(dataset: xr.Dataset) -> tuple[str, ...]:
-    """Return ``("row", "col")`` where samples are patches, ``()`` where they are whole crops (level 2k)."""
+    """Return ``("row", "col")`` if samples are patches, ``()`` if they are whole crops (level 2k)."""
     return tuple(d for d in sample_dims(dataset) if d in ("row", "col"))
 
 
 def writable(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the dataset as ``to_netcdf`` and ``to_zarr`` write it: attributes are text or numbers, no chunks
-    are set.
+    """Return the dataset in a form for ``to_netcdf`` and ``to_zarr``: attributes are text or numbers, without
+    chunks.
     """
     out = dataset.drop_encoding()
     out.encoding = {k: v for k, v in dataset.encoding.items() if k in ("source", "level")}
@@ -109,14 +125,14 @@ def patch_and_stride(dataset: xr.Dataset) -> tuple[int, int]:
 
 
 def names_along(dataset: xr.Dataset, dim: str) -> np.ndarray:
-    """Return what samples are called along a dim: its coordinate (a part of a store may keep one), else
+    """Return the names of samples along a dim: its coordinate (a part of a store may have one), else
     positions.
     """
     return dataset[dim].values if dim in dataset.coords else np.arange(dataset.sizes[dim])
 
 
 def position_of(dataset: xr.Dataset, dim: str, name: Any) -> int:
-    """Return the position along a dim of what has a name there; an error if nothing has it."""
+    """Return the position of a name along a dim; refuse a name that does not exist."""
     names = names_along(dataset, dim)
     if not len(names):
         raise SchemaError(f".gridrad: the selection is empty, it has no {dim}")
@@ -132,7 +148,7 @@ def seconds_of(times: Any) -> np.ndarray:
 
 
 def time_step(dataset: xr.Dataset) -> float:
-    """Return the median seconds from one time of the store to the next; an hour where it has one time only."""
+    """Return the median seconds from one time of the store to the next; an hour if it has only one time."""
     times = np.unique(times_of(dataset))
     steps = np.diff(seconds_of(times[~np.isnat(times)]))
     return float(np.median(steps)) if len(steps) else 3600.0
@@ -183,15 +199,25 @@ def sample_flags(dataset: xr.Dataset, crops: slice | np.ndarray) -> np.ndarray:
 
 
 def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
-    """Return which samples a `gridrad_cube.selection.Selection` takes: booleans on the sample dims, one or
-    more of them true.
+    """Return which samples a `gridrad_cube.selection.Selection` selects.
 
-    In a cube a patch is taken if one of the channels asked for has no rejecting flag.
+    In a cube, a patch is selected if one of the requested channels has no rejecting flag.
+
+    Parameters
+    ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
+    where
+        The rules.
+
+    Returns
+    -------
+    Booleans on the sample dims, at least one of them true.
 
     Raises
     ------
     SchemaError
-        If nothing is left; says what ruled it out.
+        If no sample is selected; the message names the rule that excluded the last ones.
     """
     wanted = Selection(**where)
     is_embeddings(dataset)
@@ -217,9 +243,7 @@ def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
 def _clean(
     dataset: xr.Dataset, crops: slice, known: Sequence[Label], bits: Mapping[Label, int]
 ) -> np.ndarray:
-    """Return which samples of some crops belong to one of the channels asked for and have none of its
-    rejecting flags.
-    """
+    """Return which samples of some crops belong to a requested channel and have none of its rejecting flags."""
     if "embedding" in dataset.data_vars:
         flags = sample_flags(dataset, crops)
         out = np.zeros(flags.shape, bool)
@@ -237,10 +261,10 @@ def _clean(
 
 
 def _why_nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, wanted: Selection) -> str:
-    crops = f"{np.count_nonzero(keep)} of {len(keep)} crops lie in the time asked for"
+    crops = f"{np.count_nonzero(keep)} of {len(keep)} crops are in the requested time"
     if placed:
         return (
-            f"within: nothing is left of {placed} patches in the box and time asked for: reject={wanted.reject!r} and "
+            f"within: nothing is left of {placed} patches in the requested box and time: reject={wanted.reject!r} and "
             "channel= rule out all of them. Pass reject=() to keep every patch."
         )
     lats, lons = (dataset[n].values[keep] for n in ("latitude", "longitude"))
@@ -254,7 +278,7 @@ def _why_nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, wanted: Sel
     )
 
 
-# Which sample lies at a place
+# The sample at a place
 
 
 def locate(
@@ -267,23 +291,30 @@ def locate(
     time_tolerance: Any = None,
     required: bool = False,
 ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
-    """Return the sample at each of many places and times, and its distance in km; see `at` for the rules.
+    """Return the sample at each of many places and times, by the rules of `at`.
 
     Parameters
     ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
     times, latitude, longitude
         Arrays of one length.
+    tolerance
+        Kilometers; None as of `at`.
+    time_tolerance
+        Seconds; None as of `at`.
     required
-        Whether it is an error that nothing is near one of them.
+        Raise an error if a place has no sample near enough.
 
     Returns
     -------
-    Positions along each dim of samples but ``channel``; -1, and a distance of NaN, where nothing is near.
+    Positions along each dim of samples except ``channel``, and distances in km; -1 and NaN if no sample is
+    near enough.
 
     Raises
     ------
     SchemaError
-        If no crop was written, a latitude or longitude is not one, or a sample that is required is missing.
+        If no crop was written, a latitude or longitude is not valid, or a required sample is missing.
     """
     is_embeddings(dataset)
     seconds, lat, lon = seconds_of(times), np.asarray(latitude, float), np.asarray(longitude, float)
@@ -299,7 +330,7 @@ def locate(
     limit = time_step(dataset) if time_tolerance is None else as_seconds(time_tolerance)
     dims = ("crop", *cell_dims(dataset))
     out, distance = {d: np.full(len(seconds), -1) for d in dims}, np.full(len(seconds), np.nan)
-    # Two fronts leave each time, one back and one forward; the frame that is nearer is looked at first.
+    # Frames are searched backward and forward from each time, the nearer one first.
     after = np.searchsorted(frames, seconds)
     fronts, left = np.stack([after - 1, after]), np.arange(len(seconds))
     while len(left):
@@ -308,7 +339,7 @@ def locate(
         away[(here < 0) | (here >= len(frames))] = np.inf
         within = away.min(axis=0) <= limit
         left, here, away = left[within], here[:, within], away[:, within]
-        side, at = np.nonzero(away == away.min(axis=0, initial=np.inf))  # both where they are equally far
+        side, at = np.nonzero(away == away.min(axis=0, initial=np.inf))  # both if they are equally far
         fronts[side, left[at]] += 2 * side - 1
         # Every point with every crop of its frame.
         frame, point = here[side, at], left[at]
@@ -331,7 +362,9 @@ def locate(
 
 
 def seconds_away(dataset: xr.Dataset, time: np.datetime64, tolerance: Any) -> np.ndarray:
-    """Return the seconds from each crop to a time; NaN beyond the tolerance and where nothing was written."""
+    """Return the seconds from each crop to a time; NaN beyond the tolerance and for crops that were not
+    written.
+    """
     times = times_of(dataset)
     away = np.abs(times - time) / np.timedelta64(1, "s")
     if np.isnan(away).all():
@@ -370,7 +403,7 @@ def too_far(
         f"{km[i]:.1f} km away. Pass tolerance= in km."
     )
     if np.isnan(limits[i]):
-        return SchemaError(f"at: a single patch does not tell its size; {nearest}")
+        return SchemaError(f"at: the size of a single patch is unknown; {nearest}")
     kind = "half the diagonal of a patch" if tolerance is None else "tolerance"
     return SchemaError(f"at: nothing within {limits[i]:.1f} km ({kind}) of {point}{when}; {nearest}")
 
@@ -380,8 +413,8 @@ def _nearest_cells(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
     """Return the sample of each crop that is nearest to one place, or to a place for each crop.
 
-    Its distance in km (infinite where the crop has no position), its row and column, and the distance up to
-    which it is near enough.
+    Returns its distance in km (infinite if the crop has no position), its row and column, and the distance
+    within which it is near enough.
     """
     lat, lon = (np.broadcast_to(np.asarray(v, float), crops.shape) for v in (latitude, longitude))
     shape = tuple(dataset.sizes[d] for d in cell_dims(dataset))
@@ -426,13 +459,13 @@ def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.n
     return np.where(height > 0, _CORNER * 0.5 * scale * np.hypot(height, width), np.nan)
 
 
-# What a store holds at samples
+# Values of a store at samples
 
 
 def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
     """Return the values of a variable at samples, shape (samples, *other dims), reading each crop once.
 
-    Memory beyond the answer stays within `_READ_BYTES` (or one crop).
+    Besides the result, memory is at most `_READ_BYTES` (or one crop).
     """
     here = [d for d in _SAMPLE_DIMS if d in variable.dims and d in index]
     rest = [d for d in variable.dims if d not in here]
@@ -457,7 +490,7 @@ def read_points(variable: xr.Variable, index: Index) -> np.ndarray:
 
 
 class Lazy(BackendArray):
-    """Values of a shape and dtype that ``_read`` reads when asked for."""
+    """A lazy array of a shape and dtype, read by ``_read``."""
 
     shape: tuple[int, ...]
     _read: Callable[..., np.ndarray]
@@ -467,7 +500,7 @@ class Lazy(BackendArray):
 
 
 class _Points(Lazy):
-    """Values of a variable at samples, ``(sample, *other dims)``, read when asked for."""
+    """A lazy array of the values of a variable at samples, ``(sample, *other dims)``."""
 
     def __init__(self, variable: xr.Variable, index: Index) -> None:
         self.variable = variable
@@ -486,14 +519,16 @@ class _Points(Lazy):
 
 
 def _take(values: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:
-    """Return a part of the last axes of an array, each by its own key."""
+    """Return a part of the last axes of an array, by one key for each axis."""
     for axis, key in zip(range(values.ndim - 1, 0, -1), reversed(keys), strict=False):
         values = values[(slice(None),) * axis + (key,)]
     return values
 
 
 def check_pixels(dataset: xr.Dataset) -> None:
-    """Refuse a cube whose patches and pixels were cut differently: its pixels would be another patch's."""
+    """Refuse a cube whose patches and pixels were cut differently, because its pixels would be those of other
+    patches.
+    """
     size, _ = patch_and_stride(dataset)
     for dim, axis in (("row", "y"), ("col", "x")):
         if dim not in dataset.dims or axis not in dataset.dims:
@@ -507,7 +542,8 @@ def check_pixels(dataset: xr.Dataset) -> None:
 
 
 class Windows(_Points):
-    """Pixels of windows of crops, ``(sample, [altitude,] y, x)``, read a window at a time when asked for.
+    """A lazy array of the pixels of windows of crops, ``(sample, [altitude,] y, x)``, which reads one window
+    at a time.
 
     The variable is on ``(crop, [altitude,] y, x)``; ``y`` and ``x`` are the first pixel of each window.
     """
@@ -531,12 +567,23 @@ class Windows(_Points):
 
 
 def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
-    """Return all that a store holds at samples, on one dim ``dim``.
+    """Return all variables of a store at samples, on one dimension.
 
-    Data variables stay lazy. Coordinates say which sample each is (``crop``, ``channel``, ``row``, ``col``),
-    when and where it is, and where its pixels lie: ``source``, ``scene``, and the window ``y_start``,
-    ``y_stop``, ``x_start``, ``x_stop`` in the source's pixels (the stop of a padded patch lies past the end
-    of the scene).
+    Parameters
+    ----------
+    dataset
+        A store of embeddings (level 256 or 2k) or a cube of patches.
+    index
+        Positions of the samples along each dim.
+    dim
+        Name of the dimension.
+
+    Returns
+    -------
+    Data variables are lazy. Coordinates are the names of each sample (``crop``, ``channel``, ``row``,
+    ``col``), its time and position, and its pixels: ``source``, ``scene``, and the window ``y_start``,
+    ``y_stop``, ``x_start``, ``x_stop`` in pixels of the source. The stop of a padded patch is beyond the end
+    of the scene.
     """
     if "embedding" not in dataset.data_vars:
         check_pixels(dataset)
@@ -572,7 +619,9 @@ def collect(dataset: xr.Dataset, index: Index, dim: str) -> xr.Dataset:
 
 
 def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Variable]:
-    """Return which samples these are: names along the store's dims, position, flags, and window of pixels."""
+    """Return coordinates that identify samples: names along the store's dims, position, flags, and window of
+    pixels.
+    """
     out: dict[str, tuple[Any, ...]] = {
         d: (dim, names_along(dataset, d)[i], dataset[d].attrs if d in dataset.coords else {})
         for d, i in index.items()

@@ -1,4 +1,4 @@
-"""By similarity: the nearest embeddings of a selection, and the same pattern in the next frames."""
+"""Search by similarity: the nearest embeddings of a selection, and the same pattern in the next frames."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ from gridrad_cube.selection import (
 )
 from gridrad_cube.similarity import Metric
 
-#: Rows of one read: with the chunks they come from, a search of a store on disk stays under half a gigabyte.
+#: Rows of one read. With the chunks that hold them, a search on disk needs less than half a gigabyte.
 _ROWS_AT_ONCE = 32768
-#: Neighbors of the query in space and time that a search leaves out.
+#: Neighborhood of the query in time and space that a search excludes.
 _EXCLUDE = ("6h", "200km")
-#: Pairs of crops that are drawn for percentiles, and pairs of samples from each: crops are what costs reading.
+#: Pairs of crops that are drawn for percentiles, and pairs of samples from each. Reading crops takes most of
+#: the time.
 _CROP_PAIRS, _SAMPLES_EACH = 64, 32
 
 #: Seconds and kilometers within which two samples are neighbors.
@@ -60,7 +61,7 @@ def search(
     seed: int = 0,
     **where: Any,
 ) -> xr.Dataset:
-    """Find the samples most similar to a query: filters first, then an exact search of all that is left.
+    """Find the samples most similar to a query, by an exact search of all samples that pass the filters.
 
     Parameters
     ----------
@@ -70,46 +71,50 @@ def search(
         - A sample of the store, a tuple ``(crop, row, col[, channel])`` (level 2k: ``(crop[, channel])``).
         - A place and time, ``{"time": ..., "latitude": ..., "longitude": ...}`` or ``(time, latitude,
           longitude)``, for the sample that `at` finds there.
-        - A vector: an array, or a ``DataArray`` such as ``at(...).embedding.sel(channel=...)``, whose time and
-          place then count as the query's. With ``metric="dot"``, the weights of a linear probe.
-        - Several examples of one thing, ``{"positive": [...], "negative": [...]}``, each one of the above: the
-          mean of their directions (with cosine), less that of what is not looked for.
-        - A batch: a list of queries, or an array ``(queries, feature)``, each answered for itself, all in one
+        - A vector: an array, or a ``DataArray`` such as ``at(...).embedding.sel(channel=...)``, whose time
+        and
+          place are then those of the query. With ``metric="dot"``, the weights of a linear probe.
+        - Several examples, ``{"positive": [...], "negative": [...]}``, each one of the above: the mean
+        direction
+          of the positive ones, minus that of the negative ones (which need the cosine).
+        - A batch: a list of queries, or an array ``(queries, feature)``. Each is answered separately, all in
+        one
           pass over the store.
     k
-        Answers at most. Fewer come back where fewer are left.
+        Largest number of answers. There are fewer if the selection has fewer samples.
     exclude
-        Leave out neighbors of the query (of each of its examples): samples that lie both less than this long
-        before or after it and less than this far from it. None in the place of either means however long or
-        far; None for the rule leaves out the query alone. A vector without a place has no neighbors.
+        Exclude neighbors of the query (of each of its examples): samples within both this time and this
+        distance of it. None in place of the time or the distance means no limit; None for the rule excludes
+        only the query itself. A vector without a place has no neighbors.
     separate
-        The same rule among the answers: of two neighbors the one with the better score stays.
+        The same rule among the answers: of two neighbors, the one with the better score is kept.
     metric
         ``"cosine"`` (scores fall from 1), ``"euclidean"`` (distances rise from 0) or ``"dot"`` (inner
         products fall).
     readout
-        What is applied to samples before their cosine is taken. ``"auto"``: the readout that `fit_readout` saved with
-        the store, where there is one, for queries that are samples of one channel; not for vectors, which may not
-        be embeddings, nor with other metrics. A `Readout`: that one, for any query. None: nothing.
+        Readout for samples before the cosine is computed. ``"auto"``: the readout that `fit_readout` saved
+        with the store, if there is one and the queries are samples of one channel; vectors, which may not be
+        embeddings, and other metrics use none. A `Readout` is used for any query. None uses none.
     percentile
-        Whether to say what share of random pairs of samples of the same hour of the day are less similar than
-        the query and the answer: the hour alone makes fields similar.
+        Add the share of random pairs of samples of the same hour of the day that are less similar than query
+        and answer. The pairs share the hour because the hour alone makes fields similar.
     seed
-        Of the random pairs.
-    bbox, time, polygon, season, hour, solar_hour, convective_day, channel, altitude, reject
-        As in `within`. ``channel=None`` searches the channel of the query, or all for a vector.
+        Seed of the random pairs.
+    **where
+        Rules of `within` for the samples to search. Without ``channel``, it is the channel of the query, or
+        all channels for a vector.
 
     Returns
     -------
     ``score(rank)`` with the coordinates of each answer: ``crop``, ``channel``, ``row``, ``col``, time,
-    position, source file, scene, pixel window and flags. Equal scores stand in the order of the store: crop,
-    channel, row, col. Attributes describe the query and what was searched. A batch gives ``score(query,
-    rank)``: where one has fewer answers than others, the score is NaN and the crop -1.
+    position, source file, scene, pixel window and flags. Equal scores have the order of the store: crop,
+    channel, row, col. Attributes describe the query and the search. A batch returns ``score(query, rank)``;
+    if a query has fewer answers than others, the score is NaN and the crop -1.
 
     Raises
     ------
     SchemaError
-        If the query has no embedding or does not fit the store, or the filters leave nothing.
+        If the query has no embedding or does not fit the store, or no sample passes the filters.
     """
     require_embeddings(dataset, "search")
     query = query["embedding"] if isinstance(query, xr.Dataset) else query
@@ -161,8 +166,8 @@ def search(
 
 
 def common_channels(asked: Sequence[Query]) -> list[int] | None:
-    """Return the channels to search for queries that are samples: theirs; None if one of them is a vector
-    alone.
+    """Return the channels of queries that are samples, which are searched; None if one of them is only a
+    vector.
     """
     each = [
         {int(p.sample["channel"][0]) for p in one.parts if p.sample is not None and "channel" in p.sample}
@@ -173,7 +178,7 @@ def common_channels(asked: Sequence[Query]) -> list[int] | None:
     if any(channels != each[0] for channels in each):
         raise SchemaError(
             f"search: the queries are of several channels, {sorted(set.union(*each))}, and each is compared with its "
-            "own. Ask for one after the other, or pass channel= with those to compare with."
+            "own. Search for one after the other, or pass channel=."
         )
     return sorted(each[0])
 
@@ -205,9 +210,7 @@ def choose_readout(
 
 
 def provenance(dataset: xr.Dataset, readout: Readout | None = None) -> dict[str, Any]:
-    """Return where an answer comes from: store, checkpoint, the cube that was embedded, and the readout that
-    was used.
-    """
+    """Return the origin of an answer: store, checkpoint, the cube that was embedded, and the readout."""
     info = read_attribute(dataset.attrs, ".gridrad")
     out = {"store": str(dataset.encoding.get("source", "")), "cube": info.get("source")}
     out |= {name: info.get(name) for name in ("checkpoint", "level", "patch", "stride")}
@@ -224,10 +227,11 @@ def follow(
     time_tolerance: Any = None,
     readout: ReadoutChoice = "auto",
 ) -> xr.Dataset:
-    """Follow a pattern from frame to frame: at each next time the most similar of the 3 x 3 patches about the last.
+    """Follow a pattern in time: at each next time, take the most similar of the 3 x 3 patches around the last
+    one.
 
-    Frames are crops of the same window of the same grid. It ends after ``steps`` frames, where the next one
-    is further away in time than the tolerance, or where none of the nine has an embedding.
+    Frames are crops of the same window of the same grid. It ends after ``steps`` frames, if the next frame is
+    further away in time than the tolerance, or if none of the nine patches has an embedding.
 
     Parameters
     ----------
@@ -236,7 +240,9 @@ def follow(
     query
         A sample, or a place and time; see `search`.
     steps
-        Frames after the first; None continues to the last one.
+        Number of frames after the first; None for all.
+    channel
+        Channel of the sample to follow; None for that of the query.
     time_tolerance
         Longest gap between frames; None: twice the store's median step.
     readout
@@ -286,7 +292,7 @@ def follow(
 
 
 def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
-    """Return the crops of the same window and grid from a crop on, one a time, in time."""
+    """Return the crops of the same window and grid from a crop on, one for each time, in order of time."""
     times = times_of(dataset)
     same = ~np.isnat(times)
     for name in ("grid", "y_origin", "x_origin"):
@@ -304,7 +310,7 @@ def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
 class Rows:
     """Embeddings as rows of a matrix, in the order of the sample dims; whole crops are read.
 
-    With a readout, rows that a mask takes are projected, and the others are NaN.
+    With a readout, rows of the mask are projected, and the others are NaN.
     """
 
     def __init__(
@@ -321,7 +327,7 @@ class Rows:
             unit = self.per_crop * int(edge[0]) if edge else self.per_crop
             if unit <= _ROWS_AT_ONCE:
                 break
-        #: Rows of whole crops, and of whole chunks where they are known, near `_ROWS_AT_ONCE`.
+        #: Rows of one read, near `_ROWS_AT_ONCE`: whole crops, and whole chunks if their size is known.
         self.block = max(_ROWS_AT_ONCE // unit, 1) * unit
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -347,8 +353,8 @@ def _ranked(
     metric: Metric,
     readout: Readout | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows and scores (query, rank) of the best k samples under a mask, none near another if
-    ``apart`` is given.
+    """Return rows and scores (query, rank) of the best k samples of a mask. With ``apart``, none is near
+    another.
     """
     rows = Rows(dataset["embedding"].variable, readout, mask)
     vectors = np.stack([one.vector for one in asked])
@@ -366,7 +372,8 @@ def _ranked(
     for i, drop in enumerate(drops):
         kept = 0
         while kept < k:
-            # Neighbors come in crowds: ask for more than enough, and again for the rest if it was not.
+            # Good answers have many neighbors. Search for more than k, and search again if fewer than k are
+            # left.
             more = max(4 * (k - kept), 64)
             (found,), (score,) = best(slice(i, i + 1), more, [drop])
             gone: set[int] = set()
@@ -402,7 +409,7 @@ def _neighbors(dataset: xr.Dataset, place: Place, rule: _Rule) -> npt.NDArray[np
     seconds, km = rule
     if km < np.inf and np.isnan(place[1]):
         raise SchemaError(
-            f"search: no position is known of a sample that others are to be {km:g} km away from. Pass "
+            f"search: no position is known of a sample that must be {km:g} km away from. Pass "
             "exclude=None and separate=None, or a time alone, such as ('3h', None)."
         )
     shape = tuple(dataset.sizes[d] for d in sample_dims(dataset))
@@ -421,7 +428,7 @@ def _neighbors(dataset: xr.Dataset, place: Place, rule: _Rule) -> npt.NDArray[np
 
 
 def _answer(dataset: xr.Dataset, rows: np.ndarray, scores: np.ndarray, shape: tuple[int, ...]) -> xr.Dataset:
-    """Return the samples of rows (query, rank), as a dataset on these dims; row -1 is a missing answer."""
+    """Return the samples of rows (query, rank) as a dataset on these dims. Row -1 is a missing answer."""
     there = rows >= 0
     index = dict(zip(sample_dims(dataset), np.unravel_index(rows[there], shape), strict=True))
     small = dataset.drop_vars([n for n in dataset.data_vars if n not in ("embedding", "flags")])
@@ -432,7 +439,7 @@ def _answer(dataset: xr.Dataset, rows: np.ndarray, scores: np.ndarray, shape: tu
 
 
 def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
-    """Return a variable of samples, in order, on (query, rank), with what stands for none elsewhere."""
+    """Return a variable of samples on (query, rank), with a fill value for missing answers."""
     values = variable.values
     kind = values.dtype.kind
     fill: Any = np.array("NaT", values.dtype) if kind in "Mm" else {"f": np.nan, "i": -1}.get(kind, 0)
@@ -441,7 +448,7 @@ def _unfold(variable: xr.Variable, there: np.ndarray) -> xr.Variable:
     return xr.Variable(("query", *variable.dims), out, variable.attrs)
 
 
-# How similar two samples are that have nothing to do with each other
+# Similarity of unrelated samples
 
 
 def _random_pairs(
@@ -455,7 +462,7 @@ def _random_pairs(
     """Return the scores of random pairs of samples of the same hour (UTC) and channel, from different crops,
     ascending.
 
-    Pairs that lie within both the seconds and the kilometers of ``apart`` do not count.
+    Pairs within both the seconds and the kilometers of ``apart`` do not count.
     """
     rng, dims = np.random.default_rng(seed), sample_dims(dataset)
     crops = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
@@ -493,7 +500,7 @@ def _random_pairs(
 def _percentiles(
     background: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], metric: Metric
 ) -> npt.NDArray[np.float32]:
-    """Return what share of the background, in percent, is less similar than each score; half of what is equal
+    """Return the percentage of the background that is less similar than each score. Half of equal scores
     counts.
     """
     low, high = (np.searchsorted(background, scores, side=side) for side in ("left", "right"))
