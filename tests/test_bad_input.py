@@ -80,7 +80,7 @@ def test_permission_lost_on_the_way_stops_the_run_and_keeps_what_is_written(sour
         real(self, key, data)
 
     monkeypatch.setattr(Files, "write", refuses)
-    with pytest.raises(OSError, match=r"p\.zarr: Permission denied\. .*run again: it continues"):
+    with pytest.raises(OSError, match=r"p\.zarr: Permission denied\. .*run the same command again to resume"):
         pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)
     monkeypatch.setattr(Files, "write", real)
     report = pipeline.preprocess(sources, tmp_path / "p.zarr", recipe=RECIPE)

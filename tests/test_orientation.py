@@ -302,7 +302,10 @@ def test_one_product_at_different_latitudes_is_one_scale(mixed):
     assert len(grids) == 2  # axes, and a position for each pixel
     assert "beside projections" in compare_grids(grids)
     facts = info.inspect_target(mixed)
-    assert facts["orientation"] == "6 crops are south first or east first, and turned when they are read"
+    assert (
+        facts["orientation"]
+        == "6 crops are south first or east first, and are turned for networks and pictures"
+    )
 
 
 def test_pictures_lie_north_up_and_east_right(mixed):

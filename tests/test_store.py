@@ -379,7 +379,7 @@ def test_build_of_an_older_log_is_refused_and_its_store_still_read(cube):
     for folder in ("plan_copy", "manifest"):  # which such stores do not have
         shutil.rmtree(cube / "_build" / folder)
     assert store.open_cube(cube).sizes["crop"] == 3
-    with pytest.raises(SchemaError, match=r"its build log has format 1.*build it anew"):
+    with pytest.raises(SchemaError, match=r"its build log has format 1.*build it again"):
         store.Build(cube)
 
 

@@ -122,7 +122,7 @@ def attention(samples: Sequence[str], store: str, checkpoint: Path, out: str, **
     from gridrad_cube.storage import Files, write_zarr
 
     if Files(out).names():
-        raise click.ClickException(f"{out}: exists already; it is left as it is. Pass another --out.")
+        raise click.ClickException(f"{out}: exists already; it was not changed. Pass another --out.")
     options["channels"] = options["channels"] or None
     maps = embedding.attention(store, checkpoint, [numbers_of(sample) for sample in samples], **options)
     write_zarr(maps, out)

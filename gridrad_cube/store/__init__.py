@@ -1,6 +1,6 @@
-"""Stores on disk: how they are laid out, built exactly once, verified, opened, read and described.
+"""Stores on disk: their layout, how they are built exactly once, verified, opened, read and described.
 
-This package alone knows how a store lies on disk. A store is a path or a URL.
+Only this package knows the layout on disk. A store is a path or a URL.
 """
 
 from gridrad_cube.storage import Files, RemoteError

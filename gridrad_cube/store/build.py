@@ -1,9 +1,12 @@
-"""Building a store exactly once: the plan, what the log says of it, and the shards of one crop.
+"""Build a store exactly once: the plan, what the log records about it, and the shards of one crop.
 
-Under ``_build/`` of a store lie ``plan/NNNN.jsonl`` (one line a source, in the order of its rows), ``plan_copy/`` (the
-same, compressed by zlib), ``log/`` (see `gridrad_cube.store.log`), ``grids/`` (pixel axes, one file a distinct grid),
-``manifest/`` (see `gridrad_cube.store.integrity`) and ``lease.json`` (who writes). The root ``zarr.json`` is the commit
-and is written last.
+The folder ``_build/`` of a store has ``plan/NNNN.jsonl`` (one line for each source, in the order of its
+rows),
+``plan_copy/`` (the same, compressed by zlib), ``log/`` (see `gridrad_cube.store.log`), ``grids/`` (pixel
+axes, one
+file for each different grid), ``manifest/`` (see `gridrad_cube.store.integrity`) and ``lease.json`` (the
+current
+writer). The root ``zarr.json`` is the commit and is written last.
 """
 
 from __future__ import annotations
@@ -36,9 +39,9 @@ from gridrad_cube.store.layout import STATUS, CubeLayout, encode
 from gridrad_cube.store.log import Log, Place, Record
 
 _BUILD = "_build"
-#: Version of plan and log. A store of another one can be read, and neither continued nor verified.
+#: Version of plan and log. A store of another version can be read, but neither resumed nor verified.
 _BUILD_FORMAT = 2
-#: Lines of a file of the plan at most.
+#: Largest number of lines in a file of the plan.
 _ENTRIES_A_SEGMENT = 50_000
 #: In the hash of a store's state, the status of a source without a record.
 _UNKNOWN = 255
@@ -61,7 +64,7 @@ _PLACE = np.dtype([(name, np.int64) for name in Place._fields])
 
 @functools.lru_cache(maxsize=4096)
 def _shared(value: Any) -> Any:
-    """Return one object for all equal ones: a million entries of a plan name few grids, products, shapes and
+    """Return the same object for equal ones, because a million entries of a plan have few different grids and
     windows.
     """
     return value
@@ -71,7 +74,7 @@ def _shared(value: Any) -> Any:
 class Entry:
     """One scene of the plan; its crops take the rows ``row .. row + len(windows)`` for good.
 
-    ``source`` is the name of its file, and of a file of several times that and the time (`scene_of`).
+    ``source`` is the name of its file, followed by the time if the file has several times (`scene_of`).
     """
 
     source: str
@@ -117,17 +120,44 @@ class Entry:
 
 
 def scene_of(file: str, time: int) -> str:
-    """Return the name of a scene in a file of several times: ``clouds/mergir.nc@2019-12-25T00:00:00``."""
+    """Return the name of a scene in a file of several times: ``clouds/mergir.nc@2019-12-25T00:00:00``.
+
+    Parameters
+    ----------
+    file
+        Name of the file.
+    time
+        Time of the scene.
+
+    Returns
+    -------
+    The name.
+    """
     return f"{file}@{np.datetime64(time, 's')}"
 
 
 def write_crop(
     files: Files | None, layout: CubeLayout, row: int, pixels: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, int]]:
-    """Write the shards of one crop, each in one step; return channel -> (bytes, CRC-32).
+    """Write the shards of one crop, each in one step.
 
-    Writing a crop again gives the same bytes, so that a task that runs twice does no harm. Without ``files`` they are
-    only counted.
+    Writing a crop again writes the same bytes, so a task may run twice. Without ``files`` the bytes are only
+    counted.
+
+    Parameters
+    ----------
+    files
+        Files of the store; None to write nothing.
+    layout
+        Layout of the store.
+    row
+        Row of the crop in the store.
+    pixels
+        Packed codes by channel.
+
+    Returns
+    -------
+    Bytes and CRC-32 of the shard, by channel.
     """
     written = {}
     for name, values in pixels.items():
@@ -140,7 +170,17 @@ def write_crop(
 
 
 def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndarray) -> None:
-    """Keep the pixel axes of a source grid, once for each distinct grid."""
+    """Write the pixel axes of a source grid, once for each different grid.
+
+    Parameters
+    ----------
+    files
+        Files of the store.
+    grid
+        Name of the grid.
+    latitude, longitude
+        Positions of pixels, degrees, 1-D or 2-D.
+    """
     key = grid_key(grid)
     if not files.exists(key):
         files.write_arrays(key, {"latitude": latitude, "longitude": longitude})
@@ -148,6 +188,17 @@ def write_grid(files: Files, grid: str, latitude: np.ndarray, longitude: np.ndar
 
 def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the latitude and longitude axes of a source grid, 1-D or 2-D, degrees.
+
+    Parameters
+    ----------
+    files
+        Files of the store.
+    grid
+        Name of the grid.
+
+    Returns
+    -------
+    Latitudes and longitudes.
 
     Raises
     ------
@@ -165,14 +216,24 @@ def read_grid(files: Files, grid: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grid_key(grid: str) -> str:
-    """Return the key of the pixel axes of a source grid."""
+    """Return the key of the pixel axes of a source grid.
+
+    Parameters
+    ----------
+    grid
+        Name of the grid.
+
+    Returns
+    -------
+    The key.
+    """
     return f"{_BUILD}/grids/{grid}.npz"
 
 
 class Build:
-    """The plan of a store that is being built, or was, and what the log says of it.
+    """The plan of a store, finished or not, and the records of its log.
 
-    About 1 kB of memory a source: the records' values stay in the log.
+    It takes about 1 kB of memory for each source, because the values of records stay in the log.
 
     Parameters
     ----------
@@ -191,15 +252,15 @@ class Build:
         self.number: dict[str, int] = {}
         #: Positions of the scenes of each file of several times.
         self._several: dict[str, list[int]] = {}
-        #: The last record of each entry, None where there is none yet; without shards and values.
+        #: The last record of each entry, without shards and values; None without a record.
         self.records: list[Record | None] = []
         self._places = np.zeros(0, _PLACE)
         #: Bytes (-1 for none) and CRC-32 of every shard, (rows, channels).
         self.shard_bytes = np.zeros((0, 0), np.int64)
         self.shard_crc = np.zeros((0, 0), np.uint32)
-        #: What became of sources that are not in the plan.
+        #: Outcomes of sources that are not in the plan.
         self.refused: dict[str, Record] = {}
-        #: Damage of plan and log: key and what is wrong. Here the plan is as its copy has it.
+        #: Damage of plan and log: key and problem. If the plan is damaged, its copy is used.
         self.damages: list[tuple[str, str]] = []
         #: Objects of plan and copy that `mend` writes.
         self._mended: dict[str, bytes] = {}
@@ -213,7 +274,7 @@ class Build:
 
     @functools.cached_property
     def last(self) -> Manifest | None:
-        """The last commit of the store, when this was first asked for; None where there is none."""
+        """The last commit of the store at the first access; None without a commit."""
         return last_commit(self.files)
 
     @property
@@ -223,12 +284,12 @@ class Build:
 
     @property
     def recipe(self) -> Recipe:
-        """What the store is made by; SchemaError if nothing is planned."""
+        """The recipe of the store; SchemaError if nothing is planned."""
         return self._plan()[0]
 
     @property
     def layout(self) -> CubeLayout:
-        """What all crops have in common; SchemaError if nothing is planned."""
+        """The layout of all crops; SchemaError if nothing is planned."""
         return self._plan()[1]
 
     def _plan(self) -> tuple[Recipe, CubeLayout]:
@@ -289,14 +350,16 @@ class Build:
         if head["format"] != _BUILD_FORMAT:
             raise SchemaError(
                 f"{self.files.root}: its build log has format {head['format']}, this gridrad-cube writes "
-                f"{_BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it anew."
+                f"{_BUILD_FORMAT}. The store can be read; to extend, verify or reflag it, build it again."
             )
         if "recipe" in head:
             self._planned = Recipe.from_dict(head["recipe"]), CubeLayout.from_dict(head["layout"])
         self._add([Entry.from_dict(json.loads(line)) for line in lines[1:]])
 
     def mend(self) -> None:
-        """Restore what is damaged of plan, log and grids and can be restored without a source; under the lease."""
+        """Restore damaged objects of plan, log and grids that can be restored without a source. Needs the
+        lease.
+        """
         for key, data in self._mended.items():
             self.files.write(key, data)
         self._mended.clear()
@@ -312,7 +375,17 @@ class Build:
                 self.mend_grid(name.removesuffix(".npz"))
 
     def mend_grid(self, grid: str) -> bool:
-        """Restore the axes of a source grid from the arrays of the store; else remove them and return False."""
+        """Restore the axes of a source grid from the arrays of the store; remove them if that fails.
+
+        Parameters
+        ----------
+        grid
+            Name of the grid.
+
+        Returns
+        -------
+        False if they were removed.
+        """
         if self.last is not None:
             there = CheckedStore(self.files, self.last.root)
             with contextlib.suppress(ValueError, FileNotFoundError, KeyError):
@@ -336,7 +409,12 @@ class Build:
         ]
 
     def missing(self) -> set[str]:
-        """Return the keys of small objects of the last commit that are missing, or found with another size."""
+        """Return the keys of small objects of the last commit that are missing, or found with another size.
+
+        Returns
+        -------
+        Keys of objects.
+        """
         if self.last is None:
             return set()
         sizes = functools.cache(self.files.sizes)
@@ -349,13 +427,19 @@ class Build:
         return out
 
     def note(self, commit: Any) -> None:
-        """Name plan, log and grids to a commit."""
+        """Add plan, log and grids to the manifest of a commit.
+
+        Parameters
+        ----------
+        commit
+            The commit.
+        """
         commit.note_known(self._segments)
         for name in self.files.names(_PLAN_COPY):
             key = f"{_PLAN_COPY}/{name}"
             if not commit.note_as_before(key):
                 commit.note(key, self.files.read(key))
-        # A log grows, and its records carry checksums.
+        # A log grows, and its records have checksums.
         commit.note_known({key: (size, None) for key, size in self._log.sizes().items()})
         for grid in sorted({entry.grid for entry in self.entries}):
             key = grid_key(grid)
@@ -393,12 +477,28 @@ class Build:
                     self.shard_bytes[row, column], self.shard_crc[row, column] = shard
 
     def begin(self, recipe: Recipe, layout: CubeLayout, entries: Sequence[Entry]) -> None:
-        """Write the plan of a new store."""
+        """Write the plan of a new store.
+
+        Parameters
+        ----------
+        recipe
+            Recipe of the store.
+        layout
+            Layout of the store.
+        entries
+            Entries of the plan, in the order of their rows.
+        """
         self._planned = recipe, layout
         self._write_plan({"recipe": recipe.to_dict(), "layout": layout.to_dict()}, entries)
 
     def extend(self, entries: Sequence[Entry]) -> None:
-        """Append sources to the plan; their rows follow the old ones."""
+        """Append sources to the plan; their rows follow the old ones.
+
+        Parameters
+        ----------
+        entries
+            New entries, in the order of their rows.
+        """
         self._write_plan({}, entries)
 
     def _write_plan(self, head: Mapping[str, Any], entries: Sequence[Entry]) -> None:
@@ -415,20 +515,51 @@ class Build:
             head = {}
 
     def record(self, record: Record) -> None:
-        """Append what became of a source; the last record of a source counts."""
+        """Append the outcome of a source to the log. The last record of a source is the valid one.
+
+        Parameters
+        ----------
+        record
+            The record.
+        """
         self._index(record, self._log.append(record))
 
     def flush(self) -> None:
-        """Make every record durable (on object stores they go several at a time)."""
+        """Make every record durable. On object stores, several records are written together."""
         self._log.flush()
 
     def is_written(self, number: int) -> bool:
-        """Return whether an entry's last record says ``written``."""
+        """Return whether an entry's last record says ``written``.
+
+        Parameters
+        ----------
+        number
+            Position of the entry in the plan.
+
+        Returns
+        -------
+        True if it is written.
+        """
         record = self.records[number]
         return record is not None and record.status == "written"
 
     def values(self, number: int) -> bytes | None:
-        """Return the packed rows of an entry's crops, None where it is not written."""
+        """Return the packed rows of an entry's crops, None where it is not written.
+
+        Parameters
+        ----------
+        number
+            Position of the entry in the plan.
+
+        Returns
+        -------
+        Structured array, one element for each crop; None if the entry is not written.
+
+        Raises
+        ------
+        SchemaError
+            If the values are damaged.
+        """
         if not self.is_written(number):
             return None
         try:
@@ -437,12 +568,32 @@ class Build:
             raise SchemaError(f"{error}. Run: {remedy(self.files)}") from error
 
     def numbers_of(self, file: str) -> list[int]:
-        """Return the positions in the plan of the scenes of a file; empty for a file that is not planned."""
+        """Return the positions in the plan of the scenes of a file; empty for a file that is not planned.
+
+        Parameters
+        ----------
+        file
+            Name of the file.
+
+        Returns
+        -------
+        Positions; empty for a file that is not planned.
+        """
         alone = [self.number[file]] if file in self.number else []
         return alone + self._several.get(file, [])
 
     def shards_of(self, number: int) -> dict[str, list[tuple[int, int] | None]]:
-        """Return the bytes and CRC-32 of the shards of an entry's crops, as its record has them."""
+        """Return the bytes and CRC-32 of the shards of an entry's crops, as its record has them.
+
+        Parameters
+        ----------
+        number
+            Position of the entry in the plan.
+
+        Returns
+        -------
+        Bytes and CRC-32 by channel and crop.
+        """
         rows = self.entries[number].rows
         sizes, sums = (a[rows.start : rows.stop].T.tolist() for a in (self.shard_bytes, self.shard_crc))
         return {
@@ -451,8 +602,11 @@ class Build:
         }
 
     def shards(self) -> Iterator[Shard]:
-        """Yield every shard that the log has, and the size that it is found with; lists the files of a
-        channel once.
+        """Yield every shard of the log with the size on disk. The files of a channel are listed once.
+
+        Yields
+        ------
+        Shards.
         """
         for column, name in enumerate(self.layout.channels):
             spec, there = self.layout.pixels(name, self.rows), self.files.sizes(name)
@@ -463,19 +617,25 @@ class Build:
 
     @contextmanager
     def lease(self) -> Iterator[None]:
-        """Hold the right to write; a second writer is refused.
+        """Hold the right to write during a ``with`` block. A second writer is refused.
 
-        On local disks, a lease whose process on this host is gone is taken over. That of a remote store is
-        not: it may be of any machine.
+        On local disks, a lease is taken over if its process on this host has ended. A lease in a remote store
+        is never taken over, because its process may run on any machine.
+
+        Yields
+        ------
+        None.
 
         Raises
         ------
         SchemaError
-            If somebody else writes to this store (names host and process, and since when), or something else lies
-            there.
+            If another process writes to this store (the message names host, process and start), or there is
+            something else at this place.
         """
         if not self.is_planned and self.files.names() and not self.files.exists(_BUILD):
-            raise SchemaError(f"{self.files.root}: there is something here that is no cube; give a new path")
+            raise SchemaError(
+                f"{self.files.root}: something else is at this place; expected a cube. Give a new path"
+            )
         key = f"{_BUILD}/lease.json"
         mine = {
             "host": socket.gethostname(),
@@ -494,7 +654,7 @@ class Build:
                     self.files.remove(key)
 
     def _take_over(self, key: str, payload: bytes) -> None:
-        """Take the lease of a process of this host that is gone; refuse any other."""
+        """Take over the lease of a process of this host that has ended; refuse any other."""
         try:
             found = self.files.read(key)
             other = json.loads(found)
@@ -507,7 +667,7 @@ class Build:
         of_this_host = self.files.local and other.get("host") == socket.gethostname()
         if of_this_host and not _alive(int(other.get("pid", -1))):
             aside = self.files.path(f"{_BUILD}/.lease-{secrets.token_hex(4)}.partial")
-            # A rename succeeds for one process alone; the other finds nothing, or a lease that lives.
+            # A rename succeeds for only one process. The other finds nothing, or a valid lease.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.files.path(key), aside)
                 if Path(aside).read_bytes() != found:
@@ -525,14 +685,30 @@ class Build:
         )
 
     def identity(self) -> str:
-        """Hash of what the store holds: layout and every shard's checksum, in the order of rows."""
+        """Return a hash of the content of the store: layout and checksums of all shards, in the order of
+        rows.
+
+        Returns
+        -------
+        Hexadecimal digits.
+        """
         digest = hashlib.sha256(json.dumps(self.layout.to_dict(), sort_keys=True).encode())
         for array in (self.shard_bytes, self.shard_crc):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
 
     def state(self, rows: range | None = None) -> str:
-        """Hash of all that the finished store, or a block of its rows, is made from: plan and log."""
+        """Return a hash of all inputs of the finished store, or of a block of its rows: plan and log.
+
+        Parameters
+        ----------
+        rows
+            The block; None for all rows.
+
+        Returns
+        -------
+        Hexadecimal digits.
+        """
         digest = hashlib.sha256()
         entries = self.entries_of(range(self.rows) if rows is None else rows)
         for number in entries:
@@ -551,6 +727,15 @@ class Build:
     def entries_of(self, rows: range) -> range:
         """Return the numbers of the entries that own some of these rows (entries lie in the order of their
         rows).
+
+        Parameters
+        ----------
+        rows
+            The rows.
+
+        Returns
+        -------
+        Numbers of entries.
         """
         if not rows:
             return range(0)
@@ -575,6 +760,13 @@ def _alive(pid: int) -> bool:
 
 def check_duplicates(old: Iterable[Entry], new: Sequence[Entry]) -> None:
     """Refuse a new source with the same time, grid, window and product as another, new or old.
+
+    Parameters
+    ----------
+    old
+        Entries of the plan.
+    new
+        New entries.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Embedding stores: written a block of crops at a time and finished by their root; read by whole chunks."""
+"""Embedding stores: written in blocks of crops and finished by their root; read by whole chunks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gridrad_cube.store.shards import ShardLayout, ShardReader, damage_error
 
 #: Uncompressed bytes of a shard, and of a chunk in it.
 _SHARD_BYTES, _CHUNK_BYTES = 8 * 2**20, 2**20
-#: Largest number of crops in a block, by level: what an interrupted run may lose.
+#: Largest number of crops in a block, by level. An interrupted run may lose one block.
 _BLOCK_CROPS = {"256": 64, "2k": 1024}
 #: Crops of a chunk of the small arrays; a multiple of every block.
 _ROWS = 1024
@@ -56,16 +56,16 @@ class EmbeddingWriter:
     """An embedding store that is being written: one shard for each block of crops, the root last.
 
     Under ``_build/`` lie ``embed.json`` (the request), ``blocks/`` (one record for each finished block: the
-    size and checksum of its shard, and what decided its content) and ``manifest/`` (see
-    `gridrad_cube.store.integrity`). A run that starts again keeps the blocks that are whole and writes the others. The
-    store appears, or grows, when `finish` writes the root ``zarr.json``.
+    size and checksum of its shard, and the inputs that decide its content) and ``manifest/`` (see
+    `gridrad_cube.store.integrity`). A run that starts again keeps the complete blocks and writes the others.
+    Readers see the store, or its growth, when `finish` writes the root ``zarr.json``.
 
     Parameters
     ----------
     out
         Path or URL.
     request
-        What decides the embeddings, JSON types; among them ``level`` and ``dtype`` (``"float16"`` or
+        Inputs that decide the embeddings, JSON types, with ``level`` and ``dtype`` (``"float16"`` or
         ``"float32"``). Two runs write to the same store only if their requests are equal.
     crops
         Number of rows.
@@ -93,7 +93,7 @@ class EmbeddingWriter:
         return [range(i, min(i + self._block, self.crops)) for i in range(0, self.crops, self._block)]
 
     def begin(self, *, resume: bool) -> None:
-        """Claim the place for the request, or continue what an equal request began.
+        """Claim the place for the request, or resume a run with an equal request.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class EmbeddingWriter:
         Raises
         ------
         SchemaError
-            If something else lies there, or embeddings of another request; says what differs.
+            If something else is there, or embeddings of another request; the message names the differences.
         """
         wanted = json.loads(json.dumps({**self.request, "block": self._block}))
         self._check_place()
@@ -129,7 +129,7 @@ class EmbeddingWriter:
         self.files.write_json(CLAIM, wanted)
 
     def _restore_claim(self) -> None:
-        """Write the request again as the last commit has it, where it is missing or differs."""
+        """Restore the request from the last commit, if it is missing or differs."""
         last = last_commit(self.files)
         request = last.about.get("request") if last else None
         if request:
@@ -141,13 +141,17 @@ class EmbeddingWriter:
                 self.files.write_json(CLAIM, request)
 
     def uncommit(self) -> None:
-        """Take the store out of reach of readers, before a block is overwritten that they see, until `finish`."""
+        """Hide the store from readers until `finish`, before a block that they see is overwritten."""
         if self.files.exists("zarr.json"):
             self.files.remove("zarr.json")
 
     def committed(self) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
         """Return the ``gridrad_cube`` attribute of the last commit, and ``rows`` and ``content`` of its
         blocks by number.
+
+        Returns
+        -------
+        The attribute, and ``rows`` and ``content`` by number of the block.
         """
         last = last_commit(self.files)
         if last is None:
@@ -155,7 +159,7 @@ class EmbeddingWriter:
         return last.root.info, {int(n): block for n, block in last.about.get("blocks", {}).items()}
 
     def _check_place(self) -> None:
-        """Refuse a place that holds anything but embeddings, or the beginnings of them."""
+        """Refuse a place that holds anything except embeddings, finished or not."""
         is_file = self.files.local and os.path.isfile(self.files.root)
         # In this order: a process that wrote anything else had claimed the place before.
         others = set() if is_file else set(self.files.names()) - {_BUILD}
@@ -166,12 +170,22 @@ class EmbeddingWriter:
             or begun - {"embed.json", "blocks", "manifest"}
         ):
             raise SchemaError(
-                f"{self.files.root}: holds something that gridrad-cube embed did not write; it is left as it is. "
+                f"{self.files.root}: holds something that gridrad-cube embed did not write; it was not changed. "
                 "Pass another --out."
             )
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """Return the record of a finished block whose shard is there in its recorded size, or None."""
+        """Return the record of a finished block whose shard is there in its recorded size, or None.
+
+        Parameters
+        ----------
+        number
+            Number of the block.
+
+        Returns
+        -------
+        The record; None if it is missing, or its shard is missing or has another size.
+        """
         try:
             found = read_record(self.files, number)
         except (FileNotFoundError, ValueError):
@@ -180,7 +194,17 @@ class EmbeddingWriter:
         return found if whole else None
 
     def is_whole(self, record: Mapping[str, Any]) -> bool:
-        """Return whether the shard of a record has the bytes that were written."""
+        """Return whether the shard of a record has the bytes that were written.
+
+        Parameters
+        ----------
+        record
+            The record.
+
+        Returns
+        -------
+        True if the shard has these bytes.
+        """
         return all(zlib.crc32(self.files.read(key)) == crc for key, (_, crc) in record["shards"].items())
 
     def write(
@@ -190,18 +214,22 @@ class EmbeddingWriter:
         record: Mapping[str, Any],
         values: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, Any]:
-        """Write one block, then its record; return the record.
+        """Write one block, then its record.
 
         Parameters
         ----------
         number
-            Of the block.
+            Number of the block.
         vectors
-            Embeddings of its crops, float32; NaN where there is nothing to embed.
+            Embeddings of its crops, float32; NaN for samples without an embedding.
         record
-            What decided the content, JSON types.
+            Inputs that decided the content, JSON types.
         values
             Small arrays of these crops that the record keeps for `finish`, because they take long to compute.
+
+        Returns
+        -------
+        The record.
 
         Raises
         ------
@@ -243,26 +271,26 @@ class EmbeddingWriter:
         history: str | None = None,
         extends: bool = False,
     ) -> None:
-        """Write the small arrays and then the root, unless an equal store is there already, and whole.
+        """Write the small arrays and then the root, unless an equal and complete store exists already.
 
         Parameters
         ----------
         records
-            Those of all blocks.
+            Records of all blocks.
         small
-            Gives coordinates, flags and fractions of some rows by name. Values that the records
-            keep are added.
+            Function that returns coordinates, flags and fractions of some rows by name. Values in the records
+            are added.
         info
-            What the ``gridrad_cube`` attributes say besides the request. ``channels`` maps each label of the channel
-            axis to the channels that its embeddings are made of.
+            Entries of the ``gridrad_cube`` attribute besides the request. ``channels`` maps each label of the
+            channel axis to the channels of its embeddings.
         event
             Line of the history, without the time.
         attributes
             Further attributes of the root.
         history
-            History of the source, where the store has none yet.
+            History of the source, for a store without a history.
         extends
-            Whether the crops that are in the store have the values that they had.
+            True if the values of crops that were in the store before have not changed.
         """
         damaged = damaged_objects(self.files)
         commit = Commit(self.files, damaged)
@@ -474,6 +502,10 @@ class EmbeddingReader:
         ----------
         crop, channel
             Row and column of each in the store, integers, shape (N,).
+
+        Returns
+        -------
+        float16 or float32, shape (N, [row, col,] feature).
 
         Raises
         ------

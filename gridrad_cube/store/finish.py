@@ -1,4 +1,4 @@
-"""Finishing a store: from the build log to coordinates, flags, statistics, and the root ``zarr.json``."""
+"""Finish a store: turn the build log into coordinates, flags, statistics, and the root ``zarr.json``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,21 @@ from gridrad_cube.store.log import unpack_rows
 
 
 def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
-    """Return every small variable for a block of rows, and the training histograms, from plan and log.
+    """Return every small variable of a block of rows, and the training histograms, from plan and log.
 
-    Rows that were not written have ``status`` skipped or failed, the flag ``unreadable``, NaN elsewhere.
+    Rows that were not written have the ``status`` skipped or failed, the flag ``unreadable``, and NaN
+    elsewhere.
+
+    Parameters
+    ----------
+    build
+        The build of the store.
+    rows
+        Rows of the block.
+
+    Returns
+    -------
+    Arrays by name.
     """
     layout = build.layout
     table = blank_rows(layout, len(rows))
@@ -52,20 +64,56 @@ def gather(build: Build, rows: range) -> dict[str, np.ndarray]:
 
 
 def blocks(build: Build) -> Iterator[range]:
-    """Yield the blocks of rows, one a chunk of the small arrays."""
+    """Yield blocks of rows, one for each chunk of the small arrays.
+
+    Parameters
+    ----------
+    build
+        The build of the store.
+
+    Yields
+    ------
+    Ranges of rows.
+    """
     rows = range(build.rows)
     for start in rows[:: build.layout.rows_per_chunk]:
         yield rows[start : start + build.layout.rows_per_chunk]
 
 
 def write_block(commit: Commit, build: Build, rows: range, values: Mapping[str, np.ndarray]) -> None:
-    """Write one block of rows of every small variable: one chunk each."""
+    """Write one block of rows of every small variable, one chunk each.
+
+    Parameters
+    ----------
+    commit
+        The commit.
+    build
+        The build of the store.
+    rows
+        Rows of the block.
+    values
+        Values by name.
+    """
     for name, spec in small_specs(build.layout, build.rows).items():
         commit.write_rows(spec, rows.start, values[name])
 
 
 def keep_block(commit: Commit, build: Build, rows: range) -> bool:
-    """Take over a block of rows of every small variable from the last state; False where it is not there whole."""
+    """Keep a block of rows of every small variable from the last state.
+
+    Parameters
+    ----------
+    commit
+        The commit.
+    build
+        The build of the store.
+    rows
+        Rows of the block.
+
+    Returns
+    -------
+    False if the block is not complete in the last state.
+    """
     return commit.keep_rows(small_specs(build.layout, build.rows).values(), rows.start)
 
 
@@ -77,10 +125,14 @@ def finish(
     extends: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what is no block of rows: the grids, the report, numbers and altitudes; then commit.
+    """Write all small arrays without a row dimension (grids, report, row numbers, altitudes), then commit.
 
     Parameters
     ----------
+    commit
+        The commit.
+    build
+        The build of the store.
     attributes, extends, about
         As of `Commit.finish`.
     """
@@ -99,7 +151,7 @@ def finish(
 
 
 def _write_grid(commit: Commit, grid: str) -> None:
-    """The pixel axes of a source grid, from its file under ``_build/`` where they are new."""
+    """Write the pixel axes of a source grid from its file under ``_build/``, if they are new."""
     names = [f"grids/{grid}/{name}" for name in ("latitude", "longitude")]
     if all([commit.keep_array(name) for name in names]):
         return
@@ -135,7 +187,7 @@ def _whole_arrays(build: Build) -> list[tuple[ArraySpec, np.ndarray]]:
 
 
 def _report(build: Build) -> dict[str, np.ndarray]:
-    """Return the report as columns, one row a source by its name: source, status, reason, crops, bytes."""
+    """Return the report as columns, with one row for each source: source, status, reason, crops, bytes."""
     sizes = np.maximum(build.shard_bytes, 0).sum(axis=1)
     rows = [(r.source, r.status, r.reason, 0, 0) for r in build.refused.values()]
     for number, (entry, record) in enumerate(zip(build.entries, build.records, strict=True)):

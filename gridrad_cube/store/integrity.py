@@ -1,9 +1,13 @@
-"""What shows damage and half-made changes: the root's checksum, the manifest of a commit, and checked reading.
+"""Detect damage and incomplete changes: the checksum of the root, the manifest of a commit, and checked
+reading.
 
-The attribute ``checksum`` of the root is a hash of the root itself, without its history and the keys of chunks, and so
-names the state of the store: equal states have equal checksums. A commit (`Commit`) writes the small
-arrays beside those of the state before, then a manifest of all small objects, then the root. A reader looks at the root
-after each object, and follows the store where its crops have kept their values; else it refuses.
+The attribute ``checksum`` of the root is a hash of the root itself, without its history and the keys of
+chunks. It
+identifies the state of the store: equal states have equal checksums. A commit (`Commit`) writes the small
+arrays
+beside those of the previous state, then a manifest of all small objects, then the root. A reader compares the
+root
+after each object. It follows the store if the values of its crops have not changed, and refuses otherwise.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ from gridrad_cube.store.shards import MissingChunkError
 _FOLDER = "_build/manifest"
 #: The key of a chunk, in either encoding.
 _CHUNK = re.compile(r"(?P<array>.+)/(?:c(?P<default>(?:\.\d+)*)|(?P<v2>\d+(?:\.\d+)*))")
-#: States that a manifest names as extended, at most: a reader that is older opens the store again.
+#: Largest number of earlier states in a manifest. A reader of a state before these must open the store again.
 _STATES = 256
 #: Requests to a remote store that are under way at a time.
 _REQUESTS = 16
@@ -51,7 +55,7 @@ _REPAIR = "gridrad-cube verify STORE --repair --source-root DIR"
 
 
 def _key_encoding(metadata: Mapping[str, Any]) -> KeyEncoding:
-    """Return how the chunks of an array are named, by its metadata."""
+    """Return the chunk key encoding of an array from its metadata."""
     found: KeyEncoding = "v2" if metadata["chunk_key_encoding"]["name"] == "v2" else "default"
     return found
 
@@ -62,14 +66,14 @@ class Root:
     Raises
     ------
     ValueError
-        If the bytes are no JSON object.
+        If the bytes are not a JSON object.
     """
 
     def __init__(self, data: bytes, stamp: Any = None) -> None:
         self.data, self.stamp = data, stamp
         self.value: dict[str, Any] = json.loads(data)
         if not isinstance(self.value, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Root, (self.data, self.stamp)
@@ -81,7 +85,7 @@ class Root:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The ``gridrad_cube`` attribute, which is text in a saved part of a store; empty where there is none."""
+        """The ``gridrad_cube`` attribute, which is text in a saved part of a store; empty if it is missing."""
         found = self.attributes.get(ATTRIBUTE)
         if isinstance(found, str):
             with contextlib.suppress(ValueError):
@@ -90,7 +94,7 @@ class Root:
 
     @property
     def members(self) -> dict[str, dict[str, Any]]:
-        """Metadata of arrays and groups by path: the copy that counts."""
+        """Metadata of arrays and groups by path: the valid copy."""
         return dict((self.value.get("consolidated_metadata") or {}).get("metadata", {}))
 
     @property
@@ -101,27 +105,27 @@ class Root:
 
     @property
     def state(self) -> str | None:
-        """Checksum that the root carries; None in stores of earlier versions."""
+        """Checksum in the root; None in stores of earlier versions."""
         return self.info.get("checksum")
 
     @property
     def keys(self) -> KeyEncoding:
-        """How the chunks of the small arrays are named."""
+        """Chunk key encoding of the small arrays."""
         return _key_encoding(self.members["crop"]) if "crop" in self.members else "default"
 
     @functools.cached_property
     def is_copy(self) -> bool:
         """True if another program wrote the store, as xarray does when a part of a store is saved.
 
-        A copy has the attributes of the original. Its chunks are named otherwise, and those that hold nothing but fill
-        are not written.
+        A copy has the attributes of the original. Its chunks have other keys, and chunks that contain only
+        the fill value are not written.
         """
         names = [m["chunk_key_encoding"] for m in self.members.values() if "chunk_key_encoding" in m]
         return bool(names) and all(n.get("configuration", {}).get("separator") == "/" for n in names)
 
     @property
     def is_altered(self) -> bool:
-        """True if the root is not as it was written."""
+        """True if the root was changed after it was written."""
         is_known = self.info.get("format_version", 0) <= FORMAT_VERSION
         return self.state is not None and is_known and not self.is_copy and self.state != checksum(self.value)
 
@@ -142,6 +146,15 @@ def checksum(root: Mapping[str, Any]) -> str:
 
 def read_root(files: Files) -> Root:
     """Return the root of a finished store.
+
+    Parameters
+    ----------
+    files
+        Files of the store.
+
+    Returns
+    -------
+    The root.
 
     Raises
     ------
@@ -174,7 +187,7 @@ def read_root(files: Files) -> Root:
 
 
 def remedy(files: Files) -> str:
-    """Return the command that mends a store."""
+    """Return the command that repairs a store."""
     return "gridrad-cube embed again" if files.exists("_build/embed.json") else _REPAIR
 
 
@@ -190,16 +203,22 @@ def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = No
     Parameters
     ----------
     store
-        Path or URL, or a Dataset opened from a store: by this package, by plain xarray, or saved and opened again.
+        Path or URL, or a Dataset opened from a store: by this package, by plain xarray, or saved and opened
+        again.
     kind
         ``"patches"`` or ``"embeddings"``, if the caller needs one of them.
+
+    Returns
+    -------
+    The attribute, as of `gridrad_cube.schema.read_attribute`.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at this place.
     SchemaError
-        If it is not a store of this package, is not finished, is damaged, is newer than this program, is of another
+        If it is not a store of this package, is not finished, is damaged, is newer than this program, is of
+        another
         kind, or holds embeddings of int8, which earlier versions could write.
     """
     if isinstance(store, xr.Dataset):
@@ -208,7 +227,7 @@ def store_info(store: str | os.PathLike[str] | xr.Dataset, kind: str | None = No
 
 
 def info_of(attributes: Mapping[Any, Any], where: str, kind: str | None) -> dict[str, Any]:
-    """As `store_info`, of the attributes of a root."""
+    """Return the same as `store_info` from the attributes of a root."""
     info = read_attribute(attributes, where)
     if kind is not None and info.get("kind") != kind:
         raise SchemaError(f"{where}: holds {info.get('kind')}, but this needs {_KINDS[kind]}")
@@ -217,11 +236,12 @@ def info_of(attributes: Mapping[Any, Any], where: str, kind: str | None) -> dict
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A commit: the root that it wrote, and what it consists of.
+    """A commit: the root that it wrote, and its objects.
 
-    ``objects`` has the size and CRC-32 of every small object by key (CRC None where records carry their own), of the
-    state alone that the root names. (CRC-32C would be the same for all chunks, since each ends with its own.)
-    ``extends`` names earlier states whose crops have the same values in this one. ``about`` is the writer's own.
+    ``objects`` has the size and CRC-32 of every small object of the state by key (CRC None if its records
+    have their own). CRC-32C would be the same for all chunks, because each chunk ends with its own CRC-32C.
+    ``extends`` lists earlier states whose crops have the same values in this one. ``about`` is data of the
+    writer.
     """
 
     root: Root
@@ -280,10 +300,10 @@ def manifests(files: Files) -> list[str]:
 
 
 def last_commit(files: Files) -> Manifest | None:
-    """Return the state that a store was last committed in; None where there is none.
+    """Return the last committed state of a store; None if there is none.
 
-    By its root, or where that is lost or damaged by the last manifest. Of stores of earlier versions, which have no
-    manifest, the root alone is known.
+    It is found by the root or, if that is lost or damaged, by the last manifest. Stores of earlier versions
+    have no manifest, so only the root is known.
     """
     try:
         root = read_root(files)
@@ -294,10 +314,9 @@ def last_commit(files: Files) -> Manifest | None:
 
 
 def damaged_objects(files: Files) -> dict[str, str]:
-    """Return what is wrong with the root, its manifest, and the small objects that this names, by key; empty
-    if all is well.
+    """Return the damage of the root, its manifest, and the small objects in it, by key; empty without damage.
 
-    Of a store without a manifest, which is of an earlier version, nothing more than the root can be judged.
+    In a store without a manifest, which is of an earlier version, only the root can be checked.
     """
     found: dict[str, str] = {}
     try:
@@ -315,14 +334,14 @@ def damaged_objects(files: Files) -> dict[str, str]:
 
 
 def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
-    """Return what is wrong with the objects of a manifest, by key."""
+    """Return the damage of the objects of a manifest, by key."""
     others = [_read_manifest(files, key) for key in manifests(files) if key != manifest.key]
     sizes = functools.cache(files.sizes)
     found = {}
     for key, (size, crc) in manifest.objects.items():
         folder, _, name = key.rpartition("/")
         there = sizes(folder).get(name)
-        # Metadata of arrays is written before the root, which alone counts.
+        # Metadata of arrays is written before the root, whose copy is the valid one.
         if key.endswith("/zarr.json") and there is not None:
             data = files.read(key)
             states = [m.objects.get(key) for m in (manifest, *others) if m]
@@ -338,13 +357,13 @@ def _compare(files: Files, manifest: Manifest) -> dict[str, str]:
 
 
 def follow(files: Files, state: str | None) -> Root:
-    """Return the newest root of a store, if its crops have the values that they had in a state that was
-    opened before.
+    """Return the newest root of a store, if the values of its crops have not changed since a state that was
+    opened.
 
     Raises
     ------
     SchemaError
-        If the store has changed, and not merely grown; or as `read_root`.
+        If the store has changed in another way than by growth; or as of `read_root`.
     """
     while True:
         root = read_root(files)
@@ -361,17 +380,17 @@ def follow(files: Files, state: str | None) -> Root:
 
 
 class CheckedStore(WrapperStore[Any]):
-    """What zarr-python reads a store through: one state, whose absent chunks are errors.
+    """Store object through which zarr-python reads one state. Missing chunks are errors.
 
-    The root is the one that is given. Chunks of small arrays come from where the newest root says, as long as the
-    crops of this state have the same values there; each is checked by its own checksum.
+    The root is fixed. Chunks of small arrays are read from the place in the newest root, as long as the crops
+    of this state have the same values there. Each chunk is checked by its own checksum.
 
     Parameters
     ----------
     files
         The store.
     root
-        Of the state that is read.
+        Root of the state that is read.
     """
 
     def __init__(self, files: Files, root: Root) -> None:
@@ -425,7 +444,7 @@ class CheckedStore(WrapperStore[Any]):
         return data
 
     async def _run(self, function: Callable[..., bool], *arguments: Any) -> bool:
-        """Call a function, in another thread where it waits for a network."""
+        """Call a function, in another thread if it waits for a network."""
         if self.files.local:
             return function(*arguments)
         return await asyncio.to_thread(function, *arguments)
@@ -447,16 +466,16 @@ class CheckedStore(WrapperStore[Any]):
 class Commit:
     """The next state of a store: its small arrays, written beside those of the last state, and then the root.
 
-    Where readers see a state, the next one is first written under other keys (Zarr's chunk key encoding ``v2``), which
-    its root names; then it moves to the keys of the format, and a second root names those. Each root appears in one
-    step, and names a whole state. What is the same as in the last state is not encoded again.
+    While readers see a state, the next one is first written under other keys (Zarr's chunk key encoding
+    ``v2``), which its root names. Then it moves to the keys of the format, and a second root names those.
+    Each root is written in one step and describes a complete state. Unchanged objects are not encoded again.
 
     Parameters
     ----------
     files
         The store.
     damaged
-        Keys of objects of the last state that are not to be kept.
+        Keys of objects of the last state that must be written again.
     """
 
     def __init__(self, files: Files, damaged: Collection[str] = ()) -> None:
@@ -472,19 +491,43 @@ class Commit:
 
     @property
     def history(self) -> str:
-        """History of the store up to now, a line an event; empty where there is none."""
+        """History of the store, one line for each event."""
         return "" if self.last is None else str(self.last.root.attributes.get("history", ""))
 
     def add(self, spec: ArraySpec) -> None:
-        """Name an array, whose shards or chunks are written already or will be."""
+        """Add an array whose shards or chunks are written separately.
+
+        Parameters
+        ----------
+        spec
+            Description of the array.
+        """
         self._members[spec.name] = array_metadata(spec)
 
     def write_rows(self, spec: ArraySpec, first: int, values: np.ndarray) -> None:
-        """Write one chunk of a small array from row ``first`` on, a multiple of the chunk's length."""
+        """Write one chunk of a small array, from row ``first`` on.
+
+        Parameters
+        ----------
+        spec
+            Description of the array.
+        first
+            First row, a multiple of the length of chunks.
+        values
+            Values of the array.
+        """
         self._put(spec, first // spec.chunks[0], encode_rows(spec, values))
 
     def write_array(self, spec: ArraySpec, values: np.ndarray) -> None:
-        """Name a small array and write all its chunks."""
+        """Add a small array and write all its chunks.
+
+        Parameters
+        ----------
+        spec
+            Description of the array.
+        values
+            Values of the array.
+        """
         self.add(spec)
         for number, data in enumerate(encode_array(spec, values)):
             self._put(spec, number, data)
@@ -495,11 +538,33 @@ class Commit:
         self._chunks[spec.name, place] = len(data), zlib.crc32(data)
 
     def keep_rows(self, specs: Iterable[ArraySpec], first: int) -> bool:
-        """Take over one chunk of some small arrays from the last state; False where one of them is not whole."""
+        """Keep one chunk of several small arrays from the last state.
+
+        Parameters
+        ----------
+        specs
+            Descriptions of the arrays.
+        first
+            First row of the chunk.
+
+        Returns
+        -------
+        False if one of the chunks is not complete.
+        """
         return self._keep([(spec.name, spec.place(first // spec.chunks[0])) for spec in specs])
 
     def keep_array(self, name: str) -> bool:
-        """Take over a small array of one chunk from the last state; False where it is not there whole."""
+        """Keep a small array of one chunk from the last state.
+
+        Parameters
+        ----------
+        name
+            Name of the array.
+
+        Returns
+        -------
+        False if it is not complete in the last state.
+        """
         metadata = self.last.root.members.get(name) if self.last else None
         if metadata is None or not self._keep([(name, (0,) * len(metadata["shape"]))]):
             return False
@@ -522,7 +587,7 @@ class Commit:
         return True
 
     def _is_whole(self, key: str) -> bool:
-        """Return whether an object of the last state is there in its size."""
+        """Return whether an object of the last state exists with the recorded size."""
         folder, _, name = key.rpartition("/")
         size, _ = (self.last and self.last.objects.get(key)) or (None, None)
         return size is not None and key not in self._damaged and self._sizes(folder).get(name) == size
@@ -531,18 +596,42 @@ class Commit:
         _do_all(self.files, lambda pair: self.files.copy(*pair), pairs)
 
     def note(self, key: str, data: bytes) -> None:
-        """Put another object, which is there, into the manifest."""
+        """Add another, existing object to the manifest.
+
+        Parameters
+        ----------
+        key
+            Key of the object.
+        data
+            Bytes of the object.
+        """
         self._objects[key] = len(data), zlib.crc32(data)
 
     def note_as_before(self, key: str) -> bool:
-        """Put another object into the manifest that is there as in the last state; False where it is not."""
+        """Add another object to the manifest if it exists as in the last state.
+
+        Parameters
+        ----------
+        key
+            Key of the object.
+
+        Returns
+        -------
+        False if it does not.
+        """
         if self.last is None or not self._is_whole(key):
             return False
         self._objects[key] = self.last.objects[key]
         return True
 
     def note_known(self, objects: Mapping[str, tuple[int, int | None]]) -> None:
-        """Put other objects into the manifest by key, with their sizes and checksums."""
+        """Add other objects to the manifest, with known sizes and checksums.
+
+        Parameters
+        ----------
+        objects
+            Size and CRC-32 by key.
+        """
         self._objects |= objects
 
     def finish(
@@ -553,18 +642,19 @@ class Commit:
         extends: bool = False,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the manifest, the arrays' metadata and the root: the store appears, or changes, at once.
+        """Write the manifest, the metadata of arrays and the root. Readers then see the new state in one
+        step.
 
         Parameters
         ----------
         attributes
-            Of the root.
+            Attributes of the root.
         groups
-            Groups that exist even if no array lies in them.
+            Groups that are written even if they contain no array.
         extends
-            Whether the crops of the last state have the same values in this one.
+            True if the crops of the last state have the same values in this one.
         about
-            What the manifest keeps for the next commit.
+            Data that the manifest keeps for the next commit.
         """
         self._members |= groups_of([*self._members, *(f"{name}/" for name in groups)])
         value = json.loads(json.dumps(root_of(self._members, attributes), allow_nan=False))
@@ -594,7 +684,7 @@ class Commit:
         extends: tuple[str, ...],
         about: Mapping[str, Any],
     ) -> None:
-        """Write the manifest, metadata and root of the state as it lies under some keys; forget other manifests."""
+        """Write the manifest, metadata and root of the state under its current keys; remove other manifests."""
         members = dict(value["consolidated_metadata"]["metadata"])
         for name in {name for name, _ in self._chunks}:
             encoding = members[name]["chunk_key_encoding"] | {"name": keys}
@@ -625,7 +715,7 @@ class Commit:
 
 
 def _do_all(files: Files, function: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Call a function for each of some items; by several threads where each waits for a network."""
+    """Call a function for each item, in several threads if the calls wait for a network."""
     if files.local:
         for item in items:
             function(item)

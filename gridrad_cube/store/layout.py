@@ -1,4 +1,6 @@
-"""How a store lies on disk: its attributes, its arrays with their metadata, and the encoding of shards and chunks."""
+"""The layout of a store on disk: attributes, arrays with their metadata, and the encoding of shards and
+chunks.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,12 @@ from gridrad_cube.schema import (
 )
 from gridrad_cube.storage import Files
 
-#: How chunks of an array are named: Zarr's chunk key encodings, both with the separator ``.``.
+#: Zarr's chunk key encodings for the chunks of an array, both with the separator ``.``.
 KeyEncoding = Literal["default", "v2"]
 
 _Codec = Literal["fast", "small", "raw"]
 
-#: Blosc's options for the chunks of a recipe's codec, after a shuffle of bytes; none leaves them as they are.
+#: Options of Blosc by codec of the recipe, after a shuffle of bytes; ``none`` does not compress.
 CODECS: dict[str, dict[str, Any]] = {
     "fast": {"cname": "lz4hc", "clevel": 2},
     "small": {"cname": "zstd", "clevel": 5},
@@ -51,7 +53,7 @@ def chunk_key(array: str, place: tuple[int, ...], keys: KeyEncoding) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """What makes the metadata of one array.
+    """Description of one array, from which its metadata are made.
 
     ``shards`` None leaves the chunks unsharded. ``fill_value`` None is NaN for floats, "" for text, else 0.
     """
@@ -71,13 +73,32 @@ class ArraySpec:
             object.__setattr__(self, "fill_value", {"f": np.nan, "s": ""}.get(self.dtype[0], 0))
 
     def place(self, number: int = 0) -> tuple[int, ...]:
-        """Return the place of a shard (or chunk) by its number: they divide arrays along their first
-        dimension alone.
+        """Return the position of a shard (or chunk) in the grid of them. Arrays are divided along their first
+        dimension only.
+
+        Parameters
+        ----------
+        number
+            Number of the shard or chunk.
+
+        Returns
+        -------
+        Position along each dimension.
         """
         return (number, *(0 for _ in self.dims[1:])) if self.dims else ()
 
     def key(self, number: int = 0) -> str:
-        """Return the key of a shard (or chunk) by its number."""
+        """Return the key of a shard (or chunk) by its number.
+
+        Parameters
+        ----------
+        number
+            Number of the shard or chunk.
+
+        Returns
+        -------
+        The key.
+        """
         return chunk_key(self.name, self.place(number), "default")
 
 
@@ -106,9 +127,25 @@ def array_metadata(spec: ArraySpec) -> dict[str, Any]:
 def encode(spec: ArraySpec, values: np.ndarray) -> bytes:
     """Return the bytes of one whole shard (or of one chunk of an unsharded array).
 
-    Encoded here rather than by zarr-python, which takes three times as long over the same bytes. Every
-    chunk of a shard is written, also one that holds nothing but fill, so that an absent chunk is always an error.
-    Chunks lie in raster order, their index last. ``values`` has the shape of the shard.
+    It is encoded here rather than by zarr-python, which needs three times as long for the same bytes. Every
+    chunk of a shard is written, also if it contains only the fill value, so that a missing chunk is always an
+    error. Chunks are in raster order, followed by their index.
+
+    Parameters
+    ----------
+    spec
+        Description of the array.
+    values
+        Values, of the shape of the shard.
+
+    Returns
+    -------
+    The bytes.
+
+    Raises
+    ------
+    ValueError
+        If the values have another shape.
     """
     shape = spec.shards or spec.chunks
     if values.shape != shape:
@@ -158,7 +195,17 @@ def encode_array(spec: ArraySpec, values: np.ndarray) -> Iterator[bytes]:
 
 
 def write_array(files: Files, spec: ArraySpec, values: np.ndarray) -> None:
-    """Write all chunks of an array that is chunked along its first dimension alone."""
+    """Write all chunks of an array that is chunked along its first dimension alone.
+
+    Parameters
+    ----------
+    files
+        Files of the store.
+    spec
+        Description of the array.
+    values
+        Values of the array.
+    """
     for number, data in enumerate(encode_array(spec, values)):
         files.write(spec.key(number), data)
 
@@ -181,7 +228,18 @@ def groups_of(arrays: Iterable[str]) -> dict[str, Any]:
 
 
 def write_root(files: Files, specs: Mapping[str, ArraySpec], attributes: Mapping[str, Any]) -> None:
-    """Write the metadata of arrays and groups, then the root's, without a checksum: a store appears at once."""
+    """Write the metadata of arrays and groups, then the root, without a checksum. The store becomes visible
+    in one step.
+
+    Parameters
+    ----------
+    files
+        Files of the store.
+    specs
+        Descriptions of the arrays.
+    attributes
+        Attributes of the root.
+    """
     members: dict[str, Any] = {name: array_metadata(spec) for name, spec in specs.items()}
     members |= groups_of(specs)
     for name, member in members.items():
@@ -191,11 +249,12 @@ def write_root(files: Files, specs: Mapping[str, ArraySpec], attributes: Mapping
 
 #: Small values of a block of crops, in memory while a store is finished.
 _BLOCK_BYTES = 128 * 2**20
-#: Values of ``status``: every planned crop keeps its row, whatever became of it.
+#: Values of ``status``. Every planned crop keeps its row, also if it was skipped or failed.
 STATUS = {"written": 0, "skipped": 1, "failed": 2}
 
 
-#: Auxiliary coordinates of what has one value a patch, as CF says them; xarray attaches these.
+#: Auxiliary coordinates of variables with one value for each patch, as CF defines them; xarray attaches
+#: these.
 _PLACE = {"coordinates": "time latitude longitude status grid scene source"}
 
 
@@ -210,18 +269,18 @@ class ChannelLayout:
 
     @property
     def channel(self) -> Channel:
-        """What it is: a channel of the table, or of kind ``other``."""
+        """The channel: one of the table, or one of kind ``other``."""
         attributes = dict(self.attributes) | self.packing.to_attributes()
         return channel_in(self.name, attributes, self.packing.dtype)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Shape of the altitudes: one number, none for a 2-D channel."""
+        """Shape of the altitudes: one number, or empty for a 2-D channel."""
         return (len(self.altitudes_km),) if self.altitudes_km else ()
 
     @property
     def fill(self) -> int | float:
-        """Value of pixels that nobody observed, and of a shard that a scene lacks."""
+        """Value of pixels that were not observed, and of channels that a scene lacks."""
         if np.dtype(self.packing.dtype).kind == "f":
             return np.nan
         if self.packing.fill_value is None:
@@ -229,7 +288,12 @@ class ChannelLayout:
         return self.packing.fill_value
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict of JSON types."""
+        """Return a plain dict of JSON types.
+
+        Returns
+        -------
+        The dict.
+        """
         return {
             "dtype": self.packing.dtype,
             "attributes": dict(self.attributes) | self.packing.to_attributes(),
@@ -248,7 +312,7 @@ class ChannelLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class CubeLayout:
-    """What every crop of a store has in common. ``rows_per_chunk`` is the length of the small arrays' chunks."""
+    """The layout of every crop of a store. ``rows_per_chunk`` is the length of the chunks of small arrays."""
 
     channels: Mapping[str, ChannelLayout]
     crop: tuple[int, int]
@@ -263,7 +327,12 @@ class CubeLayout:
         return self.crop[0] // self.patch, self.crop[1] // self.patch
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict of JSON types."""
+        """Return a plain dict of JSON types.
+
+        Returns
+        -------
+        The dict.
+        """
         channels = {name: channel.to_dict() for name, channel in self.channels.items()}
         lists = {"crop": list(self.crop), "coordinates": list(self.coordinates)}
         return vars(self) | {"channels": channels} | lists
@@ -278,7 +347,20 @@ class CubeLayout:
         return cls(**{**data, "channels": channels, **tuples})
 
     def pixels(self, name: str, crops: int) -> ArraySpec:
-        """Return the array of a channel's pixels: a patch is a chunk, a crop with all its altitudes a shard."""
+        """Return the array of a channel's pixels. A patch is a chunk, and a crop with all its altitudes is a
+        shard.
+
+        Parameters
+        ----------
+        name
+            Name of the channel.
+        crops
+            Number of crops.
+
+        Returns
+        -------
+        Description of the array.
+        """
         channel, levels = self.channels[name], self.channels[name].levels
         small = [f"{name}_flags", *(f"{name}_{s}" for s in statistics_of(channel.channel))]
         return ArraySpec(
@@ -325,7 +407,7 @@ _LARGEST = "largest solar zenith angle of the patch's centre and corners"
 #: Coordinates of every crop: dims, dtype, attributes.
 COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "time": (_CROP, "int64", _TIME | {"standard_name": "time", "_FillValue": TIME_FILL}),
-    "status": (_CROP, "uint8", {"long_name": "what became of the crop"} | _STATUS_CODES),
+    "status": (_CROP, "uint8", {"long_name": "outcome of the crop"} | _STATUS_CODES),
     "latitude": (_CELLS, "float64", _position("latitude", "degrees_north")),
     "longitude": (_CELLS, "float64", _position("longitude", "degrees_east")),
     "y_origin": (_CROP, "int32", _origin("row")),
@@ -339,18 +421,29 @@ COORDINATES: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "satellite_zenith_angle": (_CELLS, "float32", _angle("standard_name", "platform_zenith_angle")),
     "forecast_period": (_CROP, "float32", _LEAD),
 }
-#: Coordinates of stores of which some source has them.
+#: Coordinates that a store has if some of its sources have them.
 OPTIONAL_COORDINATES = ("observation_time", "satellite_zenith_angle", "forecast_period")
 
 
-#: Coordinates that the plan of a build has.
+#: Coordinates that come from the plan of a build.
 OF_THE_PLAN = ("time", "status", "y_origin", "x_origin", "grid", "scene", "source")
 
 
 def small_specs(layout: CubeLayout, crops: int) -> dict[str, ArraySpec]:
-    """Return the specs of every array with ``crop`` first that is no channel's pixels.
+    """Return the descriptions of every array with ``crop`` first, without pixels.
 
-    They are chunked along ``crop`` alone, so that adding crops moves no chunk.
+    They are chunked along ``crop`` only, so that chunks stay valid when crops are added.
+
+    Parameters
+    ----------
+    layout
+        Layout of the store.
+    crops
+        Number of crops.
+
+    Returns
+    -------
+    Descriptions of arrays.
     """
     arrays = {name: COORDINATES[name] for name in layout.coordinates}
     for name, channel in layout.channels.items():
@@ -398,20 +491,39 @@ def _record_type(layout: CubeLayout) -> np.dtype[Any]:
 
 
 def block_length(layout: CubeLayout, scenes: int) -> int:
-    """Return the crops whose small values are finished together, and chunked together: a power of two, at
-    most 128 MiB of them.
+    """Return the number of crops whose small values are finished and chunked together.
+
+    It is a power of two, and the values take at most 128 MiB.
 
     Parameters
     ----------
+    layout
+        Layout of the store.
     scenes
-        Number of scenes of the first plan; a store that starts small has smaller chunks.
+        Number of scenes of the first plan. A store that starts small has smaller chunks.
+
+    Returns
+    -------
+    Number of crops.
     """
     fits = max(1, _BLOCK_BYTES // _record_type(layout).itemsize)
     return min(16384, 1 << (fits.bit_length() - 1), max(256, 1 << (scenes - 1).bit_length()))
 
 
 def blank_rows(layout: CubeLayout, count: int) -> np.ndarray:
-    """Return the rows of crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere."""
+    """Return rows for crops that were not written: flag ``unreadable``, no time, NaN or 0 elsewhere.
+
+    Parameters
+    ----------
+    layout
+        Layout of the store.
+    count
+        Number of rows.
+
+    Returns
+    -------
+    Structured array.
+    """
     dtype = _record_type(layout)
     out = np.zeros(count, dtype)
     for name in dtype.names or ():
@@ -431,7 +543,7 @@ def whole_array(
     attributes: Mapping[str, Any],
     chunks: tuple[int, ...] | None = None,
 ) -> tuple[ArraySpec, np.ndarray]:
-    """Return the spec and values of an array that is written as a whole, in one chunk unless said."""
+    """Return description and values of an array that is written as a whole, in one chunk by default."""
     dtype = "string" if values.dtype.kind in "OUT" else values.dtype.name
     spec = ArraySpec(
         name=name,

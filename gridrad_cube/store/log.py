@@ -27,14 +27,15 @@ from gridrad_cube.storage import Files
 _LOG = "_build/log"
 #: How the line of a record begins, and how it ends: the checksum of the rest. Lines of earlier versions have none.
 _RECORD_BEGIN, _RECORD_END = b'{"source": ', re.compile(rb', "crc": (\d+)\}\n')
-#: On object stores records are put together: so many at most, and so many seconds' worth, one object each time.
+#: On object stores, records are written together in one object: at most this many, after at most this many
+#: seconds.
 _RECORDS_AN_OBJECT = 64
 _SECONDS_AN_OBJECT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What became of one source: ``written``, ``skipped`` or ``failed``.
+    """The outcome of one source: ``written``, ``skipped`` or ``failed``.
 
     ``size`` and ``mtime_ns`` are those of the file then. ``shards`` has, per channel, [bytes, CRC-32] of each crop's
     shard, or None where the scene lacks the channel. ``values`` are the crops' rows as `pack_rows` gives them.
@@ -51,7 +52,7 @@ class Record:
 
 
 class Place(NamedTuple):
-    """Where a record's values lie: number of the log's object, offset, length, CRC-32."""
+    """Position of a record's values: number of the log's object, offset, length, CRC-32."""
 
     object: int
     offset: int
@@ -60,7 +61,17 @@ class Place(NamedTuple):
 
 
 def pack_rows(rows: np.ndarray) -> bytes:
-    """Return the rows of the record type, compressed."""
+    """Compress rows of the record type.
+
+    Parameters
+    ----------
+    rows
+        Structured array, one element for each crop.
+
+    Returns
+    -------
+    Compressed bytes.
+    """
     return zlib.compress(rows.tobytes(), 1)
 
 
@@ -70,7 +81,7 @@ def unpack_rows(values: bytes, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 class Log:
-    """Records of a store, appended by one writer and read by many. Nothing is read until asked for.
+    """Records of a store, appended by one writer and read by many. Nothing is read before the first access.
 
     Parameters
     ----------
@@ -119,7 +130,7 @@ class Log:
                     start = file.seek(found)
 
     def mend(self) -> None:
-        """Write damaged objects again with the whole records alone, on which the places of records change."""
+        """Write damaged objects again with only their complete records. The places of records change."""
         for key in dict(self.damages):
             name = key.rpartition("/")[2]
             number, kept = self._objects.index(name), list[bytes]()
@@ -148,7 +159,7 @@ class Log:
         number, key = self._appending, f"{_LOG}/{self._objects[self._appending]}"
         data = line + record.values
         if self.files.local:
-            # Where this fails, half a record may lie at the end: nothing goes after it.
+            # If this fails, the object may end with half a record, so nothing is appended to it.
             self._appending = None
             start = self.files.append(key, data)
             self._appending = number
@@ -161,7 +172,7 @@ class Log:
         return Place(number, start + len(line), len(record.values), crc)
 
     def flush(self) -> None:
-        """Put what an object store has not got yet."""
+        """Write the records that are not in the object store yet."""
         if self._pending and self._appending is not None:
             self.files.write(f"{_LOG}/{self._objects[self._appending]}", b"".join(self._pending))
             self._pending.clear()
@@ -173,7 +184,7 @@ class Log:
         Raises
         ------
         SchemaError
-            If they are not as they were written.
+            If they are damaged.
         """
         if place.object == self._appending:
             self.flush()
@@ -195,9 +206,7 @@ class Log:
 
 
 def _parse_head(line: bytes) -> tuple[Record, int, int] | None:
-    """Return the record, length and checksum of the values that a line tells; None where it is not as it was
-    written.
-    """
+    """Return the record in a line, and length and checksum of its values; None if the line is damaged."""
     if found := _RECORD_END.search(line):
         if zlib.crc32(line[: found.start()] + b"}") != int(found[1]):
             return None
@@ -213,7 +222,7 @@ def _parse_head(line: bytes) -> tuple[Record, int, int] | None:
 
 
 def _next_record(file: BinaryIO, start: int) -> int | None:
-    """Return where the next whole line of a record begins, from a byte on; None where there is none."""
+    """Return the position of the next complete line of a record, from a byte on; None without one."""
     file.seek(start)
     data, at = file.read(), 0
     while (at := data.find(_RECORD_BEGIN, at)) >= 0:

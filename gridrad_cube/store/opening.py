@@ -1,4 +1,4 @@
-"""Opening a finished store lazily, as an xarray Dataset."""
+"""Open a finished store lazily, as an xarray Dataset."""
 
 from __future__ import annotations
 
@@ -21,18 +21,35 @@ from gridrad_cube.store.integrity import CheckedStore, follow, info_of, read_roo
 from gridrad_cube.store.layout import COORDINATES
 from gridrad_cube.store.patches import PatchReader
 
-#: Dask chunks of an opened store: None for none, ``"auto"``, crops a chunk, or a number for each dimension.
+#: Dask chunks of an opened store: None for none, ``"auto"``, a number of crops, or a size for each dimension.
 Chunks = Literal["auto"] | int | Mapping[str, int] | None
 
 _COORDINATES = frozenset({*COORDINATES, "altitude", "crs", "channel", "variable", "altitude_km"})
-#: Bytes of embeddings that are read at once, at most, unless one chunk has more.
+#: Largest number of bytes of embeddings that are read at once, unless one chunk has more.
 _READ_BYTES = 64 * 2**20
-#: What of a variable's encoding holds for any part of it, wherever it is saved.
+#: Entries of a variable's encoding that are valid for any part of it, in any format.
 _KEPT_ENCODING = frozenset({"units", "calendar", "dtype", "_FillValue", "preferred_chunks"})
 
 
 def open_packed(store: str | os.PathLike[str]) -> xr.Dataset:
-    """Open a cube lazily with its packed codes as they are stored; see `open_cube`."""
+    """Open a cube lazily with its packed codes, as they are stored.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a finished store.
+    chunks
+        As of `open_cube`.
+
+    Returns
+    -------
+    As of `open_cube`, with codes in place of values.
+
+    Raises
+    ------
+    SchemaError
+        If this is not a finished cube.
+    """
     dataset, info = _open(store, "patches")
     for name in info["channels"]:
         dataset[name] = _pixels(dataset, name, None)
@@ -50,9 +67,9 @@ def open_cube(store: str | os.PathLike[str], *, chunks: Chunks = None) -> xr.Dat
     store
         Path or URL of a finished store.
     chunks
-        None gives lazy arrays without Dask: select first, then load. ``"auto"`` gives Dask arrays whose chunks are as
-        many whole crops as fit in Dask's ``array.chunk-size``; a number, that many crops; a mapping, the sizes as of
-        ``Dataset.chunk``. Coordinates are never Dask arrays.
+        None returns lazy arrays without Dask: select first, then load. ``"auto"`` returns Dask arrays with
+        chunks of as many whole crops as fit in Dask's ``array.chunk-size``. A number sets the crops of a
+        chunk, and a mapping the sizes as of ``Dataset.chunk``. Coordinates are never Dask arrays.
 
     Returns
     -------
@@ -86,7 +103,8 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
     Returns
     -------
     ``embedding(crop, channel, row, col, feature)`` at level 256, ``embedding(crop, channel, feature)`` at
-    level 2k, float16 or float32 as stored; NaN where there was nothing to embed. Attributes as of `open_cube`.
+    level 2k, float16 or float32 as stored; NaN for samples without an embedding. Attributes are as of
+    `open_cube`.
 
     Raises
     ------
@@ -101,8 +119,18 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
 
 
 def source_path(store: str | os.PathLike[str], source: str) -> str:
-    """Return the path or URL of what a store was made from, which the store names relative to itself where
-    both are local.
+    """Return the path or URL of the source of a store. A local store names a local source relative to itself.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a finished store.
+    source
+        Source as the store names it.
+
+    Returns
+    -------
+    Path or URL.
     """
     store = os.fspath(store)
     if not store or "://" in store or "://" in source:
@@ -111,14 +139,14 @@ def source_path(store: str | os.PathLike[str], source: str) -> str:
 
 
 def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Return a store as it lies on disk, with times decoded, and its ``gridrad_cube`` attribute."""
+    """Return a store without decoding, except for times, and its ``gridrad_cube`` attribute."""
     files = Files(store)
     root = read_root(files)
     info = info_of(root.attributes, os.fspath(store), kind)
     dataset = xr.open_zarr(
         CheckedStore(files, root), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
     )
-    # Times alone are decoded here: everything else keeps its codes for our own decoding.
+    # Only times are decoded here; other variables keep their codes for the decoding of this package.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
         dataset[name] = xr.decode_cf(dataset[[name]])[name]
     dataset = dataset.set_coords([n for n in dataset.variables if n in _COORDINATES])
@@ -147,9 +175,10 @@ def _pixels(dataset: xr.Dataset, name: str, packing: Packing | None) -> xr.Varia
 
 
 def _vectors(dataset: xr.Dataset) -> xr.Variable:
-    """Return the embeddings lazily, read by chunk, so that errors name the crop and the channel of a chunk.
+    """Return the embeddings as a lazy array that is read by chunk, so that errors name crop and channel of a
+    chunk.
 
-    Where another program wrote the store in its own chunks, zarr-python reads them.
+    If another program wrote the store in other chunks, zarr-python reads them.
     """
     variable, source = dataset["embedding"].variable, dataset.encoding["source"]
     state = store_info(dataset).get("checksum")
@@ -162,12 +191,10 @@ def _vectors(dataset: xr.Dataset) -> xr.Variable:
 
 
 def _chunked(dataset: xr.Dataset, chunks: Chunks, *, block: int) -> xr.Dataset:
-    """Return the data variables as Dask arrays of whole crops, a multiple of ``block`` at a time unless asked
-    otherwise.
-    """
+    """Return the data variables as Dask arrays of whole crops, by default a multiple of ``block`` in a chunk."""
     if chunks is None:
         return dataset
-    import dask  # takes as long as all else
+    import dask  # it would double the time of opening
 
     if isinstance(chunks, str):
         if chunks != "auto":
@@ -255,7 +282,7 @@ def _embedding_reader(pid: int, root: str, state: str | None) -> EmbeddingReader
 
 @functools.lru_cache(maxsize=16)
 def _reader(pid: int, root: str, crops: int, state: str | None) -> PatchReader:
-    """Return the process's reader of a store of so many crops in a state, opened once."""
+    """Return the process's reader of a store with this number of crops in a state, opened once."""
     reader = PatchReader(root)
     reader.root = follow(reader.files, state)
     return reader

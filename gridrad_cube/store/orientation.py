@@ -1,6 +1,7 @@
-"""Which way the scenes of a store lie, and how far apart their pixels are.
+"""Orientation and pixel spacing of the scenes of a store.
 
-A store keeps the order of its source files. What reads pixels for a network or a picture turns each crop to north up
+A store keeps the order of its source files. Readers of pixels for a network or a picture turn each crop to
+north up
 and east right by `Orientation`.
 """
 
@@ -21,24 +22,24 @@ from gridrad_cube.geometry import orientation, pixel_spacing_km
 from gridrad_cube.storage import Files
 from gridrad_cube.store.integrity import CheckedStore, read_root
 
-#: What a checkpoint, or a store of embeddings, calls inputs that were turned by `Orientation`.
+#: Name, in checkpoints and stores of embeddings, of inputs that were turned by `Orientation`.
 NORTH_UP = "north up, east right"
-#: Crops whose positions are read at once, where the store does not say which lie together.
+#: Crops whose positions are read at once, if the chunks are unknown.
 _CROPS_AT_ONCE = 1024
-#: Grids of a store that are compared at most, evenly spread.
+#: Largest number of grids of a store that are compared, evenly spread.
 _GRIDS = 64
-#: Pixels of a grid that are looked at, in either direction.
+#: Pixels of a grid that are read, in either direction.
 _SAMPLE = 64
-#: Share by which pixel spacings may differ and still be one.
+#: Relative difference up to which pixel spacings count as equal.
 _SPACING_TOLERANCE = 0.1
 
 
 class Orientation:
     """Whether rows and columns of the crops of a store are reversed when they are read.
 
-    A crop is as its grid, where that has latitude and longitude axes. On any other grid the positions of its patches
-    decide (`gridrad_cube.geometry.orientation`), unless it has one row or column of them. What decides is read a block
-    of crops at a time, when it is first needed.
+    If the grid of a crop has latitude and longitude axes, they decide. On any other grid the positions of its
+    patches decide (`gridrad_cube.geometry.orientation`), unless it has only one row or column of them.
+    Positions are read by blocks of crops, at the first access.
 
     Parameters
     ----------
@@ -55,6 +56,15 @@ class Orientation:
     def of(self, crops: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Return whether rows, and columns, of these crops (N,) are reversed, (N, 2), for
         `gridrad_cube.geometry.reverse`.
+
+        Parameters
+        ----------
+        crops
+            Numbers of the crops.
+
+        Returns
+        -------
+        Booleans, (N, 2).
         """
         crops = np.asarray(crops, np.int64)
         out = np.zeros((len(crops), 2), bool)
@@ -96,6 +106,17 @@ def _orient(crops: xr.Dataset) -> npt.NDArray[np.bool_]:
 def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
     """Open the pixel axes of a source grid of a cube lazily: ``latitude``, ``longitude``, 1-D or 2-D.
 
+    Parameters
+    ----------
+    store
+        Path or URL of a cube.
+    grid
+        Name of the grid.
+
+    Returns
+    -------
+    Dataset with ``latitude`` and ``longitude``. Lazy.
+
     Raises
     ------
     FileNotFoundError
@@ -108,8 +129,8 @@ def open_grid(store: str | os.PathLike[str], grid: str) -> xr.Dataset:
 
 @functools.lru_cache(maxsize=4096)
 def _orient_grid(source: str, grid: str) -> tuple[tuple[bool, bool], bool]:
-    """Return the orientation of a source grid, and whether it has axes; not reversed where the store does not
-    have it.
+    """Return the orientation of a source grid, and whether it has axes; not reversed if the store lacks the
+    grid.
     """
     found = _open(source, grid)
     if found is None:
@@ -121,8 +142,8 @@ def _orient_grid(source: str, grid: str) -> tuple[tuple[bool, bool], bool]:
 
 
 def _open(source: str, grid: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the latitude and longitude of a source grid, axes or on ``(y, x)``; None where the store does
-    not have it.
+    """Return latitude and longitude of a source grid, axes or on ``(y, x)``; None if the store lacks the
+    grid.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", grid):
         return None
@@ -151,10 +172,20 @@ class Grid:
 
 
 def read_grids(dataset: xr.Dataset, crops: npt.NDArray[np.int64] | None = None) -> tuple[list[Grid], int]:
-    """Return the source grids of some crops of a cube, or of all: each different one once, and how many grids
-    there are.
+    """Return the different source grids of some crops of a cube, or of all, and the number of grids.
 
-    Of more than 64 grids, 64 are looked at. A dataset that does not know its store has none.
+    Of more than 64 grids, only 64 are read. A dataset without a known store has none.
+
+    Parameters
+    ----------
+    dataset
+        The cube.
+    crops
+        Numbers of the crops; None for all.
+
+    Returns
+    -------
+    Grids, and the number of all grids.
     """
     source = dataset.encoding.get("source")
     if not source or "grid" not in dataset.variables:
@@ -177,10 +208,16 @@ def _read_grid(source: str, name: str) -> Grid | None:
 
 
 def grid_spacing(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float | None, float | None]:
-    """Return the distance in km of pixels from row to row and from column to column in the middle of a grid;
-    None where unknown.
+    """Return the distance of pixels from row to row and from column to column in the middle of a grid.
 
-    Takes two axes, or both on ``(y, x)``.
+    Parameters
+    ----------
+    latitude, longitude
+        Two axes, or both on ``(y, x)``, degrees.
+
+    Returns
+    -------
+    Two distances in km; None if unknown.
     """
     if latitude.ndim == 1:
         latitude, longitude = np.broadcast_arrays(latitude[:, None], longitude)
@@ -192,14 +229,23 @@ def grid_spacing(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float | N
 
 
 def _rounded(value: float | None) -> float | None:
-    """To three digits, so that grids that differ by rounding are listed once."""
+    """Round a number to three digits, so that grids that differ by rounding are listed once."""
     return None if value is None else float(f"{value:.3g}")
 
 
 def compare_grids(grids: Sequence[Grid]) -> str:
-    """Say how the scenes of a store differ in pixel spacing or in kind of grid; empty where they do not.
+    """Describe in words how the scenes of a store differ in pixel spacing or in kind of grid.
 
-    Spacing is that from row to row. Along a row it changes with latitude on a grid of axes, and is no difference.
+    Only the spacing from row to row counts. On a grid of axes, the spacing along a row changes with latitude.
+
+    Parameters
+    ----------
+    grids
+        Grids as of `read_grids`.
+
+    Returns
+    -------
+    Text; empty if they do not differ.
     """
     spacings = sorted({grid.spacing_km[0] for grid in grids if grid.spacing_km[0]})
     problems = []

@@ -1,4 +1,4 @@
-"""Reading packed patches of a cube in batches, whole chunks at a time."""
+"""Read packed patches of a cube in batches, by whole chunks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gridrad_cube.storage import Files
 from gridrad_cube.store.integrity import CheckedStore, Root, info_of, read_root
 from gridrad_cube.store.shards import MissingChunkError, ShardLayout, ShardReader, damage_error
 
-#: Patches that a window of pixels reads at once, at most, unless one crop has more.
+#: Largest number of patches that a window of pixels reads at once, unless one crop has more.
 _WINDOW_PATCHES = 512
 
 
 class PatchReader:
     """Read packed patches of a store in batches, whole chunks at a time.
 
-    Patches come straight from their shards (`ShardReader`). Opens nothing until the first read, and again in each
-    process: it pickles, and starts again in a spawned or forkserver worker. Used in a forked child after the parent
-    has read, it refuses, since threads do not survive a fork.
+    Patches are read directly from their shards (`ShardReader`). Nothing is opened before the first read. The
+    reader can be pickled and used in spawned or forkserver workers. In a forked child it raises an error if
+    the parent has read, because threads do not survive a fork.
 
     Parameters
     ----------
     store
         Path or URL of a finished cube.
     threads
-        Threads that read and decompress; None takes one a core, 8 at most, and 16 for a remote store.
+        Threads that read and decompress; None takes one for each core, at most 8, and 16 for a remote store.
     """
 
     def __init__(self, store: str | os.PathLike[str], *, threads: int | None = None) -> None:
@@ -58,7 +58,7 @@ class PatchReader:
 
     @functools.cached_property
     def _members(self) -> dict[str, dict[str, Any]]:
-        # The root's copy of the metadata: the array's own runs ahead while the store is extended.
+        # The root's copy of the metadata. The array's own metadata may already describe an extension.
         return self.root.members
 
     @functools.cached_property
@@ -86,7 +86,16 @@ class PatchReader:
         return self._members[variable]
 
     def read(self, variable: str, index: np.ndarray) -> np.ndarray:
-        """Return the packed patches, shape (N, patch, patch); parameters as for `read_into`.
+        """Read packed patches.
+
+        Parameters
+        ----------
+        variable, index
+            As of `read_into`.
+
+        Returns
+        -------
+        Codes, shape (N, patch, patch).
 
         Raises
         ------
@@ -103,22 +112,29 @@ class PatchReader:
     def read_into(
         self, variable: str, index: np.ndarray, out: np.ndarray, places: np.ndarray | None = None
     ) -> dict[int, MissingChunkError]:
-        """Read the patches that can be read, and say what is wrong with the others.
+        """Read patches into an array, and report those that cannot be read.
 
         Parameters
         ----------
+        variable
+            Name of the channel.
         index
-            Patches as (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes; integers, shape
-            (N, 3) or (N, 4).
+            Patches as (crop, row, col), or (crop, altitude, row, col) of a channel with altitudes; integers,
+            shape (N, 3) or (N, 4).
         out
-            Where to put them, shape (M, patch, patch), of any dtype that holds them.
+            Array for the patches, shape (M, patch, patch), of any dtype that holds them.
         places
-            Which of ``out`` each patch goes to; in order if None.
+            Position in ``out`` of each patch; None for the order of ``index``.
 
         Returns
         -------
-        Row of ``index`` -> error, for patches that are missing, truncated or altered. What ``out`` holds in
-        their places means nothing.
+        Errors by row of ``index``, for patches that are missing, truncated or altered. Their positions in
+        ``out`` have undefined values.
+
+        Raises
+        ------
+        SchemaError
+            If the index does not have the columns of the channel.
         """
         index, dims = np.asarray(index, np.int64), len(self._metadata(variable)["shape"])
         if index.ndim != 2 or index.shape[1] != dims:
@@ -136,7 +152,16 @@ class PatchReader:
     def read_window(self, variable: str, key: tuple[int | slice, ...]) -> np.ndarray:
         """Return the packed pixels of a basic index (integers and slices with positive steps).
 
-        Crops that lack the channel (flag `channel_absent`, or not written) give fill.
+        Parameters
+        ----------
+        variable
+            Name of the channel.
+        key
+            Index of each dimension: an integer, or a slice with a positive step.
+
+        Returns
+        -------
+        Codes. Crops without the channel (flag `channel_absent`, or not written) have the fill value.
 
         Raises
         ------
@@ -155,7 +180,7 @@ class PatchReader:
                 for s, c in ((ys, rows), (xs, cols))
             )
             cells = [*levels, rows, cols]
-            # A bounded number of crops at once, in one batch: latency counts where the store is far.
+            # One batch for a bounded number of crops, because each request to a remote store has a latency.
             step = max(1, _WINDOW_PATCHES // math.prod(len(c) for c in cells))
             for first in range(0, len(crops), step):
                 some, part = np.array(crops[first : first + step]), out[first : first + step]
@@ -169,9 +194,21 @@ class PatchReader:
         return out[tuple(0 if isinstance(p, int) else slice(None) for p in picked)]
 
     def absent(self, variable: str, crops: np.ndarray) -> np.ndarray:
-        """Return whether crops have no shard of this channel by right (absent in the scene, or not written).
+        """Return whether crops have no shard of a channel because the scene lacks it or the crop was not
+        written.
 
-        Reads the chunks of flags that these crops lie in, and no others.
+        Only the chunks of flags that hold these crops are read.
+
+        Parameters
+        ----------
+        variable
+            Name of the channel.
+        crops
+            Numbers of the crops.
+
+        Returns
+        -------
+        Booleans, one for each crop.
         """
         flags, status = self._small[f"{variable}_flags"], self._small["status"]
         rows, out = flags.chunks[0], np.empty(len(crops), bool)

@@ -1,11 +1,13 @@
-"""Chunks straight from the shards of an array: whole batches at a time, indexes kept, checksums always checked.
+"""Read chunks directly from the shards of an array, in batches. Checksums are always checked.
 
-A shard of Zarr v3 is its chunks one after the other and, at the end, an index: offset and length of every chunk
-(16 bytes each), then a CRC-32C. General readers fetch that index for every chunk. Here it is kept, so that a random
+A shard of Zarr v3 consists of its chunks and, at the end, an index: offset and length of every chunk
+(16 bytes each), then a CRC-32C. General readers fetch that index for every chunk. Here it is kept, so that a
+random
 chunk costs one read of its own bytes, one checksum and one decompression into the batch that it belongs to.
 
-Threads share Python's lock: each system call and each decompression releases it and has to get it back. So local
-shards stay open, and what is done for every chunk is short.
+Threads share Python's lock: each system call and each decompression releases the lock and must get it back.
+So local
+shards stay open, and the code for each chunk is short.
 """
 
 from __future__ import annotations
@@ -32,21 +34,23 @@ from gridrad_cube.launch import cores
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files
 
-#: Bytes of shard indexes that a reader keeps (16 a chunk: of 4 million chunks).
+#: Bytes of shard indexes that a reader keeps: 16 for each chunk, so indexes of 4 million chunks.
 _INDEX_BYTES = 64 * 2**20
 #: Largest number of shards that this process keeps open, and their largest share of the files that it may open.
 _OPEN_SHARDS, _OPEN_SHARE = 1024, 1 / 4
-#: Seconds for which an open shard is taken for the file at its path without looking.
+#: Seconds for which an open shard is assumed to be the file at its path.
 _RECHECK_SECONDS = 1.0
-#: More threads than this wait for Python's lock, which is held for some 10 of the 70 microseconds of a chunk.
+#: Number of threads. More would wait for Python's lock, which is held for about 10 of the 70 microseconds of
+#: a chunk.
 _LOCAL_THREADS = 8
-#: Requests to a remote store that are under way at a time: each is waited for much longer than it takes.
+#: Concurrent requests to a remote store. The latency of a request is much longer than its processing.
 _REMOTE_THREADS = 16
-#: Chunks that a thread takes at a time, at most: so many that it seldom asks, so few that all threads stay busy.
+#: Largest number of chunks that a thread takes at once: large enough to ask rarely, small enough to share the
+#: work.
 _TOGETHER = 16
-#: What `ShardReader.read` says of a chunk that is not there; anything else says why it cannot be read.
+#: Text of `ShardReader.read` for a missing chunk. Other texts are reasons why a chunk cannot be read.
 _MISSING = "missing"
-#: Offset and length, in an index, of a chunk that a shard does not have.
+#: Offset and length in an index of a chunk that is missing in the shard.
 _ABSENT = 2**64 - 1
 #: Bytes of a CRC-32C, which follows the bytes that it belongs to.
 _CHECKSUM_BYTES = 4
@@ -55,25 +59,25 @@ _UINT32 = struct.Struct("<I")
 
 
 class MissingChunkError(SchemaError):
-    """A chunk that should be there is missing, truncated or altered."""
+    """A chunk of the store is missing, truncated or altered."""
 
 
 def damage_error(
     root: str, variable: str, place: Mapping[str, int], reason: str, remedy: str
 ) -> MissingChunkError:
-    """Return the error of a chunk that `ShardReader` could not give, by name."""
+    """Return the error for a chunk that `ShardReader` could not read, with its name."""
     where = ", ".join(f"{name} {number}" for name, number in place.items())
     what = "is missing" if reason == _MISSING else f"cannot be read ({reason})"
     return MissingChunkError(f"{root}: {variable} at {where} {what}. Run: {remedy}")
 
 
 class _DamagedShard(Exception):
-    """Bytes that are not what was written; says what is wrong with them."""
+    """The bytes of a shard are damaged; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """How an array lies in its shards."""
+    """The layout of an array in its shards."""
 
     name: str
     dtype: np.dtype[Any]
@@ -172,7 +176,7 @@ class ShardLayout:
             if checksum(data) != right:
                 return "its checksum differs"
             try:
-                # Fewer bytes than expected would leave a part of the batch as it was.
+                # With fewer bytes than expected, a part of the batch would keep its old values.
                 size = number(data, 4)[0] if compressed else len(data)
                 if size != expected:
                     return f"it holds {size} bytes; expected {expected}"
@@ -193,7 +197,9 @@ _OWNERS = itertools.count()
 
 
 def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
-    """Put a value into a cache that forgets the oldest; each step is atomic, as several threads do this at once."""
+    """Put a value into a cache that drops the oldest one. Each step is atomic, because several threads use
+    the cache.
+    """
     cache[key] = value
     with contextlib.suppress(KeyError):  # another thread has emptied it
         while len(cache) > limit:
@@ -201,7 +207,7 @@ def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> Non
 
 
 def _close(owner: int) -> None:
-    """Close the shards of a reader that is gone."""
+    """Close the shards of a reader that was deleted."""
     for key in [key for key in list(_OPEN) if key[0] == owner]:
         _OPEN.pop(key, None)
 
@@ -219,7 +225,7 @@ def _open_limit() -> int:
 
 
 class _LocalShard:
-    """An open shard on a local disk; closed when nothing refers to it any more."""
+    """An open shard on a local disk, which is closed when it is deleted."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -235,9 +241,7 @@ class _LocalShard:
             os.close(self._descriptor)
 
     def is_current(self) -> bool:
-        """Return whether the path still leads to this file, as it was when opened: looked up once a second at
-        most.
-        """
+        """Return whether the path still names this unchanged file. The disk is asked at most once a second."""
         now = time.monotonic()
         if now - self._seen >= _RECHECK_SECONDS:
             if _stamp(os.stat(self._path)) != self.stamp:
@@ -263,7 +267,7 @@ class _LocalShard:
 
 
 class _RemoteShard:
-    """A shard anywhere else. Its index is believed until a checksum differs."""
+    """A shard in a remote store. Its index is used until a checksum differs."""
 
     stamp = None
 
@@ -295,16 +299,17 @@ class _Unit(NamedTuple):
 
 
 class ShardReader:
-    """Read chunks of one sharded array into a batch, by the calling thread and others of its own.
+    """Read chunks of one sharded array into a batch, in the calling thread and in further threads.
 
-    Refuses in a process forked from the one that it was first used in: threads and locks do not survive a fork.
+    It raises an error in a process that was forked after its first use, because threads and locks do not
+    survive a fork.
 
     Parameters
     ----------
     files
-        Where the array lies.
+        Files of the array.
     layout
-        How.
+        Layout of the array.
     threads
         Threads that read and decompress, the caller's among them; None takes one a core, 8 at most, and 16 for
         a remote store.
@@ -328,21 +333,21 @@ class ShardReader:
     def read(
         self, index: np.ndarray, out: np.ndarray, places: Sequence[int] | np.ndarray | None = None
     ) -> dict[int, str]:
-        """Read chunks at these places of the grid of chunks.
+        """Read chunks at positions in the grid of chunks.
 
         Parameters
         ----------
         index
             Integers, shape (N, dims).
         out
-            Where to put them, (M, ...): ``out[i]`` is contiguous and has a chunk's bytes.
+            Array for the chunks, (M, ...). ``out[i]`` is contiguous and has the bytes of one chunk.
         places
-            Which of ``out`` each chunk goes to; in order if None.
+            Position in ``out`` of each chunk; None for the order of ``index``.
 
         Returns
         -------
-        Row of ``index`` -> what is wrong with it (`MISSING`, or why it cannot be read), for chunks that
-        are not in ``out`` now. Empty when all is well.
+        Problems by row of ``index`` (`MISSING`, or why the chunk cannot be read), for chunks that are not in
+        ``out``. Empty if all chunks were read.
 
         Raises
         ------
@@ -351,7 +356,7 @@ class ShardReader:
         ValueError
             If ``out`` is read-only.
         OSError
-            If the disk or network fails, which says nothing about the store.
+            If the disk or network fails; the store may still be intact.
         """
         self._check_process()
         targets = np.arange(len(index)) if places is None else np.asarray(places)
@@ -365,7 +370,7 @@ class ShardReader:
             while True:
                 try:
                     unit = units.popleft()
-                except IndexError:  # other threads have taken them all
+                except IndexError:  # other threads have taken all of them
                     return
                 failures.update(self._read_unit(unit, out, targets))
 
@@ -375,11 +380,11 @@ class ShardReader:
         futures: list[Future[None]] = []
         try:
             futures.extend(self._executor().submit(work) for _ in range(helpers))
-            work()  # rather than wait: waking threads up takes as long as reading some chunks
+            work()  # do not wait: waking up threads takes as long as reading several chunks
         finally:
             with self._starting:
                 self._callers -= 1
-            # A helper that another caller has kept from starting is not waited for.
+            # Do not wait for a helper thread that could not start because of another caller.
             errors = [
                 e for future in futures if not future.cancel() and (e := future.exception()) is not None
             ]
@@ -403,7 +408,9 @@ class ShardReader:
             return self._pool
 
     def _units(self, index: np.ndarray) -> Iterator[_Unit]:
-        """Yield the chunks sorted by shard and number; a shard's in pieces that keep all threads busy."""
+        """Yield the chunks sorted by shard and number, with the chunks of a shard in pieces that keep all
+        threads busy.
+        """
         layout = self.layout
         outside = ((index < 0) | (index >= np.array(layout.extent))).any(axis=1)
         if outside.any():
@@ -413,7 +420,7 @@ class ShardReader:
         chunk = np.ravel_multi_index(tuple(inner), layout.chunks)
         order = np.lexsort((chunk, shard))
         shard, chunk = shard[order], chunk[order]
-        # A remote shard is asked once for all that is wanted of it.
+        # All chunks of a remote shard are read in one request.
         most = len(index)
         if self.files.local:
             most = max(1, min(_TOGETHER, -(-len(index) // self.threads)))
@@ -426,7 +433,7 @@ class ShardReader:
     def _read_unit(self, unit: _Unit, out: np.ndarray, targets: np.ndarray) -> dict[int, str]:
         failures = self._attempt(unit, out, targets)
         if any(what != _MISSING for what in failures.values()):
-            # Rewritten in place while it was read, perhaps: once more with a new index.
+            # The shard may have been rewritten during the read, so read it again with a new index.
             self._indexes.pop(unit.shard, None)
             _OPEN.pop((self._owner, unit.shard), None)
             failures = self._attempt(unit, out, targets)

@@ -1,4 +1,4 @@
-"""What a store holds, for people: a mapping of facts, as text, and as a table in a notebook."""
+"""Describe the content of a store for people: a mapping of facts, as text, and as a table in a notebook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gridrad_cube.store.integrity import store_info
 from gridrad_cube.store.layout import STATUS, ChannelLayout
 from gridrad_cube.store.orientation import Orientation, compare_grids, read_grids
 
-#: Names and texts, or mappings of names to texts, in the order in which they are shown. JSON types.
+#: Names and texts, or mappings of names to texts, in the order of display. JSON types.
 Facts = dict[str, Any]
 
 #: Crops whose flags, or positions, are read at once.
@@ -27,11 +27,17 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def describe(dataset: xr.Dataset) -> Facts:
-    """Return what a store, or a part of one, holds. Reads no pixels and no embeddings.
+    """Describe the content of a store, or of a part of one. Reads no pixels and no embeddings.
+
+    Parameters
+    ----------
+    dataset
+        A store, or a part of one.
 
     Returns
     -------
-    Texts by name: kind, counts, time span, extent, completeness; ``variables``, ``statistics`` of clean patches (of
+    Texts by name: kind, counts, time span, extent, completeness; ``variables``, ``statistics`` of clean
+    patches (of
     the whole store, with their histogram) and ``flags`` are mappings themselves.
     """
     if not ("crop" in dataset.dims and {"time", "latitude", "longitude"} <= set(dataset.variables)):
@@ -129,11 +135,11 @@ def _grids(dataset: xr.Dataset) -> Facts:
     shown = "; ".join(map(str, grids[:_GRIDS])) + ("; ..." if len(grids) > _GRIDS else "")
     out: Facts = {"grids": f"{count}: {shown}"} if grids else {}
     if problem := compare_grids(grids):
-        out["scenes differ"] = f"{problem}; a network takes them for one scale"
+        out["scenes differ"] = f"{problem}; a network treats them as one scale"
     if {"row", "col"} <= set(dataset.dims):
         flips = Orientation(dataset).of(np.arange(dataset.sizes["crop"]))
         order = ["south first"] * bool(flips[:, 0].any()) + ["east first"] * bool(flips[:, 1].any())
-        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)}, and turned when they are read"
+        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)}and are turned for networks and pictures"
         out["orientation"] = turned if order else "north first, west first"
     return out
 
@@ -153,7 +159,7 @@ def _statistics(label: str, found: Mapping[str, Any]) -> str:
 
 
 def _flags(flags: xr.DataArray) -> str:
-    """Return the share of what has no flag, and of each flag that occurs."""
+    """Return the share of patches without a flag, and of each flag that occurs."""
     masks = np.arange(2**16)
     counts = np.zeros(len(masks), np.int64)
     for part in _blocks(flags):
@@ -164,14 +170,24 @@ def _flags(flags: xr.DataArray) -> str:
 
 
 def _presence(dataset: xr.Dataset, name: str) -> str:
-    """Return in how many patches a channel of kind ``other`` has values."""
+    """Return the number of patches in which a channel of kind ``other`` has values, in words."""
     array, fraction = dataset[name], dataset[f"{name}_valid_fraction"].values
     units = [array.attrs["units"]] if array.attrs["units"] != "1" else []
     return ", ".join([str(array.dtype), *units, f"in {int((fraction > 0).sum())} of {fraction.size} patches"])
 
 
 def as_text(facts: Facts) -> str:
-    """Return the facts as lines."""
+    """Return facts as lines of text.
+
+    Parameters
+    ----------
+    facts
+        Texts by name, as of `describe`.
+
+    Returns
+    -------
+    Text of several lines.
+    """
     lines = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -183,7 +199,17 @@ def as_text(facts: Facts) -> str:
 
 
 def as_html(facts: Facts) -> str:
-    """Return the facts as a table. Everything is escaped: names come from files."""
+    """Return facts as an HTML table. All texts are escaped, because names come from files.
+
+    Parameters
+    ----------
+    facts
+        Texts by name, as of `describe`.
+
+    Returns
+    -------
+    HTML.
+    """
 
     def text(value: Any) -> str:
         if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Checking a store against the checksums of what was written: every object there, whole and unaltered."""
+"""Check a store against the checksums of what was written. Nothing is repaired."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Damage:
-    """An object of a store that is not as it was written.
+    """A damaged object of a store.
 
-    ``source`` is empty for embeddings, and for what belongs to no crop: metadata, flags, statistics, coordinates, plan
-    and log, the readout. For the latter ``row`` is -1; of a shard of several crops it is the first.
+    ``source`` is empty for embeddings, and for objects of no single crop: metadata, flags, statistics,
+    coordinates, plan and log, the readout. For these ``row`` is -1. For a shard of several crops, ``row`` is
+    the first one.
     """
 
     source: str
@@ -42,12 +43,18 @@ class Damage:
 def verify(store: str | os.PathLike[str]) -> list[Damage]:
     """Compare every object of a cube or of embeddings with its checksum.
 
-    Shards are compared with their records, all else with the manifest of the last commit. A store of an earlier version
-    has no manifest: then metadata and small arrays are only read, which a line of the log says.
+    Shards are compared with their records, all other objects with the manifest of the last commit. A store of
+    an earlier version has no manifest. Then metadata and small arrays are only read, and a line of the log
+    says so.
+
+    Parameters
+    ----------
+    store
+        Path or URL of the store.
 
     Returns
     -------
-    What is missing, truncated or altered; empty where all is well.
+    Objects that are missing, truncated or altered; empty if the store is intact.
 
     Raises
     ------
@@ -83,9 +90,7 @@ def _damaged_cube(files: Files) -> list[Damage]:
 
 
 def _damaged_embeddings(files: Files) -> list[Damage]:
-    """Return the damage of the shards of an embedding store, by the records of its blocks, and of the
-    readout.
-    """
+    """Return the damage of the readout and of the shards of an embedding store, by the records of its blocks."""
     damages = []
     for name in files.names():
         if name.endswith(".npz"):  # the readout
@@ -133,7 +138,7 @@ def _unreadable(files: Files, root: Root) -> dict[str, str]:
             if what is None and is_small:
                 zarr.open_array(there, path=name, mode="r")[...]
         except RemoteError:
-            raise  # says nothing about what lies there
+            raise  # the server failed; the object may be intact
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             what = f"cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
         if what:

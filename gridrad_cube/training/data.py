@@ -252,7 +252,7 @@ class _PatchSource(_Source):
         grids, _ = read_grids(open_packed(config.store), np.unique(dataset.crop))
         if problem := compare_grids(grids):
             logger.warning(
-                "%s has scenes with %s: a network takes them for one scale. Build a store of each, or "
+                "%s has scenes with %s: a network treats them as one scale. Build a store of each, or "
                 "choose scenes by --time or --bbox", config.store, problem,
             )  # fmt: skip
 
