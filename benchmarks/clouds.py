@@ -107,23 +107,26 @@ LEAST, FEW = 10, 5
 
 
 #: What was tried, one seed each, to be judged on the day that chooses.
-_SHORT = {"steps": 400}
+_FIRST = {"pool": "projection", "temporal_positives": 60}
+_SHORT = _FIRST | {"steps": 400}
 _DINO = {"objective": "dino", "pool": "mean+std", "head_hidden_dim": 512}
 TRIALS: dict[str, Trial] = {
-    "contrast": Trial("--preset small --steps 400", _SHORT, "small"),
+    "contrast": Trial(
+        "--preset small --steps 400 --temporal-positives 60 --pool projection", _SHORT, "small"
+    ),
     "fine": Trial(
         "fields of 128 px, tokens of 16 px",
-        {"coarsen": 1, "patch_size": 16, "global_size": 128} | _SHORT,
+        _SHORT | {"coarsen": 1, "patch_size": 16, "global_size": 128},
         "small",
     ),
     "dino-contrast": Trial(
         "--objective dino --contrast-weight 1, 2 + 2 views",
-        {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2} | _SHORT,
+        {**_DINO, "contrast_weight": 1.0, "local_crops_number": 2} | _SHORT,
         "small",
     ),
     "dino": Trial(
         "--objective dino --temporal-positives 60 --pool mean+std, 2 + 2 views",
-        {**_DINO, "temporal_positives": 60, "local_crops_number": 2} | _SHORT,
+        {**_DINO, "temporal_positives": 60, "local_crops_number": 2, "steps": 400},
         "small",
     ),
     "linear": Trial("--stem linear", {"stem": "linear"} | _SHORT, "small"),
@@ -132,14 +135,16 @@ TRIALS: dict[str, Trial] = {
     "lr05": Trial("--lr 1e-3", {"lr": 1e-3} | _SHORT, "small"),
     "move32": Trial("--move 32", {"move": 32} | _SHORT, "small"),
     "leads": Trial(
-        "--temporal-positives 60 120 180", {"temporal_positives": (60, 120, 180)} | _SHORT, "small"
+        "--temporal-positives 60 120 180", _SHORT | {"temporal_positives": (60, 120, 180)}, "small"
     ),
     "cool": Trial("--temperature 0.05", {"temperature": 0.05} | _SHORT, "small"),
     "warm": Trial("--temperature 0.2", {"temperature": 0.2} | _SHORT, "small"),
+    "contrast-long": Trial("contrast, 1,500 steps", _FIRST | {"steps": 1500}, "small"),
+    "leads-long": Trial("leads, 1,500 steps", {"pool": "projection", "steps": 1500}, "small"),
     # As long as 1,500 steps of contrast alone take.
     "dino-contrast-long": Trial(
         "dino-contrast, 1,000 steps",
-        {**_DINO, "pool": "projection", "contrast_weight": 1.0, "local_crops_number": 2, "steps": 1000},
+        {**_DINO, "contrast_weight": 1.0, "local_crops_number": 2} | _FIRST | {"steps": 1000},
         "small",
     ),
 }

@@ -157,6 +157,15 @@ def test_pairs_of_the_same_time_need_no_second_one(tmp_path):
     assert np.isfinite(losses(tmp_path / "run")).all()
 
 
+@pytest.mark.parametrize(("scenes", "leads"), [(2, "10"), (3, "10, 20"), (5, "10, 20, 30")])
+def test_leads_are_three_time_steps_by_default(tmp_path, caplog, scenes, leads):
+    store = make_store(tmp_path, patch=EDGE, scenes=scenes, channels=CHANNELS)
+    options = OPTIONS | {"temporal_positives": (), "batch_size_per_gpu": 4, "steps": 1}
+    with caplog.at_level("INFO"):
+        train(store, tmp_path / "run", **options)
+    assert f"pairs of windows {leads} min apart" in caplog.text
+
+
 def test_draws_depend_on_seed_epoch_and_number_alone(cube):
     dataset = PatchDataset(cube)
     windows = WindowPairs(dataset, [10, 20], move=16, pairs=4)

@@ -72,7 +72,11 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
 
 @click.command()
 @click.argument("embeddings")
-@click.option("--directions", type=click.IntRange(1), default=64, help="Directions to keep at most.")
+@click.option(
+    "--directions",
+    type=click.IntRange(1),
+    help="Directions to keep at most. By default 192, with --whiten 64.",
+)
 @click.option(
     "--within", help="Longest time over which change counts, such as 3h. By default three steps of the data."
 )

@@ -38,7 +38,7 @@ _ROWS = 16384
 def fit_readout(
     store: str | os.PathLike[str],
     *,
-    directions: int = 64,
+    directions: int | None = None,
     within: Any = None,
     whiten: bool = False,
     time: Any = None,
@@ -56,7 +56,7 @@ def fit_readout(
     store
         Path or URL of a finished embedding store, level 256 or 2k.
     directions
-        Number of directions to keep, at most the number of features.
+        Number of directions to keep, at most the number of features; None is 192, or 64 with ``whiten``.
     within
         Longest time between samples of one place whose differences count as change, such as ``"3h"``; None
         takes three time steps of the data. A place is a patch of crops with the same window of the same grid.

@@ -163,7 +163,7 @@ class Config:
     temporal_positives: tuple[float, ...] = _option(
         (), "views", "draw the second global view from the same place this much later (the nearest time within half of "
         "that; samples without one use themselves); 0 is off. Pairs of the contrast take one of several leads at "
-        "random, by default the time step of the store; 0 pairs windows of the same time", unit="minutes")
+        "random, by default one to three time steps of the store; 0 pairs windows of the same time", unit="minutes")
 
     # run
     seed: int = _option(0, "run", "of weights, order and views")

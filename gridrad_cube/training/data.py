@@ -259,13 +259,13 @@ class _PatchSource(_Source):
     def _pair_windows(self) -> None:
         """Read pairs of windows of near times in place of patches."""
         c, dataset = self.config, self.dataset
-        leads = list(c.temporal_positives) or [_shortest_step(dataset)]
+        leads = list(c.temporal_positives) or _default_leads(dataset)
         move = dataset.patch // 2 if c.move == "auto" else c.move
         self.pairs, self.edge = math.gcd(_PAIRS, c.batch_size_per_gpu), dataset.patch
         self.loaded = WindowPairs(dataset, leads, move=move, pairs=self.pairs, seed=c.seed)
         groups = len(self.loaded) if c.limit is None else min(len(self.loaded), max(1, c.limit // self.pairs))
         self.strata, self.samples = self.loaded.strata[:groups], groups * self.pairs
-        words = " or ".join(f"{minutes:g}" for minutes in leads)
+        words = ", ".join(f"{minutes:g}" for minutes in leads)
         self.pairing = f"pairs of windows {words} min apart, the second moved by up to {move} px"
 
     def _check_sizes(self) -> None:
@@ -379,17 +379,22 @@ class _PatchSource(_Source):
         }  # fmt: skip
 
 
-def _shortest_step(dataset: PatchDataset) -> float:
-    """Return the minutes between neighboring times of one place: the most frequent ones."""
+def _default_leads(dataset: PatchDataset) -> list[float]:
+    """Return one, two and three times the most frequent time step of a place, in minutes, where places have such
+    pairs of times.
+    """
     table = pd.DataFrame({"place": dataset.crop_places, "seconds": dataset.crop_seconds})
     table = table.iloc[np.unique(dataset.table.crop)].drop_duplicates().sort_values(["place", "seconds"])
-    steps = table.groupby("place")["seconds"].diff().dropna()
+    times = table.groupby("place")["seconds"]
+    later = np.stack([times.diff(n) / 60 for n in (1, 2, 3)])
+    steps = pd.Series(later[0]).mode()
     if steps.empty:
         raise SchemaError(
             f"{dataset.store}: every place is seen at one time only, and the contrast learns from two near times. Pass "
             "--objective coding-rate, or add scenes of the same places."
         )
-    return float(steps.mode().iloc[0]) / 60
+    step = float(steps.iloc[0])
+    return [n * step for n in (1, 2, 3) if (np.abs(later - n * step) < step / 2).any()]
 
 
 def _choose_mode(config: Config) -> Any:
