@@ -105,7 +105,7 @@ def _synthesize(out: Path, seed: int, say: Say) -> None:
     ):
         folder = out / name
         if len(list(folder.rglob("*.nc"))) != count:
-            synthetic.write_scenes(folder, format=format_, scenes=count, seed=seed, progress=True, **options)
+            synthetic.write_scenes(folder, format=format_, scenes=count, seed=seed, **options)
         size = sum(f.stat().st_size for f in folder.rglob("*.nc"))
         say(f"   {folder}/: {count} {format_} files, {size / 1e6:.0f} MB")
 
@@ -114,7 +114,7 @@ def _preprocess(out: Path, workers: int, say: Say) -> None:
     say("\n2. Cubes: one chunk a patch, one shard a crop, flags, statistics and coordinates")
     radar = Recipe(channels=("reflectivity_column_maximum", "echo_top_height"))
     for folder, name, recipe in (("larc", "patches.zarr", None), ("radar", "radar.zarr", radar)):
-        report = pipeline.preprocess(out / folder, out / name, recipe=recipe, workers=workers, progress=True)
+        report = pipeline.preprocess(out / folder, out / name, recipe=recipe, workers=workers)
         say(f"   {report}")
         if report.failed:
             raise SchemaError(f"{out / folder}: a source of the demo failed; remove the folder and run again")
@@ -123,9 +123,7 @@ def _preprocess(out: Path, workers: int, say: Say) -> None:
 def _embed(out: Path, made_by: str, say: Say, *, stride: int | None = STRIDE, **options: Any) -> None:
     """Embed overlapping windows of the cube, and fit a readout for what is alike anywhere."""
     target = out / STORES[made_by]
-    summary = embed(
-        out / "patches.zarr", out=target, channels=CHANNEL, stride=stride, progress=True, **options
-    )
+    summary = embed(out / "patches.zarr", out=target, channels=CHANNEL, stride=stride, **options)
     say(f"   {target}: {summary['embedded']:,} windows, {summary['features']} numbers each")
     say(f"   readout: {query.fit_readout(target, whiten=True)[CHANNEL]}")
 
@@ -138,11 +136,11 @@ def _learn(out: Path, seed: int, say: Say) -> None:
     config = load_config(
         store=str(out / "patches.zarr"), out=str(runs / "256"), channels=(CHANNEL,), **options
     )
-    say(f"   256: {train(config, progress=True)['checkpoint']}")
+    say(f"   256: {train(config)['checkpoint']}")
     _embed(out, "network", say, checkpoint=runs / "256" / "checkpoint.pth")
     config = load_config(store=str(embeddings), out=str(runs / "2k"), **options)
-    say(f"   2k: {train(config, progress=True)['checkpoint']}")
-    embed(embeddings, runs / "2k" / "checkpoint.pth", out / "embeddings_2k.zarr", progress=True)
+    say(f"   2k: {train(config)['checkpoint']}")
+    embed(embeddings, runs / "2k" / "checkpoint.pth", out / "embeddings_2k.zarr")
 
 
 def _ask(out: Path, made_by: str, planted: np.ndarray, say: Say) -> xr.Dataset:

@@ -17,14 +17,14 @@ PACKAGE = Path(gridrad_cube.__file__).parent
 
 MODULES = (
     "accessor", "datasets", "embedding", "evaluation", "geometry", "info", "launch", "models", "pipeline", "plot",
-    "predecessor", "quality", "query", "readers", "readout",
+    "predecessor", "progress", "quality", "query", "readers", "readout",
     "schema", "selection", "similarity", "storage", "store", "synthetic", "tiling",
     "training", "versions",
 )  # fmt: skip
 #: Parameters that mean the same wherever they occur, and their default where they have one.
 DEFAULTS = {
     "bbox": None, "batch_size": 64, "channel": None, "channels": None, "client": None, "device": "auto",
-    "metric": "cosine", "progress": False, "readout": "auto", "reject": None, "scheduler": None, "seed": 0,
+    "metric": "cosine", "progress": None, "readout": "auto", "reject": None, "scheduler": None, "seed": 0,
     "time": None, "workers": 1,
 }  # fmt: skip
 #: Words for parameters that have a name already.

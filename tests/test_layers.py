@@ -16,7 +16,17 @@ import gridrad_cube
 PACKAGE = Path(gridrad_cube.__file__).parent
 PROJECT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    0: {"schema", "geometry", "storage", "launch", "selection", "sources", "versions", "accessor"},
+    0: {
+        "schema",
+        "geometry",
+        "storage",
+        "launch",
+        "progress",
+        "selection",
+        "sources",
+        "versions",
+        "accessor",
+    },
     1: {"readers", "tiling", "quality", "store", "similarity", "readout", "models", "synthetic"},
     2: {"pipeline", "datasets", "query", "evaluation", "plot", "info"},
     3: {"training", "embedding", "predecessor"},
@@ -38,8 +48,8 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 123
-LINES = 28_000  # without docstrings
+MODULES = 126
+LINES = 28_500  # without docstrings
 FILES_OF_A_PACKAGE = 13
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from gridrad_cube.cli.messages import spell
+
 PATH = click.Path(path_type=Path)
 CHANNEL = click.option("--channel", help="Name, or label such as reflectivity@3.0km.")
 CHANNELS = click.option(
@@ -92,7 +94,7 @@ def numbers_of(text: str) -> tuple[int, ...]:
 
 def finish(report: Any) -> None:
     """Print the report of a build; exit with status 1 if a file failed or was not read."""
-    click.echo(report)
+    click.echo(spell(str(report), click.get_current_context()))
     if not report.is_complete:
         raise SystemExit(1)
 

@@ -21,6 +21,7 @@ from gridrad_cube.cli.arguments import (
     finish,
     store_option,
 )
+from gridrad_cube.cli.messages import Command
 from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, TileSpec
 
 _FORMATS = ("larc-goes", "gridrad-v4.2", "gridrad-v3.1", "gridrad-v4.1")
@@ -51,7 +52,7 @@ def _given_thresholds(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in _THRESHOLDS if options[name] is not None}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("out", type=PATH)
 @click.option("--format", type=click.Choice(_FORMATS), default="larc-goes")
 @click.option("--scenes", type=click.IntRange(1), default=6, help="Number of files.")
@@ -68,11 +69,11 @@ def synthesize(out: Path, **options: Any) -> None:
     """
     from gridrad_cube import synthetic
 
-    for path in synthetic.write_scenes(out, progress=True, **options):
+    for path in synthetic.write_scenes(out, **options):
         click.echo(path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, required=True)
 @store_option("Path or URL of the cube to build, continue or extend.")
 @click.option("--format", type=click.Choice(["auto", *_FORMATS, "cf"]), default="auto")
@@ -142,7 +143,7 @@ def preprocess(context: click.Context, **options: Any) -> None:
     if is_dry:
         how.pop("scheduler")
     work = pipeline.estimate if is_dry else pipeline.preprocess
-    finish(work(list(how.pop("sources")), how.pop("store"), recipe=recipe, progress=True, **how))
+    finish(work(list(how.pop("sources")), how.pop("store"), recipe=recipe, **how))
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:
@@ -191,7 +192,7 @@ def _variable(text: str) -> tuple[str, str, str | None]:
     return parts[1], parts[2], parts[3] or None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target")
 @JSON
 def info(target: str, as_json: bool) -> None:
@@ -203,7 +204,7 @@ def info(target: str, as_json: bool) -> None:
     click.echo(json.dumps(facts, indent=1) if as_json else stores.as_text(facts))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store")
 @click.option(
     "--repair", is_flag=True, help="Restore what is damaged of a cube from its sources, plan and log."
@@ -229,7 +230,7 @@ def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
         raise SystemExit(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store")
 @_thresholds
 def reflag(store: str, **thresholds: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.arguments import CHANNELS, PATH, SCHEDULER, WORKERS, combine, numbers_of, store_option
+from gridrad_cube.cli.messages import Command
 
 _NETWORK = combine(
     click.option("--out", required=True, help="Store to write."),
@@ -23,7 +23,7 @@ _NETWORK = combine(
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=Command)
 @store_option("Cube of patches, or level-256 embeddings for level 2k.")
 @click.option("--checkpoint", type=PATH, help="Embed by the network of a checkpoint.")
 @click.option(
@@ -63,14 +63,21 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
     launcher (torchrun, srun, mpiexec) or --part.
     """
     from gridrad_cube import embedding
-    from gridrad_cube.launch import find_world
 
     options["channels"] = options["channels"] or None
-    summary = embedding.embed(store, checkpoint, out, progress=find_world().size == 1, **options)
-    click.echo(json.dumps(summary))
+    done = embedding.embed(store, checkpoint, out, **options)
+    if not done["finished"]:
+        click.echo(f"{done['out']}: this part is done; the store appears when the others are")
+        return
+    samples = "patches" if done["level"] == "256" else "crops"
+    kept = f", {done['blocks_kept']} of {done['blocks']} blocks kept" if done["blocks_kept"] else ""
+    click.echo(
+        f"{done['out']}: {done['embedded']:,} of {done['patches']:,} {samples} embedded, {done['features']} numbers "
+        f"for each channel ({', '.join(done['channels'])}){kept}"
+    )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("embeddings")
 @click.option(
     "--directions",
@@ -110,7 +117,7 @@ def readout(embeddings: str, remove: bool, time: tuple[tuple[str, str], ...], **
         click.echo(f"{embeddings}: {channel}: {found}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("samples", nargs=-1, required=True, metavar="CROP[,ROW,COL]...")
 @store_option("What the network reads: a cube, or level-256 embeddings.")
 @click.option("--checkpoint", required=True, type=PATH)
@@ -130,4 +137,4 @@ def attention(samples: Sequence[str], store: str, checkpoint: Path, out: str, **
     options["channels"] = options["channels"] or None
     maps = embedding.attention(store, checkpoint, [numbers_of(sample) for sample in samples], **options)
     write_zarr(maps, out)
-    click.echo(json.dumps({"out": out, **maps.sizes}))
+    click.echo(f"{out}: {', '.join(f'{size} {name}' for name, size in maps.sizes.items())}")

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.arguments import CHANNEL, CUBE, PATH, QUERY, combine, read_query, save_figure
+from gridrad_cube.cli.messages import Group
 
 
-@click.group()
+@click.group(cls=Group)
 def plot() -> None:
     """Draw pictures: PNG, PDF or SVG by the name of --out.
 

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.arguments import PATH, WORKERS, combine, finish
+from gridrad_cube.cli.messages import Group
 
 
-@click.group()
+@click.group(cls=Group)
 def convert() -> None:
     """The predecessor's files to stores and checkpoints (docs/coming-from-the-predecessor.md).
 
@@ -54,7 +55,7 @@ def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """
     from gridrad_cube import predecessor
 
-    finish(predecessor.from_npz(sources, store, **options, progress=True))
+    finish(predecessor.from_npz(sources, store, **options))
 
 
 @convert.command("from-pt")
@@ -68,7 +69,7 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
     """
     from gridrad_cube import predecessor
 
-    finish(predecessor.from_pt(sources, store, **options, progress=True))
+    finish(predecessor.from_pt(sources, store, **options))
 
 
 @convert.command("from-features")
@@ -88,7 +89,14 @@ def from_features(source: Path, store: str, **options: Any) -> None:
     from gridrad_cube import predecessor
 
     given = {name: value for name, value in options.items() if value}
-    click.echo(json.dumps(predecessor.from_features(source, store, **given, progress=True)))
+    done = predecessor.from_features(source, store, **given)
+    click.echo(
+        f"{done['out']}: {done['embedded']} embeddings of {done['features']} numbers, of {done['crops']} crops and "
+        f"{', '.join(done['channels'])}"
+    )
+    if done["unmatched"]:
+        names = done["unmatched"]
+        click.echo(f"  {len(names)} names belong to no patch of the cube, for example {names[0]}")
 
 
 @convert.command("from-checkpoint")

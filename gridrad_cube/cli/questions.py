@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.arguments import CHANNEL, CUBE, JSON, PATH, QUERY, SEED, read_query, save_figure
+from gridrad_cube.cli.messages import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("embeddings")
 @QUERY
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
@@ -50,7 +51,7 @@ def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options
         click.echo(f"{out}: {answer.sizes['rank']} answers")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("embeddings", nargs=-1, required=True)
 @CUBE
 @click.option("--patches", help="At level 2k: path of the level-256 embeddings, if they have moved.")

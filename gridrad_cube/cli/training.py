@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from gridrad_cube.cli.messages import Command, spell
 from gridrad_cube.launch import find_world
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class _Option(click.Option):
         self.group, self.several, self.switch = group, several, switch
 
 
-class _Train(click.Command):
+class _Train(Command):
     """A command whose options come from `Config` when it is used, since importing that takes seconds."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -224,13 +224,10 @@ def train(ctx: click.Context, **options: Any) -> None:
     world = find_world()
     logging.getLogger("gridrad_cube").setLevel(logging.NOTSET if world.is_main else logging.ERROR)
     try:
-        summary = run(_configure(options), progress=sys.stderr.isatty())
+        summary = run(_configure(options))
     except TrainingError as error:
         if ctx.find_root().params.get("debug"):
             raise
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo("Stopped and saved; the same command resumes the run.", err=True)
-        ctx.exit(130)
+        raise click.ClickException(spell(str(error), ctx)) from error
     if world.is_main:
         click.echo(summary["checkpoint"])

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from gridrad_cube.embedding.inputs import Normalize, PatchInput, open_input, read_coordinates
 from gridrad_cube.embedding.network import Network
@@ -25,6 +24,7 @@ from gridrad_cube.geometry import pixel_spacing_km
 from gridrad_cube.launch import World, choose_device, cores, find_world
 from gridrad_cube.models import Pool
 from gridrad_cube.pipeline import executor
+from gridrad_cube.progress import explain_interruption, progress_bar
 from gridrad_cube.schema import FORMAT_VERSION, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store import COORDINATES, EmbeddingWriter
@@ -75,7 +75,7 @@ def embed(
     client: Client | None = None,
     part: tuple[int, int] | None = None,
     resume: bool = True,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Embed every patch of a cube, or every grid of an embedding store of level 256.
 
@@ -140,7 +140,8 @@ def embed(
     resume
         Whether to keep the blocks that ``out`` holds. If not, they are overwritten.
     progress
-        Whether to show a bar on stderr.
+        Whether to show progress bars on stderr; None shows them in a terminal and in a notebook. Of several
+        ranks, the first one shows it.
 
     Returns
     -------
@@ -184,27 +185,40 @@ def embed(
         model=model, channels=channels, stride=stride, coarsen=coarsen, key=key, pool=pool, normalize=normalize,
         dtype=dtype, batch_size=batch_size, device=device,
     )  # fmt: skip
-    here = job(world=world)
-    here.writer.begin(resume=resume)
-    if distributed:
-        blocks = range(len(here.writer.blocks))
-        kept = sum(here.writer.record(number) is not None for number in blocks)
-        _embed_elsewhere(job, len(blocks), workers, scheduler, client, progress=progress)
-        here.embed_blocks(share, progress=False, trust=True)
-    else:
-        kept = here.embed_blocks(share, progress=progress)
-    records = here.records(share)
-    finished = len(records) == len(here.writer.blocks)
-    if finished:
-        here.finish(records)
-    inputs = here.inputs
-    return {
-        "out": here.writer.files.root, "level": inputs.level, "checkpoint": here.embedder.fingerprint,
-        "crops": inputs.crops, "channels": list(inputs.labels), "features": here.embedder.features,
-        "patches": int(np.prod((inputs.crops, *inputs.shape))),
-        "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks),
-        "blocks_kept": kept, "finished": finished, "seconds": round(time.monotonic() - started, 3),
-    }  # fmt: skip
+    if not world.is_main:
+        progress = False
+    here: _Job | None = None
+    with explain_interruption(lambda: _kept(Files(out).root, here)):
+        here = job(world=world)
+        here.writer.begin(resume=resume)
+        if distributed:
+            blocks = range(len(here.writer.blocks))
+            kept = sum(here.writer.record(number) is not None for number in blocks)
+            _embed_elsewhere(job, len(blocks), workers, scheduler, client, progress=progress)
+            here.embed_blocks(share, progress=False, trust=True)
+        else:
+            kept = here.embed_blocks(share, progress=progress)
+        records = here.records(share)
+        finished = len(records) == len(here.writer.blocks)
+        if finished:
+            here.finish(records)
+        inputs = here.inputs
+        return {
+            "out": here.writer.files.root, "level": inputs.level, "checkpoint": here.embedder.fingerprint,
+            "crops": inputs.crops, "channels": list(inputs.labels), "features": here.embedder.features,
+            "patches": int(np.prod((inputs.crops, *inputs.shape))),
+            "embedded": sum(r["embedded"] for r in records.values()), "blocks": len(here.writer.blocks),
+            "blocks_kept": kept, "finished": finished, "seconds": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+
+
+def _kept(out: str, job: _Job | None) -> str:
+    """What an interrupted run keeps, and how to resume it."""
+    if job is None:
+        return f"{out}: what it held before is kept. Run again to resume."
+    blocks = range(len(job.writer.blocks))
+    done = sum(job.writer.record(number) is not None for number in blocks)
+    return f"{out}: {done} of {len(blocks)} blocks of crops are embedded and kept. Run again to resume."
 
 
 def _open_embedder(
@@ -278,14 +292,14 @@ class _Job:
             out, request, crops=inputs.crops, shape=(*inputs.shape, embedder.features)
         )
 
-    def embed_blocks(self, part: tuple[int, int], *, progress: bool, trust: bool = False) -> int:
+    def embed_blocks(self, part: tuple[int, int], *, progress: bool | None, trust: bool = False) -> int:
         """Embed the missing blocks of a part; return how many were there. ``trust`` does not read those."""
         each = int(np.prod(self.inputs.shape))
         mine = list(enumerate(self.writer.blocks))[part[0] :: part[1]]
         total = each * sum(len(rows) for _, rows in mine)
         unit = "patch" if self.inputs.level == "256" else "grid"
         kept = 0
-        with tqdm(total=total, desc="embed", unit=unit, disable=not progress) as bar:
+        with progress_bar("embed", total=total, unit=unit, progress=progress) as bar:
             for number, rows in mine:
                 if self._is_kept(number, rows, trust):
                     kept += 1
@@ -480,7 +494,7 @@ def _embed_elsewhere(
     scheduler: str | None,
     client: Client | None,
     *,
-    progress: bool,
+    progress: bool | None,
 ) -> None:
     """Embed all blocks by other processes, some shares for each."""
     here = client is None and scheduler is None
@@ -488,8 +502,9 @@ def _embed_elsewhere(
     shares = min(blocks, _SHARES * workers if here else _REMOTE_SHARES)
     tasks = [(job, (i, shares), threads) for i in range(shares)]
     with executor(client, workers, scheduler) as run:
-        bar = tqdm(run(_embed_share, tasks), "embed", shares, unit="share", disable=not progress)
-        results = [result for _, result in bar]
+        shown = progress_bar("embed", run(_embed_share, tasks), total=shares, unit="share", progress=progress)
+        with shown as bar:
+            results = [result for _, result in bar]
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -6,17 +6,19 @@ The work runs in this process or over Dask.
 
 from __future__ import annotations
 
+from gridrad_cube.pipeline.execution import executor
 from gridrad_cube.pipeline.finalize import finalize, is_finished, reflag
 from gridrad_cube.pipeline.find import find_sources
 from gridrad_cube.pipeline.report import Estimate, Outcome, Report, reason
 from gridrad_cube.pipeline.run import (
     check_unchanged,
     estimate,
+    explained,
     preprocess,
     repair,
     write_plan,
 )
-from gridrad_cube.pipeline.work import executor, write_crops, write_source
+from gridrad_cube.pipeline.work import write_crops, write_source
 
 __all__ = [
     "Estimate",
@@ -25,6 +27,7 @@ __all__ = [
     "check_unchanged",
     "estimate",
     "executor",
+    "explained",
     "finalize",
     "find_sources",
     "is_finished",

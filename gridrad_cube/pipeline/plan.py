@@ -14,12 +14,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gridrad_cube import readers, store, tiling
 from gridrad_cube.geometry import grid_tolerance, same_positions
+from gridrad_cube.pipeline.execution import Runner
 from gridrad_cube.pipeline.report import group, outcome_of, refusal
-from gridrad_cube.pipeline.work import Runner, attempt, read_unchanged
+from gridrad_cube.pipeline.work import attempt, read_unchanged
+from gridrad_cube.progress import progress_bar
 from gridrad_cube.schema import CHANNELS, Packing, Recipe, SchemaError
 from gridrad_cube.store import Build
 
@@ -115,7 +116,7 @@ def make_plan(
     found: Mapping[str, str],
     stamps: _Stamps,
     run: Runner,
-    progress: bool,
+    progress: bool | None,
     retries: int,
 ) -> Plan:
     """Plan the scenes that a store lacks. Nothing is written."""
@@ -128,24 +129,25 @@ def make_plan(
     planned: list[_Planned] = []
     offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # written by the first scene that has it
     packings: dict[str, set[Packing]] = {}  # of all scenes that have it
-    for i, result in tqdm(results, "plan", len(new), unit="file", disable=not progress):
-        name, _ = new[i]
-        if isinstance(result, Exception):
-            refused.append(refusal(name, result, known[name][0]))
-            continue
-        times = {build.entries[number].time for number in build.numbers_of(name)}
-        entries = tuple(e for e in result.entries if e.time not in times)
-        if not entries:
-            continue
-        if build.is_planned and any(n > m for n, m in zip(result.crop, build.layout.crop, strict=True)):
-            refused.append(refusal(name, _too_large(result.crop, build.layout), known[name][0]))
-            continue
-        planned.append(result._replace(entries=entries, channels={}))
-        first = min(entries, key=_order)
-        for channel, layout in result.channels.items():
-            packings.setdefault(channel, set()).add(layout.packing)
-            if channel not in offered or _order(first) < _order(offered[channel][0]):
-                offered[channel] = first, layout
+    with progress_bar("plan", results, total=len(new), unit="file", progress=progress) as bar:
+        for i, result in bar:
+            name, _ = new[i]
+            if isinstance(result, Exception):
+                refused.append(refusal(name, result, known[name][0]))
+                continue
+            times = {build.entries[number].time for number in build.numbers_of(name)}
+            entries = tuple(e for e in result.entries if e.time not in times)
+            if not entries:
+                continue
+            if build.is_planned and any(n > m for n, m in zip(result.crop, build.layout.crop, strict=True)):
+                refused.append(refusal(name, _too_large(result.crop, build.layout), known[name][0]))
+                continue
+            planned.append(result._replace(entries=entries, channels={}))
+            first = min(entries, key=_order)
+            for channel, layout in result.channels.items():
+                packings.setdefault(channel, set()).add(layout.packing)
+                if channel not in offered or _order(first) < _order(offered[channel][0]):
+                    offered[channel] = first, layout
     refused.sort(key=lambda record: record.source)
     new_entries = sorted((e for p in planned for e in p.entries), key=_order)
     same = _merge_grids(build, planned)

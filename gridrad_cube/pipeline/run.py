@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gridrad_cube import quality, store
+from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.find import find_sources, search
 from gridrad_cube.pipeline.plan import (
@@ -30,7 +30,8 @@ from gridrad_cube.pipeline.plan import (
     under_known_names,
 )
 from gridrad_cube.pipeline.report import Estimate, Outcome, Report, failure, outcome_of, reason
-from gridrad_cube.pipeline.work import FATAL, Runner, attempt, executor, write_source
+from gridrad_cube.pipeline.work import FATAL, attempt, write_source
+from gridrad_cube.progress import explain_interruption, progress_bar
 from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.sources import identities, identity
 from gridrad_cube.storage import RemoteError
@@ -54,7 +55,7 @@ def preprocess(
     workers: int = 1,
     scheduler: str | None = None,
     retries: int = 2,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Report:
     """Build a cube of patches from source files, or resume or extend one.
 
@@ -80,7 +81,7 @@ def preprocess(
     retries
         How often a file is tried again after an error of disk or network.
     progress
-        Show a progress bar on stderr.
+        Whether to show progress bars on stderr; None shows them in a terminal and in a notebook.
 
     Returns
     -------
@@ -104,7 +105,11 @@ def preprocess(
         raise SchemaError(f"{store}: lives in this process alone; build it with workers=1 and no client")
     is_new = not build.files.exists()
     try:
-        with executor(client, workers, scheduler) as run, build.lease():
+        with (
+            explained(build),
+            executor(client, workers, scheduler) as run,
+            build.lease(),
+        ):
             build = Build(store)  # only under the lease are the changes of an earlier writer complete
             damaged = build.missing()
             build.mend()
@@ -134,6 +139,19 @@ def preprocess(
     )
 
 
+def explained(build: Build) -> contextlib.AbstractContextManager[None]:
+    """Let an interruption say what a build keeps, and how to resume it."""
+
+    def kept() -> str:
+        now = Build(build.files.root)
+        if not now.is_planned:
+            return f"{now.files.root}: nothing is written yet. Run again to start."
+        written = sum(map(now.is_written, range(len(now.entries))))
+        return f"{now.files.root}: {written} of {len(now.entries)} scenes are written and kept. Run again to resume."
+
+    return explain_interruption(kept)
+
+
 def _remove_empty(build: Build) -> None:
     """Remove the folders of a build that was refused before anything was written to it."""
     if build.files.local:
@@ -149,7 +167,7 @@ def estimate(
     recipe: Recipe | None = None,
     workers: int = 1,
     retries: int = 2,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Estimate:
     """Return what `preprocess` with the same parameters would add to a store. Nothing is written.
 
@@ -362,7 +380,7 @@ def write_plan(
     build: Build,
     paths: Mapping[str, str],
     run: Runner,
-    progress: bool,
+    progress: bool | None,
     retries: int,
     *,
     write: Callable[..., store.Record] | None = None,
@@ -405,8 +423,10 @@ def write_plan(
         task = retries, write or write_source, build.files.root, build.layout, build.recipe
         entries = (build.entries[number] for number in todo)
         tasks = [(*task, entry, paths[entry.file]) for entry in entries]
-        for i, result in tqdm(run(attempt, tasks), title, len(todo), unit="scene", disable=not progress):
-            outcomes[todo[i]] = _account(build, todo[i], result)
+        results = run(attempt, tasks)
+        with progress_bar(title, results, total=len(todo), unit="scene", progress=progress) as bar:
+            for i, result in bar:
+                outcomes[todo[i]] = _account(build, todo[i], result)
     return [outcomes[n] for n in range(len(build.entries))]
 
 

@@ -1,23 +1,13 @@
-"""The unit of work: one scene becomes the shards of its crops and one record of the log. Also runs many of
-them.
-"""
+"""The unit of work: one scene becomes the shards of its crops and one record of the log."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import functools
-import itertools
-import logging
-import os
-import sys
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -33,31 +23,15 @@ from gridrad_cube.schema import (
     channel_label,
     default_reject,
 )
-from gridrad_cube.sources import identity, remove_copies
+from gridrad_cube.sources import identity
 from gridrad_cube.storage import Files
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-#: Yields (number, result or exception) of ``function(*arguments)`` for each tuple of arguments, in order of
-#: completion.
-Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 
 _T = TypeVar("_T")
 
-#: Files that may wait for a worker. It bounds the size of the graph.
-_SUBMITTED_PER_WORKER = 4
 #: Errors of a disk that is full or cannot be written to.
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 #: How often a file is read that changes while it is read.
 _READINGS = 3
-#: Errors of the program, not of a file.
-_PROGRAM = (
-    AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError,
-    ZeroDivisionError,
-)  # fmt: skip
-#: Constant of ``malloc.h``.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Codes of bins that quality control removes, the same in every radar field of the table.
 _LOW_CONFIDENCE = int(CHANNELS["reflectivity"].packing.low_confidence or 0)
 _CLUTTER = int(CHANNELS["reflectivity"].packing.clutter or 0)
@@ -365,7 +339,7 @@ def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec)
     return states
 
 
-# --- many tasks, in this process or over Dask
+# --- again, after a fault of disk or network
 
 
 def attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
@@ -380,112 +354,3 @@ def attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
                 raise
             time.sleep(2.0**number / 4)
     raise AssertionError("unreachable")
-
-
-@contextmanager
-def executor(client: Client | None, workers: int, scheduler: str | None) -> Iterator[Runner]:
-    """Return a `Runner` in this process for one worker, else over Dask with a bounded number of running
-    tasks.
-
-    If a task raises an error about its file, the error is its result. An error of the program (TypeError,
-    KeyError and the like) is raised here and ends the run.
-
-    Parameters
-    ----------
-    client
-        Dask client to use; None to start workers. It is not closed.
-    workers
-        Number of processes.
-    scheduler
-        Address of a running Dask scheduler, or the path of its scheduler file.
-
-    Yields
-    ------
-    The runner.
-    """
-    if client is not None:
-        yield functools.partial(_run_dask, client)
-        client.run(remove_copies)
-        return
-    if scheduler is None and workers <= 1:
-        try:
-            yield _run_here
-        finally:
-            remove_copies()
-        return
-    from distributed import Client, LocalCluster
-
-    with contextlib.ExitStack() as stack:
-        if scheduler is None:
-            local = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-            where = {"address": stack.enter_context(LocalCluster(n_workers=workers, **local))}
-        else:
-            where = {"scheduler_file" if os.path.isfile(scheduler) else "address": scheduler}
-        own = stack.enter_context(Client(**where, set_as_default=False))
-        yield functools.partial(_run_dask, own)
-        own.run(remove_copies)
-        if scheduler is None:
-            # Workers that are closed in the middle of a heartbeat log that as an error.
-            own.run(logging.getLogger("distributed.worker").setLevel, logging.CRITICAL)
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Let this process keep up to 256 MiB of freed memory, with glibc.
-
-    Dask's nannies set MALLOC_TRIM_THRESHOLD_, with which glibc asks the system again for every array of 128 kB or more;
-    faulting those pages in took half of the time of a scene.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-            mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
-
-
-def _run_here(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
-) -> Iterator[tuple[int, Any]]:
-    for i, args in enumerate(arguments):
-        yield i, _checked(_result(function, args))
-
-
-def _result(function: Callable[..., Any], args: tuple[Any, ...], *, in_worker: bool = False) -> Any:
-    """Return the result of a task, or its exception, because an error in one file must not stop the others."""
-    _keep_memory()
-    try:
-        return function(*args)
-    except Exception as error:
-        if in_worker:  # pickling drops the traceback
-            error.add_note("In the worker:\n" + traceback.format_exc())
-        return error
-
-
-def _checked(result: Any) -> Any:
-    if isinstance(result, _PROGRAM):
-        raise result
-    return result
-
-
-def _run_dask(
-    client: Client, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
-) -> Iterator[tuple[int, Any]]:
-    from distributed import as_completed
-
-    workers = max(1, len(client.scheduler_info().get("workers", {})))
-    waiting = iter(enumerate(arguments))
-    numbers: dict[Any, int] = {}
-    pool = as_completed(loop=client.loop)
-
-    def submit(count: int) -> None:
-        for i, args in itertools.islice(waiting, count):
-            future = client.submit(_result, function, args, in_worker=True, pure=False)
-            numbers[future] = i
-            pool.add(future)
-
-    submit(workers * _SUBMITTED_PER_WORKER)
-    for future in pool:
-        i = numbers.pop(future)
-        error = future.exception()  # of Dask itself: a task that killed several workers
-        yield i, _checked(future.result() if error is None else error)
-        submit(1)

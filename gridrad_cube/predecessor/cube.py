@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
 from gridrad_cube import pipeline, readers, store, tiling
 from gridrad_cube.predecessor.arrays import (
@@ -25,6 +24,7 @@ from gridrad_cube.predecessor.arrays import (
     open_crops,
 )
 from gridrad_cube.predecessor.names import OldSource, find_files
+from gridrad_cube.progress import progress_bar
 from gridrad_cube.schema import CHANNELS, PATCH_SIZE, TIME_FILL, Packing, Recipe, SchemaError, TileSpec
 from gridrad_cube.storage import Files
 from gridrad_cube.store import Build
@@ -102,7 +102,7 @@ def from_pt(
     workers
         Processes.
     progress
-        Show a progress bar on stderr.
+        Whether to show progress bars on stderr; None shows them in a terminal and in a notebook.
 
     Returns
     -------
@@ -128,10 +128,10 @@ def _convert(
     dtype: Literal["uint16", "float32"] = "uint16",
     patch: int | None = None,
     workers: int = 1,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> pipeline.Report:
     build = Build(store)
-    with pipeline.executor(None, workers, None) as run, build.lease():
+    with pipeline.explained(build), pipeline.executor(None, workers, None) as run, build.lease():
         build = Build(store)
         damaged = build.missing()
         build.mend()
@@ -139,10 +139,9 @@ def _convert(
             there = {build.number[s.name]: (s.path, s.stat()) for s in found if s.name in build.number}
             pipeline.check_unchanged(build, there, run, write=_write_crops)
             new = [s for s in found if s.name not in build.number]
-            looking = tqdm(
-                run(_look, [(s,) for s in new]), "plan", len(new), unit="file", disable=not progress
-            )
-            by_number = dict(looking)
+            looks = run(_look, [(s,) for s in new])
+            with progress_bar("plan", looks, total=len(new), unit="file", progress=progress) as bar:
+                by_number = dict(bar)
             facts = [by_number[n] for n in range(len(new))]
             if build.is_planned:
                 recipe, layout = build.recipe, build.layout

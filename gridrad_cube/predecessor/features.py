@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from gridrad_cube import store
 from gridrad_cube.models import fingerprint, load_backbone
@@ -27,6 +26,7 @@ from gridrad_cube.predecessor.arrays import (
     values_of,
 )
 from gridrad_cube.predecessor.names import base_of, time_of
+from gridrad_cube.progress import progress_bar
 from gridrad_cube.schema import FORMAT_VERSION, PATCH_SIZE, Flag, SchemaError
 
 
@@ -113,7 +113,7 @@ def from_features(
     channels: Sequence[str] = CHANNEL_NAMES,
     grid: tuple[int, int] | None = None,
     dtype: Literal["float16", "float32"] = "float32",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Write the predecessor's embeddings as an embedding store, of level 256 or 2k as their shape says.
 
@@ -137,7 +137,7 @@ def from_features(
     dtype
         Of the stored embeddings.
     progress
-        Whether to show a bar on stderr.
+        Whether to show progress bars on stderr; None shows them in a terminal and in a notebook.
 
     Returns
     -------
@@ -177,15 +177,17 @@ def from_features(
     writer = store.EmbeddingWriter(out, request, crops=len(scenes), shape=shape)
     writer.begin(resume=True)
     records = {}
-    for number, rows in tqdm(list(enumerate(writer.blocks)), "convert", unit="block", disable=not progress):
-        record = writer.record(number)
-        if record is None or record["rows"] != len(rows) or not writer.is_whole(record):
-            vectors = np.full((len(rows), *shape), np.nan, np.float32)
-            for i, j in np.ndindex(len(rows), len(used)):
-                if (key := (rows[i], used[j])) in table:
-                    vectors[i, j] = features.read(table[key]).reshape(shape[1:])
-            record = writer.write(number, vectors, {"content": identity})
-        records[number] = record
+    blocks = list(enumerate(writer.blocks))
+    with progress_bar("convert", blocks, total=len(blocks), unit="block", progress=progress) as bar:
+        for number, rows in bar:
+            record = writer.record(number)
+            if record is None or record["rows"] != len(rows) or not writer.is_whole(record):
+                vectors = np.full((len(rows), *shape), np.nan, np.float32)
+                for i, j in np.ndindex(len(rows), len(used)):
+                    if (key := (rows[i], used[j])) in table:
+                        vectors[i, j] = features.read(table[key]).reshape(shape[1:])
+                record = writer.write(number, vectors, {"content": identity})
+            records[number] = record
 
     def small(rows: range) -> dict[str, np.ndarray]:
         if dataset is not None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from tqdm import tqdm
 
 from gridrad_cube import geometry
+from gridrad_cube.progress import progress_bar
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import as_seconds
 from gridrad_cube.storage import open_for_writing
@@ -79,7 +79,7 @@ _PLANT_NOISE, _PLANT_TRIES = 0.3, 64
 def write_scenes(
     out: str | os.PathLike[str], *, format: str = "larc-goes", scenes: int = 6,
     shape: tuple[int, int] | None = None, seed: int = 0, start: str | np.datetime64 | None = None,
-    interval: str | np.timedelta64 | datetime.timedelta | None = None, plants: int = 0, progress: bool = False,
+    interval: str | np.timedelta64 | datetime.timedelta | None = None, plants: int = 0, progress: bool | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write synthetic source files, one scene in each.
 
@@ -103,7 +103,7 @@ def write_scenes(
         Number of times that one storm complex is planted into ``larc-goes`` scenes: later, elsewhere, mirrored and
         with noise. `plant_table` tells where.
     progress
-        Show a progress bar.
+        Whether to show progress bars on stderr; None shows them in a terminal and in a notebook.
 
     Returns
     -------
@@ -121,20 +121,22 @@ def write_scenes(
     layout = plan.format
     network = RadarNetwork(plan.weather, *plan.axes, np.array(layout.altitudes)) if layout.altitudes else None
     paths = []
-    for time in tqdm(plan.times, desc=f"synthesize {format}", unit="file", disable=not progress):
-        stamp = time.item()
-        # GridRad files a convective day, 12 to 12 UTC, in the folder of its first date.
-        day = stamp - datetime.timedelta(hours=12) if layout.folder.startswith("volumes") else stamp
-        paths.append(Path(out, day.strftime(layout.folder), stamp.strftime(layout.file)))
-        if network is None:
-            _write_larc_goes(paths[-1], time, plan)
-        else:
-            version = format.removeprefix("gridrad-").replace(".", "_")
-            write_gridrad(
-                paths[-1], version=version, time=time, axes=(network.altitude_km, *plan.axes),
-                volume=render_radar(plan.weather, time, network, moments=version != "v3_1"),
-                sites=[site.name for site in network.sites],
-            )  # fmt: skip
+    title = f"synthesize {format}"
+    with progress_bar(title, plan.times, total=len(plan.times), unit="file", progress=progress) as bar:
+        for time in bar:
+            stamp = time.item()
+            # GridRad files a convective day, 12 to 12 UTC, in the folder of its first date.
+            day = stamp - datetime.timedelta(hours=12) if layout.folder.startswith("volumes") else stamp
+            paths.append(Path(out, day.strftime(layout.folder), stamp.strftime(layout.file)))
+            if network is None:
+                _write_larc_goes(paths[-1], time, plan)
+            else:
+                version = format.removeprefix("gridrad-").replace(".", "_")
+                write_gridrad(
+                    paths[-1], version=version, time=time, axes=(network.altitude_km, *plan.axes),
+                    volume=render_radar(plan.weather, time, network, moments=version != "v3_1"),
+                    sites=[site.name for site in network.sites],
+                )  # fmt: skip
     return paths
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from gridrad_cube.models import (
     sample_seeds,
     update_teacher_,
 )
+from gridrad_cube.progress import explain_interruption, is_watched, progress_bar
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.store import NORTH_UP, MissingChunkError
 from gridrad_cube.training.config import Config, load_config, store_level
@@ -60,6 +62,8 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 _TIMED_STEPS, _TIMED_SECONDS = 5, 30.0
 #: A longer run on a CPU is warned of.
 _PATIENCE_SECONDS = 4 * 3600.0
+#: A step that ends no sooner after Ctrl-C is told about.
+_TOLD_AFTER_SECONDS = 1.0
 
 
 class TrainingError(RuntimeError):
@@ -71,13 +75,13 @@ def train(
     out: str | os.PathLike[str] | None = None,
     *,
     preset: str = "small",
-    progress: Progress | bool = False,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train the level that a store is for, or resume such a run.
 
-    If a launcher started several processes, this is one of them. SIGTERM saves and returns; Ctrl-C saves before it
-    interrupts.
+    If a launcher started several processes, this is one of them. SIGTERM and Ctrl-C end the step under way and save;
+    then SIGTERM returns and Ctrl-C interrupts. A second Ctrl-C interrupts at once.
 
     Parameters
     ----------
@@ -88,7 +92,8 @@ def train(
     preset
         Name of a recipe that comes with the package, or ``"none"``.
     progress
-        Show a bar on standard error; or a function to call after each step. Metrics are logged in any case.
+        Whether to show a bar on stderr; None shows it in a terminal and in a notebook. Or a function to call after
+        each step. Metrics are logged in any case.
     options
         Fields of `Config`, and ``file``, a TOML file of them.
 
@@ -116,60 +121,88 @@ def train(
     world = find_world()
     device = choose_device(config.device, world)
     cuda = [device] if device.type == "cuda" else []
-    with process_group(world, device), torch.random.fork_rng(devices=cuda), _caught_signals() as received:
+    saved = f"{config.out}: what it held before is kept. Run again to start."
+    with (
+        explain_interruption(lambda: saved),
+        process_group(world, device),
+        torch.random.fork_rng(devices=cuda),
+        _Signals() as signals,
+    ):
         run = _Run(config, world, device)
         run.announce()
-        with _reporter(progress, run) as report:
+        with explain_interruption(run.kept), _reporter(progress, run) as report:
             try:
-                summary = run.fit(received, report)
+                summary = run.fit(signals, report)
             except MissingChunkError as error:
                 if run.source.level == "256":
                     raise type(error)(f"{error} Or leave such patches out: --on-damage skip.") from error
                 raise
-    if "SIGINT" in received:
-        raise KeyboardInterrupt
+            if "SIGINT" in signals.received:
+                raise KeyboardInterrupt
     return summary
 
 
-@contextmanager
-def _caught_signals() -> Iterator[list[str]]:
-    """Collect SIGTERM and the first SIGINT instead of ending the process."""
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+class _Signals:
+    """Notes SIGTERM, and a first SIGINT while a step is under way; at other times SIGINT interrupts at once."""
 
-    def note(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, old[signal.Signals(number)])  # a second one acts as usual
+    def __init__(self) -> None:
+        self.received: list[str] = []
+        self._stepping = False
+        self._old: dict[int, Any] = {}
+        self._reminder = threading.Timer(
+            _TOLD_AFTER_SECONDS, logger.warning,
+            ("interrupted; waiting for the end of the step. Press Ctrl-C again to stop without saving it.",),
+        )  # fmt: skip
 
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reminder.cancel()
+        for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    def _note(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGINT" and (not self._stepping or name in self.received):
+            raise KeyboardInterrupt
+        self.received.append(name)
+        if name == "SIGINT":
+            self._reminder.daemon = True
+            self._reminder.start()
+
+    @contextmanager
+    def steps(self, are_under_way: bool = True) -> Iterator[None]:
+        """Whether steps are under way in the block, which end before an interruption takes effect."""
+        before, self._stepping = self._stepping, are_under_way
+        try:
+            yield
+        finally:
+            self._stepping = before
+
 
 @contextmanager
-def _reporter(progress: Progress | bool, run: _Run) -> Iterator[Progress | None]:
-    """The function to call after each step; a bar where one is asked for."""
-    if not isinstance(progress, bool):
+def _reporter(progress: Progress | bool | None, run: _Run) -> Iterator[Progress | None]:
+    """The function to call after each step; a bar where one is to be seen."""
+    if callable(progress):
         yield progress
         return
-    if not progress or not run.world.is_main or run.step >= run.plan.steps:
+    shown = is_watched() if progress is None else progress
+    if not shown or not run.world.is_main or run.step >= run.plan.steps:
         yield None
         return
-    # Importing it warns in notebooks without ipywidgets, where no bar may be asked for.
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the widgets of notebooks, which are not used
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
     label = f"train {run.source.level}"
-    with logging_redirect_tqdm(), tqdm(
-        total=run.plan.steps, initial=run.step, desc=label, unit="step", dynamic_ncols=True
-    ) as bar:  # fmt: skip
+    with (
+        logging_redirect_tqdm(),
+        progress_bar(label, total=run.plan.steps, initial=run.step, unit="step", progress=True) as bar,
+    ):
 
         def move(step: int, steps: int, record: Mapping[str, Any]) -> None:
             bar.update(step - bar.n)
@@ -243,6 +276,7 @@ class _Run:
             self.folder.begin(config.to_dict(), self.step if checkpoint is not None else None)
             if path is not None and self.scores.best_step == self.step:
                 self.folder.mark_best(path)  # an earlier process ended before it could
+        self._saved_step = self.step if self.folder.latest.exists() else -1
         self.model: nn.Module = self.networks.student
         if world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -307,21 +341,30 @@ class _Run:
             source.views, plan.lr,
         )  # fmt: skip
 
-    def fit(self, received: list[str], progress: Progress | None) -> dict[str, Any]:
+    def kept(self) -> str:
+        """What an interruption keeps, and how to resume."""
+        if self._saved_step < 0:
+            return f"{self.config.out}: no step is saved. Run again to start."
+        return (
+            f"{self.config.out}: step {self._saved_step} of {self.plan.steps} is saved. Run again to resume."
+        )
+
+    def fit(self, signals: _Signals, progress: Progress | None) -> dict[str, Any]:
         """Train to the end, or until a signal; see `train`."""
         started = time.monotonic()
+        self._signals = signals
         if self.step == 0 and self.scores.start is None and (found := self._measure()):
             self.folder.log({"step": 0, "epoch": 0} | found)
         self._clock = time.monotonic(), self.step, self.loader.seconds_waiting
         self._timed: tuple[float, int] | None = (time.monotonic(), self.step)
         self._starting = True
-        self._received, self._pending, self._has_bar = received, deque[_Outcome](), progress is not None
-        self._saved_step = self.step if self.folder.latest.exists() else -1
+        self._pending, self._has_bar = deque[_Outcome](), progress is not None
         self._saved_at, self._due = started, False
-        while self.step < self.plan.steps and self.stopped is None:
-            self._train_epoch(progress)
-        if self._saved_step != self.step:
-            self._save()
+        with signals.steps():
+            while self.step < self.plan.steps and self.stopped is None:
+                self._train_epoch(progress)
+            if self._saved_step != self.step:
+                self._save()
         if self.world.size > 1:
             dist.barrier()
         return {
@@ -391,7 +434,7 @@ class _Run:
         self._latest = (taught.heads, taught.features, norm)
         self.step += 1
         late = time.monotonic() - self._saved_at > 60 * self.config.save_minutes > 0
-        flags = (bool(self._received), late and self.world.is_main)
+        flags = (bool(self._signals.received), late and self.world.is_main)
         return _Outcome(self.step, index, seen, mean_later(loss, flags, self.world))
 
     def _add_gradients(
@@ -478,7 +521,7 @@ class _Run:
             self.window.append(loss)
             self._due |= due > 0
             if stop > 0:
-                self.stopped = self._received[0] if self._received else "SIGTERM"
+                self.stopped = (*self._signals.received, "SIGTERM")[0]
 
     def _explain(self, outcome: _Outcome, loss: float) -> str:
         by_view = [f.isfinite().all(-1).unflatten(0, (self.source.views, -1)) for f in outcome.features]
@@ -516,8 +559,14 @@ class _Run:
         waiting = self.loader.seconds_waiting - waited
         record |= {"images_per_second": speed, "seconds_waiting": waiting, "share_waiting": waiting / seconds,
                    "mfu": self._utilisation(speed)}  # fmt: skip
-        if probing:
-            record |= self._measure()
+        if probing and "SIGINT" not in self._signals.received:
+            try:
+                # A probe takes a while. Other processes wait for its end.
+                with self._signals.steps(self.world.size > 1):
+                    record |= self._measure()
+            except KeyboardInterrupt:
+                self._signals.received.append("SIGINT")
+                self.stopped = "SIGINT"
         self.window, self.record = [], record
         self._clock = time.monotonic(), step, self.loader.seconds_waiting
         if self.world.is_main:
