@@ -147,13 +147,15 @@ def _workers_here(count: int) -> Iterator[Client]:
     _check_guarded(count)
     import dask
     from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
 
     # Ctrl-C reaches all processes of a terminal. Threads and processes that start here never see it, and it leaves no
     # cluster behind that is half started.
     with _ctrl_c_later(), dask.config.set({"distributed.scheduler.worker-ttl": "60s"}):
         cluster = LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
-        )
+            n_workers=0, threads_per_worker=1, memory_limit=MEMORY_LIMIT // count, silence_logs=logging.ERROR,
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+        )  # fmt: skip
         # By its address, so that it does not wait for workers.
         client = Client(cluster.scheduler_address, set_as_default=False)
         cluster.scale(count)
