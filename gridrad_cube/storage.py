@@ -453,7 +453,7 @@ class Files:
                 os.link(file.name, target)
             except FileExistsError:
                 return False
-            except PermissionError:  # a file system without links
+            except OSError:  # a file system without links: which error it gives differs
                 try:
                     target.open("xb").close()
                 except FileExistsError:
@@ -501,6 +501,16 @@ class Files:
             Key of the object: its path below the root, with ``/``.
         """
         Path(self.root, key).unlink(missing_ok=True)
+
+    def remove_partials(self) -> None:
+        """Remove what killed writers left of files that they had not finished, in all folders.
+
+        For a caller who knows that nobody writes now. Other places than local disks have no such files.
+        """
+        for folder, _, names in os.walk(self.root) if self.local else ():
+            for name in names:
+                if name.startswith(".") and name.endswith(_PARTIAL):
+                    Path(folder, name).unlink(missing_ok=True)
 
     def exists(self, key: str = "") -> bool:
         """Return whether an object or folder of this key is there.

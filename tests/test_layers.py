@@ -20,6 +20,7 @@ LAYERS = {
         "schema",
         "geometry",
         "storage",
+        "lease",
         "launch",
         "progress",
         "selection",
@@ -48,8 +49,8 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 126
-LINES = 28_500  # without docstrings
+MODULES = 127
+LINES = 28_700  # without docstrings
 FILES_OF_A_PACKAGE = 13
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.

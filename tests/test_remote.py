@@ -28,7 +28,7 @@ from embedding_data import checkpoint_of
 from small_data import write_sources
 from test_readme import blocks
 
-from gridrad_cube import cli, pipeline, query, readers, store
+from gridrad_cube import cli, lease, pipeline, query, readers, store
 from gridrad_cube.datasets import PatchDataset, PatchLoader
 from gridrad_cube.embedding import embed
 from gridrad_cube.schema import Recipe, SchemaError, TileSpec
@@ -262,23 +262,34 @@ import os, signal, sys
 import pytest
 from test_remote import RECIPE, stop_at
 from gridrad_cube import pipeline
-from gridrad_cube.store import build
-build._RECORDS_AN_OBJECT = 2
+from gridrad_cube.store import log
+log._RECORDS_AN_OBJECT = 2
 stop_at(pytest.MonkeyPatch(), 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
 pipeline.preprocess(sys.argv[1], sys.argv[2], recipe=RECIPE)
 """
 
 
-def test_a_killed_build_keeps_its_lease_and_goes_on_without_it(sources, local, place):
+def test_a_killed_build_leaves_a_lease_that_is_taken_over(sources, local, place, monkeypatch):
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", _KILLED, str(sources), place]
     killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": here}, timeout=90, check=False)
     assert killed.returncode == -signal.SIGKILL
-    with pytest.raises(SchemaError, match=r"since \d{4}-.* UTC, 0 h 0\d min ago.*remove") as refused:
+    files, key = Files(place), "_build/lease.json"
+    # As a process of another machine that touches its lease, and then as one that has stopped to.
+    files.write(key, json.dumps(files.read_json(key) | {"boot": "another"}).encode())
+    monkeypatch.setattr(lease, "_PATIENCE", 3.0)
+    ended = threading.Event()
+
+    def touch():
+        while not ended.wait(0.3):
+            files.write(key, files.read(key))
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    with pytest.raises(SchemaError, match=rf"since \d{{4}}-.* UTC, 0 h 0\d min ago.*remove {place}/{key}"):
         pipeline.preprocess(sources, place, recipe=RECIPE)
-    lease = str(refused.value).rsplit(" ", 1)[-1]
-    assert lease == f"{place}/_build/lease.json"
-    Files(place).remove(lease.removeprefix(f"{place}/"))
+    ended.set()
+    thread.join()
     report = pipeline.preprocess(sources, place, recipe=RECIPE)
     assert (report.count("kept"), report.count("written")) == (2, 3)
     assert contents(place) == contents(local)
@@ -329,7 +340,7 @@ def test_a_second_writer_is_refused(sources, place):
     build = store.Build(place)
     with build.lease():
         with pytest.raises(
-            SchemaError, match=rf"another process writes.*{socket.gethostname()}.*{os.getpid()}"
+            SchemaError, match=rf"another process writes here.*{socket.gethostname()}.*{os.getpid()}"
         ):
             pipeline.preprocess(sources, place, recipe=RECIPE)
         assert Files(place).names() == ["_build"]

@@ -411,17 +411,21 @@ def test_last_record_of_a_source_counts(tmp_path):
 
 def test_lease_refuses_a_second_writer_and_takes_over_from_a_dead_one(tmp_path):
     build = store.Build(tmp_path)
-    expected = pytest.raises(
-        SchemaError, match=f"another process writes to this store .*process {os.getpid()}"
-    )
+    expected = pytest.raises(SchemaError, match=f"another process writes here .*process {os.getpid()}")
     with build.lease(), expected, store.Build(tmp_path).lease():
         pass
     lease = tmp_path / "_build" / "lease.json"
     assert not lease.exists()
-    mine = {"host": os.uname().nodename, "pid": 2**22 - 1}
-    lease.write_text(json.dumps(mine))
-    with build.lease():
-        assert json.loads(lease.read_text())["pid"] == os.getpid()
+    # As earlier versions wrote them: a process that is gone, and numbers that none can have.
+    for pid in (2**22 - 1, None, 2**70, "7", -1):
+        lease.parent.mkdir(exist_ok=True)
+        lease.write_text(json.dumps({"host": os.uname().nodename, "pid": pid, "since": 0}))
+        with build.lease():
+            assert json.loads(lease.read_text())["pid"] == os.getpid()
+    lease.parent.mkdir(exist_ok=True)
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": 0}))
+    with pytest.raises(SchemaError, match="elsewhere"), build.lease():
+        pass
 
 
 def test_check_duplicates_names_both_files():

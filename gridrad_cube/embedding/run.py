@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -188,8 +189,9 @@ def embed(
     if not world.is_main:
         progress = False
     here: _Job | None = None
-    with explain_interruption(lambda: _kept(Files(out).root, here)):
+    with explain_interruption(lambda: _kept(Files(out).root, here)), contextlib.ExitStack() as stack:
         here = job(world=world)
+        held = stack.enter_context(here.writer.lease(shared=share[1] > 1))
         here.writer.begin(resume=resume)
         if distributed:
             blocks = range(len(here.writer.blocks))
@@ -201,6 +203,7 @@ def embed(
         records = here.records(share)
         finished = len(records) == len(here.writer.blocks)
         if finished:
+            held.check()
             here.finish(records)
         inputs = here.inputs
         return {

@@ -302,8 +302,9 @@ def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
     """
     store_info(store, "patches")
     build = Build(store)
-    with build.lease():
+    with build.lease() as held:
         build = Build(store)
         damaged = build.missing()
         build.mend()
+        held.check()
         finalize(build, spec, damaged=damaged)

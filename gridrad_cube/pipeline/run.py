@@ -108,7 +108,7 @@ def preprocess(
         with (
             explained(build),
             executor(client, workers, scheduler) as run,
-            build.lease(),
+            build.lease() as held,
         ):
             build = Build(store)  # only under the lease are the changes of an earlier writer complete
             damaged = build.missing()
@@ -124,6 +124,7 @@ def preprocess(
             finally:
                 build.flush()
             if damaged or not is_finished(build):
+                held.check()
                 finalize(build, damaged=damaged)
     finally:
         if is_new and not build.is_planned:
@@ -269,7 +270,7 @@ def repair(
             f"{build.files.root}: no build log in it, so nothing can be rebuilt from sources. Of embeddings, run "
             "gridrad-cube embed again with the same options: it replaces what is damaged."
         )
-    with executor(None, 1, None) as run, build.lease():
+    with executor(None, 1, None) as run, build.lease() as held:
         build = Build(store)
         damages = verify(store)
         build.mend()
@@ -303,6 +304,7 @@ def repair(
                     "reflag is forgotten",
                     build.files.root,
                 )
+            held.check()
             finalize(build, damaged={d.key for d in damages})
     return outcomes
 

@@ -131,7 +131,7 @@ def _convert(
     progress: bool | None = None,
 ) -> pipeline.Report:
     build = Build(store)
-    with pipeline.explained(build), pipeline.executor(None, workers, None) as run, build.lease():
+    with pipeline.explained(build), pipeline.executor(None, workers, None) as run, build.lease() as held:
         build = Build(store)
         damaged = build.missing()
         build.mend()
@@ -167,6 +167,7 @@ def _convert(
         finally:
             build.flush()
         if damaged or not pipeline.is_finished(build):
+            held.check()
             pipeline.finalize(build, damaged=damaged)
     return pipeline.Report(os.fspath(store), tuple(outcomes))
 

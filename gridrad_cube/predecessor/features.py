@@ -175,34 +175,36 @@ def from_features(
         "converted_from": identity, "source_identity": info.get("identity"),
     }  # fmt: skip
     writer = store.EmbeddingWriter(out, request, crops=len(scenes), shape=shape)
-    writer.begin(resume=True)
-    records = {}
-    blocks = list(enumerate(writer.blocks))
-    with progress_bar("convert", blocks, total=len(blocks), unit="block", progress=progress) as bar:
-        for number, rows in bar:
-            record = writer.record(number)
-            if record is None or record["rows"] != len(rows) or not writer.is_whole(record):
-                vectors = np.full((len(rows), *shape), np.nan, np.float32)
-                for i, j in np.ndindex(len(rows), len(used)):
-                    if (key := (rows[i], used[j])) in table:
-                        vectors[i, j] = features.read(table[key]).reshape(shape[1:])
-                record = writer.write(number, vectors, {"content": identity})
-            records[number] = record
+    with writer.lease() as held:
+        writer.begin(resume=True)
+        records = {}
+        blocks = list(enumerate(writer.blocks))
+        with progress_bar("convert", blocks, total=len(blocks), unit="block", progress=progress) as bar:
+            for number, rows in bar:
+                record = writer.record(number)
+                if record is None or record["rows"] != len(rows) or not writer.is_whole(record):
+                    vectors = np.full((len(rows), *shape), np.nan, np.float32)
+                    for i, j in np.ndindex(len(rows), len(used)):
+                        if (key := (rows[i], used[j])) in table:
+                            vectors[i, j] = features.read(table[key]).reshape(shape[1:])
+                    record = writer.write(number, vectors, {"content": identity})
+                records[number] = record
 
-    def small(rows: range) -> dict[str, np.ndarray]:
-        if dataset is not None:
-            return _of_cube(dataset, rows, used)
-        missing = np.array([[(row, channel) not in table for channel in used] for row in rows])
-        return _of_names(scenes[rows.start : rows.stop], missing, cells)
+        def small(rows: range) -> dict[str, np.ndarray]:
+            if dataset is not None:
+                return _of_cube(dataset, rows, used)
+            missing = np.array([[(row, channel) not in table for channel in used] for row in rows])
+            return _of_names(scenes[rows.start : rows.stop], missing, cells)
 
-    about = {
-        "channels": {c: [c] for c in used}, "channel_mode": "each", "features": features.shape[-1],
-        "checkpoint_file": None if checkpoint is None else Path(checkpoint).name, "view": {},
-        "source": None if cube is None else os.path.basename(os.fspath(cube)), "thresholds": info.get("thresholds"),
-        "software": {"gridrad-cube": importlib.metadata.version("gridrad-cube")},
-    }  # fmt: skip
-    event = f"gridrad-cube convert: {len(table)} embeddings from {Path(path).name}"
-    writer.finish(records, small, about, event=event)
+        about = {
+            "channels": {c: [c] for c in used}, "channel_mode": "each", "features": features.shape[-1],
+            "checkpoint_file": None if checkpoint is None else Path(checkpoint).name, "view": {},
+            "source": None if cube is None else os.path.basename(os.fspath(cube)), "thresholds": info.get("thresholds"),
+            "software": {"gridrad-cube": importlib.metadata.version("gridrad-cube")},
+        }  # fmt: skip
+        event = f"gridrad-cube convert: {len(table)} embeddings from {Path(path).name}"
+        held.check()
+        writer.finish(records, small, about, event=event)
     return {
         "out": writer.files.root, "level": level, "crops": len(scenes), "channels": used,
         "features": features.shape[-1], "embedded": len(table), "unmatched": unmatched,

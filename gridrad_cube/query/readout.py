@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from gridrad_cube.lease import lease
 from gridrad_cube.query.samples import require_embeddings, seconds_of, select, time_step
 from gridrad_cube.readout import (
     Readout,
@@ -24,6 +25,7 @@ from gridrad_cube.readout import (
 )
 from gridrad_cube.schema import Flag, SchemaError
 from gridrad_cube.selection import Reject, as_seconds, labels_of, reject_masks
+from gridrad_cube.storage import Files
 from gridrad_cube.store import EmbeddingReader, open_embeddings, store_info
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,22 @@ def fit_readout(
     SchemaError
         If this is not a finished embedding store, no sample is selected, or ``directions`` is less than 1.
     """
+    store_info(store, "embeddings")
+    with lease(Files(store), "_build"):
+        found = _fit(store, directions, within, whiten, time, reject)
+        save_readouts(store, found)
+    return found
+
+
+def _fit(
+    store: str | os.PathLike[str],
+    directions: int | None,
+    within: Any,
+    whiten: bool,
+    time: Any,
+    reject: Reject,
+) -> dict[str, Readout]:
+    """Return the readouts of `fit_readout`, which has the parameters."""
     dataset = open_embeddings(store)
     mask = select(dataset, time=time, reject=reject)
     seconds = _STEPS * time_step(dataset) if within is None else as_seconds(within)
@@ -115,7 +133,6 @@ def fit_readout(
                 "%s: %s has no place with two times within %s, so its readout only standardizes",
                 store, name, "any limit" if np.isinf(seconds) else f"{seconds / 3600:g} h",
             )  # fmt: skip
-    save_readouts(store, found)
     return found
 
 
@@ -133,7 +150,8 @@ def remove_readout(store: str | os.PathLike[str]) -> None:
         If this is not a finished embedding store.
     """
     store_info(store, "embeddings")
-    remove_readouts(store)
+    with lease(Files(store), "_build"):
+        remove_readouts(store)
 
 
 def readout_of(

@@ -19,19 +19,17 @@ import hashlib
 import itertools
 import json
 import os
-import secrets
-import socket
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 
+from gridrad_cube.lease import Lease, lease
 from gridrad_cube.schema import Recipe, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store.integrity import CheckedStore, Manifest, last_commit, remedy
@@ -616,15 +614,14 @@ class Build:
                 yield Shard(row, key, size, crc, there.get(key.rsplit("/", 1)[1]))
 
     @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Hold the right to write during a ``with`` block. A second writer is refused.
+    def lease(self) -> Iterator[Lease]:
+        """Hold the right to write during a ``with`` block (`gridrad_cube.lease`). A second writer is refused.
 
-        On local disks, a lease is taken over if its process on this host has ended. A lease in a remote store
-        is never taken over, because its process may run on any machine.
+        What killed writers left of unfinished files is removed.
 
         Yields
         ------
-        None.
+        What is held; ``check`` it before a commit.
 
         Raises
         ------
@@ -632,57 +629,14 @@ class Build:
             If another process writes to this store (the message names host, process and start), or there is
             something else at this place.
         """
-        if not self.is_planned and self.files.names() and not self.files.exists(_BUILD):
+        others = self.files.names() and not self.files.exists(_BUILD)
+        if not self.is_planned and (others or self.files.exists(f"{_BUILD}/embed.json")):
             raise SchemaError(
                 f"{self.files.root}: something else is at this place; expected a cube. Give a new path"
             )
-        key = f"{_BUILD}/lease.json"
-        mine = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": int(time.time()),
-            "nonce": secrets.token_hex(8),
-        }
-        payload = json.dumps(mine).encode()
-        if not self.files.create(key, payload):
-            self._take_over(key, payload)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                if self.files.read(key) == payload:
-                    self.files.remove(key)
-
-    def _take_over(self, key: str, payload: bytes) -> None:
-        """Take over the lease of a process of this host that has ended; refuse any other."""
-        try:
-            found = self.files.read(key)
-            other = json.loads(found)
-        except (FileNotFoundError, ValueError):
-            found, other = b"", {}
-        if not isinstance(other, dict):
-            other = {}
-        if found == payload:
-            return  # ours: the answer to the first put was lost, and the put repeated
-        of_this_host = self.files.local and other.get("host") == socket.gethostname()
-        if of_this_host and not _alive(int(other.get("pid", -1))):
-            aside = self.files.path(f"{_BUILD}/.lease-{secrets.token_hex(4)}.partial")
-            # A rename succeeds for only one process. The other finds nothing, or a valid lease.
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self.files.path(key), aside)
-                if Path(aside).read_bytes() != found:
-                    os.rename(aside, self.files.path(key))
-                else:
-                    os.unlink(aside)
-                    if self.files.create(key, payload):
-                        return
-        since = int(other.get("since", 0))
-        hours, minutes = divmod((int(time.time()) - since) // 60, 60)
-        raise SchemaError(
-            f"{self.files.root}: another process writes to this store (host {other.get('host')}, process "
-            f"{other.get('pid')}, since {np.datetime64(since, 's')} UTC, {hours} h {minutes:02} min ago). Wait for it; "
-            f"if it is gone, remove {self.files.path(key)}"
-        )
+        with lease(self.files, _BUILD) as held:
+            self.files.remove_partials()
+            yield held
 
     def identity(self) -> str:
         """Return a hash of the content of the store: layout and checksums of all shards, in the order of
@@ -746,16 +700,6 @@ class Build:
 def _copy_key(name: str) -> str:
     """Return the key of the copy of an object of the plan."""
     return f"{_PLAN_COPY}/{name}.z"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return pid > 0
 
 
 def check_duplicates(old: Iterable[Entry], new: Sequence[Entry]) -> None:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from gridrad_cube.lease import Lease, lease
 from gridrad_cube.schema import SchemaError, flag_attributes
 from gridrad_cube.selection import parse_label
 from gridrad_cube.storage import Files
@@ -92,6 +94,28 @@ class EmbeddingWriter:
         """Rows of each block."""
         return [range(i, min(i + self._block, self.crops)) for i in range(0, self.crops, self._block)]
 
+    @contextmanager
+    def lease(self, *, shared: bool = False) -> Iterator[Lease]:
+        """Hold the right to write; another run is refused (`gridrad_cube.lease`).
+
+        Parameters
+        ----------
+        shared
+            Whether this is a part of a run, which shares the place with other parts of the same request. Otherwise
+            what killed writers left of unfinished files is removed.
+
+        Raises
+        ------
+        SchemaError
+            If somebody else writes to this store, or something else lies there.
+        """
+        self._check_place()
+        run = hashlib.sha256(json.dumps(self.request, sort_keys=True).encode()).hexdigest()[:32]
+        with lease(self.files, _BUILD, run=run if shared else "") as held:
+            if not shared:
+                self.files.remove_partials()
+            yield held
+
     def begin(self, *, resume: bool) -> None:
         """Claim the place for the request, or resume a run with an equal request.
 
@@ -108,7 +132,7 @@ class EmbeddingWriter:
         wanted = json.loads(json.dumps({**self.request, "block": self._block}))
         self._check_place()
         self._restore_claim()
-        if self.files.create(CLAIM, json.dumps(wanted).encode()):
+        if self.files.create(CLAIM, _record_bytes(wanted)):
             return
         try:
             found = dict(self.files.read_json(CLAIM))
@@ -163,7 +187,8 @@ class EmbeddingWriter:
         is_file = self.files.local and os.path.isfile(self.files.root)
         # In this order: a process that wrote anything else had claimed the place before.
         others = set() if is_file else set(self.files.names()) - {_BUILD}
-        begun = set() if is_file else set(self.files.names(_BUILD))
+        found = () if is_file else self.files.names(_BUILD)
+        begun = {name for name in found if not name.startswith("lease")}
         if (
             is_file
             or (others and not begun & {"embed.json", "blocks"})

@@ -255,7 +255,9 @@ class _EmbeddingArray(BackendArray):
             np.atleast_1d(np.arange(n)[k]) for k, n in zip(key, self.shape, strict=True)
         )
         whole = self.shape[2:]
-        inner = np.ix_(*rest) if any(len(r) != n for r, n in zip(rest, whole, strict=True)) else ...
+        inner: tuple[Any, ...] = (
+            np.ix_(*rest) if any(len(r) != n for r, n in zip(rest, whole, strict=True)) else ()
+        )
         reader = _embedding_reader(os.getpid(), self.root, self.state)
         out = np.empty([len(crops), len(channels), *map(len, rest)], self.dtype)
         each = len(channels) * math.prod(whole) * self.dtype.itemsize
@@ -264,9 +266,7 @@ class _EmbeddingArray(BackendArray):
             some = crops[first : first + step]
             index = np.repeat(some, len(channels)), np.tile(channels, len(some))
             vectors = reader.read(*index).reshape(len(some), len(channels), *whole)
-            out[first : first + step] = (
-                vectors if inner is ... else vectors[(slice(None), slice(None), *inner)]
-            )
+            out[first : first + step] = vectors[(..., *inner)]
         if reader.files.stamp("zarr.json") != reader.root.stamp:
             reader.root = follow(reader.files, self.state)
         return out[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gridrad_cube.lease import Lease, lease
 from gridrad_cube.models import load_checkpoint, newest_checkpoint, save_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files, write_bytes
@@ -38,6 +40,25 @@ class RunFolder:
         self.latest = self.path / "checkpoint.pth"
         self.best = self.path / "checkpoint_best.pth"
         self.metrics = self.path / "metrics.jsonl"
+        self._held: Lease | None = None
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the right to write to the folder (`gridrad_cube.lease`); another run is refused.
+
+        What killed runs left of unfinished files is removed.
+
+        Raises
+        ------
+        SchemaError
+            If another run writes here, or this is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise SchemaError(f"{self.path}: a file; expected a folder for the run. Pass another --out.")
+        files = Files(self.path)
+        with lease(files) as self._held:
+            files.remove_partials()
+            yield
 
     def find(self, resume: str) -> Path | None:
         """Return the checkpoint from which to resume, or None for a new run.
@@ -45,8 +66,6 @@ class RunFolder:
         ``auto`` takes the newest one of the folder, a path that file, ``never`` none. A folder with a run that the new
         one would overwrite, or of which no checkpoint is readable, is refused.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise SchemaError(f"{self.path}: a file; expected a folder for the run. Pass another --out.")
         here = sorted(self.path.glob("checkpoint*.pth"))
         if resume == "auto":
             found = newest_checkpoint(self.path) if here else None
@@ -79,6 +98,7 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one record to ``metrics.jsonl``."""
+        self._check()
         Files(self.path).append(self.metrics.name, json.dumps(dict(metrics)).encode() + b"\n")
 
     def save(self, state: Mapping[str, Any], *, epochs: int | None = None, best: bool = False) -> None:
@@ -86,6 +106,7 @@ class RunFolder:
 
         After ``epochs``, it stays under their number too; the ``best`` so far gets that name.
         """
+        self._check()
         numbered = self.path / f"checkpoint_step{state['step']:07d}.pth"
         save_checkpoint(state, numbered)
         _link(numbered, self.latest)
@@ -95,6 +116,11 @@ class RunFolder:
             self.mark_best(numbered)
         for old in sorted(self.path.glob("checkpoint_step*.pth"))[:-_KEPT]:
             old.unlink()
+
+    def _check(self) -> None:
+        """Make sure that the folder is still this run's."""
+        if self._held is not None:
+            self._held.check()
 
     def mark_best(self, path: Path) -> None:
         """Give a checkpoint the name of the best."""
@@ -112,13 +138,7 @@ def _step(line: bytes) -> float:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, in place of the file that had it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-        os.replace(temporary, target)
-    except OSError:  # some file systems have no hard links
-        write_bytes(target, source.read_bytes())
+    Files(target.parent).copy(os.path.relpath(source, target.parent), target.name)
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:

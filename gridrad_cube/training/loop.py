@@ -127,8 +127,9 @@ def train(
         process_group(world, device),
         torch.random.fork_rng(devices=cuda),
         _Signals() as signals,
+        _leased(RunFolder(config.out), world) as folder,
     ):
-        run = _Run(config, world, device)
+        run = _Run(config, world, device, folder)
         run.announce()
         with explain_interruption(run.kept), _reporter(progress, run) as report:
             try:
@@ -140,6 +141,23 @@ def train(
             if "SIGINT" in signals.received:
                 raise KeyboardInterrupt
     return summary
+
+
+@contextmanager
+def _leased(folder: RunFolder, world: World) -> Iterator[RunFolder]:
+    """Hold the right to write to the folder of a run, by the process that writes; another run is refused."""
+    with contextlib.ExitStack() as stack:
+        refused: list[Exception | None] = [None]
+        if world.is_main:
+            try:
+                stack.enter_context(folder.lease())
+            except (SchemaError, OSError) as error:
+                refused = [error]
+        if world.size > 1:
+            dist.broadcast_object_list(refused, src=0)
+        if refused[0] is not None:
+            raise refused[0]
+        yield folder
 
 
 class _Signals:
@@ -216,9 +234,11 @@ def _reporter(progress: Progress | bool | None, run: _Run) -> Iterator[Progress 
 class _Run:
     """Everything that one run holds while it trains."""
 
-    def __init__(self, config: Config, world: World, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, world: World, device: torch.device, folder: RunFolder | None = None
+    ) -> None:
         self.config, self.world, self.device = config, world, device
-        self.folder = RunFolder(config.out)
+        self.folder = folder or RunFolder(config.out)
         path = self.folder.find(config.resume)
         if world.size > 1:
             dist.barrier()
