@@ -45,8 +45,26 @@ def test_queries_on_overlapping_patches(stores):
     assert window[0] <= 20 < window[1]
     assert window[2] <= 28 < window[3]
     one = (int(here["crop"]), int(here["row"]), int(here["col"]))
-    every = query.search(embeddings, one, k=100, exclude=None)
+    every = query.search(embeddings, one, k=100, exclude=None, separate=None)
     assert every.sizes["rank"] == 3 * 16 - 1
+    # By default no answer overlaps the query within the time, nor another answer of its time. The centers of patches
+    # that overlap by half are further apart than the distance.
+    left = query.search(embeddings, one, k=100, exclude=("1h", "1km"))
+    boxes = np.stack([left[name].values for name in ("y_start", "y_stop", "x_start", "x_stop")], axis=1)
+    boxes, seconds = np.vstack([boxes, window]), np.append(left["time"].values, here["time"].values)
+    for i, (box, when) in enumerate(zip(boxes, seconds, strict=True)):
+        shared = (boxes[:, ::2] < box[1::2]) & (boxes[:, 1::2] > box[::2])
+        beside = (np.abs(seconds - when) == np.timedelta64(0, "s")) & (np.arange(len(boxes)) != i)
+        assert not (shared.all(axis=1) & beside).any()
+    kept = [(int(c), int(r), int(q)) for c, r, q in zip(left.crop, left.row, left.col, strict=True)]
+    for crop, row, col in zip(every.crop, every.row, every.col, strict=True):  # none is left out without need
+        if (int(crop), int(row), int(col)) in kept:
+            continue
+        sample = every.where((every.crop == crop) & (every.row == row) & (every.col == col), drop=True)
+        edges = [float(sample[name][0]) for name in ("y_start", "y_stop", "x_start", "x_stop")]
+        same = seconds == sample["time"].values[0]
+        shared = (boxes[:, ::2] < edges[1::2]) & (boxes[:, 1::2] > edges[::2])
+        assert (shared.all(axis=1) & same).any()
     apart = query.search(embeddings, one, k=100, exclude=("1h", "1000km"), separate=("1h", "15km"))
     assert 2 <= apart.sizes["rank"] < 32
     times, latitude, longitude = (apart[n].values for n in ("time", "latitude", "longitude"))

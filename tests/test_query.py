@@ -341,7 +341,7 @@ def test_within_refuses(arguments, message):
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_search_by_vector_equals_brute_force(emb, metric):
     vector = np.arange(1.0, FEATURES + 1)
-    answer = emb.gridrad.search(vector, 20, metric=metric)
+    answer = emb.gridrad.search(vector, 20, metric=metric, separate=None)
     expected = brute_search(emb, vector, 20, metric=metric)
     assert found(answer) == [sample for sample, _ in expected]
     np.testing.assert_allclose(answer.score, [score for _, score in expected], rtol=1e-6)
@@ -358,7 +358,7 @@ def test_search_answers_carry_the_way_back(emb):
         "crop row col channel time latitude longitude source scene y_start y_stop x_start x_stop flags score"
     )
     assert set(needed.split()) <= set(answer.variables)
-    assert set(answer.data_vars) == {"score"}
+    assert set(answer.data_vars) == {"score", "percentile"}
     for i in range(5):
         crop, _, row, col = found(answer)[i]
         assert answer.time.values[i] == emb.time.values[crop]
@@ -455,7 +455,7 @@ def test_search_by_place_is_search_by_its_patch(emb):
 
 def test_search_by_an_array_with_a_place_excludes_its_neighbours(emb):
     here = emb.gridrad.at("2024-05-20T02:00", 39, -98).embedding.sel(channel="ir_brightness_temperature")
-    answer = emb.gridrad.search(here, 400)
+    answer = emb.gridrad.search(here, 400, separate=None)
     expected = brute_search(emb, here.values, 400, place=place_of(emb, 6, 1, 2))
     assert found(answer) == [sample for sample, _ in expected]
     bare = emb.gridrad.search(here.values, 1)
@@ -512,7 +512,7 @@ def _cosine(a, b):
         ((6, 1, 2, 0), {"separate": ("200km", "6h")}, "duration: got '200km'"),
         ((6, 1, 2, 0), {"time": ("2024-05-20T02:00", "2024-05-20T02:30"), "bbox": (-98.1, 38, -97.9, 39)},
          "every sample of the selection is the query or a neighbor of it"),
-        ((6, 1, 2, 0), {"k": 0}, "k and block: got 0"),
+        ((6, 1, 2, 0), {"k": 0}, "k: got 0"),
         ((6, 1, 2, 0), {"metric": "taxicab"}, "metric: got 'taxicab'"),
     ],
 )  # fmt: skip

@@ -153,20 +153,12 @@ def test_pixels_of_a_cube_that_has_moved_or_is_another(folder, tmp_path):
 
 def test_format_answer_table():
     lines = query.format_answer(EMB.gridrad.search((6, 1, 2, 0), 12)).splitlines()
-    assert lines[0].split() == [
-        "rank",
-        "score",
-        "time",
-        "latitude",
-        "longitude",
-        "channel",
-        "source",
-        "window",
-    ]
+    columns = "rank crop row col channel time latitude longitude score percentile source window"
+    assert lines[0].split() == columns.split()
     assert len(lines) == 13
     assert lines[10].startswith("  10  ")
     assert "ir_brightness_temperature" in lines[1]
-    assert lines[1].split()[2].endswith("Z")
+    assert lines[1].split()[5].endswith("Z")
     column = lines[0].index("source")
     assert {line[column : column + 6] for line in lines[1:]} == {"a/file"}
     first = EMB.gridrad.search((6, 1, 2, 0), 1).isel(rank=0)
@@ -199,7 +191,7 @@ def test_json_and_csv_hold_the_same_records(tmp_path):
 def test_format_answer_of_other_answers():
     one = EMB.gridrad.at("2024-05-20T02:10", 39.2, -98.1)
     assert query.to_dataframe(one)["time_difference"].tolist() == [-600]
-    assert query.format_answer(one).splitlines()[0].split()[0] == "distance"
+    assert query.format_answer(one).splitlines()[0].split()[0] == "crop"
     assert len(query.format_answer(EMB.gridrad.track(39, -98)).splitlines()) == 9
     flat = EMB.gridrad.within((-180, 30, 0, 50), "2024-05-20T02", channel=0)
     assert len(query.to_dataframe(flat)) == 12

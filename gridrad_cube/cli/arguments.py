@@ -50,12 +50,12 @@ QUERY = combine(
     click.option("--unlike", multiple=True, metavar=_SAMPLE, help="A sample that answers should differ from."),
     click.option(
         "--exclude", nargs=2, default=("6h", "200km"), metavar="TIME DISTANCE",
-        help="Leave out neighbors of the query: within both this time and this distance.",
+        help="Leave out neighbors of the query: within this time, and within this distance or overlapping it.",
     ),
     click.option("--no-readout", is_flag=True, help="Compare the vectors as they are stored."),
     click.option(
-        "--separate", nargs=2, metavar="TIME DISTANCE",
-        help="Leave out neighbors of better answers in the same way, such as 6h 200km.",
+        "--separate", nargs=2, default=("0h", "0km"), metavar="TIME DISTANCE",
+        help="Leave out neighbors of better answers in the same way, by default those that overlap at the same time.",
     ),
 )  # fmt: skip
 

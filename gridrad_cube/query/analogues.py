@@ -28,6 +28,7 @@ from gridrad_cube.query.samples import (
     time_step,
 )  # fmt: skip
 from gridrad_cube.query.search import (
+    SEPARATE,
     Rows,
     choose_readout,
     common_channels,
@@ -60,7 +61,7 @@ def analogues(
     *,
     of: xr.DataArray | None = None,
     exclude: Any = _EVENT,
-    separate: Any = None,
+    separate: Any = SEPARATE,
     event: Any = _EVENT,
     metric: Metric = "cosine",
     readout: ReadoutChoice = "auto",

@@ -17,13 +17,14 @@ from gridrad_cube.storage import open_for_writing
 
 #: Possible columns of an answer, in this order.
 _COLUMNS = (
-    "query", "rank", "score", "percentile", "event", "distance", "time_difference", "time", "latitude", "longitude",
-    "channel", "crop", "row", "col", "source", "scene", "y_start", "y_stop", "x_start", "x_stop", "flags",
+    "query", "rank", "crop", "row", "col", "channel", "time", "latitude", "longitude", "score", "percentile", "event",
+    "distance", "time_difference", "source", "y_start", "y_stop", "x_start", "x_stop", "scene", "flags",
 )  # fmt: skip
 #: Columns of the printed table, with the format of numbers.
 _TABLE = {
-    "query": "{}", "rank": "{}", "score": "{:.4f}", "percentile": "{:.1f}", "distance": "{:.1f}", "time": "{}",
-    "latitude": "{:.3f}", "longitude": "{:.3f}", "channel": "{}", "source": "{}", "window": "{}",
+    "query": "{}", "rank": "{}", "crop": "{}", "row": "{}", "col": "{}", "channel": "{}", "time": "{}",
+    "latitude": "{:.3f}", "longitude": "{:.3f}", "score": "{:.4f}", "percentile": "{:.1f}", "distance": "{:.1f}",
+    "source": "{}", "window": "{}",
 }  # fmt: skip
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -38,8 +39,8 @@ def to_dataframe(answer: xr.Dataset) -> pd.DataFrame:
 
     Returns
     -------
-    Rank, score, time (UTC), position, channel, source file, pixel window and flags, as far as the answer has
-    them. ``time_difference`` is in seconds.
+    Rank, crop, row, column, channel, time (UTC), position, score, percentile, source file, pixel window and flags, as
+    far as the answer has them. ``time_difference`` is in seconds.
 
     Raises
     ------
@@ -70,8 +71,7 @@ def to_dataframe(answer: xr.Dataset) -> pd.DataFrame:
 
 
 def format_answer(answer: xr.Dataset) -> str:
-    """Return an answer as an aligned text table: rank, score, time, position, channel, source and pixel
-    window.
+    """Write an answer as an aligned table: which samples, when, where, how similar, and the window of the source file.
 
     If samples were compared after a readout, a last line names it.
 

@@ -12,17 +12,16 @@ import numpy as np
 import xarray as xr
 
 from gridrad_cube import similarity
+from gridrad_cube.query.footprints import Footprints, footprint_of_array, footprints_of
 from gridrad_cube.query.samples import (
     Index,
     cell_dims,
     locate,
     names_along,
-    places_of,
     position_of,
     read_points,
     sample_dims,
     sample_flags,
-    seconds_of,
 )
 from gridrad_cube.readout import Readout
 from gridrad_cube.schema import Flag, SchemaError
@@ -33,16 +32,13 @@ from gridrad_cube.selection import (
 )
 from gridrad_cube.similarity import Metric
 
-#: Seconds since 1970, latitude, longitude.
-Place = tuple[float, float, float]
-
 
 @dataclass(frozen=True)
 class Query:
     """A query as a vector, with its place and time, and its index if it is a sample."""
 
     vector: np.ndarray
-    place: Place | None = None
+    place: Footprints | None = None
     sample: Index | None = None
     examples: tuple[Query, ...] = ()  # what the vector was made from
     negatives: int = 0  # number of negative examples, which come last
@@ -61,8 +57,9 @@ class Query:
             name = names_along(dataset, dim)[at]
             out[f"query_{dim}"] = str(name) if dim == "channel" else int(name)
         if self.place is not None:
-            out["query_time"] = str(np.datetime64(int(self.place[0]), "s")) + "Z"
-            out["query_latitude"], out["query_longitude"] = self.place[1:]
+            out["query_time"] = str(np.datetime64(int(self.place.seconds[0]), "s")) + "Z"
+            for name in ("latitude", "longitude"):
+                out[f"query_{name}"] = float(getattr(self.place, name)[0])
         return out
 
     def after(self, readout: Readout | None) -> Query:
@@ -170,13 +167,7 @@ def _with_vector(dataset: xr.Dataset, index: Index, channel: Any) -> Query:
         names = ", ".join(f.name for f in Flag if f & flags and f.name) or "no flags"
         sample = {d: int(index[d][0]) for d in dims}
         raise SchemaError(f"query: the sample {sample} has no embedding (NaN); its flags: {names}")
-    return Query(vector, place_of(dataset, index), index)
-
-
-def place_of(dataset: xr.Dataset, index: Index) -> Place:
-    """Return the time and position of one sample."""
-    seconds, latitude, longitude = (float(values[0]) for values in places_of(dataset, index))
-    return seconds, latitude, longitude
+    return Query(vector, footprints_of(dataset, index), index)
 
 
 def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
@@ -191,9 +182,4 @@ def _of_vector(dataset: xr.Dataset, query: Any) -> Query:
             f"query: got a vector of shape {vector.shape}; expected ({dataset.sizes['feature']},), the length of the "
             "store's embeddings, or a tuple (crop, row, col)"
         )
-    names = ("time", "latitude", "longitude")
-    if isinstance(query, xr.DataArray) and all(n in query.coords and query[n].ndim == 0 for n in names):
-        time, lat, lon = (query[n].values[()] for n in names)
-        if np.isfinite([lat, lon]).all() and not np.isnat(time):
-            return Query(vector, (float(seconds_of(time)), float(lat), float(lon)))
-    return Query(vector)
+    return Query(vector, footprint_of_array(query) if isinstance(query, xr.DataArray) else None)

@@ -17,7 +17,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from gridrad_cube.geometry import great_circle_km, mean_position
+from gridrad_cube.geometry import great_circle_km, mean_position, wrap_longitude
 from gridrad_cube.schema import Flag, SchemaError, read_attribute
 from gridrad_cube.selection import (
     Label,
@@ -459,6 +459,47 @@ def _half_diagonals(dataset: xr.Dataset, crops: np.ndarray, cells: Sequence[np.n
     return np.where(height > 0, _CORNER * 0.5 * scale * np.hypot(height, width), np.nan)
 
 
+def extents_of(dataset: xr.Dataset, index: Index) -> npt.NDArray[np.float64]:
+    """Return half of the height and half of the width of samples in degrees, (N, 2), from the patches beside them.
+
+    That is the box around a sample on a grid that is turned against the meridians. NaN for the only patch of a crop.
+    """
+    some, at = np.unique(index["crop"], return_inverse=True)
+    lat, lon = (dataset[n].variable.isel(crop=some).values for n in ("latitude", "longitude"))
+    rows, cols = lat.shape[1:]
+    cell = at, index.get("row", rows // 2), index.get("col", cols // 2)
+    patch, stride = patch_and_stride(dataset)
+    counts = (patch / stride,) * 2 if "row" in index else (rows, cols)
+    out = np.zeros((len(at), 2))
+    for axis, count in zip((1, 2), counts, strict=True):
+        for i, steps in enumerate((np.diff(lat, axis=axis), wrap_longitude(np.diff(lon, axis=axis)))):
+            steps = np.abs(np.nan_to_num(steps))
+            before, after = (np.insert(steps, end, 0.0, axis) for end in (0, steps.shape[axis]))
+            out[:, i] += 0.5 * count * np.maximum(before, after)[cell]
+    # Of a single row or column of patches the other edge is not known: patches are about square.
+    shrink = np.cos(np.deg2rad(np.nan_to_num(lat[cell])))
+    height, width = out.T
+    square = np.where(height == 0, width * shrink, height), np.where(width == 0, height / shrink, width)
+    out = np.stack(square, axis=1)
+    return np.where(out > 0, out, np.nan)
+
+
+def windows_of(dataset: xr.Dataset, index: Index) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the windows of samples in the source, in pixels: the first row and column, and those after the last.
+
+    The stop of a padded patch lies past the end of the scene.
+    """
+    patch, stride = patch_and_stride(dataset)
+    cells, out = cell_dims(dataset), {}
+    for axis, cell in (("y", "row"), ("x", "col")):
+        start = read_points(dataset[f"{axis}_origin"].variable, index).astype(np.int64)
+        length = patch if cells else (dataset.sizes[cell] - 1) * stride + patch
+        if cells:
+            start = start + names_along(dataset, cell)[index[cell]].astype(np.int64) * stride
+        out[f"{axis}_start"], out[f"{axis}_stop"] = start, start + length
+    return out
+
+
 # Values of a store at samples
 
 
@@ -636,13 +677,8 @@ def _identity(dataset: xr.Dataset, index: Index, dim: str) -> dict[str, xr.Varia
         flags = sample_flags(dataset, crops)
         some = (inverse, index["channel"]) if "channel" in index else (inverse,)
         out["flags"] = ((dim, *dims), flags[some], dataset["flags"].attrs)
-    patch, stride = patch_and_stride(dataset)
-    for axis, cell, name in (("y", "row", "row"), ("x", "col", "column")):
-        start = read_points(dataset[f"{axis}_origin"].variable, index).astype(np.int64)
-        length = patch if cells else (dataset.sizes[cell] - 1) * stride + patch
-        if cells:
-            start = start + names_along(dataset, cell)[index[cell]].astype(np.int64) * stride
-        out[f"{axis}_start"] = (dim, start, {"long_name": f"first pixel {name} in the source", "units": "1"})
-        said = {"long_name": f"pixel {name} after the last", "units": "1"}
-        out[f"{axis}_stop"] = (dim, start + length, said)
+    for name, values in windows_of(dataset, index).items():
+        axis = "row" if name[0] == "y" else "column"
+        said = f"pixel {axis} after the last" if "stop" in name else f"first pixel {axis} in the source"
+        out[name] = (dim, values, {"long_name": said, "units": "1"})
     return {name: xr.Variable(*value) for name, value in out.items()}

@@ -12,13 +12,13 @@ import xarray as xr
 
 from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
-from gridrad_cube.query.queries import Place, Query, is_batch, place_of, read_query
+from gridrad_cube.query.footprints import Rule, footprints_of, neighbors
+from gridrad_cube.query.queries import Query, is_batch, read_query
 from gridrad_cube.query.samples import (
+    Index,
     cell_dims,
     collect,
-    crop_blocks,
     places_of,
-    positions,
     read_points,
     require_embeddings,
     sample_dims,
@@ -40,12 +40,11 @@ from gridrad_cube.similarity import Metric
 _ROWS_AT_ONCE = 32768
 #: Neighborhood of the query in time and space that a search excludes.
 _EXCLUDE = ("6h", "200km")
+#: Answers that leave out those with a lower score: none at any distance but those that overlap it at the same time.
+SEPARATE = ("0h", "0km")
 #: Pairs of crops that are drawn for percentiles, and pairs of samples from each. Reading crops takes most of
 #: the time.
 _CROP_PAIRS, _SAMPLES_EACH = 64, 32
-
-#: Seconds and kilometers within which two samples are neighbors.
-_Rule = tuple[float, float]
 
 
 def search(
@@ -54,10 +53,10 @@ def search(
     k: int = 10,
     *,
     exclude: Any = _EXCLUDE,
-    separate: Any = None,
+    separate: Any = SEPARATE,
     metric: Metric = "cosine",
     readout: ReadoutChoice = "auto",
-    percentile: bool = False,
+    percentile: bool = True,
     seed: int = 0,
     **where: Any,
 ) -> xr.Dataset:
@@ -83,11 +82,14 @@ def search(
     k
         Largest number of answers. There are fewer if the selection has fewer samples.
     exclude
-        Exclude neighbors of the query (of each of its examples): samples within both this time and this
-        distance of it. None in place of the time or the distance means no limit; None for the rule excludes
-        only the query itself. A vector without a place has no neighbors.
+        A time and a distance: leave out the neighbors of the query, or of each of its examples. A neighbor lies less
+        than this time before or after it, and its center is less than this distance away or it overlaps the query.
+        Windows of one source grid overlap if they share a pixel; others are compared by latitude and longitude. None
+        in place of the time or the distance sets no limit. None for the rule leaves out the query alone. A vector
+        without a place has no neighbors.
     separate
-        The same rule among the answers: of two neighbors, the one with the better score is kept.
+        The same rule among the answers: of two neighbors the one with the better score stays. By default no two answers
+        of the same time overlap. None keeps all of them.
     metric
         ``"cosine"`` (scores fall from 1), ``"euclidean"`` (distances rise from 0) or ``"dot"`` (inner
         products fall).
@@ -97,7 +99,8 @@ def search(
         embeddings, and other metrics use none. A `Readout` is used for any query. None uses none.
     percentile
         Add the share of random pairs of samples of the same hour of the day that are less similar than query
-        and answer. The pairs share the hour because the hour alone makes fields similar.
+        and answer. The pairs share the hour because the hour alone makes fields similar. NaN if the selection has no
+        such pairs.
     seed
         Seed of the random pairs.
     **where
@@ -146,10 +149,7 @@ def search(
     answers = _answer(dataset, rows, scores, mask.shape)
     if percentile:
         pairs = _random_pairs(dataset, mask, metric, rule, seed, used)
-        answers["percentile"] = (("query", "rank"), _percentiles(pairs, scores, metric), {
-            "long_name": f"share of {len(pairs)} random pairs of samples of one hour of the day that are less similar",
-            "units": "percent",
-        })  # fmt: skip
+        answers = _add_percentile(answers, pairs, metric)
     placed = any(part.place for one in asked for part in one.parts)
     how = metric if used is None else f"{metric} after the readout"
     answers["score"].attrs["long_name"] = f"similarity to the query ({how})"
@@ -250,7 +250,8 @@ def follow(
 
     Returns
     -------
-    The dataset on dim ``time``; ``score`` is the cosine similarity to the frame before (1 for the first).
+    The dataset on dim ``time``; ``score`` is the cosine similarity to the frame before (1 for the first), and
+    ``percentile`` as in `search`.
 
     Raises
     ------
@@ -288,7 +289,10 @@ def follow(
     out = collect(dataset, {d: np.array([p[d] for p in path]) for d in sample_dims(dataset)}, "time")
     said = {"long_name": "cosine similarity to the frame before", "units": "1"}
     out.attrs |= {} if used is None else {"readout": str(used)}
-    return out.assign(score=("time", np.array(scores, np.float32), said))
+    out = out.assign(score=("time", np.array(scores, np.float32), said))
+    channels = common_channels([asked])
+    pairs = _random_pairs(dataset, select(dataset, channel=channels), "cosine", None, 0, used)
+    return _add_percentile(out, pairs, "cosine")
 
 
 def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
@@ -349,13 +353,15 @@ def _ranked(
     k: int,
     mask: np.ndarray,
     drops: Sequence[np.ndarray],
-    apart: _Rule | None,
+    apart: Rule | None,
     metric: Metric,
     readout: Readout | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and scores (query, rank) of the best k samples of a mask. With ``apart``, none is near
     another.
     """
+    if k < 1:
+        raise SchemaError(f"k: got {k}; expected at least 1")
     rows = Rows(dataset["embedding"].variable, readout, mask)
     vectors = np.stack([one.vector for one in asked])
 
@@ -366,32 +372,37 @@ def _ranked(
 
     if apart is None:
         return best(slice(None), k, drops)
-    if k < 1:
-        raise SchemaError(f"k: got {k}; expected at least 1")
+    # One pass for all queries. Good answers have many neighbors: search for more than k, and search again for queries
+    # with fewer than k left.
+    more = max(4 * k, 64)
+    found, scores = best(slice(None), more, drops)
     out_rows, out_scores = np.full((len(asked), k), -1), np.full((len(asked), k), np.nan, np.float32)
     for i, drop in enumerate(drops):
-        kept = 0
-        while kept < k:
-            # Good answers have many neighbors. Search for more than k, and search again if fewer than k are
-            # left.
-            more = max(4 * (k - kept), 64)
-            (found,), (score,) = best(slice(i, i + 1), more, [drop])
-            gone: set[int] = set()
-            for row, s in zip(found.tolist(), score.tolist(), strict=True):
-                if row < 0 or kept == k or row in gone:
-                    continue
-                out_rows[i, kept], out_scores[i, kept] = row, s
-                kept += 1
-                at = dict(zip(sample_dims(dataset), np.unravel_index([row], mask.shape), strict=True))
-                gone.update(_neighbors(dataset, place_of(dataset, at), apart).tolist(), [row])
-            if len(found) < more:
+        some, score, kept = found[i], scores[i], 0
+        while True:
+            here = _samples_of(dataset, some[some >= 0], mask.shape)
+            places, gone = footprints_of(dataset, here), np.zeros(len(here["crop"]), bool)
+            for at in range(len(gone)):
+                if kept < k and not gone[at]:
+                    out_rows[i, kept], out_scores[i, kept] = some[at], score[at]
+                    kept += 1
+                    gone |= places.near(places.take([at]), apart)
+            if kept == k or len(gone) < more:
                 break
-            drop = np.union1d(drop, np.fromiter(gone, np.int64))
+            better = footprints_of(dataset, _samples_of(dataset, out_rows[i, :kept], mask.shape))
+            near = [neighbors(dataset, better.take([at]), apart) for at in range(kept)]
+            drop = np.unique(np.concatenate([drop, out_rows[i, :kept], *near]))
+            (some,), (score,) = best(slice(i, i + 1), more, [drop])
     longest = int((out_rows >= 0).sum(axis=1).max())
     return out_rows[:, :longest], out_scores[:, :longest]
 
 
-def _excluded(dataset: xr.Dataset, asked: Query, rule: _Rule | None) -> npt.NDArray[np.int64]:
+def _samples_of(dataset: xr.Dataset, rows: np.ndarray, shape: tuple[int, ...]) -> Index:
+    """Return the samples of rows, which are flat over the sample dims."""
+    return dict(zip(sample_dims(dataset), np.unravel_index(rows, shape), strict=True))
+
+
+def _excluded(dataset: xr.Dataset, asked: Query, rule: Rule | None) -> npt.NDArray[np.int64]:
     """Return the rows of samples that are the query, one of its examples, or a neighbor of one; ascending."""
     dims = sample_dims(dataset)
     shape = tuple(dataset.sizes[d] for d in dims)
@@ -400,37 +411,14 @@ def _excluded(dataset: xr.Dataset, asked: Query, rule: _Rule | None) -> npt.NDAr
         if part.sample is not None:
             out.append(np.ravel_multi_index(tuple(part.sample[d] for d in dims), shape))
         if rule is not None and part.place is not None:
-            out.append(_neighbors(dataset, part.place, rule))
+            out.append(neighbors(dataset, part.place, rule))
     return np.unique(np.concatenate(out))
-
-
-def _neighbors(dataset: xr.Dataset, place: Place, rule: _Rule) -> npt.NDArray[np.int64]:
-    """Return the rows of samples that lie within both a time and a distance of a place, ascending."""
-    seconds, km = rule
-    if km < np.inf and np.isnan(place[1]):
-        raise SchemaError(
-            f"search: no position is known of a sample that must be {km:g} km away from. Pass "
-            "exclude=None and separate=None, or a time alone, such as ('3h', None)."
-        )
-    shape = tuple(dataset.sizes[d] for d in sample_dims(dataset))
-    times = times_of(dataset)
-    near = ~np.isnat(times) & (np.abs(seconds_of(times) - place[0]) < seconds)
-    out = [np.empty(0, np.int64)]
-    for crops in crop_blocks(near):
-        lat, lon = positions(dataset, crops)
-        close = (great_circle_km(place[1], place[2], lat, lon) < km) | (km == np.inf)
-        close &= near[crops].reshape(-1, *(1 for _ in close.shape[1:]))
-        if "channel" in sample_dims(dataset):
-            close = close[:, None]
-        block = np.broadcast_to(close, (len(close), *shape[1:]))
-        out.append(np.flatnonzero(block) + crops.start * int(np.prod(shape[1:])))
-    return np.concatenate(out)
 
 
 def _answer(dataset: xr.Dataset, rows: np.ndarray, scores: np.ndarray, shape: tuple[int, ...]) -> xr.Dataset:
     """Return the samples of rows (query, rank) as a dataset on these dims. Row -1 is a missing answer."""
     there = rows >= 0
-    index = dict(zip(sample_dims(dataset), np.unravel_index(rows[there], shape), strict=True))
+    index = _samples_of(dataset, rows[there], shape)
     small = dataset.drop_vars([n for n in dataset.data_vars if n not in ("embedding", "flags")])
     flat = collect(small, index, "rank").drop_vars("embedding")
     out = xr.Dataset({n: v if "rank" not in v.dims else _unfold(v, there) for n, v in flat.variables.items()})
@@ -455,7 +443,7 @@ def _random_pairs(
     dataset: xr.Dataset,
     mask: np.ndarray,
     metric: Metric,
-    apart: _Rule | None,
+    apart: Rule | None,
     seed: int,
     readout: Readout | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -489,11 +477,6 @@ def _random_pairs(
     if apart is not None:
         (time, *place), (other_time, *other_place) = (places_of(dataset, side) for side in sides)
         use &= (np.abs(time - other_time) >= apart[0]) | (great_circle_km(*place, *other_place) >= apart[1])
-    if not use.any():
-        raise SchemaError(
-            "percentile: the selection has no pairs of samples of one hour of the day that lie apart in time or place. "
-            "Pass a wider selection, or percentile=False."
-        )
     return np.sort(score[use]).astype(np.float32)
 
 
@@ -501,9 +484,18 @@ def _percentiles(
     background: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], metric: Metric
 ) -> npt.NDArray[np.float32]:
     """Return the percentage of the background that is less similar than each score. Half of equal scores
-    counts.
+    counts. NaN if there is no background.
     """
     low, high = (np.searchsorted(background, scores, side=side) for side in ("left", "right"))
-    share = (low + high) / (2 * len(background))
+    share = (low + high) / (2 * max(len(background), 1))
     share = 1 - share if metric == "euclidean" else share
-    return np.where(np.isnan(scores), np.nan, 100 * share).astype(np.float32)
+    known = np.isfinite(scores) & (len(background) > 0)
+    return np.where(known, 100 * share, np.nan).astype(np.float32)
+
+
+def _add_percentile(answer: xr.Dataset, background: npt.NDArray[np.float32], metric: Metric) -> xr.Dataset:
+    """Return an answer with the percentile of each score."""
+    said = f"share of {len(background)} random pairs of samples of one hour of the day that are less similar"
+    values = _percentiles(background, answer["score"].values, metric)
+    about = {"long_name": said, "units": "percent"}
+    return answer.assign(percentile=(answer["score"].dims, values, about))
