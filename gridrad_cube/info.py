@@ -6,9 +6,11 @@ import os
 import textwrap
 from typing import Any
 
+import xarray as xr
+
 from gridrad_cube import readers, store, tiling
 from gridrad_cube.readout import saved_readout
-from gridrad_cube.schema import SchemaError
+from gridrad_cube.schema import ATTRIBUTE, SchemaError
 from gridrad_cube.selection import labels_of
 from gridrad_cube.storage import is_url
 
@@ -46,12 +48,17 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
         if store.store_info(target)["kind"] == "patches":
             return store.describe(store.open_packed(target))
         embeddings = store.open_embeddings(target)
+        if "crop" not in embeddings.dims:  # a selection that was saved
+            return store.describe(embeddings)
         readouts = {
             label.name: str(saved_readout(embeddings, i) or "none")
             for i, label in enumerate(labels_of(embeddings))
         }
         return store.describe(embeddings) | {"readout": readouts}
     attributes, variables = readers.list_contents(path)
+    if ATTRIBUTE in attributes:  # a selection that was saved as netCDF
+        with xr.open_dataset(path) as dataset:
+            return store.describe(dataset)
     facts: store.Facts = {"kind": "source file", "file": path}
     try:
         header = readers.inspect(path)

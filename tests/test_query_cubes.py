@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib import use
 from query_stores import found, make_embeddings
 from small_data import make_store
 
-from gridrad_cube import query
-from gridrad_cube.schema import CHANNELS, SchemaError
+from gridrad_cube import info, query
+from gridrad_cube.query.pixels import _continuous
+from gridrad_cube.schema import CHANNELS, SchemaError, default_reject
 from gridrad_cube.store import PatchReader, open_cube, open_packed
 
+use("agg")
 _SHARED = make_embeddings()
 
 
@@ -25,14 +28,55 @@ def test_crop_has_exact_pixel_positions(cube):
     one = dataset.gridrad.crop(1)
     grid = xr.open_zarr(cube, group=f"grids/{dataset.grid.values[1]!s}", chunks=None, consolidated=False)
     assert one.ir_brightness_temperature.dims == ("y", "x")
-    np.testing.assert_array_equal(one.latitude[:90], grid.latitude)
-    np.testing.assert_array_equal(one.longitude[:150], grid.longitude)
-    assert np.isnan(one.latitude[90:]).all()  # padding: 96 x 160 pixels of whole patches
-    assert np.isnan(one.longitude[150:]).all()
-    assert one.latitude.sizes == {"y": 96}
-    np.testing.assert_array_equal(one.ir_brightness_temperature, dataset.ir_brightness_temperature[1])
+    np.testing.assert_array_equal(one.latitude, grid.latitude)
+    np.testing.assert_array_equal(one.longitude, grid.longitude)
+    np.testing.assert_array_equal(
+        one.ir_brightness_temperature, dataset.ir_brightness_temperature[1, :90, :150]
+    )
     np.testing.assert_array_equal(one.patch_latitude, dataset.latitude[1])
-    assert one.scene_y.values.tolist() == list(range(96))
+    assert one.scene_y.values.tolist() == list(range(90))
+
+
+def test_crops_and_patches_without_padding_can_be_drawn_and_selected(cube):
+    dataset = open_cube(cube)
+    one = dataset.gridrad.crop(1)
+    field = one.ir_brightness_temperature
+    here = field.sel(
+        latitude=float(one.latitude[80]) + 1e-4, longitude=float(one.longitude[140]), method="nearest"
+    )
+    np.testing.assert_array_equal(here, dataset.ir_brightness_temperature[1, 80, 140])
+    mesh = field.plot(x="longitude", y="latitude")  # refuses positions that are NaN
+    assert mesh.get_array().size == 90 * 150
+    edge = dataset.gridrad.patch(1, 2, 4)
+    assert dict(edge.ir_brightness_temperature.sizes) == {"y": 26, "x": 22}
+    wide = dataset.isel(crop=[0]).gridrad.grid(by="degree")
+    assert np.isfinite(wide.latitude).all()
+
+
+def test_longitudes_of_a_crop_across_the_date_line_continue():
+    assert _continuous(np.array([179.0, 179.5, -180.0, -179.5])).tolist() == [179.0, 179.5, 180.0, 180.5]
+    assert _continuous(np.array([[-1.0, -0.5], [0.0, np.nan]]))[0].tolist() == [-1.0, -0.5]
+
+
+def test_selections_are_described_by_their_own_patches(cube, tmp_path):
+    dataset = open_cube(cube)
+    ir = "ir_brightness_temperature"
+    flags, mean = (dataset[f"{ir}_{n}"].values for n in ("flags", "mean"))
+    clean = (flags & int(default_reject("infrared"))) == 0
+    masked = dataset.where(dataset.time > dataset.time.values[0]).gridrad.describe()
+    assert masked["statistics"][ir].startswith(f"{clean[1:].sum()} clean patches, mean ")
+    weight = dataset[f"{ir}_valid_fraction"].values[1:][clean[1:]]
+    expected = np.average(mean[1:][clean[1:]].astype(float), weights=weight)
+    assert f"mean {expected:.4g}, " in masked["statistics"][ir]
+    part = dataset.gridrad.within(time=dataset.time.values[1], channel=ir)
+    part.to_zarr(tmp_path / "part.zarr", zarr_format=3)
+    facts = info.inspect_target(tmp_path / "part.zarr")
+    assert facts["samples"] == f"{part.sizes['patch']} patch, from 1 crops"
+    assert facts["statistics"][ir].startswith(f"{clean[1].sum()} clean patches")
+    part.to_netcdf(tmp_path / "part.nc")
+    assert info.inspect_target(tmp_path / "part.nc")["statistics"] == facts["statistics"]
+    half = dataset.astype("float16").gridrad.describe()["statistics"]
+    assert "inf" not in " ".join(half.values())
 
 
 def test_patch_is_part_of_its_crop(cube):

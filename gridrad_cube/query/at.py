@@ -223,6 +223,17 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
             "grid: several crops have the same time. First select one crop for each time, or a shorter period."
         )
     out = writable(dataset.isel(crop=crops[np.argsort(times)]))
+    # Rows and columns of padding have no position, with which nothing can be drawn or selected.
+    known = np.isfinite(lat[0])
+    for axis, (dim, pixels) in enumerate((("row", "y"), ("col", "x"))):
+        (inside,) = np.nonzero(known.any(axis=1 - axis))
+        if len(inside) and dim in out.dims:
+            part = slice(int(inside[0]), int(inside[-1]) + 1)
+            if pixels in out.dims:
+                size = out.sizes[pixels] // out.sizes[dim]
+                out = out.isel({pixels: slice(part.start * size, part.stop * size)})
+            out = out.isel({dim: part})
+            lat, lon = (np.take(v, np.arange(part.start, part.stop), axis + 1) for v in (lat, lon))
     if by == "cell":
         lat_lon = {"latitude": lat[0], "longitude": lon[0]}
         centers = {n: (("row", "col"), values, dataset[n].attrs) for n, values in lat_lon.items()}
@@ -234,7 +245,7 @@ def grid(dataset: xr.Dataset, time: Any = None, *, by: Literal["cell", "degree"]
     if not spread < _STRAIGHT:  # NaN of padding included
         raise SchemaError(
             f"grid: by='degree', but latitudes along a row or longitudes along a column differ by {spread:.3g} degrees "
-            "(NaN: patches of padding have no position). Use by='cell', or leave out rows and columns with isel."
+            "(NaN: a patch has no position). Use by='cell', or leave out rows and columns with isel."
         )
     out = out.drop_vars(["latitude", "longitude", "row", "col"], errors="ignore").swap_dims(crop="time")
     return out.rename(row="latitude", col="longitude").assign_coords(

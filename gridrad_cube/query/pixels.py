@@ -47,8 +47,9 @@ def crop(dataset: xr.Dataset, number: int) -> xr.Dataset:
     Channels on ``([altitude,] y, x)``, lazy, with ``latitude`` and ``longitude`` of pixels
     on ``y`` and ``x`` or on ``(y, x)`` as in the source, and ``scene_y``, ``scene_x``, their row and column
     there.
-    Pixels of padding have NaN positions. Those of patch centers become ``patch_latitude``,
-    ``patch_longitude``.
+    Padding is left out. Latitude and longitude of a regular grid are indexes, so that
+    ``sel(latitude=..., longitude=..., method="nearest")`` works. Across the date line longitudes continue beyond 180.
+    Positions of patch centers become ``patch_latitude``, ``patch_longitude``.
 
     Raises
     ------
@@ -120,15 +121,42 @@ def _with_positions(one: xr.Dataset, dataset: xr.Dataset, offset: tuple[int, int
         f"scene_{a}": int(one[f"{a}_origin"]) + o + np.arange(one.sizes[a])
         for a, o in zip("yx", offset, strict=True)
     }
-    places = grid[["latitude", "longitude"]].assign_coords({d: np.arange(n) for d, n in grid.sizes.items()})
-    places = places.reindex(where)  # NaN beyond the scene
-    places["longitude"] = places["longitude"].copy(data=wrap_longitude(places["longitude"].values))
+    # Leave padding out: pixels outside the scene, and rows and columns of patches without a pixel in it.
+    inside = {name: (values >= 0) & (values < grid.sizes[name]) for name, values in where.items()}
+    for (name, keep), cell in zip(inside.items(), ("row", "col"), strict=True):
+        if not keep.any():
+            raise SchemaError(
+                f"{source}: the whole patch is padding, outside the scene {one['scene'].values}"
+            )
+        (pixels,) = np.nonzero(keep)
+        one = one.isel({name[-1]: slice(int(pixels[0]), int(pixels[-1]) + 1)})
+        if cell in one.dims:
+            one = one.isel({cell: keep.reshape(one.sizes[cell], -1).any(axis=1)})
+    where = {name: values[inside[name]] for name, values in where.items()}
+    places = grid[["latitude", "longitude"]].isel({n: slice(v[0], v[-1] + 1) for n, v in where.items()})
+    # Continuous, so that a crop across the date line can be drawn and searched: there longitudes exceed 180.
+    longitude = wrap_longitude(places["longitude"].values)
+    places["longitude"] = places["longitude"].copy(data=_continuous(longitude))
     out = one.rename(latitude="patch_latitude", longitude="patch_longitude")
     for place in places.data_vars.values():
         dims = [str(d).removeprefix("scene_") for d in place.dims]
         out = out.assign_coords({place.name: (dims, place.values, place.attrs)})
     out = out.assign_coords({name: (name[-1], values, {"units": "1"}) for name, values in where.items()})
-    return writable(out)
+    out = writable(out)
+    for name in ("latitude", "longitude"):
+        if out[name].ndim == 1:  # so that sel(latitude=..., longitude=..., method="nearest") works
+            out = out.set_xindex(name)
+    return out
+
+
+def _continuous(longitude: np.ndarray) -> np.ndarray:
+    """Return the longitudes of a crop without a jump at the date line: there the eastern part exceeds 180 degrees."""
+    known = np.isfinite(longitude)
+    east, west = longitude[known & (longitude >= 0)], longitude[known & (longitude < 0)]
+    # The gap between the halves lies at the date line, or at the meridian of Greenwich.
+    if not (east.size and west.size) or east.min() - west.max() < (west.min() + 360) - east.max():
+        return longitude
+    return np.where(longitude < 0, longitude + 360, longitude)
 
 
 def patches(dataset: xr.Dataset, *, channel: Any = None, reject: Reject = None) -> xr.Dataset:

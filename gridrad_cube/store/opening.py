@@ -115,7 +115,7 @@ def open_embeddings(store: str | os.PathLike[str], *, chunks: Chunks = None) -> 
     dataset["embedding"] = _vectors(dataset)
     if dataset["embedding"].dtype == np.float16:  # which netCDF does not have
         dataset["embedding"].encoding["dtype"] = np.dtype(np.float32)
-    return _chunked(dataset, chunks, block=dataset["embedding"].encoding["preferred_chunks"]["crop"])
+    return _chunked(dataset, chunks, block=dataset["embedding"].encoding["preferred_chunks"].get("crop", 1))
 
 
 def source_path(store: str | os.PathLike[str], source: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag
+from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, default_reject
 from gridrad_cube.store.integrity import store_info
 from gridrad_cube.store.layout import STATUS, ChannelLayout
 from gridrad_cube.store.orientation import Orientation, compare_grids, read_grids
@@ -22,6 +22,8 @@ Facts = dict[str, Any]
 _CROPS_AT_ONCE = 16384
 #: Different grids that are listed.
 _GRIDS = 8
+#: Statistics of a patch that the statistics of a part of a store are made of.
+_STATISTICS = ("mean", "std", "minimum", "maximum", "valid_fraction", "echo_fraction")
 #: Heights of a histogram's bins in text, none to most.
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -40,23 +42,30 @@ def describe(dataset: xr.Dataset) -> Facts:
     patches (of
     the whole store, with their histogram) and ``flags`` are mappings themselves.
     """
-    if not ("crop" in dataset.dims and {"time", "latitude", "longitude"} <= set(dataset.variables)):
-        return {"kind": "an answer or a part of a store", "sizes": _sizes(dataset.sizes)}
     info = store_info(dataset) if ATTRIBUTE in dataset.attrs else {}
+    whole = "crop" in dataset.dims
+    dims = (
+        {d for d in dataset.variables["time"].dims if d != "crop"} if "time" in dataset.variables else set()
+    )
+    if not {"time", "latitude", "longitude"} <= set(dataset.variables) or not (
+        whole or (len(dims) == 1 and info)
+    ):
+        return {"kind": "an answer or a part of a store", "sizes": _sizes(dataset.sizes)}
     embeddings = "embedding" in dataset.data_vars
-    out: Facts = {
-        "kind": f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
-    }
+    kind = f"embeddings of level {info.get('level', '?')}" if embeddings else "cube of patches"
+    out: Facts = {"kind": kind if whole else f"selection from {kind}"}
     if dataset.encoding.get("source"):
         out["store"] = str(dataset.encoding["source"])
+    if not whole:
+        out["samples"] = f"{_sizes({d: dataset.sizes[d] for d in dims})}, from {_crops_of(dataset)} crops"
+        out |= {"time": _span(dataset), "place": _extent(dataset)}
+        return out | _channels(dataset, info, embeddings)
     out |= {"crops": _crops(dataset), "time": _span(dataset), "place": _extent(dataset)}
-    others: list[str] = []
     if embeddings:
         out["samples"] = _sizes({d: n for d, n in dataset["embedding"].sizes.items() if d != "feature"})
         if "orientation" in info:
             out["inputs were"] = str(info["orientation"])
         out["checkpoint"] = str(info.get("checkpoint", "?"))
-        flags = {"embedding": "flags"}
     else:
         rows, cols = (dataset.sizes.get(dim, "?") for dim in ("row", "col"))
         out["patches"] = f"{rows} x {cols} of {info.get('patch', '?')} px a crop"
@@ -67,18 +76,33 @@ def describe(dataset: xr.Dataset) -> Facts:
             some, every = info["thresholds_of"]
             again = "; gridrad-cube reflag computes them again from all" if some < every else ""
             out["thresholds"] = f"of global_outlier, from {some} of {every} scenes{again}"
-        names = [str(n) for n, v in dataset.data_vars.items() if {"crop", "y", "x"} <= set(v.dims)]
+    return out | _channels(dataset, info, embeddings)
+
+
+def _channels(dataset: xr.Dataset, info: Mapping[str, Any], embeddings: bool) -> Facts:
+    """Return the variables, statistics and flags of a store, or of a part of it."""
+    out: Facts = {}
+    others: list[str] = []
+    if embeddings:
+        flags = {"embedding": "flags"}
+    else:
+        names = [str(n) for n, v in dataset.data_vars.items() if {"y", "x"} <= set(v.dims)]
         kinds = {n: ChannelLayout.from_dict(n, c).channel.kind for n, c in info.get("channels", {}).items()}
         others = [n for n in names if kinds.get(n) == "other"]
         flags = {n: f"{n}_flags" for n in names if n not in others}
     out["variables"] = {n: f"{_sizes(dataset[n].sizes)}, {_type(dataset[n])}" for n in [*flags, *others]}
     found = info.get("training_statistics", {})
     out["statistics"] = {
-        label: _statistics(label, s) for label, s in found.items() if label.split("@")[0] in flags
+        label: _statistics(dataset, label, s) for label, s in found.items() if label.split("@")[0] in flags
     }
     out["flags"] = {n: _flags(dataset[f]) for n, f in flags.items() if f in dataset.variables}
     out["other channels"] = {n: _presence(dataset, n) for n in others}
     return {name: value for name, value in out.items() if value != {}}
+
+
+def _crops_of(dataset: xr.Dataset) -> int:
+    """Return how many crops the samples of a selection come from."""
+    return len(np.unique(dataset["crop"].values)) if "crop" in dataset.variables else 0
 
 
 def _sizes(sizes: Mapping[Any, int]) -> str:
@@ -139,13 +163,22 @@ def _grids(dataset: xr.Dataset) -> Facts:
     if {"row", "col"} <= set(dataset.dims):
         flips = Orientation(dataset).of(np.arange(dataset.sizes["crop"]))
         order = ["south first"] * bool(flips[:, 0].any()) + ["east first"] * bool(flips[:, 1].any())
-        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)}and are turned for networks and pictures"
+        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)} and are turned for networks and pictures"
         out["orientation"] = turned if order else "north first, west first"
     return out
 
 
-def _statistics(label: str, found: Mapping[str, Any]) -> str:
-    """Return the statistics of clean patches, and their histogram over the typical range of the channel."""
+def _statistics(dataset: xr.Dataset, label: str, found: Mapping[str, Any]) -> str:
+    """Return the statistics of clean patches, with their histogram over the typical range of the channel.
+
+    Of a part of a store, the statistics are those of its own clean patches, and have no histogram.
+    """
+    flags, numbers = _of_label(dataset, label)
+    kind = CHANNELS[label.split("@")[0]].kind
+    counts = _count_flags(flags)
+    clean = int(counts[(np.arange(len(counts)) & int(default_reject(kind))) == 0].sum())
+    if clean != found.get("patches"):
+        return _own_statistics(flags, numbers, clean, int(default_reject(kind)))
     if found.get("mean") is None:
         return "no clean patch"
     low, high = CHANNELS[label.split("@")[0]].typical_range
@@ -158,14 +191,53 @@ def _statistics(label: str, found: Mapping[str, Any]) -> str:
     )
 
 
+def _of_label(dataset: xr.Dataset, label: str) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
+    """Return the flags and the statistics of the patches of a label, which may name an altitude."""
+    name, _, altitude = label.partition("@")
+    known = (f"{name}_{n}" for n in ("flags", *_STATISTICS))
+    arrays = {n.removeprefix(f"{name}_"): dataset[n] for n in known if n in dataset.variables}
+    if altitude:
+        heights = np.atleast_1d(dataset["altitude"].values)
+        level = int(np.abs(heights - float(altitude.removesuffix("km"))).argmin())
+        arrays = {n: v.isel(altitude=level) if "altitude" in v.dims else v for n, v in arrays.items()}
+    return arrays.pop("flags", xr.DataArray(np.zeros(0, np.uint16), dims="crop")), arrays
+
+
+def _own_statistics(flags: xr.DataArray, numbers: dict[str, xr.DataArray], clean: int, reject: int) -> str:
+    """Return statistics of the clean patches of a part of a store, from those of each patch."""
+    if not clean or not set(_STATISTICS[:4]) <= set(numbers):
+        return f"{clean or 'no'} clean patch{'es' * (clean > 1)}"
+    bits = flags.values
+    known = np.isfinite(bits)
+    use = known & ((np.where(known, bits, 0).astype(np.int64) & reject) == 0)
+    mean, std, low, high = (numbers[n].values[use].astype(np.float64) for n in _STATISTICS[:4])
+    share = numbers.get("echo_fraction", numbers.get("valid_fraction"))
+    weight = np.ones(len(mean)) if share is None else share.values[use].astype(np.float64)
+    weight = np.where(np.isfinite(mean), weight, 0.0)
+    if not weight.sum():
+        return f"{clean} clean patches"
+    center = np.average(np.nan_to_num(mean), weights=weight)
+    spread = np.average(np.nan_to_num(std) ** 2 + np.nan_to_num(mean - center) ** 2, weights=weight) ** 0.5
+    words = f"mean {center:.4g}, std {spread:.4g}, {np.nanmin(low):.4g} to {np.nanmax(high):.4g}"
+    return f"{clean} clean patch{'es' * (clean > 1)}, {words}"
+
+
+def _count_flags(flags: xr.DataArray) -> np.ndarray:
+    """Return how many patches have each combination of flags; patches that are masked (NaN) do not count."""
+    counts = np.zeros(2**16, np.int64)
+    for part in _blocks(flags):
+        values = part.reshape(-1)
+        values = values[np.isfinite(values)].astype(np.int64)
+        counts += np.bincount(values, minlength=len(counts))
+    return counts
+
+
 def _flags(flags: xr.DataArray) -> str:
     """Return the share of patches without a flag, and of each flag that occurs."""
-    masks = np.arange(2**16)
-    counts = np.zeros(len(masks), np.int64)
-    for part in _blocks(flags):
-        counts += np.bincount(part.reshape(-1), minlength=len(masks))
+    counts = _count_flags(flags)
+    masks = np.arange(len(counts))
     numbers = {"no flag": counts[0]} | {str(f.name): counts[(masks & f) != 0].sum() for f in Flag}
-    total = max(flags.size, 1)
+    total = max(counts.sum(), 1)
     return ", ".join(f"{name} {n / total:.1%}" for name, n in numbers.items() if n or name == "no flag")
 
 
