@@ -50,7 +50,7 @@ ONLY_IN = {
 }
 #: Limits of size. Each names the largest value that is allowed.
 MODULES = 128
-LINES = 28_700  # without docstrings
+LINES = 29_100  # without docstrings
 FILES_OF_A_PACKAGE = 13
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
