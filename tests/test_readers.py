@@ -1017,20 +1017,83 @@ def test_file_that_reaches_out_of_itself_is_refused(tmp_path):
     for path, message in (
         (external, "/inner/data keeps its bytes in another file, .*secret.bin"),
         (link, "/data is a link to another file, 'elsewhere.nc'"),
-        (virtual, "/data is a virtual dataset of another file, 'elsewhere.nc'"),
+        (virtual, "/data is a virtual dataset of the files .'elsewhere.nc'"),
     ):
         with pytest.raises(SchemaError, match=message):
             readers.inspect(path)
 
 
-def test_groups_that_turn_in_a_circle_end(tmp_path):
+def link_in_a_circle(f):
+    f["loop/inner"] = f["/"].create_group("group")
+    f["group/back"] = f["loop"]
+
+
+def link_softly_in_a_circle(f):
+    f["group/soft"] = h5py.SoftLink("/nowhere")  # this one alone is harmless
+    f["group/back"] = h5py.SoftLink("/")
+
+
+def link_the_root(f):
+    f["group/back"] = f["/"]
+
+
+def link_often(f):
+    for number in range(10_001):
+        f[f"s{number}"] = f["latitude"]
+
+
+def refer_to_itself(f):
+    layout = h5py.VirtualLayout(f[IR].shape, f[IR].dtype)
+    layout[:] = h5py.VirtualSource(".", IR, f[IR].shape)
+    del f[IR]
+    f.create_virtual_dataset(IR, layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (link_in_a_circle, "is a group with several links"),
+        (link_softly_in_a_circle, "/group/back is a second link to a group"),
+        (link_the_root, "/ is a group with several links"),
+        (link_often, "more than 10000 objects"),
+        (refer_to_itself, "is a virtual dataset of the files"),
+    ],
+)
+def test_what_crashes_or_blocks_the_netcdf_library_is_refused_before_it_opens_the_file(
+    tmp_path, change, message
+):
     path = files.write_larc(tmp_path / LARC_NAME)
     with h5py.File(path, "a") as f:
-        f["loop/inner"] = f["/"].create_group("group")
-        f["group/back"] = f["loop"]
-        f["group/soft"] = h5py.SoftLink("/nowhere")
-    with safety._open_hdf5(str(path), str(path)) as f:
-        assert "loop" in f
+        change(f)
+    with pytest.raises(SchemaError, match=message):
+        readers.inspect(path)
+
+
+def write_grid(path, edge, *, write, **storage):
+    """A CF file of a square of infrared, written in one corner or not at all."""
+    with netCDF4.Dataset(path, "w") as f:
+        for name, start, units in (("lat", 10.0, "degrees_north"), ("lon", 20.0, "degrees_east")):
+            f.createDimension(name, edge)
+            axis = f.createVariable(name, "f8", (name,))
+            axis[:] = start + np.arange(edge) * 1e-4
+            axis.units = units
+        f.createVariable("time", "f8", ()).units = "seconds since 2020-01-01"
+        f["time"][...] = 0
+        field = f.createVariable(IR, "u2", ("lat", "lon"), **storage)
+        field.units = "K"
+        if write:
+            field[:10, :10] = 250
+    return path
+
+
+def test_fields_that_nobody_wrote_are_refused_by_the_header(tmp_path):
+    chunked = {"zlib": True, "chunksizes": (64, 64)}
+    readers.inspect(write_grid(tmp_path / "good.nc", 128, write=True, **chunked))
+    for name, storage in (("a.nc", chunked), ("b.nc", {})):
+        with pytest.raises(SchemaError, match="was declared and never written"):
+            readers.inspect(write_grid(tmp_path / name, 128, write=False, **storage))
+    with pytest.raises(SchemaError, match=r"declares 3,052 MiB in a file of .* bytes; expected at most"):
+        readers.inspect(write_grid(tmp_path / "c.nc", 40_000, write=True, **chunked))
 
 
 def test_damaged_data_is_refused_when_read(tmp_path):

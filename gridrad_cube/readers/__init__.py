@@ -23,7 +23,7 @@ import xarray as xr
 
 from gridrad_cube.readers import cf, gridrad, larc_goes
 from gridrad_cube.readers.fields import common_packing, recode
-from gridrad_cube.readers.files import Source, Variable, open_source
+from gridrad_cube.readers.files import Source, UnreadableError, Variable, open_source
 from gridrad_cube.readers.gridrad import RadarVolume, densify
 from gridrad_cube.readers.header import Header, Request, grid_id, make_scene
 from gridrad_cube.readers.times import find_times, parse_stamp
@@ -36,6 +36,7 @@ __all__ = [
     "SUFFIXES",
     "Header",
     "RadarVolume",
+    "UnreadableError",
     "common_packing",
     "densify",
     "grid_id",

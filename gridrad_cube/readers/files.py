@@ -9,15 +9,17 @@ is faster than the library. GRIB2 files, plain or in gzip, are read through `gri
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import math
 import os
+import re
 import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +60,34 @@ _OTHER_MAGIC = (
 )
 # Exceptions of h5py and netCDF4 for a file that is damaged inside, besides OSError.
 _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
+#: An array of more than `_SMALL_BYTES`, and more than the file times this, was not written. Deflate reaches 1,032.
+_MOST_EXPANSION = 4096
+_SMALL_BYTES = 2**26
+#: How h5py reports the error number of a read that failed.
+_ERRNO = re.compile(r"errno = (\d+)")
+
+
+class UnreadableError(SchemaError):
+    """A library cannot read a file: its bytes are damaged, or a disk failed for a moment, so that a retry may help."""
+
+
+def _unreadable(path: str, message: str, error: Exception) -> Exception:
+    """Return what to raise for an error of a library: one of the disk where the disk failed, else `UnreadableError`.
+
+    The libraries report a disk that fails (EIO, ESTALE, ETIMEDOUT) as damage, often without its number. So the
+    file is read once by the system alone, which raises such an error again if it lasts.
+    """
+    found = _ERRNO.search(str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if number is not None and number > 0 and number not in (errno.ENOENT, errno.EINVAL):
+        return OSError(number, f"{message} ({os.strerror(number)})")
+    try:
+        with open(path, "rb") as file:
+            while file.read(_BLOCK):
+                pass
+    except OSError as failed:
+        return OSError(failed.errno, f"{message} ({failed.strerror})")
+    return UnreadableError(f"{message} ({error}); the file is damaged. Download it again.")
 
 
 @dataclass(frozen=True)
@@ -184,8 +214,9 @@ class Source:
     `open_source` makes it. It cannot be used after the ``with`` block.
     """
 
-    def __init__(self, path: str, dataset: Any, file: Any = None) -> None:
+    def __init__(self, path: str, here: str, dataset: Any, file: Any = None) -> None:
         self.path = path
+        self._here = here
         self._dataset = dataset
         self._file = file  # the same file as h5py sees it, None for classic netCDF
 
@@ -197,7 +228,7 @@ class Source:
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """Global attributes."""
-        return _attributes(self._dataset, self.path)
+        return _attributes(self._dataset, self.path, self._here)
 
     @cached_property
     def variables(self) -> dict[str, Variable]:
@@ -208,7 +239,7 @@ class Source:
         where = f"{self.path}: variable {name!r}"
         dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)
         shape = tuple(int(n) for n in variable.shape)
-        attributes = _attributes(variable, self.path)
+        attributes = _attributes(variable, self.path, self._here)
         return Variable(name, tuple(variable.dimensions), shape, dtype, attributes, where)
 
     def read(self, name: str, key: Any = ...) -> npt.NDArray[Any]:
@@ -228,9 +259,7 @@ class Source:
             if values is None:
                 values = np.asarray(self._dataset.variables[name][key])
         except _BROKEN as error:
-            raise SchemaError(
-                f"{variable.where} cannot be read ({error}); the file is damaged. Download it again."
-            ) from error
+            raise _unreadable(self._here, f"{variable.where} cannot be read", error) from error
         return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
     def _read_fast(self, variable: Variable, key: Any) -> npt.NDArray[Any] | None:
@@ -272,6 +301,28 @@ class Source:
         """
         return _Scene(self, dim, position)
 
+    def stored(self, name: str) -> int | None:
+        """Return the bytes that a variable takes in the file; None where that is not known."""
+        variable = None if self._file is None else self._file.get(name)
+        return (
+            None if variable is None or not hasattr(variable, "id") else int(variable.id.get_storage_size())
+        )
+
+    def check_declared(self, what: str, size: int) -> None:
+        """Refuse an array of so many bytes that is too large, or larger than what the bytes of the file can hold.
+
+        Raises
+        ------
+        SchemaError
+            Names what it is.
+        """
+        there = os.path.getsize(self._here)
+        if size > MAX_VARIABLE_BYTES or size > max(_SMALL_BYTES, _MOST_EXPANSION * there):
+            raise SchemaError(
+                f"{self.path}: {what} declares {size / 2**20:,.0f} MiB in a file of {there} bytes; expected at most "
+                f"{MAX_VARIABLE_BYTES / 2**30:.0f} GiB, and what such a file can hold. Leave the file out."
+            )
+
     def listing(self) -> str:
         """Return the variables of the file for a message."""
         names = sorted(self.variables)
@@ -284,7 +335,7 @@ class _Scene(Source):
     """One position along a dimension of a source, which keeps length one."""
 
     def __init__(self, whole: Source, dim: str | None, position: int) -> None:
-        self.path = whole.path
+        self.path, self._here = whole.path, whole._here
         self._whole, self._dim, self._position = whole, dim, position
 
     @cached_property
@@ -310,6 +361,9 @@ class _Scene(Source):
         here = position if isinstance(part, int) else slice(position, position + len(part))
         return self._whole.read(name, (*keys[:axis], here, *keys[axis + 1 :]))
 
+    def stored(self, name: str) -> int | None:
+        return self._whole.stored(name)
+
     def listing(self) -> str:
         return self._whole.listing()
 
@@ -333,11 +387,11 @@ def _check_size(variable: Variable, values: int) -> None:
         )
 
 
-def _attributes(owner: Any, path: str) -> dict[str, Any]:
+def _attributes(owner: Any, path: str, here: str) -> dict[str, Any]:
     try:
         return {name: owner.getncattr(name) for name in owner.ncattrs()}
     except _BROKEN as error:
-        raise SchemaError(f"{path}: an attribute cannot be read ({error}); the file is damaged") from error
+        raise _unreadable(here, f"{path}: an attribute cannot be read", error) from error
 
 
 @contextmanager
@@ -378,7 +432,7 @@ def _open_grib(path: str, name: str, head: bytes) -> Iterator[Source]:
             messages = GribFile(file)
         except ValueError as error:
             raise SchemaError(f"{name}: {error}") from error
-        yield Source(name, messages)
+        yield Source(name, path, messages)
 
 
 @contextmanager
@@ -393,15 +447,13 @@ def _open_netcdf(path: str, name: str, head: bytes) -> Iterator[Source]:
             dataset = netCDF4.Dataset(os.path.abspath(path), "r")
             dataset.set_auto_maskandscale(False)
         except _BROKEN as error:
-            raise SchemaError(
-                f"{name}: the netCDF library cannot open it ({error}). Download it again."
-            ) from error
+            raise _unreadable(path, f"{name}: the netCDF library cannot open it", error) from error
         try:
             inhabited = [group for group in dataset.groups.values() if group.variables]
             if dataset.variables or len(inhabited) != 1:
-                yield Source(name, dataset, file)
+                yield Source(name, path, dataset, file)
             else:  # the one group with variables, such as Grid of IMERG
-                yield Source(name, inhabited[0], None if file is None else file[inhabited[0].name])
+                yield Source(name, path, inhabited[0], None if file is None else file[inhabited[0].name])
         finally:
             dataset.close()
 
@@ -430,7 +482,7 @@ def _check_classic(path: str, name: str, head: bytes) -> None:
     with open(path, "rb") as file:
         try:
             needed = _required_bytes(file)
-        except (ValueError, OverflowError, OSError) as error:
+        except (ValueError, OverflowError) as error:
             raise SchemaError(f"{name}: damaged classic netCDF file: {error}. Download it again.") from error
         size = file.seek(0, os.SEEK_END)
     if size < needed:
@@ -471,29 +523,39 @@ def _open_hdf5(path: str, name: str) -> Iterator[Any]:
     import h5py
 
     links: set[str] = set()
+    soft: list[str] = []
 
     def check_link(name: str, link: Any) -> str | None:  # an error may not be raised here
         links.add(name)
         if len(links) > _MAX_HDF5_OBJECTS:
             return f"more than {_MAX_HDF5_OBJECTS} objects in one file"
-        is_outside = isinstance(link, h5py.ExternalLink)
-        return f"/{name} is a link to another file, {link.filename!r}" if is_outside else None
+        if isinstance(link, h5py.ExternalLink):
+            return f"/{name} is a link to another file, {link.filename!r}"
+        if isinstance(link, h5py.SoftLink):
+            soft.append(name)
+        return None
 
     def check_object(name: str, item: Any) -> str | None:
-        if not isinstance(item, h5py.Dataset):
-            return None
+        if not isinstance(item, h5py.Dataset):  # netCDF follows links to groups in circles
+            return f"/{name} is a group with several links" if h5py.h5o.get_info(item.id).rc > 1 else None
         if item.external:
             return f"/{name} keeps its bytes in another file, {item.external[0][0]!r}"
-        sources = item.virtual_sources() if item.is_virtual else []
-        outside = [s.file_name for s in sources if s.file_name != "."]
-        return f"/{name} is a virtual dataset of another file, {outside[0]!r}" if outside else None
+        if item.is_virtual:  # one of the same file may refer to itself, which crashes the library
+            names = [s.file_name for s in item.virtual_sources()]
+            return f"/{name} is a virtual dataset of the files {names[:3]}"
+        return None
 
     with ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(path, "r"))
-            problem = file.visititems_links(check_link) or file.visititems(check_object)
+            problem = check_object("", file["/"])
+            problem = problem or file.visititems_links(check_link) or file.visititems(check_object)
+            for link in soft:
+                with suppress(KeyError):  # a link to nothing is harmless
+                    is_group = isinstance(file[link], h5py.Group)
+                    problem = problem or (f"/{link} is a second link to a group" if is_group else None)
         except _BROKEN as error:
-            raise SchemaError(f"{name}: damaged or cut HDF5 file ({error}). Download it again.") from error
+            raise _unreadable(path, f"{name}: damaged or cut HDF5 file", error) from error
         if problem:
             raise SchemaError(f"{name}: {problem}; refused")
         yield file

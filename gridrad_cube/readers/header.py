@@ -281,6 +281,7 @@ def make_header(
     on_altitudes = {n: len(on) == 3 for n, on in others.items() if n not in CHANNELS} | dict(available)
     names, levels = _select(request, on_altitudes, altitude_km, default, source)
     fields = {n: field_of(n) if n in available else other_field(source, n, others[n]) for n in names}
+    _check_fields(source, fields, dims, altitude_km.size if listed or vertical else 1)
     taken = {about.variable for about in fields.values() if about.channel.name not in DERIVED}
     unknown = sorted(name for name in others if name not in taken and not _name_problem(name, (name,)))
     latitude, longitude = positions or (_read_positions(source, axes[0]), _read_positions(source, axes[1]))
@@ -297,6 +298,22 @@ def make_header(
         further=(*(name for name in available if name not in fields), *unknown),
         **scene,
     )
+
+
+def _check_fields(source: Source, fields: Mapping[str, Field], dims: tuple[str, str], levels: int) -> None:
+    """Refuse fields that are larger than the file can hold, and those that were declared and never written."""
+    sizes = {d: n for variable in source.variables.values() for d, n in variable.sizes.items()}
+    pixels, total = sizes[dims[0]] * sizes[dims[1]] * max(1, levels), 0
+    for about in fields.values():
+        variable = source.variables[about.variable]
+        if source.stored(variable.name) == 0 and all(variable.shape):
+            raise SchemaError(
+                f"{variable.where} was declared and never written. Leave the file out, or pass channels=... without it."
+            )
+        size = pixels * np.dtype(about.packing.dtype).itemsize
+        source.check_declared(f"variable {variable.name!r} on its grid", size)
+        total += size
+    source.check_declared(f"a scene of {len(fields)} channels", total)
 
 
 def _select(

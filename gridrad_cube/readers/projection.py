@@ -78,6 +78,9 @@ def find_projection(source: Source, fields: Iterable[Variable]) -> Projection | 
         if y is not None and x is not None and y.dims != x.dims:
             mapping = _mapping(source, field)
             crs = _crs(mapping)
+            source.check_declared(
+                f"a grid of {y.shape[0]} x {x.shape[0]} positions", 8 * y.shape[0] * x.shape[0]
+            )
             northing, easting = (_values(source, variable, crs) for variable in (y, x))
             latitude, longitude = _project(crs.to_wkt(), northing.tobytes(), easting.tobytes())
             if np.isnan(latitude).all():
