@@ -17,6 +17,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,9 @@ def __dir__() -> list[str]:
 
 #: Most bytes of copies that a process keeps, and so the largest file that is read from a URL.
 _MOST_BYTES = 8 * 2**30
+#: Errors of a disk or file system on the network that pass, and seconds to wait before each retry.
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
+_WAITS = (0.25, 0.5)
 #: Requests under way at once.
 _REQUESTS = 32
 _URL = re.compile(r"([a-z0-9+]+)://([^/]*)/*(.*)", re.DOTALL)
@@ -98,10 +102,14 @@ def identities(paths: Iterable[str]) -> dict[str, tuple[int, int] | OSError]:
     """
 
     def ask(path: str) -> tuple[int, int] | OSError:
-        try:
-            return identity(path)
-        except OSError as error:
-            return error
+        for wait in (*_WAITS, None):
+            try:
+                return identity(path)
+            except OSError as error:
+                if wait is None or error.errno not in _TRANSIENT:
+                    return error
+                time.sleep(wait)
+        raise AssertionError("unreachable")
 
     local: list[str] = []
     remote: list[str] = []

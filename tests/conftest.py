@@ -17,3 +17,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real files: set GRIDRAD_CUBE_REAL_DATA to their folder (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_in_this_process():
+    """Source files are read by the process of the tests, in which they replace parts of the program."""
+    from gridrad_cube.pipeline import run
+
+    run.ISOLATES = False

@@ -119,6 +119,20 @@ def synthesize(out: Path, **options: Any) -> None:
 @SCHEDULER
 @click.option("--retries", type=click.IntRange(0), default=2, help="After an error of disk or network.")
 @click.option(
+    "--time-limit",
+    type=click.FloatRange(0),
+    default=120.0,
+    metavar="SECONDS",
+    help="Processor time for a scene; a quarter of it for its header. 0: neither limits nor child processes.",
+)
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(0.1),
+    default=4.0,
+    metavar="GIB",
+    help="Memory that a scene may take.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Say what would be added, how large it is and how long it takes."
 )
 @click.pass_context
@@ -134,7 +148,8 @@ def preprocess(context: click.Context, **options: Any) -> None:
     """
     from gridrad_cube import pipeline
 
-    how = {name: options.pop(name) for name in ("sources", "store", "workers", "scheduler", "retries")}
+    names = ("sources", "store", "workers", "scheduler", "retries", "time_limit", "memory_limit")
+    how = {name: options.pop(name) for name in names}
     is_dry = options.pop("dry_run")
     given = {n for n in options if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
     if options["preset"]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import ctypes
 import functools
 import itertools
 import json
@@ -21,12 +20,20 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from gridrad_cube.pipeline.isolation import (
+    Children,
+    Limits,
+    children_of_worker,
+    close_children,
+    ctrl_c_later,
+    result_of,
+)
 from gridrad_cube.sources import remove_copies
 
 if TYPE_CHECKING:
@@ -34,8 +41,15 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: Yields (number, result or exception) of ``function(*arguments)`` for each tuple of arguments, in order of completion.
-Runner = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
+
+class Runner(Protocol):
+    """Runs a function on each tuple of arguments; gives (number, result or exception) in order of completion."""
+
+    def __call__(
+        self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, share: float = 1.0
+    ) -> Iterator[tuple[int, Any]]:
+        """Run the function; ``share`` is the part of the time limit of a file that each task may take."""
+
 
 #: Tasks a worker may have waiting, so that the graph stays small however many there are.
 _SUBMITTED_PER_WORKER = 4
@@ -48,13 +62,14 @@ _PROGRAM = (
 _TOLD_AFTER, _GIVEN_UP_AFTER = 15.0, 300.0
 #: Seconds to wait for a scheduler to answer, and for its file to appear.
 _CONNECT_SECONDS, _FILE_SECONDS = 20.0, 60.0
-#: Of ``malloc.h``.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @contextmanager
-def executor(client: Client | None, workers: int, scheduler: str | None) -> Iterator[Runner]:
-    """Give a `Runner`: in this process for one worker, else over Dask with a bounded number of running tasks.
+def executor(
+    client: Client | None, workers: int, scheduler: str | None, limits: Limits | None = None
+) -> Iterator[Runner]:
+    """Give a `Runner` with a bounded number of running tasks: in this process for one worker, else over Dask; or, with
+    limits, in child processes of this process or of the workers of Dask.
 
     If a task raises an error about its file, the error is its result. An error of the program (TypeError,
     KeyError and the like) is raised here and ends the run.
@@ -67,6 +82,8 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
         Number of processes.
     scheduler
         Address of a running Dask scheduler, or the path of its scheduler file.
+    limits
+        Of tasks that read source files; None for tasks that need no child processes.
 
     Yields
     ------
@@ -80,15 +97,18 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
         If worker processes would run the script again that starts them, since it does not guard its call.
     """
     if client is not None:
-        yield functools.partial(_run_dask, client)
-        client.run(remove_copies)
+        yield functools.partial(_run_dask, client, limits)
+        client.run(_clean_up)
     elif scheduler is not None:
         with _connected(scheduler) as found:
-            yield functools.partial(_run_dask, found)
-            found.run(remove_copies)
+            yield functools.partial(_run_dask, found, limits)
+            found.run(_clean_up)
+    elif limits is not None:
+        with _children_here(workers, limits) as run:
+            yield run
     elif workers > 1:
         with _workers_here(workers) as own:
-            yield functools.partial(_run_dask, own)
+            yield functools.partial(_run_dask, own, None)
             own.run(remove_copies)
     else:
         try:
@@ -101,21 +121,10 @@ def executor(client: Client | None, workers: int, scheduler: str | None) -> Iter
 
 
 def _run_here(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, share: float = 1.0
 ) -> Iterator[tuple[int, Any]]:
     for i, args in enumerate(arguments):
-        yield i, _checked(_result(function, args))
-
-
-def _result(function: Callable[..., Any], args: tuple[Any, ...], *, in_worker: bool = False) -> Any:
-    """What a task gives, or its exception: a fault met in one file must not stop the others."""
-    _keep_memory()
-    try:
-        return function(*args)
-    except Exception as error:
-        if in_worker:  # pickling drops the traceback
-            error.add_note("In the worker:\n" + traceback.format_exc())
-        return error
+        yield i, _checked(result_of(function, args))
 
 
 def _checked(result: Any) -> Any:
@@ -124,18 +133,55 @@ def _checked(result: Any) -> Any:
     return result
 
 
-@functools.cache
-def _keep_memory() -> None:
-    """Let this process keep the memory of arrays that it has let go of, up to 256 MiB, where glibc manages it.
+# --- child processes, which a file may crash
 
-    Dask's nannies set MALLOC_TRIM_THRESHOLD_, with which glibc asks the system again for every array of 128 kB or more;
-    faulting those pages in took half of the time of a scene.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-            mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+
+@contextmanager
+def _children_here(count: int, limits: Limits) -> Iterator[Runner]:
+    """Give a runner that has a thread for each child process, which waits for it."""
+    children, pool = Children(limits), ThreadPoolExecutor(count)
+    try:
+        children.start(count)
+        yield functools.partial(_run_children, children, pool, count)
+    finally:
+        children.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_children(
+    children: Children,
+    pool: ThreadPoolExecutor,
+    count: int,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    share: float = 1.0,
+) -> Iterator[tuple[int, Any]]:
+    waiting = iter(enumerate(arguments))
+    numbers: dict[Future[Any], int] = {}
+
+    def submit(count: int) -> None:
+        for i, args in itertools.islice(waiting, count):
+            numbers[pool.submit(children.call, function, args, share)] = i
+
+    submit(count * _SUBMITTED_PER_WORKER)
+    while numbers:
+        done, _ = wait(numbers, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield numbers.pop(future), _checked(future.result())
+            submit(1)
+
+
+def _in_child_of_worker(
+    limits: Limits, function: Callable[..., Any], args: tuple[Any, ...], share: float
+) -> Any:
+    return children_of_worker(limits).call(function, args, share)
+
+
+def _clean_up() -> None:
+    """Remove what tasks leave in a process of Dask: copies of remote files, and child processes."""
+    remove_copies()
+    close_children()
 
 
 # --- worker processes on this machine
@@ -151,7 +197,7 @@ def _workers_here(count: int) -> Iterator[Client]:
 
     # Ctrl-C reaches all processes of a terminal. Threads and processes that start here never see it, and it leaves no
     # cluster behind that is half started.
-    with _ctrl_c_later(), dask.config.set({"distributed.scheduler.worker-ttl": "60s"}):
+    with ctrl_c_later(), dask.config.set({"distributed.scheduler.worker-ttl": "60s"}):
         cluster = LocalCluster(
             n_workers=0, threads_per_worker=1, memory_limit=MEMORY_LIMIT // count, silence_logs=logging.ERROR,
             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
@@ -180,19 +226,6 @@ def _dask_silent() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Keep Ctrl-C from this thread, and for good from what starts meanwhile."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _kill_workers(cluster: LocalCluster) -> None:
@@ -294,7 +327,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _run_dask(
-    client: Client, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+    client: Client,
+    limits: Limits | None,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    share: float = 1.0,
 ) -> Iterator[tuple[int, Any]]:
     waiting = iter(enumerate(arguments))
     numbers: dict[Any, int] = {}
@@ -303,7 +341,10 @@ def _run_dask(
 
     def submit(count: int) -> None:
         for i, args in itertools.islice(waiting, count):
-            future = client.submit(_result, function, args, in_worker=True, pure=False)
+            if limits is None:
+                future = client.submit(result_of, function, args, in_worker=True, pure=False)
+            else:
+                future = client.submit(_in_child_of_worker, limits, function, args, share, pure=False)
             numbers[future] = i
             future.add_done_callback(done.put)
 

@@ -33,6 +33,7 @@ _BESIDE = (
     ".html",
     ".png",
 )
+_NOT_TEXT = "its name is not UTF-8, so that a store cannot keep it; rename the file"
 
 
 @dataclass
@@ -83,6 +84,9 @@ def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
                     _note(url, out)
         elif root.is_dir():
             files = _search_folder(root, out)
+        elif root.exists() and _as_text(str(root)) != str(root):
+            out.unread.append(Outcome(_as_text(str(root)), "failed", _NOT_TEXT))
+            continue
         elif root.exists():
             files = {root.name: str(root.resolve())}
         else:
@@ -122,19 +126,26 @@ def _search_folder(root: Path, out: _Found) -> dict[str, str]:
         folders.sort()
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.lower().endswith(readers.SUFFIXES):
-                if os.path.exists(path):
-                    found[Path(path).relative_to(root).as_posix()] = str(Path(path).resolve())
-                else:
-                    out.unread.append(Outcome(path, "failed", "a link to a file that is not there"))
+            shown = _as_text(path)
+            if not name.lower().endswith(readers.SUFFIXES):
+                _note(shown, out)
+            elif shown != path:
+                out.unread.append(Outcome(shown, "failed", _NOT_TEXT))
+            elif os.path.islink(path) and not os.path.exists(path):
+                out.unread.append(Outcome(path, "failed", "a link to a file that is not there, or to itself"))
             else:
-                _note(path, out)
+                found[Path(path).relative_to(root).as_posix()] = str(Path(path).resolve())
     if not found:
         why = "".join(f" {o.source}: {o.reason}." for o in out.unread[before : before + 3])
         raise SchemaError(
             f"{root}: no netCDF or GRIB2 file ({', '.join(readers.SUFFIXES)}) in this folder or below.{why}"
         )
     return found
+
+
+def _as_text(path: str) -> str:
+    """Return a path that can be shown and stored: Python reads bytes that are not UTF-8 as lone surrogates."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _note(path: str, out: _Found) -> None:

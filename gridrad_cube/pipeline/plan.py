@@ -26,6 +26,8 @@ from gridrad_cube.store import Build
 
 #: Size and time of modification of sources by their path or URL, or the error.
 _Stamps = Mapping[str, tuple[int, int] | OSError]
+#: Part of the time limit of a file that reading its header may take.
+_HEADER_SHARE = 0.25
 #: Rows and columns of a grid that are compared with those of another.
 _SAMPLED = 9
 
@@ -125,7 +127,8 @@ def make_plan(
         refusal(name, error) for name, path in found.items() if isinstance(error := stamps[path], OSError)
     ]
     new = [(name, found[name]) for name, stamp in known.items() if _is_open_ended(build, name, stamp)]
-    results = run(attempt, [(retries, _read_header, *source, recipe) for source in new])
+    tasks = [(retries, _read_header, *source, recipe) for source in new]
+    results = run(attempt, tasks, share=_HEADER_SHARE)
     planned: list[_Planned] = []
     offered: dict[str, tuple[store.Entry, store.ChannelLayout]] = {}  # written by the first scene that has it
     packings: dict[str, set[Packing]] = {}  # of all scenes that have it

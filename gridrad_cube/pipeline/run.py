@@ -7,9 +7,9 @@ A plan gives each scene, a file at one time, its rows of the store. The unit of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from gridrad_cube import quality, store
 from gridrad_cube.pipeline.execution import Runner, executor
 from gridrad_cube.pipeline.finalize import finalize, is_finished
 from gridrad_cube.pipeline.find import find_sources, search
+from gridrad_cube.pipeline.isolation import Limits
 from gridrad_cube.pipeline.plan import (
     Plan,
     given_scenes,
@@ -44,6 +45,8 @@ _logger = logging.getLogger(__name__)
 
 #: Kinds of scenes that a dry run processes, three scenes of each.
 _SAMPLED_KINDS = 8
+#: Whether child processes read source files. Tests that replace parts of the program read them in theirs.
+ISOLATES = True
 
 
 def preprocess(
@@ -55,6 +58,8 @@ def preprocess(
     workers: int = 1,
     scheduler: str | None = None,
     retries: int = 2,
+    time_limit: float = 120.0,
+    memory_limit: float = 4.0,
     progress: bool | None = None,
 ) -> Report:
     """Build a cube of patches from source files, or resume or extend one.
@@ -80,6 +85,11 @@ def preprocess(
         Address of a running Dask scheduler, or the path of its scheduler file.
     retries
         How often a file is tried again after an error of disk or network.
+    time_limit
+        Processor time in seconds that a child process may take for a scene, a quarter of it for a header, and ten
+        times as long by the clock. A file that takes longer fails. 0: neither limits nor child processes.
+    memory_limit
+        Memory in GiB that a child process may take for a scene.
     progress
         Whether to show progress bars on stderr; None shows them in a terminal and in a notebook.
 
@@ -107,7 +117,7 @@ def preprocess(
     try:
         with (
             explained(build),
-            executor(client, workers, scheduler) as run,
+            executor(client, workers, scheduler, _limits(build, time_limit, memory_limit)) as run,
             build.lease() as held,
         ):
             build = Build(store)  # only under the lease are the changes of an earlier writer complete
@@ -168,6 +178,8 @@ def estimate(
     recipe: Recipe | None = None,
     workers: int = 1,
     retries: int = 2,
+    time_limit: float = 120.0,
+    memory_limit: float = 4.0,
     progress: bool | None = None,
 ) -> Estimate:
     """Return what `preprocess` with the same parameters would add to a store. Nothing is written.
@@ -194,10 +206,10 @@ def estimate(
     recipe = recipe_of(build, recipe)
     stamps = identities(there.files.values())
     found = under_known_names(build, there.files, stamps)
-    with executor(None, 1, None) as run:
+    with executor(None, 1, None, _limits(build, time_limit, memory_limit)) as run:
         plan = make_plan(build, recipe, found, stamps, run, progress, retries)
+        size, seconds = _extrapolate(build, plan, found, run)
     layout = plan.layout
-    size, seconds = _extrapolate(build, plan, found)
     crops = sum(len(entry.windows) for entry in plan.entries)
     cells = layout.cells[0] * layout.cells[1]
     return Estimate(
@@ -217,7 +229,7 @@ def estimate(
     )
 
 
-def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str]) -> tuple[float, float]:
+def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str], run: Runner) -> tuple[float, float]:
     """Return the bytes of the shards of a plan and the seconds to write them, from a few scenes; 0 if none
     can be read.
     """
@@ -229,11 +241,10 @@ def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str]) -> tuple[fl
         sizes, times = [], []
         for number in sorted({len(entries) // 4, len(entries) // 2, len(entries) * 3 // 4}):
             entry = entries[number]
-            with contextlib.suppress(OSError, ValueError):
-                begin = time.perf_counter()
-                task = build.files.root, plan.layout, plan.recipe, entry, found[entry.file]
-                record = write_source(*task, dry=True)
-                times.append(time.perf_counter() - begin)
+            task = build.files.root, plan.layout, plan.recipe, entry, found[entry.file]
+            ((_, record),) = run(functools.partial(write_source, dry=True), [task])
+            if not isinstance(record, Exception):
+                times.append(record.seconds)
                 sizes.append(sum(shard[0] for shards in record.shards.values() for shard in shards if shard))
         if times:
             known += len(entries)
@@ -244,7 +255,11 @@ def _extrapolate(build: Build, plan: Plan, found: Mapping[str, str]) -> tuple[fl
 
 
 def repair(
-    store: str | os.PathLike[str], sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    store: str | os.PathLike[str],
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    time_limit: float = 120.0,
+    memory_limit: float = 4.0,
 ) -> list[Outcome]:
     """Write the damaged objects of a store again: shards from their sources, all else from plan and log.
 
@@ -254,6 +269,8 @@ def repair(
         Path or URL of the cube.
     sources
         Root folders or files that the store was built from, local or by URL.
+    time_limit, memory_limit
+        As for `preprocess`.
 
     Returns
     -------
@@ -270,7 +287,7 @@ def repair(
             f"{build.files.root}: no build log in it, so nothing can be rebuilt from sources. Of embeddings, run "
             "gridrad-cube embed again with the same options: it replaces what is damaged."
         )
-    with executor(None, 1, None) as run, build.lease() as held:
+    with executor(None, 1, None, _limits(build, time_limit, memory_limit)) as run, build.lease() as held:
         build = Build(store)
         damages = verify(store)
         build.mend()
@@ -292,7 +309,7 @@ def repair(
                     raise FileNotFoundError(f"{entry.file}: not under --source-root")
                 path = files[entry.file]
                 check_unchanged(build, {number: (path, identity(path))}, run)
-                result = write_source(build.files.root, layout, recipe, entry, path)
+                ((_, result),) = run(write_source, [(build.files.root, layout, recipe, entry, path)])
             except (OSError, ValueError) as error:
                 result = error
             outcomes.append(_account(build, number, result))
@@ -316,6 +333,11 @@ def _without_axes(build: Build, damaged: Collection[str]) -> set[str]:
         if store.grid_key(entry.grid) in damaged and entry.grid not in out:
             out[entry.grid] = None if build.mend_grid(entry.grid) else entry.source
     return {source for source in out.values() if source}
+
+
+def _limits(build: Build, time_limit: float, memory_limit: float) -> Limits | None:
+    """Return the limits of the child processes that read source files; None where they are read in this process."""
+    return Limits(time_limit, memory_limit) if ISOLATES and time_limit and build.files.shared else None
 
 
 # --- source files

@@ -349,6 +349,9 @@ def attempt(retries: int, do: Callable[..., Any], *task: Any) -> Any:
     for number in range(retries + 1):
         try:
             return do(*task)
+        except readers.UnreadableError:  # the disk was asked, so there is nothing to wait for
+            if number == retries:
+                raise
         except OSError as error:
             if number == retries or isinstance(error, FileNotFoundError) or error.errno in FATAL:
                 raise
