@@ -49,8 +49,8 @@ ONLY_IN = {
     "click": {"cli"},
 }
 #: Limits of size. Each names the largest value that is allowed.
-MODULES = 128
-LINES = 29_100  # without docstrings
+MODULES = 129
+LINES = 29_300  # without docstrings
 FILES_OF_A_PACKAGE = 13
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.
