@@ -35,11 +35,13 @@ __all__ = [
     "show_versions",
     "train",
     "verify",
+    "withdraw",
 ]
 _HOMES = {
     "embed": "embedding", "evaluate": "evaluation", "fit_readout": "query", "inspect_target": "info",
     "open_cube": "store", "open_embeddings": "store", "open_packed": "store", "preprocess": "pipeline",
     "read_scene": "readers", "search": "query", "show_versions": "versions", "train": "training", "verify": "store",
+    "withdraw": "pipeline",
 }  # fmt: skip
 
 

@@ -602,6 +602,7 @@ class Flag(enum.IntFlag):
     padding = 4096
     low_sun = 8192
     limb = 16384
+    withdrawn = 32768
 
 
 _REJECT_ALWAYS = (
@@ -612,14 +613,15 @@ _REJECT_ALWAYS = (
     | Flag.constant
     | Flag.padding
     | Flag.low_coverage
+    | Flag.withdrawn
 )
 
 
 def default_reject(kind: str) -> Flag:
     """Return the flags that exclude a patch of a channel of this kind from training.
 
-    For kind ``other`` only the flags of patches without pixels exclude, because a label may cover any part of
-    a patch.
+    For kind ``other`` only the flags of patches without pixels exclude, and that of withdrawn sources, because
+    a label may cover any part of a patch.
 
     Parameters
     ----------
@@ -631,7 +633,7 @@ def default_reject(kind: str) -> Flag:
     The flags.
     """
     if kind == "other":
-        return Flag.channel_absent | Flag.unreadable | Flag.padding
+        return Flag.channel_absent | Flag.unreadable | Flag.padding | Flag.withdrawn
     return _REJECT_ALWAYS | Flag.night if kind == "visible" else _REJECT_ALWAYS
 
 

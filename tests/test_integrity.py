@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from small_data import write_sources
 
+import gridrad_cube
 from gridrad_cube import pipeline, store
+from gridrad_cube.cli import cli
+from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.embedding import embed
-from gridrad_cube.schema import QualitySpec, Recipe, SchemaError, TileSpec
+from gridrad_cube.schema import Flag, QualitySpec, Recipe, SchemaError, TileSpec
 from gridrad_cube.storage import Files
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
@@ -196,6 +200,49 @@ def test_a_reflag_that_is_killed_anywhere_leaves_the_old_state_or_the_new_one(cu
             break
     assert not killed
     assert seen == {0, 1}
+
+
+def test_a_withdrawn_source_is_rejected_until_it_is_taken_back(cube, copy, sources):
+    names = sorted(set(store.open_cube(cube)["source"].values.tolist()))
+    bad, other = names[1], names[2]
+    mean = store.store_info(cube)["training_statistics"][IR]["mean"]
+    reader = store.open_cube(copy)
+    done = CliRunner().invoke(cli, ["withdraw", str(copy), bad.rpartition("/")[2], f"/somewhere/{other}"])
+    assert (done.exit_code, done.output) == (0, f"{copy}: 2 sources are withdrawn: {bad}, {other}\n")
+    with pytest.raises(SchemaError, match="changed since it was opened"):
+        reader[f"{IR}_flags"].values  # noqa: B018
+    opened = store.open_cube(copy)
+    gone = np.array([source in (bad, other) for source in opened["source"].values.tolist()])
+    for name in (IR, VIS):
+        flags, before = opened[f"{name}_flags"], store.open_cube(cube)[f"{name}_flags"].values
+        wanted = before | np.where(gone, np.uint16(Flag.withdrawn), np.uint16(0))[:, None, None]
+        np.testing.assert_array_equal(flags.values, wanted)
+        bits = dict(zip(flags.attrs["flag_meanings"].split(), flags.attrs["flag_masks"], strict=True))
+        assert bits["withdrawn"] == Flag.withdrawn
+    kept, every = (set(PatchDataset(path, channels=IR).crop.tolist()) for path in (copy, cube))
+    assert kept == every - set(np.flatnonzero(gone).tolist()) != every
+    info = store.store_info(copy)
+    assert info["thresholds"] == store.store_info(cube)["thresholds"]
+    assert info["training_statistics"][IR]["mean"] != mean
+    assert "withdraw: " in opened.attrs["history"]
+    # It stays so when the store is repaired, and when it is flagged again and back.
+    one(copy, f"{IR}_flags/c.*").unlink()
+    (copy / "zarr.json").unlink()
+    pipeline.repair(copy, sources)
+    pipeline.reflag(copy, STRICT)
+    assert store.store_info(copy)["withdrawn"] == [bad, other]
+    assert not (store.open_cube(copy)[f"{IR}_flags"].values[~gone] & Flag.withdrawn).any()
+    pipeline.reflag(copy, QualitySpec())
+    assert gridrad_cube.withdraw(copy, [bad, other], undo=True) == []
+    assert flags_of(store.open_cube(copy)) == flags_of(store.open_cube(cube))
+    assert store.store_info(copy)["training_statistics"] == store.store_info(cube)["training_statistics"]
+    assert store.verify(copy) == []
+    for name, undo, message in (
+        ("no.nc", False, "no source 'no.nc'; expected"),
+        (bad, True, "is not withdrawn"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            gridrad_cube.withdraw(copy, name, undo=undo)
 
 
 def test_a_reader_follows_a_store_that_grows_and_refuses_one_that_is_flagged_again(cube, sources, tmp_path):

@@ -12,7 +12,7 @@ import click
 
 from gridrad_cube import __version__
 from gridrad_cube.cli.arguments import PATH, SEED
-from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify
+from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify, withdraw
 from gridrad_cube.cli.embedding import attention, embed, readout
 from gridrad_cube.cli.messages import Command, Formatter, Group
 from gridrad_cube.cli.pictures import plot
@@ -64,7 +64,8 @@ def demo(out: Path, seed: int, workers: int) -> None:
 
 
 for _command in (
-    synthesize, preprocess, info, verify, reflag, train, embed, readout, attention, query, evaluate, plot, convert, demo
+    synthesize, preprocess, info, verify, reflag, withdraw, train, embed, readout, attention, query, evaluate, plot,
+    convert, demo,
 ):  # fmt: skip
     cli.add_command(_command)
 

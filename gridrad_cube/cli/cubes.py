@@ -1,4 +1,4 @@
-"""Commands that make and keep cubes: synthesize, preprocess, info, verify, reflag."""
+"""Commands that make and keep cubes: synthesize, preprocess, info, verify, reflag, withdraw."""
 
 from __future__ import annotations
 
@@ -261,3 +261,18 @@ def reflag(store: str, **thresholds: Any) -> None:
     pipeline.reflag(store, build_spec(QualitySpec, stores.store_info(store, "patches")["quality"] | given))
     changed = ", ".join(f"{k}={v}" for k, v in given.items()) or "the same thresholds, from all scenes"
     click.echo(f"{store}: flagged again by {changed}")
+
+
+@click.command(cls=Command)
+@click.argument("store")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--undo", is_flag=True, help="Take the withdrawal back.")
+def withdraw(store: str, files: tuple[str, ...], undo: bool) -> None:
+    """Withdraw source files of STORE: their patches get the flag withdrawn, which rejects by default.
+
+    Nothing is deleted. FILE is a source as the store names it, a path that ends with that name, or its last part.
+    """
+    from gridrad_cube import pipeline
+
+    left = pipeline.withdraw(store, files, undo=undo)
+    click.echo(f"{store}: {len(left)} sources are withdrawn{': ' if left else ''}{', '.join(left)}")

@@ -43,7 +43,7 @@ NO_PIXELS = Flag.padding | Flag.all_missing | Flag.channel_absent | Flag.unreada
 #: Bits that a stack of channels has only if all of its channels have them: there is nothing in the patch.
 _SHARED = NO_PIXELS | Flag.no_echo | Flag.constant | Flag.low_coverage
 #: Bits of an overlapping window that do not follow from its pixels.
-_INHERITED = np.uint16(Flag.channel_absent | Flag.unreadable | Flag.limb)
+_INHERITED = np.uint16(Flag.channel_absent | Flag.unreadable | Flag.limb | Flag.withdrawn)
 #: Statistics of a patch that stand for its pixels in the hash of a block.
 _CONTENT = ("valid_fraction", "mean", "std", "minimum", "maximum")
 #: Coordinates that `tiling.cut` and `quality.assess` give; others vary smoothly and are taken between patches.

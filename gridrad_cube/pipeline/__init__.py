@@ -7,7 +7,7 @@ The work runs in this process or over Dask.
 from __future__ import annotations
 
 from gridrad_cube.pipeline.execution import executor
-from gridrad_cube.pipeline.finalize import finalize, is_finished, reflag
+from gridrad_cube.pipeline.finalize import finalize, is_finished, reflag, withdraw
 from gridrad_cube.pipeline.find import find_sources
 from gridrad_cube.pipeline.report import Estimate, Outcome, Report, reason
 from gridrad_cube.pipeline.run import (
@@ -35,6 +35,7 @@ __all__ = [
     "reason",
     "reflag",
     "repair",
+    "withdraw",
     "write_crops",
     "write_plan",
     "write_source",

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,14 @@ from gridrad_cube.store import Build, store_info
 _SOFTWARE = ("gridrad-cube", "numpy", "xarray", "zarr", "netCDF4")
 
 
-def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Collection[str] = ()) -> None:
+def finalize(
+    build: Build,
+    flag_by: QualitySpec | None = None,
+    *,
+    damaged: Collection[str] = (),
+    withdrawn: Collection[str] | None = None,
+    event: str | None = None,
+) -> None:
     """Make the store from its build log: small variables, global flags, training statistics, and the root
     last.
 
@@ -44,6 +51,10 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
         Thresholds to flag all patches again, from the stored statistics. None keeps those of the store.
     damaged
         Keys of damaged objects, which are written again.
+    withdrawn
+        Files, or scenes of files, whose patches get the flag ``withdrawn``. None keeps those of the store.
+    event
+        Line of the history; None says what was built.
 
     Raises
     ------
@@ -55,14 +66,15 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
     old = commit.last.root.info if commit.last else {}
     kept = build_spec(QualitySpec, old["quality"]) if "quality" in old else build.recipe.quality
     flagging = flag_by or kept
+    gone = frozenset(old.get("withdrawn", ()) if withdrawn is None else withdrawn)
     if "thresholds" in old and flag_by is None:
         fixed: dict[str, Any] = {name: old[name] for name in ("thresholds", "thresholds_of") if name in old}
     else:
         failed = sum(record.status == "failed" for record in build.refused.values())
         scenes = [build.written, len(build.entries) + failed]
-        fixed = {"thresholds": _thresholds(build, flagging), "thresholds_of": scenes}
+        fixed = {"thresholds": _thresholds(build, flagging, gone), "thresholds_of": scenes}
     thresholds = fixed["thresholds"]
-    blocks, extends = _write_blocks(commit, build, flagging, thresholds)
+    blocks, extends = _write_blocks(commit, build, flagging, thresholds, gone)
     sums = [block["sums"] for block in blocks.values()]
     info = {
         "recipe": build.recipe.to_dict(),
@@ -71,9 +83,11 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
         "patch": build.layout.patch,
         "quality": dataclasses.asdict(flagging),
         **fixed,
+        **({"withdrawn": sorted(gone)} if gone else {}),
         "training_statistics": {n: _summary(parts) for n, parts in _by_name(sums, "training")},
         "flag_counts": {
-            n: {k: sum(p[k] for p in parts) for k in parts[0]} for n, parts in _by_name(sums, "flags")
+            n: {k: sum(p.get(k, 0) for p in parts) for k in {**parts[0], **parts[-1]}}
+            for n, parts in _by_name(sums, "flags")
         },
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
         **_radar_quality(build),
@@ -83,7 +97,7 @@ def finalize(build: Build, flag_by: QualitySpec | None = None, *, damaged: Colle
     attributes = {
         "Conventions": "CF-1.11",
         "title": "Crops and patches of gridded radar and satellite fields",
-        "history": _history(build, commit.history),
+        "history": _history(build, commit.history, event),
         "gridrad_cube": info,
     }
     store.finish(commit, build, attributes, extends=extends, about={"blocks": blocks})
@@ -106,7 +120,11 @@ def _check_complete(build: Build, commit: store.Commit) -> None:
 
 
 def _write_blocks(
-    commit: store.Commit, build: Build, flagging: QualitySpec, thresholds: Mapping[str, Any]
+    commit: store.Commit,
+    build: Build,
+    flagging: QualitySpec,
+    thresholds: Mapping[str, Any],
+    withdrawn: Set[str],
 ) -> tuple[dict[str, Any], bool]:
     """Write the changed blocks of the small arrays.
 
@@ -120,7 +138,9 @@ def _write_blocks(
     judged_by = json.dumps([dataclasses.asdict(flagging), thresholds])
 
     def content(rows: range) -> str:
-        return hashlib.sha256(f"{build.state(rows)} {judged_by}".encode()).hexdigest()[:32]
+        here = [build.entries[n].source for n in _withdrawn(build, rows, withdrawn)]
+        text = f"{build.state(rows)} {judged_by}{f' {here}' if here else ''}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     after: dict[str, Any] = {}
     extends = bool(before)
@@ -131,7 +151,7 @@ def _write_blocks(
         if known and known["rows"] == len(rows) and store.keep_block(commit, build, rows):
             after[str(rows.start)] = known
             continue
-        values = _gather(build, rows, flagging)
+        values = _gather(build, rows, flagging, withdrawn)
         sums: dict[str, Any] = {"training": {}, "flags": {}}
         for name, channel in build.layout.channels.items():
             outliers = quality.global_outliers(_statistics(values, channel), thresholds[name])
@@ -177,13 +197,31 @@ def _statistics(values: Mapping[str, np.ndarray], channel: store.ChannelLayout) 
     return {statistic: values[f"{channel.name}_{statistic}"] for statistic in names}
 
 
-def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.ndarray]:
+def _gather(build: Build, rows: range, flagging: QualitySpec, withdrawn: Set[str]) -> dict[str, np.ndarray]:
     """Return every small variable of a block of rows, flagged again if the thresholds have changed since
     writing.
     """
     values = store.gather(build, rows)
-    if flagging == build.recipe.quality:
-        return values
+    if flagging != build.recipe.quality:
+        _flag_again(build, values, flagging)
+    for number in _withdrawn(build, rows, withdrawn):
+        own = build.entries[number].rows
+        here = slice(max(own.start, rows.start) - rows.start, min(own.stop, rows.stop) - rows.start)
+        for name in build.layout.channels:
+            values[f"{name}_flags"][here] |= np.uint16(Flag.withdrawn)
+            if f"{name}_histogram" in values:
+                values[f"{name}_histogram"][here] = 0
+    return values
+
+
+def _withdrawn(build: Build, rows: range, withdrawn: Set[str]) -> list[int]:
+    """Return the numbers of the entries of a block of rows whose source, or file, is withdrawn."""
+    numbers = build.entries_of(rows) if withdrawn else ()
+    return [n for n in numbers if not withdrawn.isdisjoint((build.entries[n].source, build.entries[n].file))]
+
+
+def _flag_again(build: Build, values: dict[str, np.ndarray], flagging: QualitySpec) -> None:
+    """Flag a block of rows by other thresholds than at writing."""
     angles = {
         name: values[name] for name in values if name.endswith(("zenith_angle", "zenith_angle_maximum"))
     }
@@ -197,16 +235,15 @@ def _gather(build: Build, rows: range, flagging: QualitySpec) -> dict[str, np.nd
             pixels=build.layout.patch**2,
             angles=angles,
         )
-    return values
 
 
-def _thresholds(build: Build, flagging: QualitySpec) -> dict[str, Any]:
+def _thresholds(build: Build, flagging: QualitySpec, withdrawn: Set[str]) -> dict[str, Any]:
     """Return the thresholds of global outliers. Only the means that they are computed from are held in
     memory.
     """
     means: dict[str, list[list[np.ndarray]]] = {name: [] for name in build.layout.channels}
     for rows in store.blocks(build):
-        values = _gather(build, rows, flagging)
+        values = _gather(build, rows, flagging, withdrawn)
         for name, channel in build.layout.channels.items():
             flags = values[f"{name}_flags"]
             found = quality.global_population(_statistics(values, channel), flags, channel.channel, flagging)
@@ -275,10 +312,10 @@ def _summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _history(build: Build, old: str) -> str:
+def _history(build: Build, old: str, event: str | None) -> str:
     stamp = np.datetime_as_string(np.datetime64("now", "s"), timezone="UTC")
     command = "convert" if build.recipe.format == "predecessor" else "preprocess"
-    line = f"{stamp} gridrad-cube {command}: {build.written} sources, {build.rows} crops"
+    line = f"{stamp} gridrad-cube {event or f'{command}: {build.written} sources, {build.rows} crops'}"
     return f"{old}\n{line}" if old else line
 
 
@@ -308,3 +345,69 @@ def reflag(store: str | os.PathLike[str], spec: QualitySpec) -> None:
         build.mend()
         held.check()
         finalize(build, spec, damaged=damaged)
+
+
+def withdraw(store: str | os.PathLike[str], files: str | Sequence[str], *, undo: bool = False) -> list[str]:
+    """Withdraw sources of a finished cube: their patches get the flag ``withdrawn``, which rejects by default.
+
+    Nothing is deleted. Pixels, statistics and the thresholds of the store stay; training statistics leave the patches
+    out. A source stays withdrawn when the store grows, is flagged again or repaired. Embeddings take the flags over
+    when `embed` runs again.
+
+    Parameters
+    ----------
+    store
+        Path or URL of the cube.
+    files
+        Sources, each by the name that the coordinate ``source`` has, by a path that ends with it, or by the last part
+        of it. ``FILE@TIME`` names one time of a file of several times.
+    undo
+        Take the withdrawal back.
+
+    Returns
+    -------
+    The names of all sources that are withdrawn now, sorted.
+
+    Raises
+    ------
+    SchemaError
+        If this is not a finished cube, another process writes to it, it has no such source, several sources have this
+        name, or a source is not withdrawn that should be taken back.
+    """
+    store_info(store, "patches")
+    build = Build(store)
+    with build.lease() as held:
+        build = Build(store)
+        before = set(store_info(store, "patches").get("withdrawn", ()))
+        asked = {_source(build, name) for name in ([files] if isinstance(files, str) else files)}
+        if undo and (kept := sorted(asked - before)):
+            raise SchemaError(
+                f"{build.files.root}: {kept[0]} is not withdrawn; expected one of {sorted(before) or 'none'}"
+            )
+        after = before - asked if undo else before | asked
+        if after != before:
+            damaged = build.missing()
+            build.mend()
+            held.check()
+            event = f"withdraw{' --undo' * undo}: {', '.join(sorted(asked))}"
+            finalize(build, damaged=damaged, withdrawn=after, event=event)
+    return sorted(after)
+
+
+def _source(build: Build, name: str) -> str:
+    """Return the source, or file, of a store that a user names."""
+    names = {n for entry in build.entries for n in (entry.source, entry.file)}
+    if name in names:
+        return name
+    found = sorted(n for n in names if n.endswith(f"/{name}") or name.endswith(f"/{n}"))
+    if not found:
+        raise SchemaError(
+            f"{build.files.root}: no source {name!r}; expected a name of the coordinate source, such as "
+            f"{build.entries[0].file!r}"
+        )
+    if len(found) > 1:
+        raise SchemaError(
+            f"{build.files.root}: {name!r} is the name of {len(found)} sources, {found[0]!r} and {found[1]!r} among "
+            "them. Give the whole name."
+        )
+    return found[0]

@@ -318,7 +318,7 @@ def repair(
             if build.last is None and any(d.key == "zarr.json" for d in damages):
                 _logger.warning(
                     "%s: root and manifest are both lost: thresholds are those of the recipe, drawn again; an earlier "
-                    "reflag is forgotten",
+                    "reflag, and which sources were withdrawn, are forgotten",
                     build.files.root,
                 )
             held.check()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 #: Two letters and a color for each flag. The letters identify the flag; the color helps to find it.
 _BADGES: dict[Flag, tuple[str, str]] = {
     Flag.padding: ("PA", "#000000"),
+    Flag.withdrawn: ("WD", "#b2182b"),
     Flag.unreadable: ("UR", "#7f0000"),
     Flag.channel_absent: ("CA", "#4d4d4d"),
     Flag.all_missing: ("AM", "#a63603"),

@@ -76,6 +76,8 @@ def describe(dataset: xr.Dataset) -> Facts:
             some, every = info["thresholds_of"]
             again = "; gridrad-cube reflag computes them again from all" if some < every else ""
             out["thresholds"] = f"of global_outlier, from {some} of {every} scenes{again}"
+        if info.get("withdrawn"):
+            out["withdrawn"] = f"{len(info['withdrawn'])} sources: {', '.join(info['withdrawn'])}"
     return out | _channels(dataset, info, embeddings)
 
 
