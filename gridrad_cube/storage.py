@@ -215,7 +215,8 @@ class Files:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         text = os.fspath(root)
         if self.local:
-            self.root = os.path.abspath(urlsplit(text).path if _SCHEME.match(text) else text)
+            path = urlsplit(text).path if _SCHEME.match(text) else os.path.expanduser(text)
+            self.root = os.path.abspath(path)
         else:
             _check_url(text)
             self.root = text.rstrip("/")

@@ -116,6 +116,19 @@ def test_hostile_files_fail_alone_and_the_store_is_that_of_the_others(tmp_path, 
     assert found.equals(expected)
 
 
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    (path,) = synthetic.write_scenes(home / "in", scenes=1, shape=(64, 96))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    pipeline.preprocess("~/in", "~/p.zarr", recipe=RECIPE)
+    assert (home / "p.zarr" / "zarr.json").exists()
+    assert store.open_packed("~/p.zarr").sizes["crop"] == 1
+    assert readers.inspect(f"~/{path.relative_to(home)}").shape == (64, 96)
+    assert not list(here.iterdir())
+
+
 # --- errors that pass
 
 

@@ -76,7 +76,7 @@ def search(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     out = _Found()
     paths: set[str] = set()
     for place in roots:
-        root = Path(place)
+        root = Path(os.path.expanduser(place))
         if is_url(place):
             files, others = list_url(os.fspath(place), readers.SUFFIXES)
             for url in others:
