@@ -855,7 +855,7 @@ def test_run_on_another_store_is_refused(cube, grids, tmp_path):
     train(config_for(cube, tmp_path / "run", steps=1))
     other = make_store(tmp_path / "other", scenes=3, seed=1)
     gone = (
-        r"does not hold the samples that the run was trained on: 3 of 3 crops are gone, or have other pixels"
+        r"does not hold the samples that the run was trained on: 3 of 3 crops are missing, or have other pixels"
     )
     with pytest.raises(SchemaError, match=gone):
         train(config_for(other, tmp_path / "run", steps=1))
@@ -867,7 +867,7 @@ def test_run_on_another_store_is_refused(cube, grids, tmp_path):
         train(config_for(other, tmp_path / "run", steps=1, resume=str(path)))
     train(grid_config(grids, tmp_path / "2k", steps=1))
     for other, problem in (
-        (write_grids(tmp_path / "fewer.zarr", 18), "2 of 20 crops are gone"),
+        (write_grids(tmp_path / "fewer.zarr", 18), "2 of 20 crops are missing"),
         (write_grids(tmp_path / "wider.zarr", shape=(4, 6)), r"its crops have \(4, 6, 1\) rows"),
     ):
         with pytest.raises(SchemaError, match=problem):

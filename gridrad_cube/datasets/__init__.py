@@ -1,4 +1,4 @@
-"""From a store to batches of torch tensors: which samples, in which order, read ahead, decoded."""
+"""Read batches of torch tensors from a store: select samples, order them, read ahead, and decode."""
 
 from gridrad_cube.datasets.grids import GridDataset, decode_grids
 from gridrad_cube.datasets.loader import Batch, PatchLoader

@@ -1,4 +1,4 @@
-"""Grids of patch embeddings as samples: what level 2k trains on."""
+"""Grids of patch embeddings as samples, the input of training at level 2k."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.selection import Reject, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import EmbeddingReader, Orientation, open_embeddings, store_info
 
-#: Views of grids with fewer cells along an edge do not differ.
+#: Smallest number of cells along an edge. Views of smaller grids do not differ.
 _SMALLEST_GRID = 4
-#: Embeddings of up to this many bytes are kept in memory.
+#: Embeddings of at most this many bytes are kept in memory.
 _IN_MEMORY_BYTES = 2**30
 
 _CROPS_AT_ONCE = 256
@@ -47,13 +47,13 @@ class GridDataset(Dataset[Batch]):
     time
         ``(start, stop)``, UTC, stop not included; or as in `gridrad_cube.selection.Selection`.
     exclude_time
-        Times to leave out of these, in the same form.
+        Times to exclude, in the same form.
     normalization
         The ``{"mean": [...], "std": [...]}`` of the features that a checkpoint keeps; None computes it from the
         valid cells of these samples.
     samples
-        The samples of an earlier data set (`record`), whose store may have grown or been reflagged since: exactly these
-        cells of these grids, whatever ``reject``, ``time`` and ``exclude_time`` say.
+        The samples of an earlier data set (`record`), whose store may have grown or been reflagged since.
+        They replace ``reject``, ``time`` and ``exclude_time``.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class GridDataset(Dataset[Batch]):
 
     @functools.cached_property
     def orientation(self) -> Orientation:
-        """Which crops are reversed when they are read, so that north is up and east is right."""
+        """The crops that are reversed when they are read, so that north is up and east is right."""
         return Orientation(self._dataset)
 
     @functools.cached_property
@@ -165,7 +165,12 @@ class GridDataset(Dataset[Batch]):
         return identify_crops(self._dataset, np.full(self._dataset.sizes["crop"], network))
 
     def record(self) -> SampleRecord:
-        """Return which samples these are, to open them again (``samples``) after the store has changed."""
+        """Return a record of the samples, to open the same ones (``samples``) after the store has changed.
+
+        Returns
+        -------
+        The record.
+        """
         crop, number = np.unique(self.crop, return_inverse=True)
         cells = np.zeros((len(crop), len(self.labels), *self.shape[1:]), bool)
         cells[number, self.channel] = self.valid
@@ -197,7 +202,7 @@ class GridDataset(Dataset[Batch]):
             cells = block[self.valid[samples]].astype(np.float64)
             cells = cells[np.isfinite(cells).all(axis=1)]
             if shift is None and len(cells):
-                shift = cells.mean(axis=0)  # sums of squares about a nearby mean lose no digits
+                shift = cells.mean(axis=0)  # sums of squares around a nearby mean keep their digits
             if shift is not None:
                 count += len(cells)
                 total += (cells - shift).sum(axis=0)
@@ -244,13 +249,29 @@ class GridDataset(Dataset[Batch]):
     def decode(
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the standardized features and valid cells of a batch, on its device; see `decode_grids`."""
+        """Return the standardized features and valid cells of a batch, on its device; see `decode_grids`.
+
+        Parameters
+        ----------
+        batch
+            Batch of this data set.
+        dtype
+            Data type of the values.
+
+        Returns
+        -------
+        Values (B, D, rows, cols) and cells (B, rows, cols).
+        """
         assert batch.valid is not None
         return decode_grids(batch.codes, batch.valid, self.normalization, dtype=dtype)
 
     def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the latitude and longitude (means over cells), time (``datetime64[s]``) and channel index of
         each sample.
+
+        Returns
+        -------
+        Arrays of shape (N,).
         """
         latitude, longitude = (
             self._dataset[name].variable.astype(np.float64).mean(("row", "col")).values[self.crop]
@@ -260,7 +281,17 @@ class GridDataset(Dataset[Batch]):
         return latitude, longitude, times[self.crop], self.channel
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Return where a sample comes from: store, crop, channel, time, source file."""
+        """Return the origin of a sample: store, crop, channel, time, source file.
+
+        Parameters
+        ----------
+        index
+            Number of the sample.
+
+        Returns
+        -------
+        Values by name.
+        """
         crop = int(self.crop[index])
         here = self._dataset[["time", "source"]].isel(crop=crop)
         return {

@@ -1,4 +1,4 @@
-"""Batches of samples, and their reading ahead of training by threads of this process."""
+"""Batches of samples, and their loading ahead of training in threads of this process."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ class Batch:
     codes
         Patches: packed, (B, C, H, W). Grids of embeddings: float16, (B, D, rows, cols).
     index
-        Which samples of the data set these are, int64, (B,); see ``dataset.describe``.
+        Numbers of the samples in the data set, int64, (B,); see ``dataset.describe``.
     channel
         Index into ``dataset.labels``, int64, (B,); 0 where all channels are stacked.
     valid
-        Grids only: cells that count, bool, (B, rows, cols). The codes of patches say themselves what is valid.
+        Grids only: cells that count, bool, (B, rows, cols). For patches, the codes show which pixels are
+        valid.
     window
         `WindowPairs` only: number of the place, seconds since 1970, top and left edge in the crop, int64, (B, 4).
     damaged
-        Samples that were asked for and left out because the store is damaged there, int64, (K,); None if there
-        are none.
+        Requested samples that were left out because the store is damaged there, int64, (K,); None without
+        any.
     """
 
     codes: torch.Tensor
@@ -53,8 +54,18 @@ class Batch:
         return self.take(slice(row, row + 1))
 
     def take(self, rows: slice | torch.Tensor, damaged: torch.Tensor | None = None) -> Batch:
-        """Return some rows of the batch, by a slice or by their numbers; ``damaged`` replaces the list of the
-        batch.
+        """Return a part of the batch.
+
+        Parameters
+        ----------
+        rows
+            Slice or numbers of rows.
+        damaged
+            New list of damaged samples.
+
+        Returns
+        -------
+        The part.
         """
         return replace(replace(self, damaged=None)._map(lambda tensor: tensor[rows]), damaged=damaged)
 
@@ -67,6 +78,10 @@ class Batch:
             Number of parts.
         runs
             Number of runs of equal length that make up the batch; each part has its share of each.
+
+        Returns
+        -------
+        The parts.
         """
         if parts == 1:
             return [self]
@@ -83,11 +98,28 @@ class Batch:
         return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on another device."""
+        """Return the batch on another device.
+
+        Parameters
+        ----------
+        device
+            The device.
+        non_blocking
+            As of ``torch.Tensor.to``.
+
+        Returns
+        -------
+        A copy, or the batch itself if it is there already.
+        """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from which a GPU copies without blocking."""
+        """Return the batch in page-locked memory, from which a GPU copies without blocking.
+
+        Returns
+        -------
+        A copy.
+        """
         return self._map(torch.Tensor.pin_memory)
 
 
@@ -101,7 +133,8 @@ def _collate(batches: Sequence[Batch] | Batch, *, collate_fn_map: Any = None) ->
     return Batch(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
-# The documented way to teach DataLoader a type. `__getitems__` gives a whole Batch, which is passed on as it is.
+# The documented way to register a type with DataLoader. `__getitems__` gives a whole Batch, which is passed
+# on as it is.
 default_collate_fn_map[Batch] = _collate
 
 
@@ -124,12 +157,12 @@ class PatchLoader:
     threads
         Batches read at a time. They share the threads of the reader, so that more than two rarely helps.
     device
-        Where to put batches; on a GPU through page-locked memory and a stream of its own.
+        Device of the batches. They reach a GPU through page-locked memory and a separate stream.
 
     Attributes
     ----------
     seconds_waiting
-        How long the caller has waited for batches so far.
+        Total time for which the caller has waited for batches.
     damaged
         Samples left out so far because the store is damaged there (``on_damage="skip"``).
     """

@@ -1,6 +1,6 @@
-"""What the codes of a channel become for a network or the descriptor: the rule of each channel, and decoding by it.
+"""Normalize channels for a network or the descriptor: the rule of each channel, and decoding by it.
 
-Rules are fixed per channel and kept in checkpoints, so that training and embedding decode alike.
+Rules are fixed for each channel and kept in checkpoints, so that training and embedding decode alike.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _Scale = Literal["statistics", "typical"]
 
 #: Rain rates below this, mm/h, count as no rain: log10 of it is the -1 that reflectivity has there too.
 _RAIN_FLOOR = 0.1
-#: dBZ from here on are averaged as this: no echo comes near, and sums of linear Z stay finite in float32.
+#: Largest dBZ in averages. No real echo is as strong, and it keeps sums of linear Z finite in float32.
 _LARGEST_DBZ = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """How the codes of one channel become the numbers a network sees.
+    """The rule that turns the codes of one channel into the input of a network.
 
     ``rule`` is one of
 
@@ -43,9 +43,9 @@ class Normalization:
     - ``rain``: ``(log10(max(mm/h, 0.1)) - mean) / std``; with mean 0 and std 1 no rain is -1;
     - ``standard``: ``(value - mean) / std``.
 
-    ``fill`` is what a pixel takes that was not observed, is out of range or not finite (it is not valid);
-    ``no_echo`` what a pixel takes that was observed without echo, or whose echo quality control removed
-    (it is valid). ``packing`` says what the codes mean.
+    ``fill`` is the value of pixels that were not observed, are out of range or not finite (they are not
+    valid). ``no_echo`` is the value of pixels that were observed without echo, or whose echo quality control
+    removed (they are valid). ``packing`` defines the codes.
     """
 
     rule: _Rule
@@ -65,7 +65,12 @@ class Normalization:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict of JSON types, the inverse of `from_dict`."""
+        """Return a plain dict of JSON types, the inverse of `from_dict`.
+
+        Returns
+        -------
+        The dict.
+        """
         return dataclasses.asdict(self)
 
     @classmethod
@@ -75,7 +80,17 @@ class Normalization:
         return cast(Self, build_spec(cls, values))
 
     def apply(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the normalized values, float32, and which pixels are valid; `decode` gives the same values."""
+        """Return normalized values, and which pixels are valid. `decode` returns the same values.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        Values, float32, and booleans of the same shape.
+        """
         codes = codes.astype(self.packing.dtype, copy=False)
         echo, valid = self.packing.echo(codes), self.packing.observed(codes)
         if self.rule != "rain" and _has_table(self):
@@ -94,7 +109,17 @@ class Normalization:
         return values, valid
 
     def amounts(self, codes: np.ndarray) -> np.ndarray:
-        """Return what is averaged by coarsening, float32; NaN where not observed, infinite without echo."""
+        """Return the values that coarsening averages.
+
+        Parameters
+        ----------
+        codes
+            Packed codes of any shape.
+
+        Returns
+        -------
+        float32; NaN where not observed, infinite without echo.
+        """
         codes = codes.astype(self.packing.dtype, copy=False)
         echo, observed = self.packing.echo(codes), self.packing.observed(codes)
         values = np.where(echo, self.packing.decode(codes).astype(np.float64), 0.0)
@@ -105,9 +130,9 @@ class Normalization:
         return np.where(observed, np.where(echo, values, np.inf), np.nan).astype(np.float32)
 
 
-#: Edge in pixels, after coarsening, that a patch has at least by default. Smaller ones lose fine texture.
+#: Smallest edge of a patch in pixels after coarsening, by default. Smaller patches lose fine texture.
 _DESCRIBED_EDGE = 128
-#: Pixels that are described together: what they need fits into the cache of a core.
+#: Pixels that are described together, so that the work fits into the cache of a core.
 _DESCRIBED_TOGETHER = 2**17
 
 _Rules = tuple[Normalization, ...]
@@ -121,10 +146,12 @@ def normalizations(
     like: Mapping[str, Normalization] | None = None,
     scale: _Scale = "statistics",
 ) -> dict[str, Normalization]:
-    """Fix the normalization of channel labels, from a cube's packing and its training statistics or typical ranges.
+    """Fix the normalization of channel labels, from a cube's packing and its training statistics or typical
+    ranges.
 
-    Radar in dBZ takes the rule ``reflectivity``, rain ``rain``, everything else ``standard``. Missing pixels
-    become -1 for radar and rain (as without echo: the edge of coverage is no edge of a storm), 0 for others.
+    Radar in dBZ has the rule ``reflectivity``, rain ``rain``, and every other channel ``standard``. Missing
+    pixels become -1 for radar and rain, as pixels without echo do, so that the edge of coverage does not look
+    like that of a storm. In other channels they become 0.
 
     Parameters
     ----------
@@ -133,11 +160,17 @@ def normalizations(
     channels
         Labels, such as ``"ir_brightness_temperature"`` or ``"reflectivity@3.0km"``.
     like
-        A checkpoint's normalizations: their rules and numbers are taken, with this store's packing.
+        Normalizations of a checkpoint, whose rules and numbers are used with the packing of this store.
     scale
-        ``"statistics"`` divides by the standard deviation of the store's clean patches (reflectivity by 20 dBZ);
-        ``"typical"`` takes the typical range of the channel to -1 and 1, alike for every store: reflectivity from
+        ``"statistics"`` divides by the standard deviation of the store's clean patches (reflectivity by 20
+        dBZ);
+        ``"typical"`` takes the typical range of the channel to -1 and 1, alike for every store: reflectivity
+        from
         0 dBZ, rain from 0.1 mm/h on a logarithmic scale.
+
+    Returns
+    -------
+    One for each label.
 
     Raises
     ------
@@ -222,17 +255,18 @@ def decode(
 
     Integers of up to 16 bits are looked up in tables of all 65,536 codes, which `Normalization.apply` fills once
     per device: the values equal those of numpy bit for bit. Other codes (int32, float32) are decoded on the host.
-    Coarsening averages before it normalizes: dBZ over observed pixels, where 0 dBZ stands for less and for no echo;
-    rain in mm/h over observed pixels; everything else over pixels that have a value. The mean of dBZ keeps more of
-    the texture of a storm than that of linear Z, which the strongest pixels decide (``benchmarks/results/inputs.md``).
+    Coarsening averages before it normalizes. Reflectivity in dBZ is averaged over observed pixels, with 0 dBZ
+    for lower values and for no echo; rain in mm/h over observed pixels; other channels over pixels with a
+    value. The mean of dBZ keeps more of the texture of a storm than that of linear Z, which depends mostly on
+    the strongest pixels (``benchmarks/results/inputs.md``).
 
     Parameters
     ----------
     codes
         Shape (B, C, H, W).
     channel
-        Shape (B,): with C = 1, which of ``normalizations`` each sample takes. Where C is their number, each
-        channel takes its own.
+        Shape (B,): with C = 1, the position in ``normalizations`` for each sample. If C is their number,
+        channel i has the normalization i.
     normalizations
         One per label, in the order of the labels of the data set.
     coarsen
@@ -245,7 +279,7 @@ def decode(
     values : (B, C, H / coarsen, W / coarsen)
         Free of NaN.
     valid : bool, of the same shape
-        False where nothing of a pixel or block was observed; its value is the fill.
+        False where no part of a pixel or block was observed; its value is the fill.
 
     Raises
     ------
@@ -271,7 +305,7 @@ def decode(
         amounts, observed = _look_up(codes, which, rules, Normalization.amounts)
         echo = observed & torch.isfinite(amounts)
         looked, seen = (avg_pool2d(mask.float(), coarsen, divisor_override=1) for mask in (observed, echo))
-        # Where a field has no value (no echo), it says nothing about the mean; radar and rain count it as zero.
+        # Pixels without a value (no echo) do not count in the mean; for radar and rain they count as zero.
         counted = torch.where(rule == _RULES.index("standard"), seen, looked)
         total = avg_pool2d(torch.where(echo, amounts, 0.0), coarsen, divisor_override=1)
         average = total / counted.clamp(min=1)
@@ -329,9 +363,13 @@ def choose_coarsen(patch: int, coarsen: int | None, where: str) -> int:
     patch
         Edge of the patches in pixels.
     coarsen
-        The factor asked for; None for the largest that leaves edges of 128 px, 2 for patches of 256 px.
+        The requested factor; None for the largest that leaves edges of 128 px, 2 for patches of 256 px.
     where
-        What the error names.
+        Name for the error.
+
+    Returns
+    -------
+    The factor.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Patches of a cube as samples, read lazily in batches and left packed."""
+"""Patches of a cube as samples, read lazily in batches in their packed form."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from gridrad_cube.store import Build, MissingChunkError, Orientation, PatchReade
 
 
 class PatchDataset(Dataset[Batch]):
-    """Clean patches of a cube, for training, north up and east right whatever the order of the source's rows.
+    """Clean patches of a cube for training, with north up and east right for any order of rows in the source.
 
-    Opening reads flags, echo fractions and positions. Pixels are read when samples are asked for, a batch at a
-    time, and stay packed. Row and column count patches as the store does, in the order of the source. A data set
-    can be pickled: each process opens the store itself. After a fork, a data set that has read before raises an
-    error; use threads (`PatchLoader`), or a spawn or forkserver context.
+    Opening reads flags, echo fractions and positions. Pixels are read by batches when samples are indexed,
+    and stay packed. Row and column count patches in the order of the store. A data set can be pickled, and
+    each process opens the store itself. After a fork, a data set that was already read raises an error; use
+    threads (`PatchLoader`), or a spawn or forkserver context.
 
     Parameters
     ----------
@@ -47,28 +47,28 @@ class PatchDataset(Dataset[Batch]):
     altitude
         Altitudes in km of the channels that have them; None for all.
     reject
-        Flags that keep a patch out: names, a mask, ``()`` for none; None for the default of each channel.
-        Padding and a channel that a crop lacks are never samples.
+        Flags that exclude a patch: names, a mask, ``()`` for none; None for the default of each channel.
+        Padding, and channels that are missing in a crop, are always excluded.
     channel_mode
-        ``"each"``: one sample per patch and label. ``"stack"``: one sample per patch, with all labels, where
-        all of them are clean.
+        ``"each"``: one sample for each patch and label. ``"stack"``: one sample for each patch in which all
+        labels are clean, with all labels.
     time
         ``(start, stop)``, UTC, stop not included, so that adjacent ranges share no crop; or one value, a slice, or
         a list of pairs, as in `gridrad_cube.selection.Selection`.
     exclude_time
-        Times to leave out of these, in the same form.
+        Times to exclude, in the same form.
     bbox
-        ``(west, south, east, north)`` in degrees, in which the center of a patch must lie; west > east crosses
-        the date line.
+        ``(west, south, east, north)`` in degrees, which must contain the center of a patch; west > east
+        crosses the date line.
     coarsen
         Edge in pixels of the blocks that `decode` averages.
     on_damage
-        What to do where a patch is missing, truncated or altered: ``"raise"`` raises an error that names it;
-        ``"skip"`` leaves the sample out, so that the batch is shorter, and lists it in ``batch.damaged``. A disk or
-        network that fails always raises an error.
+        Action for a patch that is missing, truncated or altered. ``"raise"`` raises an error that names it.
+        ``"skip"`` leaves the sample out, so that the batch is shorter, and lists it in ``batch.damaged``.
+        Errors of disk or network are always raised.
     samples
-        The samples of an earlier data set (`record`), whose store may have grown or been reflagged since: exactly
-        these, whatever ``reject``, ``time``, ``exclude_time`` and ``bbox`` say.
+        The samples of an earlier data set (`record`), whose store may have grown or been reflagged since.
+        They replace ``reject``, ``time``, ``exclude_time`` and ``bbox``.
 
     Attributes
     ----------
@@ -80,8 +80,8 @@ class PatchDataset(Dataset[Batch]):
     Raises
     ------
     SchemaError
-        If the store is of another kind, lacks a channel or altitude, or no patch is left (with the number of
-        patches that each flag rejects).
+        If the store is of another kind, lacks a channel or altitude, or no patch is selected (with the number
+        of patches that each flag rejects).
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class PatchDataset(Dataset[Batch]):
 
     @functools.cached_property
     def orientation(self) -> Orientation:
-        """Which crops are reversed when they are read, so that north is up and east is right."""
+        """The crops that are reversed when they are read, so that north is up and east is right."""
         return Orientation(self._dataset)
 
     @property
@@ -182,7 +182,7 @@ class PatchDataset(Dataset[Batch]):
 
     @functools.cached_property
     def missing_codes(self) -> np.ndarray:
-        """The code of each label that says that a pixel was not observed, (labels,)."""
+        """The code for "not observed" of each label, (labels,)."""
         codes = []
         for label in self._labels:
             array = self._dataset[label.variable]
@@ -202,7 +202,7 @@ class PatchDataset(Dataset[Batch]):
         return build_table(self._dataset, self._labels, masks, crops, stacked=stacked, bbox=bbox)
 
     def _recorded_table(self, samples: SampleRecord) -> SampleTable:
-        """Return the table of recorded samples: of all patches of their crops, those that were samples."""
+        """Return the table of recorded samples."""
         crop, cells = samples.find(self._identities, self._record_shape, self.store)
         crops = np.zeros(self._dataset.sizes["crop"], bool)
         crops[crop] = True
@@ -223,7 +223,12 @@ class PatchDataset(Dataset[Batch]):
         return identify_crops(self._dataset, *checksums[:crops].T)
 
     def record(self) -> SampleRecord:
-        """Return which samples these are, to open them again (``samples``) after the store has changed."""
+        """Return a record of the samples, to open the same ones (``samples``) after the store has changed.
+
+        Returns
+        -------
+        The record.
+        """
         table = self.table
         crop, number = np.unique(table.crop, return_inverse=True)
         cells = np.zeros((len(crop), *self._record_shape), bool)
@@ -247,7 +252,9 @@ class PatchDataset(Dataset[Batch]):
 
     @property
     def normalizations(self) -> dict[str, Normalization]:
-        """Those of the training statistics of the store; assign those of a checkpoint to use them instead."""
+        """Normalizations from the training statistics of the store. Assign those of a checkpoint to use them
+        instead.
+        """
         if self._normalizations is None:
             self._normalizations = normalizations(self.store, self.labels)
         return self._normalizations
@@ -259,7 +266,20 @@ class PatchDataset(Dataset[Batch]):
     def decode(
         self, batch: Batch, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the normalized values and valid pixels of a batch, on its device; see `decode`."""
+        """Return the normalized values and valid pixels of a batch, on its device, as the function `decode`
+        does.
+
+        Parameters
+        ----------
+        batch
+            Batch of this data set.
+        dtype
+            Data type of the values.
+
+        Returns
+        -------
+        Values and valid pixels.
+        """
         return decode(batch.codes, batch.channel, self.normalizations, coarsen=self.coarsen, dtype=dtype)
 
     def __getitem__(self, index: int) -> Batch:
@@ -304,8 +324,11 @@ class PatchDataset(Dataset[Batch]):
         return batch.take(kept, damaged=torch.from_numpy(index[damaged]))
 
     def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the latitude, longitude, time (``datetime64[s]``) and channel index of each sample, each
-        (N,).
+        """Return the latitude, longitude, time (``datetime64[s]``) and channel index of each sample.
+
+        Returns
+        -------
+        Arrays of shape (N,).
         """
         table, stored = self.table, self._dataset
         latitude, longitude = (
@@ -314,9 +337,18 @@ class PatchDataset(Dataset[Batch]):
         return latitude, longitude, stored["time"].values.astype("datetime64[s]")[table.crop], table.channel
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Return where a sample comes from: store, crop, row, col, channel, time, position, source file.
+        """Return the origin of a sample: store, crop, row, col, channel, time, position, source file.
 
-        ``channel`` is its label, or the list of them where they are stacked.
+        ``channel`` is its label, or the list of labels if they are stacked.
+
+        Parameters
+        ----------
+        index
+            Number of the sample.
+
+        Returns
+        -------
+        Values by name.
         """
         table = self.table
         crop, row, col = int(table.crop[index]), int(table.row[index]), int(table.col[index])

@@ -1,4 +1,4 @@
-"""The order of samples, a function of seed and epoch alone, and the partners of samples at a later time."""
+"""The order of samples, which depends on seed and epoch only, and the partners of samples at a later time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def _key(*parts: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     key = np.zeros(1, np.uint64)
     for part in parts:
-        # Ordered, not commutative: each part is mixed in on top of the hash of those before it.
+        # The order of parts matters: each part is mixed into the hash of those before it.
         key = _mix(key ^ np.atleast_1d(np.asarray(part, np.int64)).view(np.uint64))
     return key
 
@@ -48,11 +48,12 @@ def draw_uniform(
 
 
 def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return where a keyed permutation of ``range(length)`` sends these indices, without making the
+    """Return the images of indices under a keyed permutation of ``range(length)``, without building the
     permutation.
 
-    A Feistel network over the next power of two, walked until it lands inside (Black and Rogaway 2002,
-    doi:10.1007/3-540-45760-7_9): a bijection for every key and length. There is one key, or one for each index.
+    This is a Feistel network over the next power of two, repeated until the result is inside the range (Black
+    and Rogaway 2002, doi:10.1007/3-540-45760-7_9). It is a bijection for every key and length. There is one
+    key, or one for each index.
     """
     out = np.array(index, np.int64).view(np.uint64)
     keys = np.broadcast_to(key, out.shape)
@@ -75,7 +76,7 @@ def _permute(index: npt.ArrayLike, length: int, key: npt.NDArray[np.uint64]) -> 
 
 @dataclass(frozen=True)
 class _Part:
-    """Samples of one stratum, and how many of an epoch they give."""
+    """Samples of one stratum, and their number in an epoch."""
 
     stratum: Stratum
     members: np.ndarray | None
@@ -105,16 +106,16 @@ def _parts(strata: int | np.ndarray) -> list[_Part]:
 
 
 class EpochSampler(Sampler[int]):
-    """Give each rank its samples of an epoch, in an order that depends on seed and epoch alone.
+    """Assign each rank its samples of an epoch, in an order that depends on seed and epoch only.
 
     An epoch has as many samples as the data set. Samples of channels without echoes come exactly once. Radar and
     rain are drawn by `Stratum`: 80 % patches with at least 1 % echo, 15 % with less, 5 % empty. Each epoch
-    continues the random order of a stratum where the last one stopped, and a new order begins when all its samples
-    have come, so that over epochs they come equally often. A stratum without samples leaves its share to the
-    others, in proportion.
+    continues the random order of a stratum at the point where the last one stopped, and a new order begins
+    when all its samples were used, so that over many epochs they are used equally often. The share of a
+    stratum without samples is divided among the others, in proportion.
 
     Step s of all W ranks together takes positions ``[s * B * W, (s + 1) * B * W)`` of the epoch, rank r every
-    W-th of them from r on. Samples at the end that fill no such step are left out.
+    W-th of them from r on. Samples at the end that do not fill a step are left out.
 
     Iterating starts at `position` and does not move it, because a loader reads ahead of training. `advance` moves
     it: `PatchLoader` calls it for each batch that it hands out; with torch's DataLoader, call it after each step.
@@ -122,7 +123,7 @@ class EpochSampler(Sampler[int]):
     Parameters
     ----------
     strata
-        ``dataset.strata``; or a number of samples, each of which comes once per epoch.
+        ``dataset.strata``; or a number of samples, each of which is used once in an epoch.
     batch_size
         Samples per step and rank.
     seed
@@ -185,7 +186,19 @@ class EpochSampler(Sampler[int]):
         return (self.length - position) // self.step * self.step
 
     def order(self, positions: npt.ArrayLike, epoch: int | None = None) -> npt.NDArray[np.int64]:
-        """Return the samples at these positions of an epoch (the current one if None)."""
+        """Return the samples at positions of an epoch.
+
+        Parameters
+        ----------
+        positions
+            Positions in the epoch, of all ranks.
+        epoch
+            Number of the epoch; None for the current one.
+
+        Returns
+        -------
+        Numbers of samples.
+        """
         epoch = self.epoch if epoch is None else epoch
         places = _permute(positions, self.length, _key(self.seed, _ORDER, epoch))
         out = np.empty_like(places)
@@ -200,7 +213,12 @@ class EpochSampler(Sampler[int]):
         return out
 
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the sample indices of this rank, a batch at a time, from `position` to the end of the epoch."""
+        """Yield the sample indices of this rank, a batch at a time, from `position` to the end of the epoch.
+
+        Yields
+        ------
+        Numbers of samples.
+        """
         epoch, position = self.epoch, self.position
         end = position + self._left(position)
         ahead = max(1, 8192 // self.step) * self.step
@@ -216,7 +234,13 @@ class EpochSampler(Sampler[int]):
             yield from batch.tolist()
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps as done; after the last one of an epoch the next epoch begins."""
+        """Count steps as done. After the last step of an epoch the next epoch begins.
+
+        Parameters
+        ----------
+        steps
+            Number of steps.
+        """
         for _ in range(steps):
             self.position += self.step
             self._roll_over()
@@ -226,8 +250,11 @@ class EpochSampler(Sampler[int]):
             self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seed, epoch and position in samples of all ranks: good for any number of ranks and batch
-        size.
+        """Return seed, epoch and position. The state is valid for any number of ranks and any batch size.
+
+        Returns
+        -------
+        The state.
         """
         return {
             "seed": self.seed,
@@ -239,10 +266,16 @@ class EpochSampler(Sampler[int]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the sample after the last one that was counted as done.
 
+        Parameters
+        ----------
+        state
+            State of `state_dict`.
+
         Raises
         ------
         SchemaError
-            If the state belongs to another selection of samples, or to the order of blocks that earlier versions had.
+            If the state belongs to another selection of samples, or to the order of blocks that earlier
+            versions had.
         """
         mine = self.state_dict()["drawn"]
         theirs = {name: list(counts) for name, counts in state["drawn"].items()}
@@ -268,16 +301,16 @@ _SAME_PLACE = 1e-3
 class PairDataset(Dataset[Batch]):
     """Samples of a data set together with their partners: twice as many rows per batch.
 
-    Rows ``[:B]`` of a batch are the samples asked for, rows ``[B:]`` their partners in the same order. A sample
-    that the data set leaves out as damaged is left out with its partner; one whose partner is damaged is its own
-    partner.
+    Rows ``[:B]`` of a batch are the requested samples, rows ``[B:]`` their partners in the same order. If the
+    data set leaves out a damaged sample, its partner is left out too. If the partner is damaged, the sample
+    is its own partner.
 
     Parameters
     ----------
     dataset
         A `PatchDataset` or `GridDataset`.
     partners
-        Index of the partner of each sample, its own where it has none, (N,); see `followers`.
+        Index of the partner of each sample, or its own index without a partner, (N,); see `followers`.
     """
 
     def __init__(self, dataset: Any, partners: npt.NDArray[np.int64]) -> None:
@@ -304,25 +337,36 @@ class PairDataset(Dataset[Batch]):
         return batch.take(rows, damaged=torch.from_numpy(index[lost]) if lost.any() else None)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Return where a sample comes from."""
+        """Return the origin of a sample, as the data set does.
+
+        Parameters
+        ----------
+        index
+            Number of the sample.
+
+        Returns
+        -------
+        Values by name.
+        """
         return dict(self.dataset.describe(index))
 
 
 def followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
-    """For each sample, the sample of the same place and channel that is nearest in time to ``minutes`` later.
+    """Find for each sample the sample of the same place and channel that is nearest in time to ``minutes``
+    later.
 
-    It must be within half of ``minutes`` of that time; of two equally near, the earlier one counts.
+    It must be within half of ``minutes`` of that time. Of two equally near samples, the earlier one is taken.
 
     Parameters
     ----------
     dataset
         A `PatchDataset` or `GridDataset`.
     minutes
-        The lead, above 0.
+        Lead time, above 0.
 
     Returns
     -------
-    Index of the follower of each sample, its own where it has none, int64, (N,).
+    Index of the follower of each sample, or its own index without a follower, int64, (N,).
 
     Raises
     ------
@@ -350,7 +394,7 @@ def followers(dataset: Any, minutes: float) -> npt.NDArray[np.int64]:
 def nearest_later(
     place: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], lead: float
 ) -> npt.NDArray[np.int64]:
-    """For each item, the item of the same place that is nearest to ``lead`` later and within half of it.
+    """Find for each item the item of the same place that is nearest to ``lead`` later and within half of it.
 
     Parameters
     ----------
@@ -368,7 +412,7 @@ def nearest_later(
     own = np.arange(len(place))
     if not len(place):
         return own
-    # One axis on which places lie further apart than any lead reaches, so that one search serves them all.
+    # On this axis places are further apart than any lead, so that one search is enough for all places.
     _, number = np.unique(place, return_inverse=True)
     line = number * (int(np.ptp(seconds)) + 2 * int(lead) + 2) + (seconds - seconds.min())
     order = np.argsort(line, kind="stable")

@@ -1,4 +1,4 @@
-"""Which patches are samples: the table of a selection, from flags, echo fractions and positions alone."""
+"""The table of samples of a selection, from flags, echo fractions and positions. No pixel is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CROPS_AT_ONCE = 8192
 
 
 class Stratum(enum.IntEnum):
-    """How much echo a sample has: none (empty), less than 1 % of its pixels (weak), or more (echo).
+    """The amount of echo of a sample: none (empty), less than 1 % of its pixels (weak), or more (echo).
 
     Samples of channels without echoes are ``plain``.
     """
@@ -36,7 +36,7 @@ class Stratum(enum.IntEnum):
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Where each sample lies, one row per sample in the order crop, row, col, channel. 17 bytes per row.
+    """The position of each sample, one row for each in the order crop, row, col, channel. A row has 17 bytes.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class SampleTable:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """Which samples a data set has, so that it can be opened with the same ones after its store has changed.
+    """A record of the samples of a data set, to open it with the same ones after its store has changed.
 
     Attributes
     ----------
@@ -68,7 +68,8 @@ class SampleRecord:
         Identity of each crop with a sample, in the order of the store, int64, (n,): a hash of its source, scene, time,
         window and pixels.
     cells
-        Bits of which (row, col, label) of each crop are samples, as ``numpy.packbits`` packs them, uint8, (n, bytes).
+        Bits for the samples among (row, col, label) of each crop, packed by ``numpy.packbits``, uint8, (n,
+        bytes).
     shape
         Rows, columns and labels.
     """
@@ -87,13 +88,26 @@ class SampleRecord:
     def find(
         self, identities: np.ndarray, shape: tuple[int, int, int], where: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the position in a store of each recorded crop, (n,), and its cells, bool, (n, rows, cols,
-        labels).
+        """Find the recorded samples in a store.
+
+        Parameters
+        ----------
+        identities
+            Identity of each crop of the store, (crops,).
+        shape
+            Rows, columns and labels of a crop.
+        where
+            Name of the store, for messages.
+
+        Returns
+        -------
+        Position in the store of each recorded crop, (n,), and its cells, bool, (n, rows, cols, labels).
 
         Raises
         ------
         SchemaError
-            If the store lacks a crop, has it with other pixels or in another order, or has crops of another size.
+            If the store lacks a crop, has it with other pixels or in another order, or has crops of another
+            size.
         """
         order = np.argsort(identities, kind="stable")
         found = order[np.searchsorted(identities, self.crops, sorter=order).clip(max=len(order) - 1)]
@@ -101,7 +115,7 @@ class SampleRecord:
         if tuple(shape) != tuple(self.shape):
             problem = f"its crops have {tuple(shape)} rows, columns and channels, not {tuple(self.shape)}"
         elif lost:
-            problem = f"{lost} of {len(self.crops)} crops are gone, or have other pixels"
+            problem = f"{lost} of {len(self.crops)} crops are missing, or have other pixels"
         elif (np.diff(found) <= 0).any():
             problem = "its crops are in another order"
         else:
@@ -125,7 +139,7 @@ def identify_crops(dataset: xr.Dataset, *content: np.ndarray) -> npt.NDArray[np.
 
 
 def chosen_crops(dataset: xr.Dataset, time: Any, exclude_time: Any) -> npt.NDArray[np.bool_]:
-    """Return which crops were written and lie in the time asked for, (crop,); see `Selection.in_time`."""
+    """Return which crops were written and are in the requested time, (crop,); see `Selection.in_time`."""
     return Selection(time=time, exclude_time=exclude_time).in_time(times_of(dataset))
 
 
@@ -140,8 +154,8 @@ def build_table(
 ) -> SampleTable:
     """List the clean patches of chosen crops (bool, (crop,)) of a cube, a block of crops at a time.
 
-    ``masks`` are the flags that reject a patch of each label. ``stacked``: a sample is a patch of all channels, all of
-    them clean. The center of a patch lies in ``bbox``.
+    ``masks`` has the rejecting flags of each label. With ``stacked``, a sample is a patch of all channels,
+    all of them clean. The center of a patch must be in ``bbox``.
     """
     parts = [[np.empty(0, np.int32)] * 4 + [np.empty(0, np.uint8)]]
     for block, inside in _blocks(dataset, crops, bbox):
@@ -203,7 +217,9 @@ def explain_empty(
     bbox: Box | None,
     where: str,
 ) -> SchemaError:
-    """Say why no patch is clean: how many each flag rejects. Parameters as of `build_table`."""
+    """Return a text on why no patch is clean: the number that each flag rejects. Parameters are as of
+    `build_table`.
+    """
     candidates, counts = 0, Counter[Flag]()
     for block, inside in _blocks(dataset, crops, bbox):
         candidates += int(inside.sum()) * len(labels)

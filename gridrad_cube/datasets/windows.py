@@ -1,4 +1,4 @@
-"""Pairs of windows of one place at near times, cut anywhere within crops."""
+"""Pairs of windows of one place at near times, at any position within crops."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ _PATCH, _LEAD, _OFFSET, _MOVE = range(4)
 
 
 class WindowPairs(Dataset[Batch]):
-    """Pairs of windows as large as a patch: one anywhere in a crop, its partner near the same place at a later time.
+    """Pairs of windows as large as a patch: one at any position in a crop, its partner near the same place at
+    a later time.
 
     A sample is a group of pairs from one frame (a crop of a channel), so that a batch holds many windows of the same
-    frames. A group draws clean patches of its frame that have a partner in time, and moves each of them by up to half a
-    patch in either direction; the partner's window is moved again. Windows never leave their crop. Pixels of patches
-    that are not clean or damaged are missing. What a group draws depends on the seed, the epoch (`set_epoch`) and its
-    number alone. Rows and columns of windows count from the northwestern corner of the crop.
+    frames. A group draws clean patches of its frame that have a partner in time, and moves each of them by up
+    to half a patch in either direction; the partner's window is moved again. Windows never leave their crop.
+    Pixels of rejected and damaged patches are missing. The draws of a group depend only on the seed, the
+    epoch (`set_epoch`) and its number. Rows and columns of windows count from the northwestern corner of the
+    crop.
 
     Rows ``[:B]`` of a batch are the first windows, rows ``[B:]`` their partners. ``batch.index`` counts pairs, and
-    ``batch.window`` says where each window lies.
+    ``batch.window`` is the position of each window.
 
     Parameters
     ----------
@@ -88,7 +90,13 @@ class WindowPairs(Dataset[Batch]):
         return len(self._first)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the windows of this epoch from now on; `PatchLoader` calls it."""
+        """Set the epoch whose windows are drawn. `PatchLoader` calls it.
+
+        Parameters
+        ----------
+        epoch
+            Number of the epoch.
+        """
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Batch:
@@ -185,11 +193,31 @@ class WindowPairs(Dataset[Batch]):
         return out
 
     def channels_of(self, pair: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Return the index of the channel of each pair, (N,)."""
+        """Return the index of the channel of each pair.
+
+        Parameters
+        ----------
+        pair
+            Numbers of pairs.
+
+        Returns
+        -------
+        Indices, (N,).
+        """
         return np.asarray(self.dataset.table.channel[self._patches[self._first[pair // self.pairs]]])
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Return where a pair comes from: a patch of its frame."""
+        """Return the origin of a pair: a patch of its frame.
+
+        Parameters
+        ----------
+        index
+            Number of the group.
+
+        Returns
+        -------
+        Values by name.
+        """
         return self.dataset.describe(int(self._patches[self._first[index // self.pairs]]))
 
 
