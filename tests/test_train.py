@@ -854,9 +854,7 @@ def test_folder_of_another_run_is_refused(cube, tmp_path, options, message):
 def test_run_on_another_store_is_refused(cube, grids, tmp_path):
     train(config_for(cube, tmp_path / "run", steps=1))
     other = make_store(tmp_path / "other", scenes=3, seed=1)
-    gone = (
-        r"does not hold the samples that the run was trained on: 3 of 3 crops are missing, or have other pixels"
-    )
+    gone = r"does not hold the samples that the run was trained on: 3 of 3 crops are missing, or have other pixels"
     with pytest.raises(SchemaError, match=gone):
         train(config_for(other, tmp_path / "run", steps=1))
     path = tmp_path / "run" / "checkpoint.pth"

@@ -1,4 +1,6 @@
-"""From a store to an embedding store with the same coordinates, by a network or untrained; attention maps."""
+"""Turn a store into an embedding store with the same coordinates, by a network or without training; attention
+maps.
+"""
 
 from gridrad_cube.embedding.attention import attention
 from gridrad_cube.embedding.inputs import NO_PIXELS, Normalize

@@ -30,12 +30,13 @@ def attention(
     normalize: Normalize = "auto",
     device: str = "auto",
 ) -> xr.Dataset:
-    """Map what the class token of the last block attends to, head by head, in patches or in grids of crops.
+    """Return the attention of the class token in the last block, for each head, in patches or in grids of
+    crops.
 
     Parameters
     ----------
     store
-        What the network reads: a cube of patches for a checkpoint of level 256, an embedding store of level 256
+        Input of the network: a cube of patches for a checkpoint of level 256, an embedding store of level 256
         for one of level 2k.
     checkpoint
         Path of a checkpoint.
@@ -48,9 +49,9 @@ def attention(
     Returns
     -------
     ``attention(sample, head, token_y, token_x)``, at level 2k ``(sample, head, row, col)``: float32, shares of the
-    attention of the class token, in the order of the store. What they lack of 1 goes to itself; NaN where there is
-    nothing to look at. With ``crop``, ``channel`` (``row``, ``col``), time, position, source file and pixel window of
-    each sample.
+    attention of the class token, in the order of the store. The rest to 1 is the attention of the class token
+    to itself. Samples without pixels are NaN. Coordinates are ``crop``, ``channel`` (``row``, ``col``), time,
+    position, source file and pixel window of each sample.
 
     Raises
     ------

@@ -1,8 +1,11 @@
-"""What the networks read: patches of a cube (level 256), or grids of patch embeddings (level 2k), with their flags.
+"""Inputs of the networks with their flags: patches of a cube (level 256), or grids of patch embeddings (level
+2k).
 
-Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``tokens`` (of a sample, down
-and across), ``content`` (a hash of what decides the embeddings), ``small`` (coordinates and flags), ``batches``, and
-``flips`` (which crops are reversed for the network). Rows and columns of samples are those of the store.
+Both kinds of input have the same members: ``shape`` (of a crop, without the features), ``tokens`` (of a
+sample, down
+and across), ``content`` (a hash of the inputs that decide the embeddings), ``small`` (coordinates and flags),
+``batches``, and ``flips`` (crops that are reversed for the network). Rows and columns of samples are those of
+the store.
 """
 
 from __future__ import annotations
@@ -136,7 +139,9 @@ class PatchInput:
         return int(round(edge) // token)
 
     def content(self, rows: range) -> str:
-        """Hash of what decides the embeddings of these crops: which patches have pixels, and their statistics."""
+        """Hash of the inputs that decide the embeddings of these crops: patches with pixels, and their
+        statistics.
+        """
         digest = hashlib.sha256()
         block = self.dataset.isel(crop=slice(rows.start, rows.stop))
         for variable in dict.fromkeys(m.variable for m in self.members):
@@ -313,8 +318,8 @@ class PatchInput:
 class GridInput:
     """The grids of an embedding store, as a level-2k network reads them; members as of `PatchInput`.
 
-    Cells that training would not have used (by the flags that it rejected) are masked, as in training. A grid that
-    has no other cells is embedded from those, so that whatever has an embedding at level 256 has one here.
+    Cells with flags that training rejected are masked, as in training. A grid without other cells is embedded
+    from these, so that every crop with an embedding at level 256 has one here.
     """
 
     level, overlapping = "2k", False
@@ -376,7 +381,7 @@ class GridInput:
         return np.asarray(self.dataset[name][rows.start : rows.stop, self._columns].values)
 
     def content(self, rows: range) -> str:
-        """Hash of what decides the embeddings of these crops: the grids, and which cells count."""
+        """Hash of the inputs that decide the embeddings of these crops: the grids, and the cells that count."""
         digest = hashlib.sha256()
         for some in self._parts(rows):
             digest.update(self._block("embedding", some).tobytes())
@@ -449,7 +454,9 @@ def open_input(
 
 
 def _orient_as(trained: Mapping[str, Any], dataset: xr.Dataset, store: str) -> Orientation | None:
-    """Return how crops are turned for a network: as in training. None leaves them as they are stored."""
+    """Return the orientation of crops for a network, which is that of training. None keeps the order of the
+    store.
+    """
     orientation = Orientation(dataset)
     if trained["orientation"] == NORTH_UP:
         return orientation

@@ -1,4 +1,4 @@
-"""A checkpoint as a function from inputs to vectors: decoded, masked and magnified as in training."""
+"""A checkpoint as a function from inputs to vectors. Inputs are decoded, masked and magnified as in training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Network:
     Parameters
     ----------
     path
-        Of the checkpoint: of this program, of the predecessor, or a bare state dict.
+        Path of the checkpoint: of this program, of the predecessor, or a bare state dict.
     key
         Which network: ``teacher`` or ``student``.
     pool
@@ -119,26 +119,36 @@ class Network:
         }  # fmt: skip
 
     def embed(self, *batch: Any) -> np.ndarray:
-        """Embed a batch; return float32, (B, features).
+        """Embed a batch.
 
         Parameters
         ----------
         *batch
-            As ``batches`` of `PatchInput` and `GridInput` give it. Level 256: packed patches (B, C, patch, patch),
-            which of the rules each sample takes (B,), and the rules of normalization. Level 2k: grids of embeddings
-            (B, rows, cols, D), cells that take part (B, rows, cols), and ``mean`` and ``std`` of the D features.
+            As ``batches`` of `PatchInput` and `GridInput` give it. Level 256: packed patches (B, C, patch,
+            patch),
+            which of the rules each sample takes (B,), and the rules of normalization. Level 2k: grids of
+            embeddings
+            (B, rows, cols, D), cells that take part (B, rows, cols), and ``mean`` and ``std`` of the D
+            features.
+
+        Returns
+        -------
+        float32, (B, features).
         """
         with torch.inference_mode():
             return self._pool(*self._read(*batch))
 
     def attend(self, *batch: Any) -> np.ndarray:
-        """Return the attention of the class token in the last block, float32, (B, heads, tokens down, tokens
-        across).
+        """Return the attention of the class token in the last block.
 
         Parameters
         ----------
         *batch
             As for `embed`.
+
+        Returns
+        -------
+        float32, (B, heads, tokens down, tokens across).
         """
         with torch.inference_mode():
             values, _, mask = self._read(*batch)

@@ -1,4 +1,4 @@
-"""Embedding a store: every patch has its row, every row its flags, and an interrupted run resumes."""
+"""Embed a store. Every patch keeps its row, every row its flags, and an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -80,15 +80,16 @@ def embed(
 ) -> dict[str, Any]:
     """Embed every patch of a cube, or every grid of an embedding store of level 256.
 
-    A network of a checkpoint embeds, or what needs no training (``model``). The kind of the store decides the level,
-    and the checkpoint must be of it. Inputs are decoded, normalized, coarsened, magnified and masked as the checkpoint
-    says that training did. Crops are turned to north up and east right as in training; a checkpoint of a version that
-    did not turn them reads them in the order of the source. Nothing is rejected: patches with rejecting flags are
-    embedded too, and every patch keeps its row and its flags. Only where there are no pixels (flags ``padding``,
-    ``all_missing``, ``channel_absent``, ``unreadable``) is the embedding NaN.
+    The embeddings come from the network of a checkpoint, or from a ``model`` without training. The kind of
+    the store decides the level, and the checkpoint must be of that level. Inputs are decoded, normalized,
+    coarsened, magnified and masked as in training, which the checkpoint describes. Crops are turned to north
+    up and east right as in training; a checkpoint of a version that did not turn them reads them in the order
+    of the source. Patches with rejecting flags are embedded too, and every patch keeps its row and its flags.
+    Only patches without pixels (flags ``padding``, ``all_missing``, ``channel_absent``, ``unreadable``) have
+    NaN.
 
-    The store is written a block of crops at a time. The same call resumes an interrupted one. After the cube has
-    grown or was repaired, it embeds what is new and keeps the rest.
+    The store is written in blocks of crops. The same call resumes an interrupted one. After the cube has
+    grown or was repaired, it embeds the new crops and keeps the others.
 
     Parameters
     ----------
@@ -113,9 +114,10 @@ def embed(
         Of the descriptor: edge in pixels of the blocks that are averaged first. None takes the largest that leaves
         patches of at least 128 px, 2 for patches of 256 px. A checkpoint has its own.
     key
-        Which network of the checkpoint: ``"teacher"`` or ``"student"``.
+        Network of the checkpoint: ``"teacher"`` or ``"student"``.
     pool
-        Of a network: ``"class"`` stores the class token, ``"mean"`` the mean of the tokens with at least half of
+        Pooling of a network's tokens: ``"class"`` stores the class token, ``"mean"`` the mean of the tokens
+        with at least half of
         their pixels observed (level 2k: of the cells that count), ``"mean+std"`` their mean and then their standard
         deviation, ``"class+mean"`` the class token and then the mean, ``"projection"`` the unit vector that the head
         of the contrast makes of mean and deviation. ``"auto"`` takes what the checkpoint says, and the class token if
@@ -124,25 +126,25 @@ def embed(
         ``"auto"`` takes the checkpoint's normalization, and the store's if it has none (the predecessor's);
         ``"store"`` the store's; ``"none"`` physical values as they are, as the predecessor embedded.
     dtype
-        Of the stored embeddings: ``"float16"`` or ``"float32"``.
+        Data type of the stored embeddings: ``"float16"`` or ``"float32"``.
     batch_size
         Patches, or grids, that go through the network at once. It changes speed and memory only.
     device
-        ``"auto"`` takes a GPU where there is one, each rank or worker of a machine its own. Matrix products are bf16
-        on a GPU and float32 elsewhere.
+        ``"auto"`` takes a GPU if there is one, and a different one for each rank or worker of a machine.
+        Matrix products are bf16 on a GPU and float32 elsewhere.
     workers, scheduler, client
         Share the work among this number of processes here, or the workers of a Dask cluster (its address or scheduler
         file, or a client), which must all see ``store`` and ``out``. A share that is lost with its worker
         starts again elsewhere and keeps the blocks that it had finished.
     part
-        ``(i, n)`` embeds blocks i, i + n, ... only, for n processes side by side. Whichever ends last finishes
-        the store. None takes all blocks, or the share of this rank under a launcher (``torchrun``, ``srun``,
-        ``mpiexec``).
+        ``(i, n)`` embeds only blocks i, i + n, ..., for n parallel processes. The process that ends last
+        finishes the store. None takes all blocks, or the share of this rank under a launcher (``torchrun``,
+        ``srun``, ``mpiexec``).
     resume
-        Whether to keep the blocks that ``out`` holds. If not, they are overwritten.
+        Keep the blocks that ``out`` holds. Otherwise they are overwritten.
     progress
-        Whether to show progress bars on stderr; None shows them in a terminal and in a notebook. Of several
-        ranks, the first one shows it.
+        Show a progress bar on stderr; None shows it in a terminal and in a notebook. Of several ranks, only the
+        first one shows it.
 
     Returns
     -------

@@ -1,4 +1,6 @@
-"""Networks, losses, views and checkpoints of both levels. Needs torch, and of ours only the schema."""
+"""Networks, losses, views and checkpoints of both levels. They import torch and, of this package, only the
+schema.
+"""
 
 from gridrad_cube.models.checkpoints import (
     backbone_state,

@@ -1,8 +1,10 @@
-"""Checkpoints on disk: written whole or not at all, read without running code, loaded strictly.
+"""Write checkpoints in one step, read them without running code, and load them strictly.
 
 A checkpoint is a plain dict. Those of this package hold ``model``, the config that `build` takes, beside
-``student`` and ``teacher``. Those of the predecessor lack it, so their network is inferred from the shapes. Keys
-of both may begin with ``module.`` and ``backbone.`` in any mix; those of the projection head then begin with
+``student`` and ``teacher``. Those of the predecessor lack it, so their network is inferred from the shapes.
+Keys
+of both may begin with ``module.`` and ``backbone.`` in any combination; those of the projection head then
+begin with
 ``head.``.
 """
 
@@ -35,8 +37,9 @@ from gridrad_cube.storage import open_for_writing
 logger = logging.getLogger(__name__)
 
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
-#: What a checkpoint may hold besides tensors and plain Python: the predecessor's arguments, and the learning
-#: rates in its optimizer, which are numpy scalars (pickled under one name by numpy 1, another by numpy 2).
+#: Classes that a checkpoint may hold besides tensors and plain Python: the predecessor's arguments, and the
+#: learning rates in its optimizer, which are numpy scalars (pickled under one name by numpy 1, another by
+#: numpy 2).
 _ALLOWED: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -44,7 +47,7 @@ _ALLOWED: list[Any] = [
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
 ]
-#: What readers of zip archives and of pickles raise when a file is damaged.
+#: Exceptions of readers of zip archives and of pickles for a damaged file.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
     LookupError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -68,12 +71,12 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     state
         Tensors, numbers, strings, and lists and dicts of them.
     path
-        Of the file.
+        Path of the file.
 
     Raises
     ------
     SchemaError
-        If `load_checkpoint` would refuse the file; the old one stays.
+        If `load_checkpoint` would refuse the file. An earlier file is kept.
     """
     with open_for_writing(path) as file:
         torch.save(dict(state), file)
@@ -83,6 +86,15 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, running no code that it may contain and verifying its checksums.
+
+    Parameters
+    ----------
+    path
+        Path of the file.
+
+    Returns
+    -------
+    The dict.
 
     Raises
     ------
@@ -118,6 +130,15 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     """Return the latest written readable ``checkpoint*.pth`` of a folder, or ``None``.
 
     Unreadable ones are skipped with a logged warning.
+
+    Parameters
+    ----------
+    folder
+        Folder of a run.
+
+    Returns
+    -------
+    Path and dict; None without a readable checkpoint.
     """
     paths = sorted(Path(folder).glob("checkpoint*.pth"), key=lambda p: (p.stat().st_mtime_ns, p.name))
     for path in reversed(paths):
@@ -133,6 +154,17 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 def backbone_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str, Tensor]:
     """Return the backbone's tensors by DINO's names, from ``checkpoint[key]`` or from a bare state dict.
 
+    Parameters
+    ----------
+    checkpoint
+        A loaded checkpoint, or a bare state dict.
+    key
+        Which network: ``teacher`` or ``student``.
+
+    Returns
+    -------
+    Tensors by name.
+
     Raises
     ------
     SchemaError
@@ -142,10 +174,23 @@ def backbone_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[
 
 
 def head_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str, Tensor]:
-    """Return the projection head's tensors as `DINOHead` names them, whichever weight normalization wrote
-    them.
+    """Return the projection head's tensors as `DINOHead` names them, for any version of weight normalization.
 
-    Empty for a checkpoint of a backbone alone. Raises as `backbone_state`.
+    Parameters
+    ----------
+    checkpoint
+        A loaded checkpoint, or a bare state dict.
+    key
+        Which network: ``teacher`` or ``student``.
+
+    Returns
+    -------
+    Tensors by name; empty for a checkpoint of a backbone alone.
+
+    Raises
+    ------
+    SchemaError
+        As of `backbone_state`.
     """
     out = {}
     for name, value in _network_state(checkpoint, key).items():
@@ -157,7 +202,19 @@ def head_state(checkpoint: Mapping[str, Any], key: str = "teacher") -> dict[str,
 
 
 def load_contrast_head(checkpoint: Mapping[str, Any], key: str = "teacher") -> ContrastHead | None:
-    """Return the head that the contrast trained, in evaluation mode; None if the checkpoint has none."""
+    """Return the head that was trained by the contrast, in evaluation mode.
+
+    Parameters
+    ----------
+    checkpoint
+        A loaded checkpoint, or a bare state dict.
+    key
+        Which network: ``teacher`` or ``student``.
+
+    Returns
+    -------
+    The head; None if the checkpoint has none.
+    """
     prefix = "contrast_head."
     state = {
         n.removeprefix(prefix): v for n, v in _network_state(checkpoint, key).items() if n.startswith(prefix)
@@ -188,6 +245,10 @@ def load_backbone(
         Network to load into. By default it is built from the checkpoint's ``model`` or, for those of the
         predecessor, from the shapes. If it has a mask token and the checkpoint has none, the token is zero.
 
+    Returns
+    -------
+    The network.
+
     Raises
     ------
     FileNotFoundError
@@ -204,7 +265,7 @@ def load_backbone(
         config = checkpoint.get("model")
         config = config if isinstance(config, dict) else _infer_config(state, where)
         try:
-            with torch.device("meta"):  # no weights yet, so none can be left at random
+            with torch.device("meta"):  # without weights, so that none can stay random
                 network = build(**config)
         except (TypeError, ValueError) as error:
             raise SchemaError(f"{where}: describes no network that can be built: {error}") from error
@@ -221,8 +282,16 @@ def load_backbone(
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Return the identity of a set of weights, 32 hexadecimal digits: names, dtypes, shapes and bytes, in any
-    order.
+    """Return a hash of a set of weights: names, dtypes, shapes and bytes, in any order.
+
+    Parameters
+    ----------
+    state
+        Tensors by name.
+
+    Returns
+    -------
+    32 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -233,7 +302,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _unpickle(path: Path, target: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read ``path``; messages speak of ``target``."""
+    """Read ``path``; messages name ``target``."""
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -286,7 +355,7 @@ def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
 def _infer_config(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """Return the arguments of `build` for a backbone that only its shapes describe.
 
-    Heads leave no trace in shapes, so width and depth must be those of a known architecture.
+    The number of heads is not visible in shapes, so width and depth must be those of a known architecture.
     """
     kernel = state.get("phi.0.weight", state.get("patch_embed.proj.weight"))
     positions = state.get("pos_embed")

@@ -15,14 +15,15 @@ from gridrad_cube.models.views import View, check_seeds, uniforms
 
 @dataclass(frozen=True, kw_only=True)
 class GridViewSpec:
-    """How views of grids of embeddings are drawn: windows of whole cells, all of one kind of one shape.
+    """Options for drawing views of grids of embeddings: windows of whole cells. All views of a kind have one
+    shape.
 
     A global view is the smallest window near the grid's own shape that holds at least ``global_fraction`` of
     its cells; a local view holds about ``local_fraction``, at least 2 x 2. ``token_dropout`` is the
     probability of each cell of a global view to be left out.
 
-    ``flips="h"`` mirrors the order of the cells but not the fields that they were embedded from, so that it
-    makes grids that no field has. It reproduces the predecessor.
+    ``flips="h"`` mirrors the order of the cells but not the fields that they were embedded from, so it
+    creates grids that no field has. It reproduces the predecessor.
     """
 
     global_views: int = 2
@@ -39,8 +40,8 @@ def draw_grid_views(
 ) -> list[View]:
     """Draw every view of a batch of grids of embeddings.
 
-    Windows lie evenly among those that hold at least half as many valid cells as the fullest one, so a view
-    has a valid cell whenever its grid has one; dropout that would leave none is not applied.
+    Windows are drawn uniformly among those with at least half as many valid cells as the fullest window, so a
+    view has a valid cell if its grid has one. Dropout is not applied if it would leave no valid cell.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def draw_grid_views(
     Raises
     ------
     ValueError
-        If the shapes do not go together.
+        If the shapes do not match.
     """
     grids = [(x, cell_valid)] if partner is None else [(x, cell_valid), partner]
     for grid in grids:
@@ -107,8 +108,8 @@ def _cut_window(
 
 
 def _global_window(rows: int, columns: int, fraction: float) -> tuple[int, int]:
-    """Return the smallest window of at least this share of the cells; first of all, one that can move both
-    ways.
+    """Return the smallest window of at least this share of the cells, preferably one that can move in both
+    directions.
     """
     least = fraction * rows * columns - 1e-9
     windows = [(r, c) for r in range(1, rows + 1) for c in range(1, columns + 1) if r * c >= least]

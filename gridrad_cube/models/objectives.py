@@ -1,7 +1,9 @@
-"""What training adds to a network: heads, losses, a schedule, clipping and the teacher's average.
+"""Parts of training besides the network: heads, losses, a schedule, clipping and the teacher's average.
 
-State-dict keys and, by default, numbers are those of DINO (Caron et al. 2021). The coding-rate objective is that
-of SimDINO (Wu et al. 2025, arXiv 2502.10385). The contrast between places is InfoNCE (van den Oord et al. 2018,
+State-dict keys and, by default, numbers are those of DINO (Caron et al. 2021). The coding-rate objective is
+that
+of SimDINO (Wu et al. 2025, arXiv 2502.10385). The contrast between places is InfoNCE (van den Oord et al.
+2018,
 arXiv 1807.03748), in both directions as in CLIP (Radford et al. 2021).
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from gridrad_cube.models.vit import initialize_linear
 
-#: Of DINO: temperature of the student, and share of the center that each step keeps.
+#: Constants of DINO: temperature of the student, and share of the center that each step keeps.
 _STUDENT_TEMP, _CENTER_MOMENTUM = 0.1, 0.9
 #: Squared precision to which the coding rate codes features.
 _DISTORTION = 0.05
@@ -43,7 +45,17 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*modules, nn.Linear(hidden_dim, out_dim)).apply(initialize_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
+        """Map features to unit vectors, float32 also under autocast.
+
+        Parameters
+        ----------
+        x
+            Input of shape (B, in_dim).
+
+        Returns
+        -------
+        Shape (B, out_dim).
+        """
         return F.normalize(self.mlp(x).float(), dim=-1)
 
 
@@ -84,7 +96,17 @@ class DINOHead(ProjectionHead):
         self.last_layer = _Prototypes(256, out_dim, learn_scale=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, in_dim) to logits (B, out_dim)."""
+        """Map features to logits.
+
+        Parameters
+        ----------
+        x
+            Input of shape (B, in_dim).
+
+        Returns
+        -------
+        Shape (B, out_dim).
+        """
         return self.last_layer(super().forward(x))
 
 
@@ -130,11 +152,11 @@ class DINOLoss(nn.Module):
         self.teacher_temps = np.full(epochs, teacher_temp, dtype=np.float64)
         self.teacher_temps[:warmup_epochs] = np.linspace(warmup_teacher_temp, teacher_temp, warmup_epochs)
         self.register_buffer("center", torch.zeros(1, out_dim))
-        #: The teacher's logits of the step so far: their sum, and how many.
+        #: The teacher's logits of the step so far: their sum, and their number.
         self._seen: tuple[Tensor | float, int] = (0.0, 0)
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int, *, last: bool = True) -> Tensor:
-        """Return the loss of one batch; then moves the center.
+        """Return the loss of one batch, then move the center.
 
         Parameters
         ----------
@@ -145,16 +167,20 @@ class DINOLoss(nn.Module):
         epoch
             From 0.
         last
-            Whether this is the last of the batches that make up a step. The center moves once per step, after
-            its last batch, by the mean over all of them.
+            True for the last batch of a step. The center moves once in each step, after its last batch, by
+            the mean over all batches.
+
+        Returns
+        -------
+        The loss, a scalar.
         """
         teacher = teacher.detach().float()
-        # Autocast would round the products to bf16, which a temperature of 0.04 or less makes visible.
+        # Autocast would round the products to bf16, which matters at a temperature of 0.04 or less.
         with torch.autocast(student.device.type, enabled=False):
             logits = _by_view(student.float(), self.views) / _STUDENT_TEMP
             targets = ((teacher - self.center) / float(self.teacher_temps[epoch])).softmax(-1)
             targets = _by_view(targets, len(teacher) // logits.shape[1])
-            # CE(q, v) = logsumexp(v) - q.v: one logsumexp a view serves all of its pairs.
+            # CE(q, v) = logsumexp(v) - q.v, so one logsumexp for each view is enough for all of its pairs.
             cross_entropy = logits.logsumexp(-1) - torch.einsum("tbk,sbk->tsb", targets, logits)
             loss = _mean_of_pairs(cross_entropy)
         total, rows = self._seen
@@ -172,12 +198,12 @@ class DINOLoss(nn.Module):
             dist.all_reduce(mean)
         mean = mean / _world_size()
         moved = _CENTER_MOMENTUM * self.center + (1 - _CENTER_MOMENTUM) * mean
-        # One overflow must not spoil every later step.
+        # One overflow must not change all later steps.
         self.center.copy_(torch.where(moved.isfinite(), moved, self.center))
 
 
 class CodingRateLoss(nn.Module):
-    """Pull the views of a sample together, spread the samples: DINO without prototypes or temperatures.
+    """Align the views of a sample and spread the samples: DINO without prototypes or temperatures.
 
     For unit vectors z of dimension d, n samples over all ranks and teacher views T::
 
@@ -208,7 +234,11 @@ class CodingRateLoss(nn.Module):
         teacher
             Unit vectors (teacher views * B, d); no gradient flows through them.
         epoch, last
-            Not used; they are there so that both losses have the same signature.
+            Not used; both losses have the same signature.
+
+        Returns
+        -------
+        The loss, a scalar.
         """
         with torch.autocast(student.device.type, enabled=False):
             z = _by_view(student.float(), self.views)
@@ -238,34 +268,50 @@ class ContrastHead(nn.Module):
         self.mlp = nn.Sequential(*layers).apply(initialize_linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, in_dim) to unit vectors (B, out_dim), float32 also under autocast."""
+        """Map features to unit vectors, float32 also under autocast.
+
+        Parameters
+        ----------
+        x
+            Input of shape (B, in_dim).
+
+        Returns
+        -------
+        Shape (B, out_dim).
+        """
         return F.normalize(self.mlp(x).float(), dim=-1)
 
 
 def contrast_loss(
     first: Tensor, second: Tensor, windows: tuple[Tensor, Tensor], *, edge: int, temperature: float = 0.1
 ) -> Tensor:
-    """Tell the window of the same place at another time from the other windows of a batch.
+    """Return the loss of distinguishing the window of the same place at another time from the other windows
+    of a batch.
 
     For unit vectors a of the first windows and b of the second ones, all ranks together::
 
         loss = mean over i of [ -log softmax_j (a_i . b_j / temperature) at j = i
                                 -log softmax_j (b_i . a_j / temperature) at j = i ] / 2
 
-    A window that overlaps the right answer in space is no wrong answer and is left out of the softmax, unless its
-    time is further away than twice the lead of the pair: then it shows another state of the same place.
+    A window that overlaps the right answer in space is not a wrong answer and is left out of the softmax,
+    unless its time is further away than twice the lead of the pair. Then it shows another state of the same
+    place.
 
     Parameters
     ----------
     first, second
         Unit vectors of the pairs, (B, D).
     windows
-        Where the first and the second windows lie, int64, (B, 4) each: number of the place (windows of different
-        places never overlap), time in seconds, top and left edge in pixels.
+        Positions of the first and the second windows, int64, (B, 4) each: number of the place (windows of
+        different places never overlap), time in seconds, top and left edge in pixels.
     edge
         Edge of a window in pixels.
     temperature
-        Divides the cosines.
+        Divisor of the cosines.
+
+    Returns
+    -------
+    The loss, a scalar.
     """
     first, second = _gather_with_gradient(first.float()), _gather_with_gradient(second.float())
     here, there = (_gather(w) for w in windows)
@@ -287,7 +333,7 @@ def _is_same_place(windows: Tensor, lead: Tensor, edge: int) -> Tensor:
 
 
 def _by_view(x: Tensor, views: int) -> Tensor:
-    """Return (views * B, ...) to (views, B, ...)."""
+    """Reshape (views * B, ...) to (views, B, ...)."""
     if views < 1 or len(x) % views:
         raise ValueError(f"loss: {len(x)} rows are not whole batches of {views} views")
     return x.unflatten(0, (views, -1))
@@ -338,7 +384,22 @@ def _gather_with_gradient(x: Tensor) -> Tensor:
 
 
 def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0) -> npt.NDArray[np.float64]:
-    """Return one value per step: linear from 0 up to ``base``, then half a cosine down to ``final``.
+    """Return one value for each step: linear from 0 up to ``base``, then half a cosine down to ``final``.
+
+    Parameters
+    ----------
+    base
+        Value after the warm-up.
+    final
+        Value at the end.
+    steps
+        Number of steps.
+    warmup_steps
+        Number of steps of the warm-up.
+
+    Returns
+    -------
+    float64, (steps,).
 
     Raises
     ------
@@ -357,11 +418,19 @@ def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the two groups for an optimizer: those that weight decay acts on, and biases and norms, which it
-    spares.
+    """Return two groups for an optimizer: parameters with weight decay, and biases and norms without.
 
-    As in DINO, the class token, positions and ``weight_g`` belong to the first. Frozen parameters are in
-    neither.
+    As in DINO, the class token, positions and ``weight_g`` have weight decay. Frozen parameters are in
+    neither group.
+
+    Parameters
+    ----------
+    model
+        The network.
+
+    Returns
+    -------
+    Two groups.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     spared = [p for name, p in named if name.endswith(".bias") or p.ndim == 1]
@@ -371,7 +440,14 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Return the scale each gradient to an L2 norm of at most ``max_norm``, without waiting for the device.
+    """Scale each gradient to an L2 norm of at most ``max_norm``, without waiting for the device.
+
+    Parameters
+    ----------
+    parameters
+        Parameters with gradients.
+    max_norm
+        Largest norm.
 
     Returns
     -------
@@ -388,9 +464,23 @@ def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def update_teacher_(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
-    """Move every parameter of the teacher towards the student: ``m * teacher + (1 - m) * student``.
+    """Move every parameter of the teacher toward the student: ``m * teacher + (1 - m) * student``.
 
-    Buffers stay as they are, as in DINO.
+    Buffers do not change, as in DINO.
+
+    Parameters
+    ----------
+    student
+        The student.
+    teacher
+        The teacher, changed in place.
+    momentum
+        Share m of the teacher.
+
+    Raises
+    ------
+    ValueError
+        If the networks differ.
     """
     old: list[Tensor] = list(teacher.parameters())
     new: list[Tensor] = list(student.parameters())

@@ -1,9 +1,9 @@
 """Fixed local maps of a field: oriented band-pass moduli, means, variances and soft histograms.
 
 They are the first order of a wavelet scattering transform (Bruna and Mallat 2013, arXiv 1203.1513) in cells of 4 x 4
-pixels, beside the first two moments and a histogram of each cell. A network reads them in place of pixels (a hybrid
-network, Oyallon et al. 2018, arXiv 1809.06367); their mean and standard deviation over a field describe it without
-training.
+pixels, beside the first two moments and a histogram of each cell. A network can read them instead of pixels
+(a hybrid network, Oyallon et al. 2018, arXiv 1809.06367). Their mean and standard deviation over a field
+describe it without training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OCTAVES, _DIRECTIONS, _BINS = 4, 6, 8
 MAPS = _OCTAVES * _DIRECTIONS + 2 + _BINS
 #: Edges of fields are multiples of this, so that each octave halves the one before.
 FIELD_MULTIPLE = 2 ** (_OCTAVES - 1)
-#: Of the Morlet filters: edge of the kernel, center frequency (radians a pixel), deviation of the envelope along the
+#: Morlet filters: edge of the kernel, center frequency (radians a pixel), deviation of the envelope along the
 #: wave in pixels, and its share across the wave.
 _EDGE, _FREQUENCY, _DEVIATION, _SLANT = 7, 0.75 * math.pi, 0.8, 0.5
 #: Version of the computation; the identity of the descriptor is made of it and the numbers above and below.
@@ -95,7 +95,12 @@ def describe_maps(local: LocalMaps) -> Tensor:
     """Return the descriptor of each field: for each channel the means of its maps, then their standard
     deviations.
 
-    Cells count by their observed share.
+    Cells are weighted by their observed share.
+
+    Parameters
+    ----------
+    local
+        Maps of `local_maps`.
 
     Returns
     -------
@@ -110,7 +115,12 @@ def describe_maps(local: LocalMaps) -> Tensor:
 
 
 def descriptor_identity() -> str:
-    """Return the identity of the numbers that `describe_maps` gives for a field, 32 hexadecimal digits."""
+    """Return a hash of the definition of the descriptor, which changes when `describe_maps` does.
+
+    Returns
+    -------
+    32 hexadecimal digits.
+    """
     numbers = (
         _VERSION, CELL, _OCTAVES, _DIRECTIONS, _BINS, _EDGE, _FREQUENCY, _DEVIATION, _SLANT, _SMALL_MODULUS,
         _SMALL_VARIANCE,
@@ -171,7 +181,7 @@ def _kernel(device: torch.device) -> Tensor:
             envelope = torch.exp(-(along.square() + (_SLANT * across).square()) / (2 * _DEVIATION**2))
             envelope = envelope / envelope.sum()
             wave = envelope * torch.cos(_FREQUENCY * along)
-            # Without its mean a filter does not respond to a constant field.
+            # A filter with mean zero does not respond to a constant field.
             parts += [wave - envelope * wave.sum(), envelope * torch.sin(_FREQUENCY * along)]
         return torch.stack(parts)[:, None].float().to(device)
 
@@ -192,7 +202,14 @@ class ScatteringStem(nn.Module):
 
     @torch.no_grad()
     def fit(self, local: LocalMaps) -> None:
-        """Take the mean and standard deviation of each map over the cells of a batch, by observed share."""
+        """Set the mean and standard deviation of each map from the cells of a batch, weighted by observed
+        share.
+
+        Parameters
+        ----------
+        local
+            Maps of `local_maps`.
+        """
         weight = local.observed.repeat_interleave(MAPS, 1)
         total = weight.sum((0, 2, 3)).clamp(min=1e-6)
         self.mean.copy_((local.maps * weight).sum((0, 2, 3)) / total)
@@ -200,7 +217,17 @@ class ScatteringStem(nn.Module):
         self.std.copy_((spread.sum((0, 2, 3)) / total).sqrt().clamp(min=1e-3))
 
     def forward(self, local: LocalMaps) -> Tensor:
-        """Return the standardized maps, (B, C * MAPS, H / 4, W / 4)."""
+        """Return the standardized maps.
+
+        Parameters
+        ----------
+        local
+            Maps of `local_maps`.
+
+        Returns
+        -------
+        Shape (B, C * MAPS, H / 4, W / 4).
+        """
         seen = (local.observed > 0).repeat_interleave(MAPS, 1)
         standard = (local.maps - self.mean[:, None, None]) / self.std[:, None, None]
         return torch.where(seen, standard, 0.0)

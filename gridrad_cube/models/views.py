@@ -27,7 +27,7 @@ View = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """How views of fields are drawn. Lengths in pixels, ranges as (low, high).
+    """Options for drawing views of fields. Lengths are in pixels, ranges are (low, high).
 
     ``mode="zoom"`` nearly keeps the scale of the field: a view of ``size`` pixels covers a square window of
     ``size / (magnification * z)`` field pixels, with ``z`` drawn from ``zoom`` evenly in its logarithm. So
@@ -39,8 +39,8 @@ class ViewSpec:
     Attributes
     ----------
     gain
-        Every view is offset by up to this much, up or down, in the units of the (normalized) field; one
-        number, or one per channel. Observed pixels only.
+        Largest random offset of a view, up or down, in the units of the (normalized) field; one number, or
+        one for each channel. It applies to observed pixels only.
     gain_floor
         Value where radar has no echo, to which the gain does not apply; it fades in over the first ``gain``
         above.
@@ -153,9 +153,21 @@ def whole_view(x: Tensor, mask: Tensor, magnification: float = 1.0, fill: float 
 
 
 def token_coverage(valid: Tensor, patch_size: int) -> Tensor:
-    """Return the share of observed pixels of each token, (B, N), from a mask (B, 1, h, w) or (B, h, w).
+    """Return the share of observed pixels of each token.
 
-    Tokens run row by row, as `VisionTransformer` has them: ``token_mask = token_coverage(valid, 16) < 0.5``.
+    Tokens are in the order of `VisionTransformer`, row by row: ``token_mask = token_coverage(valid, 16) <
+    0.5``.
+
+    Parameters
+    ----------
+    valid
+        Mask of observed pixels, (B, 1, h, w) or (B, h, w).
+    patch_size
+        Edge of a token in pixels.
+
+    Returns
+    -------
+    Shape (B, N).
     """
     pixels = valid if valid.ndim == 4 else valid[:, None]
     return F.avg_pool2d(pixels.float(), patch_size).flatten(1)
@@ -205,7 +217,9 @@ def _draw_kind(
 def _matrices(
     spec: ViewSpec, numbers: Tensor, edges: tuple[int, int], *, is_global: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return what makes rows and columns of each view from those of the field, (B, V, size, edge)."""
+    """Return the matrices that make rows and columns of each view from those of the field, (B, V, size,
+    edge).
+    """
     scale, aspect, y, x, mirror_y, mirror_x, blur, sigma = numbers.unbind(-1)
     size = spec.global_size if is_global else spec.local_size
     height, width = _windows(spec, scale, aspect, edges, is_global=is_global)
@@ -266,8 +280,8 @@ def _blur(matrix: Tensor, side: Tensor) -> Tensor:
 
 
 def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-    """Return one or two (B, C, H, W) to (B, V, C, size, size); of two the first is that of the first view
-    alone.
+    """Resample one or two fields (B, C, H, W) to (B, V, C, size, size); of two, the first is used for the
+    first view only.
     """
     if len(planes) == 1:
         partly = torch.einsum("bchw,bvxw->bvchx", planes[0], columns)
@@ -278,9 +292,7 @@ def _resample(planes: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _apply_gain(values: Tensor, spec: ViewSpec, number: Tensor) -> Tensor:
-    """Return the offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1,
-    1).
-    """
+    """Offset each view by its gain; ``values`` (B, V, C, h, w), ``number`` in [0, 1), (B, V, 1, 1, 1)."""
     gains = spec.gain if isinstance(spec.gain, tuple) else (spec.gain,)
     gain = cached_tensor(gains, values.device)[:, None, None]
     offset = gain * (2 * number - 1)
@@ -362,12 +374,16 @@ def sample_seeds(seed: int, epoch: int, index: Tensor) -> Tensor:
         From 0.
     index
         Indices of the samples in the data set, int64, (B,).
+
+    Returns
+    -------
+    int64, (B,).
     """
     run = _mix(torch.full((1,), seed, device=index.device))  # a number on the host would make a GPU wait
     return _mix(_mix(run + epoch) + index)
 
 
 def check_seeds(where: str, seeds: Tensor, batch: int) -> None:
-    """Refuse anything but one int64 seed per sample."""
+    """Refuse anything except one int64 seed for each sample."""
     if seeds.shape != (batch,) or seeds.dtype != torch.int64:
         raise ValueError(f"{where}: expected {batch} int64 seeds, got {seeds.dtype} {tuple(seeds.shape)}")

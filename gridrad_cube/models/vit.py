@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gridrad_cube.models.scattering import CELL, MAPS, LocalMaps, ScatteringStem, local_maps
 
-#: What becomes the embedding: the class token, the mean of the other tokens, their mean and standard deviation, the
-#: class token and the mean, or what the head of the contrast makes of mean and standard deviation.
+#: Source of the embedding: the class token, the mean of the other tokens, their mean and standard deviation,
+#: the class token and the mean, or the output of the head of the contrast for mean and standard deviation.
 Pool = Literal["class", "mean", "mean+std", "class+mean", "projection"]
 Stem = Literal["linear", "scattering"]
 _Position = Literal["dino_v1", "exact"]
@@ -44,7 +44,7 @@ class NetworkInput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Architecture:
-    """What a name stands for. ``cells`` marks the networks that read grids of embeddings."""
+    """The sizes of a named network. ``cells`` marks the networks that read grids of embeddings."""
 
     embed_dim: int
     depth: int
@@ -137,7 +137,7 @@ class _Block(nn.Module):
         self.drop_path = _DropPath(drop_path)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Return (B, T, D) to (B, T, D); ``keys`` as in `_Attention`."""
+        """Apply the block to (B, T, D); ``keys`` as in `_Attention`."""
         x = x + self.drop_path(self.attn(self.norm1(x), keys))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -200,7 +200,12 @@ class VisionTransformer(nn.Module):
         self.apply(initialize_linear)
 
     def config(self) -> dict[str, Any]:
-        """Return the plain dict that rebuilds this network: ``build(**config)``."""
+        """Return a plain dict that rebuilds this network: ``build(**config)``.
+
+        Returns
+        -------
+        Arguments of `build`.
+        """
         sizes = asdict(self.architecture)
         del sizes["cells"]
         return sizes | {
@@ -213,13 +218,41 @@ class VisionTransformer(nn.Module):
     def forward(
         self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the class token after the last norm, (B, D)."""
+        """Return the class token after the last norm.
+
+        Parameters
+        ----------
+        x
+            Input (B, C, H, W).
+        token_mask
+            Hidden tokens, (B, N) or (B, rows, columns), bool.
+        attention_mask
+            Tokens that take part, (B, N) or (B, rows, columns), bool.
+
+        Returns
+        -------
+        Shape (B, D).
+        """
         return self.forward_tokens(x, token_mask, attention_mask)[:, 0]
 
     def forward_tokens(
         self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Return all tokens after the last norm, (B, 1 + N, D), the class token first."""
+        """Return all tokens after the last norm, the class token first.
+
+        Parameters
+        ----------
+        x
+            Input (B, C, H, W).
+        token_mask
+            Hidden tokens, (B, N) or (B, rows, columns), bool.
+        attention_mask
+            Tokens that take part, (B, N) or (B, rows, columns), bool.
+
+        Returns
+        -------
+        Shape (B, 1 + N, D).
+        """
         return self.get_intermediate_layers(x, 1, token_mask, attention_mask)[0]
 
     def get_intermediate_layers(
@@ -229,8 +262,22 @@ class VisionTransformer(nn.Module):
         token_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> list[Tensor]:
-        """Return the tokens after each of the last ``n`` blocks, each (B, 1 + N, D) and normed, earliest
-        first.
+        """Return the normed tokens after each of the last blocks, earliest first.
+
+        Parameters
+        ----------
+        x
+            Input (B, C, H, W).
+        n
+            Number of blocks.
+        token_mask
+            Hidden tokens, (B, N) or (B, rows, columns), bool.
+        attention_mask
+            Tokens that take part, (B, N) or (B, rows, columns), bool.
+
+        Returns
+        -------
+        List of arrays of shape (B, 1 + N, D).
         """
         tokens, keys = self._embed(x, token_mask, attention_mask)
         out = []
@@ -243,8 +290,20 @@ class VisionTransformer(nn.Module):
     def get_last_selfattention(
         self, x: _Input, token_mask: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the attention weights of the last block, (B, heads, 1 + N, 1 + N); row 0 is the class
-        token's.
+        """Return the attention weights of the last block. Row 0 is that of the class token.
+
+        Parameters
+        ----------
+        x
+            Input (B, C, H, W).
+        token_mask
+            Hidden tokens, (B, N) or (B, rows, columns), bool.
+        attention_mask
+            Tokens that take part, (B, N) or (B, rows, columns), bool.
+
+        Returns
+        -------
+        Shape (B, heads, 1 + N, 1 + N).
         """
         tokens, keys = self._embed(x, token_mask, attention_mask)
         *before, last = self.blocks
@@ -288,7 +347,7 @@ class VisionTransformer(nn.Module):
         return tokens, F.pad(attention_mask, (1, 0), value=True)[:, None, None]
 
     def _lattice(self, x: _Input) -> tuple[int, int]:
-        """Return the rows and columns of tokens of an input, or a clear refusal."""
+        """Return the rows and columns of tokens of an input; refuse an input of another shape."""
         patch, channels = self.patch_size, self.architecture.in_channels
         if isinstance(x, LocalMaps):
             height, width = x.pixels
@@ -332,7 +391,8 @@ def build(
     Parameters
     ----------
     name
-        For fields ``vit_tiny``, ``vit_small``, ``vit_base`` (patches of 16 px), ``vit_demo``, ``vit_mini`` (six layers
+        For fields ``vit_tiny``, ``vit_small``, ``vit_base`` (patches of 16 px), ``vit_demo``, ``vit_mini``
+        (six layers
         of 192 features and four of 128, patches of 8 px); for grids of embeddings ``vit2k_xs``, ``vit4k_xs``.
     in_channels
         Channels of the field (default 1), or width of the embeddings of a grid (default 384).
@@ -344,15 +404,20 @@ def build(
         Whether there is a learned token for hidden tokens, starting at zero: one more key than DINO has.
         Then pass a ``token_mask`` with every training batch, or DDP sees an unused parameter.
     **sizes
-        In place of what the name stands for in `ARCHITECTURES`: ``patch_size``, edge of a token in pixels (always 1
-        for grids); ``image_size``, edge of the field or grid for which positions are learned one by one (they are
-        interpolated for other inputs); ``embed_dim``, ``depth``, ``heads``; ``stem``, what a token is a linear map of:
-        the pixels (``"linear"``), or local maps of 4 x 4 pixels (``"scattering"``, see `local_maps`).
+        Sizes in place of those of the name: ``patch_size``, edge of a token in pixels (always 1 for grids);
+        ``image_size``, edge of the field or grid for which positions are learned one by one (they are
+        interpolated for other inputs); ``embed_dim``, ``depth``, ``heads``; ``stem``, the input of the linear
+        map to tokens: pixels (``"linear"``), or local maps of 4 x 4 pixels (``"scattering"``, see
+        `local_maps`).
+
+    Returns
+    -------
+    The network.
 
     Raises
     ------
     ValueError
-        If the name is unknown or the sizes do not go together.
+        If the name is unknown or the sizes do not match.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"build: unknown network {name!r}; expected one of {sorted(ARCHITECTURES)}")
