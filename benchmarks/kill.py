@@ -2,10 +2,10 @@
 
     python benchmarks/kill.py --kills 50 --out benchmarks/results/kill.md
 
-Builds a store of small synthetic scenes with ``gridrad-cube preprocess``, then extends it by as many, each in a
-process group of its own that is killed whole, Dask workers included, at a random moment of a chosen phase, and started
-again. A reader looks at the store all the while. A store that is finished is compared with one that nobody disturbed,
-and the next begins. Exit status 1 if anything was not as it should be.
+Builds a store of small synthetic scenes with ``gridrad-cube preprocess``, then extends it by the same number. Each
+command runs in a separate process group, which is killed with its Dask workers at a random moment of a chosen phase,
+and then runs again. A reader reads the store all the time. A finished store is compared with one from an undisturbed
+build, and the next build begins. Exit status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Sight:
         return cls(changed("_build"), shards, changed("zarr.json"))
 
     def phase(self, before: Sight, shards: int) -> str:
-        """The phase of a run that found ``before`` and is to leave so many shards."""
+        """The phase of a run that found ``before`` and is to leave this number of shards."""
         if self.root != before.root:
             return "after the commit"
         if self == before:
@@ -76,7 +76,7 @@ class Sight:
 
 
 class Reader(threading.Thread):
-    """Reads a random crop again and again; whatever it sees must be a whole store of the reference."""
+    """Reads a random crop again and again; every state that it sees must be a complete store of the reference."""
 
     def __init__(self, path: Path, expected: dict[int, xr.Dataset]) -> None:
         super().__init__(daemon=True)
@@ -86,12 +86,12 @@ class Reader(threading.Thread):
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Look until told to stop."""
+        """Look until `stop` is set."""
         rng = random.Random(0)
         while not self.stop.wait(0.05):
             try:
                 self.seen[self.look(rng)] += 1
-            except Exception as error:  # whatever it is, a reader must not meet it
+            except Exception as error:  # a reader must not meet any error
                 self.wrong.append(f"{type(error).__name__}: {error}")
 
     def look(self, rng: random.Random) -> str:
@@ -113,7 +113,7 @@ class Reader(threading.Thread):
 
 
 def preprocess(sources: Sequence[Path], path: Path, workers: int, log: Path) -> subprocess.Popen[bytes]:
-    """Start the command in a process group of its own."""
+    """Start the command in a separate process group."""
     command = [sys.executable, "-m", "gridrad_cube", "preprocess", *map(str, sources), "--store", str(path)]
     with log.open("wb") as output:
         return subprocess.Popen(

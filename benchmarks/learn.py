@@ -14,7 +14,7 @@ retrieval at 1   a held-out system in one frame, looked for among all held-out s
                  differs between the frames of one training system, which takes no label but place and time
 R2               of attributes of held-out systems by ridge regression on the vector: size (root mean square distance of
                  the rain), root of the area above 40 dBZ, logarithm of the scale of the cells
-intervals        95 %, from drawing held-out systems again and, where there are several, seeds
+intervals        95 %, from drawing held-out systems and, if there are several, seeds again
 
 ``--inputs`` compares vectors of `gridrad_cube.embed` with those of the same untrained network, and of the descriptor,
 for block means of the same fields by numpy: whether the input path changes the measures.
@@ -206,7 +206,7 @@ class Measured:
     rank: float
 
     def draws(self, truth: np.ndarray) -> np.ndarray:
-        """All of `COLUMNS`, (1 + DRAWS, columns): first as they are, then with systems and seeds drawn anew.
+        """All of `COLUMNS`, (1 + DRAWS, columns): first as they are, then with systems and seeds drawn again.
 
         The draws of all that is measured are the same, so that differences are of pairs.
         """

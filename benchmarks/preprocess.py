@@ -8,7 +8,7 @@ The old way, written here from its description: read both channels of a file, cu
 files that loads each and tests its mean and deviation. Ours is `gridrad_cube.preprocess`, which keeps the whole scene
 with flags, statistics and coordinates; once more with one random window a scene, the pixels that the old way keeps.
 
-Each side runs in a process of its own. "seconds" is all of it: Python, imports, workers, their end; "from first file"
+Each side runs in a separate process. "seconds" is all of it: Python, imports, workers, their end; "from first file"
 leaves out what comes before the first file is opened. The floor is what nobody can leave out: inflating the file with
 netCDF4 and compressing the patches, one process. With ``--format gridrad-v4.2`` there is no old way; the table has
 time and memory of the column maximum and of all levels of reflectivity.
@@ -189,7 +189,7 @@ SIDES: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
 def run_side(
     side: str, sources: Path, folder: Path, options: argparse.Namespace, **changed: Any
 ) -> dict[str, Any]:
-    """Run one side in a process of its own; its figures, with those of the folder that it leaves."""
+    """Run one side in a separate process; its figures, with those of the folder that it leaves."""
     given = vars(options) | changed
     names = ("workers", "crop", "patch", "codec", "scenes")
     arguments = [text for name in names for text in (f"--{name}", str(given[name]))]

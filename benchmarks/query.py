@@ -4,7 +4,7 @@
     python benchmarks/query.py --samples 20000                                              (a quick look)
 
 Writes an embedding store as ``gridrad-cube embed`` does: crops of 8 x 8 patches, one channel, float16, vectors of 384
-features that lie about some hundred centres. Then, each step in a process of its own, which reports its time and its
+features that lie about some hundred centres. Then, each step in a separate process, which reports its time and its
 peak memory (Python and imports included):
 
 zarr      open the store and search it on disk, one query and 64
@@ -227,7 +227,7 @@ STEPS = {"zarr": step_zarr, "resident": step_resident, "places": step_places, "r
 
 
 def run(step: str, store: Path, repeats: int) -> dict[str, Any]:
-    """One step in a process of its own."""
+    """One step in a separate process."""
     command = [sys.executable, __file__, "--step", step, "--store", str(store), "--repeats", str(repeats)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))

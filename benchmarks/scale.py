@@ -3,7 +3,7 @@
     python benchmarks/scale.py --crops 1000000 --out benchmarks/results/scale.md
 
 Makes a cube of two channels and 8 x 8 patches a crop with a plan, a log of plausible small values and no pixels but
-those of the first crop. Each step then runs in a process of its own, which reports its time and its peak memory,
+those of the first crop. Each step then runs in a separate process, which reports its time and its peak memory,
 Python's start and the imports included. The log is written without its fsync a record, which stands for disks that
 were busy with pixels; nothing else is left out.
 """
@@ -202,7 +202,7 @@ def step_dataset(path: Path, crops: int) -> None:
 
 
 def measure(step: str, path: Path, crops: int) -> dict[str, float]:
-    """Run one step in a process of its own."""
+    """Run one step in a separate process."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(path), "--crops", str(crops)]
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

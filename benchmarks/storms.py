@@ -58,7 +58,7 @@ class System:
 
 
 def draw_system(seed: int, number: int) -> System:
-    """The system of this number: a line or a cluster with a character of its own."""
+    """The system of this number: a line or a cluster with its own character."""
     rng = np.random.default_rng([seed, 100, number])
     line = rng.random() < 0.35
     along = rng.uniform(50, 130) if line else np.exp(rng.uniform(np.log(15), np.log(65)))

@@ -11,7 +11,7 @@ the clock and, since a machine may be busy with other things, by the processor t
 
 - **ready**: the project's own loop, but each step is given the same batch, read once and lying on the device.
 - **store**: the project's own loop, `gridrad_cube.training.train`.
-- **predecessor**: its way of doing it, written anew from the description: loose files through a DataLoader with
+- **predecessor**: its way of doing it, written again from its description: loose files through a DataLoader with
   worker processes, views drawn sample by sample on the CPU, fp32, a loss that goes through all prototypes for each of
   its pairs, clipping and the teacher's average tensor by tensor with numbers fetched to the host. The network is
   this project's, so what differs is what is around it.
@@ -398,7 +398,7 @@ def ways_of(
 def rows_of(
     ways: Sequence[Way], samples: int, flops: float, device: torch.device, bf16: bool
 ) -> list[list[object]]:
-    """One row a way, which saw so many samples in each turn."""
+    """One row a way, which saw this number of samples in each turn."""
     rows: list[list[object]] = []
     for way in ways:
         fast = bf16 and way.name != "predecessor"

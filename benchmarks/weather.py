@@ -138,7 +138,7 @@ class Windows:
 
     ``block`` names the day or event of a frame; ``observed`` is whether half of a window is; ``wet`` and ``storm`` are
     shares of the pixels of the windows that are not moved, and ``rain`` their labels (frames, rows, cols, `RAIN`), NaN
-    where there is none.
+    without a frame.
     """
 
     kind: Kind
@@ -163,7 +163,7 @@ class Windows:
         return self.observed & (self.part == FIT)[:, None, None, None]
 
     def later(self, minutes: int) -> np.ndarray:
-        """The frame of the same grid so much later, -1 where there is none."""
+        """The frame of the same grid at a later time, -1 without a frame."""
         known = {pair: i for i, pair in enumerate(zip(self.grid.tolist(), self.time.tolist(), strict=True))}
         times = (self.time + np.timedelta64(minutes, "m")).tolist()
         return np.array([known.get(pair, -1) for pair in zip(self.grid.tolist(), times, strict=True)])

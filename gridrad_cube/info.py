@@ -10,7 +10,7 @@ import xarray as xr
 
 from gridrad_cube import readers, store, tiling
 from gridrad_cube.readout import saved_readout
-from gridrad_cube.schema import ATTRIBUTE, SchemaError
+from gridrad_cube.schema import ATTRIBUTE, SchemaError, counted
 from gridrad_cube.selection import labels_of
 from gridrad_cube.storage import is_url
 
@@ -97,7 +97,11 @@ def _suggestion(header: readers.Header) -> store.Facts:
     rows, cols = (edge // tile.patch for edge in (windows[0].height, windows[0].width))
     few, every = tiling.count_leftovers(header.shape, tile.patch)
     crop = f" --crop {tile.crop[0]}x{tile.crop[1]} --placement {tile.placement}" if tile.crop else ""
-    words = f"{len(windows)} crops of {rows} x {cols} patches" if tile.crop else f"{rows} x {cols} patches"
+    words = (
+        f"{counted(len(windows), 'crop')} of {rows} x {cols} patches"
+        if tile.crop
+        else f"{rows} x {cols} patches"
+    )
     if tile.crop:
         words += f"; whole scenes would leave {few} of {every} patches less than half observed"
     facts["suggested for preprocess"] = f"--patch {tile.patch}{crop} ({words})"
@@ -112,7 +116,9 @@ def _suggestion(header: readers.Header) -> store.Facts:
 
 def _times(header: readers.Header) -> str:
     times = header.times
-    return f"{times.min()} to {times.max()}, {times.size} times" if times.size else str(header.time)
+    return (
+        f"{times.min()} to {times.max()}, {counted(times.size, 'time')}" if times.size else str(header.time)
+    )
 
 
 def _variable(variable: Any) -> str:

@@ -43,6 +43,7 @@ __all__ = [
     "channel_in",
     "channel_label",
     "channel_of",
+    "counted",
     "default_reject",
     "flag_attributes",
     "read_attribute",
@@ -70,6 +71,23 @@ TIME_FILL = -(2**63)
 FORMAT_VERSION = 1
 #: Name of the root attribute that holds all that this package knows of a store.
 ATTRIBUTE = "gridrad_cube"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in words, such as ``1 crop`` or ``2 crops``.
+
+    Parameters
+    ----------
+    number
+        The number.
+    noun
+        The noun in the singular; its plural ends in s.
+
+    Returns
+    -------
+    The text.
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def read_attribute(attributes: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -367,7 +385,7 @@ OTHER_ATTRIBUTES = {"role": "companion"}
 
 
 def _radar_packing(step: float, offset: float) -> Packing:
-    # Codes 1 to 3 decode to about `offset`: far below any echo, so plain xarray tells them apart.
+    # Codes 1 to 3 decode to about `offset`: far below any echo, so they can be distinguished with plain xarray.
     return Packing(
         scale_factor=step, add_offset=offset - step, fill_value=0, no_echo=1, low_confidence=2, clutter=3,
         out_of_range=4, non_finite=5, echo_minimum=16,
@@ -547,7 +565,7 @@ LOG_STATISTICS = ("mean_log10", "std_log10")
 def statistics_of(channel: Channel) -> tuple[str, ...]:
     """Return the names of the statistics that a store keeps of this channel.
 
-    Channels of kind ``other`` have no ``dead_lines``: categories repeat a value by nature.
+    Channels of kind ``other`` have no ``dead_lines``: categories often repeat a value.
 
     Parameters
     ----------

@@ -36,10 +36,10 @@ def __dir__() -> list[str]:
 
 #: Most bytes of copies that a process keeps, and so the largest file that is read from a URL.
 _MOST_BYTES = 8 * 2**30
-#: Errors of a disk or file system on the network that pass, and seconds to wait before each retry.
+#: Errors of a disk or file system on the network that are temporary, and seconds to wait before each retry.
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
 _WAITS = (0.25, 0.5)
-#: Requests under way at once.
+#: Largest number of concurrent requests.
 _REQUESTS = 32
 _URL = re.compile(r"([a-z0-9+]+)://([^/]*)/*(.*)", re.DOTALL)
 
@@ -53,7 +53,9 @@ def _locate(url: str) -> tuple[Files, str]:
 
 @contextlib.contextmanager
 def _as_source() -> Iterator[None]:
-    """What a server of sources refuses concerns one file; that of a store would concern all."""
+    """Turn errors of a remote store into errors of one file, because a server of sources refuses single
+    files.
+    """
     try:
         yield
     except RemoteError as error:

@@ -165,7 +165,7 @@ def write_zarr(dataset: xr.Dataset, root: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside ``target``; removed at the end if it was not renamed."""
+    """Open a temporary file beside ``target``; remove it at the end if it was not renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
@@ -596,7 +596,7 @@ class Files:
 
         Returns
         -------
-        Their keys; empty if there are none.
+        Their keys; empty without objects.
         """
         return [p.relative_to(self.root).as_posix() for p in Path(self.root, key).rglob("*") if p.is_file()]
 
@@ -626,7 +626,7 @@ class Files:
 
         Returns
         -------
-        Sorted names; empty if there are none.
+        Sorted names; empty without objects.
         """
         return sorted(self._list(key))
 
@@ -640,7 +640,7 @@ class Files:
 
         Returns
         -------
-        Bytes by name; empty if there are none.
+        Bytes by name; empty without objects.
         """
         return {name: size for name, size in self._list(key).items() if size is not None}
 

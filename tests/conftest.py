@@ -12,7 +12,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real radar and satellite files; the test is skipped where there is none."""
+    """Folder of real radar and satellite files; without it the test is skipped."""
     folder = Path(os.environ.get("GRIDRAD_CUBE_REAL_DATA", PROJECT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real files: set GRIDRAD_CUBE_REAL_DATA to their folder (looked in {folder})")

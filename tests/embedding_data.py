@@ -18,7 +18,7 @@ from gridrad_cube.schema import CHANNELS, Recipe, SchemaError, TileSpec
 
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
 PATCH, TOKEN = 16, 8
-#: Crops by what became of them.
+#: Crops by their outcome.
 FAILED, NIGHT = 3, 4
 
 

@@ -66,7 +66,7 @@ def flat_patches(crops: Sequence[np.ndarray], patch: int = 16) -> np.ndarray:
 
 
 def write_chunks(folder: Path, crops: Sequence[np.ndarray], patch: int = 16, *, each: int = 2) -> None:
-    """``Crops/crops_K.pt`` and ``Patches/patches_K.pt``, so many files together, K from 1."""
+    """``Crops/crops_K.pt`` and ``Patches/patches_K.pt``, several patches in a file, K from 1."""
     for part in ("Crops", "Patches"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(crops), each), 1):

@@ -1,4 +1,4 @@
-"""The training command: in this process, in a process of its own, or as two ranks that meet on this machine."""
+"""The training command: in this process, in a separate process, or as two ranks that meet on this machine."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MODULES = (
     "schema", "selection", "similarity", "storage", "store", "synthetic", "tiling",
     "training", "versions",
 )  # fmt: skip
-#: Parameters that mean the same wherever they occur, and their default where they have one.
+#: Parameters that mean the same in all functions, and their default where they have one.
 DEFAULTS = {
     "bbox": None, "batch_size": 64, "channel": None, "channels": None, "client": None, "device": "auto",
     "metric": "cosine", "progress": None, "readout": "auto", "reject": None, "scheduler": None, "seed": 0,

@@ -141,7 +141,7 @@ def test_deleted_and_broken_patches_are_marked_and_the_rest_keeps_its_place(
     (folder / f"{base}_patch_2_5_0.pt").unlink()
     whole = (folder / f"{base}_patch_0_7_1.pt").read_bytes()
     (folder / f"{base}_patch_0_7_1.pt").write_bytes(whole[: len(whole) // 2])
-    for col in range(8):  # the names of this scene no longer tell that there was a last row
+    for col in range(8):  # the names of this scene no longer show that there was a last row
         (folder / f"{night}_patch_7_{col}_0.pt").unlink()
     report = predecessor.from_pt(folder, tmp_path / "c.zarr")
     assert not report.failed
@@ -155,7 +155,7 @@ def test_deleted_and_broken_patches_are_marked_and_the_rest_keeps_its_place(
     where = np.isnan(found)
     assert where.sum() == PATCH**2
     np.testing.assert_allclose(found[~where], crops[0][0][~where], atol=0.0051)
-    # The crop has the same pixels: with it at hand nothing is lost.
+    # The crop has the same pixels: with it nothing is lost.
     predecessor.from_pt(tmp_path, tmp_path / "whole.zarr")
     assert_holds(tmp_path / "whole.zarr", crops[:2])
 
@@ -241,7 +241,7 @@ def test_it_goes_on_extends_and_refuses_what_changed(
     assert [o.status for o in report.outcomes] == ["kept", "kept", "written"]
     assert_holds(path, crops)
     assert open_cube(path).attrs["history"].count("gridrad-cube convert") == 2
-    # What is damaged is made anew by the same command.
+    # The same command replaces what is damaged.
     shard = path / IR / "c.1.0.0"
     shard.write_bytes(shard.read_bytes()[:-9])
     report = predecessor.from_npz(tmp_path / "npz", path)

@@ -166,8 +166,8 @@ def test_slurm_saves_at_the_signal_queues_again_and_goes_on(polaris, tmp_path):
     (log,) = machine.work.glob("logs/*.log")
     text = log.read_text()
     assert text.count("train: job 0 on 1 node(s)") == 2, text
-    assert text.count("train: stopped by USR1; the same job goes on from here") == 1
-    # Every step once: the second run went on where the first had stopped.
+    assert text.count("train: stopped by USR1; the same job resumes from here") == 1
+    # Every step once: the second run resumed where the first had stopped.
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 81))
     (submitted,) = (call for call in machine.calls() if call.startswith("sbatch"))
     assert "-A storms -p debug -t 0:10:00 -N 1" in submitted

@@ -28,7 +28,7 @@ MRMS = Packing(
 HIGH_FILL = Packing(
     dtype="uint16", scale_factor=0.5, add_offset=-100.0, fill_value=65535, no_echo=2, echo_minimum=3
 )
-#: The radar table's codes with an upper bound: what lies above it has a code of its own.
+#: The radar table's codes with an upper bound: larger values have another code.
 BOUNDED = replace(DBZ, valid_minimum=16, valid_maximum=19901)
 HEIGHTS = np.array([0.5, 1.0, 2.0, 4.0, 7.0, 9.0])
 

@@ -107,7 +107,7 @@ def test_descriptor_is_that_of_a_plain_version(missing):
 
 
 def test_missing_half_of_a_field_counts_for_nothing():
-    """The vector is about that of the other half, whatever the missing pixels are filled with elsewhere."""
+    """The vector is about that of the other half, for any fill of the missing pixels."""
     half = cloud(0)[:32]
     whole, part = np.concatenate([half, half[::-1]]), np.concatenate([half, np.full_like(half, np.nan)])
     full, found, filled = describe(whole, part, np.nan_to_num(part, nan=-1.0))

@@ -63,10 +63,10 @@ def test_command_of_a_dry_run(sources, tmp_path):
         "scenes  3 new, 0 planned before",
         "crops   3",
         "files   6",
-        "with 1 workers",
+        "with 1 worker,",
     ):
         assert text in result.output
-    assert "1 files cannot be planned:\n  failed  broken.nc: " in result.output
+    assert "1 file cannot be planned:\n  failed  broken.nc: " in result.output
     assert not (tmp_path / "p.zarr").exists()
 
 
@@ -157,7 +157,7 @@ def test_names_and_folders_that_are_not_read_are_told_and_end_with_status_1(sour
     monkeypatch.setattr(os, "scandir", scandir)
     pipeline.preprocess(
         sources, folder / "store.zarr", recipe=RECIPE
-    )  # a store among the sources is none of them
+    )  # a store among the sources is not a source
     report = pipeline.preprocess(folder, tmp_path / "p.zarr", recipe=RECIPE)
     assert (report.count("written"), report.failed, report.is_complete) == (3, (), False)
     unread = {os.path.relpath(o.source, folder): o.status for o in report.unread}

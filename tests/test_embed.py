@@ -210,7 +210,7 @@ class Interruption(Exception):
 
 
 def interrupt_after(patch, batches):
-    """Let the network embed so many batches, then fail."""
+    """Let the network embed this number of batches, then fail."""
     real, left = Network.embed, [batches]
 
     def patches(self, *arguments):

@@ -89,7 +89,7 @@ def test_embeddings_can_be_saved_opened_again_and_read_in_chunks(folder, tmp_pat
     chunked.isel(crop=[0, 2]).to_zarr(tmp_path / "chunked.zarr", consolidated=False)
 
 
-# N in, N out, whatever the number of crops, processes and their order
+# N in, N out, for any number of crops, processes and any order
 
 
 def test_every_patch_has_a_row_for_any_number_of_ranks(folder, tmp_path, monkeypatch, small_blocks):
@@ -219,7 +219,7 @@ class Chosen(Exception):
 
 
 def spy_on_devices(monkeypatch, gpus):
-    """Pretend that there are so many GPUs; the device that a network is put on ends up in the list."""
+    """Pretend that there is this number of GPUs; the device that a network is put on ends up in the list."""
     devices = []
 
     def choose(path, *, device, **options):

@@ -158,7 +158,7 @@ def test_probes_recover_planted_linear_attributes():
     part = np.repeat([measures.FIT, measures.CHOOSE, measures.TEST], 200)
     y = x @ rng.standard_normal((12, 2)) / np.geomspace(0.1, 100, 12).mean() - 7
     test = part == measures.TEST
-    y = np.column_stack([y, 1e-3 * rng.standard_normal(600)])  # noise has a penalty of its own
+    y = np.column_stack([y, 1e-3 * rng.standard_normal(600)])  # noise has another penalty
     guess = measures.ridge(x, y, part)
     np.testing.assert_allclose(guess[test, :2], y[test, :2], rtol=1e-3, atol=1e-2)
     assert r2_score(y[test, 2], guess[test, 2]) > -0.05

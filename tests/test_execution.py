@@ -146,5 +146,5 @@ def test_command_says_nothing_of_its_workers(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "gridrad_cube", *map(str, command)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.endswith("1 scenes: 1 written, 0 kept, 0 skipped, 0 failed; 1 crops\n")
+    assert done.stdout.endswith("1 scene: 1 written, 0 kept, 0 skipped, 0 failed; 1 crop\n")
     assert "distributed" not in done.stderr

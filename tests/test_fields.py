@@ -262,7 +262,7 @@ def test_a_file_without_the_variable_named_is_a_file_without_the_channel(tmp_pat
     cube = store.open_packed(tmp_path / "s.zarr")
     absent = (cube[f"{IR}_flags"].values & int(Flag.channel_absent)).ravel() != 0
     assert absent.tolist() == [False, True, True]
-    with pytest.raises(SchemaError, match=r"the variables \['C13'\] that are asked for are not in it"):
+    with pytest.raises(SchemaError, match=r"the requested variables \['C13'\] are missing"):
         readers.read_scene(tmp_path / "in" / "1.nc", channels=(IR,), variables=((IR, "C13", None),))
 
 

@@ -1,4 +1,4 @@
-"""Damage of any object of a cube is found, named and mended; commits change what readers see in one step."""
+"""Damage of any object of a cube is found, named and repaired; commits change what readers see in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes lie north up and east right for networks and pictures, whatever the order of their files."""
+"""Scenes lie north up and east right for networks and pictures, for any order of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches, crops and windows of pixels: equal to what plain xarray reads, whatever the store holds."""
+"""Patches, crops and windows of pixels: equal to what plain xarray reads, for any content."""
 
 from __future__ import annotations
 

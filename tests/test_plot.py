@@ -151,7 +151,7 @@ def test_scene_ticks_stand_at_the_pixels_of_their_degrees(which: str, request: p
         for place, text in zip(where, axis.get_majorticklabels(), strict=True):
             size, letter = text.get_text().split("°")
             degree = float(size) * (1 if letter == letters[0] else -1)
-            # The edge of pixel n is n, its middle n + 0.5; ticks beyond the scene go on evenly.
+            # The edge of pixel n is n, its middle n + 0.5; ticks beyond the scene continue evenly.
             expected = (degree - pixels[0]) / (pixels[1] - pixels[0]) + 0.5 - int(cube[f"{name}_origin"][0])
             assert place == pytest.approx(expected, abs=0.01)
 

@@ -327,7 +327,7 @@ def test_within_of_a_composite_channel_rejects_night():
         ({"channel": []}, "no channel asked for"),
         ({"reject": ["cloudy"]}, "unknown flag 'cloudy'"),
         ({"time": "2024-05-20T01", "bbox": (-180, 30, 0, 50), "channel": "visible_reflectance"},
-         "nothing is left of 12 patches .* reject=None and channel= rule out all"),
+         "none of 12 patches remains .* reject=None and channel= rule out all"),
     ],
 )  # fmt: skip
 def test_within_refuses(arguments, message):
@@ -667,7 +667,7 @@ def test_follow_finds_a_planted_storm():
         dataset.gridrad.follow(pattern)
 
 
-# stores that are none
+# stores of other kinds
 
 
 def test_other_datasets_are_refused():

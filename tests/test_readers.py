@@ -277,7 +277,7 @@ def test_gridrad_listed_bins_without_value_or_without_looks(tmp_path):
     counts[0, 0, 0], counts[2, 0, 1], counts[2, 1, 1] = 0, 0, -56  # 200 sweeps as int8
     path = files.write_gridrad(tmp_path / GRIDRAD_NAME, values, nradobs=counts, listed=listed)
     codes = readers.read_scene(path, channels=(Z,))[Z].values
-    assert codes[0, 0, 0] == CHANNELS[Z].packing.encode(20.0)  # a value was given, whatever the count says
+    assert codes[0, 0, 0] == CHANNELS[Z].packing.encode(20.0)  # a value was given, also with another count
     assert codes[0, 0, 1] == 0  # listed, looked at, no value: an echo that is not known
     assert codes[2, 0, 1] == 0  # listed, never looked at, no value
     assert codes[1, 0, 0] == 5  # not finite
@@ -1137,7 +1137,7 @@ def test_flipped_bytes_give_a_scene_or_one_clear_error(tmp_path):
         files.write_cf(tmp_path / "c.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}),
         files.write_cf(tmp_path / "d.nc", {Z: (GRID, ramp(), {"units": "dBZ"})}, format="NETCDF3_CLASSIC"),
     ]
-    done = subprocess.run(  # in a process of its own: the HDF5 library may crash on damaged files
+    done = subprocess.run(  # in a separate process: the HDF5 library may crash on damaged files
         [sys.executable, "-c", FLIPS, str(tmp_path), *map(str, sources)],
         capture_output=True,
         text=True,

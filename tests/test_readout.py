@@ -62,7 +62,7 @@ def test_whitening_counts_every_direction_alike():
     fitted.add_change(vectors.reshape(-1, FEATURES), np.repeat(np.arange(PLACES), TIMES))
     readout = fitted.readout(8, whiten=True)
     assert str(readout) == f"whitening, 8 directions, fitted on {PLACES * TIMES:,} samples"
-    # Eight directions vary, and after whitening each has a variance near 1, whatever changes and whatever stays.
+    # Eight directions vary, and after whitening each has a variance near 1, for any change.
     covariance = np.cov(readout.apply(vectors).reshape(-1, 8).T)
     np.testing.assert_allclose(covariance, np.eye(8), atol=0.02)
 

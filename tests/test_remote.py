@@ -52,7 +52,7 @@ def request(address, *, method="GET", data=None):
 
 @pytest.fixture(scope="module")
 def server():
-    """Address of a server that speaks S3, a process of its own."""
+    """Address of a server that speaks S3, in a separate process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -512,7 +512,7 @@ def paths_of(sources):
 
 @pytest.fixture(scope="module")
 def archive(sources, bucket):
-    """The source files in a bucket, beside a file that is none."""
+    """The source files in a bucket, beside another file."""
     files = Files(f"{bucket}/archive")
     for path in paths_of(sources):
         files.write(path.relative_to(sources).as_posix(), path.read_bytes())

@@ -300,7 +300,7 @@ def test_split_shares_no_convective_day_and_keeps_its_gap(seconds, gap, parts):
     times = np.datetime64("2024-05-01", "s") + np.array(seconds).astype("timedelta64[s]")
     try:
         part = query.split_by_day(times, [1 / parts] * parts, gap=gap)
-    except SchemaError:  # too few days for so many parts
+    except SchemaError:  # too few days for this number of parts
         return
     day = query.convective_day(times).astype(int)
     for a in range(parts):

@@ -52,7 +52,7 @@ def append(path: Path, hours, *, seed: int = 0, offset: int = 0) -> None:
 
 
 def split(path: Path, folder: Path) -> Path:
-    """Write each time to a file of its own."""
+    """Write each time to a separate file."""
     folder.mkdir()
     with xr.open_dataset(path, decode_cf=False) as whole:
         for i in range(whole.sizes["time"]):

@@ -214,7 +214,7 @@ def test_a_shard_replaced_under_the_reader_is_noticed(tmp_path, looking):
     out, failures = batch(reader, index)
     assert not failures
     np.testing.assert_array_equal(out, expected[tuple(index.T)])
-    # Bytes that these codecs cannot have made are damage, whatever was kept of the old file.
+    # Bytes that these codecs cannot have made are damage, whether or not a part of the old file was kept.
     os.replace(shard(again, 0), shard(files, 0))
     assert set(batch(reader, index)[1]) == set(range(12))
     assert after.shape == before.shape
@@ -339,7 +339,7 @@ def test_a_remote_shard_is_asked_once_for_all_that_is_wanted_of_it(tmp_path, mon
         assert len(asked) == (3 if again else 6)  # each shard's patches; at first its index too
         assert all(len(call[1]) == 1 for call in asked if len(call) == 3)  # one range of each
 
-    # What the index says is believed until a checksum differs, and then read anew.
+    # What the index says is believed until a checksum differs, and then read again.
     other, changed = write(tmp_path / "b", "small", seed=1)
     files.write("field/c.1.0.0.0", other.read("field/c.1.0.0.0"))
     files.remove("field/c.2.0.0.0")

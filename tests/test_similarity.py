@@ -1,4 +1,4 @@
-"""Nearest vectors: equal to brute force in float64, whatever the blocks, the mask or the array."""
+"""Nearest vectors: equal to brute force in float64, for any blocks, mask and array."""
 
 from __future__ import annotations
 

@@ -621,7 +621,7 @@ def test_radar_fields_have_weights_and_plausible_values(volume):
         ({"scenes": 0}, "scenes: got 0; expected 1 or more"),
         ({"shape": (1, 5)}, r"shape: got \(1, 5\); expected at least 2 rows"),
         ({"shape": (20000, 50)}, "leaves the map"),
-        ({"interval": "90s"}, "tell whole minutes"),
+        ({"interval": "90s"}, "hold whole minutes"),
         ({"format": "gridrad-v4.2", "plants": 2}, "plants: got 2 for gridrad-v4.2; expected 0"),
         ({"interval": "0s"}, "expected more than 0 s"),
         ({"interval": "soon"}, "got 'soon'; expected a length of time"),

@@ -1,4 +1,4 @@
-"""Training: configuration, both levels on small stores, going on where a run stopped, and every refusal."""
+"""Training: configuration, both levels on small stores, resuming a run, and every refusal."""
 
 from __future__ import annotations
 
@@ -617,7 +617,7 @@ def test_altitudes_of_radar_are_stacked(tmp_path):
     assert checkpoint["view"]["gain_floor"] == -1.0
 
 
-# going on
+# resuming
 
 
 def test_interrupted_run_goes_on_as_if_nothing_had_been(cube, tmp_path):
@@ -1093,7 +1093,7 @@ def test_monitor_finds_nothing_wrong_with_healthy_features():
     assert record["feature_cosine"] == pytest.approx(0.0, abs=0.05)
     flat = monitor.describe(
         features[:, :1] * torch.ones(16), 2
-    )  # of one dimension, yet they tell samples apart
+    )  # of one dimension, yet samples differ in them
     assert (
         monitor.warn(record, 1)
         == monitor.warn(record, 2)

@@ -389,7 +389,7 @@ def test_processes_meet_where_the_scheduler_says(tmp_path, monkeypatch):
 
 
 def test_terminated_run_of_two_processes_goes_on_with_one(cube, tmp_path):
-    """SIGTERM reaches one of two processes in the middle of an epoch; both save and exit 0; one goes on."""
+    """SIGTERM reaches one of two processes in the middle of an epoch; both save and exit 0; one resumes."""
     options = {"steps": 40, "drop_path_rate": 0.0, "batch_size_per_gpu": 2, "accumulate": 2}  # 8 a step
     options |= {"local_crops_number": 1}
     started = start_two(tmp_path, command(cube, tmp_path / "run", **options))
@@ -439,7 +439,7 @@ REFUSALS = {
     "weights of another network": (
         {"init_from": "RUN/checkpoint.pth", "arch": "vit_tiny", "patch_size": 8}, r"does not fit vit_tiny: "),
     "weights that are not there": ({"init_from": "/nowhere.pth"}, r"/nowhere\.pth: no such"),
-    "weights that are none": ({"init_from": "RUN/metrics.jsonl"}, r"metrics\.jsonl: "),
+    "weights of another kind": ({"init_from": "RUN/metrics.jsonl"}, r"metrics\.jsonl: "),
     "folder that is a file": ({"out": "RUN/metrics.jsonl"}, r"a file; expected a folder"),
     "folder that cannot be made": ({"out": "/proc/run"}, r"/proc/run"),
 }  # fmt: skip

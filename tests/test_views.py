@@ -329,7 +329,7 @@ def test_fields_and_seeds_of_a_wrong_shape_are_refused() -> None:
 
 
 def numbered(batch: int, rows: int, columns: int) -> Tensor:
-    """Grids whose embeddings tell row and column, from 1."""
+    """Grids whose embeddings contain row and column, from 1."""
     row, column = torch.meshgrid(torch.arange(rows) + 1.0, torch.arange(columns) + 1.0, indexing="ij")
     return torch.stack([row, column]).expand(batch, -1, -1, -1)
 

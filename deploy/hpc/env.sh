@@ -189,7 +189,7 @@ supervise() {
   while [[ -n $signal ]] && kill -0 "$child" 2>/dev/null; do wait "$child" || status=$?; done
   trap - TERM USR1
   [[ -n $signal ]] || return "$status"
-  echo "$GRIDRAD_STEP: stopped by $signal; the same job goes on from here"
+  echo "$GRIDRAD_STEP: stopped by $signal; the same job resumes from here"
   if [[ $signal == USR1 ]]; then requeue; fi
   return $STOPPED
 }

@@ -442,7 +442,9 @@ def _tables(rules: _Rules, function: _Function, device: torch.device) -> tuple[t
 
 @functools.lru_cache(maxsize=16)
 def _parameters(rules: _Rules, device: torch.device) -> torch.Tensor:
-    """Fill, value without echo, mean, standard deviation and number of the rule of each label, (5, labels)."""
+    """Return fill, value without echo, mean, standard deviation and number of the rule of each label, (5,
+    labels).
+    """
     rows = [(r.fill, r.no_echo, r.mean, r.std, _RULES.index(r.rule)) for r in rules]
     with torch.inference_mode(False):
         return torch.tensor(rows, dtype=torch.float32, device=device).T

@@ -516,7 +516,7 @@ def _embed_elsewhere(
 
 
 def _embed_share(job: Callable[..., _Job], share: tuple[int, int], threads: int | None) -> None:
-    """One share of the blocks, in a worker; the process that asked for it finishes the store."""
+    """Embed one share of the blocks in a worker. The process that asked for it finishes the store."""
     if threads is not None:
         torch.set_num_threads(threads)
     job(world=World(local_rank=_local_rank())).embed_blocks(share, progress=False)

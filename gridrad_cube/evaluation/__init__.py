@@ -1,4 +1,4 @@
-"""Judging embeddings: what a network adds to what needs no training, on days or events that were held out."""
+"""Compare embeddings with vectors that need no training, on days or events that no fit has seen."""
 
 from gridrad_cube.evaluation.baselines import describe_pixels
 from gridrad_cube.evaluation.measures import (

@@ -158,7 +158,7 @@ def _attribute(name: str, field: _Field) -> np.ndarray:
     column = np.fmax.reduce(field.values, axis=1).reshape(pixels)  # the greatest of all levels
     observed = np.isfinite(column)
     count = np.maximum(observed.sum(axis=1), 1)
-    if name == "overshooting_top":  # numbers of tops; 0 or missing where there is none
+    if name == "overshooting_top":  # numbers of tops; 0 or missing without a top
         return np.where(field.absent, np.nan, (np.nan_to_num(column) > 0).any(axis=1))
     if name == "minimum_brightness_temperature":
         found = np.where(observed, column, np.inf).min(axis=1)

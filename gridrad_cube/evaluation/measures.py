@@ -1,6 +1,6 @@
-"""Measures of vectors: retrieval by cosine, linear probes, analogue forecasts, with intervals. Arrays in, numbers out.
+"""Measures of vectors: retrieval by cosine, linear probes, analogue forecasts, with intervals.
 
-`evaluate`, the probe while training and the benchmarks use these functions.
+They take and return arrays. `evaluate`, the probe while training and the benchmarks use these functions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gridrad_cube.similarity import directed, nearest, rank_among, unit_rows
 
 #: Parts of the times, in their order.
 FIT, CHOOSE, TEST = 0, 1, 2
-#: Blocks in each part from which on blocks between the parts are left out; as many are needed to test for leaks.
+#: Blocks in each part that are needed to leave out blocks between the parts, and to test for leaks.
 MANY_BLOCKS = 5
 #: Mean cosine above which vectors are nearly alike, and the standard deviation below which a feature is constant.
 _ALIKE, _CONSTANT = 0.999, 0.01
@@ -142,7 +142,7 @@ def _with_interval(score: Score, block: npt.ArrayLike) -> Cell:
 def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
     """Return a score and its 95 % interval, from the score under all weights of blocks.
 
-    One block, or blocks of which many draws have no score, give no interval.
+    There is no interval for a single block, or if many draws have no score.
     """
     value, *_ = drawn
     known = drawn[1:][np.isfinite(drawn[1:])]
@@ -155,7 +155,7 @@ def cell_of(drawn: np.ndarray, counted: Cell) -> Cell:
 
 
 def score_mean(values: np.ndarray, block: npt.ArrayLike) -> Cell:
-    """Return the mean of the values of cases, such as differences of two ways to answer the same queries.
+    """Return the mean of values of cases, such as differences between two ways to answer the same queries.
 
     Parameters
     ----------
@@ -163,6 +163,10 @@ def score_mean(values: np.ndarray, block: npt.ArrayLike) -> Cell:
         Shape (cases,), finite.
     block
         As in `score_ranks`.
+
+    Returns
+    -------
+    The mean with its 95 % interval.
     """
     return _with_interval(partial(mean_scores, np.asarray(values)), block)
 
@@ -175,7 +179,7 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike) -> Cell:
     ranks
         From `gridrad_cube.similarity.rank_targets`, (queries,); NaN does not count.
     block
-        Of each query: days or events, as from `blocks_of`, or any other labels.
+        Block of each query: days or events, as from `blocks_of`, or any other labels.
 
     Returns
     -------
@@ -192,7 +196,7 @@ def score_ranks(ranks: np.ndarray, block: npt.ArrayLike) -> Cell:
 
 
 def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike) -> Cell:
-    """Return the coefficient of determination of predictions, R²; the mean over targets.
+    """Return the coefficient of determination R² of predictions, averaged over targets.
 
     Parameters
     ----------
@@ -200,6 +204,10 @@ def score_r2(truth: np.ndarray, guess: np.ndarray, block: npt.ArrayLike) -> Cell
         Shape (cases,) or (cases, targets), finite.
     block
         As in `score_ranks`.
+
+    Returns
+    -------
+    R² with its 95 % interval.
     """
     return _with_interval(partial(r2_scores, truth, guess), block)
 
@@ -318,8 +326,8 @@ def clock(time: np.ndarray, longitude: np.ndarray, harmonics: int = 1) -> np.nda
 
 
 def nuisance(time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Return the features of solar time, latitude and season, which an attribute may follow whatever the
-    picture, (cases, 8).
+    """Return features of solar time, latitude and season, (cases, 8), from which attributes may follow
+    without a picture.
     """
     year = pd.DatetimeIndex(time).day_of_year.values / 365.25
     return np.column_stack([clock(time, longitude, 2), latitude, latitude**2, _circle(year, 1)])
@@ -344,14 +352,14 @@ def is_near(
 
 
 def analogue_forecast(queries: np.ndarray, past: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return the mean of what came after the 20 most similar past samples, by cosine.
+    """Return the mean of what followed the 20 most similar past samples, by cosine.
 
     Parameters
     ----------
     queries, past
         Vectors, (queries, features) and (past, features), finite and not zero.
     after
-        What came after each past sample, (past,) or (past, targets).
+        Values that followed each past sample, (past,) or (past, targets).
 
     Returns
     -------
@@ -370,12 +378,15 @@ def planted_retrieval(
     km: float = 200.0,
     reach_km: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank each planted thing for each other one as the query, by cosine, among all other samples.
+    """Rank each planted storm for each other one as the query, by cosine, among all other samples.
 
-    The query is the sample nearest to the thing. A thing is found by the best of the samples that hold it: the
+    The query is the sample nearest to the thing. A thing is found by the best of the samples that hold it:
+    the
     nearest, and with overlapping windows those with their center within ``reach_km``. The rank counts samples
-    that score higher and hold no planted thing, nor a part of one (center beyond twice the reach), and half of
-    those that score the same. Candidates within both ``hours`` and ``km`` of the query do not count, nor do pairs
+    that score higher and hold no planted thing, nor a part of one (center beyond twice the reach), and half
+    of
+    those that score the same. Candidates within both ``hours`` and ``km`` of the query do not count, nor do
+    pairs
     that near each other.
 
     Parameters
@@ -383,8 +394,13 @@ def planted_retrieval(
     vectors
         One a sample, (samples, features); samples whose vector is not finite, or zero, do not count.
     where, planted
-        ``time``, ``latitude`` and ``longitude`` of the samples and of the planted things: a dataset, a table or
+        ``time``, ``latitude`` and ``longitude`` of the samples and of the planted things: a dataset, a table
+        or
         a mapping of arrays.
+    hours, km
+        Time and distance within which samples count as neighbors of the query.
+    reach_km
+        Largest distance between the center of a sample and a planted storm in it.
 
     Returns
     -------
@@ -455,9 +471,19 @@ class Spread:
 
 
 def spread_of(vectors: np.ndarray) -> Spread:
-    """Return how far vectors (samples, features) spread; rows that are not finite, or zero, do not count.
+    """Return how far vectors spread.
 
-    The effective rank (`gridrad_cube.similarity.rank_me`) is no part of it: it may rise while answers get worse.
+    It does not contain the effective rank (`gridrad_cube.similarity.rank_me`), which may rise while answers
+    get worse.
+
+    Parameters
+    ----------
+    vectors
+        Shape (samples, features). Rows that are not finite, or zero, do not count.
+
+    Returns
+    -------
+    The spread.
     """
     vectors = np.asarray(vectors, np.float64)
     vectors = vectors[directed(vectors)]

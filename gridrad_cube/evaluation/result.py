@@ -1,4 +1,6 @@
-"""What an evaluation found, as a table and as JSON: numbers with an interval or, where data are too few, words."""
+"""The result of an evaluation, as a table and as JSON: numbers with an interval or, if data are too few,
+words.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,12 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain JSON types; a number that is missing is None beside its words."""
+        """Return JSON types. A missing number is None, next to its words.
+
+        Returns
+        -------
+        Rows and parameters.
+        """
         out = {"about": dict(self.about), "chosen": self.chosen, "notes": list(self.notes)}
         return out | {"rows": [asdict(row) for row in self.rows]}
 

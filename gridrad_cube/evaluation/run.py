@@ -1,4 +1,4 @@
-"""Evaluating stores of embeddings: every question, for every kind of vectors."""
+"""Evaluate stores of embeddings: every question, for every kind of vectors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from gridrad_cube.store import store_info
 
 #: Times after which the same place is looked for.
 LEADS = ("10min", "30min", "60min", "180min")
-#: Queries of one lead, at most.
+#: Largest number of queries of one lead.
 _QUERIES = 400
-#: Fewest distractors of a query; of days, they are within half an hour of the sequel's hour of the day; they are not
-#: within so many hours and an edge of the query or its sequel.
+#: Fewest distractors of a query; with days as blocks, they are within half an hour of the sequel's hour of
+#: the #: day. They are not within this many hours and an edge of the query or its sequel.
 _LEAST_DISTRACTORS, _SAME_HOUR, _NEAR_HOURS = 20, 0.5, 6.0
 #: Fewest samples of the rarer answer of a yes or no, on the fitting and on the testing days.
 _LEAST_RARE = 10
 #: Of names of vectors: after a readout.
 _READOUT = ", readout"
-#: References of forecasts that a store need not beat: they are no vectors, or may be made of its own.
+#: References of forecasts that are not baselines: they are not vectors, or may be made of the store's
+#: vectors.
 _REFERENCES = {"climatology", "regression", "chance"}
 #: Measure of each section, and whether higher or lower is better.
 _MEASURES = {
@@ -62,46 +63,55 @@ def evaluate(
     gap: int = 1,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge embeddings beside baselines: spread, retrieval, analogue forecasts, probes and leaks.
+    """Compare embeddings with baselines: spread, retrieval, analogue forecasts, probes and leaks.
 
-    Convective days, or events where the data are separate sequences (see `blocks_of`), are divided in order of time
-    into those that fit (60 %), those that choose (20 %: penalties, and the best of several stores) and those that
-    test; none is in two parts. Intervals are 95 %, from drawing days or events with replacement. Where data are too
-    few, words stand in place of a number.
+    Convective days, or events if the data are separate sequences (see `blocks_of`), are divided in order of
+    time into days that fit (60 %), days that choose (20 %: penalties, and the best of several stores) and
+    days that test. Intervals are 95 %, from drawing days or events with replacement. If there are too few
+    data for a number, the result has words instead.
 
-    Memory is bounded by ``samples``, whatever the size of the store: some 10 kB a sample, and as much a sequel.
+    The memory depends on ``samples``, not on the size of the store: about 10 kB for each sample and each
+    sequel.
 
     Parameters
     ----------
     embeddings
         A store of embeddings, level 256 or 2k; or several of the same samples, such as those of different
-        checkpoints, of which one is chosen. A readout that is saved with a store is used.
+        checkpoints, and the best one is chosen. A readout that is saved with a store is used.
     cube
-        Where the cube is that they were made from; None for where the store says.
+        Path or URL of their cube; None for the one that the store names.
     patches
-        At level 2k, where the level-256 embeddings are; None for where the store says.
+        At level 2k, path or URL of the level-256 embeddings; None for those that the store names.
     channel
         Label of the channel; the first if None.
     labels, label
-        Labels to probe and to forecast beside what the pixels tell, and the name of the column or variable: a table
-        (``.csv``) or a Dataset (``.nc``, ``.zarr``), as a path or in memory, with ``time``, ``latitude`` and
-        ``longitude``, or with the sample dims ``crop``, ``row`` and ``col``. The label of a sample is the mean of the
-        values of the nearest time that lie less than half an edge from its center; the time is at most half a step of
-        the store, and at most an hour, away. Values that are all 0 or 1 are a yes or no: yes if one of them is 1.
+        Labels to probe and to forecast besides attributes of the pixels, and the name of the column or
+        variable: a table (``.csv``) or a Dataset (``.nc``, ``.zarr``), as a path or in memory, with ``time``,
+        ``latitude`` and
+        ``longitude``, or with the sample dims ``crop``, ``row`` and ``col``. The label of a sample is the
+        mean of the
+        values of the nearest time that lie less than half an edge from its center; the time is at most half a
+        step of
+        the store, and at most an hour, away. If all values are 0 or 1, the label is a yes or no: yes if one
+        of them is 1.
     samples
-        Clean samples to draw at most.
+        Largest number of clean samples to draw.
     leads
-        Lengths of time.
+        Lead times.
     gap
-        Days left out between parts, where there are enough.
+        Number of days to leave out between parts, if there are enough days.
     seed
-        Of the draws of samples, queries and days.
+        Seed of the draws of samples, queries and days.
+
+    Returns
+    -------
+    Rows of results, and the parameters of the evaluation.
 
     Raises
     ------
     SchemaError
-        If the stores do not fit each other or the cube, the cube has moved, no sample is left, or the label is not
-        there.
+        If the stores do not match each other or the cube, the cube is missing, no sample is selected, or the
+        label is missing.
     """
     paths = [embeddings] if isinstance(embeddings, (str, os.PathLike)) else list(embeddings)
     if not paths or samples < 1:
@@ -206,7 +216,7 @@ class _TooFew(Exception):
 
 @dataclass(frozen=True)
 class _Evaluator:
-    """The questions, each of which gives rows of the table.
+    """The questions. Each one returns rows of the table.
 
     Attributes
     ----------
@@ -274,7 +284,7 @@ class _Evaluator:
         if told:
             notes.append("residual: R² of what solar time, latitude and season leave of the attribute.")
         if missing := [about.long_name for name, about in ATTRIBUTES.items() if name not in told]:
-            notes.append(f"The cube does not tell: {'; '.join(missing)}.")
+            notes.append(f"The cube lacks: {'; '.join(missing)}.")
         if "descriptor" not in self.kinds:
             notes.append("No descriptor: a channel has no typical range, or patches are no multiple of 8 px.")
         return Evaluation(self._about(), tuple(rows), chosen, tuple(notes))
@@ -296,7 +306,7 @@ class _Evaluator:
         }
 
     def _notes(self) -> list[str]:
-        """On the spread of the stores' vectors, and on their readouts."""
+        """Return notes on the spread of the stores' vectors, and on their readouts."""
         notes = []
         for name in self.stores.datasets:
             spread = measures.spread_of(self.pool.vectors[name])
@@ -418,7 +428,7 @@ class _Evaluator:
         return self._retrieve(row, lead, sequel, self.later, np.ones(len(self.pool.rows), bool))
 
     def _same_storm(self, row: Row, lead: str, attribute: str) -> Row:
-        """Return the same for deep convection: the sequel is the cell, of the 3 x 3 about the place, that has
+        """Return the same for deep convection: the sequel is the one of the 3 x 3 cells around the place with
         most of it.
         """
         stormy, sequel = self.pool.attributes[attribute] > 0, np.full(len(self.pool.rows), -1)

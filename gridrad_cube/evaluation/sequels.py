@@ -1,4 +1,6 @@
-"""The samples of an evaluation: stores of embeddings and their cube, clean samples, their sequels, and labels."""
+"""The samples of an evaluation: stores of embeddings and their cube, clean samples, their sequels, and
+labels.
+"""
 
 from __future__ import annotations
 
@@ -159,8 +161,8 @@ class Stores:
         return self._beside(rows, cells, cells) if cells else np.full(rows.shape, -1)
 
     def _beside(self, rows: np.ndarray, down: int, across: int) -> np.ndarray:
-        """Return the rows of the clean cells so many rows and columns away from others; -1 for those that are
-        missing.
+        """Return the rows of the clean cells at an offset in rows and columns from others; -1 for those that
+        are missing.
         """
         at = np.unravel_index(np.maximum(rows, 0), self.mask.shape)
         index = dict(zip(sample_dims(self.first), at, strict=True))
@@ -185,8 +187,8 @@ def draw(positions: np.ndarray, most: int, seed: int | tuple[int, ...]) -> np.nd
 
 
 def _pool_patches(dataset: xr.Dataset, label: str, crops: np.ndarray) -> np.ndarray:
-    """Return the mean, then standard deviation, of the embeddings of each crop's clean patches; zeros where
-    there are none.
+    """Return the mean, then standard deviation, of the embeddings of each crop's clean patches; zeros without
+    clean patches.
 
     If no patch of a crop is clean, all that have an embedding count.
     """
@@ -396,7 +398,7 @@ def open_stores(
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Return the short names that tell paths apart."""
+    """Return short names that distinguish paths."""
     if len(paths) == 1:
         return ["embedding"]
     if len(set(paths)) < len(paths):
@@ -421,19 +423,24 @@ def _members(path: PathLike, names: Sequence[str]) -> list[str]:
 def sources_of(
     path: PathLike, cube: PathLike | None = None, patches: PathLike | None = None
 ) -> tuple[str, str | None]:
-    """Return where the cube of a store of embeddings is and, at level 2k, the level-256 store between them.
+    """Return the path of the cube of a store of embeddings and, at level 2k, of the level-256 store between
+    them.
 
     Parameters
     ----------
     path
-        Of the store of embeddings.
+        Path or URL of the store of embeddings.
     cube, patches
-        Where they are, if they have moved; None for where the store says.
+        Their paths, if they have moved; None for those that the store names.
+
+    Returns
+    -------
+    Two paths; the second is None at level 256.
 
     Raises
     ------
     SchemaError
-        If one of them is not there, or the store does not say where.
+        If one of them is missing, or the store does not name it.
     """
     between = None
     if store_info(path, "embeddings").get("level") == "2k":

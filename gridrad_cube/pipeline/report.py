@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gridrad_cube import store
+from gridrad_cube.schema import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Report:
     def __str__(self) -> str:
         counts = ", ".join(f"{self.count(s)} {s}" for s in ("written", "kept", "skipped", "failed"))
         crops = sum(o.crops for o in self.outcomes)
-        head = f"{self.store}: {len(self.outcomes)} scenes: {counts}; {crops} crops"
+        head = f"{self.store}: {counted(len(self.outcomes), 'scene')}: {counts}; {counted(crops, 'crop')}"
         reasons = group((*self.outcomes, *self.unread))
         return "\n".join([head, *reasons, *_names(self.other), *self._thresholds()])
 
@@ -117,15 +118,15 @@ class Estimate:
         rows = {
             "scenes": f"{self.scenes:,} new, {self.kept:,} planned before",
             "crops": f"{self.crops:,}",
-            "patches": f"{self.patches:,} of {self.channels} channels",
+            "patches": f"{self.patches:,} of {counted(self.channels, 'channel')}",
             "files": f"{self.files:,}",
             "bytes": f"about {_amount(self.bytes)} of pixels" if self.bytes else "not known",
-            "time": f"roughly {_duration(self.seconds / self.workers)} with {self.workers} workers, by a few scenes on "
-            "this machine; a busy disk or a network may take several times as long"
+            "time": f"roughly {_duration(self.seconds / self.workers)} with {counted(self.workers, 'worker')}, by a few "
+            "scenes on this machine; a busy disk or a network may take several times as long"
             if self.seconds
             else "not known",
         }
-        refused = [f"{len(self.refused)} files cannot be planned:"] if self.refused else []
+        refused = [f"{counted(len(self.refused), 'file')} cannot be planned:"] if self.refused else []
         lines = [f"{self.store}: a dry run, nothing is written"]
         lines += [f"  {name:8}{value}" for name, value in rows.items()]
         return "\n".join([*lines, *refused, *group((*self.refused, *self.unread)), *_names(self.other)])

@@ -111,7 +111,7 @@ def embeddings(
         image, more = draw_crop(add_axes(figure, LEFT + width + 1.3, TOP, width, height), field)
         bar = add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height)
         color_bar(image, field.label, field.channel, cax=bar)
-        # The cube knows where the scene ends; embeddings of overlapping patches have a lattice of their own.
+        # The cube knows where the scene ends; embeddings of overlapping patches have another lattice.
         lattice = field.one if field.one["latitude"].shape == one["latitude"].shape else one
     handles = _draw_cells(axes, colors, one, label)
     draw_lattice(axes, lattice, 1.0)

@@ -1,6 +1,8 @@
-"""Reading the predecessor's files: crops and patches, embeddings, checkpoints. Needs torch.
+"""Read the predecessor's files: crops and patches, embeddings, checkpoints. Needs torch.
 
-What is read is not trusted: pickles hold tensors and plain Python alone, sizes are held against the file's.
+The files are not trusted: pickles may hold only tensors and plain Python, and declared sizes are compared
+with those of
+the files.
 """
 
 from gridrad_cube.predecessor.checkpoints import from_checkpoint

@@ -110,7 +110,7 @@ def check_tensor(value: Any, dimensions: int, path: str | os.PathLike[str], name
 
 
 def values_of(tensor: Tensor) -> np.ndarray:
-    """Return a copy in memory, float32 (or float64 as it was), free of whatever the tensor was a view of."""
+    """Return a copy in memory, float32 (or float64 as it was), without the memory that the tensor was a view of."""
     copy = tensor.detach().clone()
     return np.asarray((copy if copy.dtype in (torch.float32, torch.float64) else copy.float()).numpy())
 

@@ -36,13 +36,19 @@ def from_checkpoint(
 ) -> dict[str, Any]:
     """Write a checkpoint of the predecessor as one of ours: weights of student and teacher, heads, center.
 
-    The new file also describes the network, its channels, and how values became its inputs. Optimizer, scaler and
+    The new file also describes the network, its channels, and how values became its inputs. Optimizer, scaler
+    and
     command line are left out: start from it with ``gridrad-cube train --init-from``.
 
     Parameters
     ----------
+    path
+        Path of the checkpoint of the predecessor.
+    out
+        Path of the checkpoint to write.
     inputs
-        Level 256: the predecessor embedded physical values as they are (``"embedding"``), though it trained on
+        Level 256: the predecessor embedded physical values as they are (``"embedding"``), though it trained
+        on
         ``(value - 0.5) / 0.5`` (``"training"``). The first gives the embeddings that it gave.
     channels
         Of the level 256, or those that the embeddings of the level 2k are of.

@@ -1,4 +1,6 @@
-"""The predecessor's ``.npz`` and ``.pt`` files as a cube of patches, by the same plan, log and resume as any build."""
+"""Convert the predecessor's ``.npz`` and ``.pt`` files to a cube of patches, with the plan, log and resume of
+any build.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 _VisibleUnits = Literal["auto", "percent", "1"]
 
-#: Values that stand for missing data in the old files: fill codes that a lost mask let through (uint16, netCDF's
-#: default, and what products write).
+#: Values for missing data in the old files: fill codes whose mask was lost (uint16, netCDF's default, and
+#: those of products).
 _MISSING = (65535.0, -999.0, -9999.0)
 _LARGEST_NUMBER = 1e30
-#: Reflectance as a fraction stays below this; in percent any day is brighter.
+#: Reflectance as a fraction is below this; reflectance in percent exceeds it on any day.
 _BRIGHTEST_FRACTION = 1.6
 #: Number of sources that are read to distinguish percent from fractions.
 _LOOKED_AT = 16
@@ -64,9 +66,23 @@ def from_npz(
     store: str | os.PathLike[str],
     **options: Any,
 ) -> pipeline.Report:
-    """Build a cube from ``.npz`` files, or continue it; parameters as for `from_pt`.
+    """Build a cube from ``.npz`` files, or resume.
 
     Only ``crop`` is read: ``patches`` holds the same pixels again.
+
+    Parameters
+    ----------
+    sources, store, options
+        As of `from_pt`.
+
+    Returns
+    -------
+    As of `from_pt`.
+
+    Raises
+    ------
+    FileNotFoundError, SchemaError
+        As of `from_pt`.
     """
     return _convert(find_files(sources, ".npz"), store, **options)
 
@@ -76,25 +92,30 @@ def from_pt(
     store: str | os.PathLike[str],
     **options: Any,
 ) -> pipeline.Report:
-    """Build a cube from ``.pt`` files of crops or patches, of any version of the predecessor, or continue it.
+    """Build a cube from ``.pt`` files of crops or patches, of any version of the predecessor, or resume.
 
     Files of one scene become one crop with its channels in order. Patches go to the position in their names;
     those that are missing, or cannot be read, have the flags ``unreadable`` and ``all_missing``. Numbered
-    patches whose filter left gaps have lost their positions: they lie side by side on the grid ``unordered``.
+    patches whose filter left gaps have lost their positions: they are placed side by side on the grid
+    ``unordered``.
 
     Parameters
     ----------
     sources
         Files and folders (searched for ``.pt`` files).
     store
-        Path or URL of the store. What it holds already stays; an interrupted run continues.
+        Path or URL of the store. Its content is kept, and an interrupted run resumes.
+    **options
+        ``source_root``, ``visible_units``, ``dtype``, ``patch``, ``workers`` and ``progress``, as below.
     source_root
-        Folder of the netCDF files that the crops were cut from. Where a file of the scene's name holds a crop's
-        pixels exactly, at one place only, the crop gets its exact position, time and coordinates; otherwise they
-        are not known (NaN, and the time of the name), which is logged. Give it at the first run: a crop in the plan
-        stays as it is.
+        Folder of the netCDF files that the crops were cut from. Where a file of the scene's name holds a
+        crop's
+        pixels exactly, at one place only, the crop gets its exact position, time and coordinates; otherwise
+        they are unknown (NaN, and the time of the name), which is logged. Give it at the first run, because
+        planned crops do not change.
     visible_units
-        Units of the reflectance: ``"percent"``, ``"1"``, or ``"auto"`` to decide by the brightest of 16 sources.
+        Units of the reflectance: ``"percent"``, ``"1"``, or ``"auto"`` to decide by the brightest of 16
+        sources.
     dtype
         ``"uint16"`` packs by the channel's table (steps of 0.01 K and 0.0001), ``"float32"`` keeps values.
     patch
@@ -106,14 +127,15 @@ def from_pt(
 
     Returns
     -------
-    What became of each source.
+    The outcome of each source.
 
     Raises
     ------
     FileNotFoundError
-        If a path is not there.
+        If a path does not exist.
     SchemaError
-        If no file is one of the predecessor's, the same pixels are given twice, the store was built with other
+        If no file is one of the predecessor's, the same pixels are given twice, the store was built with
+        other
         options, or a source changed since it was written.
     """
     return _convert(find_files(sources, ".pt"), store, **options)
@@ -343,7 +365,8 @@ def _find_window(scene: np.ndarray, packing: Packing, crop: np.ndarray) -> tuple
     """Return the first row and column of a crop in its scene; None if it is not there, or could be at several
     places.
 
-    Exact: at that place every code of the scene equals that of the crop, wherever the crop holds a value (not NaN).
+    Exact: at that place every code of the scene equals that of the crop, in every pixel with a value (not
+    NaN) in the crop.
     """
     height, width = crop.shape
     down, across = (n - m + 1 for n, m in zip(scene.shape, crop.shape, strict=True))
@@ -411,7 +434,7 @@ def _dataset(
 
 
 def _scaling(recipe: Recipe) -> dict[str, float]:
-    """Return what values of the old files are multiplied by, per channel."""
+    """Return the factor for values of the old files, by channel."""
     return {name: 0.01 if units == "percent" else 1.0 for name, _, units in recipe.variables}
 
 

@@ -65,12 +65,12 @@ class OldSource:
 
     @property
     def time(self) -> int:
-        """Time in the name, seconds since 1970; `TIME_FILL` if there is none."""
+        """Time in the name, seconds since 1970; `TIME_FILL` without a time."""
         return time_of(self.base)
 
 
 def time_of(name: str) -> int:
-    """Return the time in the name of a scene, seconds since 1970; `TIME_FILL` if there is none."""
+    """Return the time in the name of a scene, seconds since 1970; `TIME_FILL` without a time."""
     found = parse_stamp(name)
     return TIME_FILL if found is None else int(found.astype(np.int64))
 
@@ -149,7 +149,7 @@ def _parse(path: Path) -> tuple[_Kind, Path, str, tuple[int, int]] | None:
 
 def _source(name: str, folder: Path, kind: _Kind, files: Sequence[tuple[Path, tuple[int, int]]]) -> OldSource:
     parents = {path.parent for path, _ in files}
-    if kind == "scene" and len(parents) == 1:  # crops or patches alone, whatever lies beside them
+    if kind == "scene" and len(parents) == 1:  # only crops or patches, also beside other files
         folder = parents.pop()
     stats = [path.stat() for path, _ in files]
     size, latest = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)

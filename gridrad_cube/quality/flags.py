@@ -1,7 +1,8 @@
-"""Flags of patches: what is wrong, or merely special, about each. Nothing is deleted.
+"""Set flags of patches, which describe defects and special conditions. Nothing is deleted.
 
-Bits that pixels decide, and those of what could not be read, never change. The others follow from stored statistics,
-coordinates and a `QualitySpec`, so `reflag` needs no pixels.
+Flags that follow from pixels, or mark sources that could not be read, never change. The others follow from
+stored
+statistics, coordinates and a `QualitySpec`, so `reflag` reads no pixels.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ from gridrad_cube.schema import (
     statistic_units,
 )
 
-#: Bits that thresholds decide.
+#: Flags that depend on thresholds.
 _THRESHOLD_BITS = (
     Flag.local_outlier | Flag.global_outlier | Flag.night | Flag.low_coverage | Flag.low_sun | Flag.limb
 )  # fmt: skip
-#: The bit that each angle decides, and its threshold in `QualitySpec`.
+#: The flag that depends on each angle, and its threshold in `QualitySpec`.
 _ANGLES = {
     "solar_zenith_angle": (Flag.night, "night_solar_zenith"),
     "solar_zenith_angle_maximum": (Flag.low_sun, "low_sun_solar_zenith"),
     "satellite_zenith_angle": (Flag.limb, "limb_satellite_zenith"),
 }
-#: Patches of radar and rain with a smaller share of echo have no say in the store's distribution of means, and
-#: are not judged by it: a mean over a few pixels is far from it by nature.
+#: Smallest share of echo in a patch of radar or rain for ``global_outlier``. Patches with less do not count
+#: in the distribution of means and are not compared with it, because a mean over few pixels is often far from
+#: it.
 _MINIMUM_ECHO_FRACTION = 0.01
-#: With fewer patches there is no distribution to be far from.
+#: Smallest number of patches for a distribution.
 _MINIMUM_PATCHES = 8
 #: Deviations up to this many steps of the packing may come from rounding alone.
 _ROUNDING_STEPS = 2.0
@@ -48,8 +50,7 @@ _ROUNDING_STEPS = 2.0
 def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     """Compute statistics, flags and angles of every patch of a crop.
 
-    Every bit is a true statement of the patch by itself: a patch that is all padding is also all missing. The
-    bits mean:
+    Every flag is set independently: a patch of padding only is also all missing. The flags mean:
 
     - ``some_missing``: a pixel was not observed (padding counts). ``all_missing``: no pixel can be used.
     - ``out_of_valid_range``, ``non_finite``: a source value was.
@@ -60,17 +61,17 @@ def assess(crop: xr.Dataset, spec: QualitySpec) -> xr.Dataset:
     - ``night``: visible, and the patch center's solar zenith angle at observation time (the scan's where the
       scene has it) above its threshold. ``low_sun``: visible, and that of the center or a corner above its own.
     - ``limb``: the zenith angle of the satellite at the patch center above its threshold.
-    - ``no_echo``: radar or rain, observed, nothing there.
+    - ``no_echo``: radar or rain, observed, without any echo.
     - ``padding``: no pixel of the scene in it.
 
     Channels of kind ``other`` (labels and the like) have only ``some_missing`` to ``constant``, ``low_coverage`` and
-    ``padding``. ``global_outlier`` needs the whole store (`global_thresholds`); ``channel_absent`` and
-    ``unreadable`` are set by who reads.
+    ``padding``. ``global_outlier`` needs the whole store (`global_thresholds`); readers set
+    ``channel_absent`` and ``unreadable``.
 
     Parameters
     ----------
     crop
-        What `tiling.cut` gives.
+        Crop as `tiling.cut` returns it.
     spec
         Thresholds.
 
@@ -121,13 +122,13 @@ def _threshold_flags(
     pixels: int,
     angles: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Set the bits of `_THRESHOLD_BITS` that one patch's own numbers decide (all but ``global_outlier``).
+    """Set the flags of `_THRESHOLD_BITS` that depend on one patch only (all but ``global_outlier``).
 
     With ``spec.rule == "predecessor"`` a local outlier is ``max|x - mean| > k * std`` with the unbiased standard
-    deviation, whatever the packing's step. For radar and rain the stored statistics are those of echo pixels,
-    so the rule sees these only.
+    deviation, for any step of the packing. For radar and rain the stored statistics are those of echo pixels,
+    so the rule uses only these.
 
-    Shapes are those of `reflag`, or of one crop. The flag of an angle that is not given stays off.
+    Shapes are those of `reflag`, or of one crop. The flag of a missing angle stays off.
     """
     shape = statistics["mean"].shape
     flags = np.zeros(shape, np.uint16)
@@ -147,16 +148,24 @@ def _threshold_flags(
 def global_population(
     statistics: Mapping[str, np.ndarray], flags: np.ndarray, channel: Channel, spec: QualitySpec
 ) -> list[np.ndarray]:
-    """Return the patch means that the thresholds of ``global_outlier`` are drawn from, float32 (N,), one
-    array an altitude.
+    """Return the patch means for the thresholds of ``global_outlier``.
 
-    For ``rule="echo"`` those of patches without a rejecting bit that, for radar and rain, have at least 1 % echo; for
-    ``rule="predecessor"`` those that the predecessor's earlier tests kept: complete, and no local outlier.
+    For ``rule="echo"``, they are the means of patches without a rejecting flag that, for radar and rain, have
+    at least 1 % echo. For ``rule="predecessor"``, they are those of patches that pass the predecessor's
+    earlier tests: complete, and no local outlier.
 
     Parameters
     ----------
     statistics, flags
-        Of all patches of a store or a part of it, (crop, [altitude,] row, col).
+        Statistics and flags of all patches of a store or a part of it, (crop, [altitude,] row, col).
+    channel
+        Name of the channel.
+    spec
+        Thresholds.
+
+    Returns
+    -------
+    float32 (N,), one array for each altitude.
     """
     if spec.rule == "echo":
         use = (flags & int(default_reject(channel.kind))) == 0
@@ -171,16 +180,30 @@ def global_population(
 
 
 def thresholds_of(means: np.ndarray, channel: Channel, spec: QualitySpec) -> dict[str, Any]:
-    """Draw the thresholds of ``global_outlier`` from the patch means of a whole store (`global_population`).
+    """Compute the thresholds of ``global_outlier`` from the patch means of a whole store
+    (`global_population`).
 
-    For ``rule="echo"`` the center is the median and the spread 1.4826 times the median absolute deviation, or the
-    standard deviation where that is 0; of rain, the means' logarithm is taken. For ``rule="predecessor"`` they are mean
-    and population deviation. Either way the result does not depend on the order of patches. With under 8 patches or no
-    spread the rule is off and the dict says so; so it is for channels of kind ``other``.
+    For ``rule="echo"`` the center is the median and the spread 1.4826 times the median absolute deviation, or
+    the
+    standard deviation where that is 0; of rain, the means' logarithm is taken. For ``rule="predecessor"``
+    they are mean
+    and population deviation. In both cases the result does not depend on the order of patches. With fewer
+    than 8 patches, without spread, and for channels of kind ``other``, the rule is off, and the dict contains
+    this.
+
+    Parameters
+    ----------
+    means
+        Patch means.
+    channel
+        Name of the channel.
+    spec
+        Thresholds.
 
     Returns
     -------
-    JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``, ``minimum_echo_fraction``, or
+    JSON types: ``rule``, ``transform``, ``center``, ``spread``, ``factor``, ``count``,
+    ``minimum_echo_fraction``, or
     ``rule="off"`` with a ``reason``.
     """
     if channel.kind == "other":
@@ -211,13 +234,14 @@ def global_outliers(statistics: Mapping[str, np.ndarray], thresholds: Mapping[st
     Parameters
     ----------
     statistics
-        Of any patches, (crop, [altitude,] row, col).
+        Statistics of patches, (crop, [altitude,] row, col).
     thresholds
-        What `thresholds_of` gave, or the JSON of it; with altitudes a list of these under ``levels``.
+        Result of `thresholds_of`, or its JSON; with altitudes a list of results under ``levels``.
 
     Returns
     -------
-    bool, of the statistics' shape; patches without a mean, or with under ``minimum_echo_fraction``, are none.
+    bool, of the statistics' shape; False for patches without a mean, or with less than
+    ``minimum_echo_fraction``.
     """
     if "levels" in thresholds:
         parts = [
@@ -245,11 +269,11 @@ def reflag(
     pixels: int,
     angles: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Set the flags of stored patches for other thresholds, all but ``global_outlier``, which is taken away.
+    """Set the flags of stored patches for other thresholds, and clear ``global_outlier``.
 
-    The same as assessing all pixels again. Bits that thresholds do not decide stay, and so do all bits of
-    patches that were never assessed (``channel_absent``, ``unreadable``). A bit whose angle is not given
-    (``low_sun`` of a store without ``solar_zenith_angle_maximum``) stays as it was.
+    The result is the same as of assessing all pixels again. Flags without thresholds do not change, and
+    neither do the flags of patches that were never assessed (``channel_absent``, ``unreadable``). A flag
+    whose angle is missing (``low_sun`` of a store without ``solar_zenith_angle_maximum``) does not change.
 
     Parameters
     ----------
@@ -257,13 +281,21 @@ def reflag(
         uint16 (crop, [altitude,] row, col).
     statistics
         float32 statistics of the channel by name, of the same shape.
+    channel
+        Name of the channel.
     packing
-        Of the stored codes; its step bounds what is rounding.
+        Packing of the stored codes; its step bounds the rounding.
+    spec
+        Thresholds.
     pixels
         Pixels of a patch.
     angles
         float32 (crop, row, col) in degrees: ``solar_zenith_angle``, ``solar_zenith_angle_maximum``,
         ``satellite_zenith_angle``.
+
+    Returns
+    -------
+    New flags.
     """
     keep = ~_THRESHOLD_BITS
     for name, (flag, _) in _ANGLES.items():
@@ -330,8 +362,8 @@ def _transformed(means: np.ndarray, transform: str) -> np.ndarray:
 
 
 def _robust(population: np.ndarray) -> tuple[float, float]:
-    """Return the median and 1.4826 times the median absolute deviation of sorted numbers; hundreds of
-    millions of them.
+    """Return the median and 1.4826 times the median absolute deviation of sorted numbers, with bounded
+    memory.
     """
     middle = population[(population.size - 1) // 2 : population.size // 2 + 1]
     center = float(middle.mean())

@@ -1,8 +1,9 @@
 """Quality control of GridRad volumes: bins of low confidence, and clutter.
 
 The rules are those that C. Homeyer published with GridRad (Python, 2017 for version 3.1, 2021 for version 4.2;
-http://gridrad.org). They work on the native grid, before any crop, level selection or averaging: a crop changes
-the speckle counts at its edges, and a selection of levels changes what a column is. `filter_low_confidence` and
+http://gridrad.org). They work on the native grid, before any crop, level selection or averaging: a crop
+changes the speckle counts at its edges, and a selection of levels changes the columns.
+`filter_low_confidence` and
 `filter_dual_polarization` work on the file's sparse vectors, `remove_clutter` on the dense volume.
 """
 
@@ -88,11 +89,12 @@ def filter_low_confidence(
 ) -> npt.NDArray[np.bool_]:
     """Find the bins that GridRad's filter keeps, on the file's sparse vectors.
 
-    With f = Nradecho / Nradobs (0 where Nradobs is 0) and a missing reflectivity counting as 0 dBZ, a bin goes if
+    With f = Nradecho / Nradobs (0 where Nradobs is 0) and a missing reflectivity counting as 0 dBZ, a bin is
+    removed if
 
     - version 3: its weight is below 0.1; or below 1.33 (0.33 before 2009) with reflectivity at most 18.5 dBZ;
     - version 4: its weight is below 1.5 with reflectivity below 15 dBZ (of any year);
-    - both: f is below 0.6 and more than 2 sweeps looked at it.
+    - both: f is below 0.6 and more than 2 sweeps observed it.
 
     Weights are compared in their own dtype, as published. Both modes are the same here.
 
@@ -107,12 +109,14 @@ def filter_low_confidence(
     version
         "3.1", "4.1" or "4.2".
     year
-        Of the volume.
+        Year of the volume.
+    spec
+        Constants of the quality control.
 
     Returns
     -------
-    True where a bin stays, (Index). Version 4 applies the same mask to every field, version 3 has reflectivity
-    only.
+    True for bins that are kept, (Index). Version 4 applies the same mask to every field; version 3 has only
+    reflectivity.
 
     Raises
     ------
@@ -140,24 +144,27 @@ def filter_dual_polarization(
     *,
     spec: RadarQualitySpec = RadarQualitySpec(),
 ) -> npt.NDArray[np.bool_]:
-    """Find the bins that look like weather to dual-polarization radar, on sparse vectors (version 4).
+    """Find the bins that are weather by dual polarization, on sparse vectors (version 4).
 
-    A bin goes below 40 dBZ if its correlation coefficient is below 0.9, and from 10 km up below 25 dBZ if it is
-    below 0.95. A missing correlation coefficient or reflectivity never removes one. Step 0 of the published
+    A bin below 40 dBZ is removed if its correlation coefficient is below 0.9. From 10 km up, a bin below 25
+    dBZ is removed if it is below 0.95. A missing correlation coefficient or reflectivity never removes one.
+    Step 0 of the published
     clutter removal; both modes are the same.
 
     Parameters
     ----------
     values
-        Reflectivity in dBZ, (Index), NaN where `filter_low_confidence` took it away.
+        Reflectivity in dBZ, (Index), NaN where `filter_low_confidence` removed it.
     correlation
-        ``CorrelationCoefficient``, (Index), NaN likewise.
+        ``CorrelationCoefficient``, (Index), NaN in the same bins.
     altitude_at_km
         Altitude of each bin, (Index).
+    spec
+        Constants of the quality control.
 
     Returns
     -------
-    True where a bin stays, (Index).
+    True for bins that are kept, (Index).
     """
     with np.errstate(invalid="ignore"):
         bad = (values < spec.correlation_below_dbz) & (correlation < spec.correlation)
@@ -172,8 +179,8 @@ def filter_dual_polarization(
 def exact_codes(values: np.ndarray, packing: Packing) -> tuple[np.ndarray, Packing]:
     """Return the codes of reflectivity that compare with thresholds as the floats do, for `remove_clutter`.
 
-    Twice as many as the stored ones: an even code is a value that the packing holds, an odd one lies between two of
-    them. Thresholds that the packing holds, such as all published ones, are thus exact.
+    There are twice as many codes as in the store: an even code is a value of the packing, an odd code lies
+    between two of them. So thresholds that are values of the packing, such as all published ones, are exact.
 
     Parameters
     ----------
@@ -184,7 +191,7 @@ def exact_codes(values: np.ndarray, packing: Packing) -> tuple[np.ndarray, Packi
 
     Returns
     -------
-    uint16 codes of the echoes, 0 where there is none; and their packing.
+    uint16 codes of the echoes, 0 without echo; and their packing.
     """
     assert packing.echo_minimum is not None
     position = (values.astype(np.float64) - packing.add_offset) / packing.scale_factor
@@ -207,31 +214,38 @@ def remove_clutter(
     packing: Packing,
     spec: RadarQualitySpec = RadarQualitySpec(),
 ) -> None:
-    """Take clutter and speckle out of a volume, in place: their bins get the packing's clutter code.
+    """Remove clutter and speckle from a volume in place. Their bins get the packing's clutter code.
 
-    Each step sees what the one before left; only echoes count, whatever code stands elsewhere.
+    Each step works on the result of the one before. Only codes of echoes count.
 
-    1. Speckle: at each level, an echo goes if at most 32 % of the 5 x 5 bins around it have one (8 of 25).
-    2. Weak echo at low levels, unless ``spec.weak_low_level_echo`` is off: first echoes below 10 dBZ up to 4 km.
-       Then whole columns: with max the largest reflectivity of the column or 0, top(t) the highest altitude with
-       more than t dBZ or 0, and base the lowest with more than 0 dBZ or 0, a column goes if
+    1. Speckle: at each level, an echo is removed if at most 32 % of the 5 x 5 bins around it have one (8 of
+    25).
+    2. Weak echo at low levels, unless ``spec.weak_low_level_echo`` is off: first echoes below 10 dBZ up to 4
+    km.
+       Then whole columns: with max the largest reflectivity of the column or 0, top(t) the highest altitude
+       with
+       more than t dBZ or 0, and base the lowest with more than 0 dBZ or 0, a column is removed if
        max < 20 and top(0) <= 4 and base <= 3; or max < 10 and top(0) <= 5 and base <= 3; or
        0 < top(5) <= 5 and top(15) <= 3; or 0 < top(15) < 2.
-    3. Below anvils: where the first level from 4 km up has no echo, but some level above and some below has, all
-       levels below go.
+    3. Below anvils: if the first level from 4 km up has no echo, but a level above and a level below has one,
+    all levels below are removed.
     4. Speckle again.
 
-    ``published`` repeats the published program bit for bit, ``fixed`` what its comments say it does. They differ in:
+    ``published`` repeats the published program bit for bit; ``fixed`` does what its comments describe. They
+    differ in:
 
-    - speckle at the edges: published counts wrap round to the opposite edge of the domain; fixed ones take the
+    - speckle at the edges: published counts wrap around to the opposite edge of the domain; fixed ones take
+    the
       same share of those bins of the window that lie in the domain;
-    - base: published is the smallest over all levels of (altitude where echo is above 0 dBZ, else 0), which is 0
+    - base: published is the smallest over all levels of (altitude where echo is above 0 dBZ, else 0), which
+    is 0
       unless every level has such an echo, so that the condition on it almost always holds;
     - below anvils: published leaves the topmost level out of "above" and the level next below 4 km out of
       "below".
 
-    Values are compared as codes: with those of `exact_codes` as the file's own floats are, with stored ones as what
-    is stored, half a step of the packing away at most. Volumes without a level from 4 km up skip step 3 (the published
+    Values are compared as codes. Codes of `exact_codes` compare as the floats of the file do. Stored codes
+    are at most half a step of the packing away from these. Volumes without a level from 4 km up skip step 3
+    (the published
     program fails).
 
     Parameters
@@ -241,7 +255,9 @@ def remove_clutter(
     altitude_km
         Ascending.
     packing
-        Of the codes, with codes for echo and clutter.
+        Packing of the codes, with codes for echo and clutter.
+    spec
+        Constants of the quality control.
 
     Raises
     ------
@@ -282,7 +298,7 @@ class _Volume:
         cells = np.full(self.codes.shape[1:], size * size)
         if not self.published:
             cells = _box_count(np.ones(cells.shape, bool), size, wrap=False)
-        # Rounded up a little: 0.32 x 25 is 8, whatever floats make of it.
+        # The rounding makes 0.32 x 25 equal to 8 also in floating point.
         few = np.floor(spec.speckle_fraction * cells + 1e-9).astype(np.int32)
         for level in self.codes:
             echo = level >= self.first
@@ -347,7 +363,7 @@ class _Volume:
 
 
 def _box_count(mask: np.ndarray, size: int, *, wrap: bool) -> np.ndarray:
-    """Count the set bins in the square window round each bin."""
+    """Count the set bins in the square window around each bin."""
     bits = mask.astype(np.uint8 if size * size < 256 else np.uint32)
     padded = np.pad(bits, size // 2, mode="wrap" if wrap else "constant")
     height, width = mask.shape

@@ -1,6 +1,6 @@
-"""Statistics of patches, from packed codes.
+"""Compute statistics of patches from packed codes.
 
-Sums of 8- and 16-bit codes and of their squares are exact (integers held in float64, below 2**53), so the
+Sums of 8- and 16-bit codes and of their squares are exact (integers in float64, below 2**53), so the
 statistics do not depend on how pixels are chunked, ordered or summed.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from gridrad_cube.schema import HISTOGRAM_BINS, Channel, Flag, Packing, SchemaError, statistics_of
 
-#: Logarithms of rain take smaller rates as this one, mm/h: the step of the packing.
+#: Smallest rain rate in logarithms, mm/h: the step of the packing.
 LEAST_RAIN = 0.01
 _Curve = Literal["power", "log10", "none"]
-#: Lines thicker than this part of the patch are fields of their own.
+#: Lines thicker than this part of the patch are not dead lines, but a field.
 _THICKEST = 0.25
 #: Variation of the nearest line over that of the next: 0.5 beside a level line of a smooth field, 1 beside a
 #: dead line.
@@ -46,8 +46,10 @@ def patch_statistics(
     codes
         Packed pixels ([altitude,] height, width), whole patches high and wide.
     packing
-        What the codes mean. For a float variable without a valid range, the range that the channel's own
-        packing can hold.
+        Packing of the codes. A float variable without a valid range has the range of the channel's own
+        packing.
+    channel
+        The channel.
     patch
         Edge of a patch in pixels.
 
@@ -105,7 +107,9 @@ def clean_histogram(codes: np.ndarray, packing: Packing, channel: Channel, clean
     codes
         As for `patch_statistics`.
     packing
-        What the codes mean.
+        Packing of the codes.
+    channel
+        The channel.
     clean
         bool ([altitude,] row, col): the patches to count.
 
@@ -222,7 +226,7 @@ class _Work:
     buffer: np.ndarray
 
     def sum_band(self, band: np.ndarray, patch: int) -> Iterator[_Sums]:
-        """Yield the sum the patches of a band of pixels one patch high."""
+        """Yield the sums of the patches of a band of pixels one patch high."""
         cells = [band[:, start : start + patch] for start in range(0, band.shape[1], patch)]
         if self.table is None:
             yield from map(self.plain, cells)
@@ -233,7 +237,7 @@ class _Work:
         yield from map(self.exact, cells, low, high)
 
     def exact(self, pixels: np.ndarray, low: int, high: int) -> _Sums:
-        """Return the sum a patch of 8- or 16-bit codes whose smallest and largest code are known."""
+        """Sum a patch of 8- or 16-bit codes whose smallest and largest code are known."""
         table = self.table
         assert table is not None
         unsigned = pixels.view(f"u{pixels.dtype.itemsize}")
@@ -277,7 +281,7 @@ class _Work:
         return sums
 
     def plain(self, pixels: np.ndarray) -> _Sums:
-        """Return the sum a patch of wide integers or floats, in float64."""
+        """Sum a patch of wide integers or floats, in float64."""
         kinds = _kinds(pixels, self.packing)
         values = pixels[kinds == _DATA].astype(np.float64)
         sums = _Sums(data=values.size)
@@ -343,7 +347,7 @@ class _Work:
 
 # --- dead lines
 #
-# A lost scan line is often filled with a constant. What tells it from a level line of a smooth field, which can be flat
+# A lost scan line is often filled with a constant. It differs from a level line of a smooth field, which can be flat
 # as well: in a smooth field the variation along neighboring lines grows gradually from a flat line (twice as far, at
 # least half as much again); beside a dead line it is back at once, or the value jumps.
 
@@ -413,7 +417,7 @@ def _dead_rows(pixels: np.ndarray, observed: np.ndarray, data: np.ndarray, toler
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and stop of each run of one value; NaN is in no run."""
+    """Return start and stop of each run of one value; NaN is in no run."""
     edges = np.flatnonzero(values[1:] != values[:-1]) + 1
     bounds = [0, *edges.tolist(), len(values)]
     return ((a, b) for a, b in itertools.pairwise(bounds) if not np.isnan(values[a]))

@@ -264,7 +264,7 @@ def _why_nothing(dataset: xr.Dataset, keep: np.ndarray, placed: int, wanted: Sel
     crops = f"{np.count_nonzero(keep)} of {len(keep)} crops are in the requested time"
     if placed:
         return (
-            f"within: nothing is left of {placed} patches in the requested box and time: reject={wanted.reject!r} and "
+            f"within: none of {placed} patches remains in the requested box and time: reject={wanted.reject!r} and "
             "channel= rule out all of them. Pass reject=() to keep every patch."
         )
     lats, lons = (dataset[n].values[keep] for n in ("latitude", "longitude"))

@@ -373,7 +373,7 @@ def _with_echo_codes(
 
 
 def _code_of(value: float, packing: Packing) -> int | None:
-    """Return the code that stands for a value, None where there is none."""
+    """Return the code of a value; None without a code."""
     exact = (value - packing.add_offset) / packing.scale_factor
     return round(exact) if abs(exact) < 2**63 and abs(exact - round(exact)) <= 1e-3 else None
 
@@ -548,7 +548,7 @@ def _is_multiple(found: Packing, wanted: Packing) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _recoding_table(found: Packing, wanted: Packing) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Return what becomes of each 8- or 16-bit code, by its unsigned value, and which codes have no
+    """Return the new code of each 8- or 16-bit code, by its unsigned value, and which codes have no
     counterpart.
     """
     dtype = np.dtype(found.dtype)

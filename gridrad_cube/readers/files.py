@@ -116,11 +116,11 @@ class Variable:
         return dict(zip(self.dims, self.shape, strict=True))
 
     def text(self, name: str) -> str:
-        """Return a text attribute, stripped; empty where there is none."""
+        """Return a text attribute, stripped; empty if it is missing."""
         return text_of(self.attributes, name)
 
     def number(self, name: str) -> float | None:
-        """Return a numeric attribute, or None where there is none.
+        """Return a numeric attribute, or None if it is missing.
 
         A float32 attribute becomes the shortest decimal with the same float32 value: 0.01, not 0.0099999998.
 
@@ -191,7 +191,7 @@ class Variable:
 
     @property
     def scaling(self) -> tuple[float, float]:
-        """Scale factor and offset, 1 and 0 where there are none."""
+        """Scale factor and offset; 1 and 0 by default."""
         scale, offset = self.number("scale_factor"), self.number("add_offset")
         scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
         if not (np.isfinite(scale) and np.isfinite(offset) and scale != 0):
@@ -202,7 +202,7 @@ class Variable:
 
 
 def text_of(attributes: Mapping[str, Any], name: str) -> str:
-    """Return a text attribute, stripped; empty where there is none."""
+    """Return a text attribute, stripped; empty if it is missing."""
     value = attributes.get(name, "")
     return value.strip() if isinstance(value, str) else ""
 
@@ -491,7 +491,7 @@ def _check_classic(path: str, name: str, head: bytes) -> None:
 
 @contextmanager
 def _unpack(path: str, name: str) -> Iterator[BinaryIO]:
-    """A temporary file with the GRIB messages of a gzip file, of bounded size."""
+    """Unpack the GRIB messages of a gzip file to a temporary file of bounded size."""
     with tempfile.TemporaryFile(prefix="gridrad_cube_") as out, gzip.open(path, "rb") as packed:
         try:
             head = packed.read(len(_GRIB_MAGIC))

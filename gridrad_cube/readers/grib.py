@@ -470,7 +470,7 @@ def _image_problem(data: bytes, magic: bytes, start: int, count: int) -> str:
 
 @contextmanager
 def _handle(message: bytes) -> Iterator[Callable[[str, type], Any]]:
-    """A function that gives keys of a message: the empty value of the type where it has none."""
+    """Yield a function that returns keys of a message, or the empty value of the type if a key is missing."""
     import eccodes
 
     handle = eccodes.codes_new_from_message(message)

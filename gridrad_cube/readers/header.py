@@ -343,7 +343,7 @@ def _select(
         raise SchemaError(
             f"{where}: none of the channels {list(request.channels or default)}; got {source.listing()}, of "
             f"which {sorted(available)} are channels"
-            + (f"; the variables {absent} that are asked for are not in it" if absent else "")
+            + (f"; the requested variables {absent} are missing" if absent else "")
             + ". Pass channels=... of those, or variables=((channel, variable, units),)."
         )
     levels |= {name: set() for name in _PARALLAX if name in available and name not in levels}

@@ -261,7 +261,7 @@ def parse_time(words: str) -> np.datetime64 | None:
 
 
 def parse_stamp(name: str) -> np.datetime64 | None:
-    """Return the date and time in a file name; None if there is none, or if there are several.
+    """Return the date and time in a file name; None without a time, or with several.
 
     Examples are ``20210705_1750``, ``20110427T220000Z`` and, with the day of the year, ``2020262.1950``. In
     the names of GOES files (``s20202621950205_e20202621959525_c20202622000012``) it is the start.

@@ -411,7 +411,7 @@ def read_record(files: Files, number: int) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the record is missing.
     ValueError
         If it is not as it was written.
     """

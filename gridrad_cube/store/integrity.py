@@ -49,7 +49,7 @@ _FOLDER = "_build/manifest"
 _CHUNK = re.compile(r"(?P<array>.+)/(?:c(?P<default>(?:\.\d+)*)|(?P<v2>\d+(?:\.\d+)*))")
 #: Largest number of earlier states in a manifest. A reader of a state before these must open the store again.
 _STATES = 256
-#: Requests to a remote store that are under way at a time.
+#: Largest number of concurrent requests to a remote store.
 _REQUESTS = 16
 _REPAIR = "gridrad-cube verify STORE --repair --source-root DIR"
 
@@ -300,7 +300,7 @@ def manifests(files: Files) -> list[str]:
 
 
 def last_commit(files: Files) -> Manifest | None:
-    """Return the last committed state of a store; None if there is none.
+    """Return the last committed state of a store; None without a commit.
 
     It is found by the root or, if that is lost or damaged, by the last manifest. Stores of earlier versions
     have no manifest, so only the root is known.

@@ -3,7 +3,7 @@
 A shard of Zarr v3 consists of its chunks and, at the end, an index: offset and length of every chunk
 (16 bytes each), then a CRC-32C. General readers fetch that index for every chunk. Here it is kept, so that a
 random
-chunk costs one read of its own bytes, one checksum and one decompression into the batch that it belongs to.
+chunk costs one read of its bytes, one checksum and one decompression into the batch that it belongs to.
 
 Threads share Python's lock: each system call and each decompression releases the lock and must get it back.
 So local

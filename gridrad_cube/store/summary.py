@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, default_reject
+from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, default_reject, counted
 from gridrad_cube.store.integrity import store_info
 from gridrad_cube.store.layout import STATUS, ChannelLayout
 from gridrad_cube.store.orientation import Orientation, compare_grids, read_grids
@@ -129,7 +129,7 @@ def _crops(dataset: xr.Dataset) -> str:
 def _span(dataset: xr.Dataset) -> str:
     times = dataset["time"].values.astype("datetime64[s]")
     known = np.unique(times[~np.isnat(times)])
-    return f"{known[0]} to {known[-1]} UTC, {len(known)} times" if len(known) else "none"
+    return f"{known[0]} to {known[-1]} UTC, {counted(len(known), 'time')}" if len(known) else "none"
 
 
 def _extent(dataset: xr.Dataset) -> str:

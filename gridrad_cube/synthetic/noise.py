@@ -41,6 +41,10 @@ def spectral_tile(
     stretch, angle
         Ratio of the length of structures to their width, and the direction of the length in radians from the
         axis of the columns towards growing rows.
+
+    Returns
+    -------
+    float64 of this shape.
     """
     rng = np.random.default_rng(seed)
     ky, kx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
@@ -55,7 +59,19 @@ def spectral_tile(
 
 
 def cut_tile(tile: Float32, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Float32:
-    """Select rows and columns of a tile that repeats without end, shape (rows, columns)."""
+    """Select rows and columns of a tile that repeats in both directions.
+
+    Parameters
+    ----------
+    tile
+        The tile.
+    rows, columns
+        Numbers of rows and columns, which may lie outside of the tile.
+
+    Returns
+    -------
+    Shape (rows, columns).
+    """
     return tile.take(rows % tile.shape[0], axis=0).take(columns % tile.shape[1], axis=1)
 
 

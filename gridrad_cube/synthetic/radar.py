@@ -106,7 +106,7 @@ class RadarNetwork:
 
 
 def _beam_tables(altitude_km: Float) -> tuple[npt.NDArray[np.int8], Float32]:
-    """Looks in one analysis window, and their weights, by level and whole km of distance."""
+    """Return the observations in one analysis window, and their weights, by level and whole km of distance."""
     distance = np.arange(_RANGE_KM + 2)
     middles = (altitude_km[1:] + altitude_km[:-1]) / 2
     edges = np.concatenate([[-1.0], middles, [2 * altitude_km[-1] - altitude_km[-2]]])
@@ -234,7 +234,7 @@ def storm_columns(
     Returns
     -------
     tuple of arrays of shape (y, x)
-        dBZ of convection, stratiform rain and anvil, 0 where there is none, and the echo top in km.
+        dBZ of convection, stratiform rain and anvil, 0 without these, and the echo top in km.
     """
     y, x = axes
     cores, rain, cloud = (
@@ -252,8 +252,8 @@ def storm_columns(
 
 
 def _draw_levels(maps: Float32, altitude_km: Float) -> tuple[Float32, npt.NDArray[np.bool_]]:
-    """Return the reflectivity of columns, shape (altitude, n), far below any echo where there is none; and
-    what is bloom.
+    """Return the reflectivity of columns, shape (altitude, n), far below any echo in air without rain;
+    and which of them are bloom.
     """
     convective, stratiform, anvil, bloom, top = maps
     echo = np.empty((altitude_km.size, top.size), np.float32)

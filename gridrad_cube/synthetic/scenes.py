@@ -1,4 +1,4 @@
-"""Write synthetic weather as source files, in the layouts and under the names of the archives."""
+"""Write synthetic weather as source files, with the layouts and names of the archives."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def write_scenes(
 ) -> list[Path]:  # fmt: skip
     """Write synthetic source files, one scene in each.
 
-    Every scene is a function of the arguments, whatever was written before.
+    Every scene depends only on the arguments, not on files that were written before.
 
     Parameters
     ----------
@@ -100,8 +100,8 @@ def write_scenes(
     start, interval
         Time of the first scene, UTC, and the step between scenes: a timedelta or a text such as ``"10min"``.
     plants
-        Number of times that one storm complex is planted into ``larc-goes`` scenes: later, elsewhere, mirrored and
-        with noise. `plant_table` tells where.
+        Number of times that one storm complex is planted into ``larc-goes`` scenes: later, elsewhere,
+        mirrored and with noise. `plant_table` returns the positions.
     progress
         Whether to show progress bars on stderr; None shows them in a terminal and in a notebook.
 
@@ -113,7 +113,7 @@ def write_scenes(
     Raises
     ------
     SchemaError
-        If the request makes no sense, before anything is written.
+        If an argument is not valid. Nothing is written then.
     """
     plan = _plan(
         format=format, scenes=scenes, shape=shape, seed=seed, start=start, interval=interval, plants=plants
@@ -141,14 +141,20 @@ def write_scenes(
 
 
 def plant_table(seed: int = 0, *, plants: int = 20, **request: Any) -> np.ndarray:
-    """Tell where `write_scenes` plants the complex.
+    """Return the positions at which `write_scenes` plants the complex.
 
-    ``request`` takes ``format``, ``scenes``, ``shape``, ``start`` and ``interval`` as given to `write_scenes`.
+    Parameters
+    ----------
+    seed, plants
+        As of `write_scenes`.
+    **request
+        ``format``, ``scenes``, ``shape``, ``start`` and ``interval``, as of `write_scenes`.
 
     Returns
     -------
     numpy.ndarray
-        A structured array with one row per plant: ``time`` and position of its center, ``mirrored`` and ``noise``.
+        A structured array with one row per plant: ``time`` and position of its center, ``mirrored`` and
+        ``noise``.
         The first one is neither mirrored nor noisy.
     """
     return _plan(**request, seed=seed, plants=plants).weather.plants
@@ -193,7 +199,7 @@ def _plan(
         raise SchemaError(f"interval: got {interval!r}; expected more than 0 s")
     if not spec.altitudes and (step % np.timedelta64(60, "s") or seconds_of(begin) % 60):
         raise SchemaError(
-            f"interval: the names of LaRC files tell whole minutes, but got start {begin} and steps of {step}"
+            f"interval: the names of LaRC files hold whole minutes, but got start {begin} and steps of {step}"
         )
     if plants and spec.altitudes:
         raise SchemaError(f"plants: got {plants} for {format}; expected 0, since only larc-goes has plants")
@@ -462,7 +468,7 @@ def _gridrad_time(version: str, time: np.datetime64) -> tuple[Any, ...]:
 
 
 def _listed(version: str, volume: RadarVolume) -> dict[str, Any]:
-    """Return the V4.2 keeps each list of bins in one chunk."""
+    """Return the chunk sizes of lists of bins: V4.2 keeps each list in one chunk."""
     if version != "v4_2" or not volume.index.size:
         return {}
     return {"zlib": True, "complevel": 5, "shuffle": True, "chunksizes": volume.index.shape}

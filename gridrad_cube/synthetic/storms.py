@@ -1,10 +1,14 @@
 """Weather of a seed: storms that are born, move, grow and die, in smooth fields that drift.
 
-Everything is a function of (seed, time, position). Births are drawn for cells of the Earth and hours of the
-calendar, each from its own generator, so that one scene does not depend on any other. A storm is a list of pulses.
-Each pulse is an updraft that lives for less than about an hour; it adds cloud to an anvil that spreads downwind, and
-rain that becomes stratiform. Instruments see sums of round Gaussians ("blobs"), so that a field on a grid is one small
-matrix product. Times inside a storm are minutes since its birth, positions are km east and north of its center.
+Everything depends only on (seed, time, position). Births are drawn for cells of the Earth and hours of the
+calendar, each from a separate generator, so that scenes do not depend on each other. A storm is a list of
+pulses.
+Each pulse is an updraft that lives for less than about an hour. It adds cloud to an anvil that spreads
+downwind, and
+rain that becomes stratiform. Instruments see sums of round Gaussians ("blobs"), so that a field on a grid is
+one small
+matrix product. Times inside a storm are minutes since its birth, positions are km east and north of its
+center.
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ class _Blobs(NamedTuple):
         return west, east, south, north
 
     def field(self, x: Float, y: Float) -> Float32:
-        """Their sum on a grid of 1-D axes in km, shape (y, x)."""
+        """Return the sum of the blobs on a grid of 1-D axes in km, shape (y, x)."""
 
         def gauss(axis: Float, center: Float) -> Float:
             return np.asarray(np.exp(-0.5 * ((axis[None] - center[:, None]) / self.radius[:, None]) ** 2))
@@ -112,7 +116,7 @@ _LONGEST_LIFE_HOURS = math.ceil(max(kind.life_minutes[1] for kind in KINDS) / 60
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Storm:
-    """A storm and its whole life, of which every method gives the state at a time in seconds since 1970.
+    """A storm and its whole life. Every method returns its state at a time in seconds since 1970.
 
     ``birth`` is in seconds since 1970, ``life`` in minutes; ``latitude`` and ``longitude`` are its birthplace;
     ``motion`` (eastward, northward) is in m/s; ``shear`` and ``trail``, the drift of anvil and rain in its frame, in
@@ -134,27 +138,81 @@ class Storm:
     mirrored: bool = False
 
     def age(self, seconds: float) -> float:
-        """Return the minutes since birth."""
+        """Return the minutes since birth.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Minutes.
+        """
         return (seconds - self.birth) / 60.0
 
     def is_alive(self, seconds: float) -> bool:
-        """Return whether the storm exists."""
+        """Return whether the storm exists.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        True if it exists.
+        """
         return 0.0 < self.age(seconds) < self.life
 
     def position(self, seconds: float) -> tuple[float, float]:
-        """Return the latitude and longitude of the center, degrees."""
+        """Return the latitude and longitude of the center, degrees.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Latitude and longitude.
+        """
         km = (seconds - self.birth) / 1000.0
         latitude = self.latitude + self.motion[1] * km / KM_PER_DEGREE
         return latitude, self.longitude + self.motion[0] * km / (KM_PER_DEGREE * self.stretch)
 
     def offsets(self, seconds: float, axes: tuple[Float, Float]) -> tuple[Float, Float]:
-        """Return the axes of a grid (latitude, longitude) as km east and north of the center."""
+        """Return the axes of a grid (latitude, longitude) as km east and north of the center.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+        axes
+            Latitudes and longitudes of the grid.
+
+        Returns
+        -------
+        Two axes in km.
+        """
         latitude, longitude = self.position(seconds)
         return (axes[1] - longitude) * (KM_PER_DEGREE * self.stretch), (axes[0] - latitude) * KM_PER_DEGREE
 
     def cut_texture(self, tile: Float32, x: Float, y: Float, axis: Float) -> Float32:
-        """Return the noise that moves with the storm, and is mirrored with it, on km from its center;
-        ``axis``: latitude.
+        """Return noise that moves and is mirrored with the storm.
+
+        Parameters
+        ----------
+        tile
+            Tile of the noise.
+        x, y
+            Axes in km from the center.
+        axis
+            Axes of the grid, degrees.
+
+        Returns
+        -------
+        Noise on the grid.
         """
         step = KM_PER_DEGREE * abs(float(axis[-1] - axis[0])) / max(axis.size - 1, 1)
         flip = -1.0 if self.mirrored else 1.0
@@ -163,24 +221,64 @@ class Storm:
         return cut_tile(tile, rows, columns)
 
     def top_temperature(self, seconds: float) -> float:
-        """Return the temperature of the anvil, K: it sinks and warms as the storm dies."""
+        """Return the temperature of the anvil, K: it sinks and warms as the storm dies.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Temperature in K.
+        """
         return self.top + 14.0 * (1.0 - self._vigor(self.age(seconds)) ** 0.5)
 
     def cores(self, seconds: float) -> _Blobs:
-        """Return the active updrafts; their weight is the strength times the phase of the pulse."""
+        """Return the active updrafts. Their weight is the strength times the phase of the pulse.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Blobs.
+        """
         p, age = self.pulses, self.age(seconds)
         part = np.clip((age - p.birth) / p.life, 0.0, 1.0)
         weight = p.strength * np.sin(math.pi * part) ** 2 * self._vigor(age)
         return _Blobs(p.x, p.y, p.radius, weight).kept(0.02)
 
     def overshoots(self, seconds: float) -> _Blobs:
-        """Return the tops that rise above the anvil; their weight is how much colder they are, K."""
+        """Return the tops above the anvil. Their weight is the difference to its temperature in K.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Blobs.
+        """
         cores = self.cores(seconds)
         depth = np.clip(30.0 * (cores.weight - 0.68), 0.0, 14.0)
         return cores._replace(radius=np.clip(0.8 * cores.radius, 3.5, 7.0), weight=depth).kept(1.0)
 
     def anvil(self, seconds: float) -> _Blobs:
-        """Return the cloud of all pulses so far, spread and carried downwind; the weight is optical depth."""
+        """Return the cloud of all pulses so far, spread and carried downwind. The weight is optical depth.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Blobs.
+        """
         p, age = self.pulses, self.age(seconds)
         old = np.maximum(age - p.birth, 0.0)
         mass = p.strength * _smoothstep(old / (0.8 * p.life)) * np.exp(-np.maximum(old - p.life, 0.0) / 100.0)
@@ -190,7 +288,17 @@ class Storm:
         return _Blobs(x, y, radius, 1.6 * mass * self._vigor(age)).kept(0.01)
 
     def stratiform(self, seconds: float) -> _Blobs:
-        """Return the rain of pulses past their peak, behind the storm."""
+        """Return the rain of pulses past their peak, behind the storm.
+
+        Parameters
+        ----------
+        seconds
+            Seconds since 1970, UTC.
+
+        Returns
+        -------
+        Blobs.
+        """
         p, age = self.pulses, self.age(seconds)
         old = np.maximum(age - p.birth, 0.0)
         mass = p.strength * _smoothstep((old - 20.0) / 40.0) * np.exp(-np.maximum(old - 80.0, 0.0) / 60.0)
@@ -217,9 +325,30 @@ def draw_storm(
     seed: int, identifier: int, *, kind: Kind, life: float, birth: float, position: tuple[float, float],
     wind: tuple[float, float], jet: float,
 ) -> Storm:  # fmt: skip
-    """Draw a storm whose kind, life, birth and birthplace are known.
+    """Draw a storm with a known kind, life, birth and birthplace.
 
-    ``wind`` carries the storm (m/s); ``jet`` is the direction in which its anvil spreads, radians from east.
+    Parameters
+    ----------
+    seed
+        Seed of the weather.
+    identifier
+        Number of the storm.
+    kind
+        Kind of the storm.
+    life
+        Life in minutes.
+    birth
+        Birth in seconds since 1970.
+    position
+        Birthplace: latitude and longitude, degrees.
+    wind
+        Wind that carries the storm, (eastward, northward) m/s.
+    jet
+        Direction in which its anvil spreads, radians from east.
+
+    Returns
+    -------
+    The storm.
     """
     rng = np.random.default_rng([seed, 2, identifier])
     motion = (wind[0] + 2.0 * rng.standard_normal(), wind[1] + 2.0 * rng.standard_normal())

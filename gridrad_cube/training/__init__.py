@@ -1,4 +1,4 @@
-"""Training of both levels: a configuration, the loop, and checkpoints from which a run resumes."""
+"""Train both levels: a configuration, the training loop, and checkpoints to resume from."""
 
 from gridrad_cube.training.config import (
     ALIASES,

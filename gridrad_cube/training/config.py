@@ -1,4 +1,4 @@
-"""The options of a training run, and the numbers that follow from them and the size of the data set."""
+"""The options of a training run, and the numbers that are derived from them and the size of the data set."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _option(default: Any, group: str, help: str, *, unit: str = "", level: Level
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a training run; `load_config` puts one together.
+    """All options of a training run; `load_config` makes one.
 
-    The defaults are those that DINO published. `make_plan` works out ``auto`` from the size of the data set, the
-    length of the run and the level.
+    The defaults are those of the DINO paper. `make_plan` replaces ``auto`` by a value for the size of the
+    data set, the length of the run and the level.
 
     Raises
     ------
@@ -191,7 +191,12 @@ class Config:
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict of JSON types."""
+        """Return a plain dict of JSON types.
+
+        Returns
+        -------
+        Values by name.
+        """
         return {name: _as_json(value) for name, value in dataclasses.asdict(self).items()}
 
     @property
@@ -219,7 +224,7 @@ def _as_json(value: Any) -> Any:
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
 HINTS: dict[str, Any] = get_type_hints(Config)
 
-#: Other names of options, kept from the predecessor: the name here, and what becomes of the value.
+#: Other names of options, kept from the predecessor: the name here, and the conversion of the value.
 ALIASES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "data_path": ("store", lambda value: value),
     "output_dir": ("out", lambda value: value),
@@ -235,7 +240,7 @@ IDLE: dict[str, str] = {
     "local_rank": "the rank is read from what torchrun, srun or mpiexec set",
 }
 
-#: Options that DINO alone uses: one of them asks for DINO, unless an objective is asked for by name.
+#: Options of DINO only. If one of them is given without an objective, the objective is DINO.
 _OF_DINO = (
     "out_dim", "norm_last_layer", "warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs",
     "freeze_last_layer",
@@ -268,7 +273,17 @@ def flag_of(name: str) -> str:
 
 
 def unknown_option(name: str) -> str:
-    """Return a sentence about an option that does not exist, with those that are spelled alike."""
+    """Return a sentence about an unknown option, with options of similar spelling.
+
+    Parameters
+    ----------
+    name
+        Name of the option.
+
+    Returns
+    -------
+    The sentence.
+    """
     name = name.lstrip("-").replace("-", "_")
     if name == "arch2k":
         return "option --arch2k no longer exists: the network of level 2k is --arch when --store holds embeddings"
@@ -323,7 +338,7 @@ def _upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
 
 
 def _coerce(name: str, value: Any, kind: Any) -> Any:
-    """Return a value as its field declares it: numbers from text, tuples from lists or text with commas."""
+    """Return a value in the type of its field: numbers from text, tuples from lists or text with commas."""
     try:
         return _convert(value, kind)
     except (TypeError, ValueError):
@@ -381,7 +396,7 @@ def _as_ranges(value: Any) -> TimeRanges:
 
 
 def _describe(kind: Any) -> str:
-    """Return what a field takes, in words."""
+    """Return a text on the valid values of a field."""
     choices = [choice for choice in get_args(kind) if choice is not types.NoneType]
     if get_origin(kind) is Literal:
         return " or ".join(choices) if len(choices) < 3 else "one of " + ", ".join(choices)
@@ -439,7 +454,12 @@ def _check(config: Config) -> None:
 
 
 def list_presets() -> dict[str, Path]:
-    """Return the recipes that come with the package: name and file."""
+    """Return the recipes that come with the package: name and file.
+
+    Returns
+    -------
+    Path by name.
+    """
     folder = Path(str(importlib.resources.files("gridrad_cube.training") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -464,12 +484,22 @@ def _read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
 
 
 def store_level(store: str) -> Level:
-    """Return which level a store trains: ``"256"`` for a cube of patches, ``"2k"`` for its embeddings.
+    """Return the level that a store trains: ``"256"`` for a cube of patches, ``"2k"`` for embeddings of level
+    256.
+
+    Parameters
+    ----------
+    store
+        Path or URL of the store.
+
+    Returns
+    -------
+    The level.
 
     Raises
     ------
     FileNotFoundError, SchemaError
-        If it is not a finished store, or holds the embeddings of level 2k, above which there is no level.
+        If it is not a finished store, or holds embeddings of level 2k, which is the highest level.
     """
     info = store_info(store)
     if info.get("kind") == "patches":
@@ -489,21 +519,25 @@ def load_config(
     file: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Config:
-    """Put a configuration together: defaults, then preset, then file, then options.
+    """Make a configuration from, in this order: defaults, preset, file, options.
 
-    Where file or options name an option that DINO alone uses, and no objective, the preset ``"dino"`` takes the place
-    of one that trains another objective.
+    If file or options name an option of DINO only, and no objective, the preset ``"dino"`` replaces one of
+    another objective.
 
     Parameters
     ----------
     level
-        Which tables of the files count; the store says it if None.
+        Level of the tables in the files; None for that of the store.
     preset
         Name of a recipe that comes with the package, or ``"none"``.
     file
         A TOML file.
     options
         Fields of `Config`, or their aliases.
+
+    Returns
+    -------
+    The configuration.
 
     Raises
     ------

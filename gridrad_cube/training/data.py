@@ -67,7 +67,7 @@ _HANDED = ("wind", "velocity", "shear", "vorticity", "rotation")
 def store_state(store: str) -> dict[str, Any]:
     """Return what a checkpoint keeps of its store.
 
-    ``identity`` tells it from another, and from itself after it grew; ``checkpoint`` is that of embeddings.
+    ``identity`` differs between stores, and after a store has grown; ``checkpoint`` is that of embeddings.
     """
     info = store_info(store)
     text = json.dumps(info, sort_keys=True, default=str)
@@ -159,7 +159,7 @@ class _Source(ABC):
         return self._draw(values[:count], valid[:count], seeds, partner, index)
 
     def expand(self, index: np.ndarray) -> np.ndarray:
-        """Return the numbers of the samples that items of ``loaded`` stand for."""
+        """Return the numbers of the samples of items of ``loaded``."""
         return np.asarray((index[:, None] * self.pairs + np.arange(self.pairs)).ravel())
 
     def first_views(self) -> list[NetworkInput]:
@@ -180,7 +180,7 @@ class _Source(ABC):
 
     @abstractmethod
     def whole(self, batch: Batch) -> NetworkInput:
-        """Return the whole samples as one view without randomness: what the network will embed."""
+        """Return whole samples as one view without randomness, as embedding does."""
 
     @functools.cached_property
     def samples_state(self) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class _PatchSource(_Source):
         )  # fmt: skip
 
     def _flips(self, labels: list[str]) -> Any:
-        """As configured, except for wind and shear: their signs say which way they blow or turn."""
+        """Return the configured flips, or none for wind and shear, whose signs are directions."""
         if self.config.flips == "none":
             return "none"
         stored = open_packed(self.config.store)

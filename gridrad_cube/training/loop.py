@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
-#: The length of a run is told after this many steps, or after the step that ends this many seconds.
+#: The length of a run is logged after this many steps, or after the step that ends this many seconds.
 _TIMED_STEPS, _TIMED_SECONDS = 5, 30.0
 #: A longer run on a CPU is warned of.
 _PATIENCE_SECONDS = 4 * 3600.0
@@ -161,7 +161,7 @@ def _leased(folder: RunFolder, world: World) -> Iterator[RunFolder]:
 
 
 class _Signals:
-    """Notes SIGTERM, and a first SIGINT while a step is under way; at other times SIGINT interrupts at once."""
+    """Notes SIGTERM, and a first SIGINT during a step; at other times SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.received: list[str] = []
@@ -204,7 +204,7 @@ class _Signals:
 
 @contextmanager
 def _reporter(progress: Progress | bool | None, run: _Run) -> Iterator[Progress | None]:
-    """The function to call after each step; a bar where one is to be seen."""
+    """Yield the function to call after each step; it updates a progress bar if one is shown."""
     if callable(progress):
         yield progress
         return
@@ -339,7 +339,7 @@ class _Run:
             self.monitor.load_state_dict(checkpoint["monitor"])
 
     def _introduce(self) -> None:
-        """The first line of the log: what is trained, by which objective, where, on how much."""
+        """Return the first line of the log: network, objective, device and data."""
         on_gpu = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else f"{torch.get_num_threads()} threads"
         logger.info(
@@ -428,7 +428,7 @@ class _Run:
         return kept
 
     def _train_step(self, index: np.ndarray, batch: Batch, epoch: int) -> _Outcome:
-        """Return one update of student and teacher, from all batches of the step."""
+        """Update student and teacher once, from all batches of the step."""
         networks, step = self.networks, self.step
         # Randomness in the networks depends on the step alone, so that checkpoints keep no state of it.
         torch.manual_seed(int(sample_seeds(self.config.seed, step, torch.tensor([self.world.rank]))))
@@ -503,7 +503,7 @@ class _Run:
             self._save(epochs if keeping else None)
 
     def _forecast(self) -> None:
-        """Once, after the first steps, say how long the run will take; warn where that is too long for a CPU."""
+        """Log once, after the first steps, how long the run will take; warn if that is too long for a CPU."""
         if self._timed is None or not self.world.is_main:
             return
         since, first = self._timed
@@ -558,7 +558,7 @@ class _Run:
         )
 
     def _write_record(self, epoch: int, *, probing: bool) -> None:
-        """One line of metrics, with what the last step's teacher says about collapse."""
+        """Write one line of metrics, with the monitors of collapse for the last step's teacher."""
         targets, features, norm = self._latest
         now, step, views = time.monotonic(), self.step, self.source.global_views
         record: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What tells learning from collapse, and how well a GPU is used, while a run goes on."""
+"""Monitor learning, collapse, and the use of a GPU during a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Monitor:
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self._filled, self._next = len(state["features"]), int(state["next"])
         self._queue[: self._filled] = state["features"].to(self._queue.device)
         self._suspected, self._warned = set(state["suspected"]), set(state["warned"])

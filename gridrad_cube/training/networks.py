@@ -82,7 +82,7 @@ class _MultiView(nn.Module):
         return pool_tokens(tokens, None if used is None else used.flatten(1), self.pool, self.contrast_head)
 
     def forward(self, views: Sequence[NetworkInput]) -> Outputs:
-        """Return the neighboring views of one shape go through the backbone together."""
+        """Apply the backbone; neighboring views of one shape are processed together."""
         tokens, pooled = [], []
         for _, group in itertools.groupby(views, key=lambda view: view.edges):
             x, *masks = zip(*group, strict=True)
@@ -173,7 +173,7 @@ class Networks:
         return self.loss.distillation if isinstance(self.loss.distillation, DINOLoss) else None
 
     def prepare(self, views: Sequence[NetworkInput]) -> list[NetworkInput]:
-        """Return the views with their local maps in place of pixels, where the networks read these: computed
+        """Return the views with local maps instead of pixels, if the networks read these: computed
         once for both.
         """
         if self.student.backbone.stem is None:

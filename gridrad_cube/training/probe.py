@@ -26,7 +26,7 @@ from gridrad_cube.store import open_embeddings, open_packed
 
 logger = logging.getLogger(__name__)
 
-#: Pairs of a sample and its sequel, at most; and those of a group, told apart from each other.
+#: Pairs of a sample and its sequel, at most; and pairs of a group, which are distinguished from each other.
 _PAIRS, _GROUP = 256, 32
 #: Fewest others that a sequel is looked for among, and fewest samples that look for theirs.
 _LEAST_RIVALS, _LEAST_PAIRS = 8, 16
@@ -39,7 +39,7 @@ _MOST_PROBES, _SHARE = 50, 0.05
 
 Samples = PatchDataset | GridDataset
 
-#: Samples that are embedded at once, whatever the batch of training, so that scores do not depend on it.
+#: Samples that are embedded at once. It is fixed, so that scores do not depend on it.
 _BATCH = 32
 #: Samples among which pairs are looked for.
 _CANDIDATES = 2**16
@@ -90,7 +90,7 @@ class Scores:
     best_step: int | None = None
 
     def with_score(self, score: float, step: int) -> Scores:
-        """After one more probe; that of step 0 is no candidate for the best."""
+        """Return the state after one more probe. That of step 0 is not a candidate for the best."""
         if step == 0:
             return replace(self, start=score)
         if math.isfinite(score) and (self.best is None or score > self.best):
