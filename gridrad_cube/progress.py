@@ -1,4 +1,4 @@
-"""Progress bars on standard error, and what an interruption says: one implementation for every long function."""
+"""Progress bars on standard error, and the text of an interruption, for every long function."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ def __dir__() -> list[str]:
 
 
 def is_watched() -> bool:
-    """Say whether somebody sees standard error as it is written: it is a terminal or the output of a notebook."""
-    # The stream of a notebook says that it is no terminal.
+    """Return whether standard error is a terminal or the output of a notebook, so that somebody sees it at
+    once.
+
+    Returns
+    -------
+    True if it is.
+    """
+    # The stream of a notebook does not count as a terminal.
     return sys.stderr is not None and (
         sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
     )
@@ -38,15 +44,19 @@ def progress_bar(
     Parameters
     ----------
     title
-        What is done, before the bar.
+        Text before the bar.
     items
-        What to iterate over; None for a bar that is moved by ``update``.
+        Items to iterate over; None for a bar that is moved by ``update``.
     total, initial
-        Number of units, and those that are done already. Without any there is no bar.
+        Number of units, and of those that are already done. With 0 units there is no bar.
     unit
-        What is counted, in the singular.
+        Name of a unit, in the singular.
     progress
-        Whether to show it; None shows it in a terminal and in a notebook.
+        True to show it; None shows it in a terminal and in a notebook.
+
+    Returns
+    -------
+    The bar. Nothing is drawn if it is not shown.
     """
     shown = bool(total) and (is_watched() if progress is None else progress)
     return tqdm(
@@ -63,12 +73,17 @@ def progress_bar(
 
 @contextmanager
 def explain_interruption(kept: Callable[[], str]) -> Iterator[None]:
-    """Give a `KeyboardInterrupt` the text that says what is kept and how to resume.
+    """Add to a `KeyboardInterrupt` the text on what is kept and how to resume.
 
     Parameters
     ----------
     kept
-        Gives the text when it is needed. An inner text stays.
+        Function that returns the text. The text of an inner context is kept.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        With the text.
     """
     try:
         yield

@@ -189,7 +189,9 @@ def _clean_up() -> None:
 
 @contextmanager
 def _workers_here(count: int) -> Iterator[Client]:
-    """A client of worker processes that are killed at the end: all that they write is whole at any moment."""
+    """Start worker processes that are killed at the end. This is safe, because all their writes are complete
+    at any moment.
+    """
     _check_guarded(count)
     import dask
     from distributed import Client, LocalCluster
@@ -282,7 +284,7 @@ def _check_guarded(workers: int) -> None:
 
 @contextmanager
 def _connected(scheduler: str) -> Iterator[Client]:
-    """A client of a running scheduler, by its address or its file."""
+    """Connect to a running scheduler, by its address or its file."""
     from distributed import Client
 
     is_address = "://" in scheduler or re.fullmatch(r"[^/\\]*:\d+", scheduler)
@@ -300,7 +302,9 @@ def _connected(scheduler: str) -> Iterator[Client]:
 
 
 def _address_in(file: str) -> str:
-    """The address that a scheduler wrote into its file, for which a scheduler that starts is given a while."""
+    """Return the address that a scheduler wrote into its file. Waits a while for a scheduler that is
+    starting.
+    """
     path, until = os.path.expanduser(file), time.monotonic() + _FILE_SECONDS
     told = False
     while True:

@@ -121,8 +121,8 @@ class Estimate:
             "patches": f"{self.patches:,} of {counted(self.channels, 'channel')}",
             "files": f"{self.files:,}",
             "bytes": f"about {_amount(self.bytes)} of pixels" if self.bytes else "not known",
-            "time": f"roughly {_duration(self.seconds / self.workers)} with {counted(self.workers, 'worker')}, by a few "
-            "scenes on this machine; a busy disk or a network may take several times as long"
+            "time": f"roughly {_duration(self.seconds / self.workers)} with {counted(self.workers, 'worker')}, "
+            "by a few scenes on this machine; a busy disk or a network may take several times as long"
             if self.seconds
             else "not known",
         }

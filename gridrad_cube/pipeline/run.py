@@ -151,7 +151,17 @@ def preprocess(
 
 
 def explained(build: Build) -> contextlib.AbstractContextManager[None]:
-    """Let an interruption say what a build keeps, and how to resume it."""
+    """Return a context in which an interruption names what a build keeps, and how to resume it.
+
+    Parameters
+    ----------
+    build
+        The build.
+
+    Returns
+    -------
+    A context manager without a value.
+    """
 
     def kept() -> str:
         now = Build(build.files.root)

@@ -60,9 +60,9 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 #: The length of a run is logged after this many steps, or after the step that ends this many seconds.
 _TIMED_STEPS, _TIMED_SECONDS = 5, 30.0
-#: A longer run on a CPU is warned of.
+#: A longer run on a CPU logs a warning.
 _PATIENCE_SECONDS = 4 * 3600.0
-#: A step that ends no sooner after Ctrl-C is told about.
+#: If a step takes longer to end after Ctrl-C, a message explains the wait.
 _TOLD_AFTER_SECONDS = 1.0
 
 
@@ -80,7 +80,8 @@ def train(
 ) -> dict[str, Any]:
     """Train the level that a store is for, or resume such a run.
 
-    If a launcher started several processes, this is one of them. SIGTERM and Ctrl-C end the step under way and save;
+    If a launcher started several processes, this is one of them. SIGTERM and Ctrl-C end the running step and
+    save;
     then SIGTERM returns and Ctrl-C interrupts. A second Ctrl-C interrupts at once.
 
     Parameters
@@ -194,7 +195,7 @@ class _Signals:
 
     @contextmanager
     def steps(self, are_under_way: bool = True) -> Iterator[None]:
-        """Whether steps are under way in the block, which end before an interruption takes effect."""
+        """Mark a block with steps, which end before an interruption takes effect."""
         before, self._stepping = self._stepping, are_under_way
         try:
             yield
@@ -362,7 +363,7 @@ class _Run:
         )  # fmt: skip
 
     def kept(self) -> str:
-        """What an interruption keeps, and how to resume."""
+        """Return the text on what an interruption keeps, and how to resume."""
         if self._saved_step < 0:
             return f"{self.config.out}: no step is saved. Run again to start."
         return (
