@@ -1,10 +1,14 @@
 """Leases: one run at a time writes to a store or a folder.
 
-A run that writes holds ``lease.json``, which names its process. The parts of one run, which start as processes of their
-own, hold ``lease-<token>.json`` each and share the place. A holder touches its file every few seconds. Who finds a
-lease asks the system whether the process still runs, where it can: on the same boot of the same machine, in the same
-PID namespace, by number and time of start. Elsewhere (another machine, another container, a bucket) it watches the file
-and takes the lease over if nothing touches it for a minute. No clocks of machines are compared.
+A run that writes holds ``lease.json``, which names its process. The parts of one run, which are separate
+processes,
+hold ``lease-<token>.json`` each and share the place. A holder touches its file every few seconds. A process
+that finds
+a lease asks the system, if it can, whether the holder still runs: on the same boot of the same machine, in
+the same
+PID namespace, by number and time of start. On another machine, in another container or in a bucket, it
+watches the file
+and takes the lease over if nothing touches it for a minute. Clocks of machines are not compared.
 """
 
 from __future__ import annotations
@@ -39,9 +43,9 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two touches of a lease, and without one after which its holder counts as gone.
 _INTERVAL, _PATIENCE = 5.0, 60.0
-#: What makes a process one of a kind, wherever its lease is read.
+#: Values that identify a process on all machines.
 _PROCESS = ("boot", "pid_namespace", "pid", "start")
-#: States of a process, as of ``/proc``, that has ended and that its parent has not asked about.
+#: States in ``/proc`` of a process that has ended, while its parent has not read its status.
 _ENDED = ("Z", "X")
 
 
@@ -142,7 +146,7 @@ def lease(files: Files, folder: str = "", *, run: str = "") -> Iterator[Lease]:
 
 
 def _clear(files: Files, folder: str, own: str, run: str) -> None:
-    """Refuse to go on beside another run that lives; remove what is left of those that ended."""
+    """Refuse to continue beside another active run; remove the leases of runs that ended."""
     others = {}
     for name in files.names(folder):
         key = f"{folder}/{name}" if folder else name
@@ -157,7 +161,7 @@ def _clear(files: Files, folder: str, own: str, run: str) -> None:
 
 
 def _refuse_living(files: Files, leases: dict[str, bytes]) -> None:
-    """Raise for the first of some leases whose holder lives; wait where that has to be watched."""
+    """Raise an error for the first of some leases with a running holder; watch the others if necessary."""
     unknown = {}
     for key, found in leases.items():
         lives = _lives(_parse(found))
@@ -232,7 +236,7 @@ def _stamp(files: Files, key: str) -> Any:
 
 
 def _parse(found: bytes) -> dict[str, Any]:
-    """Return what a lease says; nothing where it cannot be read."""
+    """Return the content of a lease; nothing if it cannot be read."""
     with contextlib.suppress(ValueError):
         holder = json.loads(found)
         if isinstance(holder, dict):
@@ -241,7 +245,7 @@ def _parse(found: bytes) -> dict[str, Any]:
 
 
 def _lives(holder: dict[str, Any]) -> bool | None:
-    """Whether the process that holds a lease runs; None where that has to be watched."""
+    """Return whether the process that holds a lease runs; None if that must be watched."""
     pid, here = holder.get("pid"), _this_process()
     if not holder:
         return None
@@ -276,7 +280,8 @@ def _this_process() -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _machine(pid: int) -> tuple[str, str]:
-    """Return the boot of this machine and the PID namespace of a process; empty where the system does not say.
+    """Return the boot of this machine and the PID namespace of a process; empty if the system does not report
+    them.
 
     Where ``/proc`` is that of another namespace, its numbers are not ours.
     """
@@ -290,7 +295,9 @@ def _machine(pid: int) -> tuple[str, str]:
 
 
 def _stat(pid: int) -> tuple[str | None, int | None]:
-    """Return the state of a process and its start in ticks since boot; None where the system does not say."""
+    """Return the state of a process and its start in ticks since boot; None if the system does not report
+    them.
+    """
     try:
         # The name of the program, which is in parentheses, can contain anything.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

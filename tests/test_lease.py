@@ -1,4 +1,4 @@
-"""One run at a time writes to a store or a folder, wherever it runs."""
+"""One run at a time writes to a store or a folder, on any machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gridrad_cube.schema import SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.training.folder import RunFolder
 
-#: Holds the lease of a folder, as a process of its own, until it is killed.
+#: Holds the lease of a folder, as a separate process, until it is killed.
 _HOLDER = (
     "import sys, time; from gridrad_cube.lease import lease; from gridrad_cube.storage import Files\n"
     "with lease(Files(sys.argv[1]), run=sys.argv[2]):\n    print('held', flush=True); time.sleep(300)"

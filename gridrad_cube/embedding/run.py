@@ -218,7 +218,7 @@ def embed(
 
 
 def _kept(out: str, job: _Job | None) -> str:
-    """What an interrupted run keeps, and how to resume it."""
+    """Return the text on what an interrupted run keeps, and how to resume it."""
     if job is None:
         return f"{out}: what it held before is kept. Run again to resume."
     blocks = range(len(job.writer.blocks))

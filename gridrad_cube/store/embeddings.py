@@ -101,8 +101,12 @@ class EmbeddingWriter:
         Parameters
         ----------
         shared
-            Whether this is a part of a run, which shares the place with other parts of the same request. Otherwise
-            what killed writers left of unfinished files is removed.
+            True for a part of a run, which shares the place with other parts of the same request. Otherwise
+            unfinished files of killed writers are removed.
+
+        Yields
+        ------
+        The lease.
 
         Raises
         ------
