@@ -71,7 +71,7 @@ def test_selections_are_described_by_their_own_patches(cube, tmp_path):
     part = dataset.gridrad.within(time=dataset.time.values[1], channel=ir)
     part.to_zarr(tmp_path / "part.zarr", zarr_format=3)
     facts = info.inspect_target(tmp_path / "part.zarr")
-    assert facts["samples"] == f"{part.sizes['patch']} patch, from 1 crops"
+    assert facts["samples"] == f"{part.sizes['patch']} patch, from 1 crop"
     assert facts["statistics"][ir].startswith(f"{clean[1].sum()} clean patches")
     part.to_netcdf(tmp_path / "part.nc")
     assert info.inspect_target(tmp_path / "part.nc")["statistics"] == facts["statistics"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, default_reject, counted
+from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, counted, default_reject
 from gridrad_cube.store.integrity import store_info
 from gridrad_cube.store.layout import STATUS, ChannelLayout
 from gridrad_cube.store.orientation import Orientation, compare_grids, read_grids
@@ -57,7 +57,9 @@ def describe(dataset: xr.Dataset) -> Facts:
     if dataset.encoding.get("source"):
         out["store"] = str(dataset.encoding["source"])
     if not whole:
-        out["samples"] = f"{_sizes({d: dataset.sizes[d] for d in dims})}, from {_crops_of(dataset)} crops"
+        out["samples"] = (
+            f"{_sizes({d: dataset.sizes[d] for d in dims})}, from {counted(_crops_of(dataset), 'crop')}"
+        )
         out |= {"time": _span(dataset), "place": _extent(dataset)}
         return out | _channels(dataset, info, embeddings)
     out |= {"crops": _crops(dataset), "time": _span(dataset), "place": _extent(dataset)}
@@ -165,7 +167,7 @@ def _grids(dataset: xr.Dataset) -> Facts:
     if {"row", "col"} <= set(dataset.dims):
         flips = Orientation(dataset).of(np.arange(dataset.sizes["crop"]))
         order = ["south first"] * bool(flips[:, 0].any()) + ["east first"] * bool(flips[:, 1].any())
-        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)} and are turned for networks and pictures"
+        turned = f"{flips.any(axis=1).sum()} crops are {' or '.join(order)}, and are turned for networks and pictures"
         out["orientation"] = turned if order else "north first, west first"
     return out
 
@@ -173,7 +175,7 @@ def _grids(dataset: xr.Dataset) -> Facts:
 def _statistics(dataset: xr.Dataset, label: str, found: Mapping[str, Any]) -> str:
     """Return the statistics of clean patches, with their histogram over the typical range of the channel.
 
-    Of a part of a store, the statistics are those of its own clean patches, and have no histogram.
+    Of a part of a store, the statistics describe its clean patches only, and have no histogram.
     """
     flags, numbers = _of_label(dataset, label)
     kind = CHANNELS[label.split("@")[0]].kind
