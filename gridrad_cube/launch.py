@@ -8,7 +8,9 @@ process.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,11 @@ __all__ = [
 def __dir__() -> list[str]:
     return __all__
 
+
+_logger = logging.getLogger(__name__)
+
+#: Seconds after which a process says that it waits for others, and how long it waits for them at any time.
+_TOLD_AFTER_SECONDS, _GROUP_TIMEOUT = 10.0, timedelta(minutes=30)
 
 #: (launcher, rank, world size, local rank under any of these names). The first launcher whose rank and size are set
 #: decides: torchrun comes first because it may itself run under one of the others.
@@ -129,9 +136,7 @@ def choose_device(device: str, world: World) -> torch.device:
     if device not in ("auto", "cuda") and not (kind == "cuda" and number.isdecimal()):
         raise ValueError(f"device: got {device!r}; expected auto, cpu, cuda or cuda:N")
     if not count:
-        raise ValueError(
-            f"device: {device!r} asked for but torch sees no GPU here. Pass --device cpu or auto."
-        )
+        raise ValueError(f"device: {device!r} asked for but torch sees no GPU here. Pass `device='cpu'`.")
     if number and int(number) >= count:
         raise ValueError(
             f"device: {device!r} asked for but torch sees {count} GPUs; expected a number below that"
@@ -160,10 +165,28 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     os.environ.setdefault("MASTER_ADDR", _master_address())
     os.environ.setdefault("MASTER_PORT", str(_master_port()))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=world.rank, world_size=world.size, timeout=timedelta(minutes=30),
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    _logger.info("rank %d of %d meets the others at %s", world.rank, world.size, where)
+    waiting = threading.Timer(
+        _TOLD_AFTER_SECONDS, _logger.warning,
+        ("rank %d of %d waits for the others at %s. If there are none, unset RANK and WORLD_SIZE, or SLURM_PROCID; if "
+         "they are elsewhere, set MASTER_ADDR to the host of rank 0.", world.rank, world.size, where),
     )  # fmt: skip
+    waiting.daemon = True
+    waiting.start()
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=world.rank, world_size=world.size, timeout=_GROUP_TIMEOUT,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"rank {world.rank} of {world.size}: the others did not come to {where} in "
+            f"{_GROUP_TIMEOUT.total_seconds() / 60:.0f} min, or do not answer there ({str(error).splitlines()[0]}). "
+            "Start as many processes as the launcher says, or unset its variables to run one process."
+        ) from error
+    finally:
+        waiting.cancel()
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 __all__ = ["explain_interruption", "is_watched", "progress_bar"]
+
+
+#: Characters of a bar in a terminal of unknown width.
+_UNKNOWN_WIDTH = 80
 
 
 def __dir__() -> list[str]:
@@ -59,6 +64,7 @@ def progress_bar(
     The bar. Nothing is drawn if it is not shown.
     """
     shown = bool(total) and (is_watched() if progress is None else progress)
+    width = _UNKNOWN_WIDTH if shown and _has_no_width() else None
     return tqdm(
         items,
         title,
@@ -66,9 +72,18 @@ def progress_bar(
         unit=unit,
         initial=initial,
         disable=not shown,
-        dynamic_ncols=True,
+        ncols=width,
+        dynamic_ncols=width is None,
         file=sys.stderr,
     )
+
+
+def _has_no_width() -> bool:
+    """Say whether this is a terminal that does not know how wide it is, such as that of ``script`` in a job."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns == 0
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -738,7 +738,7 @@ class TileSpec:
         if (self.crop is None) != (self.placement == "scene"):
             raise SchemaError(
                 f"crop={self.crop} with placement={self.placement!r}: a window needs both a size and a placement "
-                "other than 'scene'. Pass --crop 2048 --placement tiles, or neither."
+                "other than 'scene'. Pass both `crop` and `placement`, or neither."
             )
         if self.crop is not None:
             object.__setattr__(self, "crop", (int(self.crop[0]), int(self.crop[1])))

@@ -12,6 +12,7 @@ the bytes.
 from __future__ import annotations
 
 import datetime
+import errno
 import functools
 import hashlib
 import io
@@ -166,13 +167,26 @@ def write_zarr(dataset: xr.Dataset, root: str | os.PathLike[str]) -> None:
 @contextmanager
 def _temporary(target: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``target``; remove it at the end if it was not renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    with _full_disk_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _full_disk_named(target: Path) -> Iterator[None]:
+    """Name the file for which a disk has no room, and say what to do: the system names neither."""
     try:
-        with open(temporary, "wb") as file:
-            yield file
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"{os.strerror(error.errno)}. Make room and run again: what is written is kept, and the run resumes"
+        raise OSError(error.errno, text, os.fspath(target)) from error
 
 
 @contextmanager
@@ -486,6 +500,11 @@ class Files:
         if not self.local:
             raise NotImplementedError(f"{self.path(key)}: only a local file can be appended to")
         target = Path(self.root, key)
+        with _full_disk_named(target):
+            return self._append(target, data)
+
+    @staticmethod
+    def _append(target: Path, data: bytes) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "ab") as file:
             offset = file.tell()

@@ -71,7 +71,7 @@ def crop_shape(
     if min(shape) < spec.patch:
         raise SchemaError(
             f"scene: smaller than one patch, got {shape[0]} x {shape[1]} px; expected at least {spec.patch} x "
-            f"{spec.patch}. Pass a smaller --patch, at most {min(shape)}."
+            f"{spec.patch}. Pass a smaller `patch`, at most {min(shape)}."
         )
     if spec.crop is not None:
         return spec.crop

@@ -265,8 +265,8 @@ def test_a_run_starts_from_the_heads_of_another(cube, tmp_path):
 def test_store_with_one_time_is_refused_with_what_to_do(tmp_path):
     one = make_store(tmp_path, patch=EDGE, scenes=1, channels=CHANNELS)
     with pytest.raises(
-        SchemaError, match=r"seen at one time only.*Pass --objective coding-rate, or add scenes"
+        SchemaError, match=r"seen at one time only.*Pass `objective='coding-rate'`, or add scenes"
     ):
         train(one, tmp_path / "run", **OPTIONS)
-    with pytest.raises(SchemaError, match="--pool: got 'projection'"):
+    with pytest.raises(SchemaError, match="`pool`: got 'projection'"):
         train(one, tmp_path / "run", **OPTIONS | {"objective": "coding-rate"})

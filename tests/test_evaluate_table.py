@@ -538,7 +538,8 @@ def test_level_2k_has_the_mean_of_patches_beside_it(store_folder, tmp_path):
 def test_a_cube_that_has_moved_is_asked_for(store_folder, tmp_path):
     shutil.copytree(store_folder / "plain.zarr", tmp_path / "plain.zarr")
     with pytest.raises(
-        SchemaError, match=r"no cube at .*patches\.zarr, which .* was made from; moved\? Pass --cube PATH"
+        SchemaError,
+        match=r"no cube at .*patches\.zarr, which .* was made from; moved\? Pass `cube` with its path",
     ):
         evaluation.evaluate(tmp_path / "plain.zarr")
     moved = sequels.open_stores([str(tmp_path / "plain.zarr")], cube=store_folder / "patches.zarr")

@@ -225,7 +225,7 @@ def test_grids_of_a_collapsed_network_are_refused(tmp_path):
 def test_grids_too_small_are_refused_by_name(tmp_path):
     store = write_embeddings(tmp_path / "small.zarr", np.zeros((2, 1, 3, 12, 8)))
     with pytest.raises(
-        SchemaError, match=r"small.zarr: .* got 3 x 12 cells; expected at least 4 x 4.*--stride 128"
+        SchemaError, match=r"small.zarr: .* got 3 x 12 cells; expected at least 4 x 4.*`stride=128`"
     ):
         GridDataset(store)
 

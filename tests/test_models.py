@@ -465,7 +465,7 @@ def test_schedules_have_one_value_a_step_within_their_ends(
 
 
 def test_schedule_refuses_a_warm_up_longer_than_the_run() -> None:
-    with pytest.raises(ValueError, match=r"warm-up of 70 steps does not fit into 35\. Lower --warmup_epochs"):
+    with pytest.raises(ValueError, match=r"warm-up of 70 steps does not fit into 35\. Lower `warmup_epochs`"):
         cosine_schedule(1.0, 0.0, 35, 70)
 
 

@@ -259,12 +259,15 @@ def test_views_of_wind_and_shear_are_never_mirrored(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temporal_positives": -5}, r"--temporal-positives: got -5.0; expected at least 0"),
+        ({"temporal_positives": -5}, r"`temporal_positives`: got -5.0; expected at least 0"),
         (
             {"contrast_weight": 1, "objective": "contrast"},
-            "--contrast-weight: the objective is the contrast itself",
+            "`contrast_weight`: the objective is the contrast itself",
         ),
-        ({"pool": "projection"}, "--pool: got 'projection', .* does not train. Pass --objective contrast or"),
+        (
+            {"pool": "projection"},
+            "`pool`: got 'projection', .* does not train. Pass `objective='contrast'`, or",
+        ),
         ({"temporal_positives": 600}, r"no sample has a partner 600 min later"),
     ],
 )

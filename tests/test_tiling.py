@@ -235,7 +235,7 @@ def test_scene_smaller_than_a_patch_is_refused(placement, shape):
         offsets=((0, 0),) if placement == "list" else (),
     )
     with pytest.raises(
-        SchemaError, match=f"{shape[0]} x {shape[1]} px.*256 x 256.*smaller --patch, at most 255"
+        SchemaError, match=f"{shape[0]} x {shape[1]} px.*256 x 256.*smaller `patch`, at most 255"
     ):
         tiling.windows(shape, spec, "a")
 

@@ -287,7 +287,7 @@ def test_config_survives_json():
     [
         (["--epoch", "3"], r"unknown option --epoch; did you mean --epochs"),
         (["--teacher_tmp=3"], r"unknown option --teacher-tmp; did you mean --teacher-temp"),
-        (["--zzzz"], r"unknown option --zzzz; see --help-all"),
+        (["--zzzz"], r"unknown option --zzzz; see gridrad-cube train --help-all"),
         (
             ["--arch2k", "vit2k_xs"],
             r"option --arch2k no longer exists: the network of level 2k is --arch when",
@@ -320,14 +320,14 @@ def test_file_with_an_unknown_key_is_refused_by_name(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("[level.256]\nglobal_sise = 192\n")
     with pytest.raises(
-        SchemaError, match=r"mine.toml: unknown option --global-sise; did you mean --global-size"
+        SchemaError, match=r"mine.toml: unknown option `global_sise`; did you mean `global_size`"
     ):
         load_config(level="256", file=file)
     file.write_text("[level.4k]\nlr = 1\n")
     with pytest.raises(SchemaError, match=r"unknown table \[level.4k\]"):
         load_config(level="256", file=file)
     file.write_text('preset = "demo"\n')
-    with pytest.raises(SchemaError, match=r"mine.toml: .* Pass --preset beside it"):
+    with pytest.raises(SchemaError, match=r"mine.toml: .* Pass `preset` beside it"):
         load_config(level="256", file=file)
     file.write_text("lr = = 1\n")
     with pytest.raises(SchemaError, match="not a TOML file"):
@@ -387,13 +387,13 @@ def test_plan_scales_the_rate_and_counts_in_steps():
 @pytest.mark.parametrize(
     ("level", "options", "samples", "message"),
     [
-        ("256", {"preset": "dino"}, 63, r"63 clean patches .*, fewer than one step of 64 .* Lower --batch"),
+        ("256", {"preset": "dino"}, 63, r"63 clean patches .*, fewer than one step of 64 .* Lower `batch"),
         ("2k", {"batch_size_per_gpu": 8}, 99, r"one loss has 8 grids \(8 x 1 processes\); level 2k needs at least 16"),
         ("2k", {"batch_size_per_gpu": 16}, 12, r"12 grids \(crops x channels\), fewer .* at least 16: add scenes"),
-        ("2k", {"batch_size_per_gpu": 64}, 40, r"Lower --batch-size-per-gpu: it times --accumulate, .* at most 40"),
-        ("2k", {"objective": "contrast"}, 99, r"--objective: got 'contrast'; expected dino or coding-rate at level 2k"),
-        ("256", {"preset": "predecessor", "epochs": 5}, 99, r"--warmup-teacher-temp-epochs: 19 epochs do not fit into "
-         "--epochs 5"),
+        ("2k", {"batch_size_per_gpu": 64}, 40, r"Lower `batch_size_per_gpu`: it times `accumulate`, .* at most 40"),
+        ("2k", {"objective": "contrast"}, 99, r"`objective`: got 'contrast'; expected dino or coding-rate at level 2k"),
+        ("256", {"preset": "predecessor", "epochs": 5}, 99, r"`warmup_teacher_temp_epochs`: 19 epochs do not fit into "
+         "`epochs=5`"),
     ],
 )  # fmt: skip
 def test_plan_refuses_what_cannot_be(level, options, samples, message):
@@ -528,9 +528,9 @@ def test_train_takes_options_or_a_config(cube, tmp_path):
     assert one | {"out": ""} == other | {"out": ""}
     with pytest.raises(TypeError, match="a Config holds every option"):
         train(config_for(cube, tmp_path / "c"), steps=0)
-    with pytest.raises(SchemaError, match=r"--out: missing\. Pass the folder of the run"):
+    with pytest.raises(SchemaError, match=r"`out`: missing\. Pass the folder of the run"):
         train(cube, steps=0)
-    with pytest.raises(SchemaError, match=r"unknown option --step; did you mean --steps"):
+    with pytest.raises(SchemaError, match=r"unknown option `step`; did you mean `steps`"):
         train(cube, tmp_path / "c", step=0)
 
 
@@ -642,7 +642,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_been(cube, tmp_path):
 
 
 def test_signal_saves_and_exits_zero(cube, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "train", lambda config, progress: train(config, progress=Stop(2)))
+    monkeypatch.setattr(training, "train", lambda config: train(config, progress=Stop(2)))
     old = signal.getsignal(signal.SIGTERM)
     argv = ["--store", str(cube), "--out", str(tmp_path), "--channels", IR, "--steps", "50"]
     argv += [w for k, v in TINY.items() for w in ("--" + k, str(v))]
@@ -654,7 +654,7 @@ def test_signal_saves_and_exits_zero(cube, tmp_path, monkeypatch):
 
 
 def test_interrupt_saves_before_it_interrupts(cube, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"step [2-4] of 50 is saved\. Run again to resume"):
         train(config_for(cube, tmp_path, steps=50), progress=Stop(2, signal.SIGINT))
     assert 2 <= load_checkpoint(tmp_path / "checkpoint.pth")["step"] < 5
 
@@ -796,14 +796,14 @@ def test_run_of_an_earlier_version_resumes(cube, tmp_path):
     for name, value in whole["student"].items():
         assert torch.equal(value, new["student"][name]), name
     for other, message in (
-        ({"temporal_positives": 5}, r"--temporal-positives \[\] there, \[5.0\] here"),
-        ({"exclude_time": "2001"}, r"--exclude-time \[\] there, \[\['2001'\]\] here"),
+        ({"temporal_positives": 5}, r"`temporal_positives` \[\] there, \[5.0\] here"),
+        ({"exclude_time": "2001"}, r"`exclude_time` \[\] there, \[\['2001'\]\] here"),
     ):
         with pytest.raises(SchemaError, match=message):
             train(dataclasses.replace(config, out=str(tmp_path / "old"), **other))
     old["config"]["koleo"] = 0.1
     save_checkpoint(old, tmp_path / "old" / "checkpoint.pth")
-    with pytest.raises(SchemaError, match=r"of an earlier version, with --koleo 0.1; expected the defaults"):
+    with pytest.raises(SchemaError, match=r"of an earlier version, with `koleo` 0.1; expected the defaults"):
         train(
             dataclasses.replace(
                 config, out=str(tmp_path / "old"), resume=str(tmp_path / "old/checkpoint.pth")
@@ -836,13 +836,16 @@ def test_options_of_an_earlier_version_are_accepted_at_their_defaults(cube, old,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.02}, r"a run of another configuration: --lr 0.01 there, 0.02 here. Pass another --out"),
-        ({"arch": "vit_tiny", "patch_size": 8}, r"--arch vit_demo there, vit_tiny here"),
+        ({"lr": 0.02}, r"a run of another configuration: `lr` 0.01 there, 0.02 here. Pass another `out`"),
+        ({"arch": "vit_tiny", "patch_size": 8}, r"`arch` vit_demo there, vit_tiny here"),
         (
             {"channels": (VISIBLE,)},
-            r"--channels \['ir_brightness_temperature'\] there, \['visible_reflectance'\] here",
+            r"`channels` \['ir_brightness_temperature'\] there, \['visible_reflectance'\] here",
         ),
-        ({"resume": "never"}, r"holds a run already \(checkpoint.pth\), and --resume never starts a new one"),
+        (
+            {"resume": "never"},
+            r"holds a run already \(checkpoint.pth\), and `resume='never'` starts a new one",
+        ),
     ],
 )
 def test_folder_of_another_run_is_refused(cube, tmp_path, options, message):
@@ -904,7 +907,7 @@ def test_grids_of_a_run_stay_when_the_store_grows(grids, tmp_path):
 def test_run_of_another_level_is_refused(cube, grids, tmp_path):
     train(config_for(cube, tmp_path, steps=1))
     with pytest.raises(
-        SchemaError, match=r"a run of level 256, but .* trains level 2k. Each level has its own --out"
+        SchemaError, match=r"a run of level 256, but .* trains level 2k. Each level has its own `out`"
     ):
         train(grid_config(grids, tmp_path, steps=1))
 
@@ -913,7 +916,7 @@ def test_resume_names_a_checkpoint_of_a_run(cube, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         train(config_for(cube, tmp_path, steps=1, resume=str(tmp_path / "none.pth")))
     save_checkpoint({"teacher": {"norm.weight": torch.zeros(3)}}, tmp_path / "weights.pth")
-    with pytest.raises(SchemaError, match=r"not a checkpoint of a run that can be resumed.*--init-from"):
+    with pytest.raises(SchemaError, match=r"not a checkpoint of a run that can be resumed.*`init_from="):
         train(config_for(cube, tmp_path / "new", steps=1, resume=str(tmp_path / "weights.pth")))
 
 
@@ -1001,20 +1004,20 @@ def test_loss_that_is_not_finite_names_the_samples(cube, tmp_path, monkeypatch):
         ({"channels": ("reflectivity",)}, r"no channel 'reflectivity'; expected some of"),
         (
             {"arch": "vit2k_xs"},
-            r"--arch: vit2k_xs is not for .*, which holds patches, level 256; expected one of",
+            r"`arch`: vit2k_xs is not for .*, which holds patches, level 256; expected one of",
         ),
-        ({"arch": "vit_huge"}, r"--arch: got 'vit_huge'; expected one of"),
+        ({"arch": "vit_huge"}, r"`arch`: got 'vit_huge'; expected one of"),
         (
             {"arch": "resnet50"},
-            r"--arch: got 'resnet50'; .* Networks of torchvision and torch.hub \(xcit\) are not",
+            r"`arch`: got 'resnet50'; .* Networks of torchvision and torch.hub \(xcit\) are not",
         ),
         ({"batch_size_per_gpu": 500}, r"clean patches \(of all channels\), fewer than one step of 500"),
         ({"time": ("2001-01-01", "2001-02-01")}, r"no crop in the time asked for"),
         ({"bbox": (0, 0, 1, 1)}, r"no clean patch of"),
-        ({"global_size": 48}, r"--global-size: a view covers 48 px, but a field has 32"),
-        ({"local_size": 20}, r"--local-size: 20 px are not whole tokens of 8 px"),
-        ({"zoom": (0.0, 1.0)}, r"--zoom: got 0.0 1.0; expected 0 < LOW <= HIGH"),
-        ({"image_size": 20}, r"--image-size: 20 px are not whole tokens of 8 px"),
+        ({"global_size": 48}, r"`global_size`: a view covers 48 px, but a field has 32"),
+        ({"local_size": 20}, r"`local_size`: 20 px are not whole tokens of 8 px"),
+        ({"zoom": (0.0, 1.0)}, r"`zoom`: got 0.0 1.0; expected 0 < LOW <= HIGH"),
+        ({"image_size": 20}, r"`image_size`: 20 px are not whole tokens of 8 px"),
         ({"coarsen": 3}, r"coarsen: got 3; expected a divisor of the patch, 32 px"),
         ({"device": "cuda"}, r"device: 'cuda' asked for but torch sees no GPU"),
     ],

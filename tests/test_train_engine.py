@@ -173,12 +173,12 @@ def test_batches_of_a_step_may_change_when_a_run_goes_on_with_dino_alone(cube, t
     (tmp_path / "dino" / "checkpoint_step0000002.pth").unlink()
     assert train(config_for(cube, tmp_path / "dino", steps=2, **HALVES))["step"] == 2
     with pytest.raises(
-        SchemaError, match=r"8 samples a step there, 16 here \(processes x --batch-size-per-gpu x"
+        SchemaError, match=r"8 samples a step there, 16 here \(processes x `batch_size_per_gpu` x"
     ):
         train(config_for(cube, tmp_path / "dino", steps=2, **HALVES | {"accumulate": 4}))
     options = {"objective": "coding-rate", "steps": 1}
     train(config_for(cube, tmp_path / "rate", **options, **WHOLE))
-    with pytest.raises(SchemaError, match=r"another configuration: --accumulate 1 there, 2 here"):
+    with pytest.raises(SchemaError, match=r"another configuration: `accumulate` 1 there, 2 here"):
         train(config_for(cube, tmp_path / "rate", **options, **HALVES))
 
 
@@ -327,7 +327,7 @@ def damaged(cube, tmp_path) -> Path:
 
 def test_damaged_patches_stop_a_run_or_are_left_out(damaged, tmp_path, caplog):
     config = config_for(damaged, tmp_path / "run", drop_path_rate=0.0, epochs=1)
-    with pytest.raises(SchemaError, match=r"ir_brightness_temperature.*--on-damage skip"):
+    with pytest.raises(SchemaError, match=r"ir_brightness_temperature.*`on_damage='skip'`"):
         train(config)
     summary = train(dataclasses.replace(config, on_damage="skip"))
     assert summary["step"] == summary["steps"]

@@ -1,7 +1,8 @@
 """Commands whose errors are one line each, in the words of the command line.
 
-Messages of the package name parameters as Python does, between backticks: `` `patch` ``, `` `resume=False` ``. Here,
-and nowhere else, those that are options of the command are spelled as options: ``--patch``, ``--no-resume``.
+Messages of the package name parameters as Python does: `` `patch` `` and `` `resume=False` `` between backticks; a
+parameter with a constant also without them, and one at the beginning of a message (``patch: got 5``). Here, and nowhere
+else, those that are options of the command are spelled as options: ``--patch``, ``--no-resume``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import click
 #: Errors that are about what was asked for; anything else is a fault of the program and shows its traceback.
 EXPECTED = (ValueError, OSError, ImportError)
 
-_PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
+_PARAMETER = re.compile(
+    r"`(?P<quoted>[a-z]\w*)(?:=(?P<value>[^`]*))?`"
+    r"|(?<![\w./?&-])(?P<bare>[a-z]\w*)=(?P<constant>None|True|False|'[^']*')"
+    r"|^(?P<first>[a-z]\w*)(?=: )"
+)
 
 
 class Command(click.Command):
@@ -71,17 +76,24 @@ def spell(text: str, ctx: click.Context) -> str:
         The context of the command. A name that is none of its parameters stays as it is.
     """
     params = {param.name: param for param in ctx.command.get_params(ctx)}
+    root = ctx.find_root()
+    others = root.command.commands.values() if isinstance(root.command, click.Group) else ()
+    # A remedy may be an option of an earlier command.
+    elsewhere = {
+        param.name: param for command in others for param in command.params if param.name not in params
+    }
 
     def replace(match: re.Match[str]) -> str:
-        name, value = match[1], match[2]
+        name = match["quoted"] or match["bare"] or match["first"]
+        value = match["value"] or match["constant"]
         switch = params.get(f"no_{name}")
         if value in ("None", "False") and switch is not None:
             return switch.opts[0]
-        param = params.get(name)
-        if isinstance(param, click.Argument):
-            return param.human_readable_name
+        param = params.get(name) or (elsewhere.get(name) if match["quoted"] else None)
         if param is None:
             return match[0]
+        if isinstance(param, click.Argument):
+            return param.human_readable_name
         flag = max(param.opts, key=len)
         if value == "False" and param.secondary_opts:
             return param.secondary_opts[0]

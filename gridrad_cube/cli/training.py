@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -162,7 +163,8 @@ def _one_value_each(args: Sequence[str], params: Sequence[click.Parameter]) -> l
             name, equals, value = arg.partition("=")
             words.append([name.replace("_", "-"), *([value] if equals else [])])
             if words[-1][0] not in known:
-                raise click.UsageError(unknown_option(name))
+                text = unknown_option(name)
+                raise click.UsageError(re.sub(r"`(\w+)`", lambda m: "--" + m[1].replace("_", "-"), text))
         elif words and (len(words[-1]) == 1 or getattr(known[words[-1][0]], "several", False)):
             words[-1].append(arg)
         else:

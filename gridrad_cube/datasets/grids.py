@@ -366,5 +366,5 @@ def _check_grids(dataset: xr.Dataset, where: str) -> None:
         raise SchemaError(
             f"{where}: the grids are too small for views that differ, got {rows} x {cols} cells; expected "
             f"at least {_SMALLEST_GRID} x {_SMALLEST_GRID}. Embed overlapping patches (gridrad-cube embed "
-            "--stride 128), or preprocess with a larger --crop."
+            "`stride=128`), or preprocess with a larger `crop`."
         )

@@ -123,7 +123,7 @@ class SampleRecord:
             return found, bits.reshape(len(found), *self.shape).astype(bool)
         raise SchemaError(
             f"{where}: the store does not hold the samples that the run was trained on: {problem}. Resume on the store "
-            "as it was, or pass another --out to start a new run (--init-from starts it from these weights)."
+            "as it was, or pass another `out` to start a new run (`init_from` starts it from these weights)."
         )
 
 

@@ -133,7 +133,7 @@ class PatchInput:
         if self.patch % coarsen or round(edge) % token or abs(edge - round(edge)) > 1e-6:
             raise SchemaError(
                 f"{self.store}: patches of {self.patch} px become {edge:g} px for this network (blocks of {coarsen}, "
-                f"magnified by {magnification:g}); expected whole tokens of {token} px. Preprocess with the --patch "
+                f"magnified by {magnification:g}); expected whole tokens of {token} px. Preprocess with the `patch` "
                 "that the network was trained on."
             )
         return int(round(edge) // token)

@@ -94,7 +94,7 @@ class Network:
             if self.head is None:
                 raise SchemaError(
                     f"{self.path}: pool 'projection' is the head of the contrast, and this network was trained without "
-                    "it. Pass --pool mean+std, or a checkpoint of --objective contrast."
+                    "it. Pass `pool='mean+std'`, or a checkpoint of `objective='contrast'`."
                 )
             self.features = self.head.out_dim
             state |= {f"contrast_head.{name}": value for name, value in self.head.state_dict().items()}

@@ -176,13 +176,13 @@ def embed(
     if (checkpoint is None) == (model is None):
         raise SchemaError(
             f"embed: got {'both' if model else 'neither'} a checkpoint {'and' if model else 'nor'} a model; expected "
-            "one of them. Pass a checkpoint (--checkpoint) to embed by a network, or a model (--model descriptor, or "
-            "--model pool of crops) to embed without training."
+            "one of them. Pass `checkpoint` to embed by a network, or `model='descriptor'`, or "
+            "`model='pool'` for crops, to embed without training."
         )
     if out is None:
         raise SchemaError("out: got None; expected the path or URL of the store to write")
     if Files(store).root == Files(out).root:
-        raise SchemaError(f"{out}: is the store that is to be embedded. Pass another --out.")
+        raise SchemaError(f"{out}: is the store that is to be embedded. Pass another `out`.")
     job = functools.partial(
         _Job, Files(store).root, None if checkpoint is None else os.path.abspath(checkpoint), Files(out).root,
         model=model, channels=channels, stride=stride, coarsen=coarsen, key=key, pool=pool, normalize=normalize,
@@ -332,7 +332,7 @@ class _Job:
         if record["rows"] > len(rows) or record["crops"] != _hash_crops(self.inputs.dataset, old):
             raise SchemaError(
                 f"{self.writer.files.root}: holds embeddings of another store: rows {old.start} to {old.stop - 1} "
-                f"are not those of {self.inputs.store}. Pass another --out, or resume=False to overwrite it."
+                f"are not those of {self.inputs.store}. Pass another `out`, or resume=False to overwrite it."
             )
         if record["content"] != self.inputs.content(old):
             self.writer.uncommit()

@@ -269,9 +269,7 @@ def open_labels(source: PathLike | pd.DataFrame | xr.Dataset, name: str, stores:
     words = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "labels"
     if name not in found:
         names = sorted(found.columns if isinstance(found, pd.DataFrame) else found.data_vars)
-        raise SchemaError(
-            f"{words}: no label {name!r}; it has {names}. Pass label= (--label) with one of these."
-        )
+        raise SchemaError(f"{words}: no label {name!r}; it has {names}. Pass `label` with one of these.")
     if not pd.api.types.is_numeric_dtype(found[name].dtype):
         raise SchemaError(f"{words}: {name} holds {found[name].dtype}; expected numbers or booleans")
     dims = [d for d in sample_dims(stores.first) if d != "channel"]
@@ -383,7 +381,7 @@ def open_stores(
     if below is not None:
         between, members = open_embeddings(below), _members(below, members)
     opened = open_packed(place)
-    for other, flag in ((between, "--patches"), (opened, "--cube")):
+    for other, flag in ((between, "`patches`"), (opened, "`cube`")):
         if other is not None and not _same_crops(first, other):
             raise SchemaError(
                 f"evaluate: {other.encoding.get('source')} is not what {paths[0]} was made from: its crops are of "
@@ -444,21 +442,21 @@ def sources_of(
     """
     between = None
     if store_info(path, "embeddings").get("level") == "2k":
-        path = between = _source(path, patches, "embeddings", "--patches")
-    return _source(path, cube, "patches", "--cube"), between
+        path = between = _source(path, patches, "embeddings", "`patches`")
+    return _source(path, cube, "patches", "`cube`"), between
 
 
 def _source(path: PathLike, given: PathLike | None, kind: _Kind, flag: str) -> str:
     """Return what a store was made from: as given, or as it says, relative to itself."""
     source = str(store_info(path).get("source") or "")
     if not (given or source):
-        raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} PATH.")
+        raise SchemaError(f"evaluate: {path} does not say what it was made from. Pass {flag} with its path.")
     place = os.fspath(given or source_path(path, source))
     try:
         store_info(place, kind)
     except FileNotFoundError as error:
         what = "cube" if kind == "patches" else "level-256 embeddings"
         raise SchemaError(
-            f"evaluate: no {what} at {place}, which {path} was made from; moved? Pass {flag} PATH."
+            f"evaluate: no {what} at {place}, which {path} was made from; moved? Pass {flag} with its path."
         ) from error
     return place

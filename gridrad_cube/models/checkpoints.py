@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import logging
 import math
 import os
@@ -78,8 +79,11 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     SchemaError
         If `load_checkpoint` would refuse the file. An earlier file is kept.
     """
+    # Into memory first: of a disk that is full torch says that a position is unexpected.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
     with open_for_writing(path) as file:
-        torch.save(dict(state), file)
+        file.write(buffer.getbuffer())
         file.flush()
         _unpickle(Path(file.name), Path(path), mmap=True)
 
@@ -332,7 +336,7 @@ def _network_state(checkpoint: Mapping[str, Any], key: str, where: str = "checkp
             n for n, v in checkpoint.items() if _is_state(v) and any(k.endswith("cls_token") for k in v)
         ]
         raise SchemaError(
-            f"{where}: no weights under {key!r}; expected one of {sorted(offered)}. Pass --checkpoint_key."
+            f"{where}: no weights under {key!r}; expected one of {sorted(offered)}. Pass `key`."
         )
     out = {_PREFIX.sub("", name): value for name, value in state.items()}
     if len(out) != len(state):

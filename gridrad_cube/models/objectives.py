@@ -146,7 +146,7 @@ class DINOLoss(nn.Module):
         if not 0 <= warmup_epochs <= epochs:
             raise ValueError(
                 f"DINOLoss: warmup_epochs={warmup_epochs} does not fit into epochs={epochs}. "
-                "Lower --warmup_teacher_temp_epochs or train longer."
+                "Lower `warmup_teacher_temp_epochs` or train longer."
             )
         self.views = views
         self.teacher_temps = np.full(epochs, teacher_temp, dtype=np.float64)
@@ -409,7 +409,7 @@ def cosine_schedule(base: float, final: float, steps: int, warmup_steps: int = 0
     if not 0 <= warmup_steps <= steps:
         raise ValueError(
             f"schedule: a warm-up of {warmup_steps} steps does not fit into {steps}. "
-            "Lower --warmup_epochs or train longer."
+            "Lower `warmup_epochs` or train longer."
         )
     rise = np.linspace(0.0, base, warmup_steps)
     rest = steps - warmup_steps

@@ -219,7 +219,8 @@ def _workers_here(count: int) -> Iterator[Client]:
 @contextmanager
 def _dask_silent() -> Iterator[None]:
     """Keep Dask from logging what this package says itself, or does on purpose."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio")]
+    names = ("distributed", "distributed.client", "tornado.application", "asyncio")  # Dask gives each a level
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

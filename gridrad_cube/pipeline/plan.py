@@ -45,7 +45,7 @@ def recipe_of(build: Build, wanted: Recipe | None) -> Recipe:
     if changed:
         text = "; ".join(f"{k}: store {a}, asked {b}" for k, (a, b) in changed.items())
         hint = " Thresholds change with: gridrad-cube reflag." if "quality" in changed else ""
-        raise SchemaError(f"{build.files.root}: built with another recipe ({text}). Use a new --store.{hint}")
+        raise SchemaError(f"{build.files.root}: built with another recipe ({text}). Use a new `store`.{hint}")
     return build.recipe
 
 
@@ -240,7 +240,7 @@ def _write_grid(build: Build, grid: str, found: Mapping[str, str], recipe: Recip
 def _too_large(crop: tuple[int, int], layout: store.CubeLayout) -> SchemaError:
     return SchemaError(
         f"needs crops of {crop} px, but this store has {layout.crop}. Build another store for it, or cut windows that "
-        "fit (--crop, --placement)."
+        "fit (`crop`, `placement`)."
     )
 
 

@@ -316,7 +316,7 @@ def repair(
                         "converted from the predecessor's files: remove its damaged shards and convert it again"
                     )
                 if entry.file not in files:
-                    raise FileNotFoundError(f"{entry.file}: not under --source-root")
+                    raise FileNotFoundError(f"{entry.file}: not under the folders that were given")
                 path = files[entry.file]
                 check_unchanged(build, {number: (path, identity(path))}, run)
                 ((_, result),) = run(write_source, [(build.files.root, layout, recipe, entry, path)])
@@ -471,6 +471,8 @@ def _account(build: Build, number: int, result: Any) -> Outcome:
     # Errors of the place that is written to: no other file would fare better.
     refused = isinstance(result, PermissionError) and str(result.filename).startswith(build.files.root)
     if refused or (isinstance(result, OSError) and result.errno in FATAL):
+        if "run again" in str(result.strerror):  # it says what to do
+            raise result
         raise OSError(
             result.errno,
             f"{build.files.root}: {result.strerror}. Free some space or change the permissions, and run the "

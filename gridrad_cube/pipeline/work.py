@@ -311,7 +311,7 @@ def _states_of_bins(volume: readers.RadarVolume, spec: quality.RadarQualitySpec)
     if is_counted and "reflectivity" not in volume.weights:
         raise SchemaError(
             f"{volume.header.path}: no wReflectivity; expected the weights of reflectivity, which quality control "
-            "compares. Build with --qc none."
+            "compares. Build with `qc='none'`."
         )
     for level in volume.levels:
         part = volume.part(level)

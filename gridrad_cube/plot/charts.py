@@ -119,7 +119,7 @@ def _read_metrics(folder: str | os.PathLike[str]) -> pd.DataFrame:
     path = Path(folder, "metrics.jsonl")
     if not path.is_file():
         raise SchemaError(
-            f"{folder}: no metrics.jsonl; expected the folder of a training run (--out of train)"
+            f"{folder}: no metrics.jsonl; expected the folder of a training run (`out` of train)"
         )
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     records = []

@@ -77,7 +77,7 @@ def from_checkpoint(
     planes = network.architecture.in_channels
     if level == "256" and planes > 1 and planes != len(channels):
         raise SchemaError(
-            f"{path}: its network reads {planes} channels at once, got {list(channels)}. Pass --channel"
+            f"{path}: its network reads {planes} channels at once, got {list(channels)}. Pass `channels`"
         )
     epoch = old.get("epoch") if isinstance(old.get("epoch"), int) else 0
     made: dict[str, Any] = {

@@ -219,7 +219,7 @@ def _settle(
     if shapes:
         crop = shapes.most_common(1)[0][0]
     if crop[0] % edge or crop[1] % edge:
-        raise SchemaError(f"crops of {crop} px are not whole patches of {edge} px; pass --patch")
+        raise SchemaError(f"crops of {crop} px are not whole patches of {edge} px; pass `patch`")
     channels = [name for name in CHANNEL_NAMES if any(name in f.channels for f in known)]
     units: str = visible_units
     if visible_units == "auto":

@@ -99,7 +99,7 @@ class _Features:
         rows, cols = grid or (edge, edge)
         if rows * cols != self.shape[0]:
             raise SchemaError(
-                f"{self.path}: embeddings of {self.shape[0]} patches; got a grid of {rows} x {cols}. Pass --grid"
+                f"{self.path}: embeddings of {self.shape[0]} patches; got a grid of {rows} x {cols}. Pass `grid`"
             )
         return rows, cols
 
@@ -249,8 +249,8 @@ def _channel(
     if number is None or (alone and len(present) == 1):
         if len(present) != 1:
             raise SchemaError(
-                f"{path}: the name {name} does not contain the channel. Pass --cube with the cube of the same crops, "
-                "or --channel if all are of one."
+                f"{path}: the name {name} does not contain the channel. Pass `cube` with the cube of the same crops, "
+                "or `channels` if all are of one."
             )
         return present[0]
     if number >= len(channels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import xarray as xr
 
 from gridrad_cube import similarity
 from gridrad_cube.geometry import great_circle_km
+from gridrad_cube.progress import progress_bar
 from gridrad_cube.query.footprints import Rule, footprints_of, neighbors
 from gridrad_cube.query.queries import Query, is_batch, read_query
 from gridrad_cube.query.samples import (
@@ -58,6 +59,7 @@ def search(
     readout: ReadoutChoice = "auto",
     percentile: bool = True,
     seed: int = 0,
+    progress: bool | None = None,
     **where: Any,
 ) -> xr.Dataset:
     """Find the samples most similar to a query, by an exact search of all samples that pass the filters.
@@ -140,7 +142,13 @@ def search(
         )
     used = choose_readout(dataset, asked, metric, readout)
     asked = [one.after(used) for one in asked]
-    rows, scores = _ranked(dataset, asked, k, mask, drops, apart, metric, used)
+    with progress_bar("search", total=mask.size, unit="sample", progress=progress) as bar:
+
+        def advance(count: int) -> None:  # `separate` may take several passes
+            bar.update(min(count, mask.size - bar.n))
+
+        rows, scores = _ranked(dataset, asked, k, mask, drops, apart, metric, used, advance)
+        advance(mask.size)
     empty = np.flatnonzero((rows < 0).all(axis=1)) if rows.size else np.arange(len(asked))
     if len(empty):
         raise SchemaError(
@@ -314,16 +322,21 @@ def _frames(dataset: xr.Dataset, crop: int) -> np.ndarray:
 class Rows:
     """Embeddings as rows of a matrix, in the order of the sample dims; whole crops are read.
 
-    With a readout, rows of the mask are projected, and the others are NaN.
+    With a readout, rows of the mask are projected, and the others are NaN. ``advance`` is called with the number of
+    rows of each read.
     """
 
     def __init__(
-        self, variable: xr.Variable, readout: Readout | None = None, mask: np.ndarray | None = None
+        self,
+        variable: xr.Variable,
+        readout: Readout | None = None,
+        mask: np.ndarray | None = None,
+        advance: Callable[[int], Any] | None = None,
     ) -> None:
         order = (*(d for d in ("crop", "channel", "row", "col") if d in variable.dims), "feature")
         self.variable = variable if variable.dims == order else variable.transpose(*order)
         self.per_crop = int(np.prod(self.variable.shape[1:-1], dtype=np.int64))
-        self.readout, self.mask = readout, mask
+        self.readout, self.mask, self.advance = readout, mask, advance
         features = self.variable.sizes["feature"] if readout is None else readout.directions
         self.shape = (self.variable.sizes["crop"] * self.per_crop, features)
         unit = self.per_crop
@@ -339,6 +352,8 @@ class Rows:
         values = self.variable.isel(crop=slice(first, last)).values
         start = first * self.per_crop
         found = values.reshape(-1, values.shape[-1])[rows.start - start : rows.stop - start]
+        if self.advance is not None:
+            self.advance(len(found))
         if self.readout is None:
             return np.asarray(found)
         out = np.full((len(found), self.shape[1]), np.nan, np.float32)
@@ -356,13 +371,14 @@ def _ranked(
     apart: Rule | None,
     metric: Metric,
     readout: Readout | None,
+    advance: Callable[[int], Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and scores (query, rank) of the best k samples of a mask. With ``apart``, none is near
     another.
     """
     if k < 1:
         raise SchemaError(f"k: got {k}; expected at least 1")
-    rows = Rows(dataset["embedding"].variable, readout, mask)
+    rows = Rows(dataset["embedding"].variable, readout, mask, advance)
     vectors = np.stack([one.vector for one in asked])
 
     def best(which: slice, some: int, drop: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -110,7 +110,7 @@ def find_times(source: Source, name: str | None = None) -> Times:
             said = ", ".join(f"{v.name} {_span(t.values)}" for v, t in zip(found, times, strict=True))
             raise SchemaError(
                 f"{source.path}: several variables may be the time, and they disagree: {said}; expected one. Say "
-                f"which: variables=(('time', '{found[0].name}', None),), or --variable time={found[0].name}."
+                f"which: `variables=(('time', '{found[0].name}', None),)`."
             )
     values, counts = np.unique(first.values, return_counts=True)
     if (counts > 1).any():

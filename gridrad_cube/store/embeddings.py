@@ -142,7 +142,7 @@ class EmbeddingWriter:
             found = dict(self.files.read_json(CLAIM))
         except ValueError as error:
             raise SchemaError(
-                f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another --out."
+                f"{self.files.root}: {CLAIM} cannot be read ({error}). Remove the store, or pass another `out`."
             ) from error
         if resume:
             if (found.get("pool"), wanted.get("pool")) == _FORMER_POOL:
@@ -200,7 +200,7 @@ class EmbeddingWriter:
         ):
             raise SchemaError(
                 f"{self.files.root}: holds something that gridrad-cube embed did not write; it was not changed. "
-                "Pass another --out."
+                "Pass another `out`."
             )
 
     def record(self, number: int) -> dict[str, Any] | None:
@@ -474,7 +474,7 @@ def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str)
     else:
         shown = [f"{k} {_short(found.get(k))} there, {_short(wanted[k])} here" for k in differing]
         what = f"embeddings made with other options or from another store: {'; '.join(shown)}"
-    raise SchemaError(f"{where}: holds {what}. Pass another --out, or resume=False to overwrite it.")
+    raise SchemaError(f"{where}: holds {what}. Pass another `out`, or resume=False to overwrite it.")
 
 
 def _short(value: Any) -> str:

@@ -268,8 +268,8 @@ _WITHOUT_EFFECT = ("cache", "cache_gib", "token_share", "save_steps", "keep_chec
 
 
 def flag_of(name: str) -> str:
-    """Return the command-line spelling of an option."""
-    return "--" + name.replace("_", "-")
+    """Return an option as messages name it."""
+    return f"`{name}`"
 
 
 def unknown_option(name: str) -> str:
@@ -286,11 +286,15 @@ def unknown_option(name: str) -> str:
     """
     name = name.lstrip("-").replace("-", "_")
     if name == "arch2k":
-        return "option --arch2k no longer exists: the network of level 2k is --arch when --store holds embeddings"
+        return "option `arch2k` no longer exists: the network of level 2k is `arch` when `store` holds embeddings"
     if name in _REMOVED or name in _WITHOUT_EFFECT:
-        return f"option {flag_of(name)} no longer exists; see --dino-v1 and --views for the recipe of the predecessor"
+        return f"option {flag_of(name)} no longer exists; see `dino_v1` and `views` for the recipe of the predecessor"
     near = difflib.get_close_matches(name, [*FIELDS, *ALIASES, "preset", "config"], n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(flag_of(n) for n in near)}?" if near else "see --help-all for the list"
+    hint = (
+        f"did you mean {', '.join(flag_of(n) for n in near)}?"
+        if near
+        else "see gridrad-cube train --help-all for the list"
+    )
     return f"unknown option {flag_of(name)}; {hint}"
 
 
@@ -329,7 +333,7 @@ def _upgrade(options: Mapping[str, Any], where: object) -> dict[str, Any]:
         raise SchemaError(
             f"{where}: of an earlier version, with {', '.join(refused)}; expected the defaults of the options that no "
             "longer exist, or the preset predecessor. Finish the run with the version that started it, or start a new "
-            "one with --init-from."
+            "one with `init_from`."
         )
     return {name: value for name, value in kept.items() if name not in _REMOVED} | merged
 
@@ -440,13 +444,13 @@ def _check(config: Config) -> None:
                     raise SchemaError(f"{flag_of(name)}: got {one}; expected {words}")
     if config.objective == "contrast" and config.contrast_weight:
         raise SchemaError(
-            "--contrast-weight: the objective is the contrast itself. Leave it out, or pass --objective dino or "
+            "`contrast_weight`: the objective is the contrast itself. Leave it out, or pass `objective='dino'` or "
             "coding-rate, beside which the contrast is a term."
         )
     if config.pool == "projection" and not config.pairs_windows:
         raise SchemaError(
-            "--pool: got 'projection', the head of the contrast, which this objective does not train. Pass --objective "
-            "contrast or --contrast-weight above 0, or another --pool."
+            "`pool`: got 'projection', the head of the contrast, which this objective does not train. Pass "
+            "`objective='contrast'`, or `contrast_weight` above 0, or another `pool`."
         )
 
 
@@ -470,12 +474,12 @@ def _read_options(path: str | os.PathLike[str], level: Level) -> dict[str, Any]:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SchemaError(
-            f"{path}: no such file. Pass --preset with one of {sorted(list_presets())}."
+            f"{path}: no such file. Pass `preset` with one of {sorted(list_presets())}."
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(f"{path}: not a TOML file ({error})") from None
     if "preset" in data:
-        raise SchemaError(f"{path}: a file holds options over those of a preset. Pass --preset beside it.")
+        raise SchemaError(f"{path}: a file holds options over those of a preset. Pass `preset` beside it.")
     tables = data.pop("level", {})
     unknown = sorted(set(tables) - set(get_args(Level)))
     if unknown:
@@ -508,7 +512,7 @@ def store_level(store: str) -> Level:
         return "2k"
     raise SchemaError(
         f"{store}: holds {info.get('kind')} of level {info.get('level')}, above which no level trains; expected a "
-        "cube of patches, or embeddings of level 256. Pass one of these as --store."
+        "cube of patches, or embeddings of level 256. Pass one of these as `store`."
     )
 
 
@@ -551,7 +555,7 @@ def load_config(
         )
         if not store:
             raise SchemaError(
-                "--store: missing. Pass the cube of patches or the embedding store to learn from."
+                "`store`: missing. Pass the cube of patches or the embedding store to learn from."
             )
         level = store_level(str(store))
     given = options if file is None else _read_options(file, level) | options
@@ -559,18 +563,18 @@ def load_config(
     if preset != "none":
         known = list_presets()
         if preset not in known:
-            raise SchemaError(f"--preset: got {preset!r}; expected one of {sorted(known)} or none")
+            raise SchemaError(f"`preset`: got {preset!r}; expected one of {sorted(known)} or none")
         recipe = _read_options(known[preset], level)
         of_dino = ", ".join(flag_of(name) for name in _OF_DINO if name in given)
         if of_dino and "objective" not in given and recipe.get("objective", "dino") != "dino":
             logger.info(
-                "--preset dino, not %s: only DINO uses %s. --objective chooses another objective",
+                "`preset='dino'`, not %s: only DINO uses %s. `objective` chooses another objective",
                 preset,
                 of_dino,
             )
             preset, recipe = "dino", _read_options(known["dino"], level)
         elif of_dino and given.get("objective", "dino") != "dino":
-            logger.warning("no effect with --objective %s: %s", given["objective"], of_dino)
+            logger.warning("no effect with `objective='%s'`: %s", given["objective"], of_dino)
         recipe = _fit_objective(recipe, given)
     if "epochs" in given and "steps" not in given:
         recipe.pop("steps", None)  # or the epochs that are asked for would have no effect

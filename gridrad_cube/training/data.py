@@ -88,7 +88,7 @@ def open_source(config: Config, checkpoint: Mapping[str, Any] | None = None) -> 
         raise SchemaError(
             f"{config.store}: the run was begun by an earlier version, which left rows in the order of the files; this "
             "one turns crops to north up and east right, and the store has crops that lie otherwise. Finish the run "
-            "with that version, or pass another --out to start a new one (--init-from starts it from these weights)."
+            "with that version, or pass another `out` to start a new one (`init_from` starts it from these weights)."
         )
     return source
 
@@ -122,8 +122,8 @@ class _Source(ABC):
         image_size = image_size if config.image_size == "auto" else config.image_size
         if image_size % patch_size:
             raise SchemaError(
-                f"--image-size: {image_size} px are not whole tokens of {patch_size} px. Pass a multiple, or another "
-                "--patch-size."
+                f"`image_size`: {image_size} px are not whole tokens of {patch_size} px. Pass a multiple, or another "
+                "`patch_size`."
             )
         self.network: dict[str, Any] = {
             "name": _choose_arch(config, self.level), "in_channels": in_channels, "patch_size": patch_size,
@@ -199,15 +199,15 @@ def _choose_arch(config: Config, level: Level) -> str:
     name = config.arch if config.arch != "auto" else "vit2k_xs" if cells else "vit_small"
     if name not in ARCHITECTURES:
         raise SchemaError(
-            f"--arch: got {name!r}; expected one of {sorted(ARCHITECTURES)}. Networks of torchvision and torch.hub "
+            f"`arch`: got {name!r}; expected one of {sorted(ARCHITECTURES)}. Networks of torchvision and torch.hub "
             "(xcit) are not built here: attention and masked tokens need a transformer of this list."
         )
     if ARCHITECTURES[name].cells != cells:
         fitting = sorted(n for n, a in ARCHITECTURES.items() if a.cells == cells)
         what = "embeddings, level 2k" if cells else "patches, level 256"
         raise SchemaError(
-            f"--arch: {name} is not for {config.store}, which holds {what}; expected one of {fitting}. "
-            "Pass another --store, or leave --arch out."
+            f"`arch`: {name} is not for {config.store}, which holds {what}; expected one of {fitting}. "
+            "Pass another `store`, or leave `arch` out."
         )
     return name
 
@@ -253,7 +253,7 @@ class _PatchSource(_Source):
         if problem := compare_grids(grids):
             logger.warning(
                 "%s has scenes with %s: a network treats them as one scale. Build a store of each, or "
-                "choose scenes by --time or --bbox", config.store, problem,
+                "choose scenes by `time` or `bbox`", config.store, problem,
             )  # fmt: skip
 
     def _pair_windows(self) -> None:
@@ -272,14 +272,14 @@ class _PatchSource(_Source):
         c, token = self.config, self.patch_size
         if c.views == "zoom" and c.global_size > self.field:
             raise SchemaError(
-                f"--global-size: a view covers {c.global_size} px, but a field has {self.field} ({self.dataset.patch} "
-                f"px by blocks of {self.dataset.coarsen}). Lower --global-size or --coarsen."
+                f"`global_size`: a view covers {c.global_size} px, but a field has {self.field} ({self.dataset.patch} "
+                f"px by blocks of {self.dataset.coarsen}). Lower `global_size` or `coarsen`."
             )
-        sizes = {"--global-size": c.global_size, "--local-size": c.local_size, "--coarsen": self.field}
+        sizes = {"`global_size`": c.global_size, "`local_size`": c.local_size, "`coarsen`": self.field}
         for name, edge in sizes.items():
             if edge % token:
                 raise SchemaError(
-                    f"{name}: {edge} px are not whole tokens of {token} px. Pass a multiple, or another --patch-size."
+                    f"{name}: {edge} px are not whole tokens of {token} px. Pass a multiple, or another `patch_size`."
                 )
 
     def _spec(self, label: str) -> ViewSpec:
@@ -309,7 +309,7 @@ class _PatchSource(_Source):
         ]
         if handed:
             names = ", ".join(handed)
-            logger.warning("--flips: views of %s are not mirrored: their direction would change", names)
+            logger.warning("`flips`: views of %s are not mirrored: their direction would change", names)
         return "none" if handed else self.config.flips
 
     def _draw(
@@ -391,7 +391,7 @@ def _default_leads(dataset: PatchDataset) -> list[float]:
     if steps.empty:
         raise SchemaError(
             f"{dataset.store}: every place is seen at one time only, and the contrast learns from two near times. Pass "
-            "--objective coding-rate, or add scenes of the same places."
+            "`objective='coding-rate'`, or add scenes of the same places."
         )
     step = float(steps.iloc[0])
     return [n * step for n in (1, 2, 3) if (np.abs(later - n * step) < step / 2).any()]
@@ -441,10 +441,10 @@ class _GridSource(_Source):
     def __init__(self, config: Config, checkpoint: Mapping[str, Any] | None = None) -> None:
         checkpoint = checkpoint or {}
         if config.bbox:
-            raise SchemaError("--bbox: grids are whole crops; choose them by --time, or embed a smaller cube")
+            raise SchemaError("`bbox`: grids are whole crops; choose them by `time`, or embed a smaller cube")
         if config.flips == "d4":
             raise SchemaError(
-                "--flips: got 'd4'; expected none or h at level 2k, whose cells cannot be turned"
+                "`flips`: got 'd4'; expected none or h at level 2k, whose cells cannot be turned"
             )
         _choose_arch(config, self.level)  # before a store is read for the wrong network
         dataset = GridDataset(

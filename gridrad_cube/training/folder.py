@@ -71,18 +71,18 @@ class RunFolder:
             found = newest_checkpoint(self.path) if here else None
             if here and found is None:
                 raise SchemaError(
-                    f"{self.path}: none of {len(here)} checkpoints is readable. Remove them, or pass another --out."
+                    f"{self.path}: none of {len(here)} checkpoints is readable. Remove them, or pass another `out`."
                 )
             return found
         chosen = None if resume == "never" else Path(resume)
         if here and (chosen is None or chosen.resolve().parent != self.path.resolve()):
             other = (
-                "--resume never starts a new one"
+                "`resume='never'` starts a new one"
                 if chosen is None
-                else f"--resume names {chosen} of another folder"
+                else f"`resume` names {chosen} of another folder"
             )
             raise SchemaError(
-                f"{self.path}: holds a run already ({here[0].name}), and {other}. Pass another --out, or remove the "
+                f"{self.path}: holds a run already ({here[0].name}), and {other}. Pass another `out`, or remove the "
                 "folder."
             )
         return chosen
@@ -147,7 +147,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     if checkpoint.get("format") != CHECKPOINT_FORMAT or "sampler" not in checkpoint:
         raise SchemaError(
             f"{path}: not a checkpoint of a run that can be resumed, format {checkpoint.get('format')!r}; expected "
-            f"{CHECKPOINT_FORMAT}. To start from its weights pass --init-from {path} and a new --out."
+            f"{CHECKPOINT_FORMAT}. To start from its weights pass `init_from='{path}'` and a new `out`."
         )
     return checkpoint
 
@@ -157,24 +157,20 @@ def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Pa
 
     ``theirs`` and ``ours`` have ``level``, ``config``, ``store`` and ``plan`` (``global_batch``), as checkpoints do.
     """
-    remedy = "Pass another --out to start a new run (--init-from starts it from these weights)."
+    remedy = "Pass another `out` to start a new run (`init_from` starts it from these weights)."
     old, new = theirs["config"], ours["config"]
     if theirs["level"] != ours["level"]:
         raise SchemaError(
             f"{where}: a run of level {theirs['level']}, but {new['store']} trains level {ours['level']}. "
-            "Each level has its own --out."
+            "Each level has its own `out`."
         )
     # The loss of DINO is a sum over samples; coding rate and contrast are those of each batch.
     of_samples = new["objective"] == "dino" and not new["contrast_weight"]
     free = _FREE | {"accumulate"} if of_samples else _FREE
-    differing = [
-        f"--{k.replace('_', '-')} {old[k]} there, {new[k]} here"
-        for k in new
-        if k not in free and old[k] != new[k]
-    ]
+    differing = [f"`{k}` {old[k]} there, {new[k]} here" for k in new if k not in free and old[k] != new[k]]
     there, here = (run["plan"]["global_batch"] for run in (theirs, ours))
     if there != here:
-        counted = "(processes x --batch-size-per-gpu x --accumulate)"
+        counted = "(processes x `batch_size_per_gpu` x `accumulate`)"
         differing.append(f"{there} samples a step there, {here} here {counted}")
     if differing:
         raise SchemaError(f"{where}: a run of another configuration: {'; '.join(differing)}. {remedy}")

@@ -118,7 +118,7 @@ def train(
     else:
         raise TypeError("train: a Config holds every option; expected no other options beside it")
     if not config.out:
-        raise SchemaError("--out: missing. Pass the folder of the run.")
+        raise SchemaError("`out`: missing. Pass the folder of the run.")
     world = find_world()
     device = choose_device(config.device, world)
     cuda = [device] if device.type == "cuda" else []
@@ -137,7 +137,7 @@ def train(
                 summary = run.fit(signals, report)
             except MissingChunkError as error:
                 if run.source.level == "256":
-                    raise type(error)(f"{error} Or leave such patches out: --on-damage skip.") from error
+                    raise type(error)(f"{error} Or leave such patches out: `on_damage='skip'`.") from error
                 raise
             if "SIGINT" in signals.received:
                 raise KeyboardInterrupt
@@ -521,12 +521,12 @@ class _Run:
         message = f"step {self.step}: {pace} a step; the other {left} take about {_duration(expected)}"
         if self.device.type == "cpu" and expected > _PATIENCE_SECONDS:
             smaller = (
-                "--preset demo or --coarsen (average pixels)"
+                "`preset='demo'` or `coarsen` (average pixels)"
                 if self.source.level == "256"
-                else "--preset demo"
+                else "`preset='demo'`"
             )
             logger.warning(
-                "%s, too long for a CPU. Pass %s for less arithmetic, --steps for a shorter run, or train on a GPU.",
+                "%s, too long for a CPU. Pass %s for less arithmetic, `steps` for a shorter run, or train on a GPU.",
                 message, smaller,
             )  # fmt: skip
         else:
@@ -554,8 +554,8 @@ class _Run:
         kept = self.folder.latest if self.folder.latest.exists() else "none"
         return (
             f"step {outcome.step}: the loss is {loss}; expected a finite number. {which} (process "
-            f"{self.world.rank}, {max(len(wrong), len(places))}): {text}. Last checkpoint: {kept}. Lower --lr or "
-            "--clip-grad, pass --precision fp32, or leave these patches out by --reject."
+            f"{self.world.rank}, {max(len(wrong), len(places))}): {text}. Last checkpoint: {kept}. Lower `lr` or "
+            "`clip_grad`, pass `precision='fp32'`, or leave these patches out by `reject`."
         )
 
     def _write_record(self, epoch: int, *, probing: bool) -> None:

@@ -114,21 +114,21 @@ def _symptoms(m: Mapping[str, Any]) -> dict[str, str]:
     out = {}
     # Not by RankMe, which can rise while the features answer worse.
     if m["feature_std"] < _LEAST_SPREAD:
-        temperature = " or --teacher-temp" if "teacher_temp" in m else ""
+        temperature = " or `teacher_temp`" if "teacher_temp" in m else ""
         out["features"] = (
             f"collapse: all features are nearly alike (spread {m['feature_std']:.3f} of 1, mean cosine between samples "
-            f"{m['feature_cosine']:.4f}). Lower --lr{temperature}, raise the batch, or look for constant input."
+            f"{m['feature_cosine']:.4f}). Lower `lr`{temperature}, raise the batch, or look for constant input."
         )
     if "teacher_kl_to_uniform" in m:
         if m["teacher_kl_to_uniform"] < 1e-3 and abs(m["headroom"]) < 1e-2:
             out["uniform"] = (
                 f"collapse: the teacher gives every sample the same uniform target and the loss stays at ln K "
-                f"({m['train_loss']:.3f}). Lower --teacher-temp (0.02, say) or --out-dim."
+                f"({m['train_loss']:.3f}). Lower `teacher_temp` (0.02, say) or `out_dim`."
             )
         if m["prototypes_used"] < 1.2:
             out["one"] = (
-                "collapse: every sample has the same one prototype as its target. Raise --teacher-temp, lower --lr "
-                "or --momentum-teacher, or raise the batch."
+                "collapse: every sample has the same one prototype as its target. Raise `teacher_temp`, lower `lr` "
+                "or `momentum_teacher`, or raise the batch."
             )
     return out
 

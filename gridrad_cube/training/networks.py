@@ -294,8 +294,8 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise SchemaError(
-            f"--compile: torch cannot compile for {device.type} here ({reason.rstrip('.')}). Install a C++ "
-            "compiler (for a GPU Triton too), or leave --compile out."
+            f"`compile`: torch cannot compile for {device.type} here ({reason.rstrip('.')}). Install a C++ "
+            "compiler (for a GPU Triton too), or leave `compile` out."
         ) from error
     for network in (networks.student, networks.teacher):
         # Views have two shapes: two static graphs are faster than one for any shape.

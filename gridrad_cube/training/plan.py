@@ -42,7 +42,7 @@ def make_plan(config: Config, *, level: Level, samples: int, world_size: int = 1
     """Work out the length of a run, its schedules and prototypes from the number of samples of an epoch."""
     if level == "2k" and config.pairs_windows:
         raise SchemaError(
-            f"--objective: got {config.objectives!r}; expected dino or coding-rate at level 2k, which has no windows "
+            f"`objective`: got {config.objectives!r}; expected dino or coding-rate at level 2k, which has no windows "
             "of pixels to contrast"
         )
     batch = config.batch_size_per_gpu * world_size * config.accumulate
@@ -76,7 +76,7 @@ def _check_batch(config: Config, level: Level, samples: int, batch: int, world_s
     together = batch if config.objective == "dino" else batch // config.accumulate
     if level == "2k" and together < _SMALLEST_STEP_2K:
         raise SchemaError(
-            f"--batch-size-per-gpu: one loss has {together} grids ({counted}); level 2k needs at least "
+            f"`batch_size_per_gpu`: one loss has {together} grids ({counted}); level 2k needs at least "
             f"{_SMALLEST_STEP_2K}. Raise it, or start more processes."
         )
     if samples < batch:
@@ -86,7 +86,7 @@ def _check_batch(config: Config, level: Level, samples: int, batch: int, world_s
             remedy = f"Level 2k needs at least {_SMALLEST_STEP_2K}: add" if level == "2k" else "Add"
         else:
             remedy = (
-                f"Lower --batch-size-per-gpu: it times --accumulate, the batches that make one step, may be at most "
+                f"Lower `batch_size_per_gpu`: it times `accumulate`, the batches that make one step, may be at most "
                 f"{most}. Or add"
             )
         raise SchemaError(
@@ -104,11 +104,11 @@ def _length(config: Config, name: str, steps: int, per_epoch: int, most: int, sh
     if length > steps and name != "freeze_last_layer":
         if config.steps is None:
             raise SchemaError(
-                f"{flag_of(name)}: {epochs:g} epochs do not fit into --epochs {config.epochs}. Lower it, or train "
+                f"{flag_of(name)}: {epochs:g} epochs do not fit into `epochs={config.epochs}`. Lower it, or train "
                 "longer."
             )
         if steps:
-            logger.warning("--steps %d ends within %s %g (%d steps)", steps, flag_of(name), epochs, length)
+            logger.warning("`steps=%d` ends within %s %g (%d steps)", steps, flag_of(name), epochs, length)
     return min(length, steps)
 
 
