@@ -13,8 +13,8 @@ from tqdm import tqdm
 __all__ = ["explain_interruption", "is_watched", "progress_bar"]
 
 
-#: Characters of a bar in a terminal of unknown width.
-_UNKNOWN_WIDTH = 80
+#: Size that a bar assumes in a terminal of unknown size.
+_UNKNOWN_SIZE = {"ncols": 80, "nrows": 20}
 
 
 def __dir__() -> list[str]:
@@ -64,7 +64,7 @@ def progress_bar(
     The bar. Nothing is drawn if it is not shown.
     """
     shown = bool(total) and (is_watched() if progress is None else progress)
-    width = _UNKNOWN_WIDTH if shown and _has_no_width() else None
+    size: dict[str, Any] = _UNKNOWN_SIZE if shown and _has_no_size() else {"dynamic_ncols": True}
     return tqdm(
         items,
         title,
@@ -72,14 +72,13 @@ def progress_bar(
         unit=unit,
         initial=initial,
         disable=not shown,
-        ncols=width,
-        dynamic_ncols=width is None,
         file=sys.stderr,
+        **size,
     )
 
 
-def _has_no_width() -> bool:
-    """Say whether this is a terminal that does not know how wide it is, such as that of ``script`` in a job."""
+def _has_no_size() -> bool:
+    """Say whether this is a terminal that does not know its size, such as that of ``script`` in a job."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns == 0
     except (OSError, ValueError):

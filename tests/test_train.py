@@ -816,10 +816,10 @@ def test_run_of_an_earlier_version_resumes(cube, tmp_path):
     [
         ({}, None),
         ({"cache": "/fast", "save_steps": 5, "keep_checkpoints": 1}, None),
-        ({"clip_by": "tensor"}, "--clip-by tensor"),
-        ({"views": "area"}, "--views area"),
-        ({"gain": 0.0}, "--gain 0.0"),
-        ({"student_temp": 0.2, "koleo": 0.1}, "--student-temp 0.2, --koleo 0.1"),
+        ({"clip_by": "tensor"}, "`clip_by` tensor"),
+        ({"views": "area"}, "`views` area"),
+        ({"gain": 0.0}, "`gain` 0.0"),
+        ({"student_temp": 0.2, "koleo": 0.1}, "`student_temp` 0.2, `koleo` 0.1"),
     ],
 )
 def test_options_of_an_earlier_version_are_accepted_at_their_defaults(cube, old, message):
