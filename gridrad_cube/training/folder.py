@@ -54,7 +54,7 @@ class RunFolder:
             If another run writes here, or this is a file.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise SchemaError(f"{self.path}: a file; expected a folder for the run. Pass another --out.")
+            raise SchemaError(f"{self.path}: a file; expected a folder for the run. Pass another `out`.")
         files = Files(self.path)
         with lease(files) as self._held:
             files.remove_partials()
