@@ -104,7 +104,7 @@ def test_commands_in_a_terminal_show_bars_that_end_and_nothing_else(folder):
     script += "".join(f"cli.main({list(step)!r}, standalone_mode=False)\n" for step in steps)
     terminal = Terminal("-c", script, folder=folder)
     assert terminal.end() == 0, terminal.text
-    lines = [shown(line) for line in terminal.text.splitlines()]
+    lines = [shown(line) for line in terminal.text.split("\n")]
     bars = {line.split(":")[0]: line for line in lines if "it/s" in line or re.search(r"\d/\d+ \[", line)}
     assert set(bars) == {"plan", "preprocess", "embed", "search"}, terminal.text
     assert all("100%" in bar for bar in bars.values()), bars
@@ -157,16 +157,20 @@ def test_bars_end_where_an_error_or_an_interruption_does(capsys):
 
 # --- Ctrl-C
 
-SCRIPT = """
-import sys, time
-import gridrad_cube
+SLOW = """
+import time
 from gridrad_cube import pipeline
-from gridrad_cube.pipeline import run
-from gridrad_cube.schema import Recipe, TileSpec
 
 def slow(*task, **options):
     time.sleep(0.5)
     return pipeline.write_source(*task, **options)
+"""
+SCRIPT = """
+import sys
+import gridrad_cube
+from gridrad_cube.pipeline import run
+from gridrad_cube.schema import Recipe, TileSpec
+from slow_write import slow
 
 if __name__ == "__main__":
     import functools
@@ -183,6 +187,7 @@ if __name__ == "__main__":
     ids=["here", "workers", "start of workers"],
 )
 def test_ctrl_c_says_what_is_kept_and_a_second_run_resumes(folder, tmp_path, workers, moment):
+    (tmp_path / "slow_write.py").write_text(SLOW)
     (tmp_path / "script.py").write_text(SCRIPT + "    print('done')\n")
     store = tmp_path / "i.zarr"
     program = Terminal(tmp_path / "script.py", store, workers, folder=folder)
@@ -220,7 +225,7 @@ def test_an_interrupted_command_is_one_line_and_status_130(folder, monkeypatch):
 
 @pytest.mark.timeout(120)
 def test_a_script_without_a_guard_is_told_in_one_line(folder, tmp_path):
-    call = "print(gridrad_cube.preprocess('data', 'guard.zarr', workers=2))\n"
+    call = "gridrad_cube.embed('patches.zarr', out='guard.zarr', model='descriptor', workers=2)\n"
     (tmp_path / "script.py").write_text("import gridrad_cube\n\ndef main():\n    " + call + "\nmain()\n")
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py"], cwd=folder, capture_output=True, text=True, check=False

@@ -184,7 +184,7 @@ class _Child:
 def _too_long(time: str) -> str:
     return (
         f"took more than {time}; a damaged file can block a library without end. Leave the file out, or raise "
-        "--time-limit."
+        "`time_limit`."
     )
 
 
@@ -251,7 +251,7 @@ def serve(fd: int, gib: float) -> None:
             result = result_of(function, args, in_worker=True)
             if isinstance(result, MemoryError):
                 result = SchemaError(
-                    f"needs more than {gib:g} GiB of memory. Leave the file out, or raise --memory-limit."
+                    f"needs more than {gib:g} GiB of memory. Leave the file out, or raise `memory_limit`."
                 )
             try:
                 pipe.send(result)
