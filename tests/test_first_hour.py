@@ -18,9 +18,8 @@ from click.testing import CliRunner
 from small_data import write_sources
 
 import gridrad_cube
-from gridrad_cube import progress, storage
+from gridrad_cube import pipeline, progress, storage
 from gridrad_cube.cli import cli, messages
-from gridrad_cube.pipeline import execution
 from gridrad_cube.schema import Recipe, TileSpec
 
 PACKAGE = Path(gridrad_cube.__file__).parent
@@ -316,14 +315,14 @@ def test_commands_let_threads_wait_asleep_before_torch_is_imported():
 
 @pytest.mark.timeout(120)
 def test_a_scheduler_that_does_not_answer_is_told(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(execution, "_CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(execution, "_FILE_SECONDS", 0.3)
+    monkeypatch.setattr(pipeline.execution, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(pipeline.execution, "_FILE_SECONDS", 0.3)
     for scheduler, message in (
         ("127.0.0.1:9", r"127\.0\.0\.1:9: no Dask scheduler answers at 127\.0\.0\.1:9"),
         (str(tmp_path / "s.json"), r"s\.json: no such scheduler file, and none appeared"),
     ):
         with pytest.raises(ConnectionError, match=message):
-            execution.executor(None, 1, scheduler).__enter__()
+            pipeline.executor(None, 1, scheduler).__enter__()
     assert "s.json: no such scheduler file; waiting" in caplog.text
 
 
@@ -331,13 +330,13 @@ def test_a_scheduler_that_does_not_answer_is_told(tmp_path, monkeypatch, caplog)
 def test_a_cluster_without_workers_is_told_and_given_up(monkeypatch, caplog):
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(execution, "_TOLD_AFTER", 0.5)
-    monkeypatch.setattr(execution, "_GIVEN_UP_AFTER", 3.0)
+    monkeypatch.setattr(pipeline.execution, "_TOLD_AFTER", 0.5)
+    monkeypatch.setattr(pipeline.execution, "_GIVEN_UP_AFTER", 3.0)
     local = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     with (
         LocalCluster(n_workers=0, processes=False, **local) as cluster,
         Client(cluster) as client,
-        execution.executor(client, 1, None) as run,
+        pipeline.executor(client, 1, None) as run,
     ):
         with pytest.raises(
             ConnectionError, match=r"has no worker, for \d s\. What is written is kept; start"
