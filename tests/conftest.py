@@ -24,4 +24,4 @@ def read_in_this_process():
     """Source files are read by the process of the tests, in which they replace parts of the program."""
     from gridrad_cube.pipeline import run
 
-    run.ISOLATES = False
+    run._ISOLATES = False

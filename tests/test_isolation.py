@@ -100,7 +100,7 @@ def test_hostile_files_fail_alone_and_the_store_is_that_of_the_others(tmp_path, 
     (bad / "nowhere.nc").symlink_to("elsewhere.nc")
     os.mkfifo(bad / "pipe.nc")
     Path(os.fsdecode(os.fsencode(bad / "name") + b"\xff.nc")).write_bytes(good[0].read_bytes())
-    monkeypatch.setattr(building, "ISOLATES", True)
+    monkeypatch.setattr(building, "_ISOLATES", True)
     report = pipeline.preprocess(
         [tmp_path / "good", bad], tmp_path / "p.zarr", recipe=RECIPE, memory_limit=1.0
     )

@@ -42,7 +42,7 @@ _TRIES = 2
 _PR_SET_PDEATHSIG = 1
 #: Constant of ``malloc.h``.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_START = "import sys; sys.path[:] = {path!r}; from gridrad_cube.pipeline.isolation import serve; serve({fd}, {gib})"
+_START = "import sys; sys.path[:] = {path!r}; from gridrad_cube.pipeline.isolation import _serve; _serve({fd}, {gib})"
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def _keep_memory() -> None:
             mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
 
 
-def serve(fd: int, gib: float) -> None:
+def _serve(fd: int, gib: float) -> None:
     """Do the tasks that come through a pipe, until it is closed."""
     pipe = Connection(fd)
     if sys.platform == "linux":

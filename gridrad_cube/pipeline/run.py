@@ -46,7 +46,7 @@ _logger = logging.getLogger(__name__)
 #: Kinds of scenes that a dry run processes, three scenes of each.
 _SAMPLED_KINDS = 8
 #: Whether child processes read source files. Tests that replace parts of the program read them in theirs.
-ISOLATES = True
+_ISOLATES = True
 
 
 def preprocess(
@@ -347,7 +347,7 @@ def _without_axes(build: Build, damaged: Collection[str]) -> set[str]:
 
 def _limits(build: Build, time_limit: float, memory_limit: float) -> Limits | None:
     """Return the limits of the child processes that read source files; None where they are read in this process."""
-    return Limits(time_limit, memory_limit) if ISOLATES and time_limit and build.files.shared else None
+    return Limits(time_limit, memory_limit) if _ISOLATES and time_limit and build.files.shared else None
 
 
 # --- source files
