@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from evaluation_stores import write_embeddings
 from matplotlib.collections import PatchCollection, PolyCollection
@@ -130,7 +131,7 @@ def test_scene_draws_the_pixels_on_the_channel_s_own_scale(larc: xr.Dataset) -> 
     np.testing.assert_array_equal(np.ma.getmaskarray(image.get_array()), np.isnan(values))
     np.testing.assert_array_equal(image.get_array().compressed(), values[np.isfinite(values)])
     assert image.get_clim() == CHANNELS[IR].typical_range
-    assert figure.get_suptitle() == "Infrared brightness temperature, 2021-07-06 00:00 UTC"
+    assert figure.get_suptitle() == "Infrared brightness temperature (K), 2021-07-06 00:00 UTC"
     assert figure.texts[1].get_text() == "crop 1 of 3, 3 × 5 patches"
     assert bar.get_ylabel() == "Infrared brightness temperature (K)"
     assert len(png(figure)) < 1_000_000
@@ -264,7 +265,7 @@ def test_scene_says_that_a_channel_is_absent(larc: xr.Dataset) -> None:
 def test_scene_draws_the_altitude_that_a_label_names_and_no_other(radar: xr.Dataset) -> None:
     by_label = plot.scene(radar, channel="reflectivity@3.0km")
     lowest = plot.scene(radar, channel="reflectivity")
-    assert by_label.get_suptitle().startswith("Radar reflectivity at 3.0 km, ")
+    assert by_label.get_suptitle().startswith("Radar reflectivity at 3.0 km (dBZ), ")
     assert by_label.get_suptitle() == lowest.get_suptitle()
     with pytest.raises(SchemaError, match=r"no channel 'reflectivity@17\.4km'; expected some of"):
         plot.scene(radar, channel="reflectivity@17.4km")
@@ -458,9 +459,7 @@ def test_statistics_draws_the_histogram_of_each_channel(larc: xr.Dataset) -> Non
         np.testing.assert_allclose(steps.values, 100 * counts / counts.sum())
         assert (steps.edges[0], steps.edges[-1]) == CHANNELS[label].typical_range == ax.get_xlim()
         assert f"{numbers['patches']} clean patches" in ax.get_title(loc="left")
-        assert any(
-            t.get_text().startswith(f"mean {numbers['mean']:.4g}") for t in ax.get_legend().get_texts()
-        )
+        assert f"mean {numbers['mean']:.4g} (line)" in ax.get_title(loc="left")
     assert shown[0].get_xlabel() == "Infrared brightness temperature (K)"
 
 
@@ -563,6 +562,10 @@ def test_query_reads_the_patches_with_north_up(
     asked = [(0, 1, 1), *zip(*(answer[n].values.tolist() for n in ("crop", "row", "col")), strict=True)]
     for pixels, (crop, row, col) in zip(panels_of(figure), asked, strict=True):
         y, x = (slice(i * PATCH, (i + 1) * PATCH) for i in (row, col))
+        first = [int(radar[f"{a}_origin"][crop]) for a in "yx"]  # padding is left out
+        y, x = (
+            slice(max(w.start, -o), min(w.stop, n - o)) for w, o, n in zip((y, x), first, SHAPE, strict=True)
+        )
         values = radar[RADAR].values[crop, y, x][::-1]  # rows run from south to north in the store
         np.testing.assert_array_equal(pixels.filled(0), np.where(values > -90, values, 0))
 
@@ -688,7 +691,7 @@ def test_embeddings_explains_its_colors_and_marks_rejected_patches(larc: xr.Data
     assert any(t.get_text().startswith(share) for t in figure.texts)
     crosses = figure.axes[0].get_lines()[0]
     rejected = np.argwhere(bits & int(default_reject("infrared")))
-    np.testing.assert_allclose(np.sort(crosses.get_xdata()), np.sort(rejected[:, 1] + 0.5))
+    np.testing.assert_allclose(np.sort(crosses.get_xdata()), np.sort((rejected[:, 1] + 0.5) * PATCH))
     assert legend_texts(figure) == ["no embedding", "rejected in training"]
 
 
@@ -696,10 +699,42 @@ def test_embeddings_stands_beside_the_field(larc: xr.Dataset) -> None:
     figure = plot.embeddings(embed(larc, IR), 1, cube=larc)
     cells, field, _ = figure.axes
     assert [t.get_text() for t in cells.get_xticklabels()] == [t.get_text() for t in field.get_xticklabels()]
-    np.testing.assert_allclose(np.multiply(cells.get_xticks(), PATCH), field.get_xticks())
-    np.testing.assert_allclose(np.multiply(cells.get_yticks(), PATCH), field.get_yticks())
+    for axis in ("get_xticks", "get_yticks", "get_xlim", "get_ylim"):
+        np.testing.assert_allclose(getattr(cells, axis)(), getattr(field, axis)())
     values = larc[IR].values[1]
     assert field.images[-1].get_array().count() == np.isfinite(values).sum()
+
+
+def test_embeddings_of_overlapping_patches_lie_on_their_pixels(larc: xr.Dataset) -> None:
+    fine = np.concatenate([larc[IR + "_mean"].values] * 2, axis=2)[:, :, :9].repeat(2, axis=1)[:, :5]
+    overlapping = xr.Dataset(
+        {"embedding": (("crop", "channel", "row", "col", "feature"), np.stack([fine, fine**2], -1)[:, None])},
+        coords={"time": larc["time"], "channel": [IR]},
+        attrs={"gridrad_cube": {**store.store_info(larc), "kind": "embeddings", "stride": PATCH // 2}},
+    )
+    for name in ("latitude", "longitude"):
+        every = np.repeat(np.repeat(larc[name].values, 2, 1)[:, :5], 2, 2)[:, :, :9]
+        overlapping = overlapping.assign_coords({name: (("crop", "row", "col"), every)})
+    overlapping["embedding"] = overlapping["embedding"].fillna(0.0)
+    cells, field, _ = plot.embeddings(overlapping, 1, cube=larc).axes
+    assert cells.get_xlim() == field.get_xlim() == (0, 5 * PATCH)
+    left, right, bottom, top = cells.images[0].get_extent()
+    assert (left, right, top, bottom) == (PATCH / 4, 4.75 * PATCH, PATCH / 4, 2.75 * PATCH)
+    for axes in (cells, field):  # the numbers of --like CROP,ROW,COL, in both panels
+        assert {"8"} == {t.get_text() for t in axes.texts if t.xy[0] == 4.5 * PATCH}
+
+
+def test_maps_draw_into_the_axes_of_a_caller(larc: xr.Dataset) -> None:
+    figure = Figure(layout="constrained")
+    panels = figure.subplots(2, 2)
+    assert plot.scene(larc, 1, ax=panels[0, 0]) is figure
+    plot.crops(larc, 1, ax=panels[0, 1])
+    plot.flags(larc, 1, ax=panels[1, 0])
+    plot.embeddings(embed(larc, IR), 1, ax=panels[1, 1])
+    titles = [ax.get_title(loc="left") for ax in panels.flat]
+    assert all(title.endswith("2021-07-06 00:00 UTC") for title in titles)
+    assert all(ax.images and ax.get_legend() for ax in panels.flat)
+    png(figure)
 
 
 def test_embeddings_do_not_depend_on_the_crop_that_is_drawn(larc: xr.Dataset) -> None:
@@ -780,7 +815,7 @@ def test_attention_draws_field_mean_and_heads_on_one_scale(
     for place, text in zip(field.get_yticks(), field.get_yticklabels(), strict=True):
         degree = float(text.get_text().split("°")[0])
         expected = (degree - pixels[0]) / (pixels[1] - pixels[0]) + 0.5 - origin
-        assert place * PATCH / 4 == pytest.approx(expected, abs=0.5)
+        assert place == pytest.approx(expected, abs=0.5)
     assert field.get_yticks().size
     png(figure)
 
@@ -868,7 +903,7 @@ def test_evaluation_refuses_other_files(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="this is not an evaluation"):
         plot.evaluation(path)
     path.write_text("nothing")
-    with pytest.raises(SchemaError, match="no JSON"):
+    with pytest.raises(SchemaError, match="not JSON"):
         plot.evaluation(path)
 
 
@@ -945,3 +980,21 @@ def test_large_scenes_are_thinned_but_keep_their_extent() -> None:
     assert image.get_array().shape == (800, 1600)
     assert image.get_extent() == [0, 3200, 1600, 0]
     assert not any(isinstance(c, PolyCollection) for c in grid[0, 0].collections)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train --temporal", {"--temporal-positives"}),
+        ("plot scene STORE --channel vis", {VIS}),
+        ("train --store STORE --channels ir", {IR}),
+        ("plot scene pat", {"pat"}),  # the shell completes folders
+    ],
+)
+def test_the_shell_completes_options_channels_and_stores(
+    line: str, expected: set[str], larc_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["gridrad-cube", *line.replace("STORE", str(larc_store)).split()]
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    complete = ShellComplete(cli, {}, "gridrad-cube", "_GRIDRAD_CUBE_COMPLETE")
+    assert {item.value for item in complete.get_completions(words[1:-1], words[-1])} == expected

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from gridrad_cube.cli.messages import spell
 
 PATH = click.Path(path_type=Path)
-CHANNEL = click.option("--channel", help="Name, or label such as reflectivity@3.0km.")
+#: Dots per inch of figures: what a journal asks of color pictures is 300, a screen shows 110.
+DPI = 150
+
+
+def complete_store(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the path of a store, which is a folder."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_channel(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the label of a channel: of the stores that the command line names, else of all that are known."""
+    from gridrad_cube.schema import CHANNELS as known
+    from gridrad_cube.selection import labels_of
+    from gridrad_cube.store import open_embeddings, open_packed, store_info
+
+    # The parser has read no arguments yet where the last option lacks its value, so the words are looked at.
+    found: list[str] = []
+    for word in os.environ.get("COMP_WORDS", "").split():
+        try:
+            kind = store_info(word)["kind"]
+            opened = open_packed(word) if kind == "patches" else open_embeddings(word)
+            found += [label.name for label in labels_of(opened)]
+        except (ValueError, OSError):  # not a store
+            continue
+    return [name for name in dict.fromkeys(found or known) if name.startswith(incomplete)]
+
+
+CHANNEL = click.option(
+    "--channel", help="Name, or label such as reflectivity@3.0km.", shell_complete=complete_channel
+)
 CHANNELS = click.option(
     "--channels",
     "-c",
     multiple=True,
     help="A channel, such as reflectivity@3.0km; all by default (repeatable).",
+    shell_complete=complete_channel,
 )
-CUBE = click.option("--cube", help="Path of the cube that the embeddings were made from, if it has moved.")
+CUBE = click.option(
+    "--cube",
+    help="Path of the cube that the embeddings were made from, if it has moved.",
+    shell_complete=complete_store,
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 SCHEDULER = click.option("--scheduler", help="Address or scheduler file of a running Dask cluster.")
 SEED = click.option("--seed", type=int, default=0)
@@ -38,7 +74,7 @@ def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def store_option(text: str) -> Callable[[Any], Any]:
     """Make the option ``--store`` with this help."""
-    return click.option("--store", required=True, help=text)
+    return click.option("--store", required=True, help=text, shell_complete=complete_store)
 
 
 _SAMPLE = "CROP[,ROW,COL][,CHANNEL]"
@@ -99,9 +135,9 @@ def finish(report: Any) -> None:
         raise SystemExit(1)
 
 
-def save_figure(figure: Any, out: Path) -> None:
+def save_figure(figure: Any, out: Path, dpi: int = DPI) -> None:
     """Write a figure in the format of the suffix."""
     from gridrad_cube.storage import open_for_writing
 
     with open_for_writing(out) as file:
-        figure.savefig(file, format=out.suffix[1:] or "png", dpi=110)
+        figure.savefig(file, format=out.suffix[1:] or "png", dpi=dpi)

@@ -18,6 +18,7 @@ from gridrad_cube.cli.arguments import (
     SEED,
     WORKERS,
     combine,
+    complete_store,
     finish,
     store_option,
 )
@@ -208,7 +209,7 @@ def _variable(text: str) -> tuple[str, str, str | None]:
 
 
 @click.command(cls=Command)
-@click.argument("target")
+@click.argument("target", shell_complete=complete_store)
 @JSON
 def info(target: str, as_json: bool) -> None:
     """Say what a store or a source file holds: channels, counts, time span, flags, completeness."""
@@ -220,7 +221,7 @@ def info(target: str, as_json: bool) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("store")
+@click.argument("store", shell_complete=complete_store)
 @click.option(
     "--repair", is_flag=True, help="Restore what is damaged of a cube from its sources, plan and log."
 )
@@ -246,7 +247,7 @@ def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("store")
+@click.argument("store", shell_complete=complete_store)
 @_thresholds
 def reflag(store: str, **thresholds: Any) -> None:
     """Flag the patches of STORE by other thresholds, without reading a pixel; those not given stay.

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import CHANNELS, PATH, SCHEDULER, WORKERS, combine, numbers_of, store_option
+from gridrad_cube.cli.arguments import (
+    CHANNELS,
+    PATH,
+    SCHEDULER,
+    WORKERS,
+    combine,
+    complete_store,
+    numbers_of,
+    store_option,
+)
 from gridrad_cube.cli.messages import Command
 
 _NETWORK = combine(
@@ -78,7 +87,7 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
 
 
 @click.command(cls=Command)
-@click.argument("embeddings")
+@click.argument("embeddings", shell_complete=complete_store)
 @click.option(
     "--directions",
     type=click.IntRange(1),

@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import CHANNEL, CUBE, PATH, QUERY, combine, read_query, save_figure
+from gridrad_cube.cli.arguments import (
+    CHANNEL,
+    CUBE,
+    DPI,
+    PATH,
+    QUERY,
+    combine,
+    complete_store,
+    read_query,
+    save_figure,
+)
 from gridrad_cube.cli.messages import Group
 
 
@@ -30,14 +40,19 @@ _FIELD = click.option("--cube", help="Draw the field beside them, from here.")
 def _picture(name: str, **about: Any) -> Callable[[Any], Any]:
     """Make a command of plot, with --out (NAME.png by default)."""
     out = click.option("--out", "-o", type=PATH, default=Path(f"{name}.png"))
-    return combine(plot.command(name, **about), out)
+    dpi = click.option(
+        "--dpi", type=click.IntRange(10, 1200), default=DPI, help="Dots per inch of PNG files.", expose_value=False,
+        callback=lambda ctx, _, value: ctx.meta.update(dpi=value),
+    )  # fmt: skip
+    return combine(plot.command(name, **about), out, dpi)
 
 
 def _draw(name: str, out: Path, *arguments: Any, **options: Any) -> None:
     """Save what a function of `gridrad_cube.plot` draws."""
     from gridrad_cube import plot as drawing
 
-    save_figure(getattr(drawing, name)(*arguments, **options), out)
+    dpi = click.get_current_context().meta["dpi"]
+    save_figure(getattr(drawing, name)(*arguments, **options), out, dpi)
     click.echo(out)
 
 
@@ -58,7 +73,7 @@ def plot_source(file: str, out: Path) -> None:
 
 def _add_picture_of_crop(name: str, text: str) -> None:
     @_picture(name, help=text)
-    @click.argument("cube")
+    @click.argument("cube", shell_complete=complete_store)
     @_CROP
     def plot_crop(cube: str, out: Path, crop: int, channel: str | None) -> None:
         _draw(name, out, _open_cube(cube), crop, channel=channel)
@@ -70,7 +85,7 @@ _add_picture_of_crop("flags", "The flags of a crop's patches, on its pixels.")
 
 
 @_picture("statistics")
-@click.argument("cube")
+@click.argument("cube", shell_complete=complete_store)
 def plot_statistics(cube: str, out: Path) -> None:
     """How the values of each channel of CUBE are distributed."""
     _draw("statistics", out, _open_cube(cube))
@@ -84,7 +99,7 @@ def plot_curves(runs: Sequence[str], out: Path) -> None:
 
 
 @_picture("embeddings")
-@click.argument("embeddings")
+@click.argument("embeddings", shell_complete=complete_store)
 @_CROP
 @_FIELD
 def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, cube: str | None) -> None:
@@ -98,7 +113,7 @@ def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, 
 
 
 @_picture("query")
-@click.argument("embeddings")
+@click.argument("embeddings", shell_complete=complete_store)
 @QUERY
 @click.option("-k", type=click.IntRange(1, 9), default=9, help="Number of answers.")
 @CUBE

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import PATH, WORKERS, combine, finish
+from gridrad_cube.cli.arguments import PATH, WORKERS, combine, complete_store, finish
 from gridrad_cube.cli.messages import Group
 
 
@@ -27,7 +27,7 @@ def convert() -> None:
 #: Arguments of from-npz and from-pt.
 _PIXELS = combine(
     click.argument("sources", nargs=-1, required=True, type=PATH),
-    click.argument("store"),
+    click.argument("store", shell_complete=complete_store),
     click.option(
         "--source-root", type=PATH,
         help="Folder of the netCDF files: crops find their exact place in them by their pixels.",
@@ -74,7 +74,7 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
 
 @convert.command("from-features")
 @click.argument("source", type=PATH)
-@click.argument("store")
+@click.argument("store", shell_complete=complete_store)
 @click.option("--cube", help="Cube of the same crops: places, times and flags come from it.")
 @click.option("--checkpoint", type=PATH, help="The network that made them.")
 @_CHANNELS

@@ -9,12 +9,22 @@ from typing import Any
 
 import click
 
-from gridrad_cube.cli.arguments import CHANNEL, CUBE, JSON, PATH, QUERY, SEED, read_query, save_figure
+from gridrad_cube.cli.arguments import (
+    CHANNEL,
+    CUBE,
+    JSON,
+    PATH,
+    QUERY,
+    SEED,
+    complete_store,
+    read_query,
+    save_figure,
+)
 from gridrad_cube.cli.messages import Command
 
 
 @click.command(cls=Command)
-@click.argument("embeddings")
+@click.argument("embeddings", shell_complete=complete_store)
 @QUERY
 @click.option("--no-exclude", is_flag=True, help="Leave out only the query itself.")
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of answers.")
@@ -52,7 +62,7 @@ def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options
 
 
 @click.command(cls=Command)
-@click.argument("embeddings", nargs=-1, required=True)
+@click.argument("embeddings", nargs=-1, required=True, shell_complete=complete_store)
 @CUBE
 @click.option("--patches", help="At level 2k: path of the level-256 embeddings, if they have moved.")
 @CHANNEL

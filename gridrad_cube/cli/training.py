@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from gridrad_cube.cli.arguments import complete_channel, complete_store
 from gridrad_cube.cli.messages import Command, spell
 from gridrad_cube.launch import find_world
 
@@ -71,7 +72,8 @@ class _Option(click.Option):
         self, name: str, *flags: str, group: str, several: bool = False, switch: bool = False, **more: Any
     ) -> None:
         spelled = [f"--{f.replace('_', '-')}" for f in (name, *flags)]
-        super().__init__([name, *spelled], type=click.UNPROCESSED, **more)
+        complete = {"store": complete_store, "channels": complete_channel}.get(name)
+        super().__init__([name, *spelled], type=click.UNPROCESSED, shell_complete=complete, **more)
         self.group, self.several, self.switch = group, several, switch
 
 

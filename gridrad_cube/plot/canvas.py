@@ -37,8 +37,22 @@ PADDING: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#8c8c8c", "hatc
 LEFT, TOP, BOTTOM = 0.7, 1.0, 0.75
 #: Brightness temperature, K, below which cold cloud tops are drawn in color.
 _COLD_TOPS = 240.0
-#: Below zero, about zero, above zero: dark in the middle, for white is `_NO_ECHO`.
-_SIGNED = ("#ffd84d", "#9c5a12", "#1f1f28", "#6a3fb5", "#f08cff")
+#: Color map of each channel: a name of matplotlib, or colors from the least value to the greatest. They change in
+#: lightness, so that any color vision tells values apart, and differ from `_NO_ECHO`. Infrared is made in `_color_map`.
+_COLOR_MAPS: dict[str, str | tuple[str, ...]] = {
+    "visible_reflectance": "Greys_r",
+    "reflectivity": "magma_r",
+    "reflectivity_column_maximum": "magma_r",
+    "echo_top_height": "cividis_r",
+    "precipitation_rate": "viridis_r",
+    "spectrum_width": "plasma_r",
+    # Below zero, about zero, above zero: dark in the middle.
+    "azimuthal_shear": ("#ffd84d", "#9c5a12", "#1f1f28", "#6a3fb5", "#f08cff"),
+    "divergence": ("#66e0d0", "#1b7f79", "#1f1f28", "#a8432a", "#ffb08a"),
+    "differential_reflectivity": ("#2b1055", "#1f5a8c", "#3fa887", "#d9d35a", "#ffe98f"),
+    "specific_differential_phase": ("#0b3c49", "#3b7a57", "#b58900", "#e8743b", "#ffd0a6"),
+    "correlation_coefficient": "inferno",
+}
 #: Ticks of color scales that are not linear.
 _TICKS: dict[str, Sequence[float]] = {
     "rain": (0.1, 0.3, 1, 3, 10, 30, 100),
@@ -91,6 +105,19 @@ def write_legend(
             ncols=columns or len(handles), frameon=False, borderaxespad=0.0, borderpad=0.0, fontsize=9.5,
             columnspacing=1.6,
         )  # fmt: skip
+
+
+def finish_axes(axes: Axes, title: str, handles: Sequence[Artist]) -> Figure:
+    """Give the axes of a caller a title and a legend below; return their figure."""
+    axes.set_title(title, loc="left", fontsize=10.5, pad=28)
+    if handles:
+        axes.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.09), ncols=2, frameon=False, fontsize=8.5,
+            borderaxespad=0.0,
+        )  # fmt: skip
+    figure = axes.figure.get_figure(root=True)
+    assert figure is not None
+    return figure
 
 
 # Words
@@ -180,6 +207,7 @@ def select(cube: xr.Dataset, crop: int, channel: str | None, embeddings: xr.Data
         raise SchemaError(
             "plot: no channel in this dataset; expected a cube. Open it with gridrad_cube.open_cube."
         )
+    channel = str(channel).split("+")[0] if embeddings is not None and channel else channel
     lacks = str(channel).split("@")[0] not in cube.data_vars
     if lacks and embeddings is not None and "variable" in embeddings.coords:
         channel = str(np.atleast_1d(embeddings["variable"].values)[0]).split("+")[0]
@@ -227,9 +255,10 @@ def _color_map(channel: Channel) -> Colormap:
         cold = round(256 * (_COLD_TOPS - low) / (high - low))
         tops = colormaps["plasma"](np.linspace(1.0, 0.08, cold))
         return ListedColormap(np.vstack([tops, colormaps["Greys"](np.linspace(0.12, 1.0, 256 - cold))]))
-    if channel.kind == "field" and channel.typical_range[0] == -channel.typical_range[1]:
-        return LinearSegmentedColormap.from_list("signed", _SIGNED)
-    return colormaps[{"visible": "Greys_r", "radar": "magma_r"}.get(channel.kind, "viridis_r")]
+    name = _COLOR_MAPS.get(channel.name, "viridis_r")
+    if not isinstance(name, str):
+        return LinearSegmentedColormap.from_list(channel.name, name)
+    return colormaps[name]
 
 
 def _color_scale(channel: Channel) -> Normalize:
@@ -331,7 +360,7 @@ def map_size(one: xr.Dataset, width: float = 8.6, height: float = 8.0) -> tuple[
     return max(cols * edge, 2.5), max(rows * edge, 2.5)
 
 
-def draw_crop(axes: Axes, field: Field) -> tuple[AxesImage, list[Artist]]:
+def draw_crop(axes: Axes, field: Field, step: float = 0.0) -> tuple[AxesImage, list[Artist]]:
     """Draw a channel of a crop with its lattice, and hatched padding. A missing channel is named. Returns as
     `draw_field`.
     """
@@ -343,7 +372,7 @@ def draw_crop(axes: Axes, field: Field) -> tuple[AxesImage, list[Artist]]:
     (top, bottom), (left, right) = (tuple(round(n * edge) for n in ends) for ends in inside(one))
     scene = (slice(top, bottom), slice(left, right))
     image, handles = draw_field(axes, values, channel, inside=scene)
-    draw_lattice(axes, one, edge, lines="0.75" if channel.has_echo else "white")
+    draw_lattice(axes, one, edge, lines="0.75" if channel.has_echo else "white", step=step)
     padded = draw_padding(axes, (0, width, 0, height), (left, right, top, bottom))
     for row, col in np.argwhere(bits & int(Flag.padding)):
         x, y = round(col * edge), round(row * edge)
@@ -405,28 +434,41 @@ def orient_scene(latitude: np.ndarray, longitude: np.ndarray) -> tuple[bool, boo
     return rows, columns
 
 
-def draw_lattice(axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "white") -> None:
+def draw_lattice(
+    axes: Axes, one: xr.Dataset, edge: float, *, lines: str = "white", step: float = 0.0, offset: float = 0.0
+) -> None:
     """Draw lines between patches, ticks at round degrees, and numbers of rows and columns; north up, east right.
 
-    One unit of the axes is a pixel, or a cell; ``edge`` of a patch in these units. Row 0 begins at y = 0.
+    One unit of the axes is a pixel. ``edge`` is the distance of the patches of ``one``, and their first row begins at
+    ``offset``. ``step`` is that of overlapping patches, whose numbers and lines are drawn instead.
     """
     rows, cols = one.sizes["row"], one.sizes["col"]
-    axes.hlines(np.arange(1, rows) * edge, 0, cols * edge, colors=lines, linewidth=0.6, alpha=0.7)
-    axes.vlines(np.arange(1, cols) * edge, 0, rows * edge, colors=lines, linewidth=0.6, alpha=0.7)
-    turn(axes, (0, cols * edge, 0, rows * edge), Orientation.of_one(one))
-    mark_degrees(axes, *positions(one), edge, color="#ffe9a8" if lines == "white" else "0.2", most=10)
+    height, width = rows * edge + 2 * offset, cols * edge + 2 * offset
+    if not step:
+        step, first, counts = edge, offset, (rows, cols)
+    else:
+        first = (edge - step) / 2
+        counts = round((height - 2 * first) / step), round((width - 2 * first) / step)
+    look: dict[str, Any] = {"colors": lines, "linewidth": 0.6, "alpha": 0.7}
+    across, down = (first + np.arange(first == 0, n + (first > 0)) * step for n in counts)
+    axes.hlines(across, 0, width, **look)
+    axes.vlines(down, 0, height, **look)
+    turn(axes, (0, width, 0, height), Orientation.of_one(one))
+    mark_degrees(
+        axes, *positions(one), edge, color="#ffe9a8" if lines == "white" else "0.2", most=10, offset=offset
+    )
     # Row and column of patches on the right and above: what --like CROP,ROW,COL asks for.
     style: dict[str, Any] = {
         "textcoords": "offset points", "fontsize": 8, "color": "0.4", "annotation_clip": False
     }  # fmt: skip
-    across = {"xycoords": ("data", "axes fraction"), "ha": "center", **style}
-    down = {"xycoords": ("axes fraction", "data"), "va": "center", **style}
-    for i in range(0, cols, -(-cols // 30)):
-        axes.annotate(str(i), ((i + 0.5) * edge, 1), (0, 3), **across)
-    for i in range(0, rows, -(-rows // 30)):
-        axes.annotate(str(i), (1, (i + 0.5) * edge), (4, 0), **down)
-    axes.annotate("column of patch", (0.5, 1), (0, 14), **across | {"xycoords": "axes fraction"})
-    axes.annotate("row of patch", (1, 0.5), (18, 0), rotation=90, **down | {"xycoords": "axes fraction"})
+    above = {"xycoords": ("data", "axes fraction"), "ha": "center", **style}
+    beside = {"xycoords": ("axes fraction", "data"), "va": "center", **style}
+    for i in range(0, counts[1], -(-counts[1] // 24)):
+        axes.annotate(str(i), (first + (i + 0.5) * step, 1), (0, 3), **above)
+    for i in range(0, counts[0], -(-counts[0] // 24)):
+        axes.annotate(str(i), (1, first + (i + 0.5) * step), (4, 0), **beside)
+    axes.annotate("column of patch", (0.5, 1), (0, 14), **above | {"xycoords": "axes fraction"})
+    axes.annotate("row of patch", (1, 0.5), (18, 0), rotation=90, **beside | {"xycoords": "axes fraction"})
 
 
 def mark_degrees(
@@ -437,6 +479,7 @@ def mark_degrees(
     *,
     color: str = "0.2",
     most: int = 8,
+    offset: float = 0.0,
 ) -> None:
     """Draw ticks at round degrees, from the centers of cells; meridians and parallels if these are not
     straight.
@@ -448,12 +491,16 @@ def mark_degrees(
     elif _is_regular(latitude, longitude):
         latitude, longitude = latitude[:, 0], longitude[0]
     if latitude.ndim == 1:
-        mark_axis(axes.yaxis, latitude, edge, "NS")
-        mark_axis(axes.xaxis, longitude, edge, "EW", most=most)
+        for axis, values, letters, count in (
+            (axes.yaxis, latitude, "NS", 8),
+            (axes.xaxis, longitude, "EW", most),
+        ):
+            ends = (0.0, len(values) * edge + 2 * offset)
+            mark_axis(axis, values, edge, letters, most=count, offset=offset, ends=ends)
         return
     step = max(1, max(latitude.shape) // 200)
     rows, cols = latitude[::step, ::step].shape
-    y, x = ((np.arange(-1, n + 1) + 0.5) * edge * step for n in (rows, cols))
+    y, x = ((np.arange(-1, n + 1) + 0.5) * edge * step + offset for n in (rows, cols))
     axes.set(xticks=[], yticks=[])
     for values, letters in ((latitude, "NS"), (longitude, "EW")):
         wide = np.pad(values[::step, ::step], 1, mode="reflect", reflect_type="odd")
@@ -462,20 +509,27 @@ def mark_degrees(
         levels = np.arange(np.ceil(low / apart), np.floor(high / apart) + 1) * apart
         lines = axes.contour(x, y, wide, levels, colors=color, linewidths=0.9, linestyles="dashed")
         decimals = 0 if apart >= 1 else 2
-        axes.clabel(lines, fmt={v: degrees(v, letters, decimals) for v in levels}, fontsize=8)
+        labels = axes.clabel(lines, fmt={v: degrees(v, letters, decimals) for v in levels}, fontsize=8)
+        for label in labels or ():
+            label.set(
+                color="0.1", bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+            )
 
 
-def mark_axis(axis: Any, centers: np.ndarray, edge: float, letters: str, *, most: int = 8) -> None:
+def mark_axis(
+    axis: Any, centers: np.ndarray, edge: float, letters: str, *, most: int = 8, offset: float = 0.0,
+    ends: tuple[float, float] | None = None,
+) -> None:  # fmt: skip
     """Draw ticks at round degrees of one axis, from the degrees of the centers of its cells; of one cell, its
     center.
     """
-    places = (np.arange(-1, len(centers) + 1) + 0.5) * edge
+    places = (np.arange(-1, len(centers) + 1) + 0.5) * edge + offset
     known = np.isfinite(centers)
     if len(centers) < 2 or not known.all():
         where, degree = places[1:-1][known], centers[known]
     else:
         values = np.pad(centers, 1, mode="reflect", reflect_type="odd")
-        low, high = np.sort(np.interp([0.0, len(centers) * edge], places, values))
+        low, high = np.sort(np.interp(ends or (offset, offset + len(centers) * edge), places, values))
         step = nice_step(high - low, most)
         degree = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
         order = np.argsort(values)

@@ -168,9 +168,15 @@ def statistics(cube: xr.Dataset) -> Figure:
 
 
 def _distribution(ax: Axes, label: str, numbers: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     channel = CHANNELS[label.split("@")[0]]
     units = "" if channel.units == "1" else f" {write_units(channel.units)}"
-    ax.set_title(f"{title_of(label)}\n{numbers['patches']:,} clean patches", fontsize=10, loc="left")
+    lines = [title_of(label), f"{numbers['patches']:,} clean patches"]
+    if numbers.get("histogram"):
+        lines[1] += f", {numbers['minimum']:.4g} to {numbers['maximum']:.4g}{units}"
+        lines.append(f"mean {numbers['mean']:.4g} (line), std {numbers['std']:.3g} (shaded){units}")
+    ax.set_title("\n".join(lines), fontsize=9.5, loc="left")
     ax.set_xlabel(title_of(label, units=True), fontsize=9)
     ax.set_xlim(*channel.typical_range)
     ax.tick_params(labelsize=8)
@@ -181,15 +187,12 @@ def _distribution(ax: Axes, label: str, numbers: Mapping[str, Any]) -> None:
     edges = np.linspace(*channel.typical_range, len(counts) + 1)
     ax.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color="#8fb8d8")
     mean, std = numbers["mean"], numbers["std"]
-    ax.axvline(mean, color=BLUE, linewidth=1.4, label=f"mean {mean:.4g}{units}")
-    ax.axvspan(mean - std, mean + std, color=BLUE, alpha=0.12, linewidth=0, label=f"± std {std:.3g}{units}")
-    ax.plot([], [], " ", label=f"range {numbers['minimum']:.4g} to {numbers['maximum']:.4g}{units}")
-    low, high = ax.get_ylim()
+    ax.axvline(mean, color=BLUE, linewidth=1.4)
+    ax.axvspan(mean - std, mean + std, color=BLUE, alpha=0.12, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    filled = np.flatnonzero(counts)
+    if len(filled) and filled[-1] - filled[0] < len(counts) // 4:  # a few bins would be a line
+        ax.set_xlim(edges[max(filled[0] - 2, 0)], edges[min(filled[-1] + 3, len(counts))])
     if channel.kind == "rain":
         ax.set_yscale("log")
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, high * (high / low) ** 0.4)
-    else:
-        ax.set_ylim(low, 1.35 * high)  # room for the legend
     ax.set_ylabel("echo pixels a bin (%)" if channel.has_echo else "pixels a bin (%)", fontsize=9)
-    ax.legend(fontsize=8, frameon=False, loc="upper right")

@@ -92,7 +92,7 @@ def query(
     states: dict[str, Artist] = {}
     frames = [BLUE, *(ORANGE if mark else None for mark in marked)]
     for ax, (crop, y, x), words, color in zip(panels, windows, captions, frames, strict=True):
-        window = {"y": slice(y, y + shape[0]), "x": slice(x, x + shape[1])}
+        window = _without_padding(cube.isel(crop=crop), (y, x), shape)
         pixels = select(cube, crop, field.label).values(window)
         pixels = reverse(pixels[None], np.array([Orientation.of_one(cube.isel(crop=crop))]))[0]
         image, handles = draw_field(ax, pixels, field.channel)
@@ -153,6 +153,16 @@ def _windows(
     return shape, out
 
 
+def _without_padding(one: xr.Dataset, first: tuple[int, int], shape: tuple[int, int]) -> dict[str, slice]:
+    """Return the pixels of a window that lie in the scene; all of them if none does."""
+    out = {}
+    for axis, dim, start, length, ends in zip("yx", ("row", "col"), first, shape, inside(one), strict=True):
+        edge = one.sizes[axis] / one.sizes[dim]
+        low, high = max(start, round(ends[0] * edge)), min(start + length, round(ends[1] * edge))
+        out[axis] = slice(low, high) if low < high else slice(start, start + length)
+    return out
+
+
 def _captions(answer: xr.Dataset) -> list[str]:
     """Return the rank, score, time and place of each answer, with three to six decimals, so that scores
     differ.
@@ -187,15 +197,15 @@ def _draw_times(
     axes: Axes, answer: xr.Dataset, query_time: np.datetime64, marked: Sequence[bool]
 ) -> list[_Point]:
     """Draw the scores over time, and the query's time; return the input of `_write_numbers`."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+    from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
 
     axes.set_title("When they are", loc="left", fontsize=11)
     times = np.asarray(date2num(answer["time"].values))
     points = _draw_answers(axes, times, answer["score"].values, marked, (None, None), 40)
     axes.axvline(float(date2num(query_time)), color=BLUE, linewidth=1.5, zorder=1)
-    locator = AutoDateLocator(minticks=3, maxticks=7)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=6))
+    span = float(np.ptp([*times, float(date2num(query_time))]))  # days
+    axes.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d" if span > 4 else "%Y-%m-%d\n%H:%M"))
     axes.margins(0.12)
     axes.set_xlabel("time (UTC)")
     axes.set_ylabel(str(answer["score"].attrs.get("long_name", "score")))

@@ -21,6 +21,7 @@ from gridrad_cube.plot.canvas import (
     draw_crop,
     draw_field,
     draw_padding,
+    finish_axes,
     map_size,
     mark_degrees,
     new_figure,
@@ -65,7 +66,7 @@ _LEGEND = 3.0
 _SMALL = 700
 
 
-def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
+def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, ax: Axes | None = None) -> Figure:
     """Draw one crop with the lattice of its patches, degrees along its edges, and numbers of rows and
     columns.
 
@@ -78,6 +79,8 @@ def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     channel
         Name of the variable, at its lowest altitude, or a label such as ``reflectivity@3.0km``; the first if
         None.
+    ax
+        Axes to draw into, with a color bar beside them and a legend below; a new figure if None.
 
     Returns
     -------
@@ -89,12 +92,15 @@ def scene(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
         If the cube lacks the channel, the altitude or the crop, or the crop was not written.
     """
     field = select(cube, crop, channel)
+    title = f"{title_of(field.label, field.channel, units=True)}, {stamp(field.one['time'].values)}"
+    if ax is not None:
+        image, handles = draw_crop(ax, field)
+        color_bar(image, field.label, field.channel, ax=ax, pad=0.1)
+        return finish_axes(ax, title, handles)
     width, height = map_size(field.one)
     figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
     image, handles = draw_crop(add_axes(figure, LEFT, TOP, width, height), field)
-    write_title(
-        figure, f"{field.title}, {stamp(field.one['time'].values)}", _crop_text(cube, field.one, crop)
-    )
+    write_title(figure, title, _crop_text(cube, field.one, crop))
     bar = add_axes(figure, LEFT + width + 0.75, TOP, 0.22, height)
     color_bar(image, field.label, field.channel, cax=bar)
     write_legend(figure, handles)
@@ -105,14 +111,14 @@ def _crop_text(cube: xr.Dataset, one: xr.Dataset, crop: int) -> str:
     return f"crop {crop} of {cube.sizes['crop']}, {one.sizes['row']} × {one.sizes['col']} patches"
 
 
-def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
+def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, ax: Axes | None = None) -> Figure:
     """Draw the scene of a crop: every crop of it at its position, outlined, with lines between patches.
 
     Areas outside of all crops stay empty. If crops overlap, the later one is drawn.
 
     Parameters
     ----------
-    cube, crop, channel
+    cube, crop, channel, ax
         As in `scene`.
 
     Returns
@@ -143,8 +149,9 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     high = np.maximum((origins + size).max(axis=0), shape)
     unit = min(8.6 / (high - low)[1], 8.0 / (high - low)[0])
     height, width = np.maximum((high - low) * unit, 2.5)
-    figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
-    axes = add_axes(figure, LEFT, TOP, width, height)
+    if ax is None:
+        figure, _ = new_figure(by_hand=True, figsize=(LEFT + width + 1.9, TOP + height + BOTTOM))
+    axes = ax or add_axes(figure, LEFT, TOP, width, height)
     states: dict[str, Artist] = {}
     edge = one.sizes["y"] // one.sizes["row"]
     lines: dict[str, Any] = {"colors": "0.75" if drawn.has_echo else "white", "linewidth": 0.5, "alpha": 0.6}
@@ -169,16 +176,20 @@ def crops(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     mark_degrees(axes, latitude, longitude)
     count = f"{len(members)} crop{'s' * (len(members) != 1)}"
     text = f"{one['scene'].values}: {count} of {one.sizes['row']} × {one.sizes['col']} patches"
-    write_title(figure, f"{field.title}, {stamp(one['time'].values)}", text)
-    color_bar(image, field.label, drawn, cax=add_axes(figure, LEFT + width + 0.4, TOP, 0.22, height))
     frames = [Line2D([], [], color=BLUE, linewidth=2.0, label=f"crop {crop}")]
     if len(members) > 1:
         frames.append(Line2D([], [], color=ORANGE, linewidth=2.0, label="other crops"))
+    title = f"{title_of(field.label, field.channel, units=True)}, {stamp(one['time'].values)}"
+    if ax is not None:
+        color_bar(image, field.label, drawn, ax=ax)
+        return finish_axes(ax, title, [*frames, *states.values()])
+    write_title(figure, title, text)
+    color_bar(image, field.label, drawn, cax=add_axes(figure, LEFT + width + 0.4, TOP, 0.22, height))
     write_legend(figure, [*frames, *states.values()])
     return figure
 
 
-def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Figure:
+def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None, ax: Axes | None = None) -> Figure:
     """Draw one crop with a badge for each flag of each patch, and a legend with counts.
 
     A flag has the same position, letters and color in all patches of the picture. Patches that are rejected
@@ -186,7 +197,7 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
 
     Parameters
     ----------
-    cube, crop, channel
+    cube, crop, channel, ax
         As in `scene`.
 
     Returns
@@ -205,9 +216,12 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     present = [f for f in _BADGES if (bits & int(f)).any()]
     (width, height), tall = map_size(one), 0.28 * len(present) + 1.3
     size = (LEFT + width + 0.6 + _LEGEND, TOP + max(height, tall) + BOTTOM)
-    figure, _ = new_figure(by_hand=True, figsize=size)
-    axes = add_axes(figure, LEFT, TOP, width, height)
-    side = add_axes(figure, LEFT + width + 0.6, TOP, _LEGEND, tall)
+    if ax is None:
+        figure, _ = new_figure(by_hand=True, figsize=size)
+    axes = ax or add_axes(figure, LEFT, TOP, width, height)
+    if ax is not None:  # of which a title, ticks and a legend take a part
+        place, inches = ax.get_position(), ax.figure.get_figure(root=True).get_size_inches()
+        width, height = 0.8 * place.width * inches[0], 0.8 * place.height * inches[1]
     _, handles = draw_crop(axes, field)
     edge, rejected = one.sizes["y"] / one.sizes["row"], (bits & reject) != 0
     for row, col in np.argwhere(rejected):
@@ -215,11 +229,17 @@ def flags(cube: xr.Dataset, crop: int = 0, *, channel: str | None = None) -> Fig
     _draw_badges(axes, bits, present, edge, 72 * min(width / one.sizes["col"], height / one.sizes["row"]))
     altitude = field.label.removeprefix(field.channel.name).replace("@", " at ")
     title = f"Flags of {field.channel.long_name}{altitude}, {stamp(one['time'].values)}"
-    write_title(figure, title, _crop_text(cube, one, crop))
-    _draw_legend(side, bits, present, reject, tall)
     if rejected.any():
         veil: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5}
         handles.append(Patch(**veil, label="veiled: rejected in training"))
+    if ax is not None:
+        for flag in present:
+            letters, color = _BADGES[flag]
+            name = f"{letters}: {str(flag.name).replace('_', ' ')}"
+            handles.append(Patch(facecolor=color, edgecolor="0.5", linewidth=0.5, label=name))
+        return finish_axes(ax, title, handles)
+    write_title(figure, title, _crop_text(cube, one, crop))
+    _draw_legend(add_axes(figure, LEFT + width + 0.6, TOP, _LEGEND, tall), bits, present, reject, tall)
     write_legend(figure, handles)
     return figure
 
@@ -312,14 +332,19 @@ def source(scene: xr.Dataset) -> Figure:
     tall, wide = scene[names[0]].shape
     each = float(np.clip(3.5 * tall / wide, 1.2, 5.0)) + 0.7
     figure, axes = new_figure(rows, cols, figsize=(max(6.5, 4.6 * cols), 0.5 + each * rows))
-    figure.suptitle(f"{scene.attrs.get('product', 'scene')}, {stamp(scene['time'].values)}", fontsize=13)
+    figure.suptitle(
+        f"{scene.attrs.get('product', 'scene')}, {stamp(scene['time'].values)}",
+        fontsize=13,
+        x=0.01,
+        ha="left",
+    )
     for ax, name in zip(axes.flat, names, strict=False):
         variable = scene[name]
         step, channel = max(1, max(tall, wide) // _SMALL), channel_in(name, variable.attrs, variable.dtype)
         values = channel.packing.decode(variable.values[::step, ::step])
         image, _ = draw_field(ax, values, channel, extent=(0, wide, tall, 0))
         color_bar(image, name, channel, ax=ax)
-        ax.set_title(title_of(name), fontsize=9)
+        ax.set_title(title_of(name, units=True), fontsize=9, loc="left")
         latitude, longitude = (scene[n].values for n in ("latitude", "longitude"))
         turn(ax, (0, wide, 0, tall), orient_scene(latitude, longitude))
         mark_degrees(ax, latitude, longitude)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from gridrad_cube.plot.canvas import (
     draw_crop,
     draw_field,
     draw_lattice,
+    draw_padding,
     extend,
+    finish_axes,
+    inside,
     map_size,
     mark_axis,
     new_figure,
@@ -31,7 +35,7 @@ from gridrad_cube.plot.canvas import (
     write_title,
 )
 from gridrad_cube.readout import Readout, ReadoutChoice, saved_readout
-from gridrad_cube.schema import SchemaError
+from gridrad_cube.schema import ATTRIBUTE, SchemaError, read_attribute
 from gridrad_cube.selection import Label, choose_labels, labels_of, reject_masks
 from gridrad_cube.store import Orientation
 
@@ -57,6 +61,7 @@ def embeddings(
     channel: int | str | None = None,
     cube: xr.Dataset | None = None,
     readout: ReadoutChoice = "auto",
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw a crop's embeddings as color, one cell for each patch, beside the field that they were made from.
 
@@ -77,6 +82,8 @@ def embeddings(
     readout
         Readout of the vectors: ``"auto"`` for the one that is saved with the store, if there is one; a
         `Readout`; or None.
+    ax
+        Axes to draw the embeddings into, without the field; a new figure if None.
 
     Returns
     -------
@@ -98,42 +105,69 @@ def embeddings(
     used = readout if isinstance(readout, Readout | None) else saved_readout(of_channel)
     colors, shares = _colors(of_channel["embedding"], crop, label.name, used)
     one = of_channel.isel(crop=crop)
+    patch, step = _patch_and_stride(embeddings)
+    after = "" if used is None else " after the readout"
+    title = f"Embeddings of patches, {stamp(one['time'].values)}"
+    if ax is not None:
+        handles = _draw_cells(ax, colors, one, label, patch, step)
+        _draw_lattice(ax, one, patch, step)
+        return finish_axes(ax, title, handles)
     width, height = map_size(one, 6.2, 6.2)
     across = LEFT + width + (0.5 if cube is None else 1.3 + width + 1.7)
     figure, _ = new_figure(by_hand=True, figsize=(max(across, 6.6), TOP + height + BOTTOM + 0.3))
-    after = "" if used is None else " after the readout"
-    text = f"{title_of(label.name)}; like colors: alike in the first three principal components{after}"
-    write_title(figure, f"Embeddings of patches, {stamp(one['time'].values)}", text)
-    axes, lattice = add_axes(figure, LEFT, TOP, width, height), one
-    more: list[Artist] = []
-    if cube is not None:
+    text = f"{title_of(label.name)}; like colors: alike{after}"
+    write_title(figure, title, text)
+    axes = add_axes(figure, LEFT, TOP, width, height)
+    handles = _draw_cells(axes, colors, one, label, patch, step)
+    if cube is None:
+        _draw_lattice(axes, one, patch, step)
+    else:
         field = select(cube, crop, label.name, one)
-        image, more = draw_crop(add_axes(figure, LEFT + width + 1.3, TOP, width, height), field)
+        # The cube knows where the scene ends; so both panels have its axes and its padding.
+        overlapping = step if step != patch else 0.0
+        image, more = draw_crop(add_axes(figure, LEFT + width + 1.3, TOP, width, height), field, overlapping)
         bar = add_axes(figure, LEFT + 2 * width + 2.0, TOP, 0.2, height)
         color_bar(image, field.label, field.channel, cax=bar)
-        # The cube knows where the scene ends; embeddings of overlapping patches have another lattice.
-        lattice = field.one if field.one["latitude"].shape == one["latitude"].shape else one
-    handles = _draw_cells(axes, colors, one, label)
-    draw_lattice(axes, lattice, 1.0)
+        edge = field.one.sizes["y"] / field.one.sizes["row"]
+        draw_lattice(axes, field.one, edge, step=overlapping)
+        (top, bottom), (left, right) = (tuple(round(n * edge) for n in ends) for ends in inside(field.one))
+        draw_padding(axes, (0, field.one.sizes["x"], 0, field.one.sizes["y"]), (left, right, top, bottom))
+        handles += more
     said = ("lightness", "blue to yellow", "green to magenta")
     parts = [f"{w}: PC {i} ({100 * s:.0f} %)" for i, (w, s) in enumerate(zip(said, shares, strict=False), 1)]
     wide, tall = figure.get_size_inches()
     figure.text(LEFT / wide, 0.36 / tall, f"{', '.join(parts)} of the variance", fontsize=9)
-    write_legend(figure, [*handles, *more])
+    write_legend(figure, handles)
     return figure
 
 
-def _draw_cells(axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label) -> list[Artist]:
+def _patch_and_stride(embeddings: xr.Dataset) -> tuple[int, int]:
+    """Return the edge of a patch, and the distance of patches, in pixels."""
+    info = read_attribute(embeddings.attrs, "plot") if ATTRIBUTE in embeddings.attrs else {}
+    patch = int(info.get("patch", 1))
+    return patch, int(info.get("stride") or patch)
+
+
+def _draw_lattice(axes: Axes, one: xr.Dataset, patch: int, step: int) -> None:
+    """Draw the lattice of a crop's embeddings alone, on the axes of its pixels."""
+    draw_lattice(axes, one, step, offset=(patch - step) / 2)
+
+
+def _draw_cells(
+    axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label, patch: int, step: int
+) -> list[Artist]:
     """Draw the cells and cross out patches that training rejects; return handles for the legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     rows, cols = colors.shape[:2]
     axes.set_facecolor(_NO_EMBEDDING)
-    axes.imshow(colors, interpolation="nearest", extent=(0, cols, rows, 0))
+    first = (patch - step) / 2  # cells are as far apart as patches, and lie about their centers
+    extent = (first, first + cols * step, first + rows * step, first)
+    axes.imshow(colors, interpolation="nearest", extent=extent)
     empty = colors[..., 3] == 0
     handles: list[Artist] = []
-    if empty.any():
+    if empty.any() or step != patch:
         handles.append(Patch(facecolor=_NO_EMBEDDING, edgecolor="0.5", linewidth=0.5, label="no embedding"))
     if "flags" in one:
         bits = one["flags"].transpose("row", "col").values
@@ -142,7 +176,7 @@ def _draw_cells(axes: Axes, colors: np.ndarray, one: xr.Dataset, label: Label) -
             "marker": "X", "markersize": 9, "color": "black", "markeredgecolor": "white", "linestyle": "none"
         }  # fmt: skip
         if len(cells):
-            axes.plot(cells[:, 1] + 0.5, cells[:, 0] + 0.5, **style)
+            axes.plot(first + (cells[:, 1] + 0.5) * step, first + (cells[:, 0] + 0.5) * step, **style)
             handles.append(Line2D([], [], label="rejected in training", **style))
     return handles
 
@@ -221,7 +255,9 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     if not np.isfinite(heads).any():
         raise SchemaError(f"plot: the attention of sample {sample} is NaN; expected a sample with pixels")
     heads = heads / np.nansum(heads, axis=(1, 2), keepdims=True) * np.isfinite(heads[0]).sum()
-    shape = (heads.shape[1], heads.shape[2])
+    crop = None if cube is None else cube.isel(crop=int(one["crop"]))
+    frame = _frame(one, crop, (heads.shape[1], heads.shape[2]))
+    shape = frame.shown[1] - frame.shown[0], frame.shown[3] - frame.shown[2]
     large, small = ([max(n * edge / max(shape), 0.6) for n in shape[::-1]] for edge in (_LARGE, _SMALL))
     lines = -(-len(heads) // _LINE)
     beside = 0.0 if cube is None else large[0] + _BAR + _LEFT
@@ -232,26 +268,24 @@ def attention(maps: xr.Dataset, sample: int = 0, *, cube: xr.Dataset | None = No
     which = ", ".join(f"{d} {int(one[d])}" for d in ("crop", "row", "col") if d in one.coords)
     title = f"Attention of the last block, {stamp(one['time'].values)}"
     write_title(figure, title, f"{title_of(label)}; {which}", left=_LEFT)
-    crop = None if cube is None else cube.isel(crop=int(one["crop"]))
     if cube is not None:
         axes = add_axes(figure, _LEFT, _TOP, *large)
         field = select(cube, int(one["crop"]), label, one)
-        image, handles = draw_field(
-            axes, _window(field, one), field.channel, extent=(0, shape[1], shape[0], 0)
-        )
+        pixels = _window(field, one)
+        image, handles = draw_field(axes, pixels, field.channel, inside=frame.pixels)
         axes.set_aspect("auto")
-        _mark_window(axes, field.title, one, crop, shape)
+        _mark_window(axes, field.title, one, crop, frame)
         bar = add_axes(figure, _LEFT + large[0] + 0.15, _TOP, 0.16, large[1])
         color_bar(image, field.label, field.channel, cax=bar)
         write_legend(figure, handles, left=_LEFT)
     look: dict[str, Any] = {
-        "cmap": "cividis", "vmin": np.nanmin(heads), "vmax": np.nanmax(heads), "extent": (0, shape[1], shape[0], 0),
+        "cmap": "cividis", "vmin": np.nanmin(heads), "vmax": np.nanmax(heads), "extent": frame.extent,
         "interpolation": "nearest", "aspect": "auto",
     }  # fmt: skip
     axes = add_axes(figure, _LEFT + beside, _TOP, *large)
     axes.set_facecolor("0.8")
     image = axes.imshow(np.nanmean(heads, axis=0), **look)
-    _mark_window(axes, "mean of the heads", one, crop, shape)
+    _mark_window(axes, "mean of the heads", one, crop, frame)
     bar = add_axes(figure, _LEFT + beside + large[0] + 0.15, _TOP, 0.16, large[1])
     figure.colorbar(image, cax=bar, label="attention (1: as if even)")
     for i, head in enumerate(heads):
@@ -275,24 +309,63 @@ def _window(field: Field, one: xr.Dataset) -> np.ndarray:
     return field.values(window)
 
 
-def _mark_window(
-    axes: Axes, title: str, one: xr.Dataset, crop: xr.Dataset | None, shape: tuple[int, int]
-) -> None:
-    """Draw a title, and round degrees along the edges of a sample, north up, if its crop is known."""
+@dataclass(frozen=True)
+class _Frame:
+    """The axes of a sample of attention, in pixels: ``extent`` of the map as of imshow, and what is ``shown`` of it
+    (top, bottom, left, right), which is the scene without padding.
+    """
+
+    extent: tuple[float, float, float, float]
+    shown: tuple[float, float, float, float]
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """The pixels that are shown."""
+        top, bottom, left, right = (round(n) for n in self.shown)
+        return slice(top, bottom), slice(left, right)
+
+
+def _frame(one: xr.Dataset, crop: xr.Dataset | None, shape: tuple[int, int]) -> _Frame:
+    """Return the axes of one sample with a map of some rows and columns; a unit is a token without a cube."""
+    if crop is None:
+        return _Frame((0, shape[1], shape[0], 0), (0, shape[0], 0, shape[1]))
+    sizes = [crop.sizes[a] for a in "yx"]
+    patch = sizes[0] // crop.sizes["row"]
+    ends = [[n * patch for n in pair] for pair in inside(crop)]
+    if "row" in one.coords and one["row"].ndim == 0:  # tokens fill a patch
+        firsts = [int(one[d]) * patch for d in ("row", "col")]
+        shown = [(max(a - f, 0), min(b - f, patch)) for f, (a, b) in zip(firsts, ends, strict=True)]
+        return _Frame((0, patch, patch, 0), (*shown[0], *shown[1]))
+    # Cells of a grid of embeddings lie about the centers of their patches, which may overlap.
+    steps = [(n - patch) / (count - 1) if count > 1 else patch for n, count in zip(sizes, shape, strict=True)]
+    (top, bottom), (left, right) = (
+        ((patch - step) / 2, (patch - step) / 2 + count * step)
+        for step, count in zip(steps, shape, strict=True)
+    )
+    return _Frame((left, right, bottom, top), (ends[0][0], ends[0][1], ends[1][0], ends[1][1]))
+
+
+def _mark_window(axes: Axes, title: str, one: xr.Dataset, crop: xr.Dataset | None, frame: _Frame) -> None:
+    """Add a title. If the crop is known, turn the axes north up and add round degrees along the edges."""
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.set(xticks=[], yticks=[])
     axes.tick_params(labelsize=8)
+    top, bottom, left, right = frame.shown
+    axes.set(xlim=(left, right), ylim=(bottom, top))
     if crop is None:
         return
-    turn(axes, (0, shape[1], 0, shape[0]), Orientation.of_one(crop))
+    turn(axes, (left, right, top, bottom), Orientation.of_one(crop))
     latitude, longitude = positions(crop)
-    for axis, values, letters, dim, count in (
-        (axes.yaxis, latitude, "NS", "row", shape[0]), (axes.xaxis, longitude.T, "EW", "col", shape[1]),
+    for axis, values, letters, dim, (low, high) in (
+        (axes.yaxis, latitude, "NS", "row", (top, bottom)), (axes.xaxis, longitude.T, "EW", "col", (left, right)),
     ):  # fmt: skip
         line = np.nanmean(values, axis=1)
-        if dim in one.coords and one[dim].ndim == 0:  # positions of tokens from those of patches
-            known = np.flatnonzero(np.isfinite(line))
-            if len(known) < 2:
-                continue
-            line = extend(int(one[dim]) + (np.arange(count) + 0.5) / count - 0.5, known, line[known])
-        mark_axis(axis, line, 1.0, letters, most=5)
+        known = np.flatnonzero(np.isfinite(line))
+        if len(known) < 2:
+            continue
+        patch = crop.sizes["y"] // crop.sizes["row"]
+        first = int(one[dim]) if dim in one.coords and one[dim].ndim == 0 else 0
+        # Positions of pixels, from those of the centers of patches.
+        centers = np.arange(round(low), round(high)) + 0.5
+        degree = extend(first + centers / patch - 0.5, known.astype(float), line[known])
+        mark_axis(axis, degree, 1.0, letters, most=5, offset=round(low))

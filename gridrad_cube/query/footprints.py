@@ -29,7 +29,7 @@ Rule = tuple[float, float]
 
 #: Crops whose samples are compared at once.
 _CROPS_AT_ONCE = 4096
-#: Of a window: grid, first row, row after the last, first column, column after the last.
+#: Of a window: first row, row after the last, first column, column after the last.
 _WINDOW = ("y_start", "y_stop", "x_start", "x_stop")
 
 
@@ -118,8 +118,10 @@ def footprint_of_array(vector: xr.DataArray) -> Footprints | None:
     grid, window = "", [0, 0, 0, 0]
     if "grid" in vector.coords and all(n in vector.coords and vector[n].ndim == 0 for n in _WINDOW):
         grid, window = str(vector["grid"].values), [int(vector[n]) for n in _WINDOW]
-    place = (np.array([value]) for value in (seconds_of(time), latitude, longitude))
-    return Footprints(*place, np.array([grid], object), np.array([window]), np.full((1, 2), np.nan))
+    seconds, latitude, longitude = (np.array([value]) for value in (seconds_of(time), latitude, longitude))
+    return Footprints(
+        seconds, latitude, longitude, np.array([grid], object), np.array([window]), np.full((1, 2), np.nan)
+    )
 
 
 def neighbors(dataset: xr.Dataset, one: Footprints, rule: Rule) -> npt.NDArray[np.int64]:
