@@ -38,7 +38,7 @@ LEFT, TOP, BOTTOM = 0.7, 1.0, 0.75
 #: Brightness temperature, K, below which cold cloud tops are drawn in color.
 _COLD_TOPS = 240.0
 #: Color map of each channel: a name of matplotlib, or colors from the least value to the greatest. They change in
-#: lightness, so that any color vision tells values apart, and differ from `_NO_ECHO`. Infrared is made in `_color_map`.
+#: lightness, so that values differ for any color vision, and differ from `_NO_ECHO`. Infrared is made in `_color_map`.
 _COLOR_MAPS: dict[str, str | tuple[str, ...]] = {
     "visible_reflectance": "Greys_r",
     "reflectivity": "magma_r",

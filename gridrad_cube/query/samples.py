@@ -154,7 +154,7 @@ def time_step(dataset: xr.Dataset) -> float:
     return float(np.median(steps)) if len(steps) else 3600.0
 
 
-def crop_blocks(wanted: np.ndarray, size: int = _CROPS_AT_ONCE) -> Iterator[slice]:
+def _crop_blocks(wanted: np.ndarray, size: int = _CROPS_AT_ONCE) -> Iterator[slice]:
     """Yield the slices that together hold every wanted crop, at most ``size`` long."""
     for start in range(0, len(wanted), size):
         some = np.flatnonzero(wanted[start : start + size])
@@ -228,7 +228,7 @@ def select(dataset: xr.Dataset, **where: Any) -> npt.NDArray[np.bool_]:
     bits = dict(zip(chosen, reject_masks(chosen, wanted.reject), strict=True))
     mask = np.zeros(tuple(dataset.sizes[d] for d in dims), bool)
     placed = 0
-    for crops in crop_blocks(keep):
+    for crops in _crop_blocks(keep):
         cells = wanted.in_place(*positions(dataset, crops), times[crops])
         cells &= keep[crops].reshape(-1, *(1 for _ in cells.shape[1:]))
         placed += int(np.count_nonzero(cells))
