@@ -28,7 +28,7 @@ IDIOMS = {
     r"\bof (its|their) own\b": '"separate", "own" before the noun',
     r"\bso many\b": 'a number, or "this number of"',
     r"\b(go|goes|went|going) on\b": '"resume" or "continue"',
-    r"\bwherever\b": '"in every place where"',
+    r"\b[Ww]herever\b": '"in every place where"',
     r"\b[Ww]hatever\b": '"for any", or the cases',
     r"\bare others now\b": '"have changed"',
     r"\bsee to the\b": '"change", "check"',

@@ -201,6 +201,8 @@ def estimate(
     ----------
     sources, store, recipe, workers, retries, progress
         As of `preprocess`.
+    sources, store, recipe, workers, retries, time_limit, memory_limit, progress
+        As of `preprocess`.
 
     Returns
     -------

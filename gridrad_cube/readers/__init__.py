@@ -232,7 +232,7 @@ def list_contents(path: _Path) -> tuple[dict[str, Any], dict[str, Variable]]:
 
 @contextmanager
 def _opened(path: _Path) -> Iterator[Source]:
-    """A source file, at a local path or a URL."""
+    """Open a source file, at a local path or a URL."""
     name = os.path.expanduser(path)
     with local_copy(name) as here, open_source(here, name) as source:
         yield source

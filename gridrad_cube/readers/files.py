@@ -309,7 +309,8 @@ class Source:
         )
 
     def check_declared(self, what: str, size: int) -> None:
-        """Refuse an array of so many bytes that is too large, or larger than what the bytes of the file can hold.
+        """Refuse an array that declares more bytes than the limit, or more than the bytes of the file can
+        hold.
 
         Raises
         ------
