@@ -336,7 +336,7 @@ def test_scene_passes_few_modules_and_is_opened_once_to_plan_and_once_to_write(
     finally:
         sys.setprofile(before)
     assert opened == ["File", "Dataset", "File", "Dataset"]
-    assert len(modules) < 26, sorted(modules)
+    assert len(modules) < 31, sorted(modules)
 
 
 @pytest.mark.parametrize(
