@@ -272,7 +272,7 @@ def test_placement_that_contradicts_itself_is_refused(options, message):
     ("options", "message"),
     [
         (["--qc-constant", "speckle_fraction"], "expected NAME=VALUE"),
-        (["--qc", "none", "--qc-constant", "speckle_fraction=0.1"], "with qc='none'"),
+        (["--qc", "none", "--qc-constant", "speckle_fraction=0.1"], "with --qc none"),
         (["--scheduler", "tcp://127.0.0.1:1"], "127.0.0.1:1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -270,7 +270,7 @@ def test_interrupted_cube_is_finished_by_the_same_command(tmp_path, monkeypatch)
     real = pipeline.write_source
     monkeypatch.setattr(pipeline.run, "write_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ("preprocess", tmp_path / "data", "--store", tmp_path / "p.zarr", "--patch", 64)
-    command(*arguments, status=1)
+    command(*arguments, status=130)
     assert "not finished" in command("info", tmp_path / "p.zarr", status=1)
     monkeypatch.setattr(pipeline.run, "write_source", real)
     assert "2 written" in command(*arguments)
