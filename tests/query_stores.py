@@ -75,7 +75,7 @@ def write(dataset, path):
         "chunks": (2, 1, *one), "shards": (4, out.sizes["channel"], *one),
         "compressors": [BloscCodec(), Crc32cCodec()],
     }  # fmt: skip
-    out.to_zarr(path, zarr_format=3, consolidated=True)
+    out.to_zarr(path, zarr_format=3, consolidated=True, write_empty_chunks=True)
     return open_embeddings(path)
 
 

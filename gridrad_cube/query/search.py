@@ -73,14 +73,11 @@ def search(
         - A place and time, ``{"time": ..., "latitude": ..., "longitude": ...}`` or ``(time, latitude,
           longitude)``, for the sample that `at` finds there.
         - A vector: an array, or a ``DataArray`` such as ``at(...).embedding.sel(channel=...)``, whose time
-        and
-          place are then those of the query. With ``metric="dot"``, the weights of a linear probe.
+          and place are then those of the query. With ``metric="dot"``, the weights of a linear probe.
         - Several examples, ``{"positive": [...], "negative": [...]}``, each one of the above: the mean
-        direction
-          of the positive ones, minus that of the negative ones (which need the cosine).
-        - A batch: a list of queries, or an array ``(queries, feature)``. Each is answered separately, all in
-        one
-          pass over the store.
+          direction of the positive ones, minus that of the negative ones (which need the cosine).
+        - A batch: a list of queries, or an array ``(queries, feature)``. Each is answered separately, all
+          in one pass over the store.
     k
         Largest number of answers. There are fewer if the selection has fewer samples.
     exclude
