@@ -45,7 +45,7 @@ def inspect_target(target: str | os.PathLike[str]) -> store.Facts:
     """
     path = os.fspath(target)
     if not os.path.isfile(path) and not (is_url(path) and path.lower().endswith(readers.SUFFIXES)):
-        if store.store_info(target)["kind"] == "patches":
+        if store.store_info(target).get("kind") == "patches":
             return store.describe(store.open_packed(target))
         embeddings = store.open_embeddings(target)
         if "crop" not in embeddings.dims:  # a selection that was saved

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from gridrad_cube.datasets import PatchDataset
 from gridrad_cube.embedding import embed
 from gridrad_cube.schema import Flag, QualitySpec, Recipe, SchemaError, TileSpec
 from gridrad_cube.storage import Files
+from gridrad_cube.store.integrity import checksum
 
 RECIPE = Recipe(tile=TileSpec(patch=32))
 IR, VIS = "ir_brightness_temperature", "visible_reflectance"
@@ -243,6 +246,54 @@ def test_a_withdrawn_source_is_rejected_until_it_is_taken_back(cube, copy, sourc
     ):
         with pytest.raises(SchemaError, match=message):
             gridrad_cube.withdraw(copy, name, undo=undo)
+
+
+def test_an_array_that_a_user_added_is_recognized(cube, copy, sources):
+    mine = xr.Dataset({"mine": ("crop", np.arange(store.open_cube(cube).sizes["crop"]))})
+    mine.to_zarr(copy, mode="a")
+    with pytest.raises(
+        SchemaError, match=r"another program has added mine to the store.*To continue, run: gridrad-cube"
+    ):
+        store.open_cube(copy)
+    pipeline.repair(copy, sources)
+    assert contents(copy).items() >= contents(cube).items()
+    assert (copy / "mine").is_dir()
+
+
+#: Places in a root, and JSON of another shape.
+SHAPES = [
+    ((), []), ((), 3), ((), None), (("attributes",), []), (("attributes", "gridrad_cube"), {}),
+    (("attributes", "gridrad_cube"), 3), (("consolidated_metadata",), "x"),
+    (("consolidated_metadata", "metadata"), []),
+    (("consolidated_metadata", "metadata", "latitude"), 1),
+    (("consolidated_metadata", "metadata", "crop", "shape"), {}),
+    (("consolidated_metadata", "metadata", "time", "codecs", 0), None),
+    (("consolidated_metadata", "metadata", "time", "attributes"), [[]]),
+    (("consolidated_metadata", "metadata", "status", "chunk_grid"), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value"), SHAPES)
+def test_json_of_another_shape_is_one_error(copy, place, value):
+    whole = {"root": json.loads((copy / "zarr.json").read_text())}
+    inner = whole
+    for step in (path := ("root", *place))[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    with contextlib.suppress(
+        KeyError, TypeError, AttributeError
+    ):  # as a program would that knows the checksum
+        whole["root"]["attributes"]["gridrad_cube"]["checksum"] = checksum(whole["root"])
+    (copy / "zarr.json").write_text(json.dumps(whole["root"]))
+    with pytest.raises(SchemaError):
+        store.open_cube(copy)
+    with pytest.raises(SchemaError):
+        gridrad_cube.inspect_target(copy)
+    assert store.verify(copy)
+    key = one(copy, "_build/manifest/*")
+    body = json.dumps(value).encode()
+    key.write_bytes(b"%08x\n" % zlib.crc32(body) + body)
+    store.verify(copy)
 
 
 def test_a_reader_follows_a_store_that_grows_and_refuses_one_that_is_flagged_again(cube, sources, tmp_path):

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,6 +111,7 @@ class Entry:
             **{
                 **data,
                 **{name: _shared(data[name]) for name in ("grid", "product", "format")},
+                **{name: operator.index(data[name]) for name in ("size", "mtime_ns", "time", "row")},
                 "shape": _shared(tuple(data["shape"])),
                 "channels": _shared(tuple(data["channels"])),
                 "windows": _shared(tuple(tuple(w) for w in data["windows"])),

@@ -419,11 +419,18 @@ def read_record(files: Files, number: int) -> dict[str, Any]:
     ValueError
         If it is not as it was written.
     """
-    record = dict(files.read_json(record_key(number)))
+    record = files.read_json(record_key(number))
+    if not isinstance(record, dict):
+        raise ValueError("it is not a record of a block")
     if "crc" in record and record["crc"] != _record_checksum(record):
         raise ValueError("its checksum differs")
-    if "shards" not in record:
-        raise ValueError("no shards in it")
+    try:
+        numbers = [record["rows"], *(record[name] for name in ("first", "embedded") if name in record)]
+        numbers += [n for pair in record["shards"].values() for n in pair]
+        if not all(type(n) is int for n in numbers):
+            raise TypeError("a number")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is not a record of a block: {error!r}") from error
     return record
 
 

@@ -72,8 +72,28 @@ class Root:
     def __init__(self, data: bytes, stamp: Any = None) -> None:
         self.data, self.stamp = data, stamp
         self.value: dict[str, Any] = json.loads(data)
-        if not isinstance(self.value, dict):
-            raise ValueError("not a JSON object")
+        try:
+            self._check_shape()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not the metadata of a Zarr group: {error!r}") from error
+
+    def _check_shape(self) -> None:
+        """Raise an error if the JSON is not of the shape that its readers expect."""
+        if not isinstance(self.value.get("attributes", {}), dict):
+            raise TypeError("attributes")
+        if not isinstance((self.value.get("consolidated_metadata") or {}).get("metadata", {}), dict):
+            raise TypeError("consolidated_metadata")
+        for member in self.members.values() if self.info else ():
+            if not isinstance(member["attributes"], dict):
+                raise TypeError("attributes")
+            if member["node_type"] == "array":
+                names = member["chunk_key_encoding"]["name"], *(codec["name"] for codec in member["codecs"])
+                shapes = member["shape"], member["chunk_grid"]["configuration"]["chunk_shape"]
+                numbers = [type(n) is int for shape in shapes for n in shape]
+                if not all(
+                    [*numbers, *(isinstance(n, str) for n in names), len(shapes[0]) == len(shapes[1])]
+                ):
+                    raise TypeError("an array")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Root, (self.data, self.stamp)
@@ -179,11 +199,26 @@ def read_root(files: Files) -> Root:
         raise SchemaError(
             f"{files.root}: zarr.json cannot be read ({error}). Run: {remedy(files)}"
         ) from error
-    if root.is_altered:
+    if root.is_altered or (root.state is None and manifests(files)):
+        if added := _added(files, root):
+            raise SchemaError(
+                f"{files.root}: another program has added {added} to the store, as Dataset.to_zarr(mode='a') does; "
+                "expected the arrays of gridrad-cube alone. Save what was added to a store "
+                "of its own (xarray.open_zarr reads it here). To continue, run: "
+                f"{remedy(files)}. It restores zarr.json and leaves the files of the addition where they are."
+            )
         raise SchemaError(
             f"{files.root}: zarr.json is not as it was written (its checksum differs). Run: {remedy(files)}"
         )
     return root
+
+
+def _added(files: Files, root: Root) -> str:
+    """Return the names of arrays and groups that a root has and its last commit has not; empty if there are none."""
+    found = [m for key in manifests(files) if (m := _read_manifest(files, key))]
+    newest = max(found, key=lambda m: m.number, default=None)
+    names = sorted(root.members.keys() - newest.root.members.keys()) if newest else []
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def remedy(files: Files) -> str:
@@ -283,15 +318,15 @@ def _read_manifest(files: Files, key: str) -> Manifest | None:
         if int(line, 16) != zlib.crc32(body):
             return None
         value = json.loads(body)
-    except (FileNotFoundError, ValueError):
-        return None
-    return Manifest(
-        root=Root(json.dumps(value["root"]).encode()),
-        number=value["number"],
-        objects={key: (size, crc) for key, (size, crc) in value["objects"].items()},
-        extends=tuple(value["extends"]),
-        about=value["about"],
-    )
+        return Manifest(
+            root=Root(json.dumps(value["root"]).encode()),
+            number=int(value["number"]),
+            objects={key: (int(size), crc) for key, (size, crc) in value["objects"].items()},
+            extends=tuple(map(str, value["extends"])),
+            about=dict(value["about"]),
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # or not of the shape that a commit writes
 
 
 def manifests(files: Files) -> list[str]:

@@ -17,7 +17,7 @@ from xarray.core import indexing
 from gridrad_cube.schema import Packing, SchemaError
 from gridrad_cube.storage import Files
 from gridrad_cube.store.embeddings import EmbeddingReader
-from gridrad_cube.store.integrity import CheckedStore, follow, info_of, read_root, store_info
+from gridrad_cube.store.integrity import CheckedStore, follow, info_of, read_root, remedy, store_info
 from gridrad_cube.store.layout import COORDINATES
 from gridrad_cube.store.patches import PatchReader
 
@@ -143,9 +143,20 @@ def _open(store: str | os.PathLike[str], kind: str) -> tuple[xr.Dataset, dict[st
     files = Files(store)
     root = read_root(files)
     info = info_of(root.attributes, os.fspath(store), kind)
-    dataset = xr.open_zarr(
-        CheckedStore(files, root), chunks=None, consolidated=True, mask_and_scale=False, decode_times=False
-    )
+    try:
+        dataset = xr.open_zarr(
+            CheckedStore(files, root),
+            chunks=None,
+            consolidated=True,
+            mask_and_scale=False,
+            decode_times=False,
+        )
+    except SchemaError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError) as error:
+        raise SchemaError(
+            f"{files.root}: the metadata of its arrays cannot be read ({error!r}). Run: {remedy(files)}"
+        ) from error
     # Only times are decoded here; other variables keep their codes for the decoding of this package.
     for name in [n for n in dataset.variables if "since" in str(dataset[n].attrs.get("units", ""))]:
         dataset[name] = xr.decode_cf(dataset[[name]])[name]
