@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -121,4 +120,8 @@ def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
     from gridrad_cube import predecessor
 
     given = {name: value for name, value in options.items() if value}
-    click.echo(json.dumps(predecessor.from_checkpoint(source, out, **given)))
+    done = predecessor.from_checkpoint(source, out, **given)
+    epoch = "" if done["epoch"] is None else f", epoch {done['epoch']}"
+    click.echo(f"{done['out']}: {done['model']['name']}, level {done['level']}{epoch}")
+    if done["left_out"]:
+        click.echo(f"  left out: {', '.join(map(str, done['left_out']))}")
