@@ -31,7 +31,7 @@ __all__ = ["cli", "main"]
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Gridded radar and satellite files to a Zarr cube, embeddings, and answers about them.
+    """Turn gridded radar and satellite files into a Zarr cube and embeddings, and query them.
 
     \b
     The steps:  synthesize (or your files) -> preprocess -> train -> embed -> train -> embed -> query

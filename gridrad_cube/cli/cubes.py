@@ -138,7 +138,7 @@ def synthesize(out: Path, **options: Any) -> None:
 )
 @click.pass_context
 def preprocess(context: click.Context, **options: Any) -> None:
-    """Build a cube from SOURCES (files and folders, local or by URL), or continue or extend it.
+    """Build a cube from SOURCES (files and folders, local or by URL), or resume or extend it.
 
     \b
     gridrad-cube preprocess data/ --store patches.zarr --workers 8
@@ -250,7 +250,7 @@ def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
 @click.argument("store", shell_complete=complete_store)
 @_thresholds
 def reflag(store: str, **thresholds: Any) -> None:
-    """Flag the patches of STORE by other thresholds, without reading a pixel; those not given stay.
+    """Flag the patches of STORE by other thresholds, without reading pixels. Other thresholds stay.
 
     Thresholds of global outliers are computed again from all scenes, also if no threshold is given.
     """

@@ -132,7 +132,7 @@ def readout(embeddings: str, remove: bool, time: tuple[tuple[str, str], ...], **
 @click.option("--checkpoint", required=True, type=PATH)
 @_NETWORK
 def attention(samples: Sequence[str], store: str, checkpoint: Path, out: str, **options: Any) -> None:
-    """Map what a network attends to in some patches, or in all patches (or the grid) of some crops.
+    """Compute the attention of a network in some patches, or in all patches (or the grid) of some crops.
 
     \b
     gridrad-cube attention --store patches.zarr --checkpoint runs/256/checkpoint.pth --out attention.zarr 12,3,4

@@ -65,7 +65,7 @@ def _open_cube(path: str | None) -> Any:
 @_picture("source")
 @click.argument("file")
 def plot_source(file: str, out: Path) -> None:
-    """Every 2-D field of a source FILE at a glance."""
+    """Draw every 2-D field of a source FILE."""
     from gridrad_cube.readers import read_fields
 
     _draw("source", out, read_fields(file))
@@ -87,14 +87,14 @@ _add_picture_of_crop("flags", "The flags of a crop's patches, on its pixels.")
 @_picture("statistics")
 @click.argument("cube", shell_complete=complete_store)
 def plot_statistics(cube: str, out: Path) -> None:
-    """How the values of each channel of CUBE are distributed."""
+    """Draw the distribution of the values of each channel of CUBE."""
     _draw("statistics", out, _open_cube(cube))
 
 
 @_picture("curves")
 @click.argument("runs", nargs=-1, required=True)
 def plot_curves(runs: Sequence[str], out: Path) -> None:
-    """The training curves of one run, or of several."""
+    """Draw the training curves of one run, or of several."""
     _draw("curves", out, runs[0] if len(runs) == 1 else {run: run for run in runs})
 
 
@@ -103,7 +103,7 @@ def plot_curves(runs: Sequence[str], out: Path) -> None:
 @_CROP
 @_FIELD
 def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, cube: str | None) -> None:
-    """A crop's embeddings as color, a cell a patch.
+    """Draw the embeddings of a crop as color, one cell for each patch.
 
     Lightness is the first principal component, blue to yellow the second, green to magenta the third.
     """
@@ -118,7 +118,7 @@ def plot_embeddings(embeddings: str, out: Path, crop: int, channel: str | None, 
 @click.option("-k", type=click.IntRange(1, 9), default=9, help="Number of answers.")
 @CUBE
 def plot_query(embeddings: str, out: Path, k: int, cube: str | None, **options: Any) -> None:
-    """A patch beside the nearest ones, on a map."""
+    """Draw a patch beside the most similar ones, with a map."""
     from gridrad_cube.evaluation import sources_of
     from gridrad_cube.query import search
     from gridrad_cube.store import open_embeddings
@@ -134,7 +134,7 @@ def plot_query(embeddings: str, out: Path, k: int, cube: str | None, **options: 
 @click.option("--sample", type=click.IntRange(0), default=0, help="Which of the maps.")
 @_FIELD
 def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
-    """What a network attends to: MAPS of gridrad-cube attention."""
+    """Draw the attention of a network: MAPS of gridrad-cube attention."""
     import xarray as xr
 
     _draw("attention", out, xr.open_zarr(maps, chunks=None), sample, cube=_open_cube(cube))
@@ -143,5 +143,5 @@ def plot_attention(maps: str, out: Path, sample: int, cube: str | None) -> None:
 @_picture("evaluation")
 @click.argument("result", type=click.Path(exists=True, path_type=Path))
 def plot_evaluation(result: Path, out: Path) -> None:
-    """What evaluate --json wrote, with intervals."""
+    """Draw the result of evaluate --json, with intervals."""
     _draw("evaluation", out, result)

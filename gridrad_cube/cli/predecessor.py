@@ -13,7 +13,7 @@ from gridrad_cube.cli.messages import Group
 
 @click.group(cls=Group)
 def convert() -> None:
-    """The predecessor's files to stores and checkpoints (docs/coming-from-the-predecessor.md).
+    """Convert the predecessor's files to stores and checkpoints (docs/coming-from-the-predecessor.md).
 
     \b
     gridrad-cube convert from-npz output_npz/ patches.zarr --source-root netcdf/
@@ -47,7 +47,7 @@ _CHANNELS = click.option(
 @convert.command("from-npz")
 @_PIXELS
 def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
-    """BASE.npz files (and folders of them) to a cube. The same command resumes an interrupted one.
+    """Convert BASE.npz files (and folders of them) to a cube. The same command resumes an interrupted one.
 
     \b
     gridrad-cube convert from-npz /data/output_npz patches.zarr --workers 4
@@ -60,7 +60,7 @@ def from_npz(sources: tuple[Path, ...], store: str, **options: Any) -> None:
 @convert.command("from-pt")
 @_PIXELS
 def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
-    """Crops and patches of any version (crops/, patches/, crops_K.pt, patch_K_N.pt, ...) to a cube.
+    """Convert crops and patches of any version (crops/, patches/, crops_K.pt, patch_K_N.pt, ...) to a cube.
 
     \b
     gridrad-cube convert from-pt output_folder/ patches.zarr
@@ -80,7 +80,7 @@ def from_pt(sources: tuple[Path, ...], store: str, **options: Any) -> None:
 @click.option("--grid", type=int, nargs=2, help="Rows and columns, where they are not equal.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float32")
 def from_features(source: Path, store: str, **options: Any) -> None:
-    """output_features.pt (or _2k, or a folder such as input_2k/) to an embedding store.
+    """Convert output_features.pt (or _2k, or a folder such as input_2k/) to an embedding store.
 
     \b
     gridrad-cube convert from-features output_features.pt embeddings.zarr --cube patches.zarr
@@ -111,7 +111,7 @@ def from_features(source: Path, store: str, **options: Any) -> None:
     help="Of the reflectance in the old files.",
 )  # fmt: skip
 def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
-    """checkpoint.pth of the predecessor to one of ours, of either level.
+    """Convert checkpoint.pth of the predecessor to a checkpoint of this program, of either level.
 
     \b
     gridrad-cube convert from-checkpoint Checkpoints_1/checkpoint.pth old_256.pth

@@ -35,7 +35,7 @@ from gridrad_cube.cli.messages import Command
 @CHANNEL
 @click.option("--out", "-o", type=PATH, help="File for the answer: csv, json, geojson, parquet or nc.")
 def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options: Any) -> None:
-    """Find the places and times of EMBEDDINGS that look most like the query.
+    """Find the places and times of EMBEDDINGS that are most similar to the query.
 
     \b
     gridrad-cube query embeddings.zarr --time 2021-07-05T17:50 --latitude 38.5 --longitude -97.2 -k 5
