@@ -102,6 +102,8 @@ def search(
         such pairs.
     seed
         Seed of the random pairs.
+    progress
+        Show a progress bar on stderr; None shows it in a terminal and in a notebook.
     **where
         Rules of `within` for the samples to search. Without ``channel``, it is the channel of the query, or
         all channels for a vector.
@@ -109,7 +111,7 @@ def search(
     Returns
     -------
     ``score(rank)`` with the coordinates of each answer: ``crop``, ``channel``, ``row``, ``col``, time,
-    position, source file, scene, pixel window and flags. Equal scores have the order of the store: crop,
+    position, source file, scene, pixel window and flags; and ``percentile(rank)``. Equal scores have the order of the store: crop,
     channel, row, col. Attributes describe the query and the search. A batch returns ``score(query, rank)``;
     if a query has fewer answers than others, the score is NaN and the crop -1.
 
