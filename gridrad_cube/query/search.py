@@ -112,8 +112,8 @@ def search(
     -------
     ``score(rank)`` with the coordinates of each answer: ``crop``, ``channel``, ``row``, ``col``, time,
     position, source file, scene, pixel window and flags; and ``percentile(rank)``. Equal scores have the
-    order of the store: crop, channel, row, col. Attributes describe the query and the search. A batch returns ``score(query, rank)``;
-    if a query has fewer answers than others, the score is NaN and the crop -1.
+    order of the store: crop, channel, row, col. Attributes describe the query and the search. A batch returns
+    ``score(query, rank)``; if a query has fewer answers than others, the score is NaN and the crop -1.
 
     Raises
     ------
