@@ -154,6 +154,11 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         The processes of this run.
     device
         Device of this process, which chooses NCCL or Gloo.
+
+    Raises
+    ------
+    ConnectionError
+        If the other processes cannot be reached.
     """
     import torch
     import torch.distributed as dist
@@ -169,7 +174,7 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     _logger.info("rank %d of %d meets the others at %s", world.rank, world.size, where)
     waiting = threading.Timer(
         _TOLD_AFTER_SECONDS, _logger.warning,
-        ("rank %d of %d waits for the others at %s. If there are none, unset RANK and WORLD_SIZE, or SLURM_PROCID; if "
+        ("rank %d of %d waits for the others at %s. Without others, unset RANK and WORLD_SIZE, or SLURM_PROCID; if "
          "they are elsewhere, set MASTER_ADDR to the host of rank 0.", world.rank, world.size, where),
     )  # fmt: skip
     waiting.daemon = True

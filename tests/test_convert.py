@@ -537,7 +537,7 @@ def test_commands(crops: list[np.ndarray], tmp_path: Path) -> None:
     assert (done.exit_code, "1 written" in done.output) == (0, True), done.output
     torch.save({f"{base}_crop_1.pt": torch.ones(64, 4)}, tmp_path / "f.pt")
     done = run("convert", "from-features", tmp_path / "f.pt", tmp_path / "e.zarr", "--cube", store_path)
-    assert f"1 embeddings of 4 numbers, of 1 crops and {VISIBLE}\n" in done.stdout
+    assert f"1 embedding of 4 numbers, of 1 crop and {VISIBLE}\n" in done.stdout
     done = run("convert", "from-pt", tmp_path / "npz", tmp_path / "x.zarr")
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     assert "no file with a name of the predecessor's" in done.output

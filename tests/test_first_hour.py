@@ -28,7 +28,7 @@ IR = "ir_brightness_temperature"
 
 
 class Terminal:
-    """A program in a terminal of its own, and all that it shows there."""
+    """A program in a separate terminal, and all that it shows there."""
 
     def __init__(self, *command: object, folder: Path) -> None:
         ours, theirs = os.openpty()

@@ -79,9 +79,9 @@ def _add_picture_of_crop(name: str, text: str) -> None:
         _draw(name, out, _open_cube(cube), crop, channel=channel)
 
 
-_add_picture_of_crop("scene", "A crop of CUBE with its patches.")
-_add_picture_of_crop("crops", "The scene of a crop, with all of its crops and patches.")
-_add_picture_of_crop("flags", "The flags of a crop's patches, on its pixels.")
+_add_picture_of_crop("scene", "Draw a crop of CUBE with its patches.")
+_add_picture_of_crop("crops", "Draw the scene of a crop, with all of its crops and patches.")
+_add_picture_of_crop("flags", "Draw the flags of a crop's patches, on its pixels.")
 
 
 @_picture("statistics")

@@ -9,6 +9,7 @@ import click
 
 from gridrad_cube.cli.arguments import PATH, WORKERS, combine, complete_store, finish
 from gridrad_cube.cli.messages import Group
+from gridrad_cube.schema import counted
 
 
 @click.group(cls=Group)
@@ -90,7 +91,8 @@ def from_features(source: Path, store: str, **options: Any) -> None:
     given = {name: value for name, value in options.items() if value}
     done = predecessor.from_features(source, store, **given)
     click.echo(
-        f"{done['out']}: {done['embedded']} embeddings of {done['features']} numbers, of {done['crops']} crops and "
+        f"{done['out']}: {counted(done['embedded'], 'embedding')} of {counted(done['features'], 'number')}, of "
+        f"{counted(done['crops'], 'crop')} and "
         f"{', '.join(done['channels'])}"
     )
     if done["unmatched"]:

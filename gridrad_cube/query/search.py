@@ -81,13 +81,18 @@ def search(
     k
         Largest number of answers. There are fewer if the selection has fewer samples.
     exclude
-        A time and a distance: leave out the neighbors of the query, or of each of its examples. A neighbor lies less
-        than this time before or after it, and its center is less than this distance away or it overlaps the query.
-        Windows of one source grid overlap if they share a pixel; others are compared by latitude and longitude. None
-        in place of the time or the distance sets no limit. None for the rule leaves out the query alone. A vector
+        A time and a distance: leave out the neighbors of the query, or of each of its examples. A neighbor
+        lies less
+        than this time before or after it, and its center is less than this distance away or it overlaps the
+        query.
+        Windows of one source grid overlap if they share a pixel; others are compared by latitude and
+        longitude. None
+        in place of the time or the distance sets no limit. None for the rule leaves out the query alone. A
+        vector
         without a place has no neighbors.
     separate
-        The same rule among the answers: of two neighbors the one with the better score stays. By default no two answers
+        The same rule among the answers: of two neighbors the one with the better score stays. By default no
+        two answers
         of the same time overlap. None keeps all of them.
     metric
         ``"cosine"`` (scores fall from 1), ``"euclidean"`` (distances rise from 0) or ``"dot"`` (inner
@@ -98,7 +103,8 @@ def search(
         embeddings, and other metrics use none. A `Readout` is used for any query. None uses none.
     percentile
         Add the share of random pairs of samples of the same hour of the day that are less similar than query
-        and answer. The pairs share the hour because the hour alone makes fields similar. NaN if the selection has no
+        and answer. The pairs share the hour because the hour alone makes fields similar. NaN if the selection
+        has no
         such pairs.
     seed
         Seed of the random pairs.

@@ -203,8 +203,8 @@ def read_root(files: Files) -> Root:
         if added := _added(files, root):
             raise SchemaError(
                 f"{files.root}: another program has added {added} to the store, as Dataset.to_zarr(mode='a') does; "
-                "expected the arrays of gridrad-cube alone. Save what was added to a store "
-                "of its own (xarray.open_zarr reads it here). To continue, run: "
+                "expected the arrays of gridrad-cube alone. Save what was added to a separate "
+                "store (xarray.open_zarr reads it here). To continue, run: "
                 f"{remedy(files)}. It restores zarr.json and leaves the files of the addition where they are."
             )
         raise SchemaError(
@@ -214,7 +214,7 @@ def read_root(files: Files) -> Root:
 
 
 def _added(files: Files, root: Root) -> str:
-    """Return the names of arrays and groups that a root has and its last commit has not; empty if there are none."""
+    """Return the names of arrays and groups that a root has and its last commit has not; empty without any."""
     found = [m for key in manifests(files) if (m := _read_manifest(files, key))]
     newest = max(found, key=lambda m: m.number, default=None)
     names = sorted(root.members.keys() - newest.root.members.keys()) if newest else []
