@@ -218,27 +218,21 @@ def remove_clutter(
 
     Each step works on the result of the one before. Only codes of echoes count.
 
-    1. Speckle: at each level, an echo is removed if at most 32 % of the 5 x 5 bins around it have one (8 of
-    25).
-    2. Weak echo at low levels, unless ``spec.weak_low_level_echo`` is off: first echoes below 10 dBZ up to 4
-    km.
-       Then whole columns: with max the largest reflectivity of the column or 0, top(t) the highest altitude
-       with
+    1. Speckle: at each level, an echo is removed if at most 32 % of the 5 x 5 bins around it have one (8 of 25).
+    2. Weak echo at low levels, unless ``spec.weak_low_level_echo`` is off: first echoes below 10 dBZ up to 4 km.
+       Then whole columns: with max the largest reflectivity of the column or 0, top(t) the highest altitude with
        more than t dBZ or 0, and base the lowest with more than 0 dBZ or 0, a column is removed if
        max < 20 and top(0) <= 4 and base <= 3; or max < 10 and top(0) <= 5 and base <= 3; or
        0 < top(5) <= 5 and top(15) <= 3; or 0 < top(15) < 2.
-    3. Below anvils: if the first level from 4 km up has no echo, but a level above and a level below has one,
-    all levels below are removed.
+    3. Below anvils: if the first level from 4 km up has no echo, but a level above and a level below has one, all
+       levels below are removed.
     4. Speckle again.
 
-    ``published`` repeats the published program bit for bit; ``fixed`` does what its comments describe. They
-    differ in:
+    ``published`` repeats the published program bit for bit; ``fixed`` does what its comments describe. They differ in:
 
-    - speckle at the edges: published counts wrap around to the opposite edge of the domain; fixed ones take
-    the
+    - speckle at the edges: published counts wrap around to the opposite edge of the domain; fixed ones take the
       same share of those bins of the window that lie in the domain;
-    - base: published is the smallest over all levels of (altitude where echo is above 0 dBZ, else 0), which
-    is 0
+    - base: published is the smallest over all levels of (altitude where echo is above 0 dBZ, else 0), which is 0
       unless every level has such an echo, so that the condition on it almost always holds;
     - below anvils: published leaves the topmost level out of "above" and the level next below 4 km out of
       "below".
