@@ -210,7 +210,7 @@ class ReadoutFit:
         Parameters
         ----------
         directions
-            Largest number of directions to keep; None is 192, or 64 with ``whiten``.
+            Largest number of directions to keep; None is 192, or 64 with ``whiten``, and at most one for two samples.
         whiten
             Whiten by the covariance of all samples instead of the covariance of change.
         fitted
@@ -227,12 +227,13 @@ class ReadoutFit:
         SchemaError
             If no sample was added, or ``directions`` is less than 1.
         """
-        if directions is None:
-            directions = _WHITENED if whiten else _DIRECTIONS
-        if directions < 1:
+        if directions is not None and directions < 1:
             raise SchemaError(f"directions: got {directions}; expected at least 1")
         if self._shift is None:
             raise SchemaError("readout: no sample is finite and clean, so there is nothing to fit it on")
+        if directions is None:
+            # Of few samples with many features, most directions do not vary among the samples.
+            directions = min(_WHITENED if whiten else _DIRECTIONS, max(1, self.samples // 2))
         offset = self._sum / self.samples
         mean, total = self._shift + offset, self._products / self.samples - np.outer(offset, offset)
         scale = np.sqrt(np.diag(total).clip(min=0.0))
@@ -261,7 +262,7 @@ def fit_arrays(
     earlier, later
         Vectors of one place at two near times in each row, shape (M, D).
     directions
-        Number of directions to keep, at most D; None is 192.
+        Number of directions to keep, at most D; None is 192, and at most one for two samples.
 
     Returns
     -------

@@ -149,3 +149,13 @@ def test_what_cannot_be_fitted():
         fit(planted()[0], directions=0)
     readout = Readout(*(np.ones(s, np.float32) for s in (2, 2, (2, 1))))
     assert readout.apply([[2.0, 3.0]]).tolist() == [[3.0]]
+
+
+def test_few_samples_give_few_directions():
+    vectors = np.random.default_rng(0).standard_normal((5, 4, 60)).astype(np.float32)
+    pairs = vectors[:, :-1].reshape(-1, 60), vectors[:, 1:].reshape(-1, 60)
+    readout = fit_arrays(vectors.reshape(-1, 60), *pairs)
+    assert readout.directions == 10
+    # Samples that the fit has not seen get numbers of the same size.
+    fresh = np.random.default_rng(1).standard_normal((50, 60)).astype(np.float32)
+    assert readout.apply(fresh).std() < 10 * readout.apply(vectors.reshape(-1, 60)).std()

@@ -58,7 +58,8 @@ def fit_readout(
     store
         Path or URL of a finished embedding store, level 256 or 2k.
     directions
-        Number of directions to keep, at most the number of features; None is 192, or 64 with ``whiten``.
+        Number of directions to keep, at most the number of features; None is 192, or 64 with ``whiten``, and at
+        most one for two samples.
     within
         Longest time between samples of one place whose differences count as change, such as ``"3h"``; None
         takes three time steps of the data. A place is a patch of crops with the same window of the same grid.
