@@ -123,7 +123,7 @@ def test_learn_compares_networks_and_pixels(tmp_path):
     assert 0.0625 < retrieval <= 1
     assert size > 0.3  # a histogram knows how much rain there is
     assert area > 0.8
-    assert "+0." in cells(text, "histogram + ")[0] or "-0." in cells(text, "histogram + ")[0]
+    assert "+0." in cells(text, "descriptor + small")[0] or "-0." in cells(text, "descriptor + small")[0]
 
 
 def test_clouds_measures_without_data(tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_clouds_joins_another_folder_of_fewer_windows(monkeypatch):
 def test_every_trial_is_a_configuration(monkeypatch, name):
     monkeypatch.syspath_prepend(BENCHMARKS)
     program = importlib.import_module(name)
-    for trial in (program.TRIALS | getattr(program, "RUNS", {})).values():
+    for trial in getattr(program, "TRIALS" if name == "clouds" else "RUNS").values():
         asked = dict(trial.options)
         config = load_config(store="patches.zarr", out="runs", level="256", preset=trial.preset, **asked)
         for option, value in asked.items():

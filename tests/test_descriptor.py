@@ -238,7 +238,7 @@ def test_what_does_not_go_together_is_refused(cube, descriptors, tmp_path):
     out, checkpoint = tmp_path / "e.zarr", tmp_path / "c.pth"
     for words, arguments in {
         "expected one of them": {},
-        "Pass a checkpoint .*to embed by a network": {"checkpoint": checkpoint, "model": "descriptor"},
+        "Pass `checkpoint` to embed by a network": {"checkpoint": checkpoint, "model": "descriptor"},
         "model: got 'cnn'; expected one of descriptor, pool": {"model": "cnn"},
         "They are for checkpoints": {"model": "descriptor", "pool": "mean"},
         "got pool 'auto', normalize 'auto' and key 'student'": {"model": "descriptor", "key": "student"},

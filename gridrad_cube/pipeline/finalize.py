@@ -389,7 +389,7 @@ def withdraw(store: str | os.PathLike[str], files: str | Sequence[str], *, undo:
             damaged = build.missing()
             build.mend()
             held.check()
-            event = f"withdraw{' --undo' * undo}: {', '.join(sorted(asked))}"
+            event = f"{'take back' if undo else 'withdraw'}: {', '.join(sorted(asked))}"
             finalize(build, damaged=damaged, withdrawn=after, event=event)
     return sorted(after)
 
