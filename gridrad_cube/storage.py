@@ -17,6 +17,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -32,6 +33,7 @@ from urllib.parse import quote, urlsplit
 
 import fsspec
 import numpy as np
+from numpy.lib import format as npy
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ _PARTIAL = ".partial"
 
 #: URL schemes that obstore serves. It takes endpoint and credentials from the environment.
 _CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss", "http", "https"})
+
+#: Most bytes of the arrays of an ``.npz`` file, whatever its size; and how many times its size larger ones may take.
+_MOST_ARRAYS, _MOST_EXPANSION = 2**30, 100
 
 #: Bytes of a part of a download.
 _PART = 1 << 22
@@ -201,6 +206,26 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _check_arrays(data: bytes) -> None:
+    """Refuse an ``.npz`` file that declares arrays larger than what it holds, or than a limit."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > max(_MOST_ARRAYS, _MOST_EXPANSION * len(data)):
+            raise ValueError(
+                f"an .npz file of {len(data)} bytes declares {size} bytes of arrays; it is not read"
+            )
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = npy.read_magic(file)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(file)
+                held = member.file_size - file.tell()
+            if math.prod(shape) * dtype.itemsize != held:
+                raise ValueError(
+                    f"{member.filename} declares {shape} of {dtype} and holds {held} bytes; it is not read"
+                )
 
 
 class Files:
@@ -391,14 +416,18 @@ class Files:
         Raises
         ------
         ValueError
-            If the file is damaged.
+            If the file is damaged, declares more than it holds, or more than 1 GiB and 100 times its size. No memory
+            is taken for such arrays.
         """
         data = self.read(key)
         try:
+            _check_arrays(data)
             with np.load(io.BytesIO(data), allow_pickle=False) as members:
                 return {name: members[name] for name in members.files}
         # A flipped bit can show as any of these.
-        except (LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            LookupError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error
+        ) as error:  # fmt: skip
             raise ValueError(f"{self.path(key)}: not a complete .npz file ({error})") from error
 
     def write_arrays(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -357,3 +357,34 @@ def test_newest_readable_checkpoint_is_found(tmp_path: Path, caplog: pytest.LogC
         assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint0020.pth"
     assert "skipped a checkpoint: " in caplog.text
     assert "checkpoint.pth: truncated or damaged" in caplog.text
+
+
+def test_a_file_that_expands_in_memory_is_refused(tmp_path: Path) -> None:
+    size = 2**40
+    path = tmp_path / "checkpoint.pth"
+    save_checkpoint({"teacher": {"a": torch.zeros(1000)}}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "z.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    pickles = {
+        "bytes": b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\n\x8a\x06"
+        + size.to_bytes(6, "little")
+        + b"\x85Rs.",
+        "tensor": b"\x80\x02}X\x01\x00\x00\x00actorch\nFloatTensor\n\x8a\x06"
+        + size.to_bytes(6, "little")
+        + b"\x85Rs.",
+    }
+    for name, data in pickles.items():
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / f"{name}.pth", "w") as new:
+            for record in old.namelist():
+                new.writestr(record, data if record.endswith("data.pkl") else old.read(record))
+    torch.save({"teacher": {"a": torch.zeros(1).expand(size)}}, tmp_path / "view.pth")
+    torch.save({"teacher": {f"{i}": torch.zeros(9000)[:] for i in range(2)}}, tmp_path / "fits.pth")
+    shared = torch.zeros(9000)
+    torch.save({"teacher": {f"{i}": shared[i:] for i in range(40)}}, tmp_path / "shared.pth")
+    torch.save({"teacher": {"a": torch.sparse_coo_tensor(size=(size,))}}, tmp_path / "sparse.pth")
+    torch.save({"teacher": {"a": torch.empty(size, device="meta")}}, tmp_path / "meta.pth")
+    for name in ("z", "bytes", "tensor", "view", "shared", "sparse", "meta"):
+        with pytest.raises(SchemaError, match=r"compressed|asks for memory|times the size"):
+            load_checkpoint(tmp_path / f"{name}.pth")
+    assert load_checkpoint(tmp_path / "fits.pth")

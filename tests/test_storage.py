@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import uuid
+import zipfile
 
 import netCDF4
 import numpy as np
@@ -90,3 +92,17 @@ def test_a_url_with_a_password_is_refused():
     with pytest.raises(ValueError, match="credentials") as caught:
         Files("s3://user:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
+
+
+def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path, monkeypatch):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(80))
+    monkeypatch.setattr(storage, "_MOST_ARRAYS", 2**20)
+    np.savez_compressed(tmp_path / "b.npz", x=np.zeros(2**20))
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(ValueError, match=f"{name}.*it is not read"):
+            Files(tmp_path).read_arrays(name)
+    Files(tmp_path).write_arrays("c.npz", {"x": np.arange(3), "empty": np.zeros((0, 2))})
+    assert Files(tmp_path).read_arrays("c.npz")["x"].tolist() == [0, 1, 2]

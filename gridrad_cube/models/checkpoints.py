@@ -54,6 +54,13 @@ _DAMAGE = (
     LookupError, TypeError, AttributeError, AssertionError, OverflowError,
 )  # fmt: skip
 
+#: How many times the size of its file the tensors of a checkpoint may take: networks can share weights.
+_MOST_EXPANSION = 4
+#: Calls in a pickle that torch allows, and that take memory by a number in the file. No checkpoint needs them.
+_ALLOCATES = re.compile(
+    rb"c(?:builtins|__builtin__)\nbytearray\n|ctorch(?:\.\w+)*\n\w*Tensor\n|ctorch\.storage\n"
+)
+
 #: Parts of a trained network that are not its backbone.
 _HEADS = ("head.", "contrast_head.")
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|backbone\.)+")
@@ -105,8 +112,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     FileNotFoundError
         If there is no such file.
     SchemaError
-        If the file is not a checkpoint, is truncated or damaged, or holds objects other than tensors, plain
-        Python and the arguments of the predecessor.
+        If the file is not a checkpoint, is truncated or damaged, holds objects other than tensors, plain
+        Python and the arguments of the predecessor, or would take much more memory than its size.
     """
     path = Path(path)
     if not path.is_file():
@@ -122,12 +129,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_records(archive, path)
             damaged = archive.testzip()  # torch itself reads over flipped bits
+    except SchemaError:
+        raise
     except (*_DAMAGE, OSError) as error:  # an offset beyond the file is an OSError
         raise SchemaError(_damaged(path, error)) from error
     if damaged is not None:
         raise SchemaError(_damaged(path, f"{damaged} fails its checksum"))
-    return _unpickle(path, path)
+    checkpoint = _unpickle(path, path)
+    _check_tensors(checkpoint, path)
+    return checkpoint
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
@@ -225,9 +237,12 @@ def load_contrast_head(checkpoint: Mapping[str, Any], key: str = "teacher") -> C
     }
     if not state:
         return None
-    head = ContrastHead(
-        len(state["mlp.0.weight"]), len(state["mlp.3.bias"]), hidden_dim=len(state["mlp.1.bias"])
-    )
+    with torch.device("meta"):  # sizes that do not fit each other take no memory
+        head = ContrastHead(
+            len(state["mlp.0.weight"]), len(state["mlp.3.bias"]), hidden_dim=len(state["mlp.1.bias"])
+        )
+    _check_fit(head.state_dict(), state, f"checkpoint: {key!r}", "the head of the contrast")
+    head.to_empty(device="cpu")
     head.load_state_dict(state)
     return head.eval()
 
@@ -321,6 +336,40 @@ def _unpickle(path: Path, target: Path, *, mmap: bool = False) -> dict[str, Any]
     if not isinstance(checkpoint, dict):
         raise SchemaError(f"{target}: not a checkpoint, holds a {type(checkpoint).__name__}; expected a dict")
     return checkpoint
+
+
+def _check_records(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse a file that expands when it is read, before anything of it is."""
+    records, size = archive.infolist(), path.stat().st_size
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise SchemaError(f"{path}: has compressed records, which torch.save never writes. It is not read.")
+    if sum(record.file_size for record in records) > size:
+        raise SchemaError(
+            f"{path}: its records declare more than the {size} bytes of the file. It is not read."
+        )
+    for record in records:
+        if record.filename.endswith("data.pkl") and _ALLOCATES.search(archive.read(record)):
+            raise SchemaError(
+                f"{path}: asks for memory that its tensors do not fill, which torch.save never writes. It is not read."
+            )
+
+
+def _check_tensors(checkpoint: Any, path: Path) -> None:
+    """Refuse tensors that are not in the file: views that repeat their values, sparse ones, those without data."""
+    limit = _MOST_EXPANSION * path.stat().st_size
+    size, waiting, seen = 0, [checkpoint], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            size += value.numel() * value.element_size()
+            if value.layout != torch.strided or value.is_meta or size > limit:
+                raise SchemaError(
+                    f"{path}: tensors such as {tuple(value.shape)} of {value.dtype} take more than {_MOST_EXPANSION} "
+                    "times the size of the file. Save dense tensors that are no expanded views."
+                )
+        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
 def _damaged(path: Path, reason: object) -> str:
