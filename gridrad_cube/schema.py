@@ -10,6 +10,7 @@ import enum
 import functools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -46,6 +47,8 @@ __all__ = [
     "counted",
     "default_reject",
     "flag_attributes",
+    "mask_secrets",
+    "printable",
     "read_attribute",
     "reject_mask",
     "statistic_units",
@@ -55,6 +58,13 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+#: Secrets in URLs: a password, with or without a name before it, and values of a query.
+_PASSWORD = re.compile(
+    r"([A-Za-z][\w+.-]*:/+)(?!(?:(?<=abfs://)|(?<=abfss://))[\w-]+@[\w-]+\.)[^\s/@:]*(?::(?!\d+/)[^\s@]*)?@"
+)
+_TOKEN = re.compile(r"(?i)([?&][\w.-]*(?:sig|token|secret|password|key|credential)[\w.-]*=)[^\s&'\"]+")
 
 
 class SchemaError(ValueError):
@@ -88,6 +98,38 @@ def counted(number: int, noun: str) -> str:
     The text.
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text from outside, such as names of files and attributes, without what controls a terminal.
+
+    Parameters
+    ----------
+    text
+        Any text.
+    keep
+        Control characters that stay, such as ends of lines.
+
+    Returns
+    -------
+    The text with ``?`` for each control, format and undefined character.
+    """
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
+def mask_secrets(text: str) -> str:
+    """Return a message with ``...`` in place of the passwords and tokens of URLs in it.
+
+    Parameters
+    ----------
+    text
+        The message.
+
+    Returns
+    -------
+    The message to show.
+    """
+    return _TOKEN.sub(r"\1...", _PASSWORD.sub(r"\1...@", text)) if ":" in text else text
 
 
 def read_attribute(attributes: Mapping[Any, Any], where: str) -> dict[str, Any]:

@@ -36,6 +36,8 @@ import numpy as np
 from numpy.lib import format as npy
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 
+from gridrad_cube.schema import mask_secrets
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -52,7 +54,7 @@ _PARTIAL = ".partial"
 #: URL schemes that obstore serves. It takes endpoint and credentials from the environment.
 _CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss", "http", "https"})
 
-#: Most bytes of the arrays of an ``.npz`` file, whatever its size; and how many times its size larger ones may take.
+#: Most bytes of the arrays of a small ``.npz`` file; and how many times its size those of a large one may take.
 _MOST_ARRAYS, _MOST_EXPANSION = 2**30, 100
 
 #: Bytes of a part of a download.
@@ -62,9 +64,12 @@ _PART = 1 << 22
 _GAP = 1 << 20
 
 _SCHEME = re.compile(r"^([a-z0-9+]+)://")
-#: Pattern of a URL: a scheme of two letters or more, perhaps chained (``simplecache::s3://``) or after a
-#: blank.
-_URL_LIKE = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z0-9+.:-]*)?:/")
+#: Pattern of a URL: a scheme of two letters or more, perhaps chained (``simplecache::s3://``), after a blank or
+#: a quote, or a known one without slashes.
+_URL_LIKE = re.compile(
+    r"[^\w./~\\-]*(?:[A-Za-z][A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.:-]*)?:[/\\]"
+    r"|(?i:s3a?|gs|gcs|az|abfss?|https?|ftps?|sftp|file):)"
+)
 
 
 class RemoteError(OSError):
@@ -986,7 +991,7 @@ def _check_url(url: str) -> None:
     """Refuse a URL that contains a secret, names no bucket, or has an unknown protocol."""
     parts = urlsplit(url)
     if parts.scheme in _CLOUD and not parts.netloc:
-        raise ValueError(f"{url}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
+        raise ValueError(f"{mask_secrets(url)}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
     if parts.scheme not in _CLOUD and parts.scheme not in fsspec.available_protocols():
         raise ValueError(
             f"{parts.scheme}://: no such protocol; expected one of {sorted(_CLOUD)} or of fsspec"
@@ -994,8 +999,11 @@ def _check_url(url: str) -> None:
     user = parts.netloc.rpartition("@")[0]
     is_account = "." in (parts.hostname or "")  # abfs://container@account.dfs.core.windows.net
     container = parts.scheme in ("abfs", "abfss") and ":" not in user and is_account
-    if parts.query or (user and not container):
+    port = parts.netloc.rpartition("@")[2].partition(":")[2]
+    is_key = bool(port) and not port.isdigit() and not port.endswith("]")  # a password with a slash in it
+    if parts.query or is_key or (user and not container):
+        host = "" if is_key else parts.hostname
         raise ValueError(
-            f"a URL with credentials in it is refused ({parts.scheme}://...{parts.hostname}). Give them by "
+            f"a URL with credentials in it is refused ({parts.scheme}://...{host}). Give them by "
             "the environment, as docs/remote-stores.md says."
         )

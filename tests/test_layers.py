@@ -50,7 +50,7 @@ ONLY_IN = {
 }
 #: Limits of size. Each names the largest value that is allowed.
 MODULES = 129
-LINES = 29_760  # without docstrings
+LINES = 29_980  # without docstrings
 FILES_OF_A_PACKAGE = 13
 LONGEST_CHAIN = 15
 #: Test modules that look into several packages: the pipeline applies the quality control of volumes.

@@ -14,7 +14,7 @@ from gridrad_cube import __version__
 from gridrad_cube.cli.arguments import PATH, SEED
 from gridrad_cube.cli.cubes import info, preprocess, reflag, synthesize, verify, withdraw
 from gridrad_cube.cli.embedding import attention, embed, readout
-from gridrad_cube.cli.messages import Command, Formatter, Group
+from gridrad_cube.cli.messages import Command, Formatter, Group, echo
 from gridrad_cube.cli.pictures import plot
 from gridrad_cube.cli.predecessor import convert
 from gridrad_cube.cli.questions import evaluate, query
@@ -60,7 +60,7 @@ def demo(out: Path, seed: int, workers: int) -> None:
     """Run every step on synthetic storms, on CPU, and leave stores and pictures in OUT."""
     from gridrad_cube import demo as demonstration
 
-    demonstration.run(out, seed=seed, workers=workers, say=click.echo)
+    demonstration.run(out, seed=seed, workers=workers, say=echo)
 
 
 for _command in (

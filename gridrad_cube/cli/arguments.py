@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from gridrad_cube.cli.messages import spell
+from gridrad_cube.cli.messages import echo, spell
 
 PATH = click.Path(path_type=Path)
 #: Dots per inch of figures: what a journal asks of color pictures is 300, a screen shows 110.
@@ -130,7 +130,7 @@ def numbers_of(text: str) -> tuple[int, ...]:
 
 def finish(report: Any) -> None:
     """Print the report of a build; exit with status 1 if a file failed or was not read."""
-    click.echo(spell(str(report), click.get_current_context()))
+    echo(spell(str(report), click.get_current_context()))
     if not report.is_complete:
         raise SystemExit(1)
 

@@ -22,8 +22,8 @@ from gridrad_cube.cli.arguments import (
     finish,
     store_option,
 )
-from gridrad_cube.cli.messages import Command
-from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, TileSpec
+from gridrad_cube.cli.messages import Command, echo
+from gridrad_cube.schema import QualitySpec, RadarSpec, Recipe, TileSpec, printable
 
 _FORMATS = ("larc-goes", "gridrad-v4.2", "gridrad-v3.1", "gridrad-v4.1")
 #: Options of preprocess that --preset predecessor gives where the user does not.
@@ -71,7 +71,7 @@ def synthesize(out: Path, **options: Any) -> None:
     from gridrad_cube import synthetic
 
     for path in synthetic.write_scenes(out, **options):
-        click.echo(path)
+        echo(path)
 
 
 @click.command(cls=Command)
@@ -217,7 +217,7 @@ def info(target: str, as_json: bool) -> None:
     from gridrad_cube.info import inspect_target
 
     facts = inspect_target(target)
-    click.echo(json.dumps(facts, indent=1) if as_json else stores.as_text(facts))
+    echo(json.dumps(facts, indent=1) if as_json else stores.as_text(facts))
 
 
 @click.command(cls=Command)
@@ -236,12 +236,12 @@ def verify(store: str, repair: bool, source_root: tuple[str, ...]) -> None:
     damages = stores.verify(store)
     for damage in damages:
         where = f" (crop {damage.row}, from {damage.source})" if damage.source else ""
-        click.echo(f"{damage.key}: {damage.what}{where}")
+        echo(printable(f"{damage.key}: {damage.what}{where}"))
     if damages and repair:
         for outcome in pipeline.repair(store, source_root):
-            click.echo(f"{outcome.source}: {outcome.status} {outcome.reason}".rstrip())
+            echo(printable(f"{outcome.source}: {outcome.status} {outcome.reason}".rstrip()))
         damages = stores.verify(store)
-    click.echo(f"{store}: {'all shards as written' if not damages else f'{len(damages)} damaged objects'}")
+    echo(f"{store}: {'all shards as written' if not damages else f'{len(damages)} damaged objects'}")
     if damages:
         raise SystemExit(1)
 
@@ -261,7 +261,7 @@ def reflag(store: str, **thresholds: Any) -> None:
     given = _given_thresholds(thresholds)
     pipeline.reflag(store, build_spec(QualitySpec, stores.store_info(store, "patches")["quality"] | given))
     changed = ", ".join(f"{k}={v}" for k, v in given.items()) or "the same thresholds, from all scenes"
-    click.echo(f"{store}: flagged again by {changed}")
+    echo(f"{store}: flagged again by {changed}")
 
 
 @click.command(cls=Command)
@@ -276,4 +276,4 @@ def withdraw(store: str, files: tuple[str, ...], undo: bool) -> None:
     from gridrad_cube import pipeline
 
     left = pipeline.withdraw(store, files, undo=undo)
-    click.echo(f"{store}: {len(left)} sources are withdrawn{': ' if left else ''}{', '.join(left)}")
+    echo(f"{store}: {len(left)} sources are withdrawn{': ' if left else ''}{', '.join(left)}")

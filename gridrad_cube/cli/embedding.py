@@ -18,7 +18,7 @@ from gridrad_cube.cli.arguments import (
     numbers_of,
     store_option,
 )
-from gridrad_cube.cli.messages import Command
+from gridrad_cube.cli.messages import Command, echo
 
 _NETWORK = combine(
     click.option("--out", required=True, help="Store to write."),
@@ -76,11 +76,11 @@ def embed(store: str, checkpoint: Path | None, out: str, **options: Any) -> None
     options["channels"] = options["channels"] or None
     done = embedding.embed(store, checkpoint, out, **options)
     if not done["finished"]:
-        click.echo(f"{done['out']}: this part is done; the store appears when the others are")
+        echo(f"{done['out']}: this part is done; the store appears when the others are")
         return
     samples = "patches" if done["level"] == "256" else "crops"
     kept = f", {done['blocks_kept']} of {done['blocks']} blocks kept" if done["blocks_kept"] else ""
-    click.echo(
+    echo(
         f"{done['out']}: {done['embedded']:,} of {done['patches']:,} {samples} embedded, {done['features']} numbers "
         f"for each channel ({', '.join(done['channels'])}){kept}"
     )
@@ -120,10 +120,10 @@ def readout(embeddings: str, remove: bool, time: tuple[tuple[str, str], ...], **
 
     if remove:
         asking.remove_readout(embeddings)
-        click.echo(f"{embeddings}: no readout")
+        echo(f"{embeddings}: no readout")
         return
     for channel, found in asking.fit_readout(embeddings, time=list(time) or None, **options).items():
-        click.echo(f"{embeddings}: {channel}: {found}")
+        echo(f"{embeddings}: {channel}: {found}")
 
 
 @click.command(cls=Command)
@@ -146,4 +146,4 @@ def attention(samples: Sequence[str], store: str, checkpoint: Path, out: str, **
     options["channels"] = options["channels"] or None
     maps = embedding.attention(store, checkpoint, [numbers_of(sample) for sample in samples], **options)
     write_zarr(maps, out)
-    click.echo(f"{out}: {', '.join(f'{size} {name}' for name, size in maps.sizes.items())}")
+    echo(f"{out}: {', '.join(f'{size} {name}' for name, size in maps.sizes.items())}")

@@ -3,6 +3,9 @@
 Messages of the package name parameters as Python does: `` `patch` `` and `` `resume=False` `` between backticks; a
 parameter with a constant also without them, and one at the beginning of a message (``patch: got 5``). Here, and nowhere
 else, those that are options of the command are spelled as options: ``--patch``, ``--no-resume``.
+
+All text for a terminal passes `echo`, `Formatter` or `Group`: names and attributes of files cannot control the
+terminal, and secrets in URLs are masked.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 
 import click
 
+from gridrad_cube.schema import mask_secrets, printable
+
 #: Errors that are about what was asked for; anything else is a fault of the program and shows its traceback.
 EXPECTED = (ValueError, OSError, ImportError)
 
@@ -24,6 +29,16 @@ _PARAMETER = re.compile(
 )
 
 
+def clean(text: str) -> str:
+    """Return text that a terminal can show, with secrets masked. Lines stay."""
+    return mask_secrets(printable(text, keep="\n\t"))
+
+
+def echo(text: Any, *, err: bool = False) -> None:
+    """Print a line or several, on standard output or standard error."""
+    click.echo(clean(str(text)), err=err)
+
+
 class Command(click.Command):
     """A command that turns expected errors into one line and exit status 1, and an interruption into status 130."""
 
@@ -32,7 +47,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
-            click.echo(spell(str(interruption) or "Interrupted.", ctx), err=True)
+            echo(spell(str(interruption) or "Interrupted.", ctx), err=True)
             ctx.exit(130)
         except EXPECTED as error:
             if ctx.find_root().params.get("debug"):
@@ -45,6 +60,14 @@ class Group(click.Group):
 
     command_class = Command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Errors in its arguments are shown like other messages."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = clean(error.message)
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
         return list(self.commands)
@@ -56,7 +79,8 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         ctx = click.get_current_context(silent=True)
-        return spell(super().format(record), ctx) if ctx else super().format(record)
+        text = super().format(record)
+        return clean(spell(text, ctx) if ctx else text)
 
 
 def _one_line(error: BaseException) -> str:

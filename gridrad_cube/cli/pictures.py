@@ -19,7 +19,7 @@ from gridrad_cube.cli.arguments import (
     read_query,
     save_figure,
 )
-from gridrad_cube.cli.messages import Group
+from gridrad_cube.cli.messages import Group, echo
 
 
 @click.group(cls=Group)
@@ -53,7 +53,7 @@ def _draw(name: str, out: Path, *arguments: Any, **options: Any) -> None:
 
     dpi = click.get_current_context().meta["dpi"]
     save_figure(getattr(drawing, name)(*arguments, **options), out, dpi)
-    click.echo(out)
+    echo(out)
 
 
 def _open_cube(path: str | None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gridrad_cube.cli.arguments import PATH, WORKERS, combine, complete_store, finish
-from gridrad_cube.cli.messages import Group
+from gridrad_cube.cli.messages import Group, echo
 from gridrad_cube.schema import counted
 
 
@@ -90,14 +90,14 @@ def from_features(source: Path, store: str, **options: Any) -> None:
 
     given = {name: value for name, value in options.items() if value}
     done = predecessor.from_features(source, store, **given)
-    click.echo(
+    echo(
         f"{done['out']}: {counted(done['embedded'], 'embedding')} of {counted(done['features'], 'number')}, of "
         f"{counted(done['crops'], 'crop')} and "
         f"{', '.join(done['channels'])}"
     )
     if done["unmatched"]:
         names = done["unmatched"]
-        click.echo(f"  {len(names)} names belong to no patch of the cube, for example {names[0]}")
+        echo(f"  {len(names)} names belong to no patch of the cube, for example {names[0]}")
 
 
 @convert.command("from-checkpoint")
@@ -124,6 +124,6 @@ def from_checkpoint(source: Path, out: Path, **options: Any) -> None:
     given = {name: value for name, value in options.items() if value}
     done = predecessor.from_checkpoint(source, out, **given)
     epoch = "" if done["epoch"] is None else f", epoch {done['epoch']}"
-    click.echo(f"{done['out']}: {done['model']['name']}, level {done['level']}{epoch}")
+    echo(f"{done['out']}: {done['model']['name']}, level {done['level']}{epoch}")
     if done["left_out"]:
-        click.echo(f"  left out: {', '.join(map(str, done['left_out']))}")
+        echo(f"  left out: {', '.join(map(str, done['left_out']))}")

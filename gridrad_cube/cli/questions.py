@@ -20,7 +20,7 @@ from gridrad_cube.cli.arguments import (
     read_query,
     save_figure,
 )
-from gridrad_cube.cli.messages import Command
+from gridrad_cube.cli.messages import Command, echo
 
 
 @click.command(cls=Command)
@@ -55,10 +55,10 @@ def query(embeddings: str, k: int, no_exclude: bool, out: Path | None, **options
         stores.open_embeddings(embeddings), question, k, exclude=exclude, readout=readout, **rules
     )
     if out is None:
-        click.echo(asking.format_answer(answer))
+        echo(asking.format_answer(answer))
     else:
         asking.write_answer(answer, out)
-        click.echo(f"{out}: {answer.sizes['rank']} answers")
+        echo(f"{out}: {answer.sizes['rank']} answers")
 
 
 @click.command(cls=Command)
@@ -94,9 +94,9 @@ def evaluate(embeddings: Sequence[str], as_json: bool, picture: Path | None, **o
     from gridrad_cube import evaluation as judging
 
     result = judging.evaluate(embeddings, **options)
-    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
+    echo(json.dumps(result.to_dict(), indent=1) if as_json else str(result))
     if picture:
         from gridrad_cube import plot as drawing
 
         save_figure(drawing.evaluation(result.to_dict()), picture)
-        click.echo(picture, err=as_json)
+        echo(picture, err=as_json)

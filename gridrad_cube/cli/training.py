@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from gridrad_cube.cli.arguments import complete_channel, complete_store
-from gridrad_cube.cli.messages import Command, spell
+from gridrad_cube.cli.messages import Command, echo, spell
 from gridrad_cube.launch import find_world
 
 if TYPE_CHECKING:
@@ -234,4 +234,4 @@ def train(ctx: click.Context, **options: Any) -> None:
             raise
         raise click.ClickException(spell(str(error), ctx)) from error
     if world.is_main:
-        click.echo(summary["checkpoint"])
+        echo(summary["checkpoint"])

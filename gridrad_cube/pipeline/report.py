@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gridrad_cube import store
-from gridrad_cube.schema import counted
+from gridrad_cube.schema import counted, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -146,14 +146,14 @@ def group(outcomes: Iterable[Outcome]) -> Iterator[str]:
     for (status, _), members in list(groups.items())[:_MAX_LINES]:
         first = members[0]
         several = f"{len(members)} such, for example " if len(members) > 1 else ""
-        yield f"  {status:8}{several}{first.source}: {first.reason}"
+        yield printable(f"  {status:8}{several}{first.source}: {first.reason}")
     if len(groups) > _MAX_LINES:
         yield f"  and {len(groups) - _MAX_LINES} further reasons; the store has all in report/reason"
 
 
 def _names(names: tuple[str, ...]) -> Iterator[str]:
     if names:
-        yield f"  {len(names)} other names are no sources, for example {names[0]}"
+        yield printable(f"  {len(names)} other names are no sources, for example {names[0]}")
 
 
 def _amount(size: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from gridrad_cube.schema import SchemaError
+from gridrad_cube.schema import SchemaError, printable
 from gridrad_cube.storage import open_for_writing
 
 #: Possible columns of an answer, in this order.
@@ -96,30 +96,34 @@ def format_answer(answer: xr.Dataset) -> str:
     lines = []
     for name in (n for n in _TABLE if n in frame):
         cells = ["-" if pd.isna(value) else _TABLE[name].format(value) for value in frame[name]]
-        cells = [name, *map(_printable, cells)]
+        cells = [name, *map(printable, cells)]
         width = max(map(len, cells))
         number = pd.api.types.is_numeric_dtype(frame[name])
         lines.append([cell.rjust(width) if number else cell.ljust(width) for cell in cells])
     table = ["  ".join(row).rstrip() for row in zip(*lines, strict=True)]
     if "readout" in answer.attrs:
-        table.append(f"readout: {_printable(answer.attrs['readout'])}")
+        table.append(f"readout: {printable(answer.attrs['readout'])}")
     return "\n".join(table)
 
 
-def _printable(text: str) -> str:
-    """Return text from outside, such as names of files, without characters that move the cursor or break a
-    line.
-    """
-    return "".join(c if c.isprintable() else "?" for c in text)
+def _as_cell(value: Any) -> Any:
+    """Return a value as a spreadsheet shows it: text that would be taken for a formula begins with an apostrophe."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """Write an answer to a file in the format of its suffix.
 
     ``.csv`` and ``.json`` hold the rows of `to_dataframe`, with times as UTC text and missing numbers as null
-    (empty in CSV). ``.geojson`` is a collection of points with the rows as properties. ``.parquet`` is
-    GeoParquet
-    1.1 with patch centers as points, and needs the extra ``geo``. ``.nc`` is the Dataset itself, as netCDF.
+    (empty in CSV). In CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
+    ``.geojson`` is a collection of points with the rows as properties. ``.parquet`` is GeoParquet 1.1 with patch
+    centers as points, and needs the extra ``geo``. ``.nc`` is the Dataset itself, as netCDF.
 
     Parameters
     ----------
@@ -142,6 +146,7 @@ def write_answer(answer: xr.Dataset, path: str | os.PathLike[str]) -> None:
         if path.suffix == ".nc":
             answer.to_netcdf(where)
         elif path.suffix == ".csv":
+            frame = frame.map(_as_cell).rename(columns=_as_cell)
             frame.to_csv(where, index=False, date_format=_TIME, lineterminator="\n")
         elif path.suffix == ".parquet":
             _write_parquet(answer, frame, where)

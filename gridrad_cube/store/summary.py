@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, counted, default_reject
+from gridrad_cube.schema import ATTRIBUTE, CHANNELS, Flag, counted, default_reject, printable
 from gridrad_cube.store.integrity import store_info
 from gridrad_cube.store.layout import STATUS, ChannelLayout
 from gridrad_cube.store.orientation import Orientation, compare_grids, read_grids
@@ -268,9 +268,9 @@ def as_text(facts: Facts) -> str:
     for name, value in facts.items():
         if isinstance(value, Mapping):
             width = max(map(len, value), default=0)
-            lines += [f"{name}:", *(f"  {key:{width}}  {text}" for key, text in value.items())]
+            lines += [f"{name}:", *(printable(f"  {key:{width}}  {text}") for key, text in value.items())]
         else:
-            lines.append(f"{name}: {value}")
+            lines.append(printable(f"{name}: {value}"))
     return "\n".join(lines)
 
 
