@@ -36,8 +36,6 @@ import numpy as np
 from numpy.lib import format as npy
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 
-from gridrad_cube.schema import mask_secrets
-
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -991,7 +989,7 @@ def _check_url(url: str) -> None:
     """Refuse a URL that contains a secret, names no bucket, or has an unknown protocol."""
     parts = urlsplit(url)
     if parts.scheme in _CLOUD and not parts.netloc:
-        raise ValueError(f"{mask_secrets(url)}: names no bucket; expected {parts.scheme}://BUCKET/PATH")
+        raise ValueError(f"{parts.scheme}://...: names no bucket; expected {parts.scheme}://BUCKET/PATH")
     if parts.scheme not in _CLOUD and parts.scheme not in fsspec.available_protocols():
         raise ValueError(
             f"{parts.scheme}://: no such protocol; expected one of {sorted(_CLOUD)} or of fsspec"

@@ -65,7 +65,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = clean(error.message)
+            error.message = clean(error.message)  # type: ignore[misc]
             raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
