@@ -163,7 +163,7 @@ def test_rules_equal_a_loop(rule, keep):
 def test_rules_narrow_a_search():
     rule = {"season": "JJA", "hour": (6, 18), "polygon": [(-101, 45), (-98.5, 45), (-98.5, 30), (-101, 30)]}
     inside = found(YEAR.gridrad.within(**rule))
-    answer = YEAR.gridrad.search(np.ones(FEATURES), 1000, **rule)
+    answer = YEAR.gridrad.search(np.ones(FEATURES), 1000, separate=None, **rule)
     assert sorted(found(answer)) == inside
     with pytest.raises(TypeError, match="unexpected keyword argument 'seasons'"):
         YEAR.gridrad.search(np.ones(FEATURES), seasons="JJA")

@@ -173,7 +173,9 @@ def test_a_file_of_many_times_is_planned_by_its_header(tmp_path, monkeypatch):
         )
         more.to_netcdf(tmp_path / "many.nc")
     with netCDF4.Dataset(tmp_path / "many.nc", "a") as data:
-        data.createVariable(NAME, "u2", ("time", "lat", "lon"), fill_value=65535, zlib=True).units = "K"
+        field = data.createVariable(NAME, "u2", ("time", "lat", "lon"), fill_value=65535, zlib=True)
+        field.units = "K"
+        field[0] = 30000
     reads, real = [], Source.read
     monkeypatch.setattr(Source, "read", lambda self, name, *key: reads.append(name) or real(self, name, *key))
     header = readers.inspect(tmp_path / "many.nc")

@@ -79,7 +79,8 @@ def test_time_by_meaning(tmp_path, times, expected):
     [
         (
             [valid("time", 0.0), valid()],
-            r"time 2021-07-05T12:00:00, valid_time 2021-07-05T18:00:00; expected one. Say which: variables=.*time=time",
+            r"time 2021-07-05T12:00:00, valid_time 2021-07-05T18:00:00; expected one. Say which: "
+            r"`variables=\(\('time', 'time', None\),\)`",
         ),
         (
             [("time", 0, {"units": UNITS}), ("valid_time", 6, {"units": UNITS})],

@@ -198,10 +198,10 @@ def test_option_that_only_dino_uses_asks_for_dino(tmp_path, caplog):
     config = load_config(level="256", file=file)
     assert (config.preset, config.objective, config.teacher_temp) == ("dino", "dino", 0.03)
     (record,) = caplog.records
-    assert record.getMessage().startswith("--preset dino, not small: only DINO uses --teacher-temp.")
+    assert record.getMessage().startswith("`preset='dino'`, not small: only DINO uses `teacher_temp`.")
     file.write_text('objective = "coding-rate"\n')
     assert load_config(level="256", file=file, out_dim=512).objective == "coding-rate"
-    assert "no effect with --objective coding-rate: --out-dim" in caplog.text
+    assert "no effect with `objective='coding-rate'`: `out_dim`" in caplog.text
 
 
 def test_terms_of_a_recipe_stay_only_where_the_objective_has_them(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def embeddings(
     width, height = map_size(one, 6.2, 6.2)
     across = LEFT + width + (0.5 if cube is None else 1.3 + width + 1.7)
     figure, _ = new_figure(by_hand=True, figsize=(max(across, 6.6), TOP + height + BOTTOM + 0.3))
-    text = f"{title_of(label.name)}; like colors: alike{after}"
+    text = f"{title_of(label.name)}; colors: principal components{after}"
     write_title(figure, title, text)
     axes = add_axes(figure, LEFT, TOP, width, height)
     handles = _draw_cells(axes, colors, one, label, patch, step)
