@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from gridrad_cube.storage import Files, RemoteError, is_url
+from gridrad_cube.storage import Files, RemoteError, is_url, scratch_folder
 
 __all__ = ["identities", "identity", "list_url", "local_copy", "remove_copies"]
 
@@ -190,7 +189,7 @@ class _Copies:
             )
         with self._lock:
             self._make_room(found[0])
-            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="gridrad_cube_"))
+            self._folder = self._folder or Path(scratch_folder())
             copy = _Copy(self._folder / secrets.token_hex(8), found[0], users=1)
         try:
             _download(url, found, copy.path)

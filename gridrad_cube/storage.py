@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import fcntl
 import functools
 import hashlib
 import io
@@ -21,6 +22,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import threading
 import zipfile
@@ -39,7 +41,15 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Files", "RemoteError", "is_url", "open_for_writing", "write_bytes", "write_zarr"]
+__all__ = [
+    "Files",
+    "RemoteError",
+    "is_url",
+    "open_for_writing",
+    "scratch_folder",
+    "write_bytes",
+    "write_zarr",
+]
 
 
 def __dir__() -> list[str]:
@@ -48,6 +58,12 @@ def __dir__() -> list[str]:
 
 #: End of temporary names. A killed writer can leave such a file behind; nothing reads it.
 _PARTIAL = ".partial"
+
+#: Beginning of the names of temporary folders.
+_SCRATCH = "gridrad_cube_"
+
+#: Open folders of this process, whose locks end with it, by path.
+_scratch: dict[str, int] = {}
 
 #: URL schemes that obstore serves. It takes endpoint and credentials from the environment.
 _CLOUD = frozenset({"s3", "gs", "az", "abfs", "abfss", "http", "https"})
@@ -109,6 +125,40 @@ def is_url(place: str | os.PathLike[str]) -> bool:
     return False
 
 
+def scratch_folder() -> str:
+    """Make a temporary folder in the folder that ``TMPDIR`` names, and remove those that killed processes left.
+
+    This process, and those that it forks, hold a lock on the folder, so that others do not remove it.
+
+    Returns
+    -------
+    Its path. Remove it with `shutil.rmtree`.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError):  # of another user, or in use
+            held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(held).st_uid == os.getuid():
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(held)
+    for path in list(_scratch):
+        done = None if os.path.exists(path) else _scratch.pop(path, None)
+        if done is not None:
+            os.close(done)
+    while True:
+        path = tempfile.mkdtemp(prefix=_SCRATCH)
+        with suppress(FileNotFoundError):
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(held, fcntl.LOCK_SH)
+            if os.path.exists(path):  # another process may have removed it before it was locked
+                _scratch[path] = held
+                return path
+            os.close(held)
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file in one step, at a local path or a URL. Errors are those of `open_for_writing`.
 
@@ -149,10 +199,13 @@ def open_for_writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with _replacing(Path(files.root, name)) as file:
             yield file
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    scratch = scratch_folder()
+    try:
         with open(Path(scratch, name), "wb") as file:
             yield file
         files.write(name, Path(scratch, name).read_bytes())
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_zarr(dataset: xr.Dataset, root: str | os.PathLike[str]) -> None:

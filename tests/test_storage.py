@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import signal
+import subprocess
+import sys
 import uuid
 import zipfile
+from pathlib import Path
 
 import netCDF4
 import numpy as np
@@ -15,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridrad_cube import storage
-from gridrad_cube.storage import Files, open_for_writing, write_bytes
+from gridrad_cube.storage import Files, open_for_writing, scratch_folder, write_bytes
 
 
 def fail(*_):
@@ -92,6 +96,28 @@ def test_a_url_with_a_password_is_refused():
     with pytest.raises(ValueError, match="credentials") as caught:
         Files("s3://user:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
+
+
+_KILLED = """
+import os, signal
+from gridrad_cube.storage import scratch_folder
+print(scratch_folder(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_folders_of_killed_processes_are_removed_and_those_in_use_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = scratch_folder()
+    (tmp_path / "another").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    assert killed.returncode == -signal.SIGKILL
+    assert left.is_dir()
+    (left / "a").write_bytes(b"a")
+    new = scratch_folder()
+    assert sorted(map(str, tmp_path.iterdir())) == sorted([mine, new, str(tmp_path / "another")])
 
 
 def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +27,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from gridrad_cube.schema import SchemaError
+from gridrad_cube.storage import scratch_folder
 
 try:
     import resource
@@ -75,9 +75,7 @@ class Children:
         self._every: set[_Child] = set()
         self._idle: list[_Child] = []
         self._is_closed = False
-        self._folder = tempfile.mkdtemp(
-            prefix="gridrad_cube_"
-        )  # temporary files of children, which may be killed
+        self._folder = scratch_folder()  # temporary files of children, which may be killed
 
     def start(self, count: int) -> None:
         """Start children before there is work for them."""
