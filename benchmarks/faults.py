@@ -192,8 +192,8 @@ class Writer:
 class Campaign:
     """The stores that all classes of faults begin with, under one folder."""
 
-    def __init__(self, folder: Path, seed: int, trials: int | None) -> None:
-        self.folder, self.trials = folder, trials
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
         self.random = random.Random(seed)
         self.place = folder / "trial"
         self.early, self.late = folder / "early", folder / "late"
@@ -820,12 +820,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=options.folder)).resolve()
     start, rows = time.perf_counter(), []
     try:
+        campaign = Campaign(folder, seed)
         for name in options.only:
             run, full, short = CLASSES[name]
             trials = options.trials if options.trials is not None else short if options.short else full
             if not trials:
                 continue
-            campaign = Campaign(Path(tempfile.mkdtemp(dir=folder)), seed, trials)
             for row in run(campaign, trials):
                 rows.append(row)
                 passed = time.perf_counter() - start
