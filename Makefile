@@ -10,13 +10,17 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CONTAINER ?= docker
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gridrad_cube/__init__.py)
 
-.PHONY: demo test docs test-minimum test-latest check lint-deploy try-wheel image image-cuda clean
+.PHONY: demo test faults docs test-minimum test-latest check lint-deploy try-wheel image image-cuda clean
 
 demo: $(STAMP)
 	$(BIN)/gridrad-cube demo demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Kills, full disks, damage, two writers, hostile files: docs/guarantees.md. FAULTS="--only damage --seed 7" narrows them.
+faults: $(STAMP)
+	$(BIN)/python benchmarks/faults.py $(FAULTS)
 
 # The pages, with notebooks run and a reference from docstrings, in docs/_build/html; a warning is an error.
 docs: $(STAMP)

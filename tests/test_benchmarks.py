@@ -58,6 +58,14 @@ def test_killed_builds_end_as_undisturbed_ones(tmp_path):
     assert "wrong reads: 0." in text
 
 
+def test_a_short_campaign_of_faults_loses_nothing(tmp_path):
+    classes = ("damage", "files", "checkpoints", "stores", "secrets", "machine")
+    text = run("faults", "--short", "--seed", 1, "--only", *classes, out=tmp_path / "report.md")
+    assert text.endswith("Lost or wrong: 0.\n")
+    assert int(cells(text, "damage: cube")[2]) == 8
+    assert int(cells(text, "state machine")[2]) > 5
+
+
 def test_scale_measures_every_step(tmp_path):
     text = run("scale", "--crops", 300, out=tmp_path / "report.md")
     assert float(cells(text, "open, select")[0]) > 0
