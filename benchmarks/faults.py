@@ -89,7 +89,7 @@ class Row:
 def run_command(
     arguments: Sequence[str], log: str, file_limit: int | None = None, full_after: int | None = None
 ) -> None:
-    """Run the command line in this process, which is a child; a disk may be full after so many writes."""
+    """Run the command line in this process, which is a child; a disk may be full after a number of writes."""
     os.setsid()
     os.environ["TMPDIR"] = str(Path(log).parent)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -325,7 +325,7 @@ def kills(campaign: Campaign, trials: int) -> Iterator[Row]:
 
 
 def disks(campaign: Campaign, trials: int) -> Iterator[Row]:
-    """Fill the disk at a random moment: no more space, or no file larger than so many bytes."""
+    """Fill the disk at a random moment: no more space, or a limit on the size of a file."""
     for writer in campaign.writers():
         row = Row(f"full disk: {writer.name}")
         for number in range(trials):
