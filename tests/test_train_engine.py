@@ -36,7 +36,7 @@ from gridrad_cube.models import CodingRateLoss, DINOLoss, load_checkpoint
 from gridrad_cube.schema import SchemaError
 from gridrad_cube.training import TrainingError, load_config, train
 from gridrad_cube.training.data import open_source
-from gridrad_cube.training.loop import _Run
+from gridrad_cube.training.loop import _Run, _Signals
 from gridrad_cube.training.networks import _make_dino_loss as make_loss
 from gridrad_cube.training.networks import make_networks
 from gridrad_cube.training.plan import make_plan
@@ -257,8 +257,9 @@ def copies(name: str):
 def open_run(config, device: str = "cpu") -> tuple[_Run, np.ndarray, Batch]:
     """A run, and the samples and the batch of its first step."""
     run = _Run(config, World(), torch.device(device))
+    run._signals = _Signals()
     index = next(run.sampler.batches())
-    run._received, run._saved_at = [], time.monotonic()
+    run._saved_at = time.monotonic()
     return run, index, run.source.dataset.__getitems__(index).to(device)
 
 

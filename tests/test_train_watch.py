@@ -206,10 +206,7 @@ def test_run_says_what_it_does_and_how_long_it_takes(cube, tmp_path, monkeypatch
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warning.startswith("step 6: ")
     assert "a step; the other 1 take about" in warning
-    assert (
-        "too long for a CPU. Pass --preset demo or --coarsen (average pixels) for less arithmetic, --st"
-        in warning
-    )
+    assert "too long for a CPU. Pass `preset='demo'` or `coarsen` (average pixels) for less arith" in warning
 
 
 @pytest.mark.parametrize(
