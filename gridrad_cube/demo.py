@@ -59,7 +59,7 @@ def run(out: str | Path, *, seed: int = 0, workers: int = 2, say: Say) -> None:
     """
     out, start = Path(out), time.perf_counter()
     _claim(out, {"seed": seed, "scenes": SCENES})
-    say(f"gridrad-cube demo in {out}/ (seed {seed}): about five minutes on 2 cores")
+    say(f"gridrad-cube demo in {out}/ (seed {seed}): about three minutes on 2 cores")
     planted = synthetic.plant_table(seed, plants=PLANTS, scenes=SCENES, interval=INTERVAL)
     _synthesize(out, seed, say)
     _preprocess(out, workers, say)

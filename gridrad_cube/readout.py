@@ -135,7 +135,7 @@ class Readout:
         for start in range(0, len(flat), _ROWS):
             part = slice(start, start + _ROWS)
             out[part] = flat[part].astype(np.float64) @ weights - origin
-        return out.reshape(*rows.shape[:-1], -1)
+        return out.reshape(*rows.shape[:-1], self.directions)
 
 
 #: Readout for samples before they are compared: ``"auto"`` for that of the store if it has one, a `Readout`,
