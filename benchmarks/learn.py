@@ -77,11 +77,6 @@ RUNS = {
         {**_DINO, "temporal_positives": 20, "pool": "mean+std"},
         preset="small",
     ),
-    "linear-dino": Trial(
-        "--objective dino --stem linear --pool mean",
-        {**_DINO, "stem": "linear", "pool": "mean"},
-        preset="small",
-    ),
 }
 
 
