@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 
-import dask
 import netCDF4
 import numpy as np
 import pytest
@@ -278,11 +276,10 @@ def test_placement_that_contradicts_itself_is_refused(options, message):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.timeout(60)
-def test_what_does_not_fit_is_told_in_one_line(sources, tmp_path, options, message):
+def test_what_does_not_fit_is_told_in_one_line(sources, tmp_path, monkeypatch, options, message):
     arguments = ["preprocess", str(sources), "--store", str(tmp_path / "p"), "--patch", "32", *options]
-    importlib.import_module("distributed")  # else leaving the block takes away its other defaults too
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        result = CliRunner().invoke(cli, arguments)
+    monkeypatch.setattr("gridrad_cube.pipeline.execution._CONNECT_SECONDS", 1.0)
+    result = CliRunner().invoke(cli, arguments)
     assert result.exit_code != 0
     assert message in result.output
     assert "Traceback" not in result.output
