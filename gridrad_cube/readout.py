@@ -213,10 +213,8 @@ class ReadoutFit:
             Largest number of directions to keep; None is 192, or 64 with ``whiten``, and at most one for two samples.
         whiten
             Whiten by the covariance of all samples instead of the covariance of change.
-        fitted
-            What the readout says of itself beside the numbers of samples and pairs.
         **fitted
-            Further entries of `Readout.fitted`.
+            Entries of `Readout.fitted` beside the numbers of samples and pairs.
 
         Returns
         -------

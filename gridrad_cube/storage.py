@@ -577,8 +577,6 @@ class Files:
 
         Raises
         ------
-        ValueError
-            If the store is remote.
         NotImplementedError
             If the store is remote.
         """
@@ -683,8 +681,6 @@ class Files:
 
         Raises
         ------
-        ValueError
-            If the object is a local file.
         NotImplementedError
             If the object is a local file.
         """

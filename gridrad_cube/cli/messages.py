@@ -97,7 +97,7 @@ def spell(text: str, ctx: click.Context) -> str:
     text
         A message, with parameters between backticks.
     ctx
-        The context of the command. A name that is none of its parameters stays as it is.
+        The context of the command. A name that is not one of its parameters stays as it is.
     """
     params = {param.name: param for param in ctx.command.get_params(ctx)}
     root = ctx.find_root()

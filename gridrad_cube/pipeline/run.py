@@ -199,8 +199,6 @@ def estimate(
 
     Parameters
     ----------
-    sources, store, recipe, workers, retries, progress
-        As of `preprocess`.
     sources, store, recipe, workers, retries, time_limit, memory_limit, progress
         As of `preprocess`.
 
